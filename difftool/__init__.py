@@ -1,0 +1,83 @@
+"""difftool: a plugin-based toolkit for diffusion models.
+
+This module offers everything a plugin author or a script needs, and nothing more. Heavy names are imported on first
+use (PEP 562), so that importing difftool imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from difftool.components import (
+    Backbone,
+    Component,
+    Dataset,
+    NoiseSchedule,
+    Prediction,
+    Sampler,
+    Spacing,
+    Weighting,
+    option,
+)
+from difftool.errors import DifftoolError
+from difftool.hookspecs import hookimpl
+from difftool.version import __version__
+
+if TYPE_CHECKING:
+    from difftool.api import component, load, train
+    from difftool.data import PIXELS, DatasetContext, Samples, points
+    from difftool.denoiser import BackboneSpec, Denoise, Estimate, Step
+    from difftool.model import Model
+    from difftool.schedule import CLEAN, Level, Schedule
+
+_LAZY = {
+    "api": ("component", "load", "train"),
+    "data": ("PIXELS", "DatasetContext", "Samples", "points"),
+    "denoiser": ("BackboneSpec", "Denoise", "Estimate", "Step"),
+    "model": ("Model",),
+    "schedule": ("CLEAN", "Level", "Schedule"),
+}
+_HOME = {name: module for module, names in _LAZY.items() for name in names}
+
+__all__ = [
+    "CLEAN",
+    "PIXELS",
+    "Backbone",
+    "BackboneSpec",
+    "Component",
+    "Dataset",
+    "DatasetContext",
+    "Denoise",
+    "DifftoolError",
+    "Estimate",
+    "Level",
+    "Model",
+    "NoiseSchedule",
+    "Prediction",
+    "Sampler",
+    "Samples",
+    "Schedule",
+    "Spacing",
+    "Step",
+    "Weighting",
+    "__version__",
+    "component",
+    "hookimpl",
+    "load",
+    "option",
+    "points",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'difftool' has no attribute {name!r}")
+    value = getattr(import_module(f"difftool.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,185 @@
+"""What a component is: validated options in, a working part out.
+
+A component is a frozen, keyword-only dataclass. Its fields are its options, its docstring is its help, and its one
+method makes the part. Subclassing is all it takes:
+
+    class DDIM(Sampler, name="ddim"):
+        \"\"\"Denoising diffusion implicit models (Song et al., 2021).\"\"\"
+
+        eta: float = option(0.0, ge=0, le=1, help="0 is deterministic, 1 has DDPM's noise")
+
+        def walk(self, denoise, x, levels, noise): ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from difftool.data import DatasetContext, Samples
+    from difftool.denoiser import BackboneSpec, Denoise, Step
+    from difftool.schedule import Level, Schedule
+
+    Scalar = float | Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What a field says beyond its type: help and range, kept in the field's metadata."""
+
+    help: str = ""
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def __str__(self) -> str:
+        """The range as a reader expects it: `0<=x<=1`, `x>0`, or nothing."""
+        low = f"{self.ge:g}<=" if self.ge is not None else f"{self.gt:g}<" if self.gt is not None else ""
+        high = f"<={self.le:g}" if self.le is not None else f"<{self.lt:g}" if self.lt is not None else ""
+        if low and not high:
+            return f"x>={self.ge:g}" if self.ge is not None else f"x>{self.gt:g}"
+        return f"{low}x{high}" if low or high else ""
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str = "",
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+) -> Any:
+    """An option of a component. Without a default the user must give it; bounds hold for each item of a tuple."""
+    return dataclasses.field(default=default, metadata={Bounds: Bounds(help, ge, gt, le, lt)})
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
+class Options:
+    """A frozen, keyword-only record of options; subclasses need no decorator."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+class Component(Options):
+    """A named record of options that makes one working part."""
+
+    kind: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls, *, name: str = "", kind: str = "", **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.name = name
+        if kind:
+            cls.kind = kind
+
+
+class Dataset(Component, kind="dataset"):
+    """What there is to learn."""
+
+    default_backbone: ClassVar[str] = "mlp"
+    """The backbone that is taken when the user names none."""
+
+    @abstractmethod
+    def load(self, context: DatasetContext) -> Samples:
+        """The samples. Raise `ValueError` or `OSError` with one clear line when they cannot be had."""
+
+    def item_shape(self) -> tuple[int, ...] | None:
+        """The shape of one item where the options alone fix it, so that misfits are refused before any work."""
+        return None
+
+
+class NoiseSchedule(Component, kind="schedule"):
+    """How signal turns into noise: x_t = alpha_t x_0 + sigma_t eps."""
+
+    default_prediction: ClassVar[str] = "eps"
+    """The prediction type that suits this schedule."""
+
+    @abstractmethod
+    def build(self, timesteps: int) -> Schedule:
+        """The float64 table of `timesteps` levels, its signal-to-noise ratio strictly falling."""
+
+
+class Backbone(Component, kind="backbone"):
+    """The network that a denoiser asks."""
+
+    default_dataset: ClassVar[str] = "swiss-roll"
+    """The dataset that is taken when the user names none."""
+
+    training_defaults: ClassVar[Mapping[str, object]] = {}
+    """Defaults of `Training` that suit this network, such as `{"lr": 2e-4, "batch_size": 32}`."""
+
+    @abstractmethod
+    def build(self, spec: BackboneSpec) -> nn.Module:
+        """A module `net(x, t, cond=None)`.
+
+        x is (B, *spec.shape), normalised to unit variance; t is (B,), a float in [0, 1000); cond is (B,) int64 class
+        indices, where `spec.classes` stands for "no class"; the result is (B, spec.out_channels, *spec.shape[1:]).
+        Raise `ValueError` when the shape does not fit, and say which shapes do.
+        """
+
+
+class Prediction(Component, kind="prediction"):
+    """What the network is asked for. All methods are pure; alpha and sigma broadcast against x."""
+
+    @abstractmethod
+    def target(self, x_0: Tensor, eps: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
+        """What the network should answer at x_t = alpha x_0 + sigma eps."""
+
+    @abstractmethod
+    def estimate(self, output: Tensor, x_t: Tensor, alpha: Scalar, sigma: Scalar) -> tuple[Tensor, Tensor]:
+        """(x_0, eps) from the network's answer."""
+
+    @abstractmethod
+    def native_weight(self, alpha: Scalar, sigma: Scalar) -> Scalar:
+        """The weight, in x_0 space, of the plain squared error of this prediction: snr for eps, 1 for x_0."""
+
+    def check(self, schedule: Schedule) -> None:  # noqa: B027 - most predictions suit every schedule
+        """Raise `ValueError` where the prediction is undefined on the schedule."""
+
+
+class Weighting(Component, kind="weighting"):
+    """How much each noise level counts in the loss."""
+
+    @abstractmethod
+    def factor(self, snr: Tensor, native_weight: Tensor) -> Tensor:
+        """The factor on the native loss at levels of signal-to-noise ratio `snr`; both tensors are (T,)."""
+
+
+class Spacing(Component, kind="spacing"):
+    """Which levels a sampler visits."""
+
+    @abstractmethod
+    def levels(self, schedule: Schedule, steps: int) -> Sequence[Level]:
+        """Exactly `steps` levels, strictly from noisy to clean; the clean end is appended by the caller."""
+
+
+class Sampler(Component, kind="sampler"):
+    """How to walk from noise to data."""
+
+    default_steps: ClassVar[int | None] = 50
+    """Steps when the user gives none; None stands for every level of the schedule."""
+
+    @abstractmethod
+    def walk(
+        self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
+    ) -> Iterator[Step]:
+        """Walk x from `levels[0]` to `levels[-1]`, which is clean; yield a `Step` after each step.
+
+        `denoise(x, level)` gives the estimate at a level and must not be asked at the clean end; `noise(i)` is the
+        standard normal noise of step i, shaped as x.
+        """
+
+
+KINDS: Mapping[str, type[Component]] = {
+    base.kind: base for base in (Dataset, NoiseSchedule, Backbone, Sampler, Prediction, Weighting, Spacing)
+}
+"""The bases by kind. The hook of a kind is `difftool_<kind>s`."""

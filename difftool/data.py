@@ -1,0 +1,280 @@
+"""Samples in memory or on disk, their scaling, and batches as a function of the step."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from difftool.keys import generator, permutation
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetContext:
+    """What a dataset may lean on while loading. May grow fields."""
+
+    seed: int = 0
+    """Generated data are a function of this seed."""
+    cache: Path | None = None
+    """A folder for indexes and the like; None: keep nothing."""
+
+    def generator(self, *parts: int | str) -> torch.Generator:
+        """A CPU generator for (seed, "dataset", *parts)."""
+        return generator(self.seed, "dataset", *parts)
+
+
+class Items(Protocol):
+    """A map-style source: `source[i]` is pure and gives one item as a tensor of `Samples.shape`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What a dataset loads to. Model units are (item - shift) / scale, per channel or coordinate. May grow fields."""
+
+    items: Tensor | Items
+    """(N, *shape) of any dtype, or a map-style source that worker processes read."""
+    shape: tuple[int, ...]
+    """Shape of one item, channels (or coordinates) first."""
+    shift: tuple[float, ...] = (0.0,)
+    scale: tuple[float, ...] = (1.0,)
+    bounds: tuple[float, float] | None = None
+    """Range of the data in model units, to which estimates are clipped; None for unbounded data."""
+    labels: Tensor | None = None
+    """(N,) int64 class indices."""
+    class_names: tuple[str, ...] = ()
+    item_ids: Sequence[str] | None = None
+    """Stable names of the items (relative paths): what is held out depends on them, never on a run's seed."""
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    """Random change of a batch (B, *shape) of raw items, run in the main process, such as a flip."""
+
+    def __post_init__(self) -> None:
+        if len(self.items) == 0:
+            raise ValueError("the dataset is empty")
+        if isinstance(self.items, Tensor) and tuple(self.items.shape[1:]) != tuple(self.shape):
+            raise ValueError(f"items are {tuple(self.items.shape[1:])}, but the shape says {tuple(self.shape)}")
+        if self.labels is not None and len(self.labels) != len(self.items):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.items)} items")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether an item is (channels, height, width)."""
+        return len(self.shape) == 3
+
+    def take(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Raw items and labels at these indices."""
+        if isinstance(self.items, Tensor):
+            items = self.items[torch.as_tensor(indices)]
+        else:
+            items = torch.stack([self.items[int(i)] for i in indices])
+        return items, None if self.labels is None else self.labels[torch.as_tensor(indices)]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Data units <-> model units; it travels with the weights."""
+
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    is_image: bool
+
+    @classmethod
+    def of(cls, samples: Samples) -> Scaling:
+        return cls(tuple(samples.shift), tuple(samples.scale), samples.is_image)
+
+    def to_model(self, raw: Tensor) -> Tensor:
+        """(B, C, ...) in data units, any dtype -> float32 in model units."""
+        shift, scale = self._broadcast(raw)
+        return (raw.to(torch.float32) - shift) / scale
+
+    def to_data(self, x: Tensor) -> Tensor:
+        """Model units -> data units, float."""
+        shift, scale = self._broadcast(x)
+        return x * scale + shift
+
+    def _broadcast(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        ends = (1,) * (x.ndim - 2)
+        return _constant(self.shift, ends, x.device), _constant(self.scale, ends, x.device)
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], ends: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, *ends)
+
+
+PIXELS = {"shift": (127.5,), "scale": (127.5,), "bounds": (-1.0, 1.0)}
+"""Keywords of `Samples` for uint8 images: x/127.5 - 1."""
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """Model units in [-1, 1] -> uint8, rounded: all 256 values survive the round trip."""
+    return ((x + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def points(items: Tensor, *, labels: Tensor | None = None, class_names: tuple[str, ...] = ()) -> Samples:
+    """Samples of points (N, D), scaled to mean 0 and standard deviation 1 in each coordinate."""
+    std, mean = torch.std_mean(items.to(torch.float64), dim=0, correction=0)
+    std = torch.where(std > 0, std, torch.ones_like(std))
+    return Samples(
+        items=items.to(torch.float32),
+        shape=tuple(items.shape[1:]),
+        shift=tuple(mean.tolist()),
+        scale=tuple(std.tolist()),
+        labels=labels,
+        class_names=class_names,
+    )
+
+
+def split(samples: Samples, held_out: int) -> tuple[Samples, Samples | None]:
+    """(training, held out). Which items are held out is a function of the items alone: the smallest SHA-256."""
+    if held_out == 0:
+        return samples, None
+    n = len(samples)
+    if held_out >= n:
+        raise ValueError(f"cannot hold out {held_out} of {n} items")
+    ids = samples.item_ids or [str(i) for i in range(n)]
+    ranked = sorted(range(n), key=lambda i: hashlib.sha256(ids[i].encode("utf-8", "surrogateescape")).digest())
+    return _subset(samples, sorted(ranked[held_out:])), _subset(samples, sorted(ranked[:held_out]))
+
+
+@dataclass(frozen=True)
+class _View:
+    """Some items of a source."""
+
+    source: Items
+    indices: list[int] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.source[self.indices[i]]
+
+
+def _subset(samples: Samples, indices: list[int]) -> Samples:
+    items = samples.items
+    return replace(
+        samples,
+        items=items[indices] if isinstance(items, Tensor) else _View(items, indices),
+        labels=None if samples.labels is None else samples.labels[indices],
+        item_ids=None if samples.item_ids is None else [samples.item_ids[i] for i in indices],
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch on the device: raw items (B, *shape) and labels."""
+
+    items: Tensor
+    labels: Tensor | None
+
+
+class Batches:
+    """Endless batches, each a function of (seed, step): every epoch visits each item once, in its own order.
+
+    Data that fit live on the device and are gathered there by index; others are read by worker processes.
+    """
+
+    def __init__(
+        self, samples: Samples, batch_size: int, *, seed: int, device: torch.device | str = "cpu", workers: int = 0
+    ) -> None:
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.device, self.workers = torch.device(device), workers
+        self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(samples), seed, "order", epoch))
+        if isinstance(samples.items, Tensor):
+            self._items = samples.items.to(self.device)
+            self._labels = None if samples.labels is None else samples.labels.to(self.device)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.samples) / self.batch_size)
+
+    def indices(self, step: int) -> Tensor:
+        """Which items step `step` uses. Sample counter i is item i mod N of epoch i div N."""
+        n, first = len(self.samples), step * self.batch_size
+        last = first + self.batch_size
+        parts = []
+        while first < last:
+            epoch, at = divmod(first, n)
+            end = min(n, at + last - first)
+            parts.append(self._order(epoch)[at:end])
+            first += end - at
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def start(self, step: int) -> Iterator[Batch]:
+        """Batches from this step on, for ever."""
+        batches = self._from_memory(step) if isinstance(self.samples.items, Tensor) else self._from_source(step)
+        augment = self.samples.augment
+        for number, batch in enumerate(batches, start=step):
+            if augment is None:
+                yield batch
+            else:
+                random = generator(self.seed, "augment", number, device=self.device)
+                yield Batch(augment(batch.items, random), batch.labels)
+
+    def _from_memory(self, step: int) -> Iterator[Batch]:
+        while True:
+            indices = self.indices(step).to(self.device)
+            labels = None if self._labels is None else self._labels.index_select(0, indices)
+            yield Batch(self._items.index_select(0, indices), labels)
+            step += 1
+
+    def _from_source(self, step: int) -> Iterator[Batch]:
+        from torch.utils.data import DataLoader
+
+        cuda = self.device.type == "cuda"
+        loader: DataLoader[Any] = DataLoader(
+            _Reader(self.samples),
+            batch_sampler=_Order(self, step),
+            num_workers=self.workers,
+            pin_memory=cuda,
+            prefetch_factor=4 if self.workers else None,
+            multiprocessing_context="spawn" if self.workers and cuda else None,
+            collate_fn=_collate,
+        )
+        for items, labels in loader:
+            yield Batch(
+                items.to(self.device, non_blocking=cuda),
+                None if labels is None else labels.to(self.device, non_blocking=cuda),
+            )
+
+
+class _Order:
+    """The endless batch sampler of `Batches`, for a DataLoader."""
+
+    def __init__(self, batches: Batches, step: int) -> None:
+        self.batches, self.step = batches, step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.step
+        while True:
+            yield self.batches.indices(step).tolist()
+            step += 1
+
+
+class _Reader(torch.utils.data.Dataset[Any]):
+    def __init__(self, samples: Samples) -> None:
+        self.items, self.labels = samples.items, samples.labels
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor | None]:
+        return self.items[i], None if self.labels is None else self.labels[i]
+
+
+def _collate(pairs: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    labels = [label for _, label in pairs if label is not None]
+    return torch.stack([item for item, _ in pairs]), torch.stack(labels) if labels else None

@@ -1,0 +1,54 @@
+"""Every failure that difftool foresees, and the exit code it ends with.
+
+A message is one line: what is wrong, where (an option or a file), what to do. `difftool.cli.main` prints it.
+"""
+
+from __future__ import annotations
+
+
+class DifftoolError(Exception):
+    """The run failed for a reason that lies outside difftool."""
+
+    exit_code = 1
+
+
+class UsageError(DifftoolError):
+    """What was asked for cannot be: a wrong option, name or combination."""
+
+    exit_code = 2
+
+
+class InvalidOption(UsageError):
+    """A value that an option does not take.
+
+    `field` names the option inside its record; `where` is filled in by whoever knows the spelling the user saw
+    (`--backbone.dim`, or a key of a file).
+    """
+
+    def __init__(self, field: str, reason: str, *, where: str | None = None) -> None:
+        self.field, self.reason, self.where = field, reason, where
+        super().__init__(f"{where or field}: {reason}")
+
+
+class UnknownComponent(UsageError):
+    """No installed plugin provides a component of that name."""
+
+
+class PluginFailure(DifftoolError):
+    """The component that was asked for belongs to a plugin that was set aside."""
+
+
+class BadFile(DifftoolError):
+    """A file that is not what it should be."""
+
+
+class Diverged(DifftoolError):
+    """Loss or gradient became infinite or NaN."""
+
+
+class Interrupted(DifftoolError):
+    """A signal ended the run; everything was saved first."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

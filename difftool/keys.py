@@ -1,0 +1,49 @@
+"""Randomness without state: everything random is a function of (seed, purpose, counter).
+
+That makes resuming exact for free, and lets neither batch size nor the number of processes change a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+import torch
+from torch import Tensor
+
+BLOCK_ELEMENTS = 16_384
+"""Sampling noise is drawn in whole blocks of samples with about this many numbers: `torch.randn` is not
+prefix-stable, so a sample's noise must not depend on how many samples are drawn beside it."""
+
+
+def key(*parts: int | str) -> int:
+    """63 bits of SHA-256 over the parts; Python's own `hash` collides (-1 and -2) and varies by process."""
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for these parts, conventionally (seed, purpose, counter, ...)."""
+    return torch.Generator(device=device).manual_seed(key(*parts))
+
+
+def permutation(n: int, *parts: int | str) -> Tensor:
+    """A permutation of 0..n-1, int64, on the CPU."""
+    return torch.randperm(n, generator=generator(*parts))
+
+
+def sample_noise(
+    first: int, count: int, shape: tuple[int, ...], *parts: int | str, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Standard normal noise (count, *shape) of the samples numbered first..first+count-1.
+
+    Sample k gets the same numbers whichever range it is drawn in.
+    """
+    size = max(1, BLOCK_ELEMENTS // max(1, math.prod(shape)))
+    blocks = []
+    for block in range(first // size, (first + count - 1) // size + 1):
+        noise = torch.randn(size, *shape, generator=generator(*parts, block, device=device), device=device)
+        start = block * size
+        blocks.append(noise[max(first - start, 0) : first + count - start])
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)

@@ -1,0 +1,151 @@
+"""The forward process as a table: x_t = alpha_t x_0 + sigma_t eps, t = 0..T-1 from clean to noisy.
+
+Everything is float64 on the CPU. Levels are plain Python floats, so a sampler never waits for a device. For
+variance-preserving tables alpha^2 + sigma^2 = 1 and alpha-bar = alpha^2 (Ho et al., 2020, eq. 4).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TIME_RANGE = 1000.0
+"""Networks see time as a float in [0, 1000), whatever T is."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One noise level: t (table index, may be fractional; -1 is the clean end), alpha, sigma."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+    @property
+    def theta(self) -> float:
+        """Angle between signal and noise: 0 is clean, pi/2 is pure noise."""
+        return math.atan2(self.sigma, self.alpha)
+
+    @property
+    def norm(self) -> float:
+        """Standard deviation of x_t for data of unit variance."""
+        return math.hypot(self.alpha, self.sigma)
+
+    @property
+    def log_snr(self) -> float:
+        """ln(alpha^2 / sigma^2); infinite at the two ends."""
+        if self.sigma == 0.0:
+            return math.inf
+        return 2.0 * math.log(self.alpha / self.sigma) if self.alpha > 0.0 else -math.inf
+
+
+CLEAN = Level(t=-1.0, alpha=1.0, sigma=0.0)
+"""The last level of every walk. A denoiser is never asked there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Tables alpha[T] and sigma[T], float64 on the CPU, their signal-to-noise ratio strictly falling."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+    def __post_init__(self) -> None:
+        for name, table in (("alpha", self.alpha), ("sigma", self.sigma)):
+            if table.dtype != torch.float64 or table.ndim != 1 or table.device.type != "cpu":
+                raise ValueError(f"{name} must be a one-dimensional float64 table on the CPU")
+            if not bool(torch.isfinite(table).all()) or bool((table < 0).any()):
+                raise ValueError(f"{name} must be finite and not negative")
+        if len(self.alpha) != len(self.sigma) or len(self.alpha) == 0:
+            raise ValueError("alpha and sigma must be tables of one length, at least 1")
+        if bool((self.theta.diff() <= 0).any()):
+            raise ValueError("the signal-to-noise ratio must fall strictly from each level to the next")
+
+    @classmethod
+    def from_betas(cls, betas: Tensor) -> Schedule:
+        """Variance preserving: alpha-bar is the cumulative product of 1 - beta."""
+        betas = betas.to(torch.float64)
+        if bool(((betas <= 0) | (betas >= 1)).any()) or not bool(torch.isfinite(betas).all()):
+            raise ValueError("every beta must lie strictly between 0 and 1")
+        return cls.from_alpha_bars((1.0 - betas).cumprod(0))
+
+    @classmethod
+    def from_alpha_bars(cls, alpha_bars: Tensor) -> Schedule:
+        """Variance preserving: alpha = sqrt(alpha-bar), sigma = sqrt(1 - alpha-bar)."""
+        alpha_bars = alpha_bars.to(torch.float64)
+        return cls(alpha_bars.sqrt(), (1.0 - alpha_bars).sqrt())
+
+    def __len__(self) -> int:
+        return len(self.alpha)
+
+    def __getitem__(self, t: int) -> Level:
+        """The level of table row t."""
+        return Level(float(t), float(self.alpha[t]), float(self.sigma[t]))
+
+    @property
+    def theta(self) -> Tensor:
+        return torch.atan2(self.sigma, self.alpha)
+
+    @property
+    def variance_preserving(self) -> bool:
+        return bool(torch.allclose(self.alpha.square() + self.sigma.square(), torch.ones_like(self.alpha), atol=1e-9))
+
+    @property
+    def alpha_bars(self) -> Tensor:
+        """alpha^2 / (alpha^2 + sigma^2): the share of signal in the variance."""
+        return self.alpha.square() / (self.alpha.square() + self.sigma.square())
+
+    @property
+    def betas(self) -> Tensor:
+        """1 - alpha-bar_t / alpha-bar_{t-1}, with alpha-bar_{-1} = 1."""
+        alpha_bars = self.alpha_bars
+        return 1.0 - alpha_bars / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars[:-1]])
+
+    @property
+    def snr(self) -> Tensor:
+        """alpha^2 / sigma^2, infinite where sigma is 0."""
+        return self.alpha.square() / self.sigma.square()
+
+    @property
+    def log_snr(self) -> Tensor:
+        return 2.0 * (self.alpha.log() - self.sigma.log())
+
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation a walk starts from: sqrt(alpha_T^2 + sigma_T^2), whatever signal is left."""
+        return self[len(self) - 1].norm
+
+    def time(self, t: float) -> float:
+        """The time a network sees for table index t: t 1000/T."""
+        return t * TIME_RANGE / len(self)
+
+    def at(self, t: float) -> Level:
+        """The level at a fractional index in [0, T-1]: angle and norm interpolate linearly between rows."""
+        last = len(self) - 1
+        if not 0.0 <= t <= last:
+            raise ValueError(f"t must lie between 0 and {last}, not {t}")
+        low = min(int(t), max(last - 1, 0))
+        part = t - low
+        if part == 0.0:
+            return self[low]
+        if part == 1.0:
+            return self[low + 1]
+        a, b = self[low], self[low + 1]
+        theta = a.theta + part * (b.theta - a.theta)
+        norm = a.norm + part * (b.norm - a.norm)
+        return Level(t, norm * math.cos(theta), norm * math.sin(theta))
+
+    def t_of(self, log_snr: float) -> float:
+        """The fractional index at which the log signal-to-noise ratio is `log_snr`, clamped to the table."""
+        theta = math.atan(math.exp(-0.5 * log_snr)) if log_snr > -1400.0 else math.pi / 2
+        table = self.theta
+        if theta <= float(table[0]):
+            return 0.0
+        if theta >= float(table[-1]):
+            return float(len(self) - 1)
+        high = int(torch.searchsorted(table, torch.tensor(theta, dtype=torch.float64)))
+        low_theta, high_theta = float(table[high - 1]), float(table[high])
+        return high - 1 + (theta - low_theta) / (high_theta - low_theta)

@@ -1,0 +1,240 @@
+"""Option values, wherever they come from: command line, TOML, or the metadata of a stranger's file.
+
+pydantic does the checking, once and strictly, over JSON; it is imported when there is something to check.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from difftool.components import Bounds, Component, Options
+from difftool.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T", bound=Options)
+
+SCALARS = (bool, int, float, str, Path)
+LONGEST_TUPLE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One option of a record: its name, type, default and bounds."""
+
+    name: str
+    type: Any
+    default: Any
+    bounds: Bounds
+
+    @property
+    def required(self) -> bool:
+        return self.default is dataclasses.MISSING
+
+    @property
+    def optional(self) -> bool:
+        """Whether None is a value (`int | None`)."""
+        return type(None) in get_args(self.type)
+
+    @property
+    def inner(self) -> Any:
+        """The type without `| None`."""
+        if not self.optional:
+            return self.type
+        (inner,) = (arg for arg in get_args(self.type) if arg is not type(None))
+        return inner
+
+    @property
+    def scalar(self) -> Any:
+        """The type of one item: of a tuple's members, or the type itself."""
+        return get_args(self.inner)[0] if get_origin(self.inner) is tuple else self.inner
+
+    @property
+    def flag(self) -> str:
+        return self.name.replace("_", "-")
+
+
+@functools.cache
+def fields(record: type[Options]) -> tuple[Field, ...]:
+    """The options of a record in the order of their definition."""
+    hints = get_type_hints(record)
+    return tuple(
+        Field(f.name, hints[f.name], f.default, f.metadata.get(Bounds, Bounds())) for f in dataclasses.fields(record)
+    )
+
+
+def make(record: type[T], values: Mapping[str, object]) -> T:
+    """The record with these values; what is left out keeps its default. Raises `InvalidOption`."""
+    known = {f.name for f in fields(record)}
+    for name in values:
+        if name not in known:
+            raise InvalidOption(name, f"there is no such option{suggestion(name, known)}")
+    try:
+        text = json.dumps(dict(values), default=_as_json)
+    except (TypeError, ValueError) as error:
+        raise InvalidOption(next(iter(values)), f"not a plain value ({error})") from None
+    from pydantic import ValidationError
+
+    try:
+        clean = _adapter(record).validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else next(iter(values), "")
+        raise InvalidOption(name, _reason(first)) from None
+    try:
+        return record(**clean)
+    except ValueError as error:  # the record's own __post_init__
+        name, _, reason = str(error).partition(": ")
+        raise (InvalidOption(name, reason) if name in known else InvalidOption("", str(error))) from None
+
+
+def plain(record: Options) -> dict[str, Any]:
+    """The values of a record as JSON and TOML can hold them; options that are None are left out."""
+    values = ((f.name, getattr(record, f.name)) for f in fields(type(record)))
+    return {name: _as_plain(value) for name, value in values if value is not None}
+
+
+def suggestion(name: str, known: Any) -> str:
+    """`; did you mean 'x'?`, or nothing where no known name is near."""
+    import difflib
+
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def problem(component: type[Component]) -> str | None:
+    """Why a component cannot be offered, or None. Runs no code of the component's, and imports nothing heavy."""
+    if not isinstance(component, type) or not issubclass(component, Component):
+        return f"{component!r} is not a component class"
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", component.name):
+        return f"{component.__name__}: name must be lower-case words joined by '-', not {component.name!r}"
+    title = f"{component.kind} {component.name!r}"
+    for name, value in vars(component).items():
+        if isinstance(value, dataclasses.Field):
+            return f"{title}: option {name!r} lacks a type annotation"
+    if missing := sorted(_abstract(component)):
+        return f"{title}: {missing[0]}() is not defined"
+    try:
+        options = fields(component)
+    except Exception as error:
+        return f"{title}: its annotations do not resolve ({error})"
+    base = next(c for c in component.__mro__ if c.__module__ == Component.__module__)
+    for f in options:
+        if hasattr(base, f.name):
+            return f"{title}: option {f.name!r} hides {base.__name__}.{f.name}"
+        if not _allowed(f.type):
+            return f"{title}: option {f.name!r} has a type that options cannot have: {f.type}"
+        if not f.required and not _fits(f.default, f.type, f.bounds):
+            return f"{title}: option {f.name!r} has a default that it refuses: {f.default!r}"
+    return None
+
+
+def _abstract(component: type[Component]) -> set[str]:
+    return {
+        name
+        for base in component.__mro__
+        for name, value in vars(base).items()
+        if getattr(value, "__isabstractmethod__", False) and getattr(component, name) is value
+    }
+
+
+def _allowed(kind: Any) -> bool:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return len(args) == 2 and type(None) in args and all(a is type(None) or _allowed(a) for a in args)
+    if origin is tuple:
+        scalars = [a for a in args if a is not Ellipsis]
+        return bool(scalars) and len(set(scalars)) == 1 and get_origin(scalars[0]) is not tuple and _allowed(scalars[0])
+    if origin is Literal:
+        return all(isinstance(a, str) for a in args)
+    return kind in SCALARS
+
+
+def _fits(value: Any, kind: Any, bounds: Bounds) -> bool:
+    """Whether a default has its type and keeps its bounds (no pydantic: this runs for every component)."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return value is None or any(_fits(value, a, bounds) for a in args if a is not type(None))
+    if origin is tuple:
+        right_length = Ellipsis in args or (isinstance(value, tuple) and len(value) == len(args))
+        return isinstance(value, tuple) and right_length and all(_fits(v, args[0], bounds) for v in value)
+    if origin is Literal:
+        return value in args
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not math.isfinite(value):
+            return False
+        return (
+            (bounds.ge is None or value >= bounds.ge)
+            and (bounds.gt is None or value > bounds.gt)
+            and (bounds.le is None or value <= bounds.le)
+            and (bounds.lt is None or value < bounds.lt)
+        )
+    return isinstance(value, kind)
+
+
+@functools.cache
+def _adapter(record: type[Options]) -> TypeAdapter[dict[str, Any]]:
+    """A checker of the record's values. A TypedDict, so that a field may be called `copy` or `schema`."""
+    from typing import Annotated
+
+    import pydantic
+    from typing_extensions import NotRequired, TypedDict
+
+    def annotation(f: Field) -> Any:
+        limits = {k: v for k, v in dataclasses.asdict(f.bounds).items() if k != "help" and v is not None}
+        item: Any = Annotated[f.scalar, pydantic.Field(**limits)] if limits else f.scalar
+        if get_origin(f.inner) is tuple:
+            args = get_args(f.inner)
+            item = tuple[item, ...] if Ellipsis in args else tuple[(item,) * len(args)]
+            item = Annotated[item, pydantic.Field(max_length=LONGEST_TUPLE)] if Ellipsis in args else item
+        item = item | None if f.optional else item
+        return item if f.required else NotRequired[item]
+
+    shape = TypedDict("Options", {f.name: annotation(f) for f in fields(record)})  # type: ignore[misc]
+    config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    return pydantic.TypeAdapter(pydantic.with_config(config)(shape))
+
+
+_WORDS: Mapping[str, str] = {
+    "missing": "must be given",
+    "finite_number": "must be a finite number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "tuple_type": "must be a list",
+}
+
+
+def _reason(error: Any) -> str:
+    """pydantic's finding in the words of the command line."""
+    text = _WORDS.get(error["type"]) or error["msg"].replace("Input should be", "must be", 1)
+    if error["type"] == "missing":
+        return text
+    value = error["input"]
+    return f"{text}, not {value if isinstance(value, (int, float)) else json.dumps(value)[:80]}"
+
+
+def _as_json(value: object) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} is not a plain value")
+
+
+def _as_plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_as_plain(v) for v in value]
+    return str(value.expanduser().absolute()) if isinstance(value, Path) else value
+
+

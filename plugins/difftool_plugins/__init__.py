@@ -1,0 +1,1 @@
+"""The built-in plugins, registered exactly as a stranger's package is."""
