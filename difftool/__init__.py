@@ -20,7 +20,7 @@ from difftool.components import (
     Weighting,
     option,
 )
-from difftool.errors import DifftoolError
+from difftool.errors import DifftoolError, printable
 from difftool.hookspecs import hookimpl
 from difftool.version import __version__
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from difftool.api import component, load, train
     from difftool.data import PIXELS, DatasetContext, Samples, points
     from difftool.denoiser import BackboneSpec, Denoise, Estimate, Step
+    from difftool.images import BadImage, check_image, read_image
     from difftool.model import Model
     from difftool.schedule import CLEAN, Level, Schedule
 
@@ -35,6 +36,7 @@ _LAZY = {
     "api": ("component", "load", "train"),
     "data": ("PIXELS", "DatasetContext", "Samples", "points"),
     "denoiser": ("BackboneSpec", "Denoise", "Estimate", "Step"),
+    "images": ("BadImage", "check_image", "read_image"),
     "model": ("Model",),
     "schedule": ("CLEAN", "Level", "Schedule"),
 }
@@ -45,6 +47,7 @@ __all__ = [
     "PIXELS",
     "Backbone",
     "BackboneSpec",
+    "BadImage",
     "Component",
     "Dataset",
     "DatasetContext",
@@ -62,11 +65,14 @@ __all__ = [
     "Step",
     "Weighting",
     "__version__",
+    "check_image",
     "component",
     "hookimpl",
     "load",
     "option",
     "points",
+    "printable",
+    "read_image",
     "train",
 ]
 

@@ -29,16 +29,19 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bounds:
-    """What a field says beyond its type: help and range, kept in the field's metadata."""
+class Details:
+    """What a field says beyond its type, kept in the field's metadata: help, range, short flag, what None means."""
 
     help: str = ""
     ge: float | None = None
     gt: float | None = None
     le: float | None = None
     lt: float | None = None
+    short: str = ""
+    otherwise: str = ""
 
-    def __str__(self) -> str:
+    @property
+    def range(self) -> str:
         """The range as a reader expects it: `0<=x<=1`, `x>0`, or nothing."""
         low = f"{self.ge:g}<=" if self.ge is not None else f"{self.gt:g}<" if self.gt is not None else ""
         high = f"<={self.le:g}" if self.le is not None else f"<{self.lt:g}" if self.lt is not None else ""
@@ -55,9 +58,14 @@ def option(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    short: str = "",
+    otherwise: str = "",
 ) -> Any:
-    """An option of a component. Without a default the user must give it; bounds hold for each item of a tuple."""
-    return dataclasses.field(default=default, metadata={Bounds: Bounds(help, ge, gt, le, lt)})
+    """An option of a component. Without a default the user must give it; bounds hold for each item of a tuple.
+
+    `short` is a flag such as `-n`; `otherwise` says in the help what happens where the default is None.
+    """
+    return dataclasses.field(default=default, metadata={Details: Details(help, ge, gt, le, lt, short, otherwise)})
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
@@ -142,7 +150,7 @@ class Prediction(Component, kind="prediction"):
     def native_weight(self, alpha: Scalar, sigma: Scalar) -> Scalar:
         """The weight, in x_0 space, of the plain squared error of this prediction: snr for eps, 1 for x_0."""
 
-    def check(self, schedule: Schedule) -> None:  # noqa: B027 - most predictions suit every schedule
+    def check(self, schedule: Schedule) -> None:
         """Raise `ValueError` where the prediction is undefined on the schedule."""
 
 

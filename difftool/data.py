@@ -114,7 +114,7 @@ def _constant(values: tuple[float, ...], ends: tuple[int, ...], device: torch.de
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, *ends)
 
 
-PIXELS = {"shift": (127.5,), "scale": (127.5,), "bounds": (-1.0, 1.0)}
+PIXELS: dict[str, Any] = {"shift": (127.5,), "scale": (127.5,), "bounds": (-1.0, 1.0)}
 """Keywords of `Samples` for uint8 images: x/127.5 - 1."""
 
 

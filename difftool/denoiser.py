@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -61,7 +61,7 @@ class Denoiser:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Callable[..., Tensor],
         schedule: Schedule,
         prediction: Prediction,
         *,

@@ -52,3 +52,8 @@ class Interrupted(DifftoolError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def printable(text: str) -> str:
+    """Text on one line without control characters: names in files and metadata must not reach the terminal raw."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

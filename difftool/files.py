@@ -57,7 +57,6 @@ def numbered(folder: Path, stem: str, suffix: str) -> Path:
     return folder / f"{stem}-{max(taken, default=0) + 1:03d}{suffix}"
 
 
-
 def check_output(path: Path, *, overwrite: bool, folder: bool = False) -> None:
     """Refuse, before any work, an output that exists, is of the wrong kind or cannot be written."""
     if path.is_dir() and not folder:

@@ -40,6 +40,8 @@ def sample_noise(
 
     Sample k gets the same numbers whichever range it is drawn in.
     """
+    if count == 0:
+        return torch.empty(0, *shape, device=device)
     size = max(1, BLOCK_ELEMENTS // max(1, math.prod(shape)))
     blocks = []
     for block in range(first // size, (first + count - 1) // size + 1):

@@ -108,7 +108,9 @@ class Registry:
                 raise PluginFailure(f"{kind} {name!r}: plugin {plugin.identity} was set aside: {plugin.problems[0]}")
         known = self.names(kind)
         count = len(self.set_aside)
-        aside = f"; {count} plugin{'s were' if count > 1 else ' was'} set aside, see 'difftool plugins'" if count else ""
+        aside = (
+            f"; {count} plugin{'s were' if count > 1 else ' was'} set aside, see 'difftool plugins'" if count else ""
+        )
         raise UnknownComponent(
             f"no {kind} is called {name!r}{suggestion(name, known)} (known: {', '.join(known)}){aside}"
         )

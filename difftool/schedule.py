@@ -39,7 +39,7 @@ class Level:
         """ln(alpha^2 / sigma^2); infinite at the two ends."""
         if self.sigma == 0.0:
             return math.inf
-        return 2.0 * math.log(self.alpha / self.sigma) if self.alpha > 0.0 else -math.inf
+        return 2.0 * (math.log(self.alpha) - math.log(self.sigma)) if self.alpha > 0.0 else -math.inf
 
 
 CLEAN = Level(t=-1.0, alpha=1.0, sigma=0.0)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from difftool.components import Bounds, Component, Options
+from difftool.components import Component, Details, Options
 from difftool.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ LONGEST_TUPLE = 64
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One option of a record: its name, type, default and bounds."""
+    """One option of a record: its name, type, default and details."""
 
     name: str
     type: Any
     default: Any
-    bounds: Bounds
+    details: Details
 
     @property
     def required(self) -> bool:
@@ -64,12 +64,17 @@ class Field:
         return self.name.replace("_", "-")
 
 
-@functools.cache
 def fields(record: type[Options]) -> tuple[Field, ...]:
     """The options of a record in the order of their definition."""
+    key: Any = record  # classes are hashable, whatever mypy makes of a dataclass
+    return _fields(key)
+
+
+@functools.cache
+def _fields(record: Any) -> tuple[Field, ...]:
     hints = get_type_hints(record)
     return tuple(
-        Field(f.name, hints[f.name], f.default, f.metadata.get(Bounds, Bounds())) for f in dataclasses.fields(record)
+        Field(f.name, hints[f.name], f.default, f.metadata.get(Details, Details())) for f in dataclasses.fields(record)
     )
 
 
@@ -86,7 +91,8 @@ def make(record: type[T], values: Mapping[str, object]) -> T:
     from pydantic import ValidationError
 
     try:
-        clean = _adapter(record).validate_json(text)
+        key: Any = record
+        clean = _adapter(key).validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else next(iter(values), "")
@@ -112,7 +118,7 @@ def suggestion(name: str, known: Any) -> str:
     return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
 
-def problem(component: type[Component]) -> str | None:
+def problem(component: Any) -> str | None:
     """Why a component cannot be offered, or None. Runs no code of the component's, and imports nothing heavy."""
     if not isinstance(component, type) or not issubclass(component, Component):
         return f"{component!r} is not a component class"
@@ -134,7 +140,7 @@ def problem(component: type[Component]) -> str | None:
             return f"{title}: option {f.name!r} hides {base.__name__}.{f.name}"
         if not _allowed(f.type):
             return f"{title}: option {f.name!r} has a type that options cannot have: {f.type}"
-        if not f.required and not _fits(f.default, f.type, f.bounds):
+        if not f.required and not _fits(f.default, f.type, f.details):
             return f"{title}: option {f.name!r} has a default that it refuses: {f.default!r}"
     return None
 
@@ -160,38 +166,40 @@ def _allowed(kind: Any) -> bool:
     return kind in SCALARS
 
 
-def _fits(value: Any, kind: Any, bounds: Bounds) -> bool:
+def _fits(value: Any, kind: Any, details: Details) -> bool:
     """Whether a default has its type and keeps its bounds (no pydantic: this runs for every component)."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return value is None or any(_fits(value, a, bounds) for a in args if a is not type(None))
+        return value is None or any(_fits(value, a, details) for a in args if a is not type(None))
     if origin is tuple:
         right_length = Ellipsis in args or (isinstance(value, tuple) and len(value) == len(args))
-        return isinstance(value, tuple) and right_length and all(_fits(v, args[0], bounds) for v in value)
+        return isinstance(value, tuple) and right_length and all(_fits(v, args[0], details) for v in value)
     if origin is Literal:
         return value in args
     if kind in (int, float):
         if isinstance(value, bool) or not isinstance(value, (int, kind)) or not math.isfinite(value):
             return False
         return (
-            (bounds.ge is None or value >= bounds.ge)
-            and (bounds.gt is None or value > bounds.gt)
-            and (bounds.le is None or value <= bounds.le)
-            and (bounds.lt is None or value < bounds.lt)
+            (details.ge is None or value >= details.ge)
+            and (details.gt is None or value > details.gt)
+            and (details.le is None or value <= details.le)
+            and (details.lt is None or value < details.lt)
         )
     return isinstance(value, kind)
 
 
 @functools.cache
-def _adapter(record: type[Options]) -> TypeAdapter[dict[str, Any]]:
+def _adapter(record: Any) -> TypeAdapter[dict[str, Any]]:
     """A checker of the record's values. A TypedDict, so that a field may be called `copy` or `schema`."""
-    from typing import Annotated
+    from typing import Annotated, NotRequired
 
     import pydantic
-    from typing_extensions import NotRequired, TypedDict
+    from typing_extensions import TypedDict
 
     def annotation(f: Field) -> Any:
-        limits = {k: v for k, v in dataclasses.asdict(f.bounds).items() if k != "help" and v is not None}
+        limits = {
+            k: v for k, v in dataclasses.asdict(f.details).items() if k in ("ge", "gt", "le", "lt") and v is not None
+        }
         item: Any = Annotated[f.scalar, pydantic.Field(**limits)] if limits else f.scalar
         if get_origin(f.inner) is tuple:
             args = get_args(f.inner)
@@ -200,7 +208,7 @@ def _adapter(record: type[Options]) -> TypeAdapter[dict[str, Any]]:
         item = item | None if f.optional else item
         return item if f.required else NotRequired[item]
 
-    shape = TypedDict("Options", {f.name: annotation(f) for f in fields(record)})  # type: ignore[misc]
+    shape: Any = TypedDict("Options", {f.name: annotation(f) for f in fields(record)})  # type: ignore[misc]
     config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     return pydantic.TypeAdapter(pydantic.with_config(config)(shape))
 
@@ -236,5 +244,3 @@ def _as_plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_as_plain(v) for v in value]
     return str(value.expanduser().absolute()) if isinstance(value, Path) else value
-
-

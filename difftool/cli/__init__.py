@@ -1,1 +1,100 @@
-def main(): ...
+"""The command line: one file a command. `main` is the one place that turns exceptions into a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+BUG = "this is a bug in difftool or a plugin: run again with --debug and report what it prints"
+BROKEN_PIPE = 141  # 128 + SIGPIPE, as any tool whose reader has gone
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    warnings.showwarning = _warn
+    try:
+        code = _run([a for a in given if a != "--debug"])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+        code = BROKEN_PIPE
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        code, message = failure(error)
+        if debug:
+            import traceback
+
+            traceback.print_exception(error)
+        _say(message)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    import typer
+
+    from difftool.cli.app import app
+
+    outcome = typer.main.get_command(app).main(arguments, prog_name="difftool", standalone_mode=False)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def failure(error: Exception) -> tuple[int, str]:
+    """Exit code and the one line for an exception."""
+    import typer
+
+    from difftool.errors import DifftoolError, Interrupted
+
+    if isinstance(error, Interrupted):
+        return error.exit_code, str(error)
+    if isinstance(error, DifftoolError):
+        return error.exit_code, f"error: {error}"
+    if isinstance(error, typer.TyperException):
+        return error.exit_code, f"error: {_usage(error)}"
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
+        return 1, "error: out of memory; a smaller --batch-size, a smaller network or --precision bf16 need less"
+    if isinstance(error, OSError) and error.strerror:
+        return 1, f"error: {error.filename or 'a file'}: {error.strerror}"
+    return 1, f"error: unexpected {type(error).__name__}: {error}; {BUG}"
+
+
+def _usage(error: Any) -> str:
+    """Typer's finding as one line in our words."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return "name a command, such as 'difftool train'"
+    text = " ".join(str(error.format_message()).split()).rstrip(".")
+    if text.lower().startswith("no such option"):
+        near = getattr(error, "possibilities", None)
+        text = f"there is no option {error.option_name}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    if text.startswith("Got unexpected extra argument"):
+        text = text[0].lower() + text[1:] + "; options begin with --"
+    if ctx := getattr(error, "ctx", None):
+        text += f" (see '{ctx.command_path} --help')"
+    return text
+
+
+def _say(message: str) -> None:
+    from difftool.errors import printable
+
+    line = printable(" ".join(message.split()))
+    try:
+        sys.stderr.write(f"difftool: {line}\n")
+    except UnicodeEncodeError:
+        sys.stderr.write(f"difftool: {line.encode('ascii', 'backslashreplace').decode()}\n")
+    except OSError:
+        pass
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Warnings as one line; those meant for programmers are passed over."""
+    if not issubclass(category, (DeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)):
+        _say(f"warning: {message}")
+
+
+def _forget_stdout() -> None:
+    """The reader has gone: what is still buffered has nowhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,1 +1,11 @@
 """Built-in datasets."""
+
+from difftool import Dataset, hookimpl
+from difftool_plugins.datasets.gradients import Gradients
+from difftool_plugins.datasets.image_folder import ImageFolder
+from difftool_plugins.datasets.points import GaussianMixture, SwissRoll, TwoMoons
+
+
+@hookimpl
+def difftool_datasets() -> list[type[Dataset]]:
+    return [SwissRoll, TwoMoons, GaussianMixture, Gradients, ImageFolder]

@@ -1,0 +1,6 @@
+"""`python -m difftool` is the same program."""
+
+from difftool.cli import main
+
+if __name__ == "__main__":
+    main()

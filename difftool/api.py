@@ -1,0 +1,72 @@
+"""The Python door to what the command line does: `train`, `load`, `component`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from difftool.components import KINDS, Component
+from difftool.errors import UsageError
+from difftool.model import Model
+from difftool.plugins import registry
+from difftool.recipe import PARTS, component_document, compose
+from difftool.validation import make, suggestion
+
+
+def component(kind: str, name: str, **options: Any) -> Component:
+    """A component by kind and name: `component("backbone", "unet", dim=64)`. Raises `UsageError`."""
+    if kind not in KINDS:
+        raise UsageError(f"there is no kind {kind!r}{suggestion(kind, KINDS)}; the kinds are {', '.join(KINDS)}")
+    return make(registry().get(kind, name), options)
+
+
+def load(path: str | Path, *, device: str = "auto") -> Model:
+    """The model of a run folder, or of a model file: `load("runs/x").sample(64, sampler="ddim", steps=50)`."""
+    from difftool import device as devices
+    from difftool.runs import find_model
+
+    source, _ = find_model(Path(path))
+    return Model.read(source).to(devices.choose(device))
+
+
+def train(
+    *,
+    dataset: str | Component | None = None,
+    backbone: str | Component | None = None,
+    schedule: str | Component | None = None,
+    prediction: str | Component | None = None,
+    weighting: str | Component | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    **training: Any,
+) -> Model:
+    """Train as `difftool train` does, and return the model; `model.source` lies in its run folder.
+
+    Components are names, or instances with options; `training` takes the settings of `difftool train`:
+    `train(dataset="swiss-roll", backbone=component("backbone", "mlp", width=64), steps=2000, seed=1)`.
+    """
+    from difftool import device as devices
+    from difftool.experiment import prepare
+    from difftool.runs import check_run_output, create, now
+
+    given = dict(zip(PARTS, (dataset, schedule, backbone, prediction, weighting), strict=True))
+    document: dict[str, Any] = {
+        kind: component_document(part) if isinstance(part, Component) else {"name": part}
+        for kind, part in given.items()
+        if part is not None
+    }
+    recipe = compose({**document, "training": training})
+    if out is not None:
+        check_run_output(Path(out), overwrite=overwrite)
+    where = devices.choose(device)
+    with devices.threads(recipe.training.threads):
+        experiment = prepare(recipe, where)
+        folder = create(recipe, None if out is None else Path(out), overwrite=overwrite)
+        experiment.folder = folder
+        with folder.lock():
+            folder.write_config(recipe, {"started": now(), "device": str(where)})
+            for _ in experiment.run():
+                pass
+            experiment.save()
+    return load(folder.path, device=device)

@@ -1,0 +1,135 @@
+"""safetensors in and out: one JSON document in the metadata, a digest over everything, and no code ever.
+
+A file is data, also a stranger's: it is opened only when it is a regular file with a small header, its digest must
+match, and its document is checked by whoever reads it. A pickle is never tried.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difftool.errors import BadFile, DifftoolError
+from difftool.files import atomic
+
+KEY = "difftool"
+"""The one metadata key: several keys would make saves irreproducible."""
+FORMAT = 1
+LARGEST_HEADER = 16 * 2**20
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any], *, overwrite: bool = True) -> None:
+    """Write tensors and document, whole or not at all."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({"format": FORMAT, **document}, sort_keys=True, allow_nan=False)
+    metadata = {KEY: json.dumps({"document": text, "sha256": digest(ready, text)}, sort_keys=True)}
+    try:
+        with atomic(path, overwrite=overwrite) as temporary:
+            save_file(ready, temporary, metadata)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DifftoolError(f"{path} could not be written: {reason}") from None
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, document) of a file that `save` wrote. Raises `BadFile`."""
+    from safetensors import SafetensorError, safe_open
+
+    _check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            text, expected = _document(path, file.metadata())
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _foreign(path, str(error)) from None
+    if digest(tensors, text) != expected:
+        raise BadFile(f"{path} is damaged: its content does not match its digest")
+    return tensors, _parse(path, text)
+
+
+def load_document(path: Path) -> dict[str, Any]:
+    """The document alone, its digest unchecked: cheap, for listings."""
+    from safetensors import SafetensorError, safe_open
+
+    _check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            text, _ = _document(path, file.metadata())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _foreign(path, str(error)) from None
+    return _parse(path, text)
+
+
+def digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """SHA-256 over the document and each tensor's name, dtype, shape and bytes."""
+    sha = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        sha.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return sha.hexdigest()
+
+
+def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], most: int = 3) -> str:
+    """The first differences in names and shapes and how many there are, or an empty text."""
+    rows = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    rows += [f"{name} is not expected" for name in sorted(found.keys() - wanted.keys())]
+    rows += [
+        f"{name} is {tuple(found[name].shape)}, not {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & found.keys())
+        if found[name].shape != wanted[name].shape
+    ]
+    more = f" and {len(rows) - most} more" if len(rows) > most else ""
+    return "; ".join(rows[:most]) + more
+
+
+def _check_header(path: Path) -> None:
+    if not path.exists():
+        raise BadFile(f"{path} does not exist")
+    if not path.is_file():
+        raise BadFile(f"{path} is no regular file")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read: {error.strerror}") from None
+    if len(start) < 9 or start[8:9] != b"{":
+        raise _foreign(path, "no header")
+    (length,) = struct.unpack("<Q", start[:8])
+    if length > LARGEST_HEADER:
+        raise _foreign(path, "its header is too large")
+
+
+def _document(path: Path, metadata: Mapping[str, str] | None) -> tuple[str, str]:
+    if not metadata or KEY not in metadata:
+        raise _foreign(path, "it carries no difftool metadata")
+    envelope = json.loads(metadata[KEY])
+    if not isinstance(envelope, dict) or not all(isinstance(envelope.get(k), str) for k in ("document", "sha256")):
+        raise _foreign(path, "its metadata are malformed")
+    return envelope["document"], envelope["sha256"]
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _foreign(path, "its metadata are not JSON") from None
+    if not isinstance(document, dict) or not isinstance(document.get("format"), int):
+        raise _foreign(path, "its metadata are malformed")
+    if document["format"] > FORMAT:
+        raise BadFile(f"{path} was written by a newer difftool (format {document['format']}); upgrade difftool")
+    return document
+
+
+def _foreign(path: Path, why: str) -> BadFile:
+    return BadFile(f"{path} is not a safetensors file written by difftool ({why})")

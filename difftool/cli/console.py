@@ -1,0 +1,136 @@
+"""What the user sees while waiting: on a terminal a live line, elsewhere a plain line now and then. All on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from difftool.errors import printable
+
+REDRAW_SECONDS = 0.1
+PLAIN_SECONDS = 30.0
+
+
+def stderr() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A plain line on stderr; control characters of foreign text never reach the terminal."""
+    stderr().print(Text(printable(text)))
+
+
+def result(text: str) -> None:
+    """A result on stdout: a path, one a line."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def result_json(document: Mapping[str, Any]) -> None:
+    """One JSON object on stdout."""
+    result(json.dumps(document, indent=2, allow_nan=False, default=str))
+
+
+def encodable(text: str) -> bool:
+    """Whether stdout can show it; a C locale has ASCII alone."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Bar:
+    """Progress of a known number of steps, with a few words beside the bar and a second line below."""
+
+    def __init__(self, title: str, total: int, console: Console) -> None:
+        self.title, self.total, self.console = title, total, console
+        self.live = console.is_terminal and not console.is_dumb_terminal
+        self.start = self._drawn = self._said = time.perf_counter()
+        self._tenth = 0
+        self._first: int | None = None
+        if self.live:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                TextColumn("{task.fields[words]}"),
+            )
+            self._progress = Progress(*columns, console=console, transient=False, auto_refresh=True)
+            self._task: TaskID = self._progress.add_task(title, total=total, words="")
+            self._progress.start()
+
+    def update(self, step: int, words: Any, *, force: bool = False) -> None:
+        """Completed steps, and words (a text, or a function that makes it only when it is shown)."""
+        if self._first is None:
+            self._first = step
+        now = time.perf_counter()
+        if self.live:
+            if force or now - self._drawn >= REDRAW_SECONDS or step >= self.total:
+                self._drawn = now
+                self._progress.update(self._task, completed=step, words=words() if callable(words) else words)
+            return
+        tenth = 10 * step // self.total if self.total else 10
+        if force or tenth > self._tenth or now - self._said >= PLAIN_SECONDS:
+            self._tenth, self._said = tenth, now
+            text = words() if callable(words) else words
+            left = self._left(step, now)
+            self.console.print(Text(f"{self.title} {step}/{self.total}  {text}{left}"))
+
+    def _left(self, step: int, now: float) -> str:
+        done = step - (self._first or 0)
+        if done <= 0 or step >= self.total:
+            return ""
+        return f"  {(now - self.start) / done * (self.total - step):.0f} s left"
+
+    def close(self) -> None:
+        if self.live:
+            self._progress.stop()
+
+
+@contextlib.contextmanager
+def bar(title: str, total: int) -> Iterator[Bar]:
+    """A bar that is closed whatever happens."""
+    shown = Bar(title, total, stderr())
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+class Stop:
+    """Which signal asked the run to stop, if any."""
+
+    number: int | None = None
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """The first SIGINT, SIGTERM or SIGHUP is noted, for the run to save and end; the second ends it at once."""
+    stop = Stop()
+    caught = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        stop.number = number
+        for s in caught:
+            signal.signal(s, before[s])
+        with contextlib.suppress(OSError):
+            note("stopping after this step; once more stops at once")
+
+    before = {s: signal.signal(s, handle) for s in caught}
+    try:
+        yield stop
+    finally:
+        for s in caught:
+            signal.signal(s, before[s])

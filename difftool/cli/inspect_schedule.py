@@ -1,0 +1,168 @@
+"""`difftool inspect-schedule`: beta, alpha-bar and signal-to-noise ratio of one or several schedules."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from difftool.cli.command import component_command, given_values, names_of
+from difftool.cli.console import encodable, note, result, result_json
+from difftool.components import NoiseSchedule
+from difftool.errors import DifftoolError, InvalidOption, UsageError
+from difftool.files import check_output, numbered
+from difftool.options import Group, help_text, make_from_flags
+from difftool.plugins import registry
+from difftool.validation import fields
+
+if TYPE_CHECKING:
+    from difftool.schedule import Schedule
+
+KIND = NoiseSchedule.kind
+SIGNAL_LEFT = 0.01
+"""Alpha-bar of the last level above which it is called no noise."""
+
+
+def _choose(_params: dict[str, Any], args: list[str]) -> Sequence[Group]:
+    """Names are positionals, which a lenient pass cannot tell from values: take every argument that is one."""
+    known = registry().names(KIND)
+    named = [a for a in dict.fromkeys(args) if a in known]
+    classes = [registry().of_kind(NoiseSchedule, name) for name in named or known]
+    return [Group(KIND, tuple(classes), f"Schedule: {', '.join(c.name for c in classes)}", f"{KIND}.")]
+
+
+def inspect_schedule(
+    ctx: typer.Context,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            autocompletion=names_of(KIND),
+            help=help_text("Schedules to compare.", "default: all variance-preserving ones"),
+        ),
+    ] = None,
+    timesteps: Annotated[int, typer.Option(min=1, max=100_000, help="T, the number of noise levels.")] = 1000,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=help_text("The figure.", "default: a new schedule-NNN.png here"))
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a figure that exists.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the numbers as one JSON object; draw nothing.")] = False,
+) -> None:
+    """Compare noise schedules: a table and a small plot here, a figure in a file."""
+    given = given_values(ctx)[KIND]
+    wanted = list(dict.fromkeys(names or ()))
+    components = _components(wanted, given)
+    if out is not None:
+        _check_out(out, overwrite=overwrite)
+    tables = _tables(components, timesteps, all_asked=bool(wanted))
+    for name, schedule in tables.items():
+        if (left := float(schedule.alpha_bars[-1])) > SIGNAL_LEFT:
+            note(
+                f"{name}: the last level is not noise, {100 * math.sqrt(left):.0f} % of the signal is left "
+                f"(alpha-bar {left:.3f})"
+            )
+    if json:
+        result_json({"timesteps": timesteps, "schedules": {n: _numbers(s) for n, s in tables.items()}})
+        if out is not None:
+            _draw(tables, out, overwrite=overwrite)
+        return
+    _print(tables)
+    path = out or numbered(Path(), "schedule", ".png")
+    _draw(tables, path, overwrite=overwrite)
+    result(str(path))
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("inspect-schedule", cls=component_command(_choose))(inspect_schedule)
+
+
+def _components(wanted: list[str], given: Mapping[str, Any]) -> dict[str, NoiseSchedule]:
+    """The schedules named, each with those of the given options that it has."""
+    classes = {name: registry().of_kind(NoiseSchedule, name) for name in wanted or registry().names(KIND)}
+    for option in given:
+        if not any(f.name == option for cls in classes.values() for f in fields(cls)):
+            raise UsageError(f"--{KIND}.{option.replace('_', '-')}: none of {', '.join(classes)} has it")
+    return {
+        name: make_from_flags(
+            cls, {k: v for k, v in given.items() if any(f.name == k for f in fields(cls))}, prefix=f"{KIND}."
+        )
+        for name, cls in classes.items()
+    }
+
+
+def _tables(components: Mapping[str, NoiseSchedule], timesteps: int, *, all_asked: bool) -> dict[str, Schedule]:
+    tables = {}
+    for name, component in components.items():
+        try:
+            schedule = component.build(timesteps)
+        except ValueError as error:
+            raise InvalidOption("", str(error), where=f"schedule {name}") from None
+        if all_asked or schedule.variance_preserving:
+            tables[name] = schedule
+    return tables
+
+
+def _numbers(schedule: Schedule) -> dict[str, Any]:
+    """The table as lists of plain numbers; what is infinite is None, for JSON has no infinity."""
+
+    def finite(values: Any) -> list[float | None]:
+        return [v if math.isfinite(v) else None for v in values.tolist()]
+
+    return {
+        "alpha": schedule.alpha.tolist(),
+        "sigma": schedule.sigma.tolist(),
+        "beta": finite(schedule.betas),
+        "alpha_bar": finite(schedule.alpha_bars),
+        "snr": finite(schedule.snr),
+        "snr_db": finite(10.0 * schedule.snr.log10()),
+    }
+
+
+def _print(tables: Mapping[str, Schedule]) -> None:
+    """A table of a few levels and a plot of alpha-bar, on stderr: stdout is for the figure's path."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from difftool.figures.schedules import terminal_plot
+
+    console = Console(stderr=True, highlight=False)
+    for name, schedule in tables.items():
+        T = len(schedule)
+        rows = sorted({round(part * (T - 1)) for part in (0.0, 0.25, 0.5, 0.75, 1.0)})
+        table = Table(title=f"{name} (T = {T})", title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for heading in ("t", "beta", "alpha-bar", "alpha", "sigma", "SNR dB"):
+            table.add_column(heading, justify="right")
+        betas, bars, snr = schedule.betas, schedule.alpha_bars, 10.0 * schedule.snr.log10()
+        for t in rows:
+            level = schedule[t]
+            cells = (float(betas[t]), float(bars[t]), level.alpha, level.sigma)
+            table.add_row(str(t), *(f"{c:.6g}" for c in cells), f"{float(snr[t]):.2f}")
+        console.print(table)
+        console.print()
+    width = max(40, min(console.width, 100))
+    curves = {name: schedule.alpha_bars.tolist() for name, schedule in tables.items()}
+    plain = os.environ.get("TERM") == "dumb" or not encodable("⣿─│")
+    console.print(terminal_plot(curves, width=width, height=14, ascii=plain, y_label="alpha-bar"), markup=False)
+
+
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    from difftool.figures.formats import PICTURES, check_suffix
+
+    try:
+        check_suffix(out, PICTURES)
+        check_output(out, overwrite=overwrite)
+    except DifftoolError as error:
+        raise type(error)(f"--out: {error}") from None
+
+
+def _draw(tables: Mapping[str, Schedule], path: Path, *, overwrite: bool) -> None:
+    from difftool.figures.schedules import schedule_figure
+    from difftool.figures.style import save
+    from difftool.files import atomic
+
+    with atomic(path, overwrite=overwrite) as temporary:
+        save(schedule_figure(tables), temporary)

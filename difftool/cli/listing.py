@@ -1,0 +1,145 @@
+"""`difftool list` and `difftool plugins`: what there is, and where it comes from."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from difftool.cli.console import result_json
+from difftool.components import KINDS, Component
+from difftool.errors import UsageError, printable
+from difftool.options import shown
+from difftool.plugins import Plugin, Registry, registry
+from difftool.validation import Field, fields, suggestion
+
+
+def listing(
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[KIND]", help=f"One of {', '.join(k + 's' for k in KINDS)}.", autocompletion=lambda: _plurals()
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List the components that commands can be given, with their options."""
+    kinds = [_singular(kind)] if kind else list(KINDS)
+    found = registry()
+    if json:
+        result_json({f"{k}s": {n: _component_json(found, found.get(k, n)) for n in found.names(k)} for k in kinds})
+        return
+    console = Console(highlight=False, soft_wrap=False)
+    for k in kinds:
+        table = Table(title=f"{k}s", title_justify="left", title_style="bold", box=None, pad_edge=False, expand=False)
+        table.add_column("name", style="cyan", no_wrap=True)
+        table.add_column("what it is")
+        table.add_column("options")
+        table.add_column("package", no_wrap=True)
+        for name in found.names(k):
+            component = found.get(k, name)
+            options = ", ".join(f"{f.flag}={_default(f)}" for f in fields(component))
+            row = (name, _summary(component), options, _package(found, component))
+            table.add_row(*(escape(printable(cell)) for cell in row))
+        console.print(table)
+        console.print()
+
+
+def plugins(json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """List the plugins found, what they provide, and why any was set aside."""
+    found = registry().plugins
+    if json:
+        result_json({"plugins": [_plugin_json(p) for p in found]})
+        return
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("plugin", "version", "import", "provides"):
+        table.add_column(heading, overflow="fold")
+    for p in found:
+        provides = "; ".join(
+            f"{k}: {', '.join(names)}" for k in KINDS if (names := sorted(c.name for c in p.components if c.kind == k))
+        )
+        cost = f"{1000 * p.seconds:.1f} ms" + (", imports torch" if p.imports_torch else "")
+        cells = (p.identity, p.version, cost, provides or ("nothing" if not p.problems else "-"))
+        table.add_row(*(escape(printable(cell)) for cell in cells))
+    console.print(table)
+    for p in found:
+        for problem in p.problems:
+            console.print(f"[bold]set aside[/bold] {escape(printable(p.identity))}: {escape(printable(problem))}")
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("list")(listing)
+    app.command()(plugins)
+
+
+def _plurals() -> list[str]:
+    return [f"{kind}s" for kind in KINDS]
+
+
+def _singular(kind: str) -> str:
+    for known in KINDS:
+        if kind in (known, f"{known}s"):
+            return known
+    plurals = _plurals()
+    raise UsageError(f"there is no kind {kind!r}{suggestion(kind, plurals)}; the kinds are {', '.join(plurals)}")
+
+
+def _summary(component: type[Component]) -> str:
+    return (inspect.getdoc(component) or "").partition("\n")[0]
+
+
+def _package(found: Registry, component: type[Component]) -> str:
+    owner = found.owner(component)
+    assert owner is not None
+    return f"{owner.distribution} {owner.version}"
+
+
+def _default(f: Field) -> str:
+    if f.required:
+        return "required"
+    return "auto" if f.default is None else shown(f.default)
+
+
+def _type(f: Field) -> str:
+    word = "|".join(get_args(f.scalar)) if get_origin(f.scalar) is Literal else f.scalar.__name__
+    return f"list of {word}" if get_origin(f.inner) is tuple else word
+
+
+def _component_json(found: Registry, component: type[Component]) -> dict[str, Any]:
+    owner = found.owner(component)
+    assert owner is not None
+    return {
+        "summary": _summary(component),
+        "package": owner.distribution,
+        "version": owner.version,
+        "options": {
+            f.flag: {
+                "type": _type(f),
+                "default": None if f.required else f.default,
+                "required": f.required,
+                "range": f.details.range or None,
+                "help": f.details.help,
+            }
+            for f in fields(component)
+        },
+    }
+
+
+def _plugin_json(p: Plugin) -> dict[str, Any]:
+    provides: dict[str, list[str]] = {}
+    for component in p.components:
+        provides.setdefault(f"{component.kind}s", []).append(component.name)
+    return {
+        "plugin": p.identity,
+        "distribution": p.distribution,
+        "version": p.version,
+        "import_seconds": round(p.seconds, 4),
+        "imports_torch": p.imports_torch,
+        "provides": provides,
+        "problems": p.problems,
+    }

@@ -1,0 +1,315 @@
+"""`difftool noise`: the forward process of a dataset, or of one's own images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from difftool.cli.command import component_command, given_values, names_of
+from difftool.cli.console import bar, note, result, result_json
+from difftool.components import Dataset, NoiseSchedule, Options, option
+from difftool.errors import DifftoolError, UsageError
+from difftool.files import check_output, numbered
+from difftool.options import Group, help_text, make_from_flags
+from difftool.plugins import registry
+from difftool.settings import LARGEST_SEED
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from difftool.data import Scaling
+    from difftool.schedule import Schedule
+
+PARTS = (0.05, 0.2, 0.4, 0.7, 1.0)
+"""Where the five levels lie that are picked when none are given, as parts of T - 1."""
+FILM_FRAMES = 80
+ROWS, POINTS = 4, 2_000
+LONGEST_SIDE = 512
+"""Own images larger than this are shown smaller unless --size says otherwise."""
+
+
+class Noising(Options):
+    """What of the forward process is shown."""
+
+    timesteps: int = option(1000, ge=1, le=100_000, help="T, the number of noise levels")
+    at: tuple[int, ...] | None = option(None, ge=0, help="levels to show, 0 to T-1", otherwise="five of them")
+    iterative: bool = option(False, help="walk step by step, and say how far the moments are from the closed form")
+    num_samples: int | None = option(None, ge=1, le=10**6, short="-n", help="images (rows) or points of a dataset")
+    size: tuple[int, ...] | None = option(None, ge=1, le=8192, help="HEIGHT,WIDTH of own images, or one number")
+    seed: int = option(0, ge=0, le=LARGEST_SEED, help="everything random is a function of it")
+
+    def __post_init__(self) -> None:
+        if self.size is not None and len(self.size) not in (1, 2):
+            raise ValueError("size: must be one number, or two as HEIGHT,WIDTH")
+        for t in self.at or ():
+            if t >= self.timesteps:
+                raise ValueError(f"at: {t} is beyond the last level, {self.timesteps - 1}")
+
+
+def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
+    schedule = registry().of_kind(NoiseSchedule, params.get("schedule") or "linear")
+    groups = [Group.of(schedule), Group("noise", (Noising,), "Forward process")]
+    if not params.get("images") or params.get("dataset"):
+        groups.insert(0, Group.of(registry().of_kind(Dataset, params.get("dataset") or "swiss-roll")))
+    return groups
+
+
+def noise(
+    ctx: typer.Context,
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Own images, instead of a dataset.")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", autocompletion=names_of("dataset"), help=help_text("A dataset.", "default: swiss-roll")
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", autocompletion=names_of("schedule"), help=help_text("Noise schedule.", "default: linear")
+        ),
+    ] = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help=help_text(
+                "A strip (.png .jpg .svg .pdf) or a film (.gif).", "default: a new noise-<name>-NNN.png here"
+            ),
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the paths.")] = False,
+) -> None:
+    """Show how signal turns into noise: the clean x_0, then x_t at several levels."""
+    given = given_values(ctx)
+    if images and dataset:
+        raise UsageError("--dataset: give either images or a dataset")
+    settings = make_from_flags(Noising, given["noise"])
+    component = make_from_flags(
+        registry().of_kind(NoiseSchedule, schedule or "linear"), given["schedule"], prefix="schedule."
+    )
+    source = None
+    if not images:
+        source = make_from_flags(
+            registry().of_kind(Dataset, dataset or "swiss-roll"), given["dataset"], prefix="dataset."
+        )
+        if settings.size is not None:
+            raise UsageError("--size: is for own images; a dataset has --dataset.size where it has sizes")
+    for path in out or ():
+        _check_out(path, overwrite=overwrite)
+    for path in images or ():
+        if not path.is_file():
+            raise DifftoolError(f"image {path} does not exist" if not path.exists() else f"image {path} is no file")
+
+    from difftool import device as devices
+
+    try:
+        table = component.build(settings.timesteps)
+    except ValueError as error:
+        raise UsageError(f"schedule {component.name}: {error}") from None
+    x_0, scaling, name = _own(images, settings) if images else _of_dataset(source, settings)
+    chosen = devices.choose(device)
+    process = _Process(x_0.to(chosen), scaling, table, settings, f"{name}  {component.name}  T = {settings.timesteps}")
+    note(
+        f"{name}: {component.name}, T = {settings.timesteps}, levels {', '.join(map(str, process.at))}, "
+        f"{'step by step' if settings.iterative else 'in closed form'}; {devices.describe(chosen)}, seed {settings.seed}"
+    )
+    stem = f"noise-{name.replace(' ', '-')}-{component.name}"
+    paths = list(out or ()) or [numbered(Path(), stem, ".png")]
+    process.run(films=any(p.suffix.lower() == ".gif" for p in paths))
+    moments = process.moments()
+    for row in moments:
+        if settings.iterative:
+            note(
+                f"t = {row['t']}: mean {row['mean']:+.4f}, std {row['std']:.4f} step by step; "
+                f"{row['closed_mean']:+.4f}, {row['closed_std']:.4f} in closed form"
+            )
+    if settings.iterative:
+        far = max(max(abs(r["mean"] - r["closed_mean"]), abs(r["std"] - r["closed_std"])) for r in moments)
+        note(f"largest difference of mean or standard deviation: {far:.4f}, in units where the data have about 1")
+    for path in paths:
+        process.write(path, overwrite=overwrite)
+    if json:
+        result_json({"files": [str(p) for p in paths], "levels": moments})
+    else:
+        for path in paths:
+            result(str(path))
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(cls=component_command(_choose))(noise)
+
+
+@dataclass
+class _Process:
+    """The states of a forward process, and the pictures of it."""
+
+    x_0: Tensor
+    scaling: Scaling
+    schedule: Schedule
+    settings: Noising
+    title: str
+
+    @property
+    def at(self) -> list[int]:
+        if self.settings.at is not None:
+            return list(self.settings.at)
+        return sorted({round(part * (len(self.schedule) - 1)) for part in PARTS})
+
+    @property
+    def film_levels(self) -> list[int]:
+        last = len(self.schedule) - 1
+        frames = min(FILM_FRAMES, last + 1)
+        return sorted({round(i * last / max(frames - 1, 1)) for i in range(frames)})
+
+    def run(self, *, films: bool) -> None:
+        """Compute the states that the pictures need."""
+        wanted = {*self.at, *(self.film_levels if films else ())}
+        self.states: dict[int, Tensor] = {}
+        for t, x_t in self._states(wanted):
+            self.states[t] = x_t.cpu()
+
+    def _states(self, wanted: set[int]) -> Iterator[tuple[int, Tensor]]:
+        from difftool.forward import iterate, noised
+
+        if not self.settings.iterative:
+            for t in sorted(wanted):
+                yield t, noised(self.x_0, self.schedule[t], self.settings.seed)
+            return
+        last = max(wanted)
+        with bar("noising", last + 1) as shown:
+            for t, x_t in enumerate(iterate(self.x_0, self.schedule, self.settings.seed)):
+                if t in wanted:
+                    yield t, x_t
+                shown.update(t + 1, "")
+                if t == last:
+                    return
+
+    def moments(self) -> list[dict[str, Any]]:
+        """Mean and standard deviation of x_t at the levels shown, and what the closed form gives."""
+        from difftool.forward import moments, noised
+
+        rows = []
+        for t in self.at:
+            level = self.schedule[t]
+            mean, std = moments(self.states[t])
+            closed_mean, closed_std = moments(noised(self.x_0, level, self.settings.seed))
+            rows.append(
+                {
+                    "t": t,
+                    "alpha": level.alpha,
+                    "sigma": level.sigma,
+                    "mean": mean,
+                    "std": std,
+                    "closed_mean": closed_mean,
+                    "closed_std": closed_std,
+                }
+            )
+        return rows
+
+    def write(self, path: Path, *, overwrite: bool) -> None:
+        from difftool.figures.films import film
+        from difftool.figures.style import save
+        from difftool.files import atomic
+
+        with atomic(path, overwrite=overwrite) as temporary:
+            if path.suffix.lower() == ".gif":
+                film(self._frames(), temporary)
+            else:
+                save(self._strip(), temporary)
+
+    def _strip(self) -> Any:
+        import numpy as np
+
+        from difftool.figures.samples import image_table, scatter_table
+
+        columns = ["x_0", *(f"t = {t}" for t in self.at)]
+        states = [self.x_0.cpu(), *(self.states[t] for t in self.at)]
+        if self.scaling.is_image:
+            return image_table(np.stack([self._pixels(x) for x in states], axis=1), columns=columns, title=self.title)
+        return scatter_table([[self._points(x) for x in states]], columns=columns, title=self.title)
+
+    def _frames(self) -> Iterator[Any]:
+        from difftool.figures.films import image_frames, scatter_frames
+        from difftool.figures.samples import point_limits
+
+        states = [self.x_0.cpu(), *(self.states[t] for t in self.film_levels)]
+        titles = [self.title + "  x_0", *(f"{self.title}  t = {t}" for t in self.film_levels)]
+        if self.scaling.is_image:
+            return image_frames((self._pixels(x) for x in states), titles, None)
+        points = [self._points(x) for x in states]
+        limits = point_limits(np_concatenate([points[0], points[-1]]))
+        return scatter_frames(points, titles, limits, None)
+
+    def _pixels(self, x: Tensor) -> np.ndarray:
+        from difftool.data import to_pixels
+
+        return to_pixels(x.cpu()).movedim(1, -1).numpy()
+
+    def _points(self, x: Tensor) -> np.ndarray:
+        return self.scaling.to_data(x.cpu()).numpy()
+
+
+def np_concatenate(arrays: Sequence[Any]) -> Any:
+    import numpy as np
+
+    return np.concatenate(arrays)
+
+
+def _own(paths: Sequence[Path], settings: Noising) -> tuple[Tensor, Scaling, str]:
+    """The user's images in model units; all take the size of the first."""
+    import torch
+
+    from difftool.data import PIXELS, Scaling
+    from difftool.images import BadImage, read_image
+
+    size: tuple[int, int] | None = None
+    if settings.size is not None:
+        size = (settings.size[0], settings.size[-1])
+    try:
+        if size is None:
+            _, height, width = read_image(paths[0]).shape
+            shrink = min(1.0, LONGEST_SIDE / max(height, width))
+            size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
+            if shrink < 1.0:
+                note(f"{paths[0]}: shown at {size[0]}x{size[1]} pixels; --size gives another size")
+        pixels = torch.stack([read_image(path, size=size) for path in paths])
+    except BadImage as error:
+        raise DifftoolError(str(error)) from None
+    scaling = Scaling(PIXELS["shift"], PIXELS["scale"], is_image=True)
+    return scaling.to_model(pixels), scaling, paths[0].stem if len(paths) == 1 else f"{len(paths)} images"
+
+
+def _of_dataset(dataset: Any, settings: Noising) -> tuple[Tensor, Scaling, str]:
+    """The first samples of a dataset in model units."""
+    from difftool.data import DatasetContext, Scaling
+    from difftool.experiment import loading
+
+    with loading(dataset):
+        samples = dataset.load(DatasetContext(seed=settings.seed))
+        shape = samples.shape
+        count = min(settings.num_samples or (ROWS if samples.is_image else POINTS), len(samples))
+        items, _ = samples.take(range(count))
+    if not samples.is_image and len(shape) != 1:
+        raise DifftoolError(f"dataset {dataset.name}: only points and images can be drawn, not shape {tuple(shape)}")
+    scaling = Scaling.of(samples)
+    return scaling.to_model(items), scaling, dataset.name
+
+
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    from difftool.figures.formats import FILMS, PICTURES, check_suffix
+
+    try:
+        check_suffix(out, (*PICTURES, *FILMS))
+        check_output(out, overwrite=overwrite)
+    except DifftoolError as error:
+        raise type(error)(f"--out: {error}") from None

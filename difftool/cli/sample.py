@@ -1,0 +1,238 @@
+"""`difftool sample`: walk a sampler with a trained model, and write what it made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from difftool.cli.command import component_command, given_values, names_of
+from difftool.cli.console import bar, note, result, result_json
+from difftool.components import Component, Sampler, Spacing
+from difftool.errors import DifftoolError, UsageError
+from difftool.files import check_output, numbered
+from difftool.options import Group, help_text, make_from_flags
+from difftool.plugins import registry
+from difftool.settings import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from difftool.model import Model
+    from difftool.runs import RunFolder
+    from difftool.sampling import Plan
+
+CHOICES: dict[str, tuple[type[Component], str]] = {"sampler": (Sampler, "ddim"), "spacing": (Spacing, "trailing")}
+"""The components this command chooses, and those it takes by itself."""
+
+
+def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
+    chosen = [registry().of_kind(base, params.get(kind) or default) for kind, (base, default) in CHOICES.items()]
+    return [*(Group.of(cls) for cls in chosen), Group("sampling", (Sampling,), "Sampling")]
+
+
+def sample(
+    ctx: typer.Context,
+    model: Annotated[
+        Path | None,
+        typer.Argument(help=help_text("A run folder or a model file.", "default: the newest run"), metavar="RUN"),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", autocompletion=names_of("sampler"), help=help_text("How to walk.", "default: ddim")
+        ),
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", autocompletion=names_of("spacing"), help=help_text("Levels visited.", "default: trailing")
+        ),
+    ] = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where to write; the suffix decides: .png .jpg .svg .pdf picture, .gif film of the walk, .npy .npz "
+            ".safetensors .csv the samples, no suffix a folder of PNGs. May be given several times.",
+        ),
+    ] = None,
+    weights: Annotated[Literal["ema", "raw"], typer.Option(help="The average, or the trained weights.")] = "ema",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")] = "auto",
+    columns: Annotated[int | None, typer.Option(min=1, help="Columns of a grid of images.")] = None,
+    strip: Annotated[int | None, typer.Option(min=2, help="Draw this many states of the walk.")] = None,
+    trajectory: Annotated[bool, typer.Option("--trajectory", help="Arrays hold the states of the walk too.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Arrays of images hold floats in [-1, 1], not pixels.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the paths.")] = False,
+) -> None:
+    """Draw samples from a trained model, and print the files written."""
+    given = given_values(ctx)
+    parts = {
+        kind: make_from_flags(registry().of_kind(base, ctx.params.get(kind) or default), given[kind], prefix=f"{kind}.")
+        for kind, (base, default) in CHOICES.items()
+    }
+    settings = make_from_flags(Sampling, given["sampling"])
+    for path in out or ():
+        _check_out(path, overwrite=overwrite)
+
+    from difftool import device as devices
+    from difftool.runs import find_model
+    from difftool.sampling import Plan
+
+    source, run = find_model(model)
+    chosen = devices.choose(device)
+    loaded = _load(source, run, weights).to(chosen)
+    if settings.compile:
+        import torch
+
+        loaded.forward = torch.compile(loaded.network)
+    plan = Plan.of(
+        loaded,
+        sampler=parts["sampler"],
+        spacing=parts["spacing"],
+        **{name: getattr(settings, name) for name in _PLANNED},
+    )
+    paths = list(out or ()) or [_default_out(loaded, plan, run)]
+    for path in paths:
+        _check_drawable(path, loaded, strip=strip is not None)
+    with devices.threads(settings.threads, loaded.recipe.training.threads):
+        note(
+            f"sampling {run.path if run else source} ({loaded.recipe.name}, step {loaded.step}, {loaded.weights} "
+            f"weights): {plan.num_samples:,} samples, {plan.sampler.name}, {plan.steps} steps, {plan.spacing.name}; "
+            f"{devices.describe(chosen)}, seed {plan.seed}"
+        )
+        show = _Show(paths, columns=columns, strip=strip, trajectory=trajectory, raw=raw)
+        start = time.perf_counter()
+        drawing = show.walk(loaded, plan)
+        seconds = time.perf_counter() - start
+    from difftool.figures.writers import write
+
+    for path in paths:
+        write(drawing, path, overwrite=overwrite)
+    note(f"{plan.num_samples:,} samples in {seconds:.1f} s ({plan.steps} steps each)")
+    if json:
+        result_json(
+            {
+                "files": [str(path) for path in paths],
+                "model": str(source),
+                "weights": loaded.weights,
+                "sampler": plan.sampler.name,
+                "steps": plan.steps,
+                "spacing": plan.spacing.name,
+                "num_samples": plan.num_samples,
+                "seed": plan.seed,
+                "seconds": round(seconds, 3),
+            }
+        )
+    else:
+        for path in paths:
+            result(str(path))
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(cls=component_command(_choose))(sample)
+
+
+_PLANNED = ("steps", "num_samples", "batch_size", "seed", "label", "guidance", "precision")
+
+
+class _Show:
+    """What is kept of a walk for the files asked for."""
+
+    def __init__(
+        self, paths: Sequence[Path], *, columns: int | None, strip: int | None, trajectory: bool, raw: bool
+    ) -> None:
+        self.paths, self.columns, self.strip, self.trajectory, self.raw = paths, columns, strip, trajectory, raw
+
+    def kept_steps(self, steps: int) -> set[int]:
+        """The steps whose states the files show: 0 is x_T, the last the result."""
+        from difftool.figures.formats import ARRAYS, FILM_STATES, needs_states
+
+        suffixes = {path.suffix.lower() for path in self.paths}
+        if not any(needs_states(p, strip=self.strip, trajectory=self.trajectory) for p in self.paths):
+            return set()
+        if self.trajectory and suffixes & set(ARRAYS):
+            return set(range(steps + 1))
+        wanted = max(self.strip or 0, FILM_STATES if ".gif" in suffixes else 0)
+        return {round(i * steps / (wanted - 1)) for i in range(wanted)} if wanted > 1 else {steps}
+
+    def walk(self, model: Model, plan: Plan) -> Any:
+        """Sample under a bar; the drawing of the result."""
+        import torch
+
+        from difftool.figures.writers import Drawing
+        from difftool.previews import reference_points_of
+        from difftool.sampling import sample as walk
+
+        kept = self.kept_steps(plan.steps)
+        states: dict[int, list[Tensor]] = {step: [] for step in sorted(kept)}
+        names: dict[int, str] = {}
+        x: list[Tensor] = []
+        with bar("sampling", plan.batches * plan.steps) as shown:
+            for at in walk(model, plan):
+                if at.step in kept:
+                    states[at.step].append(at.x.cpu())
+                    names[at.step] = f"t = {at.level.t:.0f}" if at.level.sigma > 0 else "x_0"
+                if at.done:
+                    x.append(at.x.cpu())
+                made = min(at.first + len(at.x), plan.num_samples) if at.done else at.first
+                shown.update(at.batch * plan.steps + at.step, f"{made:,}/{plan.num_samples:,} samples")
+        result = torch.cat(x)
+        label = "" if plan.label is None else f"  {model.data.class_names[plan.label]}"
+        guidance = "" if plan.guidance == 1.0 else f"  guidance {plan.guidance:g}"
+        return Drawing(
+            x=result,
+            scaling=model.data.scaling,
+            title=f"{model.recipe.dataset.name}  {plan.sampler.name}  {plan.steps} steps  seed {plan.seed}{label}{guidance}",
+            states=torch.stack([torch.cat(states[step]) for step in states]) if states else None,
+            state_labels=[names[step] for step in states],
+            labels=None if plan.label is None else torch.full((len(result),), plan.label),
+            reference=reference_points_of(model.recipe) if len(model.data.shape) == 1 else None,
+            columns=self.columns,
+            strip=self.strip,
+            raw=self.raw,
+            trajectory=self.trajectory,
+        )
+
+
+def _load(source: Path, run: RunFolder | None, weights: str) -> Model:
+    """The model, with the weights asked for: the file holds one kind, the run's state the other."""
+    from difftool.experiment import raw_model
+    from difftool.model import Model
+
+    model = Model.read(source)
+    if weights == "ema" or model.weights == "raw":
+        if weights == "ema" and model.weights == "raw":
+            note("this run keeps no average (--ema 0): sampling its trained weights")
+        return model
+    if run is None:
+        raise UsageError(f"--weights raw: {source} holds the average alone; name the run folder, its state has them")
+    return raw_model(model, run)
+
+
+def _default_out(model: Model, plan: Plan, run: RunFolder | None) -> Path:
+    from difftool.figures.formats import drawable
+
+    suffix = ".png" if drawable(model.data.shape) else ".npy"
+    return numbered(run.samples if run else Path(), plan.stem, suffix)
+
+
+def _check_out(path: Path, *, overwrite: bool) -> None:
+    """Refuse an --out that cannot be written, before anything is loaded."""
+    from difftool.figures.formats import check_suffix
+
+    try:
+        check_suffix(path)
+        check_output(path, overwrite=overwrite, folder=not path.suffix)
+    except DifftoolError as error:
+        raise type(error)(f"--out: {error}") from None
+
+
+def _check_drawable(path: Path, model: Model, *, strip: bool) -> None:
+    from difftool.figures.formats import check_shape
+
+    check_shape(path, model.data.shape, strip=strip)

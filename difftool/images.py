@@ -1,0 +1,122 @@
+"""Image files to uint8 pixels (channels, height, width), by one set of rules.
+
+1. The header is read first: the format must be one of `FORMATS`, the picture no larger than `MAX_PIXELS`.
+2. Of several frames, the first counts. EXIF orientation is obeyed, where it can be read.
+3. Whatever has transparency is laid over white, so that colours hidden under alpha 0 stay hidden.
+4. 16-bit gray is scaled to 8 bits (v / 257, rounded), not clipped. Palettes, 1-bit, CMYK and YCbCr are converted as
+   Pillow does. Floating-point, 32-bit and Lab pictures have no range of their own to convert, and are refused.
+5. The picture is scaled, antialiased (bicubic), until it just covers the size, and the centre is cut out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from difftool.errors import printable
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # large pictures are refused here; small damage is no concern
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+MAX_PIXELS = 89_000_000
+GAP = 3.0
+"""How many times larger than the result a picture may become by cheap means (in the JPEG decoder, or by averaging whole
+blocks of pixels) before the antialiased filter does the rest; 3 cannot be told from the filter alone."""
+
+
+class BadImage(ValueError):
+    """A file that cannot be read; the message names it and says why."""
+
+
+def read_image(path: str | os.PathLike[str], *, channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
+    """uint8 (channels, height, width) of an image file by the rules above; channels is 1 or 3.
+
+    `size` is (height, width); None keeps the picture's own. Raises `BadImage`, a `ValueError` that names the file.
+    """
+    with opened(os.fspath(path)) as image:
+        return torch.from_numpy(pixels(image, channels, size))
+
+
+def check_image(path: str | os.PathLike[str]) -> None:
+    """Read the header alone. Raises `BadImage`."""
+    with opened(os.fspath(path)):
+        pass
+
+
+def pixels(image: Image.Image, channels: int, size: tuple[int, int] | None) -> np.ndarray:
+    """An opened image by the rules above: uint8 (channels, height, width). Raises whatever Pillow raises."""
+    if size is not None:
+        ratio = max(size) / min(image.size) * GAP  # whichever way the picture will be turned
+        image.draft(None, (math.ceil(image.width * ratio), math.ceil(image.height * ratio)))
+    image.load()
+    with contextlib.suppress(Exception):  # damaged EXIF data say nothing about the picture
+        ImageOps.exif_transpose(image, in_place=True)
+    flat = _flat(image, "L" if channels == 1 else "RGB")
+    height, width = size or (flat.height, flat.width)
+    box = cover_box(flat.width, flat.height, width, height)
+    scaled = flat.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=GAP)
+    return np.ascontiguousarray(np.asarray(scaled).reshape(height, width, channels).transpose(2, 0, 1))
+
+
+def cover_box(w: int, h: int, width: int, height: int) -> tuple[float, float, float, float]:
+    """The part of a w x h picture (left, top, right, bottom) that, scaled to width x height, is its covered centre.
+
+    Where no scaling is needed, the crop begins at a whole pixel (left of and above the middle), so nothing is blurred.
+    """
+    if w * height >= h * width:  # too wide: the scale is height / h
+        left = (w - width) // 2 if h == height else (w - h * width / height) / 2
+        return left, 0, min(left + h * width / height, w), h
+    top = (h - height) // 2 if w == width else (h - w * height / width) / 2
+    return 0, top, w, min(top + w * height / width, h)
+
+
+def _flat(image: Image.Image, mode: str) -> Image.Image:
+    """The image without transparency, as 8-bit RGB or L."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("its gray values do not fit 16 bits")
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode in ("F", "LAB"):
+        raise ValueError(f"pixels of kind {image.mode} are not supported")
+    elif image.mode == "La":  # Pillow has no direct way from here to RGBA
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("RGB" if image.mode != "1" else "L")
+    return image if image.mode == mode else image.convert(mode)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[Image.Image]:
+    """The image with its header checked and its pixels not yet read; every failure inside becomes `BadImage`."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            yield image
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders fail with OSError, SyntaxError, struct.error, IndexError, ...
+        raise BadImage(f"{printable(path)}: {_reason(path, error)}") from error
+
+
+def _reason(path: str, error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"has more than {MAX_PIXELS // 1_000_000} million pixels"
+    if isinstance(error, UnidentifiedImageError):
+        empty = os.path.getsize(path) == 0
+        return "the file is empty" if empty else f"is not an image of the formats {', '.join(FORMATS)}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "cannot be decoded: " + (" ".join(str(error).split()) or type(error).__name__)

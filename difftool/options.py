@@ -1,0 +1,165 @@
+"""Options of a record -> options of a command: `--backbone.dim`, in a help panel of their own.
+
+The fields of the chosen components become a synthetic signature of `Annotated[T, typer.Option(...)]`, which Typer
+compiles; options are never built by hand, since their constructor is private to Typer. Values are checked by
+`difftool.validation`, as they are for files: here they are only read.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from rich.markup import escape
+
+from difftool.components import Component, Options
+from difftool.errors import InvalidOption
+from difftool.validation import Field, fields, make
+
+WORDS: Mapping[Any, str] = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records whose options a command takes: one chosen component, several of a kind, or the command's settings."""
+
+    key: str
+    """Where the values given are found afterwards: the kind of a component, or the name of the settings."""
+    records: tuple[type[Options], ...]
+    panel: str
+    prefix: str = ""
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    """Defaults that differ from the fields' own: a config file's, or those that suit a network."""
+
+    @classmethod
+    def of(cls, *components: type[Component], defaults: Mapping[str, object] | None = None) -> Group:
+        """The group of one or several components of a kind."""
+        kind, names = components[0].kind, ", ".join(c.name for c in components)
+        return cls(kind, components, f"{kind.capitalize()}: {names}", f"{kind}.", defaults or {})
+
+
+def identifier(group: Group, name: str) -> str:
+    """The parameter name of an option inside a command."""
+    return f"{group.key}__{name}"
+
+
+def compile_options(groups: Iterable[Group]) -> list[Any]:
+    """The options of all groups as parameters that a Typer command can hold."""
+    parameters = []
+    for group in groups:
+        seen: set[str] = set()
+        for record in group.records:
+            for f in fields(record):
+                if f.name not in seen:
+                    seen.add(f.name)
+                    parameters.append(_parameter(group, f))
+    return _typer_parameters(parameters)
+
+
+def given(groups: Iterable[Group], params: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The values given on the command line, by group; they are taken out of `params`."""
+    values: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        names = {f.name for record in group.records for f in fields(record)}
+        found = {name: params.pop(identifier(group, name), None) for name in names}
+        values[group.key] = {name: value for name, value in found.items() if value is not None}
+    return values
+
+
+def make_from_flags(record: type[Any], values: Mapping[str, object], *, prefix: str = "") -> Any:
+    """`validation.make`, its error named as the flag the user typed."""
+    try:
+        return make(record, values)
+    except InvalidOption as error:
+        name = error.field.replace("_", "-")
+        where = f"--{prefix}{name}" if name else f"{record.kind} {record.name}"
+        raise InvalidOption(error.field, error.reason, where=where) from None
+
+
+def _parameter(group: Group, f: Field) -> inspect.Parameter:
+    flag, default = f"--{group.prefix}{f.flag}", _default(group, f)
+    flags = [flag, f.details.short] if f.details.short else [flag]
+    annotation: Any = f.inner
+    extra: dict[str, Any] = {"metavar": _metavar(f)}
+    if get_origin(f.inner) is tuple:
+        annotation = str
+        extra["parser"] = _tuple_parser(f)
+    elif f.inner is bool:
+        flags = [f"{flag}/--{group.prefix}no-{f.flag}"]
+        del extra["metavar"]
+    elif get_origin(f.inner) is Literal:
+        del extra["metavar"]
+    fallback = "required" if f.required and default is None else f"default: {default}" if default else ""
+    option = typer.Option(
+        *flags, help=help_text(f.details.help, fallback), rich_help_panel=group.panel, show_default=False, **extra
+    )
+    return inspect.Parameter(
+        identifier(group, f.name),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[annotation | None, option],
+    )
+
+
+def help_text(text: str, note: str = "") -> str:
+    """Help as the markup of Typer's help wants it, with a dim note such as `[default: 3]` behind it."""
+    return escape(text) + (f" [dim]{escape(f'[{note}]')}[/dim]" if note else "")
+
+
+def _default(group: Group, f: Field) -> str | None:
+    """The default as the help shows it; one for each record where they differ."""
+    if f.name in group.defaults:
+        return shown(group.defaults[f.name])
+    found: dict[str, list[str]] = {}
+    for record in group.records:
+        for other in fields(record):
+            if other.name == f.name and not other.required and other.default is not None:
+                name = record.name if issubclass(record, Component) else ""
+                found.setdefault(shown(other.default), []).append(name)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{', '.join(names)}: {value}" for value, names in found.items()) or f.details.otherwise
+
+
+def shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (tuple, list)):
+        return ",".join(shown(v) for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _metavar(f: Field) -> str:
+    word = "|".join(get_args(f.scalar)) if get_origin(f.scalar) is Literal else WORDS.get(f.scalar, "TEXT")
+    if get_origin(f.inner) is tuple:
+        word = f"{word},..."
+    return f"{word} {f.details.range}" if f.details.range else word
+
+
+def _tuple_parser(f: Field) -> Callable[[str], Any]:
+    convert: Any = f.scalar if f.scalar in (int, float, Path) else str
+    word = {int: "whole numbers", float: "numbers"}.get(f.scalar, "words")
+
+    def parse(text: str) -> Any:
+        try:
+            return tuple(convert(part.strip()) for part in text.split(",") if part.strip())
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is not a list of {word} such as 1,2,4") from None
+
+    return parse
+
+
+def _typer_parameters(parameters: list[inspect.Parameter]) -> list[Any]:
+    """Let Typer compile a function of this signature, and take its options."""
+
+    def stub(**_: Any) -> None: ...
+
+    stub.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    stub.__annotations__ = {p.name: p.annotation for p in parameters}
+    app = typer.Typer(add_completion=False)
+    app.command()(stub)
+    return [p for p in typer.main.get_command(app).params if "__" in (p.name or "")]

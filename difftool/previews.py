@@ -1,0 +1,125 @@
+"""Pictures of a run while it trains: samples, and what the network sees and says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from difftool.data import to_pixels
+from difftool.errors import DifftoolError
+from difftool.files import atomic
+from difftool.keys import sample_noise
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from difftool.experiment import Experiment
+    from difftool.recipe import Recipe
+
+STEPS = 25
+"""DDIM steps of a preview: quick, and good enough to see progress."""
+POINTS, IMAGES = 1_000, 16
+REFERENCE = 5_000
+"""Data points drawn under samples."""
+PANEL_LEVELS = (0.1, 0.3, 0.5, 0.8)
+"""Where in the schedule the panel looks, as parts of T."""
+PANEL = ("original", "noisy", "true noise", "predicted noise", "reconstruction")
+
+
+def draw(experiment: Experiment) -> list[Path]:
+    """Write `previews/samples-<step>` and `previews/panel-<step>`; data other than points and images have none."""
+    shape = experiment.data.shape
+    if not experiment.data.is_image and len(shape) != 1:
+        return []
+    step, folder = experiment.state.step, experiment.folder.previews
+    samples, panel = folder / f"samples-{step:06d}.png", folder / f"panel-{step:06d}.png"
+    network = experiment.model.network
+    training = network.training
+    network.eval()
+    try:
+        draw_samples(experiment, samples)
+        draw_panel(experiment, panel)
+    finally:
+        network.train(training)
+    return [samples, panel]
+
+
+def draw_samples(experiment: Experiment, path: Path) -> None:
+    """A few samples of the weights as they are, always from the same noise."""
+    from difftool.figures.writers import Drawing, write
+    from difftool.sampling import Plan, sample
+
+    model = experiment.model
+    steps = min(STEPS, len(model.schedule))
+    n = IMAGES if model.data.is_image else POINTS
+    plan = Plan.of(model, steps=steps, num_samples=n)
+    x = torch.cat([p.x for p in sample(model, plan) if p.done]).cpu()
+    title = f"{model.recipe.name}  step {experiment.state.step}  ddim {steps}"
+    reference = reference_points(experiment)
+    write(Drawing(x=x, scaling=model.data.scaling, title=title, reference=reference), path, overwrite=True)
+
+
+def draw_panel(experiment: Experiment, path: Path) -> None:
+    """Original, noisy, true noise, predicted noise and reconstruction, at several levels."""
+    from difftool.figures.samples import image_table, scatter_table
+    from difftool.figures.style import save
+
+    model, schedule = experiment.model, experiment.model.schedule
+    count = 1 if model.data.is_image else POINTS
+    x_0, labels = first_items(experiment, count * len(PANEL_LEVELS))
+    rows, cells = [], []
+    for row, part in enumerate(PANEL_LEVELS):
+        level = schedule[int(part * (len(schedule) - 1))]
+        clean = x_0[row * count : (row + 1) * count]
+        eps = sample_noise(row * count, len(clean), model.data.shape, 0, "panel", device=experiment.device)
+        x_t = level.alpha * clean + level.sigma * eps
+        label = int(labels[row * count]) if labels is not None and model.data.classes else None
+        estimate = model.denoiser(len(clean), label=label)(x_t, level)
+        rows.append(f"t = {level.t:.0f}")
+        cells.append([clean, x_t / level.norm, eps, estimate.eps, estimate.x_0])
+    title = f"{model.recipe.name}  step {experiment.state.step}"
+    if model.data.is_image:
+        pixels = torch.stack([torch.cat([_pixels(cell, j) for j, cell in enumerate(row)]) for row in cells])
+        figure = image_table(_channels_last(pixels), columns=PANEL, rows=rows, title=title)
+    else:
+        points = [[cell.cpu().numpy() for cell in row] for row in cells]
+        figure = scatter_table(points, columns=PANEL, rows=rows, title=title)
+    with atomic(path) as temporary:
+        save(figure, temporary)
+
+
+def first_items(experiment: Experiment, count: int) -> tuple[Tensor, Tensor | None]:
+    """The first training items in model units, and their labels; repeated where there are fewer."""
+    indices = [i % len(experiment.train) for i in range(count)]
+    items, labels = experiment.train.take(indices)
+    return experiment.data.scaling.to_model(items.to(experiment.device)), labels
+
+
+def reference_points(experiment: Experiment) -> Tensor | None:
+    """Data to draw under samples of points, in data units."""
+    items = experiment.train.items
+    return items[:REFERENCE].float().cpu() if isinstance(items, Tensor) and items.ndim == 2 else None
+
+
+def reference_points_of(recipe: Recipe) -> Tensor | None:
+    """Data points of a recipe in data units, made again; None where they cannot be had here."""
+    from difftool.experiment import load_samples
+
+    try:
+        items = load_samples(recipe).items
+    except DifftoolError:
+        return None
+    return items[:REFERENCE].float().cpu() if isinstance(items, Tensor) and items.ndim == 2 else None
+
+
+def _pixels(x: Tensor, column: int) -> Tensor:
+    """Pixels of a panel's column; noise (columns 2 and 3) is shown from -3 to 3."""
+    return to_pixels((x / 3.0 if column in (2, 3) else x).cpu())
+
+
+def _channels_last(pixels: Tensor) -> np.ndarray:
+    """(..., C, H, W) -> (..., H, W, C)."""
+    return pixels.movedim(-3, -1).numpy()

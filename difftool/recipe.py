@@ -1,0 +1,197 @@
+"""A recipe: which components, with which options, trained how. All that a run is, as plain values.
+
+The same document is a run's `config.toml` and the metadata of its weights. It holds names and plain values, never an
+import path; names are looked up in the register, values pass through the components' own validation.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from difftool.components import (
+    Backbone,
+    Component,
+    Dataset,
+    NoiseSchedule,
+    Prediction,
+    Weighting,
+)
+from difftool.errors import InvalidOption, UsageError
+from difftool.plugins import registry
+from difftool.settings import Training
+from difftool.validation import make, plain, suggestion
+
+C = TypeVar("C", bound=Component)
+
+PARTS: Mapping[str, type[Component]] = {
+    base.kind: base for base in (Dataset, NoiseSchedule, Backbone, Prediction, Weighting)
+}
+"""The components of a recipe, by kind."""
+
+NOT_READ_BACK = ("run", "plugins", "format")
+"""Tables of a config file that record and do not configure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The components and settings of a run."""
+
+    dataset: Dataset
+    schedule: NoiseSchedule
+    backbone: Backbone
+    prediction: Prediction
+    weighting: Weighting
+    training: Training
+
+    def document(self) -> dict[str, Any]:
+        """As plain values: one table for each component, one for the training settings."""
+        parts = {kind: component_document(getattr(self, kind)) for kind in PARTS}
+        return {**parts, "training": plain(self.training)}
+
+    def plugins(self) -> dict[str, str]:
+        """Distribution and version of every plugin package the components come from."""
+        owners = (registry().owner(type(getattr(self, kind))) for kind in PARTS)
+        return {owner.distribution: owner.version for owner in owners if owner is not None}
+
+    def with_training(self, **changes: Any) -> Recipe:
+        return replace(self, training=replace(self.training, **changes))
+
+    @property
+    def name(self) -> str:
+        """`swiss-roll-mlp`: what a run folder is called after."""
+        return f"{self.dataset.name}-{self.backbone.name}"
+
+
+def component_document(component: Component) -> dict[str, Any]:
+    return {"name": registry().reference(type(component)), **plain(component)}
+
+
+def compose(document: Mapping[str, Any], *, make: Any = make) -> Recipe:
+    """The recipe of a document; what it leaves out is chosen to suit the rest. Raises `UsageError`."""
+    check_tables(document)
+    classes = choose(document)
+    parts = {kind: make(cls, _options(document, kind)) for kind, cls in classes.items()}
+    settings = training_values(classes["backbone"], document.get("training", {}))
+    return Recipe(**parts, training=make(Training, settings))
+
+
+def choose(document: Mapping[str, Any]) -> dict[str, type[Any]]:
+    """The component classes: those named, and for the others those that suit. Raises `UsageError`."""
+    names = {kind: _name(document, kind) for kind in PARTS}
+    find = registry().of_kind
+    if names["dataset"] is None and names["backbone"] is None:
+        names["dataset"] = "swiss-roll"
+    if names["dataset"] is None:
+        names["dataset"] = find(Backbone, names["backbone"] or "").default_dataset
+    dataset = find(Dataset, names["dataset"] or "")
+    backbone = find(Backbone, names["backbone"] or dataset.default_backbone)
+    schedule = find(NoiseSchedule, names["schedule"] or "linear")
+    prediction = find(Prediction, names["prediction"] or schedule.default_prediction)
+    weighting = find(Weighting, names["weighting"] or "none")
+    return {
+        "dataset": dataset,
+        "schedule": schedule,
+        "backbone": backbone,
+        "prediction": prediction,
+        "weighting": weighting,
+    }
+
+
+def training_values(backbone: type[Backbone], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Training settings over the defaults that suit the network; `epochs` puts its default of `steps` aside."""
+    defaults = dict(backbone.training_defaults)
+    if values.get("epochs") is not None:
+        defaults.pop("steps", None)
+    return {**defaults, **values}
+
+
+def check_tables(document: Mapping[str, Any]) -> None:
+    """Refuse tables and keys that nobody knows, before anything is looked up."""
+    known = {*PARTS, "training", *NOT_READ_BACK}
+    for key, table in document.items():
+        if key not in known:
+            raise InvalidOption(key, f"there is no such table{suggestion(key, known)}")
+        if key != "format" and not isinstance(table, Mapping):
+            raise InvalidOption(key, "must be a table")
+
+
+def merge(document: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The document with values laid over it, table by table.
+
+    A component named anew takes none of the old one's options, and of `steps` and `epochs` the newer one wins.
+    """
+    merged: dict[str, Any] = {key: dict(table) for key, table in document.items() if isinstance(table, Mapping)}
+    for key, values in given.items():
+        table = merged.setdefault(key, {})
+        if "name" in values and values["name"] != table.get("name"):
+            table.clear()
+        if "steps" in values or "epochs" in values:
+            table.pop("steps", None)
+            table.pop("epochs", None)
+        table.update(values)
+    return merged
+
+
+def dump_toml(document: Mapping[str, Mapping[str, Any]]) -> str:
+    """Tables of plain values as TOML; `tomllib` reads them back."""
+    lines = []
+    for table, values in document.items():
+        lines += [f"[{table}]", *(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in values.items()), ""]
+    return "\n".join(lines)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A config file's tables. Raises `UsageError` with file and line."""
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            document = tomllib.load(file)
+    except FileNotFoundError:
+        raise UsageError(f"config file {path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"config file {path} is not TOML: {error}") from None
+    except OSError as error:
+        raise UsageError(f"config file {path} cannot be read: {error.strerror}") from None
+    return document
+
+
+def line_of(path: Path, table: str, key: str) -> int | None:
+    """The line of a key in a TOML file, for messages; None where it cannot be told."""
+    current = ""
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        if match := re.match(r"\s*\[([^\]]+)\]", line):
+            current = match[1].strip().strip("\"'")
+            if current == table and not key:
+                return number
+        elif current == table and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
+            return number
+    return None
+
+
+def _name(document: Mapping[str, Any], kind: str) -> str | None:
+    name = document.get(kind, {}).get("name")
+    if name is not None and not isinstance(name, str):
+        raise InvalidOption("name", "must be text", where=f"{kind}.name")
+    return name
+
+
+def _options(document: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    return {key: value for key, value in document.get(kind, {}).items() if key != "name"}
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    return json.dumps(value)

@@ -1,0 +1,217 @@
+"""The run folder: where everything of a run lies, and how runs are found again.
+
+config.toml          the resolved recipe, and what is recorded with it
+model.safetensors    the weights to sample from, with all that sampling needs
+state/               training states, to go on from
+metrics.jsonl        one JSON object a logged step
+previews/ samples/ loss.png
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from difftool.errors import BadFile, DifftoolError, UsageError
+from difftool.files import check_output, sweep, write_text
+from difftool.recipe import Recipe, dump_toml, read_toml
+
+ROOT = Path("runs")
+OURS = ("config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "lock", "state", "previews", "samples")
+"""What a run writes into its folder: all that --overwrite may remove."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def loss(self) -> Path:
+        return self.path / "loss.png"
+
+    @property
+    def states(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def previews(self) -> Path:
+        return self.path / "previews"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    def state(self, step: int) -> Path:
+        return self.states / f"step-{step:09d}.safetensors"
+
+    def saved_states(self) -> list[Path]:
+        """Training states, the newest first."""
+        found = [p for p in self.states.glob("step-*.safetensors") if re.fullmatch(r"step-\d{9,}", p.stem)]
+        return sorted(found, key=lambda p: int(p.stem.removeprefix("step-")), reverse=True)
+
+    def write_config(self, recipe: Recipe, recorded: Mapping[str, Any]) -> None:
+        """`config.toml`: the recipe, and what is recorded but not read back."""
+        run = {k: v for k, v in recorded.items() if v is not None}
+        tables = {"run": run, **recipe.document(), "plugins": recipe.plugins()}
+        head = "# Written by difftool; `difftool train --config` reads it. [run] and [plugins] only record.\n\n"
+        write_text(self.config, head + dump_toml(tables))
+
+    def read_config(self) -> dict[str, Any]:
+        return read_toml(self.config)
+
+    @property
+    def started(self) -> str:
+        """When the run began, ISO 8601 in UTC; empty where that is not recorded."""
+        try:
+            return str(self.read_config().get("run", {}).get("started", ""))
+        except UsageError:
+            return ""
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def read_metrics(self, up_to: int | None = None) -> list[dict[str, Any]]:
+        """The logged rows, up to a step; a half-written last line of a killed run is passed over."""
+        rows: dict[int, dict[str, Any]] = {}
+        if self.metrics.exists():
+            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    row = json.loads(line)
+                    if up_to is None or row["step"] <= up_to:
+                        rows[row["step"]] = row
+        return list(rows.values())
+
+    def rewrite_metrics(self, rows: list[dict[str, Any]]) -> None:
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run: a second process is told so. The kernel frees the lock even after kill -9."""
+        path = self.path / "lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor, path)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            sweep(self.path)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def create(recipe: Recipe, out: Path | None, *, overwrite: bool) -> RunFolder:
+    """A new run folder: `out`, or `runs/<dataset>-<backbone>-NNN`, made exclusively."""
+    if out is not None:
+        check_run_output(out, overwrite=overwrite)
+        if out.exists():
+            _clear(out)
+        out.mkdir(parents=True, exist_ok=True)
+        return RunFolder(out)
+    check_output(ROOT / "x", overwrite=False)
+    ROOT.mkdir(parents=True, exist_ok=True)
+    taken = [int(m[1]) for p in ROOT.iterdir() if (m := re.fullmatch(rf"{re.escape(recipe.name)}-(\d{{3,}})", p.name))]
+    number = max(taken, default=0) + 1
+    while True:
+        path = ROOT / f"{recipe.name}-{number:03d}"
+        try:
+            path.mkdir()
+        except FileExistsError:  # another run was faster
+            number += 1
+        else:
+            return RunFolder(path)
+
+
+def check_run_output(out: Path, *, overwrite: bool) -> None:
+    """Refuse, before any work, an --out that cannot become a run folder."""
+    if out.exists() and not out.is_dir():
+        raise DifftoolError(f"--out: {out} is a file; name a folder")
+    check_output(out, overwrite=True, folder=True)
+    if out.is_dir():
+        if not os.access(out, os.W_OK):
+            raise DifftoolError(f"--out: {out} is not writable")
+        content = {p.name for p in out.iterdir()}
+        if content and not overwrite:
+            raise DifftoolError(f"--out: {out} is not empty; name a new folder, or --overwrite a run")
+        if content and "config.toml" not in content:
+            raise DifftoolError(f"--out: {out} is no run folder, so --overwrite leaves it alone; name another")
+
+
+def open_run(path: Path) -> RunFolder:
+    """The run folder at a path. Raises `BadFile`."""
+    if not path.exists():
+        raise BadFile(f"run {path} does not exist")
+    if not (path / "config.toml").is_file():
+        raise BadFile(f"{path} is no run folder: it has no config.toml")
+    return RunFolder(path)
+
+
+def all_runs(root: Path = ROOT) -> list[RunFolder]:
+    """The runs under a folder, the newest first by recorded start."""
+    runs = [RunFolder(p.parent) for p in root.glob("*/config.toml")]
+    return sorted(runs, key=lambda run: (run.started, run.path.name), reverse=True)
+
+
+def find_model(name: Path | None) -> tuple[Path, RunFolder | None]:
+    """The model file of a run, or a lone model file with the run it lies in, if any; by default the newest run's."""
+    if name is None:
+        for run in all_runs():
+            if run.model.is_file():
+                return run.model, run
+        raise DifftoolError(f"there is no trained run under {ROOT.absolute()}; train one with 'difftool train'")
+    if name.is_dir():
+        run = open_run(name)
+        if not run.model.is_file():
+            raise DifftoolError(f"run {name} has no model yet; 'difftool train --resume {name}' goes on with it")
+        return run.model, run
+    if not name.exists():
+        raise BadFile(f"{name} does not exist: it names neither a run folder nor a model file")
+    return name, None
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _clear(path: Path) -> None:
+    """Remove what a run wrote, and nothing else."""
+    for name in OURS:
+        target = path / name
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # no flock on this platform: runs are not guarded
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        raise DifftoolError(f"{path.parent} is in use by process {holder}") from None

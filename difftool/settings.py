@@ -1,0 +1,70 @@
+"""The settings of training and sampling: options like a component's, checked in the same place."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from difftool.components import Options, option
+
+LARGEST_SEED = 2**63 - 1
+
+
+class Training(Options):
+    """How a model is trained. A backbone may bring defaults of its own."""
+
+    timesteps: int = option(1000, ge=1, le=100_000, help="T, the number of noise levels")
+    steps: int | None = option(None, ge=0, le=10**9, help="optimizer steps")
+    epochs: int | None = option(None, ge=1, le=10**7, help="passes over the data, instead of --steps")
+    batch_size: int = option(128, ge=1, le=10**6, help="items a step")
+    lr: float = option(1e-3, gt=0, le=10, help="learning rate of Adam")
+    lr_schedule: Literal["constant", "cosine"] = option("constant", help="cosine falls to 0 at the last step")
+    warmup: int = option(0, ge=0, help="steps over which the learning rate rises linearly")
+    clip: float = option(0.0, ge=0, help="largest gradient norm; 0: no clipping")
+    loss: Literal["mse", "l1", "huber"] = option("mse", help="what is summed over an item")
+    ema: float = option(0.999, ge=0, lt=1, help="cap of the average's decay; 0: no average")
+    held_out: int = option(0, ge=0, help="items kept from training, for the held-out loss")
+    label_dropout: float = option(0.1, ge=0, le=1, help="share of labels hidden, where there are classes")
+    seed: int = option(0, ge=0, le=LARGEST_SEED, help="everything random is a function of it")
+    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", help="arithmetic of the network")
+    compile: bool = option(False, help="compile the network with torch.compile")
+    threads: int | None = option(None, ge=1, le=1024, help="CPU threads; by default what suits the network")
+    workers: int = option(2, ge=0, le=256, help="processes that read data too large for memory")
+    checkpoint_every: str = option("500", help="save the state every N steps, or Nep epochs")
+    keep: int = option(2, ge=1, le=10**6, help="states kept")
+    preview_every: str | None = option(
+        None, help="draw samples every N steps, or Nep epochs; 0: never", otherwise="4 times"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "preview_every"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(r"\d{1,9}(ep)?", value):
+                raise ValueError(
+                    f"{name}: must be a number of steps such as 500, or of epochs such as 2ep, not {value!r}"
+                )
+        if self.checkpoint_every in ("0", "0ep"):
+            raise ValueError("checkpoint_every: must be at least 1")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("epochs: give either --steps or --epochs")
+
+
+class Sampling(Options):
+    """How samples are drawn from a model."""
+
+    steps: int | None = option(None, ge=1, le=100_000, help="network evaluations of a walk", otherwise="50; ddpm: T")
+    num_samples: int | None = option(
+        None, ge=1, le=10**9, short="-n", help="how many", otherwise="16 images, 2000 points"
+    )
+    batch_size: int | None = option(None, ge=1, le=10**7, help="samples walked at once; does not change them")
+    seed: int = option(0, ge=0, le=LARGEST_SEED, help="sample k of a seed is always the same")
+    label: str | None = option(None, help="class to sample: its name or index")
+    guidance: float = option(1.0, ge=0, le=1000, help="guidance scale w: u + w (c - u); 1 is off")
+    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", help="arithmetic of the network")
+    compile: bool = option(False, help="compile the network with torch.compile")
+    threads: int | None = option(None, ge=1, le=1024, help="CPU threads; by default what suits the network")
+
+
+def every(text: str, steps_per_epoch: int) -> int:
+    """`500` or `2ep` in steps."""
+    return int(text.removesuffix("ep")) * steps_per_epoch if text.endswith("ep") else int(text)

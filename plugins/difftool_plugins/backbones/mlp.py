@@ -1,0 +1,45 @@
+"""The multilayer perceptron's options; the network is in `networks.mlp`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from difftool import Backbone, option
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from difftool import BackboneSpec
+
+
+class MLP(Backbone, name="mlp"):
+    """Fully connected layers: for points, and for tiny images as a tutorial takes them."""
+
+    default_dataset = "swiss-roll"
+    training_defaults: ClassVar[Mapping[str, object]] = {
+        "steps": 6000,
+        "batch_size": 512,
+        "lr": 2e-3,
+        "lr_schedule": "cosine",
+        "warmup": 100,
+        "ema": 0.999,
+        "threads": 1,
+    }
+
+    width: int = option(128, ge=1, le=16384, help="units of a hidden layer")
+    depth: int = option(4, ge=1, le=64, help="hidden layers")
+    activation: Literal["silu", "relu", "gelu", "tanh"] = option("silu", help="nonlinearity after each hidden layer")
+    time: Literal["embedding", "plain"] = option(
+        "embedding", help="add an embedding of time to the first layer, or give t/1000 as one more input"
+    )
+    time_dim: int = option(64, ge=2, le=4096, help="sines and cosines that embed time; even")
+
+    def __post_init__(self) -> None:
+        if self.time_dim % 2:
+            raise ValueError(f"time_dim: must be even (half sines, half cosines), not {self.time_dim}")
+
+    def build(self, spec: BackboneSpec) -> nn.Module:
+        from difftool_plugins.backbones.networks.mlp import MLPNetwork
+
+        return MLPNetwork(self, spec)

@@ -1,0 +1,1 @@
+"""The networks behind the built-in backbones; importing them imports torch."""

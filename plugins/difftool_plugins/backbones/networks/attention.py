@@ -1,0 +1,52 @@
+"""Self-attention over the pixels of a feature map (B, C, H, W). No positions are added: permuting the pixels of the
+input permutes those of the output."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """x + out(mix(q, k, v)) with q, k, v from the normalised x; starts as the identity (zero output weights)."""
+
+    def __init__(self, channels: int, heads: int, head_dim: int, groups: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Conv2d(channels, 3 * heads * head_dim, 1, bias=False)
+        self.out = nn.Conv2d(heads * head_dim, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        # in channels_last every reshape here is a view
+        tokens = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)
+        tokens = tokens.reshape(*tokens.shape[:2], 3, self.heads, self.head_dim)
+        q, k, v = tokens.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = self.mix(q, k, v).transpose(1, 2).flatten(2).transpose(1, 2)
+        answer: Tensor = x + self.out(mixed.reshape(*mixed.shape[:2], *x.shape[2:]))
+        return answer
+
+    @staticmethod
+    @abstractmethod
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All are (B, heads, pixels, head_dim)."""
+
+
+class FullAttention(Attention):
+    """softmax(q k^T / sqrt(head_dim)) v: cost grows with the square of the number of pixels."""
+
+    @staticmethod
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class LinearAttention(Attention):
+    """softmax_features(q) (softmax_pixels(k)^T v): cost grows with the number of pixels (Shen et al., 2021)."""
+
+    @staticmethod
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return q.softmax(-1) @ (k.softmax(-2).transpose(-2, -1) @ v)

@@ -1,0 +1,155 @@
+"""The U-Net of DDPM (Ho et al., 2020) and its family.
+
+    first conv ─► level 0 ─► halve ─► level 1 ─► ... ─► middle ─► ... ─► level 1 ─► double ─► level 0 ─► last block, 1x1
+                    └────────────────── each block's result joins its mirror ──────────────────┘
+
+Level i is dim * dim_mults[i] channels wide, at 2^-i of the image's height and width.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from difftool_plugins.backbones.networks.attention import Attention, FullAttention, LinearAttention
+from difftool_plugins.backbones.networks.embeddings import Embedding
+
+if TYPE_CHECKING:
+    from difftool import BackboneSpec
+    from difftool_plugins.backbones.unet import UNet
+
+
+class StandardizedConv2d(nn.Conv2d):
+    """A convolution whose weights have mean 0 and variance 1 for each output channel (Qiao et al., 2019)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
+        # the floor only guards against constant weights; any larger one would break the invariance to their scale
+        weight = (self.weight - mean) * torch.rsqrt(variance.clamp_min(1e-12))
+        answer: Tensor = self._conv_forward(x, weight, self.bias)
+        return answer
+
+
+class Block(nn.Module):
+    """shortcut(x) + twice convolution, normalisation, SiLU; time shifts, or scales and shifts, the first of them."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, options: UNet) -> None:
+        super().__init__()
+        conv = StandardizedConv2d if options.weight_standardized else nn.Conv2d
+        self.scales = options.time == "scale-shift"
+        self.time = nn.Linear(embedding, (2 if self.scales else 1) * outputs)
+        self.conv1 = conv(inputs, outputs, 3, padding=1)
+        self.norm1 = nn.GroupNorm(options.groups, outputs)
+        self.dropout = nn.Dropout(options.dropout)
+        self.conv2 = conv(outputs, outputs, 3, padding=1)
+        self.norm2 = nn.GroupNorm(options.groups, outputs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        time = self.time(embedding)[:, :, None, None]
+        h = self.norm1(self.conv1(x))
+        if self.scales:
+            scale, shift = time.chunk(2, dim=1)
+            h = torch.addcmul(shift, h, scale + 1)
+        else:
+            h = h + time
+        h = self.dropout(F.silu(h))
+        h = F.silu(self.norm2(self.conv2(h)))
+        answer: Tensor = h + self.shortcut(x)
+        return answer
+
+
+class Down(nn.Module):
+    """A level on the way to the middle. `skips` gets the result of each block, the last one after its attention."""
+
+    def __init__(self, inputs: int, width: int, embedding: int, attention: str, options: UNet) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(width if i else inputs, width, embedding, options) for i in range(options.blocks)
+        )
+        self.attention = make_attention(attention, width, options)
+
+    def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            x = block(x, embedding)
+            x = self.attention(x) if i == last else x
+            skips.append(x)
+        return x
+
+
+class Up(nn.Module):
+    """A level on the way to the answer. Each block joins the last of `skips`, and takes it away."""
+
+    def __init__(self, width: int, embedding: int, attention: str, options: UNet) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(2 * width, width, embedding, options) for _ in range(options.blocks))
+        self.attention = make_attention(attention, width, options)
+
+    def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
+        for block in self.blocks:
+            x = block(torch.cat([x, skips.pop()], dim=1), embedding)
+        answer: Tensor = self.attention(x)
+        return answer
+
+
+class UNetNetwork(nn.Module):
+    """x (B, C, H, W), t (B,), cond (B,) -> (B, out_channels, H, W). Starts with the answer 0 everywhere."""
+
+    def __init__(self, options: UNet, spec: BackboneSpec) -> None:
+        super().__init__()
+        widths, kinds = options.widths, options.attention_by_level
+        first, coarsest, embedding = options.init_dim or options.dim, widths[-1], 4 * options.dim
+        self.embedding = Embedding(embedding, embedding, spec.classes)
+        self.first = nn.Conv2d(spec.shape[0], first, 3, padding=1)
+        self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
+        for i, (width, kind) in enumerate(zip(widths, kinds, strict=True)):
+            self.downs.append(Down(width if i else first, width, embedding, kind, options))
+            self.ups.append(Up(width, embedding, kind, options))
+        steps = list(pairwise(widths))
+        self.halvings = nn.ModuleList(halving(options.downsample, fine, coarse) for fine, coarse in steps)
+        self.doublings = nn.ModuleList(doubling(coarse, fine) for fine, coarse in steps)
+        self.middle1 = Block(coarsest, coarsest, embedding, options)
+        self.attention = make_attention(options.middle_attention, coarsest, options)
+        self.middle2 = Block(coarsest, coarsest, embedding, options)
+        self.last = Block(widths[0] + first, widths[0], embedding, options)
+        self.answer = nn.Conv2d(widths[0], spec.out_channels, 1)
+        nn.init.zeros_(self.answer.weight)
+        nn.init.zeros_(self.answer.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        embedding = F.silu(self.embedding(t, cond))
+        x = first = self.first(x)
+        skips: list[Tensor] = []
+        for i, down in enumerate(self.downs):
+            x = down(self.halvings[i - 1](x) if i else x, embedding, skips)
+        x = self.middle2(self.attention(self.middle1(x, embedding)), embedding)
+        for i in reversed(range(len(self.ups))):
+            x = self.ups[i](x, embedding, skips)
+            x = self.doublings[i - 1](x) if i else x
+        x = self.last(torch.cat([x, first], dim=1), embedding)
+        answer: Tensor = self.answer(x)
+        return answer
+
+
+def make_attention(kind: str, channels: int, options: UNet) -> nn.Module:
+    if kind == "none":
+        return nn.Identity()
+    attention: type[Attention] = FullAttention if kind == "full" else LinearAttention
+    return attention(channels, options.heads, options.head_dim, options.groups)
+
+
+def halving(kind: str, fine: int, coarse: int) -> nn.Module:
+    """(B, fine, H, W) -> (B, coarse, H/2, W/2)."""
+    if kind == "stride":
+        return nn.Conv2d(fine, coarse, 3, stride=2, padding=1)
+    return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * fine, coarse, 1))
+
+
+def doubling(coarse: int, fine: int) -> nn.Module:
+    """(B, coarse, H, W) -> (B, fine, 2H, 2W)."""
+    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(coarse, fine, 3, padding=1))

@@ -1,0 +1,87 @@
+"""Point clouds in the plane. They are drawn in float64, in the data's own units; `difftool.points` scales them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from difftool import Dataset, option
+
+if TYPE_CHECKING:
+    from difftool import DatasetContext, Samples
+
+MOST = 10_000_000
+
+
+class SwissRoll(Dataset, name="swiss-roll"):
+    """A spiral: (t cos t, t sin t) / 10 with t = 1.5 pi (1 + 2u), u uniform in [0, 1)."""
+
+    n: int = option(100_000, ge=1, le=MOST, help="number of points")
+    noise: float = option(0.0, ge=0, help="standard deviation around the spiral, whose radius is 0.47 to 1.41")
+
+    def load(self, context: DatasetContext) -> Samples:
+        import torch
+
+        from difftool import points
+
+        u = torch.rand(self.n, generator=context.generator("u"), dtype=torch.float64)
+        t = 1.5 * math.pi * (1 + 2 * u)
+        roll = torch.stack([t * t.cos(), t * t.sin()], dim=1) / 10
+        if self.noise > 0:
+            roll += self.noise * torch.randn(roll.shape, generator=context.generator("noise"), dtype=torch.float64)
+        return points(roll)
+
+    def item_shape(self) -> tuple[int, ...]:
+        return (2,)
+
+
+class TwoMoons(Dataset, name="two-moons"):
+    """Two interleaved half circles of radius 1, around (0, 0) and (1, 0.5), with as many points each."""
+
+    n: int = option(100_000, ge=1, le=MOST, help="number of points")
+    noise: float = option(0.05, ge=0, help="standard deviation around the half circles")
+    labels: bool = option(False, help="the moon is the class: upper or lower")
+
+    def load(self, context: DatasetContext) -> Samples:
+        import torch
+
+        from difftool import points
+
+        moon = torch.arange(self.n) % 2
+        angle = math.pi * torch.rand(self.n, generator=context.generator("angle"), dtype=torch.float64)
+        upper = torch.stack([angle.cos(), angle.sin()], dim=1)
+        lower = torch.stack([1 - angle.cos(), 0.5 - angle.sin()], dim=1)
+        moons = torch.where(moon[:, None] == 0, upper, lower)
+        if self.noise > 0:
+            moons += self.noise * torch.randn(moons.shape, generator=context.generator("noise"), dtype=torch.float64)
+        return points(moons, labels=moon, class_names=("upper", "lower")) if self.labels else points(moons)
+
+    def item_shape(self) -> tuple[int, ...]:
+        return (2,)
+
+
+class GaussianMixture(Dataset, name="gaussian-mixture"):
+    """Round Gaussians evenly spaced on a circle, with as many points each; the first lies at (radius, 0)."""
+
+    n: int = option(100_000, ge=1, le=MOST, help="number of points")
+    components: int = option(8, ge=1, le=1000, help="number of Gaussians")
+    radius: float = option(1.0, ge=0, help="radius of the circle of means")
+    std: float = option(0.05, ge=0, help="standard deviation of each Gaussian")
+    labels: bool = option(False, help="the component is the class, counted counter-clockwise from 0")
+
+    def load(self, context: DatasetContext) -> Samples:
+        import torch
+
+        from difftool import points
+
+        component = torch.arange(self.n) % self.components
+        angle = 2 * math.pi / self.components * component.to(torch.float64)
+        mean = self.radius * torch.stack([angle.cos(), angle.sin()], dim=1)
+        noise = torch.randn(mean.shape, generator=context.generator("noise"), dtype=torch.float64)
+        mixture = mean + self.std * noise
+        if not self.labels:
+            return points(mixture)
+        return points(mixture, labels=component, class_names=tuple(str(k) for k in range(self.components)))
+
+    def item_shape(self) -> tuple[int, ...]:
+        return (2,)

@@ -1,0 +1,429 @@
+"""The built-in backbones: shapes, what must and must not influence an answer, and the formulas they claim."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from difftool_plugins.backbones import MLP, UNet
+from difftool_plugins.backbones.networks.attention import FullAttention, LinearAttention
+from difftool_plugins.backbones.networks.embeddings import sinusoidal
+from difftool_plugins.backbones.networks.unet import StandardizedConv2d
+from torch import Tensor, nn
+
+from difftool import Backbone, BackboneSpec
+from difftool.errors import InvalidOption
+from difftool.plugins import registry
+from difftool.validation import make, plain
+
+SMALL: dict[str, Any] = {"dim": 8, "dim_mults": (1, 2), "attention": ("linear", "full"), "groups": 4, "head_dim": 8}
+CLASSES = 5
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+def spec(*shape: int, out: int | None = None, classes: int | None = None) -> BackboneSpec:
+    return BackboneSpec(shape=shape, out_channels=shape[0] if out is None else out, classes=classes)
+
+
+def awake(network: nn.Module) -> nn.Module:
+    """The network with weights that keep the variance, and none that start from zero: every part has a say."""
+    for name, parameter in network.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=1.5 / math.sqrt(parameter[0].numel()))
+        else:
+            nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.2)
+    return network.eval()
+
+
+def inputs(item: BackboneSpec, count: int = 3) -> tuple[Tensor, Tensor]:
+    return torch.randn(count, *item.shape), torch.linspace(0, 999, count)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
+    """Within the tolerance, relative to the larger of 1 and the largest value of b."""
+    return float((a - b).detach().abs().max()) <= tolerance * max(1.0, float(b.detach().abs().max()))
+
+
+# A network for each way in which time, labels and pixels travel.
+NETWORKS: list[Any] = [
+    pytest.param(MLP(width=16), (2,), id="mlp"),
+    pytest.param(MLP(width=16, time="plain", activation="tanh"), (2,), id="mlp-plain"),
+    pytest.param(MLP(width=16, depth=2), (3, 4, 6), id="mlp-image"),
+    pytest.param(UNet(**SMALL), (3, 8, 8), id="unet"),
+    pytest.param(UNet(**SMALL, time="shift", downsample="unshuffle"), (1, 8, 12), id="unet-shift-unshuffle"),
+    pytest.param(UNet(**SMALL, weight_standardized=True, blocks=2), (4, 6, 4), id="unet-standardized"),
+]
+
+
+@pytest.mark.parametrize(("backbone", "shape"), NETWORKS)
+@pytest.mark.parametrize("classes", [None, CLASSES])
+class TestEveryNetwork:
+    def build(self, backbone: Backbone, shape: tuple[int, ...], classes: int | None) -> tuple[BackboneSpec, nn.Module]:
+        item = spec(*shape, classes=classes)
+        return item, awake(backbone.build(item))
+
+    def test_answers_in_the_asked_shape(self, backbone: Backbone, shape: tuple[int, ...], classes: int | None) -> None:
+        item = spec(*shape, out=2 * shape[0], classes=classes)
+        network = backbone.build(item)
+        assert network(*inputs(item)).shape == (3, 2 * shape[0], *shape[1:])
+
+    def test_time_matters(self, backbone: Backbone, shape: tuple[int, ...], classes: int | None) -> None:
+        item, network = self.build(backbone, shape, classes)
+        x, _ = inputs(item)
+        early, late = network(x, torch.full((3,), 10.0)), network(x, torch.full((3,), 900.0))
+        assert not close(early, late, 1e-3)
+
+    def test_label_matters(self, backbone: Backbone, shape: tuple[int, ...], classes: int | None) -> None:
+        item, network = self.build(backbone, shape, classes)
+        x, t = inputs(item)
+        zeros = torch.zeros(3, dtype=torch.int64)
+        if classes is None:
+            with pytest.raises(ValueError, match="without classes"):
+                network(x, t, zeros)
+            return
+        answers = [network(x, t, zeros + label) for label in range(classes + 1)]
+        assert all(not close(a, b, 1e-4) for i, a in enumerate(answers) for b in answers[:i])
+        assert torch.equal(network(x, t), answers[classes]), "no labels at all must equal the label 'no class'"
+
+    def test_samples_do_not_see_each_other(
+        self, backbone: Backbone, shape: tuple[int, ...], classes: int | None
+    ) -> None:
+        item, network = self.build(backbone, shape, classes)
+        x, t = inputs(item, 4)
+        cond = None if classes is None else torch.tensor([0, 3, classes, 1])
+        together = network(x, t, cond)
+        for i in range(4):
+            alone = network(x[i : i + 1], t[i : i + 1], None if cond is None else cond[i : i + 1])
+            assert close(alone, together[i : i + 1])
+        order = torch.tensor([2, 0, 3, 1])
+        assert close(network(x[order], t[order], None if cond is None else cond[order]), together[order])
+
+    def test_every_parameter_learns(self, backbone: Backbone, shape: tuple[int, ...], classes: int | None) -> None:
+        item, network = self.build(backbone, shape, classes)
+        x, t = inputs(item, 8)
+        cond = None if classes is None else torch.arange(8) % (classes + 1)
+        network(x, t, cond).square().mean().backward()
+        idle = [n for n, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())]
+        assert idle == []
+
+    def test_saved_weights_are_all_of_it(self, backbone: Backbone, shape: tuple[int, ...], classes: int | None) -> None:
+        """A copy made without memory, as a checkpoint's reader makes it, needs the state and nothing else."""
+        item, network = self.build(backbone, shape, classes)
+        with torch.device("meta"):
+            copy = backbone.build(item)
+        copy.load_state_dict(network.state_dict(), assign=True)
+        assert torch.equal(copy.eval()(*(pair := inputs(item))), network(*pair))
+
+    def test_double_precision(self, backbone: Backbone, shape: tuple[int, ...], classes: int | None) -> None:
+        item, network = self.build(backbone, shape, classes)
+        x, t = inputs(item)
+        single = network(x, t)
+        assert close(network.double()(x.double(), t), single.double(), 1e-4)
+
+    def test_autocast_to_bf16(self, backbone: Backbone, shape: tuple[int, ...], classes: int | None) -> None:
+        item, network = self.build(backbone, shape, classes)
+        x, t = inputs(item)
+        single = network(x, t)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = network(x, t)
+        assert close(half.float(), single, 0.1)
+
+
+@pytest.mark.parametrize(("backbone", "shape"), NETWORKS)
+def test_traces_as_one_graph(backbone: Backbone, shape: tuple[int, ...]) -> None:
+    """No Python detours for a compiler to stop at, and no waiting for a device on the way."""
+    item = spec(*shape, classes=CLASSES)
+    network = awake(backbone.build(item))
+    torch.compiler.reset()
+    traced = torch.compile(network, backend="eager", fullgraph=True)
+    x, t = inputs(item)
+    cond = torch.tensor([0, CLASSES, 2])
+    assert close(traced(x, t, cond), network(x, t, cond))
+
+
+def test_registered_under_their_names() -> None:
+    assert registry().get("backbone", "mlp") is MLP
+    assert registry().get("backbone", "unet") is UNet
+    assert registry().set_aside == []
+
+
+def test_importing_the_plugin_imports_no_torch() -> None:
+    code = "import sys, difftool_plugins.backbones; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_options_survive_a_file() -> None:
+    for backbone in (MLP(depth=2, time="plain"), UNet(init_dim=24, attention=("linear",), dropout=0.1)):
+        assert make(type(backbone), plain(backbone)) == backbone
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("record", "values", "field", "reason"),
+        [
+            (UNet, {"attention": ["full", "none"]}, "attention", "one for each of the 3 levels"),
+            (UNet, {"attention": []}, "attention", "one value"),
+            (UNet, {"attention": ["quadratic"]}, "attention", "full"),
+            (UNet, {"groups": 5}, "groups", "divide"),
+            (UNet, {"dim": 12}, "groups", "divide"),
+            (UNet, {"dim": 10**12}, "dim", "less than or equal"),
+            (UNet, {"dim": 2048, "dim_mults": [1, 64], "attention": ["none"]}, "dim_mults", "channels wide"),
+            (UNet, {"dim_mults": []}, "dim_mults", "levels"),
+            (UNet, {"dim_mults": [1] * 20, "attention": ["none"]}, "dim_mults", "levels"),
+            (UNet, {"dim_mults": [0]}, "dim_mults", "greater than or equal"),
+            (UNet, {"init_dim": 10**9}, "init_dim", "less than or equal"),
+            (UNet, {"heads": 0}, "heads", "greater than or equal"),
+            (UNet, {"blocks": 10**6}, "blocks", "less than or equal"),
+            (UNet, {"dropout": 1.0}, "dropout", "less than"),
+            (UNet, {"weight_standardised": True}, "weight_standardised", "weight_standardized"),
+            (MLP, {"width": 10**12}, "width", "less than or equal"),
+            (MLP, {"depth": 0}, "depth", "greater than or equal"),
+            (MLP, {"depth": 10**6}, "depth", "less than or equal"),
+            (MLP, {"time_dim": 7}, "time_dim", "even"),
+            (MLP, {"activation": "sign"}, "activation", "silu"),
+        ],
+    )
+    def test_refused(self, record: type[Backbone], values: dict[str, object], field: str, reason: str) -> None:
+        with pytest.raises(InvalidOption, match=reason) as caught:
+            make(record, values)
+        assert caught.value.field == field
+
+    def test_one_attention_stands_for_all_levels(self) -> None:
+        many = make(UNet, {"dim_mults": [1, 2, 2, 4], "attention": ["linear"]})
+        assert many.attention_by_level == ("linear",) * 4
+        network = UNet(**SMALL | {"attention": ("full",), "middle_attention": "none"}).build(spec(1, 4, 4))
+        assert sum(isinstance(m, FullAttention) for m in network.modules()) == 4  # two levels, both ways
+
+    def test_attention_sits_where_it_was_asked_for(self) -> None:
+        sizes: dict[type[nn.Module], set[int]] = {FullAttention: set(), LinearAttention: set()}
+        network = UNet(**SMALL, middle_attention="none").build(spec(1, 16, 16))
+        for module in network.modules():
+            if type(module) in sizes:
+                module.register_forward_hook(lambda m, i, o: sizes[type(m)].add(o.shape[-1]))
+        network(torch.randn(1, 1, 16, 16), torch.zeros(1))
+        assert sizes == {LinearAttention: {16}, FullAttention: {8}}
+
+    @pytest.mark.parametrize("options", [{"middle_attention": m} for m in ("none", "linear", "full")])
+    @pytest.mark.parametrize("mults", [(1,), (2, 1), (1, 2, 2)])
+    @pytest.mark.parametrize("init_dim", [None, 6])
+    def test_pyramids(self, options: dict[str, Any], mults: tuple[int, ...], init_dim: int | None) -> None:
+        unet = UNet(**SMALL | {"dim_mults": mults, "attention": ("linear",), "init_dim": init_dim} | options)
+        assert unet.build(spec(3, 4, 8))(torch.randn(2, 3, 4, 8), torch.zeros(2)).shape == (2, 3, 4, 8)
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        ("size", "message"),
+        [
+            ((30, 30), "halves the image 2 times: 30x30 does not fit; nearest sizes that do: 28x28, 32x32"),
+            ((32, 30), "halves the image 2 times: 32x30 does not fit; nearest sizes that do: 32x28, 32x32"),
+            ((3, 7), "halves the image 2 times: 3x7 does not fit; nearest size that does: 4x8"),
+        ],
+    )
+    def test_the_nearest_sizes_are_named(self, size: tuple[int, int], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            UNet().build(spec(3, *size))
+
+    def test_only_images(self) -> None:
+        with pytest.raises(ValueError, match=r"unet needs images \(channels, height, width\), not .* shape \(2,\)"):
+            UNet().build(spec(2))
+
+    def test_one_level_takes_any_size(self) -> None:
+        unet = UNet(**SMALL | {"dim_mults": (1,), "attention": ("none",)})
+        assert unet.build(spec(1, 5, 7))(torch.randn(1, 1, 5, 7), torch.zeros(1)).shape == (1, 1, 5, 7)
+
+
+class TestMLP:
+    @pytest.mark.parametrize("d", [2, 48])
+    def test_is_the_tutorials_network(self, d: int) -> None:
+        mlp = MLP(depth=1, width=128, time="plain", activation="relu").build(spec(d))
+        tutorial = nn.Sequential(nn.Linear(1 + d, 128), nn.ReLU(), nn.Linear(128, d))
+        assert sum(p.numel() for p in mlp.parameters()) == (1 + d) * 128 + 128 + 128 * d + d
+        with torch.no_grad():
+            for ours, theirs in zip(mlp.parameters(), tutorial.parameters(), strict=True):
+                theirs.copy_(ours)
+        x, t = torch.randn(5, d), torch.rand(5) * 1000
+        assert close(mlp(x, t), tutorial(torch.cat([x, t[:, None] / 1000], dim=1)), 1e-6)
+
+    @pytest.mark.parametrize("depth", [1, 3])
+    def test_depth_counts_hidden_layers(self, depth: int) -> None:
+        network = MLP(depth=depth, time="plain").build(spec(2))
+        assert sum(isinstance(m, nn.Linear) for m in network.modules()) == depth + 1
+
+    def test_no_class_is_no_one_hot(self) -> None:
+        network = MLP(time="plain", depth=1, width=8).build(spec(2, classes=3))
+        with torch.no_grad():
+            network.first.weight[:, 3:] = 1e6  # the columns of the three labels
+        x, t = torch.randn(1, 2), torch.zeros(1)
+        without, labelled = network(x, t).detach().abs().max(), network(x, t, torch.tensor([2])).detach().abs().max()
+        assert float(without) < 1e3 < float(labelled)
+
+
+class TestEmbedding:
+    def test_matches_its_definition(self) -> None:
+        t, size = torch.tensor([0.0, 1.0, 500.5, 999.0], dtype=torch.float64), 8
+        table = sinusoidal(t, size)
+        for row, time in zip(table.tolist(), t.tolist(), strict=True):
+            angles = [time * 10000 ** (-i / 4) for i in range(4)]
+            assert row == pytest.approx([*map(math.sin, angles), *map(math.cos, angles)], abs=1e-12)
+
+    def test_neighbouring_times_differ(self) -> None:
+        table = sinusoidal(torch.arange(1000.0), 32)
+        assert float((table[1:] - table[:-1]).norm(dim=1).min()) > 0.1
+
+
+class TestAttention:
+    def tokens(self, module: FullAttention | LinearAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v (B, heads, pixels, head_dim), written out with einsum."""
+        weight = module.qkv.weight[:, :, 0, 0].view(3, module.heads, module.head_dim, -1)
+        q, k, v = torch.einsum("shdc,bcn->sbhnd", weight, module.norm(x).flatten(2))
+        return q, k, v
+
+    def answer(self, module: FullAttention | LinearAttention, x: Tensor, mixed: Tensor) -> Tensor:
+        weight = module.out.weight[:, :, 0, 0].view(-1, module.heads, module.head_dim)
+        return x + (torch.einsum("chd,bhnd->bcn", weight, mixed) + module.out.bias[:, None]).view_as(x)
+
+    @pytest.fixture(params=["contiguous", "channels_last"])
+    def x(self, request: pytest.FixtureRequest) -> Tensor:
+        x = torch.randn(2, 16, 3, 5)
+        return x if request.param == "contiguous" else x.contiguous(memory_format=torch.channels_last)
+
+    def test_full_is_softmax_of_scaled_products(self, x: Tensor) -> None:
+        module = awake(FullAttention(16, heads=2, head_dim=4, groups=4))
+        assert isinstance(module, FullAttention)
+        q, k, v = self.tokens(module, x)
+        scores = (torch.einsum("bhnd,bhmd->bhnm", q, k) / math.sqrt(4)).exp()
+        mixed = torch.einsum("bhnm,bhmd->bhnd", scores / scores.sum(-1, keepdim=True), v)
+        assert close(module(x), self.answer(module, x, mixed))
+
+    def test_linear_is_its_formula(self, x: Tensor) -> None:
+        module = awake(LinearAttention(16, heads=2, head_dim=4, groups=4))
+        assert isinstance(module, LinearAttention)
+        q, k, v = self.tokens(module, x)
+        q, k = q.exp() / q.exp().sum(-1, keepdim=True), k.exp() / k.exp().sum(-2, keepdim=True)
+        pairs = torch.einsum("bhnf,bhmf->bhnm", q, k)  # the quadratic way round
+        assert close(pairs.sum(-1), torch.ones(2, 2, 15))
+        assert close(module(x), self.answer(module, x, torch.einsum("bhnm,bhmd->bhnd", pairs, v)))
+
+    @pytest.mark.parametrize("kind", [FullAttention, LinearAttention])
+    def test_permuted_pixels_give_permuted_answers(self, kind: type[nn.Module], x: Tensor) -> None:
+        module = awake(kind(16, 2, 4, 4))
+        order = torch.randperm(15)
+        permuted = x.flatten(2)[:, :, order].view_as(x)
+        assert close(module(permuted), module(x).flatten(2)[:, :, order].view_as(x))
+
+    @pytest.mark.parametrize("kind", [FullAttention, LinearAttention])
+    def test_starts_as_the_identity(self, kind: type[nn.Module], x: Tensor) -> None:
+        assert torch.equal(kind(16, 2, 4, 4)(x), x)
+
+
+class TestUNet:
+    def test_starts_from_zero(self) -> None:
+        network = UNet(**SMALL).build(spec(3, 8, 8))
+        assert not bool(network(*inputs(spec(3, 8, 8))).any())
+
+    def test_standardised_weights_forget_scale_and_shift(self) -> None:
+        item = spec(3, 8, 8)
+        network = awake(UNet(**SMALL, weight_standardized=True).build(item))
+        x, t = inputs(item)
+        before = network(x, t)
+        changed = 0
+        with torch.no_grad():
+            for module in network.modules():
+                if isinstance(module, StandardizedConv2d):
+                    module.weight.mul_(3.0).add_(0.25)
+                    changed += 1
+        assert changed == 2 * sum(1 for name, _ in network.named_modules() if name.endswith("conv1"))
+        assert close(network(x, t), before, 1e-4)
+
+    def test_without_standardisation_scale_matters(self) -> None:
+        conv, standard = nn.Conv2d(4, 4, 3), StandardizedConv2d(4, 4, 3)
+        standard.load_state_dict(conv.state_dict())
+        x = torch.randn(1, 4, 5, 5)
+        weight = conv.weight - conv.weight.mean((1, 2, 3), keepdim=True)
+        weight = weight / weight.std((1, 2, 3), keepdim=True, correction=0)
+        assert close(standard(x), nn.functional.conv2d(x, weight, conv.bias), 1e-4)
+        assert not close(standard(x), conv(x), 0.1)
+
+    def test_dropout_only_while_training(self) -> None:
+        item = spec(3, 8, 8)
+        network = awake(UNet(**SMALL, dropout=0.5).build(item))
+        x, t = inputs(item)
+        assert torch.equal(network(x, t), network(x, t))
+        network.train()
+        assert not close(network(x, t), network(x, t), 1e-3)
+
+    @pytest.mark.parametrize("options", [{}, {"downsample": "unshuffle", "weight_standardized": True, "time": "shift"}])
+    def test_channels_last_changes_nothing(self, options: dict[str, Any]) -> None:
+        item = spec(3, 8, 12)
+        network = awake(UNet(**SMALL, **options).build(item))
+        x, t = inputs(item)
+        contiguous = network(x, t)
+        network.to(memory_format=torch.channels_last)
+        moved = network(x.contiguous(memory_format=torch.channels_last), t)
+        assert close(moved, contiguous)
+
+    @pytest.mark.parametrize("options", [{}, {"downsample": "unshuffle", "time": "shift", "blocks": 2}])
+    def test_channels_last_is_kept_throughout(self, options: dict[str, Any]) -> None:
+        """One part that falls back to the other layout would make every convolution after it copy."""
+        network = UNet(**SMALL, **options).build(spec(3, 8, 12)).to(memory_format=torch.channels_last)
+        lost: list[str] = []
+        for name, module in network.named_modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(
+                    lambda m, i, o, name=name: (
+                        None if i[0].is_contiguous(memory_format=torch.channels_last) else lost.append(name)
+                    )
+                )
+        network(torch.randn(2, 3, 8, 12).contiguous(memory_format=torch.channels_last), torch.zeros(2))
+        assert lost == []
+
+    def test_the_far_corner_is_seen(self) -> None:
+        item = spec(1, 16, 16)
+        network = awake(UNet(**SMALL).build(item))
+        x, t = torch.randn(1, 1, 16, 16), torch.zeros(1)
+        moved = x.clone()
+        moved[..., -1, -1] += 1.0
+        assert not torch.equal(network(x, t)[..., 0, 0], network(moved, t)[..., 0, 0])
+
+
+def learn(network: nn.Module, x: Tensor, steps: int, lr: float) -> tuple[float, float]:
+    """Mean eps-loss of the first and last tenth of a short training on alpha = cos, sigma = sin."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    losses = []
+    for _ in range(steps):
+        t = torch.rand(len(x)) * 1000
+        angle = (t / 1000 * math.pi / 2).view(-1, *[1] * (x.ndim - 1))
+        noise = torch.randn_like(x)
+        loss = (network(angle.cos() * x + angle.sin() * noise, t) - noise).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    tenth = max(1, steps // 10)
+    return sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+
+
+def test_mlp_learns_two_points() -> None:
+    x = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]).repeat(64, 1)
+    first, last = learn(MLP(width=64).build(spec(2)), x, steps=300, lr=3e-3)
+    assert last < first / 4
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_standardized": True, "time": "shift", "downsample": "unshuffle"}])
+def test_unet_learns_plain_images(options: dict[str, Any]) -> None:
+    x = torch.tensor([1.0, -1.0]).repeat(8)[:, None, None, None].expand(16, 1, 8, 8).contiguous()
+    first, last = learn(UNet(**SMALL, **options).build(spec(1, 8, 8)), x, steps=120, lr=3e-3)
+    assert last < first / 4
