@@ -9,7 +9,7 @@ from difftool.components import KINDS, Component
 from difftool.errors import UsageError
 from difftool.model import Model
 from difftool.plugins import registry
-from difftool.recipe import PARTS, component_document, compose
+from difftool.recipe import PARTS, compose
 from difftool.validation import make, suggestion
 
 
@@ -51,12 +51,9 @@ def train(
     from difftool.runs import check_run_output, create, now
 
     given = dict(zip(PARTS, (dataset, schedule, backbone, prediction, weighting), strict=True))
-    document: dict[str, Any] = {
-        kind: component_document(part) if isinstance(part, Component) else {"name": part}
-        for kind, part in given.items()
-        if part is not None
-    }
-    recipe = compose({**document, "training": training})
+    names = {kind: {"name": part} for kind, part in given.items() if isinstance(part, str)}
+    parts = {kind: part for kind, part in given.items() if isinstance(part, Component)}
+    recipe = compose({**names, "training": training}, parts=parts)
     if out is not None:
         check_run_output(Path(out), overwrite=overwrite)
     where = devices.choose(device)
@@ -69,4 +66,6 @@ def train(
             for _ in experiment.run():
                 pass
             experiment.save()
-    return load(folder.path, device=device)
+    model = experiment.model
+    model.source = folder.model
+    return model.to(where)

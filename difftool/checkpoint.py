@@ -76,7 +76,8 @@ def digest(tensors: Mapping[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        sha.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        sha.update(array)
     return sha.hexdigest()
 
 

@@ -6,7 +6,7 @@ method makes the part. Subclassing is all it takes:
     class DDIM(Sampler, name="ddim"):
         \"\"\"Denoising diffusion implicit models (Song et al., 2021).\"\"\"
 
-        eta: float = option(0.0, ge=0, le=1, help="0 is deterministic, 1 has DDPM's noise")
+        eta: float = option(default=0.0, ge=0, le=1, help="0 is deterministic, 1 has DDPM's noise")
 
         def walk(self, denoise, x, levels, noise): ...
 """
@@ -51,8 +51,8 @@ class Details:
 
 
 def option(
-    default: Any = dataclasses.MISSING,
     *,
+    default: Any = dataclasses.MISSING,
     help: str = "",
     ge: float | None = None,
     gt: float | None = None,

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from difftool.errors import DifftoolError
 from difftool.keys import generator, permutation
 
 
@@ -245,6 +246,8 @@ class Batches:
             collate_fn=_collate,
         )
         for items, labels in loader:
+            if isinstance(items, Exception):  # of a worker, whose own traceback would drown the message
+                raise DifftoolError(" ".join(str(items).split())) from items
             yield Batch(
                 items.to(self.device, non_blocking=cuda),
                 None if labels is None else labels.to(self.device, non_blocking=cuda),
@@ -271,10 +274,17 @@ class _Reader(torch.utils.data.Dataset[Any]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor | None]:
-        return self.items[i], None if self.labels is None else self.labels[i]
+    def __getitem__(self, i: int) -> tuple[Any, Tensor | None]:
+        try:
+            return self.items[i], None if self.labels is None else self.labels[i]
+        except (ValueError, OSError) as error:
+            return error, None
 
 
-def _collate(pairs: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+def _collate(pairs: list[tuple[Any, Tensor | None]]) -> tuple[Any, Tensor | None]:
+    """A batch, or the first error met while reading it."""
+    for item, _ in pairs:
+        if isinstance(item, Exception):
+            return item, None
     labels = [label for _, label in pairs if label is not None]
     return torch.stack([item for item, _ in pairs]), torch.stack(labels) if labels else None

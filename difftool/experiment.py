@@ -210,6 +210,8 @@ class Meter:
 
 def prepare(recipe: Recipe, device: torch.device, folder: Path | None = None) -> Experiment:
     """Load the data and build the parts of a recipe; nothing is written. Raises `UsageError`, `DifftoolError`."""
+    if recipe.training.precision == "fp16" and device.type != "cuda":
+        raise UsageError(f"--precision: fp16 needs a CUDA device, not {device.type}; take bf16 or fp32")
     schedule = build_schedule(recipe)
     if (shape := recipe.dataset.item_shape()) is not None:  # a size that does not fit is refused before data are read
         with torch.device("meta"):

@@ -24,7 +24,7 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     `overwrite` an existing file is refused, also one that appears in the meantime.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}-{secrets.token_hex(4)}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}-{secrets.token_hex(8)}{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -33,8 +33,7 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         if overwrite:
             os.replace(temporary, path)
         else:
-            os.link(temporary, path)  # fails, rather than replaces, when the name is taken
-            os.unlink(temporary)
+            _move_to_new(temporary, path)
         _sync_folder(path.parent)
     except FileExistsError:
         raise DifftoolError(f"{path} exists already; give another name, or --overwrite") from None
@@ -84,6 +83,18 @@ def sweep(folder: Path) -> None:
     for leftover in folder.rglob(f"{TEMPORARY}-*"):
         with contextlib.suppress(OSError):
             leftover.unlink()
+
+
+def _move_to_new(temporary: Path, path: Path) -> None:
+    """Give the file its name, failing rather than replacing when the name is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: a look before the rename must do
+        if path.exists():
+            raise FileExistsError(path) from None
+        os.rename(temporary, path)
 
 
 def _umask() -> int:

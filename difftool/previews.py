@@ -57,7 +57,7 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
     n = IMAGES if model.data.is_image else POINTS
     plan = Plan.of(model, steps=steps, num_samples=n)
     x = torch.cat([p.x for p in sample(model, plan) if p.done]).cpu()
-    title = f"{model.recipe.name}  step {experiment.state.step}  ddim {steps}"
+    title = f"{model.recipe.name}, step {experiment.state.step}, ddim {steps} steps"
     reference = reference_points(experiment)
     write(Drawing(x=x, scaling=model.data.scaling, title=title, reference=reference), path, overwrite=True)
 
@@ -80,7 +80,7 @@ def draw_panel(experiment: Experiment, path: Path) -> None:
         estimate = model.denoiser(len(clean), label=label)(x_t, level)
         rows.append(f"t = {level.t:.0f}")
         cells.append([clean, x_t / level.norm, eps, estimate.eps, estimate.x_0])
-    title = f"{model.recipe.name}  step {experiment.state.step}"
+    title = f"{model.recipe.name}, step {experiment.state.step}"
     if model.data.is_image:
         pixels = torch.stack([torch.cat([_pixels(cell, j) for j, cell in enumerate(row)]) for row in cells])
         figure = image_table(_channels_last(pixels), columns=PANEL, rows=rows, title=title)

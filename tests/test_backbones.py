@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from difftool_plugins.backbones import MLP, UNet
-from difftool_plugins.backbones.networks.attention import FullAttention, LinearAttention
-from difftool_plugins.backbones.networks.embeddings import sinusoidal
-from difftool_plugins.backbones.networks.unet import StandardizedConv2d
 from torch import Tensor, nn
 
 from difftool import Backbone, BackboneSpec
 from difftool.errors import InvalidOption
 from difftool.plugins import registry
 from difftool.validation import make, plain
+from difftool_plugins.backbones import MLP, UNet
+from difftool_plugins.backbones.networks.attention import FullAttention, LinearAttention
+from difftool_plugins.backbones.networks.embeddings import sinusoidal
+from difftool_plugins.backbones.networks.unet import StandardizedConv2d
 
 SMALL: dict[str, Any] = {"dim": 8, "dim_mults": (1, 2), "attention": ("linear", "full"), "groups": 4, "head_dim": 8}
 CLASSES = 5
@@ -201,6 +201,7 @@ class TestOptions:
         assert caught.value.field == field
 
     def test_one_attention_stands_for_all_levels(self) -> None:
+        assert UNet(dim_mults=(1, 2, 4, 8)).attention_by_level == ("none", "none", "none", "full")
         many = make(UNet, {"dim_mults": [1, 2, 2, 4], "attention": ["linear"]})
         assert many.attention_by_level == ("linear",) * 4
         network = UNet(**SMALL | {"attention": ("full",), "middle_attention": "none"}).build(spec(1, 4, 4))

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from difftool_plugins.datasets import GaussianMixture, Gradients, ImageFolder, SwissRoll, TwoMoons
 from PIL import Image
 
 from difftool.components import Dataset
@@ -25,6 +24,7 @@ from difftool.errors import InvalidOption
 from difftool.images import cover_box
 from difftool.plugins import registry
 from difftool.validation import make
+from difftool_plugins.datasets import GaussianMixture, Gradients, ImageFolder, SwissRoll, TwoMoons
 
 CONTEXT = DatasetContext(seed=3)
 ALL = [SwissRoll(n=500), TwoMoons(n=500), GaussianMixture(n=500), Gradients(n=50)]

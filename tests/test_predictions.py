@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from difftool_plugins.objectives import difftool_predictions, difftool_weightings
-from difftool_plugins.objectives.predictions import EpsPrediction, VPrediction, X0Prediction
-from difftool_plugins.objectives.weightings import MinSNR, Unweighted
-from difftool_plugins.schedules.variance_preserving import Cosine, Linear
 from torch import Tensor
 
 from difftool import Prediction, Schedule
 from difftool.validation import problem
+from difftool_plugins.objectives import difftool_predictions, difftool_weightings
+from difftool_plugins.objectives.predictions import EpsPrediction, VPrediction, X0Prediction
+from difftool_plugins.objectives.weightings import MinSNR, Unweighted
+from difftool_plugins.schedules.variance_preserving import Cosine, Linear
 
 
 def ve(T: int) -> Schedule:

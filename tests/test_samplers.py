@@ -8,16 +8,16 @@ from itertools import pairwise
 
 import pytest
 import torch
-from difftool_plugins.objectives.predictions import EpsPrediction
-from difftool_plugins.samplers import difftool_samplers, difftool_spacings
-from difftool_plugins.samplers.ancestral import DDIM, DDPM
-from difftool_plugins.samplers.spacings import Leading, Linspace, LogSNR, Trailing
-from difftool_plugins.schedules.variance_preserving import Cosine, Linear
 from torch import Tensor, nn
 
 from difftool import CLEAN, Denoise, Estimate, Level, Sampler, Schedule, Spacing, Step
 from difftool.denoiser import Clipped, Denoiser, Guided
 from difftool.validation import problem
+from difftool_plugins.objectives.predictions import EpsPrediction
+from difftool_plugins.samplers import difftool_samplers, difftool_spacings
+from difftool_plugins.samplers.ancestral import DDIM, DDPM
+from difftool_plugins.samplers.spacings import Leading, Linspace, LogSNR, Trailing
+from difftool_plugins.schedules.variance_preserving import Cosine, Linear
 
 MEAN, STD = 0.7, 0.4
 """The data: one Gaussian."""

@@ -7,13 +7,13 @@ import warnings
 
 import pytest
 import torch
-from difftool_plugins.samplers.ancestral import DDPM
-from difftool_plugins.schedules import difftool_schedules
-from difftool_plugins.schedules.variance_preserving import Cosine, Linear, Quadratic, ScaledLinear, Sigmoid
 
 from difftool import CLEAN, Level, NoiseSchedule, Schedule
 from difftool.errors import InvalidOption
 from difftool.validation import make, problem
+from difftool_plugins.samplers.ancestral import DDPM
+from difftool_plugins.schedules import difftool_schedules
+from difftool_plugins.schedules.variance_preserving import Cosine, Linear, Quadratic, ScaledLinear, Sigmoid
 
 SCHEDULES = [Linear(), ScaledLinear(), Cosine(), Quadratic(), Sigmoid(), Sigmoid(form="alpha-bar")]
 IDS = ["linear", "scaled-linear", "cosine", "quadratic", "sigmoid", "sigmoid-alpha-bar"]

@@ -18,7 +18,8 @@ from rich.text import Text
 from difftool.errors import printable
 
 REDRAW_SECONDS = 0.1
-PLAIN_SECONDS = 30.0
+PLAIN_SECONDS, SHORTEST_SECONDS = 30.0, 1.0
+"""Without a terminal: a line each tenth, or after this long; never two within a second."""
 
 
 def stderr() -> Console:
@@ -82,7 +83,8 @@ class Bar:
                 self._progress.update(self._task, completed=step, words=words() if callable(words) else words)
             return
         tenth = 10 * step // self.total if self.total else 10
-        if force or tenth > self._tenth or now - self._said >= PLAIN_SECONDS:
+        due = tenth > self._tenth and now - self._said >= SHORTEST_SECONDS
+        if force or due or step >= self.total or now - self._said >= PLAIN_SECONDS:
             self._tenth, self._said = tenth, now
             text = words() if callable(words) else words
             left = self._left(step, now)

@@ -36,12 +36,16 @@ LONGEST_SIDE = 512
 class Noising(Options):
     """What of the forward process is shown."""
 
-    timesteps: int = option(1000, ge=1, le=100_000, help="T, the number of noise levels")
-    at: tuple[int, ...] | None = option(None, ge=0, help="levels to show, 0 to T-1", otherwise="five of them")
-    iterative: bool = option(False, help="walk step by step, and say how far the moments are from the closed form")
-    num_samples: int | None = option(None, ge=1, le=10**6, short="-n", help="images (rows) or points of a dataset")
-    size: tuple[int, ...] | None = option(None, ge=1, le=8192, help="HEIGHT,WIDTH of own images, or one number")
-    seed: int = option(0, ge=0, le=LARGEST_SEED, help="everything random is a function of it")
+    timesteps: int = option(default=1000, ge=1, le=100_000, help="T, the number of noise levels")
+    at: tuple[int, ...] | None = option(default=None, ge=0, help="levels to show, 0 to T-1", otherwise="five of them")
+    iterative: bool = option(
+        default=False, help="walk step by step, and say how far the moments are from the closed form"
+    )
+    num_samples: int | None = option(
+        default=None, ge=1, le=10**6, short="-n", help="images (rows) or points of a dataset"
+    )
+    size: tuple[int, ...] | None = option(default=None, ge=1, le=8192, help="HEIGHT,WIDTH of own images, or one number")
+    seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="everything random is a function of it")
 
     def __post_init__(self) -> None:
         if self.size is not None and len(self.size) not in (1, 2):
@@ -118,10 +122,12 @@ def noise(
         raise UsageError(f"schedule {component.name}: {error}") from None
     x_0, scaling, name = _own(images, settings) if images else _of_dataset(source, settings)
     chosen = devices.choose(device)
-    process = _Process(x_0.to(chosen), scaling, table, settings, f"{name}  {component.name}  T = {settings.timesteps}")
+    process = _Process(x_0.to(chosen), scaling, table, settings, f"{name}, {component.name}, T = {settings.timesteps}")
+    how = "step by step" if settings.iterative else "in closed form"
+    levels = ", ".join(map(str, process.at))
     note(
-        f"{name}: {component.name}, T = {settings.timesteps}, levels {', '.join(map(str, process.at))}, "
-        f"{'step by step' if settings.iterative else 'in closed form'}; {devices.describe(chosen)}, seed {settings.seed}"
+        f"{name}: {component.name}, T = {settings.timesteps}, levels {levels}, {how}; "
+        f"{devices.describe(chosen)}, seed {settings.seed}"
     )
     stem = f"noise-{name.replace(' ', '-')}-{component.name}"
     paths = list(out or ()) or [numbered(Path(), stem, ".png")]
@@ -243,7 +249,7 @@ class _Process:
         from difftool.figures.samples import point_limits
 
         states = [self.x_0.cpu(), *(self.states[t] for t in self.film_levels)]
-        titles = [self.title + "  x_0", *(f"{self.title}  t = {t}" for t in self.film_levels)]
+        titles = [self.title + ", x_0", *(f"{self.title}, t = {t}" for t in self.film_levels)]
         if self.scaling.is_image:
             return image_frames((self._pixels(x) for x in states), titles, None)
         points = [self._points(x) for x in states]

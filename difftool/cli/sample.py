@@ -182,12 +182,13 @@ class _Show:
                 made = min(at.first + len(at.x), plan.num_samples) if at.done else at.first
                 shown.update(at.batch * plan.steps + at.step, f"{made:,}/{plan.num_samples:,} samples")
         result = torch.cat(x)
-        label = "" if plan.label is None else f"  {model.data.class_names[plan.label]}"
-        guidance = "" if plan.guidance == 1.0 else f"  guidance {plan.guidance:g}"
+        title = f"{model.recipe.dataset.name}, {plan.sampler.name}, {plan.steps} steps, seed {plan.seed}"
+        label = "" if plan.label is None else f", {model.data.class_names[plan.label]}"
+        guidance = "" if plan.guidance == 1.0 else f", guidance {plan.guidance:g}"
         return Drawing(
             x=result,
             scaling=model.data.scaling,
-            title=f"{model.recipe.dataset.name}  {plan.sampler.name}  {plan.steps} steps  seed {plan.seed}{label}{guidance}",
+            title=title + label + guidance,
             states=torch.stack([torch.cat(states[step]) for step in states]) if states else None,
             state_labels=[names[step] for step in states],
             labels=None if plan.label is None else torch.full((len(result),), plan.label),

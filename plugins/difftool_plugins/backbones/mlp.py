@@ -27,13 +27,15 @@ class MLP(Backbone, name="mlp"):
         "threads": 1,
     }
 
-    width: int = option(128, ge=1, le=16384, help="units of a hidden layer")
-    depth: int = option(4, ge=1, le=64, help="hidden layers")
-    activation: Literal["silu", "relu", "gelu", "tanh"] = option("silu", help="nonlinearity after each hidden layer")
-    time: Literal["embedding", "plain"] = option(
-        "embedding", help="add an embedding of time to the first layer, or give t/1000 as one more input"
+    width: int = option(default=128, ge=1, le=16384, help="units of a hidden layer")
+    depth: int = option(default=4, ge=1, le=64, help="hidden layers")
+    activation: Literal["silu", "relu", "gelu", "tanh"] = option(
+        default="silu", help="nonlinearity after each hidden layer"
     )
-    time_dim: int = option(64, ge=2, le=4096, help="sines and cosines that embed time; even")
+    time: Literal["embedding", "plain"] = option(
+        default="embedding", help="add an embedding of time to the first layer, or give t/1000 as one more input"
+    )
+    time_dim: int = option(default=64, ge=2, le=4096, help="sines and cosines that embed time; even")
 
     def __post_init__(self) -> None:
         if self.time_dim % 2:

@@ -30,26 +30,30 @@ class UNet(Backbone, name="unet"):
         "ema": 0.995,
     }
 
-    dim: int = option(32, ge=1, le=2048, help="channels at full resolution, before dim-mults")
+    dim: int = option(default=32, ge=1, le=2048, help="channels at full resolution, before dim-mults")
     dim_mults: tuple[int, ...] = option(
-        (1, 2, 4), ge=1, le=64, help="channels of each level over dim, fine to coarse; each level halves the image"
+        default=(1, 2, 4),
+        ge=1,
+        le=64,
+        help="channels of each level over dim, fine to coarse; each level halves the image",
     )
-    init_dim: int | None = option(None, ge=1, le=WIDEST, help="channels of the first convolution (dim)")
-    blocks: int = option(1, ge=1, le=16, help="residual blocks of a level, each way")
-    attention: tuple[Literal["none", "linear", "full"], ...] = option(
-        ("none", "none", "full"), help="attention of each level, fine to coarse; one value stands for all"
+    init_dim: int | None = option(default=None, ge=1, le=WIDEST, help="channels of the first convolution (dim)")
+    blocks: int = option(default=1, ge=1, le=16, help="residual blocks of a level, each way")
+    attention: tuple[Literal["none", "linear", "full"], ...] | None = option(
+        default=None,
+        help="attention of each level, fine to coarse, or one value for all (full at the coarsest level only)",
     )
-    middle_attention: Literal["none", "linear", "full"] = option("full", help="attention between the two ways")
-    heads: int = option(4, ge=1, le=64, help="heads of an attention")
-    head_dim: int = option(32, ge=1, le=512, help="size of a head")
+    middle_attention: Literal["none", "linear", "full"] = option(default="full", help="attention between the two ways")
+    heads: int = option(default=4, ge=1, le=64, help="heads of an attention")
+    head_dim: int = option(default=32, ge=1, le=512, help="size of a head")
     time: Literal["shift", "scale-shift"] = option(
-        "scale-shift", help="time is added to each block's features, or scales them too"
+        default="scale-shift", help="time is added to each block's features, or scales them too"
     )
-    groups: int = option(8, ge=1, le=1024, help="groups of a normalisation; must divide every level's channels")
-    dropout: float = option(0.0, ge=0, lt=1, help="share of features dropped in each block while training")
-    weight_standardized: bool = option(False, help="standardise the weights of the blocks' convolutions")
+    groups: int = option(default=8, ge=1, le=1024, help="groups of a normalisation; must divide every level's channels")
+    dropout: float = option(default=0.0, ge=0, lt=1, help="share of features dropped in each block while training")
+    weight_standardized: bool = option(default=False, help="standardise the weights of the blocks' convolutions")
     downsample: Literal["stride", "unshuffle"] = option(
-        "stride", help="halve with a strided convolution, or by moving 2x2 pixels into channels"
+        default="stride", help="halve with a strided convolution, or by moving 2x2 pixels into channels"
     )
 
     def __post_init__(self) -> None:
@@ -57,7 +61,7 @@ class UNet(Backbone, name="unet"):
             raise ValueError(f"dim_mults: must name 1 to 12 levels, not {len(self.dim_mults)}")
         if max(self.widths) > WIDEST:
             raise ValueError(f"dim_mults: makes a level {max(self.widths)} channels wide; at most {WIDEST} are allowed")
-        if len(self.attention) not in (1, len(self.widths)):
+        if self.attention is not None and len(self.attention) not in (1, len(self.widths)):
             raise ValueError(
                 f"attention: must be one value, or one for each of the {len(self.widths)} levels of dim-mults, "
                 f"not {len(self.attention)}"
@@ -72,7 +76,10 @@ class UNet(Backbone, name="unet"):
 
     @property
     def attention_by_level(self) -> tuple[str, ...]:
-        return self.attention if len(self.attention) > 1 else self.attention * len(self.widths)
+        levels = len(self.widths)
+        if self.attention is None:
+            return ("none",) * (levels - 1) + ("full",)
+        return self.attention if len(self.attention) == levels else self.attention * levels
 
     def build(self, spec: BackboneSpec) -> nn.Module:
         self._check(spec.shape)

@@ -22,9 +22,11 @@ class Gradients(Dataset, name="gradients"):
 
     default_backbone = "unet"
 
-    n: int = option(10_000, ge=1, le=10_000_000, help="number of images")
-    size: tuple[int, ...] = option((32,), ge=1, le=4096, help="HEIGHT,WIDTH in pixels, or one number for squares")
-    channels: int = option(3, ge=1, le=4, help="channels, each with two random ends of its own")
+    n: int = option(default=10_000, ge=1, le=10_000_000, help="number of images")
+    size: tuple[int, ...] = option(
+        default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH in pixels, or one number for squares"
+    )
+    channels: int = option(default=3, ge=1, le=4, help="channels, each with two random ends of its own")
 
     def __post_init__(self) -> None:
         height_width(self.size)

@@ -37,12 +37,18 @@ class ImageFolder(Dataset, name="image-folder"):
     default_backbone = "unet"
 
     path: Path = option(help="the folder; names that begin with a dot are passed over")
-    size: tuple[int, ...] = option((32,), ge=1, le=4096, help="HEIGHT,WIDTH in pixels, or one number for squares")
-    channels: int = option(3, help="3 for colour, 1 for gray")
-    labels: Literal["auto", "none"] = option("auto", help="auto: sub-folders are classes; none: there are no classes")
-    flip: bool = option(False, help="mirror a random half of the images of each batch, left to right")
-    skip_bad: bool = option(False, help="leave out files that cannot be read, and list them")
-    memory: float = option(2.0, ge=0, help="GiB of decoded images to hold; larger sets are decoded as they are needed")
+    size: tuple[int, ...] = option(
+        default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH in pixels, or one number for squares"
+    )
+    channels: int = option(default=3, help="3 for colour, 1 for gray")
+    labels: Literal["auto", "none"] = option(
+        default="auto", help="auto: sub-folders are classes; none: there are no classes"
+    )
+    flip: bool = option(default=False, help="mirror a random half of the images of each batch, left to right")
+    skip_bad: bool = option(default=False, help="leave out files that cannot be read, and list them")
+    memory: float = option(
+        default=2.0, ge=0, help="GiB of decoded images to hold; larger sets are decoded as they are needed"
+    )
 
     def __post_init__(self) -> None:
         height_width(self.size)

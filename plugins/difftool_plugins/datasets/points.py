@@ -16,8 +16,8 @@ MOST = 10_000_000
 class SwissRoll(Dataset, name="swiss-roll"):
     """A spiral: (t cos t, t sin t) / 10 with t = 1.5 pi (1 + 2u), u uniform in [0, 1)."""
 
-    n: int = option(100_000, ge=1, le=MOST, help="number of points")
-    noise: float = option(0.0, ge=0, help="standard deviation around the spiral, whose radius is 0.47 to 1.41")
+    n: int = option(default=100_000, ge=1, le=MOST, help="number of points")
+    noise: float = option(default=0.0, ge=0, help="standard deviation around the spiral, whose radius is 0.47 to 1.41")
 
     def load(self, context: DatasetContext) -> Samples:
         import torch
@@ -38,9 +38,9 @@ class SwissRoll(Dataset, name="swiss-roll"):
 class TwoMoons(Dataset, name="two-moons"):
     """Two interleaved half circles of radius 1, around (0, 0) and (1, 0.5), with as many points each."""
 
-    n: int = option(100_000, ge=1, le=MOST, help="number of points")
-    noise: float = option(0.05, ge=0, help="standard deviation around the half circles")
-    labels: bool = option(False, help="the moon is the class: upper or lower")
+    n: int = option(default=100_000, ge=1, le=MOST, help="number of points")
+    noise: float = option(default=0.05, ge=0, help="standard deviation around the half circles")
+    labels: bool = option(default=False, help="the moon is the class: upper or lower")
 
     def load(self, context: DatasetContext) -> Samples:
         import torch
@@ -63,11 +63,11 @@ class TwoMoons(Dataset, name="two-moons"):
 class GaussianMixture(Dataset, name="gaussian-mixture"):
     """Round Gaussians evenly spaced on a circle, with as many points each; the first lies at (radius, 0)."""
 
-    n: int = option(100_000, ge=1, le=MOST, help="number of points")
-    components: int = option(8, ge=1, le=1000, help="number of Gaussians")
-    radius: float = option(1.0, ge=0, help="radius of the circle of means")
-    std: float = option(0.05, ge=0, help="standard deviation of each Gaussian")
-    labels: bool = option(False, help="the component is the class, counted counter-clockwise from 0")
+    n: int = option(default=100_000, ge=1, le=MOST, help="number of points")
+    components: int = option(default=8, ge=1, le=1000, help="number of Gaussians")
+    radius: float = option(default=1.0, ge=0, help="radius of the circle of means")
+    std: float = option(default=0.05, ge=0, help="standard deviation of each Gaussian")
+    labels: bool = option(default=False, help="the component is the class, counted counter-clockwise from 0")
 
     def load(self, context: DatasetContext) -> Samples:
         import torch

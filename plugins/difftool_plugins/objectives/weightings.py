@@ -20,7 +20,7 @@ class Unweighted(Weighting, name="none"):
 class MinSNR(Weighting, name="min-snr"):
     """min(snr, gamma) in x_0 space, right for every prediction type (Hang et al., 2023)."""
 
-    gamma: float = option(5.0, gt=0, help="signal-to-noise ratio above which the weight stops rising")
+    gamma: float = option(default=5.0, gt=0, help="signal-to-noise ratio above which the weight stops rising")
 
     def factor(self, snr: Tensor, native_weight: Tensor) -> Tensor:
         return snr.clamp(max=self.gamma) / native_weight

@@ -30,7 +30,7 @@ class DDPM(Sampler, name="ddpm"):
     default_steps = None
 
     variance: Literal["fixed-small", "fixed-large"] = option(
-        "fixed-small", help="noise of a step: the posterior's variance, or beta (the larger)"
+        default="fixed-small", help="noise of a step: the posterior's variance, or beta (the larger)"
     )
 
     def walk(
@@ -57,7 +57,7 @@ class DDPM(Sampler, name="ddpm"):
 class DDIM(Sampler, name="ddim"):
     """Denoising diffusion implicit models (Song et al., 2021, eq. 12)."""
 
-    eta: float = option(0.0, ge=0, le=1, help="0 is deterministic, 1 has DDPM's noise (fixed-small)")
+    eta: float = option(default=0.0, ge=0, le=1, help="0 is deterministic, 1 has DDPM's noise (fixed-small)")
 
     def walk(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]

@@ -38,7 +38,7 @@ class Linspace(Spacing, name="linspace"):
 class LogSNR(Spacing, name="log-snr"):
     """Evenly spaced in log-SNR, between table rows where need be (Lu et al., 2022)."""
 
-    floor: float = option(-10.2, le=0, help="log-SNR at which the noisy end is clipped (cosine reaches -20)")
+    floor: float = option(default=-10.2, le=0, help="log-SNR at which the noisy end is clipped (cosine reaches -20)")
 
     def levels(self, schedule: Schedule, steps: int) -> list[Level]:
         last = len(schedule) - 1

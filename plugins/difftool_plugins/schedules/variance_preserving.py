@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class BetaRange(NoiseSchedule):
     """The options of a schedule that is defined by its first and last beta."""
 
-    beta_min: float = option(1e-4, gt=0, lt=1, help="beta of the first level, for T = 1000")
-    beta_max: float = option(0.02, gt=0, lt=1, help="beta of the last level, for T = 1000")
-    rescale: bool = option(True, help="betas are meant for T = 1000 and are rescaled by 1000/T")
+    beta_min: float = option(default=1e-4, gt=0, lt=1, help="beta of the first level, for T = 1000")
+    beta_max: float = option(default=0.02, gt=0, lt=1, help="beta of the last level, for T = 1000")
+    rescale: bool = option(default=True, help="betas are meant for T = 1000 and are rescaled by 1000/T")
 
     def __post_init__(self) -> None:
         if self.beta_min >= self.beta_max:
@@ -49,15 +49,15 @@ class Quadratic(BetaRange, name="quadratic"):
 class ScaledLinear(Quadratic, name="scaled-linear"):
     """sqrt(beta) rises linearly, in Stable Diffusion's range (Rombach et al., 2022), which leaves some signal."""
 
-    beta_min: float = option(0.00085, gt=0, lt=1, help="beta of the first level, for T = 1000")
-    beta_max: float = option(0.012, gt=0, lt=1, help="beta of the last level, for T = 1000")
+    beta_min: float = option(default=0.00085, gt=0, lt=1, help="beta of the first level, for T = 1000")
+    beta_max: float = option(default=0.012, gt=0, lt=1, help="beta of the last level, for T = 1000")
 
 
 class Cosine(NoiseSchedule, name="cosine"):
     """alpha-bar falls as a squared cosine (Nichol & Dhariwal, 2021, eq. 17)."""
 
-    s: float = option(0.008, ge=0, le=1, help="offset that keeps the first betas from vanishing")
-    beta_max: float = option(0.999, gt=0, lt=1, help="betas are clipped here; at 0.999 just the last one is")
+    s: float = option(default=0.008, ge=0, le=1, help="offset that keeps the first betas from vanishing")
+    beta_max: float = option(default=0.999, gt=0, lt=1, help="betas are clipped here; at 0.999 just the last one is")
 
     def build(self, timesteps: int) -> Schedule:
         import math
@@ -74,11 +74,13 @@ class Sigmoid(BetaRange, name="sigmoid"):
     """A sigmoid, in beta (Xu et al., 2022, GeoDiff) or in alpha-bar (Jabri et al., 2022)."""
 
     form: Literal["beta", "alpha-bar"] = option(
-        "beta", help="beta rises as a sigmoid from beta-min to beta-max, or alpha-bar falls as one from 1 to 0"
+        default="beta", help="beta rises as a sigmoid from beta-min to beta-max, or alpha-bar falls as one from 1 to 0"
     )
-    start: float | None = option(None, ge=-20, le=20, help="where on the sigmoid to start: -6, for alpha-bar -3")
-    end: float | None = option(None, ge=-20, le=20, help="where on the sigmoid to end: 6, for alpha-bar 3")
-    tau: float = option(1.0, gt=0, help="temperature: start and end are divided by it")
+    start: float | None = option(
+        default=None, ge=-20, le=20, help="where on the sigmoid to start: -6, for alpha-bar -3"
+    )
+    end: float | None = option(default=None, ge=-20, le=20, help="where on the sigmoid to end: 6, for alpha-bar 3")
+    tau: float = option(default=1.0, gt=0, help="temperature: start and end are divided by it")
 
     def __post_init__(self) -> None:
         super().__post_init__()

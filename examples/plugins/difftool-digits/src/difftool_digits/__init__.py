@@ -18,9 +18,11 @@ class Digits(Dataset, name="digits"):
 
     default_backbone = "unet"
 
-    size: int = option(SCANNED, ge=SCANNED, le=256, help="side in pixels; beyond 8, the scans are scaled up (bicubic)")
+    size: int = option(
+        default=SCANNED, ge=SCANNED, le=256, help="side in pixels; beyond 8, the scans are scaled up (bicubic)"
+    )
 
-    def load(self, context: DatasetContext) -> Samples:  # noqa: ARG002 - the digits are the same for every seed
+    def load(self, context: DatasetContext) -> Samples:
         import torch
         from sklearn.datasets import load_digits
 

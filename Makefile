@@ -1,0 +1,40 @@
+# Every target makes .venv when it is missing. PYTHON may name another interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/difftool train --seed 0 --out demo/swiss-roll --overwrite
+	$(BIN)/difftool sample demo/swiss-roll --overwrite --out demo/samples.png --out demo/walk.gif
+	$(BIN)/difftool noise --dataset swiss-roll --overwrite --out demo/noise.png
+	$(BIN)/difftool inspect-schedule linear cosine --overwrite --out demo/schedules.png
+	@echo "Look at demo/samples.png, demo/walk.gif, demo/noise.png and demo/schedules.png"
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "difftool needs Python 3.11 or newer; name one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-test: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,lint]"
+	touch $@ $(VENV)/.installed
