@@ -63,7 +63,7 @@ def pixels(image: Image.Image, channels: int, size: tuple[int, int] | None) -> n
     height, width = size or (flat.height, flat.width)
     box = cover_box(flat.width, flat.height, width, height)
     scaled = flat.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=GAP)
-    return np.ascontiguousarray(np.asarray(scaled).reshape(height, width, channels).transpose(2, 0, 1))
+    return np.array(np.asarray(scaled).reshape(height, width, channels).transpose(2, 0, 1), order="C")
 
 
 def cover_box(w: int, h: int, width: int, height: int) -> tuple[float, float, float, float]:
@@ -112,7 +112,7 @@ def opened(path: str) -> Iterator[Image.Image]:
 
 
 def _reason(path: str, error: Exception) -> str:
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"has more than {MAX_PIXELS // 1_000_000} million pixels"
     if isinstance(error, UnidentifiedImageError):
         empty = os.path.getsize(path) == 0
