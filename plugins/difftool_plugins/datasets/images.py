@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
@@ -79,7 +80,8 @@ def _survey(look: Callable[[int], object], numbers: Iterable[int], skip_bad: boo
         return i, None
 
     bad: dict[int, BadImage] = {}
-    with ThreadPool(min(16, os.cpu_count() or 1)) as pool:
+    with warnings.catch_warnings(), ThreadPool(min(16, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("ignore")  # of Pillow's: what matters is raised
         for i, error in pool.imap(attempt, numbers, chunksize=8):
             if error is not None:
                 if not skip_bad:
