@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     Scalar = float | Tensor
 
 
+LARGEST_SHOWN = 10**5
+"""Upper bounds from here on only guard against absurd sizes in files; help does not show them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Details:
     """What a field says beyond its type, kept in the field's metadata: help, range, short flag, what None means."""
@@ -44,7 +48,8 @@ class Details:
     def range(self) -> str:
         """The range as a reader expects it: `0<=x<=1`, `x>0`, or nothing."""
         low = f"{self.ge:g}<=" if self.ge is not None else f"{self.gt:g}<" if self.gt is not None else ""
-        high = f"<={self.le:g}" if self.le is not None else f"<{self.lt:g}" if self.lt is not None else ""
+        guard = self.le is not None and self.le >= LARGEST_SHOWN
+        high = f"<={self.le:g}" if self.le is not None and not guard else f"<{self.lt:g}" if self.lt is not None else ""
         if low and not high:
             return f"x>={self.ge:g}" if self.ge is not None else f"x>{self.gt:g}"
         return f"{low}x{high}" if low or high else ""

@@ -22,6 +22,7 @@ from difftool.components import Dataset
 from difftool.data import Batches, DatasetContext, Samples, split
 from difftool.ema import EMA
 from difftool.errors import BadFile, DifftoolError, UsageError
+from difftool.keys import seed_globally
 from difftool.model import DataFacts, Model, build_network, build_schedule
 from difftool.recipe import Recipe
 from difftool.runs import RunFolder
@@ -223,7 +224,7 @@ def prepare(recipe: Recipe, device: torch.device, folder: Path | None = None) ->
     except ValueError as error:
         raise UsageError(f"--held-out: {error}") from None
     data = DataFacts.of(samples)
-    torch.manual_seed(checkpoint_seed(settings.seed))
+    seed_globally(device, settings.seed, "weights")
     network = build_network(recipe, data).to(device)
     if data.is_image:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -241,13 +242,6 @@ def prepare(recipe: Recipe, device: torch.device, folder: Path | None = None) ->
     return Experiment(
         recipe, data, train, held_out, objective, state, model, RunFolder(folder or Path()), device, forward
     )
-
-
-def checkpoint_seed(seed: int) -> int:
-    """The global seed while weights are initialised."""
-    from difftool.keys import key
-
-    return key(seed, "weights")
 
 
 def load_samples(recipe: Recipe) -> Samples:

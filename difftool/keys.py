@@ -28,6 +28,18 @@ def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Ge
     return torch.Generator(device=device).manual_seed(key(*parts))
 
 
+def seed_globally(device: torch.device, *parts: int | str) -> None:
+    """Seed the global generators that a network's own randomness (initialisation, dropout) draws from.
+
+    `torch.manual_seed` also queues a call, with a stack trace, for every kind of device that is not there.
+    """
+    torch.default_generator.manual_seed(key(*parts))
+    if device.type == "cuda":
+        torch.cuda.manual_seed(key(*parts))
+    elif device.type == "mps":
+        torch.mps.manual_seed(key(*parts))
+
+
 def permutation(n: int, *parts: int | str) -> Tensor:
     """A permutation of 0..n-1, int64, on the CPU."""
     return torch.randperm(n, generator=generator(*parts))

@@ -20,6 +20,7 @@ from difftool.components import Component, Options
 from difftool.errors import InvalidOption
 from difftool.validation import Field, fields, make
 
+NOUNS: Mapping[Any, str] = {int: "a whole number", float: "a number"}
 WORDS: Mapping[Any, str] = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 
@@ -86,8 +87,9 @@ def _parameter(group: Group, f: Field) -> inspect.Parameter:
     annotation: Any = f.inner
     extra: dict[str, Any] = {"metavar": _metavar(f)}
     if get_origin(f.inner) is tuple:
-        annotation = str
-        extra["parser"] = _tuple_parser(f)
+        annotation, extra["parser"] = str, _tuple_parser(f)
+    elif f.inner in (int, float):
+        annotation, extra["parser"] = str, _number_parser(f.inner)
     elif f.inner is bool:
         flags = [f"{flag}/--{group.prefix}no-{f.flag}"]
         del extra["metavar"]
@@ -140,15 +142,25 @@ def _metavar(f: Field) -> str:
     return f"{word} {f.details.range}" if f.details.range else word
 
 
+def _number_parser(convert: Any) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError:
+            raise typer.BadParameter(f"must be {NOUNS[convert]}, not {text!r}") from None
+
+    return parse
+
+
 def _tuple_parser(f: Field) -> Callable[[str], Any]:
     convert: Any = f.scalar if f.scalar in (int, float, Path) else str
-    word = {int: "whole numbers", float: "numbers"}.get(f.scalar, "words")
+    each = NOUNS.get(f.scalar, "a word").partition(" ")[2] + "s"
 
     def parse(text: str) -> Any:
         try:
             return tuple(convert(part.strip()) for part in text.split(",") if part.strip())
         except ValueError:
-            raise typer.BadParameter(f"{text!r} is not a list of {word} such as 1,2,4") from None
+            raise typer.BadParameter(f"must be {each} joined by commas, such as 1,2,4, not {text!r}") from None
 
     return parse
 

@@ -19,7 +19,7 @@ from difftool.data import Batches, Scaling
 from difftool.device import autocast
 from difftool.ema import EMA
 from difftool.errors import Diverged
-from difftool.keys import generator, key
+from difftool.keys import generator, seed_globally
 
 if TYPE_CHECKING:
     from difftool.components import Prediction, Weighting
@@ -163,7 +163,7 @@ def train(
     layout = torch.channels_last if len(batches.samples.shape) == 3 else torch.preserve_format
     state.network.train()
     for batch in batches.start(state.step) if state.step < steps else ():
-        torch.manual_seed(key(settings.seed, "step", state.step))  # dropout
+        seed_globally(device, settings.seed, "step", state.step)  # dropout
         eps, t, u = noise(state.step)
         x_0 = scaling.to_model(batch.items).contiguous(memory_format=layout)
         cond = None

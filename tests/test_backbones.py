@@ -63,7 +63,7 @@ NETWORKS: list[Any] = [
     pytest.param(MLP(width=16, depth=2), (3, 4, 6), id="mlp-image"),
     pytest.param(UNet(**SMALL), (3, 8, 8), id="unet"),
     pytest.param(UNet(**SMALL, time="shift", downsample="unshuffle"), (1, 8, 12), id="unet-shift-unshuffle"),
-    pytest.param(UNet(**SMALL, weight_standardized=True, blocks=2), (4, 6, 4), id="unet-standardized"),
+    pytest.param(UNet(**SMALL, standardize=True, blocks=2), (4, 6, 4), id="unet-standardized"),
 ]
 
 
@@ -187,7 +187,7 @@ class TestOptions:
             (UNet, {"heads": 0}, "heads", "greater than or equal"),
             (UNet, {"blocks": 10**6}, "blocks", "less than or equal"),
             (UNet, {"dropout": 1.0}, "dropout", "less than"),
-            (UNet, {"weight_standardised": True}, "weight_standardised", "weight_standardized"),
+            (UNet, {"weight_standardised": True}, "weight_standardised", "standardize"),
             (MLP, {"width": 10**12}, "width", "less than or equal"),
             (MLP, {"depth": 0}, "depth", "greater than or equal"),
             (MLP, {"depth": 10**6}, "depth", "less than or equal"),
@@ -204,19 +204,19 @@ class TestOptions:
         assert UNet(dim_mults=(1, 2, 4, 8)).attention_by_level == ("none", "none", "none", "full")
         many = make(UNet, {"dim_mults": [1, 2, 2, 4], "attention": ["linear"]})
         assert many.attention_by_level == ("linear",) * 4
-        network = UNet(**SMALL | {"attention": ("full",), "middle_attention": "none"}).build(spec(1, 4, 4))
+        network = UNet(**SMALL | {"attention": ("full",), "middle": "none"}).build(spec(1, 4, 4))
         assert sum(isinstance(m, FullAttention) for m in network.modules()) == 4  # two levels, both ways
 
     def test_attention_sits_where_it_was_asked_for(self) -> None:
         sizes: dict[type[nn.Module], set[int]] = {FullAttention: set(), LinearAttention: set()}
-        network = UNet(**SMALL, middle_attention="none").build(spec(1, 16, 16))
+        network = UNet(**SMALL, middle="none").build(spec(1, 16, 16))
         for module in network.modules():
             if type(module) in sizes:
                 module.register_forward_hook(lambda m, i, o: sizes[type(m)].add(o.shape[-1]))
         network(torch.randn(1, 1, 16, 16), torch.zeros(1))
         assert sizes == {LinearAttention: {16}, FullAttention: {8}}
 
-    @pytest.mark.parametrize("options", [{"middle_attention": m} for m in ("none", "linear", "full")])
+    @pytest.mark.parametrize("options", [{"middle": m} for m in ("none", "linear", "full")])
     @pytest.mark.parametrize("mults", [(1,), (2, 1), (1, 2, 2)])
     @pytest.mark.parametrize("init_dim", [None, 6])
     def test_pyramids(self, options: dict[str, Any], mults: tuple[int, ...], init_dim: int | None) -> None:
@@ -337,7 +337,7 @@ class TestUNet:
 
     def test_standardised_weights_forget_scale_and_shift(self) -> None:
         item = spec(3, 8, 8)
-        network = awake(UNet(**SMALL, weight_standardized=True).build(item))
+        network = awake(UNet(**SMALL, standardize=True).build(item))
         x, t = inputs(item)
         before = network(x, t)
         changed = 0
@@ -366,7 +366,7 @@ class TestUNet:
         network.train()
         assert not close(network(x, t), network(x, t), 1e-3)
 
-    @pytest.mark.parametrize("options", [{}, {"downsample": "unshuffle", "weight_standardized": True, "time": "shift"}])
+    @pytest.mark.parametrize("options", [{}, {"downsample": "unshuffle", "standardize": True, "time": "shift"}])
     def test_channels_last_changes_nothing(self, options: dict[str, Any]) -> None:
         item = spec(3, 8, 12)
         network = awake(UNet(**SMALL, **options).build(item))
@@ -423,7 +423,7 @@ def test_mlp_learns_two_points() -> None:
     assert last < first / 4
 
 
-@pytest.mark.parametrize("options", [{}, {"weight_standardized": True, "time": "shift", "downsample": "unshuffle"}])
+@pytest.mark.parametrize("options", [{}, {"standardize": True, "time": "shift", "downsample": "unshuffle"}])
 def test_unet_learns_plain_images(options: dict[str, Any]) -> None:
     x = torch.tensor([1.0, -1.0]).repeat(8)[:, None, None, None].expand(16, 1, 8, 8).contiguous()
     first, last = learn(UNet(**SMALL, **options).build(spec(1, 8, 8)), x, steps=120, lr=3e-3)

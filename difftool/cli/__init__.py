@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from typing import Any
@@ -70,6 +71,8 @@ def _usage(error: Any) -> str:
     if text.lower().startswith("no such option"):
         near = getattr(error, "possibilities", None)
         text = f"there is no option {error.option_name}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    text = re.sub(r"^Invalid value for '?(-[^:']*?)'?( / [^:]*)?: ", lambda m: f"{m[1].split(' / ')[0]}: ", text)
+    text = text.replace(": Value error, ", ": ").replace(": Input should be", ": must be")
     if text.startswith("Got unexpected extra argument"):
         text = text[0].lower() + text[1:] + "; options begin with --"
     if ctx := getattr(error, "ctx", None):

@@ -37,13 +37,18 @@ class UNet(Backbone, name="unet"):
         le=64,
         help="channels of each level over dim, fine to coarse; each level halves the image",
     )
-    init_dim: int | None = option(default=None, ge=1, le=WIDEST, help="channels of the first convolution (dim)")
+    init_dim: int | None = option(
+        default=None, ge=1, le=WIDEST, help="channels of the first convolution", otherwise="dim"
+    )
     blocks: int = option(default=1, ge=1, le=16, help="residual blocks of a level, each way")
     attention: tuple[Literal["none", "linear", "full"], ...] | None = option(
         default=None,
-        help="attention of each level, fine to coarse, or one value for all (full at the coarsest level only)",
+        help="attention of each level, fine to coarse, or one value for all",
+        otherwise="full at the coarsest",
     )
-    middle_attention: Literal["none", "linear", "full"] = option(default="full", help="attention between the two ways")
+    middle: Literal["none", "linear", "full"] = option(
+        default="full", help="attention between the way down and the way up"
+    )
     heads: int = option(default=4, ge=1, le=64, help="heads of an attention")
     head_dim: int = option(default=32, ge=1, le=512, help="size of a head")
     time: Literal["shift", "scale-shift"] = option(
@@ -51,7 +56,7 @@ class UNet(Backbone, name="unet"):
     )
     groups: int = option(default=8, ge=1, le=1024, help="groups of a normalisation; must divide every level's channels")
     dropout: float = option(default=0.0, ge=0, lt=1, help="share of features dropped in each block while training")
-    weight_standardized: bool = option(default=False, help="standardise the weights of the blocks' convolutions")
+    standardize: bool = option(default=False, help="standardise the weights of the blocks' convolutions")
     downsample: Literal["stride", "unshuffle"] = option(
         default="stride", help="halve with a strided convolution, or by moving 2x2 pixels into channels"
     )

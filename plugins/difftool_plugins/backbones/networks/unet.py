@@ -39,7 +39,7 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, embedding: int, options: UNet) -> None:
         super().__init__()
-        conv = StandardizedConv2d if options.weight_standardized else nn.Conv2d
+        conv = StandardizedConv2d if options.standardize else nn.Conv2d
         self.scales = options.time == "scale-shift"
         self.time = nn.Linear(embedding, (2 if self.scales else 1) * outputs)
         self.conv1 = conv(inputs, outputs, 3, padding=1)
@@ -114,7 +114,7 @@ class UNetNetwork(nn.Module):
         self.halvings = nn.ModuleList(halving(options.downsample, fine, coarse) for fine, coarse in steps)
         self.doublings = nn.ModuleList(doubling(coarse, fine) for fine, coarse in steps)
         self.middle1 = Block(coarsest, coarsest, embedding, options)
-        self.attention = make_attention(options.middle_attention, coarsest, options)
+        self.attention = make_attention(options.middle, coarsest, options)
         self.middle2 = Block(coarsest, coarsest, embedding, options)
         self.last = Block(widths[0] + first, widths[0], embedding, options)
         self.answer = nn.Conv2d(widths[0], spec.out_channels, 1)

@@ -1,0 +1,149 @@
+"""What the tests of the core and the command line share: a quiet environment, the command line, two tiny runs."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+NOISY = ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "CLICOLOR_FORCE", "TERMINAL_WIDTH", "DIFFTOOL_DISABLE_PLUGINS")
+QUIET = {
+    "COLUMNS": "200",
+    "TTY_COMPATIBLE": "0",
+    "NO_COLOR": "1",
+    "TERM": "dumb",
+    "PYTHONUTF8": "1",
+    "DIFFTOOL_PLUGINS": "",  # built-ins alone, whatever else is installed here
+}
+# At import, not in a fixture: Typer and rich read some of these when they are imported, and children inherit them.
+for _name in NOISY:
+    os.environ.pop(_name, None)
+os.environ.update(QUIET)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        """The error lines on stderr."""
+        return [line for line in self.err.splitlines() if line.startswith("difftool: error:")]
+
+    @property
+    def error(self) -> str:
+        """The one error line; a traceback or a second one is a failure of the test."""
+        assert len(self.errors) == 1, self.err
+        assert "Traceback" not in self.err, self.err
+        return self.errors[0]
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+Run = Callable[..., Outcome]
+
+
+def invoke(*arguments: object) -> Outcome:
+    """The command line in this process."""
+    from difftool.cli import main
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    show, code = warnings.showwarning, 0
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                main([str(a) for a in arguments])
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else 1
+    finally:
+        warnings.showwarning = show
+    texts = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
+    return Outcome(code, *texts)
+
+
+def spawn(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 240) -> Outcome:
+    """The command line in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "difftool", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`run("train", "--steps", 3)` in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return invoke
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Run:
+    """`cli("train", "--steps", 3)` in a process of its own, in an empty folder."""
+
+    def call(*arguments: object, env: Mapping[str, str] | None = None, cwd: Path = tmp_path) -> Outcome:
+        return spawn(*arguments, cwd=cwd, env=env)
+
+    return call
+
+
+POINTS = ("--dataset.n", 500, "--backbone.width", 16, "--backbone.depth", 1, "--batch-size", 64, "--preview-every", 0)
+"""A tiny run of points: `train *POINTS --steps 3`."""
+IMAGES = (
+    *("--backbone", "unet", "--dataset.n", 64, "--dataset.size", 8, "--backbone.dim", 8, "--backbone.dim-mults", "1,2"),
+    *("--backbone.groups", 4, "--batch-size", 8, "--preview-every", 0, "--threads", 1),
+)
+"""A tiny run of images."""
+
+
+def _trained(folder: Path, *arguments: object) -> Path:
+    outcome = invoke("train", *arguments, "--out", folder)
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+@pytest.fixture(scope="session")
+def points_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run of points: read it, or copy it."""
+    return _trained(tmp_path_factory.mktemp("points") / "points", *POINTS, "--steps", 30)
+
+
+@pytest.fixture(scope="session")
+def images_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run of images: read it, or copy it."""
+    return _trained(tmp_path_factory.mktemp("images") / "images", *IMAGES, "--steps", 4)
+
+
+@pytest.fixture(scope="session")
+def labels_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four labelled Gaussians, trained until the labels matter."""
+    return _trained(
+        tmp_path_factory.mktemp("labels") / "labels",
+        *("--dataset", "gaussian-mixture", "--dataset.components", 4, "--dataset.labels", "--dataset.n", 2000),
+        *("--backbone.width", 32, "--backbone.depth", 2, "--batch-size", 128, "--steps", 400, "--lr", 5e-3),
+        *("--preview-every", 0, "--ema", 0.9, "--warmup", 0),
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, with its content."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
