@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -51,19 +50,15 @@ def autocast(device: torch.device, precision: str) -> Callable[[], AbstractConte
     return lambda: torch.autocast(device.type, dtype=dtype)
 
 
-def cores() -> int:
-    """The CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextlib.contextmanager
-def threads(wanted: int | None, suited: int | None = None):  # type: ignore[no-untyped-def]
-    """Use `wanted` CPU threads, else those that suit the network, else every core; restore afterwards.
+def threads(wanted: int | None, suited: int | None = None) -> Iterator[None]:
+    """Use `wanted` CPU threads, else those that suit the network, else torch's own choice (one a core, or
+    OMP_NUM_THREADS); restore afterwards.
 
     Small networks are slower on many threads than on one, so a backbone may say what suits it.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(wanted or min(suited or cores(), cores()))
+    torch.set_num_threads(wanted or min(suited or before, before))
     try:
         yield
     finally:

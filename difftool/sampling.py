@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 POINTS, IMAGES = 2_000, 16
 """How many samples when the user does not say."""
-BATCH_ELEMENTS = 2**21
-"""Numbers a batch may hold when the user gives no batch size."""
+BATCH_ELEMENTS, BATCH_SAMPLES = 2**17, 8_192
+"""Numbers and samples a batch may hold when the user gives no batch size: larger ones fall out of the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Plan:
             spacing=grid,
             levels=(*grid_levels(model.schedule, grid, steps), CLEAN),
             num_samples=chosen.num_samples or (IMAGES if model.data.is_image else POINTS),
-            batch_size=chosen.batch_size or max(1, BATCH_ELEMENTS // math.prod(model.data.shape)),
+            batch_size=chosen.batch_size or max(1, min(BATCH_SAMPLES, BATCH_ELEMENTS // math.prod(model.data.shape))),
             seed=chosen.seed,
             label=model.label_index(label),
             guidance=chosen.guidance,

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difftool.data import Batches, Scaling
+from difftool.data import Batches, Samples, Scaling
 from difftool.device import autocast
 from difftool.ema import EMA
 from difftool.errors import Diverged
@@ -207,20 +207,20 @@ def _divergence(step: int, loss: float, settings: Training) -> str:
 @torch.no_grad()
 def held_out_loss(
     network: nn.Module,
-    batches: Batches,
+    samples: Samples,
     objective: Objective,
     *,
+    batch_size: int,
     scaling: Scaling,
     classes: int | None,
     repeats: int = 4,
 ) -> float:
     """Mean unweighted loss over all held-out items, each at `repeats` stratified levels: the same ones every time."""
     network.eval()
-    total, n, levels = 0.0, len(batches.samples), len(objective.alpha)
-    device = objective.alpha.device
-    for start in range(0, n, batches.batch_size):
-        indices = list(range(start, min(n, start + batches.batch_size)))
-        items, labels = batches.samples.take(indices)
+    total, n, levels, device = 0.0, len(samples), len(objective.alpha), objective.alpha.device
+    for start in range(0, n, batch_size):
+        indices = list(range(start, min(n, start + batch_size)))
+        items, labels = samples.take(indices)
         x_0 = scaling.to_model(items.to(device))
         cond = labels.to(device) if labels is not None and classes is not None else None
         for repeat in range(repeats):

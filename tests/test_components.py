@@ -105,7 +105,8 @@ def test_a_component_takes_its_name_and_kind_from_the_class_line() -> None:
         (Details(le=1), "x<=1"),
         (Details(ge=0, le=1), "0<=x<=1"),
         (Details(gt=0, lt=1), "0<x<1"),
-        (Details(ge=1, le=100_000), "1<=x<=100000"),
+        (Details(ge=1, le=99_999), "1<=x<=99999"),
+        (Details(ge=1, le=100_000), "x>=1"),  # a bound that only guards against absurd sizes
     ],
 )
 def test_ranges_read_as_one_expects(details: Details, shown: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -51,6 +51,17 @@ def encodable(text: str) -> bool:
     return True
 
 
+class _TwoLines(Progress):
+    """A progress bar with a line of words below it."""
+
+    words = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        if self.words:
+            yield Text(self.words, overflow="ellipsis", no_wrap=True)
+
+
 class Bar:
     """Progress of a known number of steps, with a few words beside the bar and a second line below."""
 
@@ -66,10 +77,9 @@ class Bar:
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(elapsed_when_finished=True),
-                TextColumn("{task.fields[words]}"),
             )
-            self._progress = Progress(*columns, console=console, transient=False, auto_refresh=True)
-            self._task: TaskID = self._progress.add_task(title, total=total, words="")
+            self._progress = _TwoLines(*columns, console=console)
+            self._task: TaskID = self._progress.add_task(title, total=total)
             self._progress.start()
 
     def update(self, step: int, words: Any, *, force: bool = False) -> None:
@@ -80,7 +90,8 @@ class Bar:
         if self.live:
             if force or now - self._drawn >= REDRAW_SECONDS or step >= self.total:
                 self._drawn = now
-                self._progress.update(self._task, completed=step, words=words() if callable(words) else words)
+                self._progress.words = words() if callable(words) else words
+                self._progress.update(self._task, completed=step)
             return
         tenth = 10 * step // self.total if self.total else 10
         due = tenth > self._tenth and now - self._said >= SHORTEST_SECONDS

@@ -202,8 +202,8 @@ class _Show:
 
 def _load(source: Path, run: RunFolder | None, weights: str) -> Model:
     """The model, with the weights asked for: the file holds one kind, the run's state the other."""
-    from difftool.experiment import raw_model
     from difftool.model import Model
+    from difftool.state import raw_model
 
     model = Model.read(source)
     if weights == "ema" or model.weights == "raw":

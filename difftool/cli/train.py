@@ -132,7 +132,7 @@ def _train(
     as_json: bool,
 ) -> None:
     from difftool import device as devices
-    from difftool.experiment import prepare, restore
+    from difftool.experiment import prepare
     from difftool.runs import RunFolder, create, now
 
     device = devices.choose(device_name)
@@ -147,7 +147,7 @@ def _train(
         with folder.lock():
             if resume is not None:
                 started = folder.started
-                restore(experiment)
+                experiment.resume()
                 note(f"going on with {folder.path} after step {experiment.state.step}")
             else:
                 started = now()

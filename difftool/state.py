@@ -1,0 +1,105 @@
+"""Training states: all that a run goes on from, as safetensors files."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from difftool import checkpoint
+from difftool.errors import BadFile
+from difftool.model import Model
+from difftool.recipe import Recipe
+from difftool.runs import RunFolder
+from difftool.training import TrainState
+
+
+def save(path: Path, state: TrainState, recipe: Recipe, elapsed: float) -> None:
+    """All that training goes on from: weights, average, optimizer, counters."""
+    tensors = {f"model.{name}": t for name, t in state.network.state_dict().items()}
+    if state.ema is not None:
+        tensors |= {f"ema.{name}": t for name, t in state.ema.network.state_dict().items()}
+    for index, slots in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{slot}": t for slot, t in slots.items()}
+    document = {
+        **recipe.document(),
+        "kind": "state",
+        "step": state.step,
+        "ema_updates": state.ema.updates if state.ema else 0,
+        "scaler": state.scaler.state_dict(),
+        "elapsed": elapsed,
+    }
+    checkpoint.save(path, tensors, document)
+
+
+def restore(folder: RunFolder, state: TrainState) -> float | None:
+    """Take up the newest valid state of a run; older ones serve where it is damaged. Returns its elapsed seconds, or
+    None where no state was saved yet.
+
+    Raises `BadFile` when states are there and none is valid: training never restarts in silence.
+    """
+    reasons = []
+    for path in folder.saved_states():
+        try:
+            elapsed = _restore_from(path, state)
+        except BadFile as error:
+            reasons.append(str(error))
+            continue
+        if reasons:
+            warnings.warn(f"{reasons[0]}; going on from {path.name}", stacklevel=2)
+        return elapsed
+    if reasons:
+        raise BadFile(f"no valid state in {folder.states}: {reasons[0]}")
+    return None
+
+
+def _restore_from(path: Path, state: TrainState) -> float:
+    tensors, document = checkpoint.load(path)
+    if document.get("kind") != "state":
+        raise BadFile(f"{path} is no training state")
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+    for name, tensor in tensors.items():
+        group, _, rest = name.partition(".")
+        groups.setdefault(group, {})[rest] = tensor
+    targets: list[tuple[str, nn.Module | None]] = [
+        ("model", state.network),
+        ("ema", state.ema.network if state.ema else None),
+    ]
+    for group, module in targets:
+        wanted = module.state_dict() if module is not None else {}
+        if rows := checkpoint.differences(wanted, groups[group]):
+            raise BadFile(f"{path}: its {group} weights do not fit: {rows}")
+    for group, module in targets:
+        if module is not None:
+            module.load_state_dict(groups[group])
+    optimizer = state.optimizer.state_dict()
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in groups["optimizer"].items():
+        index, _, slot = name.partition(".")
+        slots.setdefault(int(index), {})[slot] = tensor
+    state.optimizer.load_state_dict({**optimizer, "state": slots})
+    if state.ema is not None:
+        state.ema.updates = int(document["ema_updates"])
+    if document.get("scaler"):
+        state.scaler.load_state_dict(document["scaler"])
+    state.step = int(document["step"])
+    return float(document["elapsed"])
+
+
+def raw_model(model: Model, run: RunFolder) -> Model:
+    """The model with the weights that were being trained, from the newest state of its run."""
+    reasons = []
+    for path in run.saved_states():
+        try:
+            tensors, document = checkpoint.load(path)
+        except BadFile as error:
+            reasons.append(str(error))
+            continue
+        raw = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        if rows := checkpoint.differences(model.network.state_dict(), raw):
+            raise BadFile(f"{path}: its weights do not fit: {rows}")
+        model.network.load_state_dict(raw)
+        return replace(model, weights="raw", step=int(document["step"]), source=path)
+    raise BadFile(reasons[0] if reasons else f"run {run.path} has no training state, so its raw weights are gone")

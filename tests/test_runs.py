@@ -1,0 +1,480 @@
+"""The run folder: stopping and going on bit for bit, what is damaged, what is locked, how runs are found."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import POINTS, Run, invoke, spawn, tree
+
+from difftool import checkpoint
+from difftool.errors import BadFile, DifftoolError
+from difftool.files import TEMPORARY, atomic, numbered, write_text
+from difftool.runs import RunFolder, all_runs, find_model
+
+LONG = (*POINTS, "--checkpoint-every", 7, "--lr-schedule", "constant", "--warmup", 0, "--threads", 1)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """The newest training state."""
+    return checkpoint.load(RunFolder(folder).saved_states()[0])[0]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 steps without a break."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    assert invoke("train", *LONG, "--steps", 20, "--out", folder).code == 0
+    return folder
+
+
+@pytest.fixture
+def half(tmp_path: Path, straight: Path) -> Path:
+    """The same run as it lay there after 14 of 20 steps: its states after 7 and 14."""
+    folder = tmp_path / "half"
+    outcome = invoke("train", *LONG, "--steps", 14, "--out", folder)
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+def test_a_run_repeats_itself(straight: Path, tmp_path: Path) -> None:
+    assert invoke("train", *LONG, "--steps", 20, "--out", tmp_path / "again").code == 0
+    assert weights(tmp_path / "again") == weights(straight)
+    assert invoke("train", *LONG, "--steps", 20, "--seed", 1, "--out", tmp_path / "other").code == 0
+    assert weights(tmp_path / "other") != weights(straight)
+
+
+def test_more_steps_on_resume_equal_a_longer_run(half: Path, straight: Path) -> None:
+    assert weights(half) != weights(straight)
+    outcome = invoke("train", "--resume", half, "--steps", 20)
+    assert outcome.code == 0, outcome.err
+    assert outcome.lines == [str(half)]
+    assert "after step 14" in outcome.err
+    assert weights(half) == weights(straight)
+    a, b = state_of(half), state_of(straight)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    rows, expected = RunFolder(half).read_metrics(), RunFolder(straight).read_metrics()
+    assert [(r["step"], r["loss"], r["lr"]) for r in rows] == [(r["step"], r["loss"], r["lr"]) for r in expected]
+
+
+def test_resuming_a_finished_run_changes_no_weight(straight: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(straight, folder)
+    assert invoke("train", "--resume", folder).code == 0
+    assert weights(folder) == weights(straight)
+
+
+def test_only_the_newest_states_are_kept(straight: Path) -> None:
+    assert [p.name for p in RunFolder(straight).saved_states()] == [
+        "step-000000020.safetensors",
+        "step-000000014.safetensors",
+    ]
+
+
+class Child:
+    """A training process that can be signalled at a step."""
+
+    def __init__(self, folder: Path, *arguments: object) -> None:
+        self.folder = folder
+        command = [sys.executable, "-m", "difftool", "train", *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent
+        )
+
+    def wait_for(self, step: int) -> None:
+        """Until the metrics show the step."""
+        metrics = RunFolder(self.folder).metrics
+        while self.process.poll() is None:
+            if metrics.exists() and (rows := RunFolder(self.folder).read_metrics()) and rows[-1]["step"] >= step:
+                return
+            try:  # a wait for the process that also yields the processor
+                self.process.wait(0.02)
+            except subprocess.TimeoutExpired:
+                continue
+        raise AssertionError(f"ended before step {step}: {self.process.communicate()[1]}")
+
+    def stop(self, number: int) -> tuple[int, str, str]:
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=120)
+        return self.process.returncode, out, err
+
+
+ENDLESS = 10**7
+"""Steps that no test waits for."""
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Child:
+    """A run in another process that is stopped by a signal; it logs every step up to 200."""
+    folder = tmp_path / "run"
+    return Child(folder, *LONG, "--steps", ENDLESS, "--out", folder)
+
+
+def finish(folder: Path, tmp_path: Path) -> tuple[bytes, bytes]:
+    """The weights of a stopped run after some more steps, and those of a straight run of as many."""
+    last = max([0, *(int(p.stem.removeprefix("step-")) for p in RunFolder(folder).saved_states())])
+    end = last + 9
+    outcome = invoke("train", "--resume", folder, "--steps", end)
+    assert outcome.code == 0, outcome.err
+    assert invoke("train", *LONG, "--steps", end, "--out", tmp_path / "straight").code == 0
+    return weights(folder), weights(tmp_path / "straight")
+
+
+def test_after_kill_9_a_run_ends_as_if_nothing_had_happened(endless: Child, tmp_path: Path) -> None:
+    endless.wait_for(50)
+    code, out, _ = endless.stop(signal.SIGKILL)
+    assert (code, out) == (-signal.SIGKILL, "")
+    (endless.folder / "state" / f"{TEMPORARY}-0123.safetensors").write_bytes(b"half a state")
+    with open(endless.folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9999999, "lo')  # killed in mid-line
+    resumed, straight = finish(endless.folder, tmp_path)
+    assert resumed == straight
+    assert not [name for name in tree(endless.folder) if TEMPORARY in name]
+    steps = [row["step"] for row in RunFolder(endless.folder).read_metrics()]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_saves_and_says_how_to_go_on(endless: Child, tmp_path: Path, number: int, code: int) -> None:
+    endless.wait_for(50)
+    found, out, err = endless.stop(number)
+    assert (found, out) == (code, "")
+    (line,) = (line for line in err.splitlines() if line.startswith("difftool: "))
+    assert f"of {ENDLESS}; everything is saved; go on with: difftool train --resume {endless.folder}" in line
+    assert "Traceback" not in err
+    stopped = int(line.partition("stopped after step ")[2].split()[0])
+    assert RunFolder(endless.folder).saved_states()[0].stem == f"step-{stopped:09d}"
+    resumed, straight = finish(endless.folder, tmp_path)
+    assert resumed == straight
+
+
+def test_a_second_process_is_told_who_is_at_work(endless: Child) -> None:
+    endless.wait_for(1)
+    before = weights(endless.folder) if (endless.folder / "model.safetensors").exists() else b""
+    outcome = invoke("train", "--resume", endless.folder)
+    assert outcome.code == 1
+    assert f"{endless.folder} is in use by process {endless.process.pid}" in outcome.error
+    endless.stop(signal.SIGKILL)
+    assert before == b"" or weights(endless.folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pieces"),
+    [
+        (["--lr", "0.5"], ["--lr is 0.002 in the run, not 0.5"]),
+        (
+            ["--seed", "3", "--batch-size", "8"],
+            ["--seed is 0 in the run, not 3", "--batch-size is 64 in the run, not 8"],
+        ),
+        (["--backbone.width", "8"], ["--backbone.width is 16 in the run, not 8"]),
+        (["--schedule", "cosine"], ["--schedule is linear in the run, not cosine"]),
+        (["--dataset.n", "400"], ["--dataset.n is 500 in the run, not 400"]),
+        (["--prediction", "v"], ["--prediction is eps in the run, not v"]),
+    ],
+)
+def test_options_that_contradict_the_run_are_listed(straight: Path, arguments: list[str], pieces: list[str]) -> None:
+    before = tree(straight)
+    outcome = invoke("train", "--resume", straight, *arguments)
+    assert outcome.code == 1
+    for piece in [*pieces, f"--resume {straight}", "leave these out"]:
+        assert piece in outcome.error
+    assert tree(straight) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "piece"),
+    [
+        (["--out", "x"], "--out: a resumed run stays in its folder"),
+        (["--config", "c.toml"], "--config: a resumed run has its own"),
+    ],
+)
+def test_resume_takes_no_other_folder_or_config(straight: Path, arguments: list[str], piece: str) -> None:
+    outcome = invoke("train", "--resume", straight, *arguments)
+    assert outcome.code == 2
+    assert piece in outcome.error
+
+
+def test_repeating_the_runs_own_options_is_no_contradiction(half: Path, straight: Path) -> None:
+    outcome = invoke("train", "--resume", half, "--steps", 20, "--backbone.width", 16, "--lr", 2e-3, "--keep", 1)
+    assert outcome.code == 0, outcome.err
+    assert weights(half) == weights(straight)
+    assert len(RunFolder(half).saved_states()) == 1
+
+
+def damage(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "truncated":
+        del data[-100:]
+    elif how == "flipped":
+        data[-20] ^= 1
+    elif how == "empty":
+        data.clear()
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "empty"])
+def test_a_damaged_newest_state_is_passed_over_with_a_warning(half: Path, straight: Path, how: str) -> None:
+    damage(RunFolder(half).state(14), how)
+    outcome = invoke("train", "--resume", half, "--steps", 20)
+    assert outcome.code == 0, outcome.err
+    (warning,) = (line for line in outcome.err.splitlines() if "warning" in line)
+    assert "step-000000014.safetensors" in warning
+    assert "going on from step-000000007.safetensors" in warning
+    assert weights(half) == weights(straight)
+
+
+def test_no_valid_state_is_a_failure_and_never_a_new_start(half: Path) -> None:
+    for path in RunFolder(half).saved_states():
+        damage(path, "truncated")
+    model = weights(half)
+    outcome = invoke("train", "--resume", half, "--steps", 20)
+    assert outcome.code == 1
+    assert f"no valid state in {half / 'state'}" in outcome.error
+    assert weights(half) == model
+
+
+@pytest.mark.parametrize("missing", ["state", "config.toml"])
+def test_resuming_what_is_no_whole_run(half: Path, missing: str) -> None:
+    if missing == "state":
+        shutil.rmtree(half / "state")
+    else:
+        (half / missing).unlink()
+    outcome = invoke("train", "--resume", half, "--steps", 20)
+    if missing == "state":  # finished, by its metrics, and nothing to go on from
+        assert outcome.code in (0, 1)
+    else:
+        assert outcome.code == 1
+        assert "is no run folder: it has no config.toml" in outcome.error
+
+
+def test_resuming_what_does_not_exist(tmp_path: Path) -> None:
+    outcome = invoke("train", "--resume", tmp_path / "nope")
+    assert outcome.code == 1
+    assert f"run {tmp_path / 'nope'} does not exist" in outcome.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_killed_before_its_first_state_starts_again(half: Path, straight: Path) -> None:
+    shutil.rmtree(half / "state")
+    (half / "model.safetensors").unlink()
+    (half / "metrics.jsonl").unlink()
+    assert invoke("train", "--resume", half, "--steps", 20).code == 0
+    assert weights(half) == weights(straight)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "x.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        assert temporary.suffix == ".txt"
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        raise RuntimeError
+    assert tree(tmp_path) == {"deep/x.txt": b"old"}
+    with atomic(path) as temporary:
+        temporary.write_text("new")
+    assert tree(tmp_path) == {"deep/x.txt": b"new"}
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    with pytest.raises(DifftoolError, match="exists already"), atomic(path, overwrite=False) as temporary:
+        temporary.write_text("ours")
+        path.write_text("theirs")
+    assert tree(tmp_path) == {"x.txt": b"theirs"}
+
+
+def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    """As on a full disk: the process may write no more than 2 kB to a file."""
+    path = tmp_path / "x.safetensors"
+    checkpoint.save(path, {"a": torch.zeros(4)}, {"kind": "state"})
+    code = (
+        "import resource, sys, signal, torch; from pathlib import Path; from difftool import checkpoint\n"
+        "from difftool.errors import DifftoolError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "try: checkpoint.save(Path(sys.argv[1]), {'a': torch.zeros(10_000)}, {})\n"
+        "except DifftoolError as error: print(error)\n"
+    )
+    before = tree(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert f"{path} could not be written: " in done.stdout, done.stderr
+    assert tree(tmp_path) == before
+
+
+def test_files_follow_the_umask(points_run: Path) -> None:
+    for path in points_run.rglob("*"):
+        if path.is_file():
+            assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~_umask(), path
+
+
+def test_files_are_0644_under_umask_022(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        checkpoint.save(tmp_path / "a.safetensors", {"a": torch.zeros(4)}, {})
+        write_text(tmp_path / "b.toml", "x")
+        os.umask(0o077)
+        write_text(tmp_path / "c.toml", "x")
+    finally:
+        os.umask(before)
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()}
+    assert modes == {"a.safetensors": 0o644, "b.toml": 0o644, "c.toml": 0o600}
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_names_are_numbered_one_above_the_highest(tmp_path: Path) -> None:
+    assert numbered(tmp_path, "ddim-50", ".png") == tmp_path / "ddim-50-001.png"
+    for name in ("ddim-50-001.png", "ddim-50-007.png", "ddim-50-0x9.png", "ddim-50-900.gif", "xddim-50-800.png"):
+        (tmp_path / name).touch()
+    assert numbered(tmp_path, "ddim-50", ".png") == tmp_path / "ddim-50-008.png"
+    (tmp_path / "ddim-50-999.png").touch()
+    assert numbered(tmp_path, "ddim-50", ".png") == tmp_path / "ddim-50-1000.png"
+    (tmp_path / "ddim-50-1000.png").touch()
+    assert numbered(tmp_path, "ddim-50", ".png") == tmp_path / "ddim-50-1001.png"
+    (tmp_path / "a[b]-003.png").touch()
+    assert numbered(tmp_path, "a[b]", ".png") == tmp_path / "a[b]-004.png"
+    assert numbered(tmp_path / "none", "x", ".png") == tmp_path / "none" / "x-001.png"
+
+
+def test_the_newest_run_is_the_one_that_started_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DifftoolError, match="there is no trained run under"):
+        find_model(None)
+    starts = {"zzz": "2020-01-01T00:00:00.000+00:00", "aaa": "2024-05-01T00:00:00.000+00:00", "mmm": ""}
+    for name, started in starts.items():
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "config.toml").write_text(f'[run]\nstarted = "{started}"\n' if started else "")
+        (folder / "model.safetensors").touch()
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "config.toml").write_text("not = [toml")
+    os.utime(tmp_path / "runs" / "zzz" / "config.toml")  # touched last
+    assert [run.path.name for run in all_runs()] == ["aaa", "zzz", "mmm", "broken"]
+    assert find_model(None)[0] == Path("runs/aaa/model.safetensors")
+    (tmp_path / "runs" / "aaa" / "model.safetensors").unlink()
+    assert find_model(None)[0] == Path("runs/zzz/model.safetensors")
+
+
+def test_numbered_run_folders_are_never_reused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "swiss-roll-mlp-007").mkdir(parents=True)
+    (tmp_path / "runs" / "swiss-roll-mlp-9").mkdir()
+    assert run("train", *POINTS, "--steps", 0).lines == ["runs/swiss-roll-mlp-008"]
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {
+        "a": torch.arange(6, dtype=torch.float32).view(2, 3).t(),
+        "b": torch.tensor(3, dtype=torch.int64),
+        "c": torch.zeros(0, 4),
+        "d": torch.tensor([1.5, -0.0], dtype=torch.bfloat16),
+    }
+    checkpoint.save(path, tensors, {"kind": "model", "text": "é😀\x7f", "n": 1})
+    found, document = checkpoint.load(path)
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    assert document == checkpoint.load_document(path) == {"format": 1, "kind": "model", "text": "é😀\x7f", "n": 1}
+    first = path.read_bytes()
+    checkpoint.save(path, dict(reversed(tensors.items())), {"n": 1, "text": "é😀\x7f", "kind": "model"})
+    assert path.read_bytes() == first
+
+
+def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    checkpoint.save(path, {"a": torch.arange(5.0), "b": torch.ones(3)}, {"kind": "model", "name": "abc"})
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    for position in range(8 + size, len(whole)):  # every byte of the tensors
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(BadFile, match="is damaged"):
+            checkpoint.load(path)
+    for position in range(0, 8 + size, 3):  # the header: damaged, foreign, or of no consequence
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        try:
+            tensors, document = checkpoint.load(path)
+        except BadFile:
+            continue
+        assert torch.equal(tensors["a"], torch.arange(5.0))
+        assert (torch.equal(tensors["b"], torch.ones(3)), document["name"]) == (True, "abc")
+    for end in (0, 1, 7, 8, 9, 8 + size - 1, 8 + size, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        with pytest.raises(BadFile, match="not a safetensors file written by difftool"):
+            checkpoint.load(path)
+
+
+def test_the_digest_covers_names_types_shapes_and_bytes() -> None:
+    a = torch.tensor([1.0, 2.0])
+    digests = {
+        checkpoint.digest({"a": a}, ""),
+        checkpoint.digest({"b": a}, ""),
+        checkpoint.digest({"a": a}, "x"),
+        checkpoint.digest({"a": a.view(1, 2)}, ""),
+        checkpoint.digest({"a": a.view(torch.int32)}, ""),
+        checkpoint.digest({"a": -a}, ""),
+        checkpoint.digest({}, ""),
+    }
+    assert len(digests) == 7
+    assert checkpoint.digest({"a": a, "b": a}, "") == checkpoint.digest({"b": a, "a": a}, "")
+
+
+def test_differences_are_the_first_and_their_number() -> None:
+    wanted = {f"w{i}": torch.zeros(2) for i in range(5)}
+    assert checkpoint.differences(wanted, wanted) == ""
+    found = {"w0": torch.zeros(3), "extra": torch.zeros(1), "w1": torch.zeros(2)}
+    text = checkpoint.differences(wanted, found)
+    assert text == "w2 is missing; w3 is missing; w4 is missing and 2 more"
+    assert checkpoint.differences({"w0": torch.zeros(2)}, {"w0": torch.zeros(3)}) == "w0 is (3,), not (2,)"
+
+
+def test_metrics_pass_over_half_lines_and_old_rows(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.read_metrics() == []
+    for step, loss in ((1, 1.0), (2, 2.0), (3, 3.0), (2, 2.5)):
+        run.append_metrics({"step": step, "loss": loss})
+    with open(run.metrics, "a") as file:
+        file.write("[1]\n3\n{}\n" + '{"step": 4, "lo')
+    assert [(r["step"], r["loss"]) for r in run.read_metrics()] == [(1, 1.0), (2, 2.5), (3, 3.0)]
+    assert [r["step"] for r in run.read_metrics(up_to=2)] == [1, 2]
+    run.rewrite_metrics(run.read_metrics(up_to=2))
+    assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [1, 2]
+
+
+def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m difftool inspect-schedule linear --json | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, check=False)
+    first, code = done.stdout.splitlines()
+    assert (first, done.stderr) == ("{", "")
+    assert code in ("0", "141")
+
+
+def test_the_module_is_the_same_program(tmp_path: Path) -> None:
+    outcome = spawn("--version", cwd=tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("difftool ")
