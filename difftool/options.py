@@ -95,7 +95,7 @@ def _parameter(group: Group, f: Field) -> inspect.Parameter:
         del extra["metavar"]
     elif get_origin(f.inner) is Literal:
         del extra["metavar"]
-    fallback = "required" if f.required and default is None else f"default: {default}" if default else ""
+    fallback = "required" if f.required and not default else f"default: {default}" if default else ""
     option = typer.Option(
         *flags, help=help_text(f.details.help, fallback), rich_help_panel=group.panel, show_default=False, **extra
     )
@@ -112,7 +112,7 @@ def help_text(text: str, note: str = "") -> str:
     return escape(text) + (f" [dim]{escape(f'[{note}]')}[/dim]" if note else "")
 
 
-def _default(group: Group, f: Field) -> str | None:
+def _default(group: Group, f: Field) -> str:
     """The default as the help shows it; one for each record where they differ."""
     if f.name in group.defaults:
         return shown(group.defaults[f.name])

@@ -48,6 +48,15 @@ class Plugin:
     def identity(self) -> str:
         return f"{self.distribution}:{self.entry_point}"
 
+    def cause(self, kind: str, name: str) -> str | None:
+        """The problem that keeps this plugin from giving the component, where it is this plugin that should."""
+        distribution, _, bare = name.rpartition(":")
+        own = [p for p in self.problems if p.startswith(f"{kind} {bare!r}:")]
+        named = name in (self.identity, self.distribution, self.entry_point) or distribution == self.distribution
+        if own and (named or not distribution):
+            return own[0]
+        return self.problems[0] if named and self.problems else None
+
     @property
     def built_in(self) -> bool:
         return self.distribution == BUILT_IN
@@ -102,10 +111,8 @@ class Registry:
         if found is not None:
             return found
         for plugin in self.set_aside:
-            if name in (plugin.identity, plugin.distribution, plugin.entry_point) or any(
-                p.startswith(f"{kind} {name!r}:") for p in plugin.problems
-            ):
-                raise PluginFailure(f"{kind} {name!r}: plugin {plugin.identity} was set aside: {plugin.problems[0]}")
+            if cause := plugin.cause(kind, name):
+                raise PluginFailure(f"{kind} {name!r}: plugin {plugin.identity} was set aside: {cause}")
         known = self.names(kind)
         count = len(self.set_aside)
         aside = (

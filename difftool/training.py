@@ -178,7 +178,7 @@ def train(
         grads = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         if not math.isfinite(norm.item()) and not state.scaler.is_enabled():
-            raise Diverged(_divergence(state.step, float(loss), settings))
+            raise Diverged(_divergence(state.step, float(loss.detach()), settings))
         if settings.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
         lr = learning_rate(state.step, steps, settings)

@@ -84,10 +84,7 @@ def make(record: type[T], values: Mapping[str, object]) -> T:
     for name in values:
         if name not in known:
             raise InvalidOption(name, f"there is no such option{suggestion(name, known)}")
-    try:
-        text = json.dumps(dict(values), default=_as_json)
-    except (TypeError, ValueError) as error:
-        raise InvalidOption(next(iter(values)), f"not a plain value ({error})") from None
+    text = "{" + ", ".join(f"{json.dumps(name)}: {_dumped(name, value)}" for name, value in values.items()) + "}"
     from pydantic import ValidationError
 
     try:
@@ -125,9 +122,6 @@ def problem(component: Any) -> str | None:
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", component.name):
         return f"{component.__name__}: name must be lower-case words joined by '-', not {component.name!r}"
     title = f"{component.kind} {component.name!r}"
-    for name, value in vars(component).items():
-        if isinstance(value, dataclasses.Field):
-            return f"{title}: option {name!r} lacks a type annotation"
     if missing := sorted(_abstract(component)):
         return f"{title}: {missing[0]}() is not defined"
     try:
@@ -235,6 +229,13 @@ def _reason(error: Any) -> str:
         return text
     value = error["input"]
     return f"{text}, not {value if isinstance(value, (int, float)) else json.dumps(value)[:80]}"
+
+
+def _dumped(name: str, value: object) -> str:
+    try:
+        return json.dumps(value, default=_as_json)
+    except (TypeError, ValueError) as error:
+        raise InvalidOption(name, f"not a plain value ({error})") from None
 
 
 def _as_json(value: object) -> Any:

@@ -19,6 +19,7 @@ QUIET = {
     "COLUMNS": "200",
     "TTY_COMPATIBLE": "0",
     "NO_COLOR": "1",
+    "OMP_NUM_THREADS": "1",  # tests run side by side: threads that wait for each other's cores are far slower
     "TERM": "dumb",
     "PYTHONUTF8": "1",
     "DIFFTOOL_PLUGINS": "",  # built-ins alone, whatever else is installed here

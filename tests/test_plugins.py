@@ -270,14 +270,12 @@ def test_asking_for_a_broken_plugin_tells_its_cause(name: str) -> None:
     assert caught.value.exit_code == 1
 
 
-@pytest.mark.xfail(strict=True, reason="Registry.get matches distribution and identity, not distribution:name")
 def test_asking_a_broken_distribution_for_its_component_tells_the_cause() -> None:
     registry = registry_of(SOUND, point("broken", "x", ImportError("no backend")))
     with pytest.raises(PluginFailure, match="plugin broken:x was set aside: failed to import: ImportError: no backend"):
         registry.get("dataset", "broken:rings")
 
 
-@pytest.mark.xfail(strict=True, reason="Registry.get tells problems[0], whichever component was asked for")
 def test_the_cause_told_is_that_of_the_component_asked_for() -> None:
     registry = registry_of(point("half", "x", providing(dataset("Bad_Name"), NoLoad)))
     with pytest.raises(PluginFailure, match=r"load\(\) is not defined"):

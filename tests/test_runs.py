@@ -21,7 +21,7 @@ from difftool.errors import BadFile, DifftoolError
 from difftool.files import TEMPORARY, atomic, numbered, write_text
 from difftool.runs import RunFolder, all_runs, find_model
 
-LONG = (*POINTS, "--checkpoint-every", 7, "--lr-schedule", "constant", "--warmup", 0, "--threads", 1)
+LONG = (*POINTS, "--checkpoint-every", 7, "--lr-schedule", "constant", "--lr", 2e-3, "--warmup", 0, "--threads", 1)
 
 
 def weights(folder: Path) -> bytes:
@@ -186,13 +186,17 @@ def test_a_second_process_is_told_who_is_at_work(endless: Child) -> None:
         (["--prediction", "v"], ["--prediction is eps in the run, not v"]),
     ],
 )
-def test_options_that_contradict_the_run_are_listed(straight: Path, arguments: list[str], pieces: list[str]) -> None:
-    before = tree(straight)
-    outcome = invoke("train", "--resume", straight, *arguments)
+def test_options_that_contradict_the_run_are_listed(
+    straight: Path, tmp_path: Path, arguments: list[str], pieces: list[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    before = tree(folder)
+    outcome = invoke("train", "--resume", folder, *arguments)
     assert outcome.code == 1
-    for piece in [*pieces, f"--resume {straight}", "leave these out"]:
+    for piece in [*pieces, f"--resume {folder}", "leave these out"]:
         assert piece in outcome.error
-    assert tree(straight) == before
+    assert tree(folder) == before
 
 
 @pytest.mark.parametrize(
@@ -211,7 +215,8 @@ def test_resume_takes_no_other_folder_or_config(straight: Path, arguments: list[
 def test_repeating_the_runs_own_options_is_no_contradiction(half: Path, straight: Path) -> None:
     outcome = invoke("train", "--resume", half, "--steps", 20, "--backbone.width", 16, "--lr", 2e-3, "--keep", 1)
     assert outcome.code == 0, outcome.err
-    assert weights(half) == weights(straight)
+    a, b = state_of(half), state_of(straight)
+    assert all(torch.equal(a[name], b[name]) for name in b)
     assert len(RunFolder(half).saved_states()) == 1
 
 
@@ -282,7 +287,7 @@ def test_a_run_killed_before_its_first_state_starts_again(half: Path, straight: 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "x.txt"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), atomic(path) as temporary:
+    with pytest.raises(RuntimeError), atomic(path) as temporary:  # noqa: PT012
         assert temporary.suffix == ".txt"
         temporary.write_text("new")
         assert path.read_text() == "old"
@@ -295,7 +300,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
-    with pytest.raises(DifftoolError, match="exists already"), atomic(path, overwrite=False) as temporary:
+    with pytest.raises(DifftoolError, match="exists"), atomic(path, overwrite=False) as temporary:  # noqa: PT012
         temporary.write_text("ours")
         path.write_text("theirs")
     assert tree(tmp_path) == {"x.txt": b"theirs"}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from difftool.data import Scaling
     from difftool.schedule import Schedule
 
+DATASET, SCHEDULE = "swiss-roll", "linear"
 PARTS = (0.05, 0.2, 0.4, 0.7, 1.0)
 """Where the five levels lie that are picked when none are given, as parts of T - 1."""
 FILM_FRAMES = 80
@@ -56,11 +57,16 @@ class Noising(Options):
 
 
 def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
-    schedule = registry().of_kind(NoiseSchedule, params.get("schedule") or "linear")
-    groups = [Group.of(schedule), Group("noise", (Noising,), "Forward process")]
-    if not params.get("images") or params.get("dataset"):
-        groups.insert(0, Group.of(registry().of_kind(Dataset, params.get("dataset") or "swiss-roll")))
-    return groups
+    """The dataset's options are offered beside images too: a lenient pass cannot tell images from values."""
+    return [
+        Group.of(registry().of_kind(Dataset, _or(params.get("dataset"), DATASET))),
+        Group.of(registry().of_kind(NoiseSchedule, _or(params.get("schedule"), SCHEDULE))),
+        Group("noise", (Noising,), "Forward process"),
+    ]
+
+
+def _or(name: str | None, default: str) -> str:
+    return default if name is None else name
 
 
 def noise(
@@ -95,16 +101,16 @@ def noise(
 ) -> None:
     """Show how signal turns into noise: the clean x_0, then x_t at several levels."""
     given = given_values(ctx)
-    if images and dataset:
+    if images and (dataset is not None or given["dataset"]):
         raise UsageError("--dataset: give either images or a dataset")
     settings = make_from_flags(Noising, given["noise"])
     component = make_from_flags(
-        registry().of_kind(NoiseSchedule, schedule or "linear"), given["schedule"], prefix="schedule."
+        registry().of_kind(NoiseSchedule, _or(schedule, SCHEDULE)), given["schedule"], prefix="schedule."
     )
     source = None
     if not images:
         source = make_from_flags(
-            registry().of_kind(Dataset, dataset or "swiss-roll"), given["dataset"], prefix="dataset."
+            registry().of_kind(Dataset, _or(dataset, DATASET)), given["dataset"], prefix="dataset."
         )
         if settings.size is not None:
             raise UsageError("--size: is for own images; a dataset has --dataset.size where it has sizes")

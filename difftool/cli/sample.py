@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,8 +29,13 @@ CHOICES: dict[str, tuple[type[Component], str]] = {"sampler": (Sampler, "ddim"),
 """The components this command chooses, and those it takes by itself."""
 
 
+def _name(params: Mapping[str, Any], kind: str) -> str:
+    given: str | None = params.get(kind)
+    return CHOICES[kind][1] if given is None else given
+
+
 def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
-    chosen = [registry().of_kind(base, params.get(kind) or default) for kind, (base, default) in CHOICES.items()]
+    chosen = [registry().of_kind(base, _name(params, kind)) for kind, (base, _) in CHOICES.items()]
     return [*(Group.of(cls) for cls in chosen), Group("sampling", (Sampling,), "Sampling")]
 
 
@@ -72,8 +77,8 @@ def sample(
     """Draw samples from a trained model, and print the files written."""
     given = given_values(ctx)
     parts = {
-        kind: make_from_flags(registry().of_kind(base, ctx.params.get(kind) or default), given[kind], prefix=f"{kind}.")
-        for kind, (base, default) in CHOICES.items()
+        kind: make_from_flags(registry().of_kind(base, _name(ctx.params, kind)), given[kind], prefix=f"{kind}.")
+        for kind, (base, _) in CHOICES.items()
     }
     settings = make_from_flags(Sampling, given["sampling"])
     for path in out or ():

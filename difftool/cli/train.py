@@ -42,7 +42,7 @@ def _document(params: Mapping[str, Any]) -> dict[str, Any]:
         check_tables(document)
     except InvalidOption as error:
         raise _located(error, Path(config or Path(resume or "") / "config.toml"), error.field, "") from None
-    names = {kind: {"name": params[kind]} for kind in PARTS if params.get(kind)}
+    names = {kind: {"name": params[kind]} for kind in PARTS if params.get(kind) is not None}
     return merge(document, names)
 
 
@@ -107,9 +107,11 @@ def train(
     config_path = config or (resume / "config.toml" if resume else None)
     recipe = compose(merge(document, given), make=_maker(given, config_path))
     if resume is not None:
+        from difftool.runs import open_run
+
         if out is not None:
             raise UsageError("--out: a resumed run stays in its folder; leave it out")
-        _check_resume(compose(document), recipe, resume)
+        _check_resume(compose(open_run(resume).read_config()), recipe, resume)
     elif out is not None:
         from difftool.runs import check_run_output
 

@@ -20,7 +20,7 @@ class MLP(Backbone, name="mlp"):
     training_defaults: ClassVar[Mapping[str, object]] = {
         "steps": 6000,
         "batch_size": 512,
-        "lr": 2e-3,
+        "lr": 4e-3,
         "lr_schedule": "cosine",
         "warmup": 100,
         "ema": 0.999,

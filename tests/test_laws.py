@@ -1,0 +1,178 @@
+"""Laws of the code base: who imports whom, what stays unimported, and that files never run code."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Outcome
+
+import difftool
+import difftool_plugins
+
+CORE = Path(difftool.__file__).parent
+BUILT_INS = Path(difftool_plugins.__file__).parent
+HEAVY = ("torch", "numpy", "matplotlib")
+
+
+def sources(*folders: Path) -> list[Path]:
+    return [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+
+
+def imports(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(module, names) of every import statement, also those inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, ()
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or "", tuple(alias.name for alias in node.names)
+
+
+def test_the_core_never_mentions_the_built_ins() -> None:
+    assert len(sources(CORE)) > 30
+    for path in sources(CORE):
+        assert "difftool_plugins" not in path.read_text(encoding="utf-8"), path
+
+
+def test_built_ins_use_what_everybody_may_use() -> None:
+    seen = 0
+    for path in sources(BUILT_INS):
+        for module, names in imports(path):
+            assert not module.startswith("difftool."), f"{path} imports {module}"
+            if module == "difftool":
+                seen += 1
+                assert names, f"{path}: import difftool as a whole"
+                assert set(names) <= set(difftool.__all__), f"{path}: {names}"
+    assert seen > 10
+
+
+def test_every_public_name_resolves() -> None:
+    assert len(set(difftool.__all__)) == len(difftool.__all__)
+    for name in difftool.__all__:
+        assert getattr(difftool, name) is not None
+    assert dir(difftool) == sorted(difftool.__all__)
+    with pytest.raises(AttributeError, match="module 'difftool' has no attribute 'nope'"):
+        difftool.nope  # noqa: B018
+
+
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+def _dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+def test_opening_a_file_never_runs_code() -> None:
+    for path in sources(CORE, BUILT_INS):
+        for module, names in imports(path):
+            assert module.partition(".")[0] not in FORBIDDEN_MODULES, path
+            assert not (module == "torch" and "load" in names), path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                called = _dotted(node.func)
+                assert called not in FORBIDDEN_CALLS, f"{path}:{node.lineno}"
+                assert called not in ("torch.load", "torch.hub.load", "torch.jit.load"), f"{path}:{node.lineno}"
+                if called.endswith("np.load") or called == "numpy.load":
+                    assert not any(k.arg == "allow_pickle" for k in node.keywords), f"{path}:{node.lineno}"
+
+
+PROBE = """\
+import atexit, os, sys
+def tell():
+    names = [n for n in ("torch", "numpy", "matplotlib", "difftool_plugins") if n in sys.modules]
+    os.write(2, f"\\nIMPORTED {','.join(names)}\\n".encode())
+atexit.register(tell)
+if len(sys.argv) == 1:
+    import difftool
+else:
+    from difftool.cli import main
+    main(sys.argv[1:] if sys.argv[1] != "COMPLETE" else [])
+"""
+
+
+def probe(cwd: Path, *arguments: str, env: dict[str, str] | None = None) -> tuple[Outcome, set[str]]:
+    """The command line in a process that tells at exit which heavy modules it had imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+    imported = done.stderr.rpartition("IMPORTED ")[2].strip()
+    return Outcome(done.returncode, done.stdout, done.stderr), set(imported.split(",")) - {""}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["traim"]])
+def test_the_top_level_loads_no_plugin_at_all(tmp_path: Path, arguments: list[str]) -> None:
+    outcome, imported = probe(tmp_path, *arguments)
+    assert outcome.code in (0, 2)
+    assert imported == set()
+
+
+LIGHT = [
+    (["train", "--help"], 0),
+    (["train", "--backbone", "unet", "--help"], 0),
+    (["sample", "--help"], 0),
+    (["sample", "--sampler", "ddpm", "--help"], 0),
+    (["noise", "--help"], 0),
+    (["inspect-schedule", "--help"], 0),
+    (["list", "--help"], 0),
+    (["plugins", "--help"], 0),
+    (["info", "--help"], 0),
+    (["list"], 0),
+    (["list", "samplers", "--json"], 0),
+    (["list", "smaplers"], 2),
+    (["plugins"], 0),
+    (["plugins", "--json"], 0),
+    (["train", "--stesp", "3"], 2),
+    (["train", "--backbone", "nope"], 2),
+    (["train", "--backbone.width", "0"], 2),
+    (["train", "--lr", "nan"], 2),
+    (["train", "--steps", "abc"], 2),
+    (["train", "--config", "missing.toml"], 2),
+    (["sample", "--out", "x.bmp"], 2),
+    (["sample", "--steps", "0"], 2),
+    (["sample", "--sampler.eta", "2"], 2),
+    (["noise", "--at", "1000"], 2),
+    (["noise", "--out", "x.npy"], 2),
+    (["inspect-schedule", "nope"], 2),
+    (["inspect-schedule", "--out", "x.gif"], 2),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code"), LIGHT)
+def test_help_lists_and_usage_errors_import_nothing_heavy(tmp_path: Path, arguments: list[str], code: int) -> None:
+    outcome, imported = probe(tmp_path, *arguments)
+    assert outcome.code == code, outcome.err
+    assert imported & set(HEAVY) == set()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["difftool tra", "difftool train --backbone u", "difftool train --backbone unet --backbone.d"]
+)
+def test_completion_imports_nothing_heavy(tmp_path: Path, line: str) -> None:
+    words = str(len(line.split()) - 1)
+    env = {"_DIFFTOOL_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": words}
+    outcome, imported = probe(tmp_path, "COMPLETE", env=env)
+    assert outcome.out.split()[0] in ("train", "unet", "--backbone.dim")
+    assert imported & set(HEAVY) == set()
+
+
+def test_a_real_command_does_import_torch(tmp_path: Path) -> None:
+    """The probe sees what there is."""
+    outcome, imported = probe(tmp_path, "inspect-schedule", "linear", "--json")
+    assert outcome.code == 0
+    assert "torch" in imported

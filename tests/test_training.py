@@ -1,0 +1,451 @@
+"""The training loop against hand-written formulas; batches, noise, the average, divergence."""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from difftool.components import NoiseSchedule, Prediction, Weighting
+from difftool.data import Batches, DatasetContext, Samples, Scaling, points, split
+from difftool.ema import EMA
+from difftool.errors import Diverged
+from difftool.keys import generator, permutation
+from difftool.plugins import registry
+from difftool.schedule import Schedule
+from difftool.settings import Training, every
+from difftool.training import NOISE_STEPS, Objective, StepNoise, TrainState, held_out_loss, learning_rate, train
+from difftool.validation import make
+
+CPU = torch.device("cpu")
+T = 100
+
+
+def schedule() -> Schedule:
+    return make(registry().of_kind(NoiseSchedule, "linear"), {}).build(T)
+
+
+def objective(*, prediction: str = "eps", weighting: str = "none", loss: str = "mse") -> Objective:
+    return Objective(
+        schedule(),
+        make(registry().of_kind(Prediction, prediction), {}),
+        make(registry().of_kind(Weighting, weighting), {}),
+        loss,
+        device=CPU,
+    )
+
+
+class Net(nn.Module):
+    """A small network of x and t that remembers its conditions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.register_buffer("calls", torch.zeros(()))
+        self.conds: list[Tensor | None] = []
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        self.conds.append(cond)
+        self.calls += 1
+        answer: Tensor = self.last(torch.tanh(self.first(torch.cat([x, t[:, None] / 1000], dim=1))))
+        return answer
+
+
+def cloud(n: int = 50, *, labels: bool = False) -> Samples:
+    items = torch.randn(n, 2, generator=generator(3, "cloud")) * torch.tensor([2.0, 0.5]) + 1.0
+    return points(items, labels=torch.arange(n) % 3 if labels else None, class_names=("a", "b", "c") if labels else ())
+
+
+def new_state(network: nn.Module, *, ema: float = 0.9) -> TrainState:
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    average = EMA(network, ema) if ema else None
+    return TrainState(network, optimizer, average, torch.amp.GradScaler("cpu", enabled=False))
+
+
+def settings(**values: Any) -> Training:
+    return make(Training, {"batch_size": 16, "lr": 1e-2, "steps": 40, **values})
+
+
+def loop(state: TrainState, samples: Samples, chosen: Training, *, steps: int, classes: int | None = None, **o: Any):  # type: ignore[no-untyped-def]
+    batches = Batches(samples, chosen.batch_size, seed=chosen.seed)
+    scaling = Scaling.of(samples)
+    return train(state, batches, objective(**o), chosen, steps=steps, scaling=scaling, classes=classes, device=CPU)
+
+
+def state_dict(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- noise ---------------------------------------------------------------------------------------------------------
+
+
+def test_noise_of_a_step_does_not_depend_on_where_one_enters() -> None:
+    straight = StepNoise(7, 4, (2,), T, device=CPU)
+    assert straight.block == NOISE_STEPS
+    whole = [[x.clone() for x in straight(step)] for step in range(40)]
+    for step in (39, 5, 16, 15, 17, 31, 0):
+        fresh = StepNoise(7, 4, (2,), T, device=CPU)(step)
+        again = straight(step)
+        for a, b, c in zip(whole[step], fresh, again, strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(a, c)
+    eps, t, u = (torch.stack([row[i] for row in whole]) for i in range(3))
+    assert (eps.shape, t.shape, u.shape, t.dtype) == ((40, 4, 2), (40, 4), (40, 4), torch.int64)
+    assert len(eps.flatten(0, 1).unique(dim=0)) == 160
+    assert not torch.equal(StepNoise(8, 4, (2,), T, device=CPU)(0)[0], whole[0][0])
+
+
+def test_levels_cover_the_whole_table_evenly() -> None:
+    noise = StepNoise(0, 5000, (2,), 10, device=CPU)
+    t = torch.cat([noise(step)[1] for step in range(16)])
+    counts = torch.bincount(t, minlength=10)
+    assert (int(t.min()), int(t.max())) == (0, 9)
+    assert (counts - 8000).abs().max() < 5 * math.sqrt(80_000 * 0.1 * 0.9)
+
+
+def test_large_batches_are_drawn_in_smaller_blocks() -> None:
+    noise = StepNoise(0, 64, (3, 128, 128), T, device=CPU)
+    assert noise.block == 2**22 // (64 * 3 * 128 * 128) == 1
+
+
+# --- learning rate and counts --------------------------------------------------------------------------------------
+
+
+def test_learning_rates() -> None:
+    flat = settings(lr=0.5)
+    assert [learning_rate(step, 10, flat) for step in (0, 5, 9)] == [0.5] * 3
+    warm = settings(lr=0.5, warmup=4)
+    assert [learning_rate(step, 10, warm) for step in range(6)] == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5, 0.5])
+    cosine = settings(lr=0.5, lr_schedule="cosine")
+    rates = [learning_rate(step, 100, cosine) for step in range(100)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == pytest.approx(0.5, rel=1e-3)
+    assert rates[50] == pytest.approx(0.25, rel=0.05)
+    assert 0.0 <= rates[99] < 0.5 * 0.01
+
+
+def test_every_is_in_steps_or_epochs() -> None:
+    assert (every("500", 7), every("2ep", 7), every("0", 7)) == (500, 14, 0)
+
+
+# --- average -------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_update_copies_the_weights() -> None:
+    network = Net()
+    average = EMA(network, 0.999)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(3.0)
+        network.calls.fill_(7.0)
+    average.update()
+    assert average.updates == 1
+    assert same(state_dict(average.network), state_dict(network))
+
+
+def test_the_average_in_closed_form() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    average = EMA(network, 0.95)
+    values = [math.sin(3 * n) for n in range(200)]
+    expected = math.nan
+    for n, value in enumerate(values):
+        decay = min(0.95, 1 - (1 + n) ** -0.75)
+        assert average.decay == pytest.approx(decay)
+        expected = value if n == 0 else decay * expected + (1 - decay) * value
+        with torch.no_grad():
+            network.weight.fill_(value)
+        average.update()
+        assert float(average.network.weight) == pytest.approx(expected, abs=1e-5)
+    assert average.decay == 0.95
+    assert float(network.weight.detach()) == pytest.approx(values[-1])
+
+
+def test_a_constant_stays_and_the_average_takes_no_gradient() -> None:
+    network = Net()
+    average = EMA(network, 0.99)
+    before = state_dict(network)
+    for _ in range(50):
+        average.update()
+    after = state_dict(average.network)
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    assert not any(p.requires_grad for p in average.network.parameters())
+    assert not average.network.training
+    assert all(p.requires_grad for p in network.parameters())
+
+
+# --- the loop ------------------------------------------------------------------------------------------------------
+
+
+def by_hand(samples: Samples, chosen: Training, steps: int, *, weighting: str = "none", kind: str = "eps") -> Net:
+    """The same training, written out."""
+    network = Net()
+    optimizer = torch.optim.Adam(network.parameters(), lr=chosen.lr)
+    bars = schedule().alpha_bars
+    raw, n = samples.items, len(samples)
+    assert isinstance(raw, Tensor)
+    order = torch.cat([permutation(n, chosen.seed, "order", epoch) for epoch in range(30)])
+    for step in range(steps):
+        random = generator(chosen.seed, "noise", step // NOISE_STEPS)
+        eps = torch.randn(NOISE_STEPS, chosen.batch_size, 2, generator=random)[step % NOISE_STEPS]
+        t = torch.randint(T, (NOISE_STEPS, chosen.batch_size), generator=random)[step % NOISE_STEPS]
+        x = raw[order[step * chosen.batch_size : (step + 1) * chosen.batch_size]]
+        x = (x - torch.tensor(samples.shift)) / torch.tensor(samples.scale)
+        a = bars[t].float()[:, None]
+        output = network(a.sqrt() * x + (1 - a).sqrt() * eps, t * 1000 / T)
+        target = {"eps": eps, "x0": x, "v": a.sqrt() * eps - (1 - a).sqrt() * x}[kind]
+        error = {"mse": (output - target) ** 2, "l1": (output - target).abs()}[chosen.loss].mean(1)
+        snr = (a / (1 - a))[:, 0]
+        if weighting == "min-snr":
+            error = error * snr.clamp(max=5) / {"eps": snr, "x0": 1.0, "v": snr + 1}[kind]
+        optimizer.zero_grad()
+        error.mean().backward()
+        if chosen.clip:
+            total = math.sqrt(sum(float((p.grad**2).sum()) for p in network.parameters()))  # type: ignore[operator]
+            for p in network.parameters():
+                assert p.grad is not None
+                p.grad *= min(1.0, chosen.clip / (total + 1e-6))
+        optimizer.step()
+    return network
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        ({}, {}),
+        ({"weighting": "min-snr"}, {}),
+        ({"weighting": "min-snr", "prediction": "v"}, {}),
+        ({"weighting": "min-snr", "prediction": "x0"}, {}),
+        ({}, {"loss": "l1"}),
+        ({}, {"clip": 0.05}),
+        ({}, {"batch_size": 64, "seed": 3}),  # more than there are items
+    ],
+)
+def test_training_equals_the_formulas_written_out(options: dict[str, str], chosen: dict[str, Any]) -> None:
+    samples, config = cloud(), settings(**chosen)
+    state = new_state(Net())
+    records = list(loop(state, samples, config, steps=20, loss=config.loss, **options))
+    kind = options.get("prediction", "eps")
+    expected = by_hand(samples, config, 20, weighting=options.get("weighting", "none"), kind=kind)
+    for a, b in zip(state.network.parameters(), expected.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    assert not torch.allclose(next(state.network.parameters()), next(Net().parameters()), atol=1e-3)
+    assert [r.step for r in records] == list(range(1, 21))
+    assert state.step == 20
+    assert {r.lr for r in records} == {config.lr}
+
+
+def test_the_loss_is_the_weighted_mean_of_the_items() -> None:
+    state, chosen = new_state(Net()), settings()
+    (record,) = islice(loop(state, cloud(), chosen, steps=5, weighting="min-snr"), 1)
+    snr = schedule().snr[record.t]
+    factor = snr.clamp(max=5) / snr
+    assert float(record.loss) == pytest.approx(float((record.item_losses * factor).mean()), rel=1e-5)
+    assert float(record.loss) != pytest.approx(float(record.item_losses.mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize("stops", [[1], [5, 16], [17, 18, 33]])
+def test_stopping_and_going_on_changes_nothing(stops: list[int]) -> None:
+    straight, broken, samples, chosen = new_state(Net()), new_state(Net()), cloud(labels=True), settings()
+    for _ in loop(straight, samples, chosen, steps=40, classes=3):
+        pass
+    for stop in [*stops, 40]:
+        steps = loop(broken, samples, chosen, steps=40, classes=3)
+        for record in steps:
+            if record.step == stop:
+                break
+        steps.close()
+        assert broken.step == stop
+    assert same(state_dict(broken.network), state_dict(straight.network))
+    assert broken.ema is not None
+    assert straight.ema is not None
+    assert same(state_dict(broken.ema.network), state_dict(straight.ema.network))
+    assert broken.ema.updates == straight.ema.updates == 40
+
+
+def test_nothing_is_left_to_do_at_the_end() -> None:
+    state = new_state(Net())
+    before = state_dict(state.network)
+    assert list(loop(state, cloud(), settings(), steps=0)) == []
+    assert same(state_dict(state.network), before)
+
+
+def test_a_yield_leaves_gradients_on() -> None:
+    for _ in loop(new_state(Net()), cloud(), settings(precision="bf16"), steps=2):
+        assert torch.is_grad_enabled()
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_labels_are_hidden_at_their_share() -> None:
+    network, chosen = Net(), settings(batch_size=400, label_dropout=0.3)
+    samples = cloud(400, labels=True)
+    for _ in loop(new_state(network), samples, chosen, steps=20, classes=3):
+        pass
+    conds = torch.cat([c for c in network.conds if c is not None])
+    hidden = (conds == 3).float().mean()
+    assert abs(float(hidden) - 0.3) < 4 * math.sqrt(0.3 * 0.7 / len(conds))
+    assert set(conds.tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("dropout", "seen"), [(0.0, {0, 1, 2}), (1.0, {3})])
+def test_no_label_or_every_label_is_hidden(dropout: float, seen: set[int]) -> None:
+    network = Net()
+    for _ in loop(new_state(network), cloud(labels=True), settings(label_dropout=dropout), steps=8, classes=3):
+        pass
+    assert {int(i) for c in network.conds if c is not None for i in c} == seen
+
+
+def test_the_labels_are_those_of_the_items() -> None:
+    network, samples, chosen = Net(), cloud(labels=True), settings(label_dropout=0.0)
+    batches = Batches(samples, 16, seed=0)
+    for _ in loop(new_state(network), samples, chosen, steps=6, classes=3):
+        pass
+    for step, cond in enumerate(network.conds):
+        assert cond is not None
+        assert torch.equal(cond, batches.indices(step) % 3)
+
+
+class Fragile(Net):
+    """Breaks at its third call, in the value given."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        answer = super().forward(x, t, cond)
+        return answer * self.value if int(self.calls) == 3 else answer
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_divergence_is_told_before_it_touches_a_weight(value: float) -> None:
+    state = new_state(Fragile(value))
+    steps = loop(state, cloud(), settings(), steps=40)
+    next(steps), next(steps)
+    good = {**state_dict(state.network), "calls": torch.tensor(3.0)}
+    average = state_dict(state.ema.network) if state.ema else {}
+    with pytest.raises(Diverged, match="in step 3; try a lower --lr or --clip 1"):
+        next(steps)
+    assert state.step == 2
+    assert same(state_dict(state.network), good)
+    assert state.ema is not None
+    assert same(state_dict(state.ema.network), average)
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "size"), [(50, 16), (50, 50), (48, 16), (3, 16), (1, 4), (50, 1)])
+def test_every_epoch_visits_every_item_once(n: int, size: int) -> None:
+    batches = Batches(points(torch.randn(n, 2)), size, seed=4)
+    steps = math.lcm(n, size) // size
+    drawn = [batches.indices(step) for step in range(steps)]
+    assert {len(indices) for indices in drawn} == {size}
+    epochs = torch.cat(drawn).view(-1, n)
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(n))
+    if n > 10 and len(epochs) > 1:
+        assert not torch.equal(epochs[0], epochs[1])
+    for step in (steps - 1, 0, steps // 2):
+        assert torch.equal(Batches(batches.samples, size, seed=4).indices(step), drawn[step])
+
+
+def test_batches_hold_the_items_and_labels_of_their_indices() -> None:
+    samples = cloud(labels=True)
+    assert isinstance(samples.items, Tensor)
+    batches = Batches(samples, 8, seed=1)
+    for step, batch in zip(range(5, 9), batches.start(5), strict=False):
+        indices = batches.indices(step)
+        assert torch.equal(batch.items, samples.items[indices])
+        assert batch.labels is not None
+        assert torch.equal(batch.labels, indices % 3)
+    assert not torch.equal(batches.indices(0), Batches(samples, 8, seed=2).indices(0))
+
+
+class Source:
+    """A map-style source that counts nothing and keeps nothing."""
+
+    def __len__(self) -> int:
+        return 11
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.tensor([float(i), float(i) ** 2])
+
+
+def test_a_source_gives_the_batches_of_memory() -> None:
+    lazy = Samples(items=Source(), shape=(2,), labels=torch.arange(11))
+    eager = Samples(items=torch.stack([Source()[i] for i in range(11)]), shape=(2,), labels=torch.arange(11))
+    for workers in (0, 1):
+        a = Batches(lazy, 4, seed=0, workers=workers).start(2)
+        for left, right in zip(islice(a, 4), Batches(eager, 4, seed=0).start(2), strict=False):
+            assert torch.equal(left.items, right.items)
+            assert left.labels is not None
+            assert right.labels is not None
+            assert torch.equal(left.labels, right.labels)
+
+
+def test_augmentation_is_a_function_of_the_step() -> None:
+    def jitter(x: Tensor, random: torch.Generator) -> Tensor:
+        return x + torch.rand(len(x), 1, generator=random)
+
+    items = torch.zeros(20, 2)
+    samples = Samples(items=items, shape=(2,), augment=jitter)
+    straight = [b.items for b in islice(Batches(samples, 5, seed=0).start(0), 6)]
+    late = [b.items for b in islice(Batches(samples, 5, seed=0).start(3), 3)]
+    assert all(torch.equal(a, b) for a, b in zip(straight[3:], late, strict=True))
+    assert not torch.equal(straight[0], straight[1])
+
+
+def test_what_is_held_out_depends_on_the_items_alone() -> None:
+    items = torch.arange(40.0).view(20, 2)
+    ids = [f"{i}.png" for i in range(20)]
+    kept, out = split(Samples(items=items, shape=(2,), item_ids=ids, labels=torch.arange(20)), 5)
+    assert out is not None
+    assert (len(kept), len(out)) == (15, 5)
+    assert out.labels is not None
+    assert out.item_ids is not None
+    turned = Samples(items=items.flip(0), shape=(2,), item_ids=ids[::-1], labels=torch.arange(20).flip(0))
+    again = split(turned, 5)[1]
+    assert again is not None
+    assert again.item_ids is not None
+    assert set(again.item_ids) == set(out.item_ids)  # whatever their order
+    assert [ids[i] for i in out.labels.tolist()] == list(out.item_ids)
+    assert kept.labels is not None
+    assert sorted(kept.labels.tolist() + out.labels.tolist()) == list(range(20))
+    larger = split(Samples(items=items, shape=(2,), item_ids=ids), 6)[1]
+    assert larger is not None
+    assert set(out.item_ids) < set(larger.item_ids or ())
+    for wrong in (20, 21):
+        with pytest.raises(ValueError, match=f"cannot hold out {wrong} of 20 items"):
+            split(Samples(items=items, shape=(2,)), wrong)
+    assert split(kept, 0) == (kept, None)
+
+
+def test_the_held_out_loss_is_the_same_every_time() -> None:
+    network, samples = Net(), cloud()
+    before = copy.deepcopy(network.first.weight)
+    given: dict[str, Any] = {"batch_size": 50, "scaling": Scaling.of(samples), "classes": None}
+    losses = [held_out_loss(network, samples, objective(), **given) for _ in range(3)]
+    assert len(set(losses)) == 1
+    assert torch.equal(network.first.weight, before)
+
+    class Zero(Net):
+        def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+            return torch.zeros_like(x)
+
+    zero = held_out_loss(Zero(), samples, objective(), **given, repeats=40)
+    assert zero == pytest.approx(1.0, abs=5 * math.sqrt(2 / (50 * 40 * 2)))  # E eps^2
+
+
+def test_data_are_a_function_of_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, c = (DatasetContext(seed=s).generator("u").initial_seed() for s in (0, 0, 1))
+    assert a == b != c
