@@ -21,6 +21,8 @@ from difftool.errors import InvalidOption
 from difftool.validation import Field, fields, make
 
 NOUNS: Mapping[Any, str] = {int: "a whole number", float: "a number"}
+OFF = "__off"
+"""Ends the parameter name of the switch `--no-x`."""
 WORDS: Mapping[Any, str] = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 
@@ -57,7 +59,7 @@ def compile_options(groups: Iterable[Group]) -> list[Any]:
             for f in fields(record):
                 if f.name not in seen:
                     seen.add(f.name)
-                    parameters.append(_parameter(group, f))
+                    parameters += _switches(group, f) if f.inner is bool else [_parameter(group, f)]
     return _typer_parameters(parameters)
 
 
@@ -67,6 +69,7 @@ def given(groups: Iterable[Group], params: dict[str, Any]) -> dict[str, dict[str
     for group in groups:
         names = {f.name for record in group.records for f in fields(record)}
         found = {name: params.pop(identifier(group, name), None) for name in names}
+        found |= {name: False for name in names if params.pop(identifier(group, name) + OFF, None)}
         values[group.key] = {name: value for name, value in found.items() if value is not None}
     return values
 
@@ -90,21 +93,27 @@ def _parameter(group: Group, f: Field) -> inspect.Parameter:
         annotation, extra["parser"] = str, _tuple_parser(f)
     elif f.inner in (int, float):
         annotation, extra["parser"] = str, _number_parser(f.inner)
-    elif f.inner is bool:
-        flags = [f"{flag}/--{group.prefix}no-{f.flag}"]
-        del extra["metavar"]
     elif get_origin(f.inner) is Literal:
         del extra["metavar"]
     fallback = "required" if f.required and not default else f"default: {default}" if default else ""
-    option = typer.Option(
-        *flags, help=help_text(f.details.help, fallback), rich_help_panel=group.panel, show_default=False, **extra
-    )
-    return inspect.Parameter(
-        identifier(group, f.name),
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[annotation | None, option],
-    )
+    return _keyword(group, identifier(group, f.name), annotation, flags, help_text(f.details.help, fallback), **extra)
+
+
+def _switches(group: Group, f: Field) -> list[inspect.Parameter]:
+    """`--x` and `--no-x`; the help shows the one that changes something, for both take the room of two columns."""
+    default = _default(group, f)
+    on, off = (f"--{group.prefix}{f.flag}", f"--{group.prefix}no-{f.flag}")
+    text, name = help_text(f.details.help, f"default: {default}" if default else ""), identifier(group, f.name)
+    return [
+        _keyword(group, name, bool, [on], text, hidden=default == "on"),
+        _keyword(group, name + OFF, bool, [off], f"switch off: {text}", hidden=default != "on"),
+    ]
+
+
+def _keyword(group: Group, name: str, annotation: Any, flags: list[str], text: str, **extra: Any) -> inspect.Parameter:
+    option = typer.Option(*flags, help=text, rich_help_panel=group.panel, show_default=False, **extra)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=None, annotation=Annotated[annotation | None, option])
 
 
 def help_text(text: str, note: str = "") -> str:

@@ -69,7 +69,7 @@ def draw_panel(experiment: Experiment, path: Path) -> None:
 
     model, schedule = experiment.model, experiment.model.schedule
     count = 1 if model.data.is_image else POINTS
-    x_0, labels = first_items(experiment, count * len(PANEL_LEVELS))
+    x_0, labels = some_items(experiment, count * len(PANEL_LEVELS))
     rows, cells = [], []
     for row, part in enumerate(PANEL_LEVELS):
         level = schedule[int(part * (len(schedule) - 1))]
@@ -91,9 +91,10 @@ def draw_panel(experiment: Experiment, path: Path) -> None:
         save(figure, temporary)
 
 
-def first_items(experiment: Experiment, count: int) -> tuple[Tensor, Tensor | None]:
-    """The first training items in model units, and their labels; repeated where there are fewer."""
-    indices = [i % len(experiment.train) for i in range(count)]
+def some_items(experiment: Experiment, count: int) -> tuple[Tensor, Tensor | None]:
+    """Training items in model units, spread over the data, and their labels; repeated where there are fewer."""
+    n = len(experiment.train)
+    indices = [i * max(1, n // count) % n for i in range(count)]
     items, labels = experiment.train.take(indices)
     return experiment.data.scaling.to_model(items.to(experiment.device)), labels
 

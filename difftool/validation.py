@@ -84,7 +84,9 @@ def make(record: type[T], values: Mapping[str, object]) -> T:
     for name in values:
         if name not in known:
             raise InvalidOption(name, f"there is no such option{suggestion(name, known)}")
-    text = "{" + ", ".join(f"{json.dumps(name)}: {_dumped(name, value)}" for name, value in values.items()) + "}"
+    by_name = {f.name: f for f in fields(record)}
+    pairs = (f"{json.dumps(name)}: {_dumped(name, _as_written(by_name[name], v))}" for name, v in values.items())
+    text = "{" + ", ".join(pairs) + "}"
     from pydantic import ValidationError
 
     try:
@@ -229,6 +231,13 @@ def _reason(error: Any) -> str:
         return text
     value = error["input"]
     return f"{text}, not {value if isinstance(value, (int, float)) else json.dumps(value)[:80]}"
+
+
+def _as_written(f: Field, value: object) -> object:
+    """What people write in a file where they mean a list of one (`size = 32`), or text (`preview_every = 200`)."""
+    if get_origin(f.inner) is tuple and isinstance(value, (bool, int, float, str)):
+        return [value]
+    return str(value) if f.inner is str and type(value) is int else value
 
 
 def _dumped(name: str, value: object) -> str:

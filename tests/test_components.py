@@ -133,11 +133,11 @@ def test_ranges_read_as_one_expects(details: Details, shown: str) -> None:
         ({"real": 1.0}, "real", "less than 1"),
         ({"flag": 1}, "flag", "true or false"),
         ({"flag": "true"}, "flag", "true or false"),
-        ({"text": 1}, "text", "must be text"),
+        ({"text": 1.5}, "text", "must be text"),
         ({"choice": "c"}, "choice", "'a' or 'b'"),
         ({"maybe": 0}, "maybe", "greater than or equal to 1"),
         ({"many": [1, 0]}, "many", "greater than or equal to 1"),
-        ({"many": 3}, "many", "must be a list"),
+        ({"many": {"a": 1}}, "many", "must be a list"),
         ({"many": ["1"]}, "many", "whole number"),
         ({"many": [1] * (LONGEST_TUPLE + 1)}, "many", "at most 64"),
         ({"pair": [1.0]}, "pair", ""),
@@ -146,7 +146,7 @@ def test_ranges_read_as_one_expects(details: Details, shown: str) -> None:
         ({"path": 3}, "path", ""),
         ({"text": object()}, "text", "not a plain value"),
         ({"copy": "x"}, "copy", "whole number"),
-        ({"schema": 1}, "schema", "must be text"),
+        ({"schema": 1.5}, "schema", "must be text"),
         ({"json": "x"}, "json", "true or false"),
     ],
 )
@@ -448,3 +448,11 @@ def test_the_python_door_names_kind_and_name() -> None:
         difftool.component("backbone", "mpl")
     with pytest.raises(InvalidOption, match="widht: there is no such option; did you mean 'width'"):
         difftool.component("backbone", "mlp", widht=8)
+
+
+def test_values_may_be_written_as_people_do() -> None:
+    """In a file, one value stands for a list of one, and a whole number for text (`preview_every = 200`)."""
+    unet = registry().of_kind(Backbone, "unet")
+    assert make(unet, {"attention": "linear"}).attention == ("linear",)
+    assert make(registry().of_kind(Dataset, "gradients"), {"size": 8}).item_shape() == (3, 8, 8)
+    assert make(Training, {"preview_every": 200}).preview_every == "200"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 DATASET, SCHEDULE = "swiss-roll", "linear"
 PARTS = (0.05, 0.2, 0.4, 0.7, 1.0)
 """Where the five levels lie that are picked when none are given, as parts of T - 1."""
-FILM_FRAMES = 80
+FILM_FRAMES = 60
 ROWS, POINTS = 4, 2_000
 LONGEST_SIDE = 512
 """Own images larger than this are shown smaller unless --size says otherwise."""
@@ -147,7 +148,8 @@ def noise(
             )
     if settings.iterative:
         far = max(max(abs(r["mean"] - r["closed_mean"]), abs(r["std"] - r["closed_std"])) for r in moments)
-        note(f"largest difference of mean or standard deviation: {far:.4f}, in units where the data have about 1")
+        chance = max(r["sigma"] for r in moments) * math.sqrt(2 / x_0.numel())
+        note(f"largest difference of mean or standard deviation: {far:.4f}; chance alone makes about {chance:.4f}")
     for path in paths:
         process.write(path, overwrite=overwrite)
     if json:
@@ -179,6 +181,8 @@ class _Process:
 
     @property
     def film_levels(self) -> list[int]:
+        if self.settings.at is not None:
+            return list(self.settings.at)
         last = len(self.schedule) - 1
         frames = min(FILM_FRAMES, last + 1)
         return sorted({round(i * last / max(frames - 1, 1)) for i in range(frames)})

@@ -83,6 +83,7 @@ def sample(
     settings = make_from_flags(Sampling, given["sampling"])
     for path in out or ():
         _check_out(path, overwrite=overwrite)
+    _check_arrays(out or (), trajectory=trajectory, raw=raw)
 
     from difftool import device as devices
     from difftool.runs import find_model
@@ -187,7 +188,9 @@ class _Show:
                 made = min(at.first + len(at.x), plan.num_samples) if at.done else at.first
                 shown.update(at.batch * plan.steps + at.step, f"{made:,}/{plan.num_samples:,} samples")
         result = torch.cat(x)
-        title = f"{model.recipe.dataset.name}, {plan.sampler.name}, {plan.steps} steps, seed {plan.seed}"
+        recipe = model.recipe
+        trained = f"{recipe.name}, {recipe.schedule.name} T = {recipe.training.timesteps}"
+        title = f"{trained}, {plan.sampler.name} {plan.steps} steps, seed {plan.seed}"
         label = "" if plan.label is None else f", {model.data.class_names[plan.label]}"
         guidance = "" if plan.guidance == 1.0 else f", guidance {plan.guidance:g}"
         return Drawing(
@@ -211,9 +214,7 @@ def _load(source: Path, run: RunFolder | None, weights: str) -> Model:
     from difftool.state import raw_model
 
     model = Model.read(source)
-    if weights == "ema" or model.weights == "raw":
-        if weights == "ema" and model.weights == "raw":
-            note("this run keeps no average (--ema 0): sampling its trained weights")
+    if weights == "ema" or model.weights == "raw":  # a run without an average (--ema 0) has raw weights alone
         return model
     if run is None:
         raise UsageError(f"--weights raw: {source} holds the average alone; name the run folder, its state has them")
@@ -236,6 +237,16 @@ def _check_out(path: Path, *, overwrite: bool) -> None:
         check_output(path, overwrite=overwrite, folder=not path.suffix)
     except DifftoolError as error:
         raise type(error)(f"--out: {error}") from None
+
+
+def _check_arrays(paths: Sequence[Path], *, trajectory: bool, raw: bool) -> None:
+    """Refuse options of arrays where no array is written."""
+    from difftool.figures.formats import ARRAYS
+
+    if not any(path.suffix.lower() in ARRAYS for path in paths):
+        for flag, given in (("--trajectory", trajectory), ("--raw", raw)):
+            if given:
+                raise UsageError(f"{flag}: is for arrays; add --out with one of {', '.join(ARRAYS)}")
 
 
 def _check_drawable(path: Path, model: Model, *, strip: bool) -> None:

@@ -26,6 +26,12 @@ MAY_CHANGE = ("steps", "epochs", "checkpoint_every", "keep", "preview_every", "w
 
 def _document(params: Mapping[str, Any]) -> dict[str, Any]:
     """The config file or resumed run, under the names given on the command line."""
+    names = {kind: {"name": params[kind]} for kind in PARTS if params.get(kind) is not None}
+    return merge(_file(params), names)
+
+
+def _file(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of the config file, or of the run that is resumed."""
     config, resume = params.get("config"), params.get("resume")
     if config is not None and resume is not None:
         raise UsageError("--config: a resumed run has its own; leave it out")
@@ -42,8 +48,16 @@ def _document(params: Mapping[str, Any]) -> dict[str, Any]:
         check_tables(document)
     except InvalidOption as error:
         raise _located(error, Path(config or Path(resume or "") / "config.toml"), error.field, "") from None
-    names = {kind: {"name": params[kind]} for kind in PARTS if params.get(kind) is not None}
-    return merge(document, names)
+    return document
+
+
+def _note_left_out(document: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    """Options of a file that fall away because another component is named on the command line."""
+    for kind in PARTS:
+        table = document.get(kind, {})
+        left = [key for key in table if key != "name"]
+        if left and params.get(kind) not in (None, table.get("name")):
+            note(f"--{kind} {params[kind]}: leaves out the {table.get('name')}'s {', '.join(left)} of the config")
 
 
 def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
@@ -104,6 +118,7 @@ def train(
     """
     given = given_values(ctx)
     document = _document(ctx.params)
+    _note_left_out(_file(ctx.params), ctx.params)
     config_path = config or (resume / "config.toml" if resume else None)
     recipe = compose(merge(document, given), make=_maker(given, config_path))
     if resume is not None:
@@ -192,11 +207,13 @@ def _fit(experiment: Experiment) -> None:
             state = f"the last state is {saved[0]}" if saved else "no state was saved before"
             raise type(error)(f"{error}; {state}") from None
     experiment.save()
-    drawn = previews.draw(experiment)
-    _draw_loss(experiment)
-    rows = folder.read_metrics()
+    drawn, rows = previews.draw(experiment), folder.read_metrics()
     if rows:
-        note(f"loss {rows[-1]['loss']:.4f} after {experiment.state.step} steps in {experiment.elapsed:.1f} s")
+        _draw_loss(experiment)
+    if words.loss is not None:
+        held_out = rows[-1].get("held_out_loss")
+        beside = "" if held_out is None else f", {held_out:.4f} held out"
+        note(f"loss {words.loss:.4f}{beside} after {experiment.state.step} steps in {experiment.elapsed:.1f} s")
     for path in (*drawn[:1], folder.loss):
         if path.exists():
             note(f"drew {path}")

@@ -15,7 +15,7 @@ from difftool.figures import style
 from difftool.figures.samples import Limits, Mosaic, board, scatter_panel
 from difftool.figures.style import Floats, Pixels
 
-IMAGES = (560, 600)
+IMAGES = (360, 400)
 """Pixels (width, height) to which images of a film are enlarged: a film is stored frame by frame."""
 
 

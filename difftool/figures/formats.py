@@ -12,7 +12,7 @@ FILMS = (".gif",)
 ARRAYS = (".npy", ".npz", ".safetensors", ".csv")
 SUFFIXES = (*PICTURES, *FILMS, *ARRAYS)
 
-FILM_STATES = 90
+FILM_STATES = 60
 """Frames of a film at most; longer walks are thinned evenly."""
 
 

@@ -26,7 +26,7 @@ from difftool.figures.samples import image_grid, image_table, point_limits, scat
 from difftool.figures.style import Floats, Pixels
 from difftool.files import atomic, check_output
 
-FILM_IMAGES, FILM_POINTS = 64, 5000
+FILM_IMAGES, FILM_POINTS = 36, 5000
 """Samples that a film shows at most."""
 STRIP_ROWS = 6
 """Images whose walk a strip shows at most."""
