@@ -20,7 +20,7 @@ from difftool.components import (
     Weighting,
     option,
 )
-from difftool.errors import DifftoolError, printable
+from difftool.errors import DifftoolError, UsageError, printable
 from difftool.hookspecs import hookimpl
 from difftool.version import __version__
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from difftool.denoiser import BackboneSpec, Denoise, Estimate, Step
     from difftool.images import BadImage, check_image, read_image
     from difftool.model import Model
-    from difftool.schedule import CLEAN, Level, Schedule
+    from difftool.schedule import CLEAN, TIME_RANGE, Level, Schedule
 
 _LAZY = {
     "api": ("component", "load", "train"),
@@ -38,13 +38,14 @@ _LAZY = {
     "denoiser": ("BackboneSpec", "Denoise", "Estimate", "Step"),
     "images": ("BadImage", "check_image", "read_image"),
     "model": ("Model",),
-    "schedule": ("CLEAN", "Level", "Schedule"),
+    "schedule": ("CLEAN", "TIME_RANGE", "Level", "Schedule"),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 
 __all__ = [
     "CLEAN",
     "PIXELS",
+    "TIME_RANGE",
     "Backbone",
     "BackboneSpec",
     "BadImage",
@@ -63,6 +64,7 @@ __all__ = [
     "Schedule",
     "Spacing",
     "Step",
+    "UsageError",
     "Weighting",
     "__version__",
     "check_image",

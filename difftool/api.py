@@ -9,7 +9,7 @@ from difftool.components import KINDS, Component
 from difftool.errors import UsageError
 from difftool.model import Model
 from difftool.plugins import registry
-from difftool.recipe import PARTS, compose
+from difftool.recipe import compose
 from difftool.validation import make, suggestion
 
 
@@ -20,13 +20,16 @@ def component(kind: str, name: str, **options: Any) -> Component:
     return make(registry().get(kind, name), options)
 
 
-def load(path: str | Path, *, device: str = "auto") -> Model:
-    """The model of a run folder, or of a model file: `load("runs/x").sample(64, sampler="ddim", steps=50)`."""
+def load(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Model:
+    """The model of a run folder, or of a model file: `load("runs/x").sample(64, sampler="ddim", steps=50)`.
+
+    `weights="raw"` takes those that were being trained, from the run's state.
+    """
     from difftool import device as devices
     from difftool.runs import find_model
+    from difftool.state import read_model
 
-    source, _ = find_model(Path(path))
-    return Model.read(source).to(devices.choose(device))
+    return read_model(*find_model(Path(path)), weights).to(devices.choose(device))
 
 
 def train(
@@ -41,7 +44,7 @@ def train(
     device: str = "auto",
     **training: Any,
 ) -> Model:
-    """Train as `difftool train` does, and return the model; `model.source` lies in its run folder.
+    """Train as `difftool train` does, without its pictures, and return the model; `model.source` lies in its folder.
 
     Components are names, or instances with options; `training` takes the settings of `difftool train`:
     `train(dataset="swiss-roll", backbone=component("backbone", "mlp", width=64), steps=2000, seed=1)`.
@@ -50,7 +53,13 @@ def train(
     from difftool.experiment import prepare
     from difftool.runs import check_run_output, create, now
 
-    given = dict(zip(PARTS, (dataset, schedule, backbone, prediction, weighting), strict=True))
+    given = {
+        "dataset": dataset,
+        "backbone": backbone,
+        "schedule": schedule,
+        "prediction": prediction,
+        "weighting": weighting,
+    }
     names = {kind: {"name": part} for kind, part in given.items() if isinstance(part, str)}
     parts = {kind: part for kind, part in given.items() if isinstance(part, Component)}
     recipe = compose({**names, "training": training}, parts=parts)

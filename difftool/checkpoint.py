@@ -30,7 +30,12 @@ def save(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any],
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    ready: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().to("cpu").contiguous()
+        ready[name] = own.clone() if own.data_ptr() in seen else own  # tied weights: the format wants each its own
+        seen.add(own.data_ptr())
     text = json.dumps({"format": FORMAT, **document}, sort_keys=True, allow_nan=False)
     metadata = {KEY: json.dumps({"document": text, "sha256": digest(ready, text)}, sort_keys=True)}
     try:

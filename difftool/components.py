@@ -134,8 +134,10 @@ class Backbone(Component, kind="backbone"):
     def build(self, spec: BackboneSpec) -> nn.Module:
         """A module `net(x, t, cond=None)`.
 
-        x is (B, *spec.shape), normalised to unit variance; t is (B,), a float in [0, 1000); cond is (B,) int64 class
-        indices, where `spec.classes` stands for "no class"; the result is (B, spec.out_channels, *spec.shape[1:]).
+        x is (B, *spec.shape), of unit variance where the data have it (else see `spec.sigma_data`); t is (B,), a float
+        in [0, 1000); cond is (B,) int64 class indices, where `spec.classes` stands for "no class"; the result is
+        (B, spec.out_channels, *spec.shape[1:]).
+
         Raise `ValueError` when the shape does not fit, and say which shapes do.
         """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -40,7 +39,10 @@ class Items(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What a dataset loads to. Model units are (item - shift) / scale, per channel or coordinate. May grow fields."""
+    """What a dataset loads to. Model units are (item - shift) / scale, per channel or coordinate. May grow fields.
+
+    Items are in data units: of images pixel values 0..255, of points whatever they come in.
+    """
 
     items: Tensor | Items
     """(N, *shape) of any dtype, or a map-style source that worker processes read."""
@@ -65,6 +67,10 @@ class Samples:
             raise ValueError(f"items are {tuple(self.items.shape[1:])}, but the shape says {tuple(self.shape)}")
         if self.labels is not None and len(self.labels) != len(self.items):
             raise ValueError(f"{len(self.labels)} labels for {len(self.items)} items")
+        if self.labels is not None:
+            low, high = int(self.labels.min()), int(self.labels.max())
+            if self.labels.dtype != torch.int64 or low < 0 or (self.class_names and high >= len(self.class_names)):
+                raise ValueError(f"labels must be int64 indices of the {len(self.class_names)} classes")
 
     def __len__(self) -> int:
         return len(self.items)
@@ -105,6 +111,10 @@ class Scaling:
         shift, scale = self._broadcast(x)
         return x * scale + shift
 
+    def to_pixels(self, x: Tensor) -> Tensor:
+        """Images in model units -> uint8, rounded: all 256 values survive the round trip. Data units are 0..255."""
+        return self.to_data(x).round().clamp(0, 255).to(torch.uint8)
+
     def _broadcast(self, x: Tensor) -> tuple[Tensor, Tensor]:
         ends = (1,) * (x.ndim - 2)
         return _constant(self.shift, ends, x.device), _constant(self.scale, ends, x.device)
@@ -117,11 +127,6 @@ def _constant(values: tuple[float, ...], ends: tuple[int, ...], device: torch.de
 
 PIXELS: dict[str, Any] = {"shift": (127.5,), "scale": (127.5,), "bounds": (-1.0, 1.0)}
 """Keywords of `Samples` for uint8 images: x/127.5 - 1."""
-
-
-def to_pixels(x: Tensor) -> Tensor:
-    """Model units in [-1, 1] -> uint8, rounded: all 256 values survive the round trip."""
-    return ((x + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def points(items: Tensor, *, labels: Tensor | None = None, class_names: tuple[str, ...] = ()) -> Samples:
@@ -197,10 +202,6 @@ class Batches:
         if isinstance(samples.items, Tensor):
             self._items = samples.items.to(self.device)
             self._labels = None if samples.labels is None else samples.labels.to(self.device)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.samples) / self.batch_size)
 
     def indices(self, step: int) -> Tensor:
         """Which items step `step` uses. Sample counter i is item i mod N of epoch i div N."""

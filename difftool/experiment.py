@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from difftool.metrics import Meter
 from difftool.model import DataFacts, Model, build_network, build_schedule
 from difftool.recipe import Recipe
 from difftool.runs import RunFolder
-from difftool.settings import every
+from difftool.settings import is_due
 from difftool.training import Objective, Record, TrainState
 
 PREVIEWS = 4
@@ -85,15 +86,11 @@ class Experiment:
     def log_every(self) -> int:
         return max(1, min(50, self.steps // 200))
 
-    def _every(self, text: str | None, default: int) -> int:
-        return default if text is None else every(text, self.steps_per_epoch)
-
     def run(self) -> Iterator[Update]:
         """Train to the end. States are saved on the way; previews are the watcher's to draw."""
         settings = self.recipe.training
-        checkpoint_every = self._every(settings.checkpoint_every, 500)
-        preview_every = self._every(settings.preview_every, max(1, math.ceil(self.steps / PREVIEWS)))
-        held_out_every = max(self.steps_per_epoch, self.log_every)
+        preview_every = settings.preview_every or str(max(1, math.ceil(self.steps / PREVIEWS)))
+        due = partial(is_due, items=len(self.train), batch_size=settings.batch_size)
         batches = Batches(
             self.train, settings.batch_size, seed=settings.seed, device=self.device, workers=settings.workers
         )
@@ -114,19 +111,19 @@ class Experiment:
             step, last = record.step, record.step == self.steps
             self.meter.add(record)
             self.elapsed = time.perf_counter() - start
-            measure = self.held_out is not None and (step % held_out_every == 0 or last)
+            measure = self.held_out is not None and (due(step, "1ep") or last)
             row = None
             if step % self.log_every == 0 or last or measure:
                 row = self.meter.row(record, self.elapsed, settings.batch_size, len(self.objective.alpha))
                 if measure:
                     row["held_out_loss"] = self.held_out_loss()
                 self.folder.append_metrics(row)
-            preview = bool(preview_every) and step % preview_every == 0 and not last
+            preview = due(step, preview_every) and not last
+            if due(step, settings.checkpoint_every) and not last:
+                self.save()
             paused = time.perf_counter()
             yield Update(step, self.steps, record, row, preview)
             start += time.perf_counter() - paused  # what the watcher does is no training time
-            if step % checkpoint_every == 0 and not last:
-                self.save()
 
     def held_out_loss(self) -> float | None:
         """The loss of the weights being trained on the items kept apart."""
@@ -146,6 +143,8 @@ class Experiment:
     def resume(self) -> None:
         """Go on from the run's newest valid state."""
         self.elapsed = state.restore(self.folder, self.state) or 0.0
+        if self.steps < self.state.step:
+            raise UsageError(f"--steps: the run is at step {self.state.step} already, beyond {self.steps}")
         self.saved_at = self.state.step if self.state.step else -1
         self.folder.rewrite_metrics(self.folder.read_metrics(up_to=self.state.step))
 
@@ -224,3 +223,7 @@ def loading(dataset: Dataset) -> Iterator[None]:
         ) from None
     except (ValueError, OSError) as error:
         raise DifftoolError(f"dataset {dataset.name}: {' '.join(str(error).split())}") from None
+    except (DifftoolError, MemoryError):
+        raise
+    except Exception as error:
+        raise DifftoolError(f"dataset {dataset.name} failed: {type(error).__name__}: {error}") from error

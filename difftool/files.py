@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from difftool.errors import DifftoolError, UsageError
+from difftool.errors import DifftoolError
 
 TEMPORARY = ".difftool-tmp"
 """Part of every temporary file's name, so that leftovers of a killed run can be swept."""
@@ -69,13 +69,6 @@ def check_output(path: Path, *, overwrite: bool, folder: bool = False) -> None:
         raise DifftoolError(f"{path}: {parent} is not a folder")
     if not os.access(parent, os.W_OK):
         raise DifftoolError(f"{path}: {parent} is not writable")
-
-
-def existing(path: Path, what: str) -> Path:
-    """The path itself, or a usage error that names it."""
-    if not path.exists():
-        raise UsageError(f"{what} {path} does not exist")
-    return path
 
 
 def sweep(folder: Path) -> None:

@@ -31,7 +31,7 @@ class Meter:
 
     def row(self, record: Record, elapsed: float, batch_size: int, levels: int) -> dict[str, Any]:
         """The metrics of the steps since the last row, as plain finite numbers (None where there is none)."""
-        loss = float(torch.stack(self._losses).mean())
+        weighted = float(torch.stack(self._losses).mean())
         items, t = torch.cat(self._items), torch.cat(self._t)
         quartile = (t * 4).div(levels, rounding_mode="floor")
         sums = torch.zeros(4, device=t.device).index_add_(0, quartile, items)
@@ -41,7 +41,8 @@ class Meter:
             "step": record.step,
             "samples": record.step * batch_size,
             "elapsed": round(elapsed, 3),
-            "loss": _finite(loss),
+            "loss": _finite(float(items.mean())),
+            "weighted_loss": _finite(weighted),
             "loss_quartiles": [
                 _finite(s / c) if c else None for s, c in zip(sums.tolist(), counts.tolist(), strict=True)
             ],

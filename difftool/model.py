@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from difftool.components import Sampler, Spacing
     from difftool.schedule import Schedule
 
+MEASURED = 1_000
+"""Items from which the standard deviation of the data is measured."""
 LARGEST_MODEL = 10**10
 """Parameters a file may ask for; counted before anything is allocated."""
 
@@ -43,12 +45,16 @@ class DataFacts:
         names = samples.class_names
         if samples.labels is not None and not names:
             names = tuple(str(i) for i in range(int(samples.labels.max()) + 1))
+        few, n = min(MEASURED, len(samples)), len(samples)
+        items, _ = samples.take([i * n // few for i in range(few)])
+        std = float(Scaling.of(samples).to_model(items).std(correction=0))
         return cls(
             shape=tuple(samples.shape),
             shift=tuple(samples.shift),
             scale=tuple(samples.scale),
             bounds=samples.bounds,
             class_names=names if samples.labels is not None else (),
+            std=round(std, 6) or 1.0,
         )
 
     @property
@@ -74,6 +80,7 @@ class DataFacts:
             "scale": list(self.scale),
             "bounds": None if self.bounds is None else list(self.bounds),
             "class_names": list(self.class_names),
+            "std": self.std,
         }
 
     @classmethod
@@ -92,6 +99,7 @@ class DataFacts:
             shift=(Annotated[tuple[number, ...], pydantic.Field(min_length=1, max_length=65_536)], ...),
             scale=(Annotated[tuple[number, ...], pydantic.Field(min_length=1, max_length=65_536)], ...),
             bounds=(tuple[number, number] | None, None),
+            std=(Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)], 1.0),
             class_names=(
                 Annotated[
                     tuple[Annotated[str, pydantic.Field(max_length=1000)], ...], pydantic.Field(max_length=10**5)
@@ -165,14 +173,17 @@ class Model:
         self,
         count: int,
         *,
-        label: int | None = None,
+        label: int | Tensor | None = None,
         guidance: float = 1.0,
         autocast: Callable[[], AbstractContextManager[object]] | None = None,
     ) -> Denoise:
-        """A fresh denoiser of `count` samples, guided where there is a label and a scale, clipped where data are."""
+        """A fresh denoiser of `count` samples, guided where there are label and scale, clipped where data have bounds.
 
-        def plain(index: int | None) -> Denoiser:
-            cond = None if index is None else torch.full((count,), index, dtype=torch.int64, device=self.device)
+        A label is one class for all, or each sample's own (count,).
+        """
+
+        def plain(index: int | Tensor | None) -> Denoiser:
+            cond = None if index is None else torch.as_tensor(index, device=self.device).expand(count)
             network = self.forward or self.network
             return Denoiser(network, self.schedule, self.recipe.prediction, cond=cond, autocast=autocast)
 

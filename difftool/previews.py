@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from difftool.data import to_pixels
 from difftool.errors import DifftoolError
 from difftool.files import atomic
 from difftool.keys import sample_noise
@@ -26,6 +25,8 @@ REFERENCE = 5_000
 """Data points drawn under samples."""
 PANEL_LEVELS = (0.1, 0.3, 0.5, 0.8)
 """Where in the schedule the panel looks, as parts of T."""
+NOISE_COLUMNS = (2, 3)
+"""Columns of noise, shown from -3 to 3."""
 PANEL = ("original", "noisy", "true noise", "predicted noise", "reconstruction")
 
 
@@ -48,14 +49,15 @@ def draw(experiment: Experiment) -> list[Path]:
 
 
 def draw_samples(experiment: Experiment, path: Path) -> None:
-    """A few samples of the weights as they are, always from the same noise."""
+    """A few samples of what would be saved now, always from the same noise."""
     from difftool.figures.writers import Drawing, write
     from difftool.sampling import Plan, sample
 
     model = experiment.model
     steps = min(STEPS, len(model.schedule))
     n = IMAGES if model.data.is_image else POINTS
-    plan = Plan.of(model, steps=steps, num_samples=n)
+    blind = model.data.classes and not model.recipe.training.label_dropout
+    plan = Plan.of(model, steps=steps, num_samples=n, label=0 if blind else None)
     x = torch.cat([p.x for p in sample(model, plan) if p.done]).cpu()
     title = f"{model.recipe.name}, step {experiment.state.step}, ddim {steps} steps"
     reference = reference_points(experiment)
@@ -76,13 +78,14 @@ def draw_panel(experiment: Experiment, path: Path) -> None:
         clean = x_0[row * count : (row + 1) * count]
         eps = sample_noise(row * count, len(clean), model.data.shape, 0, "panel", device=experiment.device)
         x_t = level.alpha * clean + level.sigma * eps
-        label = int(labels[row * count]) if labels is not None and model.data.classes else None
-        estimate = model.denoiser(len(clean), label=label)(x_t, level)
+        own = labels[row * count : (row + 1) * count] if labels is not None and model.data.classes else None
+        estimate = model.denoiser(len(clean), label=own)(x_t, level)
         rows.append(f"t = {level.t:.0f}")
         cells.append([clean, x_t / level.norm, eps, estimate.eps, estimate.x_0])
     title = f"{model.recipe.name}, step {experiment.state.step}"
     if model.data.is_image:
-        pixels = torch.stack([torch.cat([_pixels(cell, j) for j, cell in enumerate(row)]) for row in cells])
+        shown = [[cell / 3 if j in NOISE_COLUMNS else cell for j, cell in enumerate(row)] for row in cells]
+        pixels = torch.stack([model.data.scaling.to_pixels(torch.cat(row).cpu()) for row in shown])
         figure = image_table(_channels_last(pixels), columns=PANEL, rows=rows, title=title)
     else:
         points = [[cell.cpu().numpy() for cell in row] for row in cells]
@@ -114,11 +117,6 @@ def reference_points_of(recipe: Recipe) -> Tensor | None:
     except DifftoolError:
         return None
     return items[:REFERENCE].float().cpu() if isinstance(items, Tensor) and items.ndim == 2 else None
-
-
-def _pixels(x: Tensor, column: int) -> Tensor:
-    """Pixels of a panel's column; noise (columns 2 and 3) is shown from -3 to 3."""
-    return to_pixels((x / 3.0 if column in (2, 3) else x).cpu())
 
 
 def _channels_last(pixels: Tensor) -> np.ndarray:

@@ -33,6 +33,8 @@ PARTS: Mapping[str, type[Component]] = {
 }
 """The components of a recipe, by kind."""
 
+STEPS = 5_000
+"""Steps of training when neither the user nor the backbone says."""
 NOT_READ_BACK = ("run", "plugins", "format")
 """Tables of a config file that record and do not configure."""
 
@@ -106,9 +108,9 @@ def choose(document: Mapping[str, Any], classes: Mapping[str, type[Component]] |
 
 def training_values(backbone: type[Backbone], values: Mapping[str, Any]) -> dict[str, Any]:
     """Training settings over the defaults that suit the network; `epochs` puts its default of `steps` aside."""
-    defaults = dict(backbone.training_defaults)
+    defaults = {"steps": STEPS, **backbone.training_defaults}
     if values.get("epochs") is not None:
-        defaults.pop("steps", None)
+        defaults.pop("steps")
     return {**defaults, **values}
 
 

@@ -25,7 +25,7 @@ from difftool.files import check_output, sweep, write_text
 from difftool.recipe import Recipe, dump_toml, read_toml
 
 ROOT = Path("runs")
-OURS = ("config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "lock", "state", "previews", "samples")
+OURS = ("config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "state", "previews", "samples")
 """What a run writes into its folder: all that --overwrite may remove."""
 
 
@@ -126,10 +126,11 @@ def create(recipe: Recipe, out: Path | None, *, overwrite: bool) -> RunFolder:
     """A new run folder: `out`, or `runs/<dataset>-<backbone>-NNN`, made exclusively."""
     if out is not None:
         check_run_output(out, overwrite=overwrite)
-        if out.exists():
-            _clear(out)
         out.mkdir(parents=True, exist_ok=True)
-        return RunFolder(out)
+        folder = RunFolder(out)
+        with folder.lock():  # refuses a run that is still training
+            _clear(out)
+        return folder
     check_output(ROOT / "x", overwrite=False)
     ROOT.mkdir(parents=True, exist_ok=True)
     taken = [int(m[1]) for p in ROOT.iterdir() if (m := re.fullmatch(rf"{re.escape(recipe.name)}-(\d{{3,}})", p.name))]
@@ -152,7 +153,7 @@ def check_run_output(out: Path, *, overwrite: bool) -> None:
     if out.is_dir():
         if not os.access(out, os.W_OK):
             raise DifftoolError(f"--out: {out} is not writable")
-        content = {p.name for p in out.iterdir()}
+        content = {p.name for p in out.iterdir()} - {"lock"}
         if content and not overwrite:
             raise DifftoolError(f"--out: {out} is not empty; name a new folder, or --overwrite a run")
         if content and "config.toml" not in content:
@@ -175,7 +176,7 @@ def all_runs(root: Path = ROOT) -> list[RunFolder]:
 
 
 def find_model(name: Path | None) -> tuple[Path, RunFolder | None]:
-    """The model file of a run, or a lone model file with the run it lies in, if any; by default the newest run's."""
+    """The model file of a run and the run, or a lone model file and None; by default the newest run's."""
     if name is None:
         for run in all_runs():
             if run.model.is_file():

@@ -62,6 +62,10 @@ class Plan:
             raise UsageError("--guidance: this model was trained without classes")
         if chosen.guidance != 1.0 and label is None:
             raise UsageError("--guidance: needs a --label to guide towards")
+        if label is None and model.data.classes and not model.recipe.training.label_dropout:
+            raise UsageError(
+                "--label: this model was trained with --label-dropout 0 and knows no samples without a class"
+            )
         T = len(model.schedule)
         steps = chosen.steps or min(walker.default_steps or T, T)
         return cls(

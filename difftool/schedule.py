@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LARGEST_SIGNAL_LEFT = 0.01
 TIME_RANGE = 1000.0
 """Networks see time as a float in [0, 1000), whatever T is."""
 
@@ -61,6 +62,8 @@ class Schedule:
                 raise ValueError(f"{name} must be finite and not negative")
         if len(self.alpha) != len(self.sigma) or len(self.alpha) == 0:
             raise ValueError("alpha and sigma must be tables of one length, at least 1")
+        if float(self.sigma[0]) == 0.0:
+            raise ValueError("the first level must have some noise: the clean end is no level of the table")
         if bool((self.theta.diff() <= 0).any()):
             raise ValueError("the signal-to-noise ratio must fall strictly from each level to the next")
 
@@ -117,6 +120,12 @@ class Schedule:
     def prior_std(self) -> float:
         """Standard deviation a walk starts from: sqrt(alpha_T^2 + sigma_T^2), whatever signal is left."""
         return self[len(self) - 1].norm
+
+    @property
+    def signal_left(self) -> float | None:
+        """Alpha-bar of the last level where it is too much to call that level noise, else None."""
+        left = float(self.alpha_bars[-1])
+        return left if left > LARGEST_SIGNAL_LEFT else None
 
     def time(self, t: float) -> float:
         """The time a network sees for table index t: t 1000/T."""

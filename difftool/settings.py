@@ -43,7 +43,7 @@ class Training(Options):
                 raise ValueError(
                     f"{name}: must be a number of steps such as 500, or of epochs such as 2ep, not {value!r}"
                 )
-        if self.checkpoint_every in ("0", "0ep"):
+        if int(self.checkpoint_every.removesuffix("ep")) == 0:
             raise ValueError("checkpoint_every: must be at least 1")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("epochs: give either --steps or --epochs")
@@ -67,6 +67,14 @@ class Sampling(Options):
     threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads; by default what suits the network")
 
 
-def every(text: str, steps_per_epoch: int) -> int:
-    """`500` or `2ep` in steps."""
-    return int(text.removesuffix("ep")) * steps_per_epoch if text.endswith("ep") else int(text)
+def is_due(step: int, every: str, *, items: int, batch_size: int) -> bool:
+    """Whether something done every `500` steps or `2ep` epochs is due after this step; `0`: never.
+
+    Batches run across the ends of epochs, so an epoch is over in the step that uses its last item.
+    """
+    count = int(every.removesuffix("ep"))
+    if count == 0:
+        return False
+    if not every.endswith("ep"):
+        return step % count == 0
+    return step * batch_size // (count * items) > (step - 1) * batch_size // (count * items)

@@ -6,10 +6,11 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from difftool import checkpoint
-from difftool.errors import BadFile
+from difftool.errors import BadFile, UsageError
 from difftool.model import Model
 from difftool.recipe import Recipe
 from difftool.runs import RunFolder
@@ -40,15 +41,19 @@ def restore(folder: RunFolder, state: TrainState) -> float | None:
 
     Raises `BadFile` when states are there and none is valid: training never restarts in silence.
     """
-    reasons = []
+    reasons: list[str] = []
+    refused: list[Path] = []
     for path in folder.saved_states():
         try:
             elapsed = _restore_from(path, state)
         except BadFile as error:
             reasons.append(str(error))
+            refused.append(path)
             continue
         if reasons:
             warnings.warn(f"{reasons[0]}; going on from {path.name}", stacklevel=2)
+        for damaged in refused:  # set aside, or it would count as the newest state, to be kept before valid ones
+            damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
         return elapsed
     if reasons:
         raise BadFile(f"no valid state in {folder.states}: {reasons[0]}")
@@ -80,12 +85,24 @@ def _restore_from(path: Path, state: TrainState) -> float:
         index, _, slot = name.partition(".")
         slots.setdefault(int(index), {})[slot] = tensor
     state.optimizer.load_state_dict({**optimizer, "state": slots})
+    for p, own in state.optimizer.state.items():  # files are contiguous; the fused step needs the weight's own layout
+        own.update({slot: torch.empty_like(p).copy_(t) for slot, t in own.items() if t.shape == p.shape})
     if state.ema is not None:
         state.ema.updates = int(document["ema_updates"])
     if document.get("scaler"):
         state.scaler.load_state_dict(document["scaler"])
     state.step = int(document["step"])
     return float(document["elapsed"])
+
+
+def read_model(source: Path, run: RunFolder | None, weights: str) -> Model:
+    """The model of a file, with the weights asked for: the file holds one kind, its run's state the other."""
+    model = Model.read(source)
+    if weights == "ema" or model.weights == "raw":  # a run without an average (--ema 0) has raw weights alone
+        return model
+    if run is None:
+        raise UsageError(f"--weights raw: {source} holds the average alone; name the run folder, its state has them")
+    return raw_model(model, run)
 
 
 def raw_model(model: Model, run: RunFolder) -> Model:

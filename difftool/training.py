@@ -19,7 +19,7 @@ from difftool.data import Batches, Samples, Scaling
 from difftool.device import autocast
 from difftool.ema import EMA
 from difftool.errors import Diverged
-from difftool.keys import generator, seed_globally
+from difftool.keys import generator, sample_noise, seed_globally
 
 if TYPE_CHECKING:
     from difftool.components import Prediction, Weighting
@@ -48,7 +48,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Record:
-    """One completed step. Tensors stay on the device; nothing waits for it."""
+    """One completed step. Tensors stay on the device."""
 
     step: int
     """Completed steps, this one included."""
@@ -61,7 +61,7 @@ class Record:
     grad_norm: Tensor = field(repr=False)
     lr: float
     x_t: Tensor = field(repr=False)
-    """The noised input of the network, (B, *shape)."""
+    """The noised items (B, *shape), before they are normalised for the network."""
     output: Tensor = field(repr=False)
     """The network's answer."""
 
@@ -160,12 +160,12 @@ def train(
     network, parameters = forward or state.network, list(state.network.parameters())
     context = autocast(device, settings.precision) or nullcontext
     noise = StepNoise(settings.seed, batches.batch_size, batches.samples.shape, len(objective.alpha), device=device)
-    layout = torch.channels_last if len(batches.samples.shape) == 3 else torch.preserve_format
+    layout = torch.channels_last if len(batches.samples.shape) == 3 else torch.contiguous_format
     state.network.train()
     for batch in batches.start(state.step) if state.step < steps else ():
         seed_globally(device, settings.seed, "step", state.step)  # dropout
         eps, t, u = noise(state.step)
-        x_0 = scaling.to_model(batch.items).contiguous(memory_format=layout)
+        x_0 = scaling.to_model(batch.items).contiguous(memory_format=layout)  # what an augmentation gave may be a view
         cond = None
         if classes is not None and batch.labels is not None:
             cond = torch.where(u < settings.label_dropout, classes, batch.labels)
@@ -177,7 +177,9 @@ def train(
         state.scaler.unscale_(state.optimizer)
         grads = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
-        if not math.isfinite(norm.item()) and not state.scaler.is_enabled():
+        # the one wait of a step: nothing may touch the weights before it is known; fp16 skips overflows by itself
+        overflow = not math.isfinite(norm.item())
+        if overflow and (not state.scaler.is_enabled() or not math.isfinite(loss.item())):
             raise Diverged(_divergence(state.step, float(loss.detach()), settings))
         if settings.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
@@ -224,8 +226,7 @@ def held_out_loss(
         x_0 = scaling.to_model(items.to(device))
         cond = labels.to(device) if labels is not None and classes is not None else None
         for repeat in range(repeats):
-            random = generator(0, "held-out", start, repeat, device=device)
-            eps = torch.randn(x_0.shape, generator=random, device=device)
+            eps = sample_noise(start, len(indices), samples.shape, 0, "held-out", repeat, device=device)
             u = (torch.tensor(indices, device=device) + 0.5) / n + repeat / repeats
             t = ((u % 1.0) * levels).long().clamp(max=levels - 1)
             total += float(objective.losses(network, x_0, eps, t, cond)[0].sum())

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageSequence
 from safetensors.torch import load_file
 
-from difftool.data import PIXELS, Scaling, points, to_pixels
+from difftool.data import PIXELS, Scaling, points
 from difftool.errors import DifftoolError, UsageError
 from difftool.figures import films, formats, loss, samples, schedules, style, writers
 from difftool.figures.formats import check_shape, check_suffix, needs_states
@@ -535,7 +535,7 @@ def test_every_suffix_writes_a_file(tmp_path: Path, suffix: str, drawing: Drawin
 def test_arrays_of_images(tmp_path: Path) -> None:
     drawing = images_drawing()
     assert drawing.states is not None
-    expected = to_pixels(drawing.x).permute(0, 2, 3, 1).numpy()
+    expected = drawing.scaling.to_pixels(drawing.x).permute(0, 2, 3, 1).numpy()
     write(drawing, tmp_path / "a.npy", overwrite=False)
     array = np.load(tmp_path / "a.npy")
     assert (array.dtype, array.shape) == (np.uint8, (6, 5, 4, 3))
@@ -546,7 +546,9 @@ def test_arrays_of_images(tmp_path: Path) -> None:
     with np.load(tmp_path / "b.npz", allow_pickle=False) as archive:
         assert sorted(archive) == ["labels", "samples", "states"]
         np.testing.assert_array_equal(archive["samples"], expected)
-        np.testing.assert_array_equal(archive["states"], to_pixels(drawing.states).permute(0, 1, 3, 4, 2).numpy())
+        np.testing.assert_array_equal(
+            archive["states"], ((drawing.states + 1) * 127.5).round().permute(0, 1, 3, 4, 2).numpy()
+        )
         np.testing.assert_array_equal(archive["labels"], np.arange(6))
 
     write(drawing, tmp_path / "c.safetensors", overwrite=False)
@@ -645,7 +647,7 @@ def test_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_folder_of_images(tmp_path: Path) -> None:
     drawing, folder = images_drawing(), tmp_path / "images"
     assert write(drawing, folder, overwrite=False) == folder
-    expected = to_pixels(drawing.x).permute(0, 2, 3, 1).numpy()
+    expected = drawing.scaling.to_pixels(drawing.x).permute(0, 2, 3, 1).numpy()
     assert sorted(p.name for p in folder.iterdir()) == [f"{i:04d}.png" for i in range(6)]
     for i in range(6):
         np.testing.assert_array_equal(np.asarray(Image.open(folder / f"{i:04d}.png")), expected[i])

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import POINTS, Run, invoke, spawn, tree
+from conftest import IMAGES, POINTS, Run, invoke, spawn, tree
 
 from difftool import checkpoint
 from difftool.errors import BadFile, DifftoolError
@@ -69,6 +69,32 @@ def test_more_steps_on_resume_equal_a_longer_run(half: Path, straight: Path) -> 
     assert all(torch.equal(a[name], b[name]) for name in a)
     rows, expected = RunFolder(half).read_metrics(), RunFolder(straight).read_metrics()
     assert [(r["step"], r["loss"], r["lr"]) for r in rows] == [(r["step"], r["loss"], r["lr"]) for r in expected]
+
+
+def test_a_resumed_run_of_images_equals_a_straight_one(tmp_path: Path) -> None:
+    """Images are trained in another memory layout than files hold; that must not reach the optimizer."""
+    constant = ("--lr-schedule", "constant", "--backbone.dropout", "0.1", "--precision", "bf16")
+    assert invoke("train", *IMAGES, *constant, "--steps", 8, "--out", tmp_path / "a").code == 0
+    assert invoke("train", *IMAGES, *constant, "--steps", 4, "--out", tmp_path / "b").code == 0
+    assert invoke("train", "--resume", tmp_path / "b", "--steps", 8).code == 0
+    assert weights(tmp_path / "b") == weights(tmp_path / "a")
+
+
+def test_fewer_steps_than_were_made_are_refused(half: Path) -> None:
+    before = tree(half)
+    outcome = invoke("train", "--resume", half, "--steps", 7)
+    assert outcome.code == 2
+    assert "--steps: the run is at step 14 already" in outcome.error
+    assert tree(half) == before
+
+
+def test_a_run_in_training_is_not_overwritten(half: Path) -> None:
+    before = tree(half)
+    with RunFolder(half).lock():
+        outcome = invoke("train", *LONG, "--steps", 1, "--out", half, "--overwrite")
+    assert outcome.code == 1
+    assert "in use by process" in outcome.error
+    assert {k: v for k, v in tree(half).items() if k != "lock"} == {k: v for k, v in before.items() if k != "lock"}
 
 
 def test_resuming_a_finished_run_changes_no_weight(straight: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from difftool.errors import Diverged
 from difftool.keys import generator, permutation
 from difftool.plugins import registry
 from difftool.schedule import Schedule
-from difftool.settings import Training, every
+from difftool.settings import Training, is_due
 from difftool.training import NOISE_STEPS, Objective, StepNoise, TrainState, held_out_loss, learning_rate, train
 from difftool.validation import make
 
@@ -134,8 +134,17 @@ def test_learning_rates() -> None:
     assert 0.0 <= rates[99] < 0.5 * 0.01
 
 
-def test_every_is_in_steps_or_epochs() -> None:
-    assert (every("500", 7), every("2ep", 7), every("0", 7)) == (500, 14, 0)
+def test_what_is_due_is_counted_in_steps_or_epochs() -> None:
+    """100 items in batches of 64: an epoch ends in the step that uses its last item, also across batches."""
+
+    def due(every: str) -> list[int]:
+        return [step for step in range(1, 17) if is_due(step, every, items=100, batch_size=64)]
+
+    assert due("5") == [5, 10, 15]
+    assert due("0") == due("0ep") == []
+    assert due("1ep") == [2, 4, 5, 7, 8, 10, 11, 13, 15, 16]
+    assert due("2ep") == [4, 7, 10, 13, 16]
+    assert [s for s in range(1, 4) if is_due(s, "1ep", items=1, batch_size=64)] == [1, 2, 3]
 
 
 # --- average -------------------------------------------------------------------------------------------------------

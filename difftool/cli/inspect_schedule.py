@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from difftool.schedule import Schedule
 
 KIND = NoiseSchedule.kind
-SIGNAL_LEFT = 0.01
-"""Alpha-bar of the last level above which it is called no noise."""
 
 
 def _choose(_params: dict[str, Any], args: list[str]) -> Sequence[Group]:
@@ -60,7 +58,7 @@ def inspect_schedule(
         _check_out(out, overwrite=overwrite)
     tables = _tables(components, timesteps, all_asked=bool(wanted))
     for name, schedule in tables.items():
-        if (left := float(schedule.alpha_bars[-1])) > SIGNAL_LEFT:
+        if left := schedule.signal_left:
             note(
                 f"{name}: the last level is not noise, {100 * math.sqrt(left):.0f} % of the signal is left "
                 f"(alpha-bar {left:.3f})"

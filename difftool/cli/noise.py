@@ -267,9 +267,7 @@ class _Process:
         return scatter_frames(points, titles, limits, None)
 
     def _pixels(self, x: Tensor) -> np.ndarray:
-        from difftool.data import to_pixels
-
-        return to_pixels(x.cpu()).movedim(1, -1).numpy()
+        return self.scaling.to_pixels(x.cpu()).movedim(1, -1).numpy()
 
     def _points(self, x: Tensor) -> np.ndarray:
         return self.scaling.to_data(x.cpu()).numpy()

@@ -88,10 +88,11 @@ def sample(
     from difftool import device as devices
     from difftool.runs import find_model
     from difftool.sampling import Plan
+    from difftool.state import read_model
 
     source, run = find_model(model)
     chosen = devices.choose(device)
-    loaded = _load(source, run, weights).to(chosen)
+    loaded = read_model(source, run, weights).to(chosen)
     if settings.compile:
         import torch
 
@@ -170,11 +171,14 @@ class _Show:
         """Sample under a bar; the drawing of the result."""
         import torch
 
+        from difftool.figures.formats import FILMS, PICTURES
         from difftool.figures.writers import Drawing
         from difftool.previews import reference_points_of
         from difftool.sampling import sample as walk
 
         kept = self.kept_steps(plan.steps)
+        pictures = any(path.suffix.lower() in (*PICTURES, *FILMS) for path in self.paths)
+        reference = reference_points_of(model.recipe) if pictures and len(model.data.shape) == 1 else None
         states: dict[int, list[Tensor]] = {step: [] for step in sorted(kept)}
         names: dict[int, str] = {}
         x: list[Tensor] = []
@@ -200,25 +204,12 @@ class _Show:
             states=torch.stack([torch.cat(states[step]) for step in states]) if states else None,
             state_labels=[names[step] for step in states],
             labels=None if plan.label is None else torch.full((len(result),), plan.label),
-            reference=reference_points_of(model.recipe) if len(model.data.shape) == 1 else None,
+            reference=reference,
             columns=self.columns,
             strip=self.strip,
             raw=self.raw,
             trajectory=self.trajectory,
         )
-
-
-def _load(source: Path, run: RunFolder | None, weights: str) -> Model:
-    """The model, with the weights asked for: the file holds one kind, the run's state the other."""
-    from difftool.model import Model
-    from difftool.state import raw_model
-
-    model = Model.read(source)
-    if weights == "ema" or model.weights == "raw":  # a run without an average (--ema 0) has raw weights alone
-        return model
-    if run is None:
-        raise UsageError(f"--weights raw: {source} holds the average alone; name the run folder, its state has them")
-    return raw_model(model, run)
 
 
 def _default_out(model: Model, plan: Plan, run: RunFolder | None) -> Path:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from difftool.experiment import Experiment
 
 MAY_CHANGE = ("steps", "epochs", "checkpoint_every", "keep", "preview_every", "workers", "threads")
-"""Settings that --resume may change: none of them changes a step."""
+"""Settings that --resume may change. None changes what was done; a later end stretches a cosine learning rate, and
+another number of threads may change sums in their last digits."""
 
 
 def _document(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,8 +182,6 @@ def _train(
 
 def _fit(experiment: Experiment) -> None:
     """Train to the end under a bar; a signal saves and ends the run."""
-    from difftool import previews
-
     folder, settings = experiment.folder, experiment.recipe.training
     words = _Words(settings.batch_size)
     with stop_signals() as stop, bar("training", experiment.steps) as shown:
@@ -199,7 +198,7 @@ def _fit(experiment: Experiment) -> None:
                         stop.number,
                     )
                 if update.preview:
-                    previews.draw(experiment)
+                    _preview(experiment)
         except DifftoolError as error:
             if isinstance(error, Interrupted):
                 raise
@@ -207,7 +206,7 @@ def _fit(experiment: Experiment) -> None:
             state = f"the last state is {saved[0]}" if saved else "no state was saved before"
             raise type(error)(f"{error}; {state}") from None
     experiment.save()
-    drawn, rows = previews.draw(experiment), folder.read_metrics()
+    drawn, rows = _preview(experiment), folder.read_metrics()
     if rows:
         _draw_loss(experiment)
     if words.loss is not None:
@@ -218,6 +217,17 @@ def _fit(experiment: Experiment) -> None:
         if path.exists():
             note(f"drew {path}")
     note(f"sample it with: difftool sample {folder.path}")
+
+
+def _preview(experiment: Experiment) -> list[Path]:
+    """Draw a preview. It is no reason to lose a run: what goes wrong is noted, and training goes on."""
+    from difftool import previews
+
+    try:
+        return previews.draw(experiment)
+    except Exception as error:
+        note(f"no preview after step {experiment.state.step}: {' '.join(str(error).split())}")
+        return []
 
 
 class _Words:
@@ -259,9 +269,7 @@ def _introduce(experiment: Experiment, device: str) -> None:
         f"{recipe.schedule.name} (T {settings.timesteps}) / {recipe.backbone.name} ({parameters:,} parameters) / "
         f"{recipe.prediction.name}; {device}, {settings.precision}, seed {settings.seed}"
     )
-    schedule = experiment.model.schedule
-    left = float(schedule.alpha_bars[-1])
-    if left > 0.01:
+    if left := experiment.model.schedule.signal_left:
         note(
             f"the last level is not noise: {100 * left**0.5:.0f} % of the signal is left (alpha-bar {left:.3f}); "
             "sampling starts from N(0, I) all the same"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from difftool.data import Scaling, to_pixels
+from difftool.data import Scaling
 from difftool.errors import DifftoolError
 from difftool.figures import style
 from difftool.figures.films import film, image_frames, scatter_frames
@@ -80,12 +80,8 @@ def write(drawing: Drawing, path: Path, *, overwrite: bool) -> Path:
 def _pixels(x: Tensor, scaling: Scaling) -> Pixels:
     """(..., C, H, W) in model units -> uint8 (..., H, W, C); what lies beyond the range of pixels is clamped here."""
     flat = torch.nan_to_num(x.reshape(-1, *x.shape[-3:]))
-    if max(scaling.scale) > 1 and set(scaling.scale + scaling.shift) != {127.5}:
-        images = scaling.to_data(flat).round().clamp(0, 255).to(torch.uint8)  # pixels scaled in some way of their own
-    else:
-        images = to_pixels(flat)
-    pixels: Pixels = images.movedim(1, -1).contiguous().numpy().reshape(*x.shape[:-3], *x.shape[-2:], x.shape[-3])
-    return pixels
+    images: Pixels = scaling.to_pixels(flat).movedim(1, -1).contiguous().numpy()
+    return images.reshape(*x.shape[:-3], *x.shape[-2:], x.shape[-3])
 
 
 def _points(x: Tensor, drawing: Drawing) -> NDArray[np.float32]:

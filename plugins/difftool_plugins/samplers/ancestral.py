@@ -66,8 +66,10 @@ class DDIM(Sampler, name="ddim"):
 
         for i, (t, s) in enumerate(pairwise(levels)):
             estimate = denoise(x, t)
-            d = self.eta * s.sigma * math.sqrt(1 - ratio(t, s) ** 2)
-            x = s.alpha * estimate.x_0 + math.sqrt(s.sigma**2 - d * d) * estimate.eps
+            spread = 1 - ratio(t, s) ** 2
+            d = self.eta * s.sigma * math.sqrt(spread)
+            # sqrt(sigma_s^2 - d^2), which rounding cannot make negative in this form
+            x = s.alpha * estimate.x_0 + s.sigma * math.sqrt(1 - self.eta**2 * spread) * estimate.eps
             if d > 0.0:
                 x = x + d * noise(i)
             yield Step(x, s, estimate)
