@@ -95,6 +95,11 @@ def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], most:
         for name in sorted(wanted.keys() & found.keys())
         if found[name].shape != wanted[name].shape
     ]
+    rows += [
+        f"{name} is {found[name].dtype}, not {wanted[name].dtype}".replace("torch.", "")
+        for name in sorted(wanted.keys() & found.keys())
+        if found[name].dtype != wanted[name].dtype
+    ]
     more = f" and {len(rows) - most} more" if len(rows) > most else ""
     return "; ".join(rows[:most]) + more
 
@@ -119,7 +124,10 @@ def _check_header(path: Path) -> None:
 def _document(path: Path, metadata: Mapping[str, str] | None) -> tuple[str, str]:
     if not metadata or KEY not in metadata:
         raise _foreign(path, "it carries no difftool metadata")
-    envelope = json.loads(metadata[KEY])
+    try:
+        envelope = json.loads(metadata[KEY])
+    except (ValueError, RecursionError):
+        raise _foreign(path, "its metadata are not JSON") from None
     if not isinstance(envelope, dict) or not all(isinstance(envelope.get(k), str) for k in ("document", "sha256")):
         raise _foreign(path, "its metadata are malformed")
     return envelope["document"], envelope["sha256"]

@@ -65,6 +65,12 @@ class Samples:
             raise ValueError("the dataset is empty")
         if isinstance(self.items, Tensor) and tuple(self.items.shape[1:]) != tuple(self.shape):
             raise ValueError(f"items are {tuple(self.items.shape[1:])}, but the shape says {tuple(self.shape)}")
+        if not self.shape:
+            raise ValueError("items must have a shape, such as (2,) or (3, 32, 32)")
+        if not {len(self.shift), len(self.scale)} <= {1, self.shape[0]} or 0.0 in self.scale:
+            raise ValueError("shift and scale must have one entry, or one for each channel, and no scale may be 0")
+        if self.item_ids is not None and len(self.item_ids) != len(self.items):
+            raise ValueError(f"{len(self.item_ids)} item_ids for {len(self.items)} items")
         if self.labels is not None and len(self.labels) != len(self.items):
             raise ValueError(f"{len(self.labels)} labels for {len(self.items)} items")
         if self.labels is not None:

@@ -5,6 +5,9 @@ A message is one line: what is wrong, where (an option or a file), what to do. `
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class DifftoolError(Exception):
     """The run failed for a reason that lies outside difftool."""
@@ -52,6 +55,23 @@ class Interrupted(DifftoolError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+@contextlib.contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """What a plugin's code raises becomes one line that names the component (`sampler ddim`).
+
+    `ValueError` is the way for a component to refuse, `DifftoolError` says enough, and no memory is no fault of its.
+    """
+    try:
+        yield
+    except (DifftoolError, ValueError, MemoryError, StopIteration):
+        raise
+    except Exception as error:
+        if "out of memory" in str(error).lower() or "can't allocate" in str(error):
+            raise
+        text = " ".join(str(error).split())
+        raise DifftoolError(f"{what} failed: {type(error).__name__}{': ' if text else ''}{text}") from error
 
 
 def printable(text: str) -> str:

@@ -199,7 +199,10 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
 def load_samples(recipe: Recipe) -> Samples:
     """The data of a recipe. Raises `DifftoolError`."""
     with loading(recipe.dataset):
-        return recipe.dataset.load(DatasetContext(seed=recipe.training.seed, cache=cache_folder()))
+        samples = recipe.dataset.load(DatasetContext(seed=recipe.training.seed, cache=cache_folder()))
+    if not isinstance(samples, Samples):
+        raise DifftoolError(f"dataset {recipe.dataset.name} gave a {type(samples).__name__}, not Samples")
+    return samples
 
 
 def cache_folder() -> Path | None:
@@ -225,5 +228,5 @@ def loading(dataset: Dataset) -> Iterator[None]:
         raise DifftoolError(f"dataset {dataset.name}: {' '.join(str(error).split())}") from None
     except (DifftoolError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DifftoolError(f"dataset {dataset.name} failed: {type(error).__name__}: {error}") from error

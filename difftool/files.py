@@ -37,6 +37,8 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         _sync_folder(path.parent)
     except FileExistsError:
         raise DifftoolError(f"{path} exists already; give another name, or --overwrite") from None
+    except OSError as error:
+        raise DifftoolError(f"{path} could not be written: {error.strerror or error}") from None
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
@@ -60,6 +62,8 @@ def check_output(path: Path, *, overwrite: bool, folder: bool = False) -> None:
     """Refuse, before any work, an output that exists, is of the wrong kind or cannot be written."""
     if path.is_dir() and not folder:
         raise DifftoolError(f"{path} is a folder; name a file in it")
+    if path.is_symlink() and not path.exists():
+        raise DifftoolError(f"{path} is a link to nothing; give another name")
     if path.exists() and not overwrite and not (folder and path.is_dir() and not any(path.iterdir())):
         raise DifftoolError(f"{path} exists already; give another name, or --overwrite")
     parent = path.absolute().parent

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from difftool import checkpoint
 from difftool.data import Samples, Scaling
 from difftool.denoiser import BackboneSpec, Clipped, Denoise, Denoiser, Guided
-from difftool.errors import BadFile, InvalidOption, UsageError
-from difftool.recipe import Recipe, compose
+from difftool.errors import BadFile, DifftoolError, InvalidOption, UsageError, blaming
+from difftool.recipe import PARTS, Recipe, compose
 from difftool.validation import suggestion
 
 if TYPE_CHECKING:
     from difftool.components import Sampler, Spacing
     from difftool.schedule import Schedule
 
+LARGEST_UNIT = 1e30
+"""Shift, scale and bounds in a file stay below this, or float32 would overflow."""
 MEASURED = 1_000
 """Items from which the standard deviation of the data is measured."""
 LARGEST_MODEL = 10**10
@@ -112,6 +114,10 @@ class DataFacts:
         facts = cls(**model.model_validate_json(json.dumps(document)).model_dump())
         if not {len(facts.shift), len(facts.scale)} <= {1, facts.shape[0]}:
             raise ValueError("shift and scale must have one entry, or one for each channel")
+        if not all(0 < scale < LARGEST_UNIT for scale in facts.scale) or max(map(abs, facts.shift)) > LARGEST_UNIT:
+            raise ValueError("shift and scale must be ordinary numbers, scale above 0")
+        if facts.bounds is not None and not -LARGEST_UNIT < facts.bounds[0] < facts.bounds[1] < LARGEST_UNIT:
+            raise ValueError("bounds must be a low and a high number")
         return facts
 
 
@@ -143,7 +149,7 @@ class Model:
         except ValueError:
             raise BadFile(f"{path}: its metadata describe no data that difftool knows") from None
         weights, step = document.get("weights"), document.get("step")
-        if weights not in ("ema", "raw") or not isinstance(step, int):
+        if weights not in ("ema", "raw") or type(step) is not int or step < 0:
             raise BadFile(f"{path}: its metadata are malformed")
         network = build_network(recipe, data, expected=tensors, path=path)
         network.load_state_dict(tensors)
@@ -241,9 +247,12 @@ class Model:
 
 def read_recipe(path: Path, document: Mapping[str, Any]) -> Recipe:
     """The recipe in a file's metadata, through the register and the components' own validation."""
-    tables = {k: v for k, v in document.items() if k not in ("format", "kind", "data", "weights", "step", "plugins")}
+    tables = {kind: document.get(kind) for kind in (*PARTS, "training")}
+    for kind, table in tables.items():
+        if not isinstance(table, Mapping) or (kind in PARTS and not isinstance(table.get("name"), str)):
+            raise BadFile(f"{path}: its metadata name no {kind}")
     try:
-        return compose({k: v for k, v in tables.items() if isinstance(v, Mapping)})
+        return compose(tables)
     except InvalidOption as error:
         raise BadFile(f"{path}: its metadata are refused: {error}") from None
     except UsageError as error:
@@ -252,11 +261,15 @@ def read_recipe(path: Path, document: Mapping[str, Any]) -> Recipe:
 
 def build_schedule(recipe: Recipe) -> Schedule:
     """The table of a recipe. Raises `UsageError` for values that make none."""
+    what, timesteps = f"schedule {recipe.schedule.name}", recipe.training.timesteps
     try:
-        schedule = recipe.schedule.build(recipe.training.timesteps)
-        recipe.prediction.check(schedule)
+        with blaming(what):
+            schedule = recipe.schedule.build(timesteps)
+            recipe.prediction.check(schedule)
     except ValueError as error:
-        raise UsageError(f"schedule {recipe.schedule.name}: {error}") from None
+        raise UsageError(f"{what}: {error}") from None
+    if len(schedule) != timesteps:
+        raise DifftoolError(f"{what} gave {len(schedule)} levels, not {timesteps}")
     return schedule
 
 
@@ -268,17 +281,22 @@ def build_network(
     path: Path | None = None,
 ) -> nn.Module:
     """The network of a recipe. With the tensors of a file they are compared first, before memory is taken."""
+    what = f"backbone {recipe.backbone.name}"
     try:
         if expected is not None:
-            with torch.device("meta"):
+            with torch.device("meta"), blaming(what):
                 sketch = recipe.backbone.build(data.spec)
             if sum(p.numel() for p in sketch.parameters()) > LARGEST_MODEL:
                 raise BadFile(f"{path}: its metadata ask for more than {LARGEST_MODEL:,} parameters")
             if rows := checkpoint.differences(sketch.state_dict(), expected):
                 raise BadFile(f"{path}: its weights do not fit its {recipe.backbone.name}: {rows}")
-        return recipe.backbone.build(data.spec)
+        with blaming(what):
+            network = recipe.backbone.build(data.spec)
     except ValueError as error:
-        raise UsageError(f"backbone {recipe.backbone.name}: {error}") from None
+        raise UsageError(f"{what}: {error}") from None
+    if not isinstance(network, nn.Module):
+        raise DifftoolError(f"{what} built a {type(network).__name__}, not a module")
+    return network
 
 
 def _missing_plugins(document: Mapping[str, Any]) -> str:

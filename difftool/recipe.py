@@ -154,11 +154,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        with open(path, "rb") as file:
-            document = tomllib.load(file)
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError(f"config file {path} does not exist") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"config file {path} is not TOML: {error}") from None
     except OSError as error:
         raise UsageError(f"config file {path} cannot be read: {error.strerror}") from None

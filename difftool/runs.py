@@ -85,9 +85,10 @@ class RunFolder:
     def started(self) -> str:
         """When the run began, ISO 8601 in UTC; empty where that is not recorded."""
         try:
-            return str(self.read_config().get("run", {}).get("started", ""))
+            recorded = self.read_config().get("run")
         except UsageError:
             return ""
+        return str(recorded.get("started", "")) if isinstance(recorded, dict) else ""
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         with open(self.metrics, "a", encoding="utf-8") as file:
@@ -98,9 +99,9 @@ class RunFolder:
         rows: dict[int, dict[str, Any]] = {}
         if self.metrics.exists():
             for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):
+                with contextlib.suppress(ValueError, RecursionError):
                     row = json.loads(line)
-                    if up_to is None or row["step"] <= up_to:
+                    if _is_row(row) and (up_to is None or row["step"] <= up_to):
                         rows[row["step"]] = row
         return list(rows.values())
 
@@ -194,6 +195,14 @@ def find_model(name: Path | None) -> tuple[Path, RunFolder | None]:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _is_row(row: Any) -> bool:
+    """Whether something read from metrics.jsonl is a row as it was written there."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return False
+    numbers = isinstance(row.get("loss"), (int, float, type(None)))
+    return numbers and isinstance(row.get("loss_quartiles", []), list)
 
 
 def _clear(path: Path) -> None:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from difftool.components import Sampler, Spacing
+from difftool.denoiser import Step
 from difftool.device import autocast
-from difftool.errors import DifftoolError, UsageError
+from difftool.errors import DifftoolError, UsageError, blaming
 from difftool.keys import sample_noise
 from difftool.plugins import registry
 from difftool.schedule import CLEAN, Level, Schedule
@@ -116,7 +117,8 @@ def grid_levels(schedule: Schedule, spacing: Spacing, steps: int) -> Sequence[Le
     if steps > len(schedule):
         raise UsageError(f"--steps: {steps} is more than the schedule's {len(schedule)} levels")
     try:
-        levels = list(spacing.levels(schedule, steps))
+        with blaming(f"spacing {spacing.name}"):
+            levels = list(spacing.levels(schedule, steps))
     except ValueError as error:
         raise UsageError(f"spacing {spacing.name}: {error}") from None
     angles = [level.theta for level in levels]
@@ -142,8 +144,19 @@ def walk(model: Model, plan: Plan, batch: int, first: int, count: int) -> Iterat
     x = plan.levels[0].norm * draw("x_T")
     yield Progress(batch, first, 0, False, plan.levels[0], x, None)
     step = 0
-    for state in plan.sampler.walk(denoise, x, plan.levels, lambda i: draw("step", i)):
+    what = f"sampler {plan.sampler.name}"
+    walked = plan.sampler.walk(denoise, x, plan.levels, lambda i: draw("step", i))
+    while True:
+        try:
+            with blaming(what):
+                state = next(walked)
+        except StopIteration:
+            break
+        except ValueError as error:
+            raise DifftoolError(f"{what}: {error}") from error
         step += 1
+        if not isinstance(state, Step) or state.x.shape != x.shape:
+            raise DifftoolError(f"{what}: step {step} gave no state shaped {tuple(x.shape)}")
         yield Progress(batch, first, step, step == plan.steps, state.level, state.x, state.estimate)
     if step != plan.steps:
         raise DifftoolError(f"sampler {plan.sampler.name} made {step} steps of {plan.steps}")

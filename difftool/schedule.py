@@ -62,8 +62,6 @@ class Schedule:
                 raise ValueError(f"{name} must be finite and not negative")
         if len(self.alpha) != len(self.sigma) or len(self.alpha) == 0:
             raise ValueError("alpha and sigma must be tables of one length, at least 1")
-        if float(self.sigma[0]) == 0.0:
-            raise ValueError("the first level must have some noise: the clean end is no level of the table")
         if bool((self.theta.diff() <= 0).any()):
             raise ValueError("the signal-to-noise ratio must fall strictly from each level to the next")
 

@@ -30,7 +30,7 @@ def save(path: Path, state: TrainState, recipe: Recipe, elapsed: float) -> None:
         "step": state.step,
         "ema_updates": state.ema.updates if state.ema else 0,
         "scaler": state.scaler.state_dict(),
-        "elapsed": elapsed,
+        "elapsed": float(elapsed),
     }
     checkpoint.save(path, tensors, document)
 
@@ -64,6 +64,10 @@ def _restore_from(path: Path, state: TrainState) -> float:
     tensors, document = checkpoint.load(path)
     if document.get("kind") != "state":
         raise BadFile(f"{path} is no training state")
+    counters = [document.get(name) for name in ("step", "ema_updates")]
+    elapsed, scaler = document.get("elapsed"), document.get("scaler")
+    if any(type(c) is not int or c < 0 for c in counters) or type(elapsed) is not float or not isinstance(scaler, dict):
+        raise BadFile(f"{path}: its counters are malformed")
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
@@ -88,11 +92,11 @@ def _restore_from(path: Path, state: TrainState) -> float:
     for p, own in state.optimizer.state.items():  # files are contiguous; the fused step needs the weight's own layout
         own.update({slot: torch.empty_like(p).copy_(t) for slot, t in own.items() if t.shape == p.shape})
     if state.ema is not None:
-        state.ema.updates = int(document["ema_updates"])
-    if document.get("scaler"):
-        state.scaler.load_state_dict(document["scaler"])
-    state.step = int(document["step"])
-    return float(document["elapsed"])
+        state.ema.updates = document["ema_updates"]
+    if scaler:
+        state.scaler.load_state_dict(scaler)
+    state.step = document["step"]
+    return elapsed
 
 
 def read_model(source: Path, run: RunFolder | None, weights: str) -> Model:

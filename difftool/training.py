@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from difftool.data import Batches, Samples, Scaling
 from difftool.device import autocast
 from difftool.ema import EMA
-from difftool.errors import Diverged
+from difftool.errors import DifftoolError, Diverged
 from difftool.keys import generator, sample_noise, seed_globally
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ class Objective:
         net_input = x_t if self.unit_norm else x_t / self.norm[t].view(alpha.shape)
         output = network(net_input, t * self.time, cond)
         target = self.prediction.target(x_0, eps, alpha, sigma)
+        if output.shape != target.shape:
+            raise DifftoolError(f"the network answered {tuple(output.shape)}, not {tuple(target.shape)}")
         losses = self.loss(output.float(), target, reduction="none").flatten(1).mean(1)
         return losses, x_t, output
 

@@ -229,6 +229,8 @@ def _reason(error: Any) -> str:
     text = _WORDS.get(error["type"]) or error["msg"].replace("Input should be", "must be", 1)
     if error["type"] == "missing":
         return text
+    if error["type"] == "too_long":
+        return f"must have at most {error['ctx']['max_length']} entries"
     value = error["input"]
     return f"{text}, not {value if isinstance(value, (int, float)) else json.dumps(value)[:80]}"
 

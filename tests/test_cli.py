@@ -392,6 +392,12 @@ def spoil(folder: Path, points_run: Path, labels_run: Path) -> None:
     variant("other", backbone={**backbone, "width": 8})
     variant("stranger", backbone={"name": "transformer"}, plugins={"difftool-vit": "2.1"})
     variant("step", step="many")
+    variant("unscheduled", schedule=None)
+    variant("flat", data={**data, "scale": [0.0, 1.0]})
+    variant("turned", data={**data, "bounds": [1.0, -1.0]})
+    halved = {name: tensor.half() for name, tensor in tensors.items()}
+    checkpoint.save(folder / "half.safetensors", halved, document)
+    save_file({"a": torch.zeros(3)}, folder / "deep.safetensors", {"difftool": "[" * 100_000})
     (folder / "x.png").write_text("no picture")
     (folder / "file").write_text("x")
     (folder / "full").mkdir()
@@ -443,7 +449,14 @@ BAD: list[tuple[list[str], int, str]] = [
     (["sample", "wide.safetensors"], 1, "describe no data"),
     (["sample", "module.safetensors"], 1, "no backbone is called 'os:system'"),
     (["sample", "path.safetensors"], 1, "no backbone is called '../../x'"),
-    (["sample", "number.safetensors"], 1, "its metadata are refused"),
+    (["sample", "unscheduled.safetensors"], 1, "its metadata name no schedule"),
+    (["sample", "flat.safetensors"], 1, "describe no data"),
+    (["sample", "turned.safetensors"], 1, "describe no data"),
+    (["sample", "half.safetensors"], 1, "is float16, not float32"),
+    (["sample", "deep.safetensors"], 1, "not a safetensors file written by difftool"),
+    (["sample", "POINTS", "--out", "a.png", "--out", "./a.png"], 2, "a.png is given twice"),
+    (["noise", "--at", ""], 2, "--at: must name at least one level"),
+    (["sample", "number.safetensors"], 1, "its metadata name no backbone"),
     (["sample", "extra.safetensors"], 1, "evil: there is no such option"),
     (["sample", "nodata.safetensors"], 1, "describe no data"),
     (["sample", "infinite.safetensors"], 1, "describe no data"),

@@ -17,6 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     warnings.showwarning = _warn
+    _mend_streams()
     try:
         code = _run([a for a in given if a != "--debug"])
         sys.stdout.flush()
@@ -59,7 +60,7 @@ def failure(error: Exception) -> tuple[int, str]:
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
         return 1, "error: out of memory; a smaller --batch-size, a smaller network or --precision bf16 need less"
     if isinstance(error, OSError) and error.strerror:
-        return 1, f"error: {error.filename or 'a file'}: {error.strerror}"
+        return 1, f"error: {error.filename or 'the output'}: {error.strerror}"
     return 1, f"error: unexpected {type(error).__name__}: {error}; {BUG}"
 
 
@@ -96,6 +97,15 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
     """Warnings as one line; those meant for programmers are passed over."""
     if not issubclass(category, (DeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)):
         _say(f"warning: {message}")
+
+
+def _mend_streams() -> None:
+    """A closed stream is a silent one, and names that a stream cannot spell are escaped rather than fatal."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open for as long as the process
+        elif hasattr(stream := getattr(sys, name), "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _forget_stdout() -> None:

@@ -27,8 +27,12 @@ def stderr() -> Console:
 
 
 def note(text: str) -> None:
-    """A plain line on stderr; control characters of foreign text never reach the terminal."""
-    stderr().print(Text(printable(text)))
+    """A plain line on stderr; control characters of foreign text never reach the terminal.
+
+    A log that cannot take it (a full disk, a closed pipe) is no reason to end a run.
+    """
+    with contextlib.suppress(OSError):
+        stderr().print(Text(printable(text)))
 
 
 def result(text: str) -> None:

@@ -14,6 +14,9 @@ from difftool.cli.console import result_json
 from difftool.errors import printable
 from difftool.options import help_text
 
+DEEPEST = 4
+"""Levels of nesting that are printed."""
+
 
 def info(
     target: Annotated[
@@ -52,7 +55,7 @@ def describe(target: Path | None) -> dict[str, Any]:
         return {"file": str(target), **_model_facts(tensors, document)}
     run = open_run(target)
     facts: dict[str, Any] = {"run": str(run.path)}
-    config = run.read_config()
+    config = {k: v for k, v in run.read_config().items() if isinstance(v, dict)}
     facts |= config.pop("run", {})
     rows = run.read_metrics()
     if rows:
@@ -86,10 +89,12 @@ def _model_facts(tensors: dict[str, Any], document: dict[str, Any], *, brief: bo
     return {k: v for k, v in {**facts, "data": document.get("data"), **rest}.items() if v is not None}
 
 
-def _words(value: Any) -> str:
+def _words(value: Any, depth: int = 0) -> str:
+    if depth > DEEPEST:
+        return "..."
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_words(v)}" for k, v in value.items() if v is not None)
+        return ", ".join(f"{k} {_words(v, depth + 1)}" for k, v in value.items() if v is not None)
     if isinstance(value, list):
-        shown = [_words(v) for v in value[:12]]
+        shown = [_words(v, depth + 1) for v in value[:12]]
         return ",".join(shown) + (", ..." if len(value) > 12 else "")
     return f"{value:.6g}" if isinstance(value, float) else str(value)

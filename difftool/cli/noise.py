@@ -13,7 +13,7 @@ import typer
 from difftool.cli.command import component_command, given_values, names_of
 from difftool.cli.console import bar, note, result, result_json
 from difftool.components import Dataset, NoiseSchedule, Options, option
-from difftool.errors import DifftoolError, UsageError
+from difftool.errors import DifftoolError, UsageError, printable
 from difftool.files import check_output, numbered
 from difftool.options import Group, help_text, make_from_flags
 from difftool.plugins import registry
@@ -52,6 +52,8 @@ class Noising(Options):
     def __post_init__(self) -> None:
         if self.size is not None and len(self.size) not in (1, 2):
             raise ValueError("size: must be one number, or two as HEIGHT,WIDTH")
+        if self.at == ():
+            raise ValueError("at: must name at least one level")
         for t in self.at or ():
             if t >= self.timesteps:
                 raise ValueError(f"at: {t} is beyond the last level, {self.timesteps - 1}")
@@ -300,7 +302,7 @@ def _own(paths: Sequence[Path], settings: Noising) -> tuple[Tensor, Scaling, str
     except BadImage as error:
         raise DifftoolError(str(error)) from None
     scaling = Scaling(PIXELS["shift"], PIXELS["scale"], is_image=True)
-    return scaling.to_model(pixels), scaling, paths[0].stem if len(paths) == 1 else f"{len(paths)} images"
+    return scaling.to_model(pixels), scaling, printable(paths[0].stem) if len(paths) == 1 else f"{len(paths)} images"
 
 
 def _of_dataset(dataset: Any, settings: Noising) -> tuple[Tensor, Scaling, str]:

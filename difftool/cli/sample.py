@@ -81,8 +81,10 @@ def sample(
         for kind, (base, _) in CHOICES.items()
     }
     settings = make_from_flags(Sampling, given["sampling"])
-    for path in out or ():
+    for i, path in enumerate(out or ()):
         _check_out(path, overwrite=overwrite)
+        if path.absolute() in [other.absolute() for other in (out or ())[:i]]:
+            raise UsageError(f"--out: {path} is given twice")
     _check_arrays(out or (), trajectory=trajectory, raw=raw)
 
     from difftool import device as devices

@@ -1,0 +1,158 @@
+"""Plugins that misbehave while they work: one line that names the component, and no half-told success."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from difftool import (
+    Backbone,
+    BackboneSpec,
+    Dataset,
+    DatasetContext,
+    DifftoolError,
+    Level,
+    Model,
+    NoiseSchedule,
+    Sampler,
+    Samples,
+    Schedule,
+    Spacing,
+    Step,
+    UsageError,
+    load,
+    points,
+)
+from difftool.recipe import compose
+
+
+class Raises(Sampler, name="raises"):
+    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]) -> Iterator[Step]:
+        yield Step(x, levels[1], denoise(x, levels[0]))
+        raise KeyError("x")
+
+
+class Shrinks(Sampler, name="shrinks"):
+    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]) -> Iterator[Step]:
+        yield Step(x[:, :1], levels[1], denoise(x, levels[0]))
+
+
+class Stops(Sampler, name="stops"):
+    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]) -> Iterator[Step]:
+        yield Step(x, levels[1], denoise(x, levels[0]))
+
+
+class Crooked(Spacing, name="crooked"):
+    def levels(self, schedule: Schedule, steps: int) -> list[Level]:
+        return [schedule[t] for t in range(steps)]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        (Raises(), "sampler raises failed: KeyError: 'x'"),
+        (Shrinks(), "sampler shrinks: step 1 gave no state shaped"),
+        (Stops(), "sampler stops made 1 steps of 3"),
+    ],
+)
+def test_samplers(points_run: Any, sampler: Sampler, message: str) -> None:
+    model: Model = load(points_run)
+    with pytest.raises(DifftoolError, match=message):
+        model.sample(4, sampler=sampler, steps=3)
+
+
+def test_spacings(points_run: Any) -> None:
+    with pytest.raises(DifftoolError, match="spacing crooked gave no strictly falling grid of 3 levels"):
+        load(points_run).sample(4, spacing=Crooked(), steps=3)
+
+
+class Cloud(Dataset, name="cloud"):
+    def load(self, context: DatasetContext) -> Samples:
+        return points(torch.randn(20, 2, generator=context.generator("points")))
+
+
+class Nothing(Dataset, name="nothing"):
+    def load(self, context: DatasetContext) -> Samples:
+        return None  # type: ignore[return-value]
+
+
+class Leaves(Dataset, name="leaves"):
+    def load(self, context: DatasetContext) -> Samples:
+        raise SystemExit(0)
+
+
+class Short(NoiseSchedule, name="short"):
+    def build(self, timesteps: int) -> Schedule:
+        return Schedule.from_betas(torch.full((3,), 0.5, dtype=torch.float64))
+
+
+class Narrow(Backbone, name="narrow"):
+    def build(self, spec: BackboneSpec) -> nn.Module:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = nn.Linear(2, 1)
+
+            def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+                return self.layer(x)
+
+        return Net()
+
+
+class Broken(Backbone, name="broken"):
+    def build(self, spec: BackboneSpec) -> nn.Module:
+        raise RuntimeError("no\nway")
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"dataset": Nothing()}, "dataset nothing gave a NoneType, not Samples"),
+        ({"dataset": Leaves()}, "dataset leaves failed: SystemExit"),
+        ({"schedule": Short()}, "schedule short gave 3 levels, not 1000"),
+        ({"backbone": Broken()}, "backbone broken failed: RuntimeError: no way"),
+        ({"backbone": Narrow()}, r"the network answered \(8, 1\), not \(8, 2\)"),
+    ],
+)
+def test_training(tmp_path: Any, parts: dict[str, Any], message: str) -> None:
+    import difftool
+
+    given = {"dataset": Cloud(), **parts}
+    with pytest.raises(DifftoolError, match=message):
+        difftool.train(**given, steps=2, batch_size=8, out=tmp_path / "run")
+
+
+def test_a_backbone_without_defaults_is_trained() -> None:
+    recipe = compose({}, parts={"dataset": Cloud(), "backbone": Narrow()})
+    assert recipe.training.steps is not None
+    assert recipe.training.steps > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": torch.tensor([0, 2]), "class_names": ("a", "b")}, "labels must be int64 indices"),
+        ({"labels": torch.tensor([0.0, 1.0])}, "labels must be int64 indices"),
+        ({"item_ids": ["a"]}, "1 item_ids for 2 items"),
+        ({"scale": (1.0, 0.0)}, "no scale may be 0"),
+        ({"shift": (0.0, 0.0, 0.0)}, "one entry, or one for each channel"),
+    ],
+)
+def test_samples(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Samples(**{"items": torch.zeros(2, 2), "shape": (2,), **changes})
+
+
+def test_a_model_that_never_saw_no_class_wants_a_label(tmp_path: Any) -> None:
+    import difftool
+
+    mixture = difftool.component("dataset", "gaussian-mixture", n=64, labels=True)
+    small = {"steps": 2, "batch_size": 8, "label_dropout": 0.0, "out": tmp_path / "run"}
+    model = difftool.train(dataset=mixture, **small)
+    assert model.sample(4, label=0, steps=2).shape == (4, 2)
+    with pytest.raises(UsageError, match="--label-dropout 0"):
+        model.sample(4, steps=2)
