@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import types
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -12,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from difftool import checkpoint
-from difftool.data import Samples, Scaling
+from difftool.components import Component, Dataset, Weighting
+from difftool.data import DatasetContext, Samples, Scaling
 from difftool.denoiser import BackboneSpec, Clipped, Denoise, Denoiser, Guided
 from difftool.errors import BadFile, DifftoolError, InvalidOption, UsageError, blaming
+from difftool.plugins import registry
 from difftool.recipe import PARTS, Recipe, compose
 from difftool.validation import suggestion
 
@@ -252,11 +256,37 @@ def read_recipe(path: Path, document: Mapping[str, Any]) -> Recipe:
         if not isinstance(table, Mapping) or (kind in PARTS and not isinstance(table.get("name"), str)):
             raise BadFile(f"{path}: its metadata name no {kind}")
     try:
-        return compose(tables)
+        return compose(tables, parts=_absent(tables))
     except InvalidOption as error:
         raise BadFile(f"{path}: its metadata are refused: {error}") from None
     except UsageError as error:
         raise BadFile(f"{path}: {error}{_missing_plugins(document)}") from None
+
+
+class AbsentDataset(Dataset):
+    """Stands for a dataset whose plugin is not here: sampling needs none."""
+
+    def load(self, context: DatasetContext) -> Samples:
+        raise ValueError("its plugin is not installed")
+
+
+class AbsentWeighting(Weighting):
+    """Stands for a weighting whose plugin is not here: only training needs it."""
+
+    def factor(self, snr: Tensor, native_weight: Tensor) -> Tensor:
+        raise ValueError("its plugin is not installed")
+
+
+def _absent(tables: Mapping[str, Any]) -> dict[str, Component]:
+    """Stand-ins, by kind, for what a file names, this machine has not, and sampling does not need."""
+    stand_ins: dict[str, type[Component]] = {"dataset": AbsentDataset, "weighting": AbsentWeighting}
+    absent: dict[str, Component] = {}
+    for kind, base in stand_ins.items():
+        name = tables[kind]["name"]
+        if re.fullmatch(r"[\w.:-]{1,100}", name) and name not in registry().names(kind):
+            named = types.new_class(base.__name__, (base,), {"name": name})
+            absent[kind] = named()
+    return absent
 
 
 def build_schedule(recipe: Recipe) -> Schedule:
@@ -301,8 +331,6 @@ def build_network(
 
 def _missing_plugins(document: Mapping[str, Any]) -> str:
     """What to install, where the file says which packages it was made with."""
-    from difftool.plugins import registry
-
     recorded = document.get("plugins")
     if not isinstance(recorded, Mapping):
         return ""

@@ -156,3 +156,14 @@ def test_a_model_that_never_saw_no_class_wants_a_label(tmp_path: Any) -> None:
     assert model.sample(4, label=0, steps=2).shape == (4, 2)
     with pytest.raises(UsageError, match="--label-dropout 0"):
         model.sample(4, steps=2)
+
+
+def test_a_model_is_sampled_where_its_dataset_is_not_installed(points_run: Any, tmp_path: Any) -> None:
+    from difftool import checkpoint
+
+    tensors, document = checkpoint.load(points_run / "model.safetensors")
+    absent = {"dataset": {"name": "scans", "colour": 3}, "weighting": {"name": "learned"}}
+    checkpoint.save(tmp_path / "m.safetensors", tensors, {**document, **absent})
+    model, own = load(tmp_path / "m.safetensors"), load(points_run)
+    assert torch.equal(model.sample(5, steps=3), own.sample(5, steps=3))
+    assert model.recipe.name == "scans-mlp"
