@@ -194,7 +194,7 @@ class Model:
 
         def plain(index: int | Tensor | None) -> Denoiser:
             cond = None if index is None else torch.as_tensor(index, device=self.device).expand(count)
-            network = self.forward or self.network
+            network = self.network if self.forward is None else self.forward
             return Denoiser(network, self.schedule, self.recipe.prediction, cond=cond, autocast=autocast)
 
         null = self.data.classes

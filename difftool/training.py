@@ -159,7 +159,8 @@ def train(
 
     `forward` stands in for the network where it was compiled.
     """
-    network, parameters = forward or state.network, list(state.network.parameters())
+    network: Callable[..., Tensor] = state.network if forward is None else forward
+    parameters = list(state.network.parameters())
     context = autocast(device, settings.precision) or nullcontext
     noise = StepNoise(settings.seed, batches.batch_size, batches.samples.shape, len(objective.alpha), device=device)
     layout = torch.channels_last if len(batches.samples.shape) == 3 else torch.contiguous_format

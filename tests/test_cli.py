@@ -519,3 +519,14 @@ def test_an_image_that_the_unet_cannot_halve(run: Run, tmp_path: Path) -> None:
     assert outcome.code == 2
     assert "8x9 does not fit; nearest sizes that do: 8x8, 8x10" in outcome.error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_compiled_networks_train_and_sample_as_plain_ones(cli: Run, tmp_path: Path) -> None:
+    """The wrapper of torch.compile takes the network's place everywhere; the compiler itself is switched off here."""
+    off = {"TORCHDYNAMO_DISABLE": "1"}
+    for name, flags in (("plain", ()), ("compiled", ("--compile",))):
+        trained = cli("train", *POINTS, "--steps", 3, *flags, "--out", name, env=off)
+        assert trained.code == 0, trained.err
+        drawn = cli("sample", name, *flags, "-n", 5, "--steps", 2, "--out", f"{name}.npy", env=off)
+        assert drawn.code == 0, drawn.err
+    np.testing.assert_array_equal(np.load(tmp_path / "plain.npy"), np.load(tmp_path / "compiled.npy"))
