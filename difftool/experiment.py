@@ -71,6 +71,10 @@ class Experiment:
     meter: Meter = field(default_factory=Meter)
 
     @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.state.network.parameters())
+
+    @property
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self.train) / self.recipe.training.batch_size)
 
@@ -167,12 +171,12 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     """Load the data and build the parts of a recipe; nothing is written. Raises `UsageError`, `DifftoolError`."""
     if recipe.training.precision == "fp16" and device.type != "cuda":
         raise UsageError(f"--precision: fp16 needs a CUDA device, not {device.type}; take bf16 or fp32")
-    schedule = build_schedule(recipe)
+    schedule = build_schedule(recipe.schedule, recipe.training.timesteps, recipe.prediction)
     if (shape := recipe.dataset.item_shape()) is not None:  # a size that does not fit is refused before data are read
         with torch.device("meta"):
             build_network(recipe, DataFacts(shape=shape, shift=(0.0,), scale=(1.0,)))
     settings = recipe.training
-    samples = load_samples(recipe)
+    samples = load_samples(recipe.dataset, settings.seed)
     try:
         train, held_out = split(samples, settings.held_out)
     except ValueError as error:
@@ -196,12 +200,12 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     return Experiment(recipe, data, train, held_out, objective, train_state, model, device, forward)
 
 
-def load_samples(recipe: Recipe) -> Samples:
-    """The data of a recipe. Raises `DifftoolError`."""
-    with loading(recipe.dataset):
-        samples = recipe.dataset.load(DatasetContext(seed=recipe.training.seed, cache=cache_folder()))
+def load_samples(dataset: Dataset, seed: int) -> Samples:
+    """The data of a dataset. Raises `DifftoolError`."""
+    with loading(dataset):
+        samples = dataset.load(DatasetContext(seed=seed, cache=cache_folder()))
     if not isinstance(samples, Samples):
-        raise DifftoolError(f"dataset {recipe.dataset.name} gave a {type(samples).__name__}, not Samples")
+        raise DifftoolError(f"dataset {dataset.name} gave a {type(samples).__name__}, not Samples")
     return samples
 
 

@@ -23,7 +23,7 @@ from difftool.recipe import PARTS, Recipe, compose
 from difftool.validation import suggestion
 
 if TYPE_CHECKING:
-    from difftool.components import Sampler, Spacing
+    from difftool.components import NoiseSchedule, Prediction, Sampler, Spacing
     from difftool.schedule import Schedule
 
 LARGEST_UNIT = 1e30
@@ -157,7 +157,8 @@ class Model:
             raise BadFile(f"{path}: its metadata are malformed")
         network = build_network(recipe, data, expected=tensors, path=path)
         network.load_state_dict(tensors)
-        model = cls(recipe, data, build_schedule(recipe), network, weights, step, path)
+        schedule = build_schedule(recipe.schedule, recipe.training.timesteps, recipe.prediction)
+        model = cls(recipe, data, schedule, network, weights, step, path)
         return model.to(device)
 
     def save(self, path: Path, *, overwrite: bool = True) -> None:
@@ -289,13 +290,17 @@ def _absent(tables: Mapping[str, Any]) -> dict[str, Component]:
     return absent
 
 
-def build_schedule(recipe: Recipe) -> Schedule:
-    """The table of a recipe. Raises `UsageError` for values that make none."""
-    what, timesteps = f"schedule {recipe.schedule.name}", recipe.training.timesteps
+def build_schedule(component: NoiseSchedule, timesteps: int, prediction: Prediction | None = None) -> Schedule:
+    """The table of a schedule, checked against the prediction type it is to be used with, if any.
+
+    Raises `UsageError` for values that make none.
+    """
+    what = f"schedule {component.name}"
     try:
         with blaming(what):
-            schedule = recipe.schedule.build(timesteps)
-            recipe.prediction.check(schedule)
+            schedule = component.build(timesteps)
+            if prediction is not None:
+                prediction.check(schedule)
     except ValueError as error:
         raise UsageError(f"{what}: {error}") from None
     if len(schedule) != timesteps:

@@ -74,14 +74,20 @@ def given(groups: Iterable[Group], params: dict[str, Any]) -> dict[str, dict[str
     return values
 
 
-def make_from_flags(record: type[Any], values: Mapping[str, object], *, prefix: str = "") -> Any:
+def flag_of(record: type[Options], field_name: str) -> str:
+    """The flag of a field as the user types it; without a field, the component's kind and name."""
+    name = field_name.replace("_", "-")
+    if not issubclass(record, Component):
+        return f"--{name}"
+    return f"--{record.kind}.{name}" if name else f"{record.kind} {record.name}"
+
+
+def make_from_flags(record: type[Any], values: Mapping[str, object]) -> Any:
     """`validation.make`, its error named as the flag the user typed."""
     try:
         return make(record, values)
     except InvalidOption as error:
-        name = error.field.replace("_", "-")
-        where = f"--{prefix}{name}" if name else f"{record.kind} {record.name}"
-        raise InvalidOption(error.field, error.reason, where=where) from None
+        raise InvalidOption(error.field, error.reason, where=flag_of(record, error.field)) from None
 
 
 def _parameter(group: Group, f: Field) -> inspect.Parameter:

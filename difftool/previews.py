@@ -15,6 +15,7 @@ from difftool.keys import sample_noise
 if TYPE_CHECKING:
     import numpy as np
 
+    from difftool.data import Samples
     from difftool.experiment import Experiment
     from difftool.recipe import Recipe
 
@@ -104,8 +105,7 @@ def some_items(experiment: Experiment, count: int) -> tuple[Tensor, Tensor | Non
 
 def reference_points(experiment: Experiment) -> Tensor | None:
     """Data to draw under samples of points, in data units."""
-    items = experiment.train.items
-    return items[:REFERENCE].float().cpu() if isinstance(items, Tensor) and items.ndim == 2 else None
+    return _some_points(experiment.train)
 
 
 def reference_points_of(recipe: Recipe) -> Tensor | None:
@@ -113,9 +113,13 @@ def reference_points_of(recipe: Recipe) -> Tensor | None:
     from difftool.experiment import load_samples
 
     try:
-        items = load_samples(recipe).items
+        return _some_points(load_samples(recipe.dataset, recipe.training.seed))
     except DifftoolError:
         return None
+
+
+def _some_points(samples: Samples) -> Tensor | None:
+    items = samples.items
     return items[:REFERENCE].float().cpu() if isinstance(items, Tensor) and items.ndim == 2 else None
 
 

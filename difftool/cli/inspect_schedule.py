@@ -12,9 +12,11 @@ import typer
 
 from difftool.cli.command import component_command, given_values, names_of
 from difftool.cli.console import encodable, note, result, result_json
+from difftool.cli.outputs import check_out
 from difftool.components import NoiseSchedule
-from difftool.errors import DifftoolError, InvalidOption, UsageError
-from difftool.files import check_output, numbered
+from difftool.errors import UsageError
+from difftool.figures.formats import PICTURES
+from difftool.files import numbered
 from difftool.options import Group, help_text, make_from_flags
 from difftool.plugins import registry
 from difftool.validation import fields
@@ -55,7 +57,7 @@ def inspect_schedule(
     wanted = list(dict.fromkeys(names or ()))
     components = _components(wanted, given)
     if out is not None:
-        _check_out(out, overwrite=overwrite)
+        check_out(out, overwrite=overwrite, suffixes=PICTURES)
     tables = _tables(components, timesteps, all_asked=bool(wanted))
     for name, schedule in tables.items():
         if left := schedule.signal_left:
@@ -85,20 +87,17 @@ def _components(wanted: list[str], given: Mapping[str, Any]) -> dict[str, NoiseS
         if not any(f.name == option for cls in classes.values() for f in fields(cls)):
             raise UsageError(f"--{KIND}.{option.replace('_', '-')}: none of {', '.join(classes)} has it")
     return {
-        name: make_from_flags(
-            cls, {k: v for k, v in given.items() if any(f.name == k for f in fields(cls))}, prefix=f"{KIND}."
-        )
+        name: make_from_flags(cls, {k: v for k, v in given.items() if any(f.name == k for f in fields(cls))})
         for name, cls in classes.items()
     }
 
 
 def _tables(components: Mapping[str, NoiseSchedule], timesteps: int, *, all_asked: bool) -> dict[str, Schedule]:
+    from difftool.model import build_schedule
+
     tables = {}
     for name, component in components.items():
-        try:
-            schedule = component.build(timesteps)
-        except ValueError as error:
-            raise InvalidOption("", str(error), where=f"schedule {name}") from None
+        schedule = build_schedule(component, timesteps)
         if all_asked or schedule.variance_preserving:
             tables[name] = schedule
     return tables
@@ -145,16 +144,6 @@ def _print(tables: Mapping[str, Schedule]) -> None:
     curves = {name: schedule.alpha_bars.tolist() for name, schedule in tables.items()}
     plain = os.environ.get("TERM") == "dumb" or not encodable("⣿─│")
     console.print(terminal_plot(curves, width=width, height=14, ascii=plain, y_label="alpha-bar"), markup=False)
-
-
-def _check_out(out: Path, *, overwrite: bool) -> None:
-    from difftool.figures.formats import PICTURES, check_suffix
-
-    try:
-        check_suffix(out, PICTURES)
-        check_output(out, overwrite=overwrite)
-    except DifftoolError as error:
-        raise type(error)(f"--out: {error}") from None
 
 
 def _draw(tables: Mapping[str, Schedule], path: Path, *, overwrite: bool) -> None:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difftool.cli.command import component_command, given_values, names_of
-from difftool.cli.console import bar, note, result, result_json
+from difftool.cli.console import bar, note
+from difftool.cli.outputs import check_out, report
 from difftool.components import Dataset, NoiseSchedule, Options, option
 from difftool.errors import DifftoolError, UsageError, printable
-from difftool.files import check_output, numbered
+from difftool.figures.formats import FILMS, PICTURES
+from difftool.files import numbered
 from difftool.options import Group, help_text, make_from_flags
 from difftool.plugins import registry
 from difftool.settings import LARGEST_SEED
@@ -107,28 +109,22 @@ def noise(
     if images and (dataset is not None or given["dataset"]):
         raise UsageError("--dataset: give either images or a dataset")
     settings = make_from_flags(Noising, given["noise"])
-    component = make_from_flags(
-        registry().of_kind(NoiseSchedule, _or(schedule, SCHEDULE)), given["schedule"], prefix="schedule."
-    )
+    component = make_from_flags(registry().of_kind(NoiseSchedule, _or(schedule, SCHEDULE)), given["schedule"])
     source = None
     if not images:
-        source = make_from_flags(
-            registry().of_kind(Dataset, _or(dataset, DATASET)), given["dataset"], prefix="dataset."
-        )
+        source = make_from_flags(registry().of_kind(Dataset, _or(dataset, DATASET)), given["dataset"])
         if settings.size is not None:
             raise UsageError("--size: is for own images; a dataset has --dataset.size where it has sizes")
     for path in out or ():
-        _check_out(path, overwrite=overwrite)
+        check_out(path, overwrite=overwrite, suffixes=(*PICTURES, *FILMS))
     for path in images or ():
         if not path.is_file():
             raise DifftoolError(f"image {path} does not exist" if not path.exists() else f"image {path} is no file")
 
     from difftool import device as devices
+    from difftool.model import build_schedule
 
-    try:
-        table = component.build(settings.timesteps)
-    except ValueError as error:
-        raise UsageError(f"schedule {component.name}: {error}") from None
+    table = build_schedule(component, settings.timesteps)
     x_0, scaling, name = _own(images, settings) if images else _of_dataset(source, settings)
     chosen = devices.choose(device)
     process = _Process(x_0.to(chosen), scaling, table, settings, f"{name}, {component.name}, T = {settings.timesteps}")
@@ -154,11 +150,7 @@ def noise(
         note(f"largest difference of mean or standard deviation: {far:.4f}; chance alone makes about {chance:.4f}")
     for path in paths:
         process.write(path, overwrite=overwrite)
-    if json:
-        result_json({"files": [str(p) for p in paths], "levels": moments})
-    else:
-        for path in paths:
-            result(str(path))
+    report(paths, {"levels": moments}, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -257,6 +249,8 @@ class _Process:
         return scatter_table([[self._points(x) for x in states]], columns=columns, title=self.title)
 
     def _frames(self) -> Iterator[Any]:
+        import numpy as np
+
         from difftool.figures.films import image_frames, scatter_frames
         from difftool.figures.samples import point_limits
 
@@ -265,7 +259,7 @@ class _Process:
         if self.scaling.is_image:
             return image_frames((self._pixels(x) for x in states), titles, None)
         points = [self._points(x) for x in states]
-        limits = point_limits(np_concatenate([points[0], points[-1]]))
+        limits = point_limits(np.concatenate([points[0], points[-1]]))
         return scatter_frames(points, titles, limits, None)
 
     def _pixels(self, x: Tensor) -> np.ndarray:
@@ -273,12 +267,6 @@ class _Process:
 
     def _points(self, x: Tensor) -> np.ndarray:
         return self.scaling.to_data(x.cpu()).numpy()
-
-
-def np_concatenate(arrays: Sequence[Any]) -> Any:
-    import numpy as np
-
-    return np.concatenate(arrays)
 
 
 def _own(paths: Sequence[Path], settings: Noising) -> tuple[Tensor, Scaling, str]:
@@ -307,25 +295,14 @@ def _own(paths: Sequence[Path], settings: Noising) -> tuple[Tensor, Scaling, str
 
 def _of_dataset(dataset: Any, settings: Noising) -> tuple[Tensor, Scaling, str]:
     """The first samples of a dataset in model units."""
-    from difftool.data import DatasetContext, Scaling
-    from difftool.experiment import loading
+    from difftool.data import Scaling
+    from difftool.experiment import load_samples, loading
 
-    with loading(dataset):
-        samples = dataset.load(DatasetContext(seed=settings.seed))
-        shape = samples.shape
-        count = min(settings.num_samples or (ROWS if samples.is_image else POINTS), len(samples))
+    samples = load_samples(dataset, settings.seed)
+    count = min(settings.num_samples or (ROWS if samples.is_image else POINTS), len(samples))
+    with loading(dataset):  # items on disk are read here
         items, _ = samples.take(range(count))
-    if not samples.is_image and len(shape) != 1:
-        raise DifftoolError(f"dataset {dataset.name}: only points and images can be drawn, not shape {tuple(shape)}")
+    if not samples.is_image and len(samples.shape) != 1:
+        raise DifftoolError(f"dataset {dataset.name}: only points and images can be drawn, not shape {samples.shape}")
     scaling = Scaling.of(samples)
     return scaling.to_model(items), scaling, dataset.name
-
-
-def _check_out(out: Path, *, overwrite: bool) -> None:
-    from difftool.figures.formats import FILMS, PICTURES, check_suffix
-
-    try:
-        check_suffix(out, (*PICTURES, *FILMS))
-        check_output(out, overwrite=overwrite)
-    except DifftoolError as error:
-        raise type(error)(f"--out: {error}") from None

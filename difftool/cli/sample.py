@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from difftool.cli.command import component_command, given_values, names_of
-from difftool.cli.console import bar, note, result, result_json
+from difftool.cli.console import bar, note
+from difftool.cli.outputs import check_out, report
 from difftool.components import Component, Sampler, Spacing
-from difftool.errors import DifftoolError, UsageError
-from difftool.files import check_output, numbered
+from difftool.errors import UsageError
+from difftool.files import numbered
 from difftool.options import Group, help_text, make_from_flags
 from difftool.plugins import registry
 from difftool.settings import Sampling
@@ -77,12 +78,12 @@ def sample(
     """Draw samples from a trained model, and print the files written."""
     given = given_values(ctx)
     parts = {
-        kind: make_from_flags(registry().of_kind(base, _name(ctx.params, kind)), given[kind], prefix=f"{kind}.")
+        kind: make_from_flags(registry().of_kind(base, _name(ctx.params, kind)), given[kind])
         for kind, (base, _) in CHOICES.items()
     }
     settings = make_from_flags(Sampling, given["sampling"])
     for i, path in enumerate(out or ()):
-        _check_out(path, overwrite=overwrite)
+        check_out(path, overwrite=overwrite)
         if path.absolute() in [other.absolute() for other in (out or ())[:i]]:
             raise UsageError(f"--out: {path} is given twice")
     _check_arrays(out or (), trajectory=trajectory, raw=raw)
@@ -123,23 +124,17 @@ def sample(
     for path in paths:
         write(drawing, path, overwrite=overwrite)
     note(f"{plan.num_samples:,} samples in {seconds:.1f} s ({plan.steps} steps each)")
-    if json:
-        result_json(
-            {
-                "files": [str(path) for path in paths],
-                "model": str(source),
-                "weights": loaded.weights,
-                "sampler": plan.sampler.name,
-                "steps": plan.steps,
-                "spacing": plan.spacing.name,
-                "num_samples": plan.num_samples,
-                "seed": plan.seed,
-                "seconds": round(seconds, 3),
-            }
-        )
-    else:
-        for path in paths:
-            result(str(path))
+    facts = {
+        "model": str(source),
+        "weights": loaded.weights,
+        "sampler": plan.sampler.name,
+        "steps": plan.steps,
+        "spacing": plan.spacing.name,
+        "num_samples": plan.num_samples,
+        "seed": plan.seed,
+        "seconds": round(seconds, 3),
+    }
+    report(paths, facts, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -219,17 +214,6 @@ def _default_out(model: Model, plan: Plan, run: RunFolder | None) -> Path:
 
     suffix = ".png" if drawable(model.data.shape) else ".npy"
     return numbered(run.samples if run else Path(), plan.stem, suffix)
-
-
-def _check_out(path: Path, *, overwrite: bool) -> None:
-    """Refuse an --out that cannot be written, before anything is loaded."""
-    from difftool.figures.formats import check_suffix
-
-    try:
-        check_suffix(path)
-        check_output(path, overwrite=overwrite, folder=not path.suffix)
-    except DifftoolError as error:
-        raise type(error)(f"--out: {error}") from None
 
 
 def _check_arrays(paths: Sequence[Path], *, trajectory: bool, raw: bool) -> None:

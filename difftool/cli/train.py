@@ -12,7 +12,7 @@ from difftool.cli.command import component_command, given_values, names_of
 from difftool.cli.console import bar, note, result, result_json, stop_signals
 from difftool.components import Component, Options
 from difftool.errors import DifftoolError, Interrupted, InvalidOption, UsageError
-from difftool.options import Group, help_text
+from difftool.options import Group, flag_of, help_text
 from difftool.recipe import PARTS, Recipe, choose, compose, line_of, merge, read_toml, training_values
 from difftool.settings import Training
 from difftool.validation import make
@@ -173,8 +173,8 @@ def _train(
             recorded = {"started": started, "device": str(device), "torch": _torch_version()}
             folder.write_config(recipe, recorded)
             _fit(experiment)
-    last = experiment.folder.read_metrics()[-1:] or [{}]
     if as_json:
+        last = folder.read_metrics()[-1:] or [{}]
         result_json({"run": str(folder.path), "model": str(folder.model), "step": experiment.state.step, **last[0]})
     else:
         result(str(folder.path))
@@ -208,7 +208,7 @@ def _fit(experiment: Experiment) -> None:
     experiment.save()
     drawn, rows = _preview(experiment), folder.read_metrics()
     if rows:
-        _draw_loss(experiment)
+        _draw_loss(experiment, rows)
     if words.loss is not None:
         held_out = rows[-1].get("held_out_loss")
         beside = "" if held_out is None else f", {held_out:.4f} held out"
@@ -251,22 +251,22 @@ class _Words:
         return f"{speed:,.1f} steps/s  {speed * self.batch_size:,.0f} samples/s  loss {self.loss:.4f}  by t {quartiles}"
 
 
-def _draw_loss(experiment: Experiment) -> None:
+def _draw_loss(experiment: Experiment, rows: list[dict[str, Any]]) -> None:
     from difftool.figures.loss import loss_figure
     from difftool.figures.style import save
     from difftool.files import atomic
 
-    figure = loss_figure(experiment.folder.read_metrics(), title=experiment.recipe.name)
+    figure = loss_figure(rows, title=experiment.recipe.name)
     with atomic(experiment.folder.loss) as temporary:
         save(figure, temporary)
 
 
 def _introduce(experiment: Experiment, device: str) -> None:
     recipe, settings = experiment.recipe, experiment.recipe.training
-    parameters = sum(p.numel() for p in experiment.state.network.parameters())
     note(
         f"{recipe.dataset.name} ({len(experiment.train):,} x {'x'.join(map(str, experiment.data.shape))}) / "
-        f"{recipe.schedule.name} (T {settings.timesteps}) / {recipe.backbone.name} ({parameters:,} parameters) / "
+        f"{recipe.schedule.name} (T {settings.timesteps}) / "
+        f"{recipe.backbone.name} ({experiment.parameters:,} parameters) / "
         f"{recipe.prediction.name}; {device}, {settings.precision}, seed {settings.seed}"
     )
     if left := experiment.model.schedule.signal_left:
@@ -277,7 +277,7 @@ def _introduce(experiment: Experiment, device: str) -> None:
 
 
 def _dry_run(experiment: Experiment, *, as_json: bool) -> None:
-    parameters = sum(p.numel() for p in experiment.state.network.parameters())
+    parameters = experiment.parameters
     copies = 5 if experiment.state.ema is not None else 4  # weights, gradients, two Adam moments, average
     facts = {
         "parameters": parameters,
@@ -323,9 +323,7 @@ def _maker(given: Mapping[str, Mapping[str, Any]], config: Path | None) -> Calla
             key = record.kind if issubclass(record, Component) else "training"
             if config is not None and error.field in values and error.field not in given.get(key, {}):
                 raise _located(error, config, key, error.field) from None
-            prefix = f"{key}." if issubclass(record, Component) else ""
-            flag = f"--{prefix}{error.field.replace('_', '-')}" if error.field else f"{key} {record.name}"  # type: ignore[attr-defined]
-            raise InvalidOption(error.field, error.reason, where=flag) from None
+            raise InvalidOption(error.field, error.reason, where=flag_of(record, error.field)) from None
 
     return make_named
 
