@@ -8,18 +8,20 @@ command-level customisation unsupported, so all of it stays in this file and Typ
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
 
-from difftool.components import KINDS
+from difftool.components import KINDS, Component
 from difftool.errors import UsageError
-from difftool.options import Group, compile_options, given
+from difftool.options import Group, compile_options, given, help_text
 from difftool.plugins import registry
 from difftool.validation import fields, suggestion
 
 GROUPS, OPTIONS, GIVEN = "difftool.groups", "difftool.options", "difftool.given"
+
+C = TypeVar("C", bound=Component)
 
 Choose = Callable[[dict[str, Any], list[str]], Sequence[Group]]
 """(leniently parsed parameters, leftover arguments) -> the groups of options the command takes."""
@@ -120,3 +122,19 @@ def names_of(kind: str) -> Callable[[str], list[str]]:
         return [name for name in registry().names(kind) if name.startswith(incomplete)]
 
     return complete
+
+
+def name_option(kind: str, text: str, default: str, *, panel: str | None = None) -> Any:
+    """The option that names a component; `default` says in the help what is taken without it."""
+    return typer.Option(
+        f"--{kind}",
+        metavar="NAME",
+        autocompletion=names_of(kind),
+        help=help_text(text, f"default: {default}"),
+        rich_help_panel=panel,
+    )
+
+
+def named(base: type[C], name: str | None, default: str) -> type[C]:
+    """The component class of that name, or the default where none is given; an empty name is no name."""
+    return registry().of_kind(base, default if name is None else name)

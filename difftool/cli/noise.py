@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from difftool.cli.command import component_command, given_values, names_of
+from difftool.cli.command import component_command, given_values, name_option, named
 from difftool.cli.console import bar, note
 from difftool.cli.outputs import check_out, report
 from difftool.components import Dataset, NoiseSchedule, Options, option
@@ -18,7 +18,6 @@ from difftool.errors import DifftoolError, UsageError, printable
 from difftool.figures.formats import FILMS, PICTURES
 from difftool.files import numbered
 from difftool.options import Group, help_text, make_from_flags
-from difftool.plugins import registry
 from difftool.settings import LARGEST_SEED
 
 if TYPE_CHECKING:
@@ -64,14 +63,10 @@ class Noising(Options):
 def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
     """The dataset's options are offered beside images too: a lenient pass cannot tell images from values."""
     return [
-        Group.of(registry().of_kind(Dataset, _or(params.get("dataset"), DATASET))),
-        Group.of(registry().of_kind(NoiseSchedule, _or(params.get("schedule"), SCHEDULE))),
+        Group.of(named(Dataset, params.get("dataset"), DATASET)),
+        Group.of(named(NoiseSchedule, params.get("schedule"), SCHEDULE)),
         Group("noise", (Noising,), "Forward process"),
     ]
-
-
-def _or(name: str | None, default: str) -> str:
-    return default if name is None else name
 
 
 def noise(
@@ -81,15 +76,11 @@ def noise(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", autocompletion=names_of("dataset"), help=help_text("A dataset.", "default: swiss-roll")
-        ),
+        name_option("dataset", "A dataset.", "swiss-roll"),
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", autocompletion=names_of("schedule"), help=help_text("Noise schedule.", "default: linear")
-        ),
+        name_option("schedule", "Noise schedule.", "linear"),
     ] = None,
     out: Annotated[
         list[Path] | None,
@@ -109,10 +100,10 @@ def noise(
     if images and (dataset is not None or given["dataset"]):
         raise UsageError("--dataset: give either images or a dataset")
     settings = make_from_flags(Noising, given["noise"])
-    component = make_from_flags(registry().of_kind(NoiseSchedule, _or(schedule, SCHEDULE)), given["schedule"])
+    component = make_from_flags(named(NoiseSchedule, schedule, SCHEDULE), given["schedule"])
     source = None
     if not images:
-        source = make_from_flags(registry().of_kind(Dataset, _or(dataset, DATASET)), given["dataset"])
+        source = make_from_flags(named(Dataset, dataset, DATASET), given["dataset"])
         if settings.size is not None:
             raise UsageError("--size: is for own images; a dataset has --dataset.size where it has sizes")
     for path in out or ():

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from difftool.cli.command import component_command, given_values, names_of
+from difftool.cli.command import component_command, given_values, name_option, named
 from difftool.cli.console import bar, note
 from difftool.cli.outputs import check_out, report
 from difftool.components import Component, Sampler, Spacing
 from difftool.errors import UsageError
 from difftool.files import numbered
 from difftool.options import Group, help_text, make_from_flags
-from difftool.plugins import registry
 from difftool.settings import Sampling
 
 if TYPE_CHECKING:
@@ -30,13 +29,12 @@ CHOICES: dict[str, tuple[type[Component], str]] = {"sampler": (Sampler, "ddim"),
 """The components this command chooses, and those it takes by itself."""
 
 
-def _name(params: Mapping[str, Any], kind: str) -> str:
-    given: str | None = params.get(kind)
-    return CHOICES[kind][1] if given is None else given
+def _chosen(params: Mapping[str, Any]) -> dict[str, type[Component]]:
+    return {kind: named(base, params.get(kind), default) for kind, (base, default) in CHOICES.items()}
 
 
 def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
-    chosen = [registry().of_kind(base, _name(params, kind)) for kind, (base, _) in CHOICES.items()]
+    chosen = _chosen(params).values()
     return [*(Group.of(cls) for cls in chosen), Group("sampling", (Sampling,), "Sampling")]
 
 
@@ -48,15 +46,11 @@ def sample(
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", autocompletion=names_of("sampler"), help=help_text("How to walk.", "default: ddim")
-        ),
+        name_option("sampler", "How to walk.", "ddim"),
     ] = None,
     spacing: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", autocompletion=names_of("spacing"), help=help_text("Levels visited.", "default: trailing")
-        ),
+        name_option("spacing", "Levels visited.", "trailing"),
     ] = None,
     out: Annotated[
         list[Path] | None,
@@ -77,10 +71,7 @@ def sample(
 ) -> None:
     """Draw samples from a trained model, and print the files written."""
     given = given_values(ctx)
-    parts = {
-        kind: make_from_flags(registry().of_kind(base, _name(ctx.params, kind)), given[kind])
-        for kind, (base, _) in CHOICES.items()
-    }
+    parts = {kind: make_from_flags(cls, given[kind]) for kind, cls in _chosen(ctx.params).items()}
     settings = make_from_flags(Sampling, given["sampling"])
     for i, path in enumerate(out or ()):
         check_out(path, overwrite=overwrite)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from difftool.cli.command import component_command, given_values, names_of
+from difftool.cli.command import component_command, given_values, name_option
 from difftool.cli.console import bar, note, result, result_json, stop_signals
 from difftool.components import Component, Options
 from difftool.errors import DifftoolError, Interrupted, InvalidOption, UsageError
@@ -20,6 +20,7 @@ from difftool.validation import make
 if TYPE_CHECKING:
     from difftool.experiment import Experiment
 
+PANEL = "Components"
 MAY_CHANGE = ("steps", "epochs", "checkpoint_every", "keep", "preview_every", "workers", "threads")
 """Settings that --resume may change. None changes what was done; a later end stretches a cosine learning rate, and
 another number of threads may change sums in their last digits."""
@@ -72,28 +73,16 @@ def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
     return [*groups, Group("training", (Training,), "Training", defaults=defaults)]
 
 
-def _name_option(kind: str, help: str) -> Any:
-    return typer.Option(
-        f"--{kind}", metavar="NAME", autocompletion=names_of(kind), help=help, rich_help_panel="Components"
-    )
-
-
 def train(
     ctx: typer.Context,
-    dataset: Annotated[
-        str | None, _name_option("dataset", help_text("What to learn.", "default: suits the backbone"))
-    ] = None,
-    backbone: Annotated[
-        str | None, _name_option("backbone", help_text("The network.", "default: suits the dataset"))
-    ] = None,
-    schedule: Annotated[
-        str | None, _name_option("schedule", help_text("The noise schedule.", "default: linear"))
-    ] = None,
+    dataset: Annotated[str | None, name_option("dataset", "What to learn.", "suits the backbone", panel=PANEL)] = None,
+    backbone: Annotated[str | None, name_option("backbone", "The network.", "suits the dataset", panel=PANEL)] = None,
+    schedule: Annotated[str | None, name_option("schedule", "The noise schedule.", "linear", panel=PANEL)] = None,
     prediction: Annotated[
-        str | None, _name_option("prediction", help_text("What the network predicts.", "default: suits the schedule"))
+        str | None, name_option("prediction", "What the network predicts.", "suits the schedule", panel=PANEL)
     ] = None,
     weighting: Annotated[
-        str | None, _name_option("weighting", help_text("Weight of the noise levels.", "default: none"))
+        str | None, name_option("weighting", "Weight of the noise levels.", "none", panel=PANEL)
     ] = None,
     out: Annotated[
         Path | None,
