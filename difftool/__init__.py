@@ -14,9 +14,11 @@ from difftool.components import (
     Component,
     Dataset,
     NoiseSchedule,
+    Oracle,
     Prediction,
     Sampler,
     Spacing,
+    TimeDensity,
     Weighting,
     option,
 )
@@ -27,7 +29,7 @@ from difftool.version import __version__
 if TYPE_CHECKING:
     from difftool.api import component, load, train
     from difftool.data import PIXELS, DatasetContext, Samples, points
-    from difftool.denoiser import BackboneSpec, Denoise, Estimate, Step
+    from difftool.denoiser import BackboneSpec, Denoise, Estimate, ObjectiveSpec, Step
     from difftool.images import BadImage, check_image, read_image
     from difftool.model import Model
     from difftool.schedule import CLEAN, TIME_RANGE, Level, Schedule
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "api": ("component", "load", "train"),
     "data": ("PIXELS", "DatasetContext", "Samples", "points"),
-    "denoiser": ("BackboneSpec", "Denoise", "Estimate", "Step"),
+    "denoiser": ("BackboneSpec", "Denoise", "Estimate", "ObjectiveSpec", "Step"),
     "images": ("BadImage", "check_image", "read_image"),
     "model": ("Model",),
     "schedule": ("CLEAN", "TIME_RANGE", "Level", "Schedule"),
@@ -58,12 +60,15 @@ __all__ = [
     "Level",
     "Model",
     "NoiseSchedule",
+    "ObjectiveSpec",
+    "Oracle",
     "Prediction",
     "Sampler",
     "Samples",
     "Schedule",
     "Spacing",
     "Step",
+    "TimeDensity",
     "UsageError",
     "Weighting",
     "__version__",

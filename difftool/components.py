@@ -19,13 +19,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from difftool.data import DatasetContext, Samples
-    from difftool.denoiser import BackboneSpec, Denoise, Step
+    from difftool.denoiser import BackboneSpec, Denoise, ObjectiveSpec, Step
     from difftool.schedule import Level, Schedule
-
-    Scalar = float | Tensor
 
 
 LARGEST_SHOWN = 10**5
@@ -130,43 +129,58 @@ class Backbone(Component, kind="backbone"):
     training_defaults: ClassVar[Mapping[str, object]] = {}
     """Defaults of `Training` that suit this network, such as `{"lr": 2e-4, "batch_size": 32}`."""
 
+    self_conditioning: ClassVar[bool] = False
+    """Whether there is room for the last estimate of x_0 beside x_t: `spec.in_channels` is then twice the data's."""
+
     @abstractmethod
     def build(self, spec: BackboneSpec) -> nn.Module:
         """A module `net(x, t, cond=None)`.
 
-        x is (B, *spec.shape), of unit variance where the data have it (else see `spec.sigma_data`); t is (B,), a float
-        in [0, 1000); cond is (B,) int64 class indices, where `spec.classes` stands for "no class"; the result is
-        (B, spec.out_channels, *spec.shape[1:]).
+        x is (B, spec.in_channels, *spec.shape[1:]), of unit variance where the data have it (else see
+        `spec.sigma_data`); t is (B,), a float in [0, 1000); cond is (B,) int64 class indices, where `spec.classes`
+        stands for "no class"; the result is (B, spec.out_channels, *spec.shape[1:]).
 
         Raise `ValueError` when the shape does not fit, and say which shapes do.
         """
 
 
 class Prediction(Component, kind="prediction"):
-    """What the network is asked for. All methods are pure; alpha and sigma broadcast against x."""
+    """What the network is asked for: a x_0 + b eps. The loss, its weight, and x_0 and eps again all follow from it."""
 
     @abstractmethod
-    def target(self, x_0: Tensor, eps: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
-        """What the network should answer at x_t = alpha x_0 + sigma eps."""
+    def coefficients(self, level: Level, spec: ObjectiveSpec) -> tuple[float, float]:
+        """(a, b) at a level. Where alpha b = sigma a the answer would leave x_0 unknown: that schedule is refused."""
 
-    @abstractmethod
-    def estimate(self, output: Tensor, x_t: Tensor, alpha: Scalar, sigma: Scalar) -> tuple[Tensor, Tensor]:
-        """(x_0, eps) from the network's answer."""
-
-    @abstractmethod
-    def native_weight(self, alpha: Scalar, sigma: Scalar) -> Scalar:
-        """The weight, in x_0 space, of the plain squared error of this prediction: snr for eps, 1 for x_0."""
-
-    def check(self, schedule: Schedule) -> None:
-        """Raise `ValueError` where the prediction is undefined on the schedule."""
+    def input_scale(self, level: Level, spec: ObjectiveSpec) -> float:
+        """The network sees this times x_t; by default 1/norm, unit variance for data of unit variance."""
+        return 1.0 / level.norm
 
 
 class Weighting(Component, kind="weighting"):
     """How much each noise level counts in the loss."""
 
     @abstractmethod
-    def factor(self, snr: Tensor, native_weight: Tensor) -> Tensor:
-        """The factor on the native loss at levels of signal-to-noise ratio `snr`; both tensors are (T,)."""
+    def weight(self, native: Tensor, spec: ObjectiveSpec) -> Tensor:
+        """The weight (T,) of the squared error in x_0 space, float64; `spec.schedule.snr` is what most start from.
+
+        `native` (T,) is what the plain loss of the prediction type amounts to there: snr for eps, 1 for x_0.
+        """
+
+
+class TimeDensity(Component, kind="time"):
+    """How often each noise level is drawn in training."""
+
+    @abstractmethod
+    def density(self, spec: ObjectiveSpec) -> Tensor:
+        """Weights (T,) of the levels, float64, not negative; they need not sum to 1."""
+
+
+class Oracle(Component, kind="oracle"):
+    """A denoiser that needs no training, for it knows the data."""
+
+    @abstractmethod
+    def denoiser(self, samples: Samples, label: int | None, device: torch.device) -> Denoise:
+        """The denoiser of the data in model units, or of one class of them. Raise `ValueError` where there is none."""
 
 
 class Spacing(Component, kind="spacing"):
@@ -195,6 +209,7 @@ class Sampler(Component, kind="sampler"):
 
 
 KINDS: Mapping[str, type[Component]] = {
-    base.kind: base for base in (Dataset, NoiseSchedule, Backbone, Sampler, Prediction, Weighting, Spacing)
+    base.kind: base
+    for base in (Dataset, NoiseSchedule, Backbone, Sampler, Spacing, Prediction, Weighting, TimeDensity, Oracle)
 }
 """The bases by kind. The hook of a kind is `difftool_<kind>s`."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from difftool.errors import DifftoolError
 from difftool.keys import generator, permutation
+from difftool.mixture import Mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,8 @@ class Samples:
     """Stable names of the items (relative paths): what is held out depends on them, never on a run's seed."""
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     """Random change of a batch (B, *shape) of raw items, run in the main process, such as a flip."""
+    mixture: Mixture | None = None
+    """The distribution the items were drawn from, where it is known in closed form."""
 
     def __post_init__(self) -> None:
         if len(self.items) == 0:
@@ -135,17 +138,29 @@ PIXELS: dict[str, Any] = {"shift": (127.5,), "scale": (127.5,), "bounds": (-1.0,
 """Keywords of `Samples` for uint8 images: x/127.5 - 1."""
 
 
-def points(items: Tensor, *, labels: Tensor | None = None, class_names: tuple[str, ...] = ()) -> Samples:
-    """Samples of points (N, D), scaled to mean 0 and standard deviation 1 in each coordinate."""
-    std, mean = torch.std_mean(items.to(torch.float64), dim=0, correction=0)
-    std = torch.where(std > 0, std, torch.ones_like(std))
+def points(
+    items: Tensor,
+    *,
+    labels: Tensor | None = None,
+    class_names: tuple[str, ...] = (),
+    means: Tensor | None = None,
+    mean_labels: Tensor | None = None,
+    std: float = 0.0,
+) -> Samples:
+    """Samples of points (N, D), scaled to mean 0 and standard deviation 1 in each coordinate.
+
+    Points drawn from Gaussians of equal weight can say so: their `means` (K, D), class and `std`, in the points' units.
+    """
+    scale, shift = torch.std_mean(items.to(torch.float64), dim=0, correction=0)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return Samples(
         items=items.to(torch.float32),
         shape=tuple(items.shape[1:]),
-        shift=tuple(mean.tolist()),
-        scale=tuple(std.tolist()),
+        shift=tuple(shift.tolist()),
+        scale=tuple(scale.tolist()),
         labels=labels,
         class_names=class_names,
+        mixture=None if means is None else Mixture(means=means.to(torch.float64), std=std, labels=mean_labels),
     )
 
 

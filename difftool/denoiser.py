@@ -1,12 +1,14 @@
 """Denoisers: network + schedule + prediction type make `denoise(x, level) -> Estimate`.
 
-A sampler sees nothing else. Guidance and clipping are denoisers around a denoiser, so no sampler knows of them.
+A sampler sees nothing else. Guidance, clipping and inpainting are denoisers around a denoiser, so no sampler knows of
+them.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -17,6 +19,13 @@ if TYPE_CHECKING:
 
     from difftool.components import Prediction
     from difftool.schedule import Level, Schedule
+
+GUESS_RANGE = 4.0
+"""Self-conditioning keeps the guess of unbounded data within this many standard deviations: at the noisy end an
+estimate from eps may be off by hundreds."""
+
+SMALLEST_STD = 1e-8
+"""An item flatter than this is not scaled up to a standard deviation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +40,22 @@ class BackboneSpec:
     """Number of classes; index `classes` itself means "no class". None: the network takes no condition."""
     sigma_data: float = 1.0
     """Standard deviation of the data in model units."""
+    self_condition: bool = False
+    """Whether the last estimate of x_0 comes beside x_t, as further channels."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the network's input."""
+        return self.shape[0] * (2 if self.self_condition else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSpec:
+    """What prediction types, weightings and time densities are told. May grow fields."""
+
+    schedule: Schedule
+    sigma_data: float = 1.0
+    """Standard deviation of the data in model units."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +64,8 @@ class Estimate:
 
     x_0: Tensor
     eps: Tensor
+    variance_part: Tensor | None = None
+    """Of a learned variance: where it lies between the posterior's (0) and beta (1), in logarithms."""
 
 
 @dataclass(frozen=True)
@@ -57,52 +84,170 @@ class Denoise(Protocol):
 
 
 class Denoiser:
-    """A trained network as a denoiser. Made fresh for each walk; counts its network calls."""
+    """A trained network as a denoiser. Made fresh for each walk: self-conditioning remembers the last estimate."""
 
     def __init__(
         self,
         network: Callable[..., Tensor],
-        schedule: Schedule,
         prediction: Prediction,
+        spec: ObjectiveSpec,
         *,
         cond: Tensor | None = None,
+        self_condition: bool = False,
+        learned_variance: bool = False,
+        bounds: tuple[float, float] | None = None,
         autocast: Callable[[], AbstractContextManager[object]] | None = None,
     ) -> None:
-        self.network, self.schedule, self.prediction = network, schedule, prediction
-        self.cond, self.autocast = cond, autocast
-        self.calls = 0
+        self.network, self.prediction, self.spec, self.cond = network, prediction, spec, cond
+        self.self_condition, self.learned_variance = self_condition, learned_variance
+        self.bounds, self.autocast = bounds, autocast
+        self._guess: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, x: Tensor, level: Level) -> Estimate:
-        self.calls += 1
-        t = torch.full((len(x),), self.schedule.time(level.t), dtype=torch.float32, device=x.device)
-        net_input = x if level.norm == 1.0 else x / level.norm
+        from difftool.prediction import estimate
+        from difftool.variance import split_answer
+
+        t = torch.full((len(x),), self.spec.schedule.time(level.t), dtype=torch.float32, device=x.device)
+        scale = self.prediction.input_scale(level, self.spec)
+        net_input = x if scale == 1.0 else x * scale
+        if self.self_condition:
+            net_input = with_guess(net_input, self._guess)
         if self.autocast is None:
             output = self.network(net_input, t, self.cond)
         else:
             with self.autocast():
                 output = self.network(net_input, t, self.cond)
-        x_0, eps = self.prediction.estimate(output.to(x.dtype), x, level.alpha, level.sigma)
-        return Estimate(x_0, eps)
+        answer, part = split_answer(output.to(x.dtype)) if self.learned_variance else (output.to(x.dtype), None)
+        found = replace(estimate(self.prediction, answer, x, level, self.spec), variance_part=part)
+        if self.self_condition:
+            self._guess = bounded_guess(found.x_0, self.bounds, self.spec.sigma_data)
+        return found
+
+
+def with_guess(net_input: Tensor, guess: Tensor | None) -> Tensor:
+    """The network's input with the last estimate of x_0 beside it, zeros before there is one (Chen et al., 2023)."""
+    return torch.cat([net_input, torch.zeros_like(net_input) if guess is None else guess], dim=1)
+
+
+def bounded_guess(x_0: Tensor, bounds: tuple[float, float] | None, sigma_data: float) -> Tensor:
+    """An estimate as self-conditioning shows it to the network, the same in training and sampling."""
+    low, high = bounds or (-GUESS_RANGE * sigma_data, GUESS_RANGE * sigma_data)
+    return x_0.clamp(low, high)
+
+
+class Counted:
+    """Counts the questions put to a denoiser: network calls."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        self.denoise, self.calls = denoise, 0
+
+    def __call__(self, x: Tensor, level: Level) -> Estimate:
+        self.calls += 1
+        return self.denoise(x, level)
 
 
 class Guided:
-    """Classifier-free guidance (Ho & Salimans, 2022): u + w (c - u). With w = 1 use the conditional alone."""
+    """Classifier-free guidance (Ho & Salimans, 2022): u + w (c - u). With w = 1 use the conditional alone.
 
-    def __init__(self, conditional: Denoise, unconditional: Denoise, scale: float) -> None:
-        self.conditional, self.unconditional, self.scale = conditional, unconditional, scale
+    With rescale phi > 0, x_0 is brought back towards the standard deviation of the conditional's, item by item (Lin et
+    al., 2024, section 3.4): phi x_0 std(c)/std(x_0) + (1 - phi) x_0.
+    """
+
+    def __init__(self, conditional: Denoise, unconditional: Denoise, scale: float, *, rescale: float = 0.0) -> None:
+        self.conditional, self.unconditional, self.scale, self.rescale = conditional, unconditional, scale, rescale
 
     def __call__(self, x: Tensor, level: Level) -> Estimate:
         c, u = self.conditional(x, level), self.unconditional(x, level)
-        return Estimate(torch.lerp(u.x_0, c.x_0, self.scale), torch.lerp(u.eps, c.eps, self.scale))
+        x_0 = torch.lerp(u.x_0, c.x_0, self.scale)
+        if self.rescale > 0.0:
+            factor = item_std(c.x_0) / item_std(x_0).clamp_min(SMALLEST_STD)
+            return with_x_0(c, torch.lerp(x_0, factor * x_0, self.rescale), x, level)
+        return replace(c, x_0=x_0, eps=torch.lerp(u.eps, c.eps, self.scale))
 
 
-class Clipped:
-    """Clips x_0 to the data's bounds and derives eps again, so that both describe the same x_t."""
+def item_std(x: Tensor) -> Tensor:
+    """Standard deviation of each item: (B, *shape) -> (B, 1, ...)."""
+    return x.std(dim=tuple(range(1, x.ndim)), correction=0, keepdim=True)
 
-    def __init__(self, denoise: Denoise, bounds: tuple[float, float]) -> None:
-        self.denoise, self.bounds = denoise, bounds
+
+class Within:
+    """Asks one denoiser where sigma/alpha lies in an interval and another elsewhere.
+
+    Guidance pays at the middle levels and harms at the ends (Kynkäänniemi et al., 2024): there the conditional alone is
+    asked, and the unconditional network costs nothing.
+    """
+
+    def __init__(self, interval: tuple[float, float], inside: Denoise, outside: Denoise) -> None:
+        self.interval, self.inside, self.outside = interval, inside, outside
 
     def __call__(self, x: Tensor, level: Level) -> Estimate:
-        x_0 = self.denoise(x, level).x_0.clamp(*self.bounds)
-        return Estimate(x_0, (x - level.alpha * x_0) / level.sigma)
+        low, high = self.interval
+        # not divided: alpha may be 0
+        denoise = self.inside if low * level.alpha <= level.sigma <= high * level.alpha else self.outside
+        return denoise(x, level)
+
+
+def with_x_0(estimate: Estimate, x_0: Tensor, x: Tensor, level: Level) -> Estimate:
+    """The estimate with this x_0: eps is derived again, so that both describe the same x_t."""
+    return replace(estimate, x_0=x_0, eps=(x - level.alpha * x_0) / level.sigma)
+
+
+class Corrected(ABC):
+    """A denoiser whose x_0 is corrected; eps is derived again."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        self.denoise = denoise
+
+    def __call__(self, x: Tensor, level: Level) -> Estimate:
+        estimate = self.denoise(x, level)
+        return with_x_0(estimate, self.correct(estimate.x_0), x, level)
+
+    @abstractmethod
+    def correct(self, x_0: Tensor) -> Tensor:
+        """x_0 (B, *shape) -> a better one."""
+
+
+class Clipped(Corrected):
+    """Clips x_0 to the data's bounds."""
+
+    def __init__(self, denoise: Denoise, bounds: tuple[float, float]) -> None:
+        super().__init__(denoise)
+        self.bounds = bounds
+
+    def correct(self, x_0: Tensor) -> Tensor:
+        return x_0.clamp(*self.bounds)
+
+
+class Thresholded(Corrected):
+    """Dynamic thresholding (Saharia et al., 2022, section 2.3): an item that leaves the bounds is clipped and shrunk.
+
+    With x_0 measured from the middle of the bounds +-b, each item has s = max(b, q-quantile of |x_0|); x_0 is clipped
+    to [-s, s] and multiplied by b/s. A strongly guided image keeps its contrasts where clipping would saturate it.
+    """
+
+    def __init__(self, denoise: Denoise, bounds: tuple[float, float], quantile: float) -> None:
+        super().__init__(denoise)
+        self.bounds, self.quantile = bounds, quantile
+
+    def correct(self, x_0: Tensor) -> Tensor:
+        low, high = self.bounds
+        middle, b = (high + low) / 2, (high - low) / 2
+        y = x_0 - middle
+        s = y.abs().flatten(1).quantile(self.quantile, dim=1).clamp_min(b).view(-1, *(1,) * (y.ndim - 1))
+        return middle + b / s * torch.minimum(torch.maximum(y, -s), s)
+
+
+class Inpainted(Corrected):
+    """Keeps the known part of an image: there x_0 is the image's, elsewhere the denoiser's.
+
+    As x_0 is right where it is known, every sampler carries the noised image there and ends in its very pixels.
+    """
+
+    def __init__(self, denoise: Denoise, image: Tensor, unknown: Tensor) -> None:
+        """`image` (*shape) in model units; `unknown` is true where it is to be painted, and broadcasts over it."""
+        super().__init__(denoise)
+        self.image, self.unknown = image, unknown
+
+    def correct(self, x_0: Tensor) -> Tensor:
+        return torch.where(self.unknown, x_0, self.image)

@@ -21,11 +21,13 @@ from torch import Tensor
 from difftool import state, training
 from difftool.components import Dataset
 from difftool.data import Batches, DatasetContext, Samples, split
+from difftool.denoiser import ObjectiveSpec
 from difftool.ema import EMA
 from difftool.errors import DifftoolError, UsageError
+from difftool.facts import DataFacts
 from difftool.keys import seed_globally
 from difftool.metrics import Meter
-from difftool.model import DataFacts, Model, build_network, build_schedule
+from difftool.model import Model, build_network, build_schedule
 from difftool.recipe import Recipe
 from difftool.runs import RunFolder
 from difftool.settings import is_due
@@ -118,7 +120,7 @@ class Experiment:
             measure = self.held_out is not None and (due(step, "1ep") or last)
             row = None
             if step % self.log_every == 0 or last or measure:
-                row = self.meter.row(record, self.elapsed, settings.batch_size, len(self.objective.alpha))
+                row = self.meter.row(record, self.elapsed, settings.batch_size, len(self.objective))
                 if measure:
                     row["held_out_loss"] = self.held_out_loss()
                 self.folder.append_metrics(row)
@@ -193,7 +195,21 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         ema,
         torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16" and device.type == "cuda"),
     )
-    objective = Objective(schedule, recipe.prediction, recipe.weighting, settings.loss, device=device)
+    spec = ObjectiveSpec(schedule=schedule, sigma_data=data.std)
+    try:
+        objective = Objective(
+            spec,
+            recipe.prediction,
+            recipe.weighting,
+            recipe.time,
+            settings.loss,
+            device=device,
+            self_condition=settings.self_condition,
+            learn_variance=settings.learn_variance,
+            data=data,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     weights = "ema" if ema else "raw"
     model = Model(recipe, data, schedule, ema.network if ema else network, weights, device=device)
     forward = torch.compile(network) if settings.compile else None

@@ -10,11 +10,23 @@ from torch import Tensor
 from difftool.keys import sample_noise
 from difftool.schedule import CLEAN, Level, Schedule
 
+PARTS = (0.05, 0.2, 0.4, 0.7, 1.0)
+"""Where the five levels lie that are picked when none are given, as parts of T - 1."""
+
+
+def five_levels(timesteps: int) -> tuple[int, ...]:
+    """Table rows from clean to noisy; fewer where T is small."""
+    return tuple(sorted({round(part * (timesteps - 1)) for part in PARTS}))
+
+
+def noise_of(x_0: Tensor, seed: int) -> Tensor:
+    """eps (N, *shape) of these items: the same at every level."""
+    return sample_noise(0, len(x_0), tuple(x_0.shape[1:]), seed, "forward", device=x_0.device)
+
 
 def noised(x_0: Tensor, level: Level, seed: int) -> Tensor:
-    """x_t = alpha_t x_0 + sigma_t eps, in one go (Ho et al., 2020, eq. 4). The same eps at every level."""
-    eps = sample_noise(0, len(x_0), tuple(x_0.shape[1:]), seed, "forward", device=x_0.device)
-    return level.alpha * x_0 + level.sigma * eps
+    """x_t = alpha_t x_0 + sigma_t eps, in one go (Ho et al., 2020, eq. 4)."""
+    return level.alpha * x_0 + level.sigma * noise_of(x_0, seed)
 
 
 def iterate(x_0: Tensor, schedule: Schedule, seed: int) -> Iterator[Tensor]:

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from difftool.components import Backbone, Dataset, NoiseSchedule, Prediction, Sampler, Spacing, Weighting
+    from difftool.components import (
+        Backbone,
+        Dataset,
+        NoiseSchedule,
+        Oracle,
+        Prediction,
+        Sampler,
+        Spacing,
+        TimeDensity,
+        Weighting,
+    )
 
 hookspec = pluggy.HookspecMarker("difftool")
 hookimpl = pluggy.HookimplMarker("difftool")
@@ -52,3 +62,13 @@ def difftool_weightings() -> Iterable[type[Weighting]]:  # type: ignore[empty-bo
 @hookspec
 def difftool_spacings() -> Iterable[type[Spacing]]:  # type: ignore[empty-body]
     """Level grids: which levels a sampler visits."""
+
+
+@hookspec
+def difftool_times() -> Iterable[type[TimeDensity]]:  # type: ignore[empty-body]
+    """Time densities: how often each noise level is drawn in training."""
+
+
+@hookspec
+def difftool_oracles() -> Iterable[type[Oracle]]:  # type: ignore[empty-body]
+    """Oracles: denoisers that need no training, for they know the data."""

@@ -11,13 +11,12 @@ from torch import Tensor
 from difftool.errors import DifftoolError
 from difftool.files import atomic
 from difftool.keys import sample_noise
+from difftool.settings import Sampling
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from difftool.data import Samples
     from difftool.experiment import Experiment
-    from difftool.recipe import Recipe
+    from difftool.source import Source
 
 STEPS = 25
 """DDIM steps of a preview: quick, and good enough to see progress."""
@@ -26,9 +25,6 @@ REFERENCE = 5_000
 """Data points drawn under samples."""
 PANEL_LEVELS = (0.1, 0.3, 0.5, 0.8)
 """Where in the schedule the panel looks, as parts of T."""
-NOISE_COLUMNS = (2, 3)
-"""Columns of noise, shown from -3 to 3."""
-PANEL = ("original", "noisy", "true noise", "predicted noise", "reconstruction")
 
 
 def draw(experiment: Experiment) -> list[Path]:
@@ -57,8 +53,7 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
     model = experiment.model
     steps = min(STEPS, len(model.schedule))
     n = IMAGES if model.data.is_image else POINTS
-    blind = model.data.classes and not model.recipe.training.label_dropout
-    plan = Plan.of(model, steps=steps, num_samples=n, label=0 if blind else None)
+    plan = Plan.of(model, Sampling(steps=steps, num_samples=n, label="0" if model.needs_label else None))
     x = torch.cat([p.x for p in sample(model, plan) if p.done]).cpu()
     title = f"{model.recipe.name}, step {experiment.state.step}, ddim {steps} steps"
     reference = reference_points(experiment)
@@ -67,30 +62,20 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
 
 def draw_panel(experiment: Experiment, path: Path) -> None:
     """Original, noisy, true noise, predicted noise and reconstruction, at several levels."""
-    from difftool.figures.samples import image_table, scatter_table
     from difftool.figures.style import save
+    from difftool.reconstruction import panel, reconstruct
 
     model, schedule = experiment.model, experiment.model.schedule
     count = 1 if model.data.is_image else POINTS
     x_0, labels = some_items(experiment, count * len(PANEL_LEVELS))
-    rows, cells = [], []
+    made = []
     for row, part in enumerate(PANEL_LEVELS):
+        own = slice(row * count, (row + 1) * count)
+        eps = sample_noise(row * count, len(x_0[own]), model.data.shape, 0, "panel", device=experiment.device)
         level = schedule[int(part * (len(schedule) - 1))]
-        clean = x_0[row * count : (row + 1) * count]
-        eps = sample_noise(row * count, len(clean), model.data.shape, 0, "panel", device=experiment.device)
-        x_t = level.alpha * clean + level.sigma * eps
-        own = labels[row * count : (row + 1) * count] if labels is not None and model.data.classes else None
-        estimate = model.denoiser(len(clean), label=own)(x_t, level)
-        rows.append(f"t = {level.t:.0f}")
-        cells.append([clean, x_t / level.norm, eps, estimate.eps, estimate.x_0])
-    title = f"{model.recipe.name}, step {experiment.state.step}"
-    if model.data.is_image:
-        shown = [[cell / 3 if j in NOISE_COLUMNS else cell for j, cell in enumerate(row)] for row in cells]
-        pixels = torch.stack([model.data.scaling.to_pixels(torch.cat(row).cpu()) for row in shown])
-        figure = image_table(_channels_last(pixels), columns=PANEL, rows=rows, title=title)
-    else:
-        points = [[cell.cpu().numpy() for cell in row] for row in cells]
-        figure = scatter_table(points, columns=PANEL, rows=rows, title=title)
+        made.append(reconstruct(model, x_0[own], level, eps, None if labels is None else labels[own]))
+    rows = [f"t = {one.level.t:.0f}" for one in made]
+    figure = panel(made, model.data, rows=rows, title=f"{model.recipe.name}, step {experiment.state.step}")
     with atomic(path) as temporary:
         save(figure, temporary)
 
@@ -108,12 +93,10 @@ def reference_points(experiment: Experiment) -> Tensor | None:
     return _some_points(experiment.train)
 
 
-def reference_points_of(recipe: Recipe) -> Tensor | None:
-    """Data points of a recipe in data units, made again; None where they cannot be had here."""
-    from difftool.experiment import load_samples
-
+def reference_points_of(source: Source) -> Tensor | None:
+    """Data points of a source in data units, made again; None where they cannot be had here."""
     try:
-        return _some_points(load_samples(recipe.dataset, recipe.training.seed))
+        return _some_points(source.load_samples())
     except DifftoolError:
         return None
 
@@ -121,8 +104,3 @@ def reference_points_of(recipe: Recipe) -> Tensor | None:
 def _some_points(samples: Samples) -> Tensor | None:
     items = samples.items
     return items[:REFERENCE].float().cpu() if isinstance(items, Tensor) and items.ndim == 2 else None
-
-
-def _channels_last(pixels: Tensor) -> np.ndarray:
-    """(..., C, H, W) -> (..., H, W, C)."""
-    return pixels.movedim(-3, -1).numpy()

@@ -19,6 +19,7 @@ from difftool.components import (
     Dataset,
     NoiseSchedule,
     Prediction,
+    TimeDensity,
     Weighting,
 )
 from difftool.errors import InvalidOption, UsageError
@@ -29,7 +30,7 @@ from difftool.validation import make, plain, suggestion
 C = TypeVar("C", bound=Component)
 
 PARTS: Mapping[str, type[Component]] = {
-    base.kind: base for base in (Dataset, NoiseSchedule, Backbone, Prediction, Weighting)
+    base.kind: base for base in (Dataset, NoiseSchedule, Backbone, Prediction, Weighting, TimeDensity)
 }
 """The components of a recipe, by kind."""
 
@@ -48,6 +49,7 @@ class Recipe:
     backbone: Backbone
     prediction: Prediction
     weighting: Weighting
+    time: TimeDensity
     training: Training
 
     def document(self) -> dict[str, Any]:
@@ -83,8 +85,10 @@ def compose(document: Mapping[str, Any], *, make: Any = make, parts: Mapping[str
     made: dict[str, Any] = {
         kind: make(cls, _options(document, kind)) for kind, cls in classes.items() if kind not in (parts or {})
     }
-    settings = training_values(classes["backbone"], document.get("training", {}))
-    return Recipe(**{**made, **(parts or {})}, training=make(Training, settings))
+    settings = make(Training, training_values(classes["backbone"], document.get("training", {})))
+    if settings.self_condition and not classes["backbone"].self_conditioning:
+        raise UsageError(f"--self-condition: the backbone {classes['backbone'].name} has no room for it")
+    return Recipe(**{**made, **(parts or {})}, training=settings)
 
 
 def choose(document: Mapping[str, Any], classes: Mapping[str, type[Component]] | None = None) -> dict[str, type[Any]]:
@@ -103,6 +107,7 @@ def choose(document: Mapping[str, Any], classes: Mapping[str, type[Component]] |
     default("schedule", "linear")
     default("prediction", chosen["schedule"].default_prediction)
     default("weighting", "none")
+    default("time", "uniform")
     return {kind: chosen[kind] for kind in PARTS}
 
 

@@ -6,80 +6,118 @@ Noise is keyed by (seed, sample number, step), so the batch size changes no samp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from difftool.components import Sampler, Spacing
-from difftool.denoiser import Step
+from difftool.denoiser import Clipped, Counted, Denoise, Guided, Inpainted, Step, Thresholded, Within
 from difftool.device import autocast
 from difftool.errors import DifftoolError, UsageError, blaming
 from difftool.keys import sample_noise
+from difftool.own_images import own_image, own_mask
 from difftool.plugins import registry
 from difftool.schedule import CLEAN, Level, Schedule
-from difftool.settings import Sampling
+from difftool.settings import STRENGTH, Sampling
 from difftool.validation import make
 
 if TYPE_CHECKING:
     from difftool.denoiser import Estimate
-    from difftool.model import Model
+    from difftool.source import Source
 
-POINTS, IMAGES = 2_000, 16
-"""How many samples when the user does not say."""
+POINTS, IMAGES, PATH = 2_000, 16, 9
+"""How many samples when the user does not say; PATH along --interpolate."""
 BATCH_ELEMENTS, BATCH_SAMPLES = 2**17, 8_192
 """Numbers and samples a batch may hold when the user gives no batch size: larger ones fall out of the cache."""
+SMALLEST_SINE = 1e-6
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False)
+class Hole:
+    """An image of which a part is unknown."""
+
+    image: Tensor
+    """(*shape) in model units."""
+    unknown: Tensor
+    """bool (1, H, W): true where it is to be painted."""
+
+    @classmethod
+    def of(cls, source: Source, settings: Sampling) -> Hole | None:
+        if settings.inpaint is None or settings.mask is None:
+            return None
+        return cls(own_image(settings.inpaint, source, "--inpaint"), own_mask(settings.mask, source, "--mask"))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-    """A walk, resolved against a model: nothing is left to decide."""
+    """A walk, resolved against a source: nothing is left to decide."""
 
     sampler: Sampler
     spacing: Spacing
     levels: tuple[Level, ...]
     """The levels visited; the last one is clean."""
+    settings: Sampling
     num_samples: int
     batch_size: int
-    seed: int
     label: int | None
-    guidance: float
-    precision: str = "fp32"
+    init: Tensor | None = None
+    """(*shape) in model units: the image that walks start from, noised."""
+    hole: Hole | None = None
+    """What is painted, and what around it is kept."""
 
     @classmethod
     def of(
-        cls, model: Model, *, sampler: str | Sampler = "ddim", spacing: str | Spacing = "trailing", **settings: Any
+        cls,
+        source: Source,
+        settings: Sampling | None = None,
+        *,
+        sampler: str | Sampler = "ddim",
+        spacing: str | Spacing = "trailing",
     ) -> Plan:
-        """Resolve settings (those of `Sampling`) against a model. Raises `UsageError`."""
-        label = settings.pop("label", None)
-        chosen = make(Sampling, {k: v for k, v in settings.items() if v is not None})
+        """Resolve settings against a source. Raises `UsageError`."""
+        settings = settings or Sampling()
         walker = make(registry().of_kind(Sampler, sampler), {}) if isinstance(sampler, str) else sampler
         grid = make(registry().of_kind(Spacing, spacing), {}) if isinstance(spacing, str) else spacing
-        if chosen.guidance != 1.0 and not model.data.classes:
-            raise UsageError("--guidance: this model was trained without classes")
-        if chosen.guidance != 1.0 and label is None:
+        if settings.guidance != 1.0 and not source.data.classes:
+            raise UsageError(f"--guidance: {source.name} has no classes")
+        if settings.guidance != 1.0 and settings.label is None:
             raise UsageError("--guidance: needs a --label to guide towards")
-        if label is None and model.data.classes and not model.recipe.training.label_dropout:
+        if settings.label is None and source.needs_label:
             raise UsageError(
                 "--label: this model was trained with --label-dropout 0 and knows no samples without a class"
             )
-        T = len(model.schedule)
-        steps = chosen.steps or min(walker.default_steps or T, T)
+        if settings.guidance != 1.0 and source.needs_label:
+            raise UsageError(
+                "--guidance: this model was trained with --label-dropout 0 and has nothing to guide away from"
+            )
+        if settings.guidance_rescale and not source.data.is_image:
+            raise UsageError(f"--guidance-rescale: brings back the contrast of images, and {source.name} has none")
+        if settings.threshold is not None and source.data.bounds is None:
+            raise UsageError(f"--threshold: the data of {source.name} have no bounds")
+        T, shape = len(source.schedule), source.data.shape
+        steps = settings.steps or min(walker.default_steps or T, T)
+        levels = grid_levels(source.schedule, grid, steps)
+        init = None if settings.init is None else own_image(settings.init, source, "--init")
         return cls(
             sampler=walker,
             spacing=grid,
-            levels=(*grid_levels(model.schedule, grid, steps), CLEAN),
-            num_samples=chosen.num_samples or (IMAGES if model.data.is_image else POINTS),
-            batch_size=chosen.batch_size or max(1, min(BATCH_SAMPLES, BATCH_ELEMENTS // math.prod(model.data.shape))),
-            seed=chosen.seed,
-            label=model.label_index(label),
-            guidance=chosen.guidance,
-            precision=chosen.precision,
+            levels=(*(levels if init is None else last_part(levels, settings.strength or STRENGTH)), CLEAN),
+            settings=settings,
+            init=init,
+            hole=Hole.of(source, settings),
+            num_samples=settings.num_samples or default_count(source, settings),
+            batch_size=settings.batch_size or max(1, min(BATCH_SAMPLES, BATCH_ELEMENTS // math.prod(shape))),
+            label=source.label_index(settings.label),
         )
+
+    @property
+    def seed(self) -> int:
+        return self.settings.seed
 
     @property
     def steps(self) -> int:
@@ -110,6 +148,8 @@ class Progress:
     """(B, *shape) in model units."""
     estimate: Estimate | None
     """What the denoiser said in the step; None for x_T."""
+    calls: int = 0
+    """Network calls of this batch so far."""
 
 
 def grid_levels(schedule: Schedule, spacing: Spacing, steps: int) -> Sequence[Level]:
@@ -127,25 +167,117 @@ def grid_levels(schedule: Schedule, spacing: Spacing, steps: int) -> Sequence[Le
     return levels
 
 
-def sample(model: Model, plan: Plan) -> Iterator[Progress]:
+def sample(source: Source, plan: Plan) -> Iterator[Progress]:
     """Walk every batch, yielding x_T and the state after each step."""
     for batch, first in enumerate(range(0, plan.num_samples, plan.batch_size)):
         count = min(plan.batch_size, plan.num_samples - first)
-        yield from walk(model, plan, batch, first, count)
+        yield from walk(source, plan, batch, first, count)
+
+
+def last_part(levels: Sequence[Level], strength: float) -> Sequence[Level]:
+    """The last levels of a grid, as many as the strength takes of them: 0.6 of 50 steps are the last 30."""
+    steps = round(strength * len(levels))
+    if steps == 0:
+        raise UsageError(
+            f"--strength: {strength:g} of {len(levels)} steps leaves none; take at least {1 / len(levels):.2g}, "
+            "or more --steps"
+        )
+    return levels[-steps:]
+
+
+def default_count(source: Source, settings: Sampling) -> int:
+    """How many samples when the user does not say."""
+    if settings.interpolate is not None:
+        return PATH
+    return IMAGES if source.data.is_image else POINTS
+
+
+def denoiser_of(source: Source, plan: Plan, count: int) -> tuple[Denoise, list[Counted]]:
+    """The denoiser of a walk, and the bare ones in it, which count their calls."""
+    settings = plan.settings
+    context = autocast(source.device, settings.precision)
+
+    def bare(label: int | None) -> Counted:
+        return Counted(source.denoiser(count, label=label, autocast=context))
+
+    asked = [bare(plan.label)]
+    denoise: Denoise = asked[0]
+    if settings.guidance != 1.0:
+        asked.append(bare(None))
+        denoise = guided(asked[0], asked[1], settings)
+    if source.data.bounds is not None and settings.clip:
+        denoise = within_bounds(denoise, source.data.bounds, settings)
+    if plan.hole is not None:
+        denoise = Inpainted(denoise, plan.hole.image, plan.hole.unknown)
+    return denoise, asked
+
+
+def guided(conditional: Denoise, unconditional: Denoise, settings: Sampling) -> Denoise:
+    """Guidance at every level, or at those of an interval."""
+    everywhere = Guided(conditional, unconditional, settings.guidance, rescale=settings.guidance_rescale)
+    if settings.guidance_interval is None:
+        return everywhere
+    low, high = settings.guidance_interval
+    return Within((low, high), inside=everywhere, outside=conditional)
+
+
+def within_bounds(denoise: Denoise, bounds: tuple[float, float], settings: Sampling) -> Denoise:
+    """The denoiser with its x_0 kept within the bounds, one way or the other."""
+    if settings.threshold is None:
+        return Clipped(denoise, bounds)
+    return Thresholded(denoise, bounds, settings.threshold)
+
+
+def start(source: Source, plan: Plan, first: int, count: int) -> Tensor:
+    """Where the samples first..first+count-1 start: at noise, or at a noised image (SDEdit; Meng et al., 2022)."""
+    level, eps = plan.levels[0], starting_noise(source, plan, first, count)
+    return level.norm * eps if plan.init is None else level.alpha * plan.init + level.sigma * eps
+
+
+def starting_noise(source: Source, plan: Plan, first: int, count: int) -> Tensor:
+    """Standard normal noise (count, *shape) of the samples first..: each its own, or the path between two seeds."""
+    shape, seeds = source.data.shape, plan.settings.interpolate
+    if seeds is None:
+        return sample_noise(first, count, shape, plan.seed, "x_T", device=source.device)
+    a, b = (sample_noise(0, 1, shape, seed, "x_T", device=source.device) for seed in seeds)
+    return torch.cat([slerp(a, b, k / (plan.num_samples - 1)) for k in range(first, first + count)])
+
+
+def slerp(a: Tensor, b: Tensor, part: float) -> Tensor:
+    """The point at `part` (0..1) of the arc from a to b (Shoemake, 1985; Song et al., 2021, eq. 67).
+
+    A straight line between two draws of noise would pass through values too small to be noise.
+    """
+    cosine = torch.nn.functional.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0)
+    angle = math.acos(max(-1.0, min(1.0, float(cosine))))
+    if math.sin(angle) < SMALLEST_SINE:  # as good as parallel, as single numbers always are: no arc between them
+        return torch.lerp(a, b, part)
+    return (math.sin((1.0 - part) * angle) * a + math.sin(part * angle) * b) / math.sin(angle)
+
+
+def no_noise(sampler: Sampler) -> Callable[[int], Tensor]:
+    """The noise of a walk that must have none."""
+
+    def refuse(step: int) -> Tensor:
+        raise UsageError(
+            f"--interpolate: the sampler {sampler.name} draws noise, so its samples are no function of where they "
+            "start; take one that draws none, such as ddim"
+        )
+
+    return refuse
 
 
 @torch.no_grad()
-def walk(model: Model, plan: Plan, batch: int, first: int, count: int) -> Iterator[Progress]:
+def walk(source: Source, plan: Plan, batch: int, first: int, count: int) -> Iterator[Progress]:
     """Walk the samples first..first+count-1."""
-    draw = partial(sample_noise, first, count, model.data.shape, plan.seed, device=model.device)
-    denoise = model.denoiser(
-        count, label=plan.label, guidance=plan.guidance, autocast=autocast(model.device, plan.precision)
-    )
-    x = plan.levels[0].norm * draw("x_T")
+    draw = partial(sample_noise, first, count, source.data.shape, plan.seed, "step", device=source.device)
+    denoise, asked = denoiser_of(source, plan, count)
+    x = start(source, plan, first, count)
     yield Progress(batch, first, 0, False, plan.levels[0], x, None)
     step = 0
     what = f"sampler {plan.sampler.name}"
-    walked = plan.sampler.walk(denoise, x, plan.levels, lambda i: draw("step", i))
+    noise = draw if plan.settings.interpolate is None else no_noise(plan.sampler)
+    walked = plan.sampler.walk(denoise, x, plan.levels, noise)
     while True:
         try:
             with blaming(what):
@@ -157,6 +289,7 @@ def walk(model: Model, plan: Plan, batch: int, first: int, count: int) -> Iterat
         step += 1
         if not isinstance(state, Step) or state.x.shape != x.shape:
             raise DifftoolError(f"{what}: step {step} gave no state shaped {tuple(x.shape)}")
-        yield Progress(batch, first, step, step == plan.steps, state.level, state.x, state.estimate)
+        calls = sum(denoiser.calls for denoiser in asked)
+        yield Progress(batch, first, step, step == plan.steps, state.level, state.x, state.estimate, calls)
     if step != plan.steps:
         raise DifftoolError(f"sampler {plan.sampler.name} made {step} steps of {plan.steps}")

@@ -7,6 +7,7 @@ variance-preserving tables alpha^2 + sigma^2 = 1 and alpha-bar = alpha^2 (Ho et 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,11 @@ class Schedule:
         """The level of table row t."""
         return Level(float(t), float(self.alpha[t]), float(self.sigma[t]))
 
+    def __iter__(self) -> Iterator[Level]:
+        """The levels from clean to noisy."""
+        for t, (alpha, sigma) in enumerate(zip(self.alpha.tolist(), self.sigma.tolist(), strict=True)):
+            yield Level(float(t), alpha, sigma)
+
     @property
     def theta(self) -> Tensor:
         return torch.atan2(self.sigma, self.alpha)
@@ -126,33 +132,38 @@ class Schedule:
         return left if left > LARGEST_SIGNAL_LEFT else None
 
     def time(self, t: float) -> float:
-        """The time a network sees for table index t: t 1000/T."""
-        return t * TIME_RANGE / len(self)
+        """The time a network sees for table index t: t 1000/T, and 0 for less noise than the table has."""
+        return max(t, 0.0) * TIME_RANGE / len(self)
 
     def at(self, t: float) -> Level:
-        """The level at a fractional index in [0, T-1]: angle and norm interpolate linearly between rows."""
+        """The level at a fractional index in [-1, T-1]: angle and norm interpolate linearly between rows.
+
+        The clean end stands before the first row, at -1.
+        """
         last = len(self) - 1
-        if not 0.0 <= t <= last:
-            raise ValueError(f"t must lie between 0 and {last}, not {t}")
-        low = min(int(t), max(last - 1, 0))
+        if not -1.0 <= t <= last:
+            raise ValueError(f"t must lie between -1 and {last}, not {t}")
+        low = math.floor(t)
         part = t - low
+        a = self[low] if low >= 0 else CLEAN
         if part == 0.0:
-            return self[low]
-        if part == 1.0:
-            return self[low + 1]
-        a, b = self[low], self[low + 1]
+            return a
+        b = self[low + 1]
         theta = a.theta + part * (b.theta - a.theta)
         norm = a.norm + part * (b.norm - a.norm)
         return Level(t, norm * math.cos(theta), norm * math.sin(theta))
 
     def t_of(self, log_snr: float) -> float:
-        """The fractional index at which the log signal-to-noise ratio is `log_snr`, clamped to the table."""
+        """The fractional index at which the log signal-to-noise ratio is `log_snr`, at most T-1.
+
+        Levels cleaner than the table lie between -1 and 0.
+        """
         theta = math.atan(math.exp(-0.5 * log_snr)) if log_snr > -1400.0 else math.pi / 2
         table = self.theta
-        if theta <= float(table[0]):
-            return 0.0
         if theta >= float(table[-1]):
             return float(len(self) - 1)
+        if theta <= 0.0:
+            return -1.0
         high = int(torch.searchsorted(table, torch.tensor(theta, dtype=torch.float64)))
-        low_theta, high_theta = float(table[high - 1]), float(table[high])
+        low_theta, high_theta = float(table[high - 1]) if high else 0.0, float(table[high])
         return high - 1 + (theta - low_theta) / (high_theta - low_theta)

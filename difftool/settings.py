@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Literal
 
 from difftool.components import Options, option
 
 LARGEST_SEED = 2**63 - 1
+STRENGTH = 0.6
+"""Share of the steps walked from an image when the user does not say."""
 
 
 class Training(Options):
@@ -24,6 +27,11 @@ class Training(Options):
     loss: Literal["mse", "l1", "huber"] = option(default="mse", help="what is summed over an item")
     ema: float = option(default=0.999, ge=0, lt=1, help="cap of the average's decay; 0: no average")
     held_out: int = option(default=0, ge=0, help="items kept from training, for the held-out loss")
+    stratified: bool = option(default=False, help="spread the levels of a batch evenly, for a steadier loss")
+    self_condition: bool = option(
+        default=False, help="show the network its last estimate of x_0, where it has room for it"
+    )
+    learn_variance: bool = option(default=False, help="let the network learn the variance of DDPM's steps too")
     label_dropout: float = option(default=0.1, ge=0, le=1, help="share of labels hidden, where there are classes")
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="everything random is a function of it")
     precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="arithmetic of the network")
@@ -53,18 +61,57 @@ class Sampling(Options):
     """How samples are drawn from a model."""
 
     steps: int | None = option(
-        default=None, ge=1, le=100_000, help="network evaluations of a walk", otherwise="50; ddpm: T"
+        default=None, ge=1, le=100_000, help="steps of a walk: levels visited", otherwise="50; ddpm: T"
     )
     num_samples: int | None = option(
-        default=None, ge=1, le=10**9, short="-n", help="how many", otherwise="16 images, 2000 points"
+        default=None, ge=1, le=10**9, short="-n", help="how many", otherwise="16 images, 2000 points, 9 on a path"
     )
     batch_size: int | None = option(default=None, ge=1, le=10**7, help="samples walked at once; does not change them")
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="sample k of a seed is always the same")
     label: str | None = option(default=None, help="class to sample: its name or index")
     guidance: float = option(default=1.0, ge=0, le=1000, help="guidance scale w: u + w (c - u); 1 is off")
+    guidance_interval: tuple[float, ...] | None = option(
+        default=None, ge=0, le=10**6, help="LOW,HIGH: guide only where sigma/alpha lies between", otherwise="everywhere"
+    )
+    guidance_rescale: float = option(
+        default=0.0, ge=0, le=1, help="bring guided images back to the contrast of unguided ones; 1: wholly"
+    )
+    clip: bool = option(default=True, help="keep estimates of x_0 within the data's bounds, where it has any")
+    threshold: float | None = option(
+        default=None, gt=0, le=1, help="instead of clipping, threshold at this quantile of |x_0|, such as 0.995"
+    )
+    interpolate: tuple[int, ...] | None = option(
+        default=None, ge=0, le=LARGEST_SEED, help="A,B: walk from noise between that of two seeds; no noise on the way"
+    )
+    init: Path | None = option(default=None, help="an image to start from, noised, instead of pure noise")
+    strength: float | None = option(
+        default=None, gt=0, le=1, help="share of the steps walked from --init; 1: all", otherwise=f"{STRENGTH}"
+    )
+    inpaint: Path | None = option(default=None, help="an image of which a part is painted anew; see --mask")
+    mask: Path | None = option(default=None, help="an image: white where --inpaint paints, black where it keeps")
     precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="arithmetic of the network")
     compile: bool = option(default=False, help="compile the network with torch.compile")
     threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads; by default what suits the network")
+
+    def __post_init__(self) -> None:
+        interval, seeds = self.guidance_interval, self.interpolate
+        if interval is not None and not (len(interval) == 2 and interval[0] < interval[1]):
+            raise ValueError("guidance_interval: must be LOW,HIGH with LOW below HIGH, such as 0.3,5")
+        for name in ("guidance_interval", "guidance_rescale"):
+            if getattr(self, name) and self.guidance == 1.0:
+                raise ValueError(f"{name}: there is no guidance to change; add --guidance")
+        if self.threshold is not None and not self.clip:
+            raise ValueError("threshold: takes the place of clipping; give either --threshold or --no-clip")
+        if seeds is not None and not (len(seeds) == 2 and seeds[0] != seeds[1]):
+            raise ValueError("interpolate: must be two different seeds, A,B, such as 0,1")
+        if seeds is not None and self.num_samples == 1:
+            raise ValueError("num_samples: the path of --interpolate has at least its two ends")
+        if self.strength is not None and self.init is None:
+            raise ValueError("strength: says how far from --init to go; add --init")
+        if self.inpaint is not None and self.mask is None:
+            raise ValueError("inpaint: which part is to be painted? add --mask")
+        if self.mask is not None and self.inpaint is None:
+            raise ValueError("mask: belongs to an image; add --inpaint")
 
 
 def is_due(step: int, every: str, *, items: int, batch_size: int) -> bool:

@@ -9,27 +9,33 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difftool.data import Batches, Samples, Scaling
+from difftool.denoiser import ObjectiveSpec, bounded_guess, with_guess
 from difftool.device import autocast
 from difftool.ema import EMA
 from difftool.errors import DifftoolError, Diverged
-from difftool.keys import generator, sample_noise, seed_globally
+from difftool.keys import generator, key, sample_noise, seed_globally
+from difftool.prediction import native_weight, tables
+from difftool.variance import VarianceBound, split_answer
 
 if TYPE_CHECKING:
-    from difftool.components import Prediction, Weighting
-    from difftool.schedule import Schedule
+    from difftool.components import Prediction, TimeDensity, Weighting
+    from difftool.facts import DataFacts
     from difftool.settings import Training
 
 NOISE_STEPS = 16
 """Noise is drawn for up to this many steps at once: one large call is far cheaper than many small ones."""
 NOISE_ELEMENTS = 2**22
 """... as long as the block stays below about this many numbers."""
+
+VARIANCE_WEIGHT = 0.001
+"""Of the bound beside the plain loss: so small that it guides the variance alone."""
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
@@ -67,57 +73,167 @@ class Record:
 
 
 class Objective:
-    """What is minimised: schedule, prediction type, weighting and loss as tables on the device."""
+    """What is minimised: schedule, prediction type, weighting, time density and loss as tables on the device.
+
+    Raises `ValueError` where they do not go together.
+    """
 
     def __init__(
         self,
-        schedule: Schedule,
+        spec: ObjectiveSpec,
         prediction: Prediction,
         weighting: Weighting,
+        time: TimeDensity,
         loss: str,
         *,
         device: torch.device,
+        self_condition: bool = False,
+        learn_variance: bool = False,
+        data: DataFacts,
     ) -> None:
-        self.prediction, self.loss = prediction, LOSSES[loss]
-        native: Any = prediction.native_weight(schedule.alpha, schedule.sigma)
-        factor = weighting.factor(schedule.snr, native)
-        norm = torch.hypot(schedule.alpha, schedule.sigma)
-        self.alpha, self.sigma, self.norm, self.factor = (
-            table.to(device, torch.float32) for table in (schedule.alpha, schedule.sigma, norm, factor)
-        )
+        self.spec, self.loss, self.device = spec, LOSSES[loss], device
+        self.self_condition, self.bounds = self_condition, data.bounds
+        schedule = spec.schedule
+        a, b, det = tables(prediction, spec)
+        native = native_weight(det, schedule.sigma)
+        factor = weighting.weight(native, spec) / native
+        if factor.shape != native.shape or not bool(torch.isfinite(factor).all()) or bool((factor < 0).any()):
+            raise ValueError(f"weighting {weighting.name} gives no finite weight at some level of this schedule")
+        scale = torch.tensor([prediction.input_scale(level, spec) for level in schedule], dtype=torch.float64)
+
+        def table(values: Tensor) -> Tensor:
+            return values.to(device, torch.float32)
+
+        self.alpha, self.sigma, self.factor, self.scale = map(table, (schedule.alpha, schedule.sigma, factor, scale))
+        self.a, self.b = Table.of(table(a)), Table.of(table(b))
+        self.x_0_of_x_t, self.x_0_of_output = table(b / det), table(-schedule.sigma / det)
+        self.distribution = table(distribution(time, spec))
+        self.bound: VarianceBound | None = None
+        if learn_variance:
+            pixels = data.bounds if data.is_image else None
+            self.bound = VarianceBound(schedule, device=device, pixel_range=pixels)
         self.time = schedule.time(1.0)
-        self.unit_norm = bool((norm - 1.0).abs().max() < 1e-6)
+        self.unit_scale = bool((scale - 1.0).abs().max() < 1e-6)
         self.weighted = bool((factor != 1.0).any())
 
-    def noised(self, x_0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_t, alpha_t, sigma_t), the latter two shaped to broadcast."""
-        ends = (1,) * (x_0.ndim - 1)
-        alpha, sigma = self.alpha[t].view(-1, *ends), self.sigma[t].view(-1, *ends)
-        return alpha * x_0 + sigma * eps, alpha, sigma
+    def __len__(self) -> int:
+        return len(self.alpha)
+
+    def draw(self, u: Tensor) -> Tensor:
+        """The levels t, int64, that uniform numbers in [0, 1) stand for."""
+        return torch.searchsorted(self.distribution, u, right=True).clamp_(max=len(self) - 1)
+
+    def noised(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t = alpha_t x_0 + sigma_t eps."""
+        return per_item(self.alpha[t], x_0) * x_0 + per_item(self.sigma[t], x_0) * eps
+
+    def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network should answer: a x_0 + b eps. What is 0 or 1 at every level costs nothing."""
+        if self.a.constant == 0.0:
+            return self.b.times(eps, t)
+        if self.b.constant == 0.0:
+            return self.a.times(x_0, t)
+        return self.a.times(x_0, t) + self.b.times(eps, t)
 
     def losses(
-        self, network: Callable[..., Tensor], x_0: Tensor, eps: Tensor, t: Tensor, cond: Tensor | None
+        self,
+        network: Callable[..., Tensor],
+        x_0: Tensor,
+        eps: Tensor,
+        t: Tensor,
+        cond: Tensor | None,
+        *,
+        guess: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(losses of the items (B,), x_t, output)."""
-        x_t, alpha, sigma = self.noised(x_0, eps, t)
-        net_input = x_t if self.unit_norm else x_t / self.norm[t].view(alpha.shape)
-        output = network(net_input, t * self.time, cond)
-        target = self.prediction.target(x_0, eps, alpha, sigma)
-        if output.shape != target.shape:
+        """(losses of the items (B,), x_t, output). `guess`: self-conditioned, the network is first asked for x_0."""
+        x_t = self.noised(x_0, eps, t)
+        net_input = x_t if self.unit_scale else per_item(self.scale[t], x_t) * x_t
+        time = t * self.time
+        if self.self_condition:
+            net_input = with_guess(net_input, self._guess(network, net_input, x_t, t, cond) if guess else None)
+        output = network(net_input, time, cond)
+        target = self.target(x_0, eps, t)
+        answer = self.answer(output)
+        if answer.shape != target.shape:
             raise DifftoolError(f"the network answered {tuple(output.shape)}, not {tuple(target.shape)}")
-        losses = self.loss(output.float(), target, reduction="none").flatten(1).mean(1)
+        losses = self.loss(answer.float(), target, reduction="none").flatten(1).mean(1)
         return losses, x_t, output
+
+    @torch.no_grad()
+    def _guess(
+        self, network: Callable[..., Tensor], net_input: Tensor, x_t: Tensor, t: Tensor, cond: Tensor | None
+    ) -> Tensor:
+        output = network(with_guess(net_input, None), t * self.time, cond).float()
+        torch.clear_autocast_cache()  # or weights cast without a gradient would be used again with one (torch < 2.10)
+        return bounded_guess(self.estimate(self.answer(output), x_t, t), self.bounds, self.spec.sigma_data)
+
+    def answer(self, output: Tensor) -> Tensor:
+        """What the network says of x_0 and eps, without what it says of the variance."""
+        return output if self.bound is None else split_answer(output)[0]
+
+    def estimate(self, answer: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """x_0 from the network's answer."""
+        return per_item(self.x_0_of_x_t[t], x_t) * x_t + per_item(self.x_0_of_output[t], x_t) * answer
+
+    def variance_loss(self, x_0: Tensor, x_t: Tensor, output: Tensor, t: Tensor) -> Tensor:
+        """What learning the variance adds to the loss: 0.001 of the bound, summed over the levels.
+
+        Nichol & Dhariwal (2021), eq. 16; the mean takes no gradient from it.
+        """
+        assert self.bound is not None
+        answer, part = split_answer(output.float())
+        x_0_hat = self.estimate(answer.detach(), x_t, t)
+        if self.bounds is not None:
+            x_0_hat = x_0_hat.clamp(*self.bounds)
+        return VARIANCE_WEIGHT * len(self) * self.bound(x_0, x_0_hat, part, t).mean()
 
     def weigh(self, losses: Tensor, t: Tensor) -> Tensor:
         """The mean of the weighted losses."""
         return (losses * self.factor[t]).mean() if self.weighted else losses.mean()
 
 
+@dataclass(frozen=True)
+class Table:
+    """A number for each level, and the number itself where it is one for all."""
+
+    values: Tensor
+    constant: float | None
+
+    @classmethod
+    def of(cls, values: Tensor) -> Table:
+        first = float(values[0])
+        return cls(values, first if bool((values == first).all()) else None)
+
+    def times(self, x: Tensor, t: Tensor) -> Tensor:
+        if self.constant is None:
+            return per_item(self.values[t], x) * x
+        return x if self.constant == 1.0 else self.constant * x
+
+
+def per_item(values: Tensor, x: Tensor) -> Tensor:
+    """(B,) shaped to broadcast over x (B, ...)."""
+    return values.view(-1, *(1,) * (x.ndim - 1))
+
+
+def distribution(time: TimeDensity, spec: ObjectiveSpec) -> Tensor:
+    """The distribution function over the levels: P(t <= i). Raises `ValueError`."""
+    density = time.density(spec)
+    if density.shape != spec.schedule.alpha.shape or not bool((density >= 0).all()) or not float(density.sum()) > 0:
+        raise ValueError(f"time {time.name} gives no distribution over the levels of this schedule")
+    cumulative = density.to(torch.float64).cumsum(0)
+    if not bool(torch.isfinite(cumulative[-1])):
+        raise ValueError(f"time {time.name} gives no distribution over the levels of this schedule")
+    return cumulative / cumulative[-1]
+
+
 class StepNoise:
     """Noise, levels and hidden labels of every step, drawn for several steps at once."""
 
-    def __init__(self, seed: int, batch: int, shape: tuple[int, ...], levels: int, *, device: torch.device) -> None:
-        self.seed, self.batch, self.shape, self.levels, self.device = seed, batch, shape, levels, device
+    def __init__(
+        self, seed: int, batch: int, shape: tuple[int, ...], objective: Objective, *, stratified: bool = False
+    ) -> None:
+        self.seed, self.batch, self.shape = seed, batch, shape
+        self.objective, self.stratified, self.device = objective, stratified, objective.device
         self.block = max(1, min(NOISE_STEPS, NOISE_ELEMENTS // (batch * math.prod(shape))))
         self._number = -1
 
@@ -128,7 +244,10 @@ class StepNoise:
             random = generator(self.seed, "noise", number, device=self.device)
             size, device = (self.block, self.batch), self.device
             self._eps = torch.randn(*size, *self.shape, generator=random, device=device)
-            self._t = torch.randint(self.levels, size, generator=random, device=device)
+            where = torch.rand(*size, generator=random, device=device)
+            if self.stratified:  # one item in each of B equal parts: the same mean loss at a lower variance
+                where = (where + torch.arange(self.batch, device=device)) / self.batch
+            self._t = self.objective.draw(where)
             self._u = torch.rand(*size, generator=random, device=device)
             self._number = number
         return self._eps[at], self._t[at], self._u[at]
@@ -162,7 +281,9 @@ def train(
     network: Callable[..., Tensor] = state.network if forward is None else forward
     parameters = list(state.network.parameters())
     context = autocast(device, settings.precision) or nullcontext
-    noise = StepNoise(settings.seed, batches.batch_size, batches.samples.shape, len(objective.alpha), device=device)
+    noise = StepNoise(
+        settings.seed, batches.batch_size, batches.samples.shape, objective, stratified=settings.stratified
+    )
     layout = torch.channels_last if len(batches.samples.shape) == 3 else torch.contiguous_format
     state.network.train()
     for batch in batches.start(state.step) if state.step < steps else ():
@@ -172,9 +293,12 @@ def train(
         cond = None
         if classes is not None and batch.labels is not None:
             cond = torch.where(u < settings.label_dropout, classes, batch.labels)
+        guess = objective.self_condition and key(settings.seed, "guess", state.step) % 2 == 0  # every other step
         with context():
-            losses, x_t, output = objective.losses(network, x_0, eps, t, cond)
+            losses, x_t, output = objective.losses(network, x_0, eps, t, cond, guess=guess)
         loss = objective.weigh(losses, t)
+        if objective.bound is not None:
+            loss = loss + objective.variance_loss(x_0, x_t, output, t)
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         state.scaler.unscale_(state.optimizer)
@@ -194,7 +318,7 @@ def train(
         if state.ema is not None:
             state.ema.update()
         state.step += 1
-        yield Record(state.step, loss.detach(), losses.detach(), t, norm, lr, x_t, output.detach())
+        yield Record(state.step, loss.detach(), losses.detach(), t, norm, lr, x_t, objective.answer(output).detach())
         if state.step >= steps:
             return
 
@@ -222,7 +346,7 @@ def held_out_loss(
 ) -> float:
     """Mean unweighted loss over all held-out items, each at `repeats` stratified levels: the same ones every time."""
     network.eval()
-    total, n, levels, device = 0.0, len(samples), len(objective.alpha), objective.alpha.device
+    total, n, levels, device = 0.0, len(samples), len(objective), objective.device
     for start in range(0, n, batch_size):
         indices = list(range(start, min(n, start + batch_size)))
         items, labels = samples.take(indices)

@@ -65,8 +65,8 @@ def test_a_sampler_that_loses_a_step_is_told(points_run: Path) -> None:
         ({"steps": 1001}, UsageError, "1001 is more than the schedule's 1000 levels"),
         ({"steps": 0}, InvalidOption, "steps: must be greater than or equal to 1"),
         ({"n": 0}, InvalidOption, "num_samples: must be greater than or equal to 1"),
-        ({"label": 1}, UsageError, "this model was trained without classes"),
-        ({"guidance": 2.0}, UsageError, "this model was trained without classes"),
+        ({"label": 1}, UsageError, "swiss-roll-mlp has no classes"),
+        ({"guidance": 2.0}, UsageError, "swiss-roll-mlp has no classes"),
     ],
 )
 def test_what_cannot_be_sampled_is_told(

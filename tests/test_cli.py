@@ -315,6 +315,37 @@ def test_the_numbers_of_schedules(run: Run, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_numbers_of_schedules_hold_no_infinity(run: Run) -> None:
+    def strict(text: str) -> Any:
+        def refuse(word: str) -> None:
+            raise AssertionError(word)
+
+        return json.loads(text, parse_constant=refuse)
+
+    found = strict(ok(run("inspect-schedule", "--json", "--timesteps", 50)).out)["schedules"]
+    assert set(found) == set(json.loads(ok(run("list", "schedule", "--json")).out)["schedules"])
+    assert {"flow", "ve", "linear"} <= set(found)
+    flow, ve = found["flow"], found["ve"]
+    assert (flow["alpha"][-1], flow["sigma"][-1], flow["snr"][-1], flow["beta"][-1]) == (0.0, 1.0, 0.0, 1.0)
+    assert (flow["snr_db"][-1], flow["log_snr"][-1]) == (None, None)
+    assert flow["log_snr"][24] == pytest.approx(0.0)
+    assert ve["log_snr"] == pytest.approx([-2 * np.log(s) for s in ve["sigma"]])
+    assert ve["alpha_bar"][-1] == pytest.approx(1 / 6401)  # the share of signal in the variance
+    zero = strict(ok(run("inspect-schedule", "linear", "--schedule.zero-snr", "--json")).out)["schedules"]["linear"]
+    assert zero["alpha_bar"][499] == pytest.approx(0.076029, abs=5e-7)
+    assert (zero["alpha_bar"][999], zero["log_snr"][999]) == (0.0, None)
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 40])
+def test_all_schedules_side_by_side(run: Run, tmp_path: Path, timesteps: int) -> None:
+    outcome = run("inspect-schedule", "--timesteps", timesteps, "--out", "all.png")
+    assert (outcome.code, outcome.out) == (0, "all.png\n"), outcome.err
+    assert "SNR dB" in outcome.err.splitlines()  # the plot's label; alpha-bar where variance is preserved
+    for name in ("linear", "flow", "ve"):
+        assert f"{name} (T = {timesteps})" in outcome.err
+    assert "alpha-bar" in ok(run("inspect-schedule", "cosine", "--out", "one.png")).err.splitlines()
+
+
 def test_a_table_and_a_figure_of_schedules(run: Run, tmp_path: Path) -> None:
     outcome = ok(run("inspect-schedule", "linear"))
     assert outcome.out == "schedule-001.png\n"
@@ -424,8 +455,8 @@ BAD: list[tuple[list[str], int, str]] = [
     (["sample", "norun"], 1, "norun is no run folder"),
     (["sample", "POINTS", "--steps", "1001"], 2, "--steps: 1001 is more than the schedule's 1000 levels"),
     (["sample", "POINTS", "--steps", "0"], 2, "--steps: must be greater than or equal to 1"),
-    (["sample", "POINTS", "--label", "1"], 2, "--label: this model was trained without classes"),
-    (["sample", "POINTS", "--guidance", "2"], 2, "--guidance: this model was trained without classes"),
+    (["sample", "POINTS", "--label", "1"], 2, "--label: swiss-roll-mlp has no classes"),
+    (["sample", "POINTS", "--guidance", "2"], 2, "--guidance: swiss-roll-mlp has no classes"),
     (["sample", "POINTS", "--guidance", "nan"], 2, "--guidance: must be a finite number"),
     (["sample", "POINTS", "--out", "x.bmp"], 2, "--out: x.bmp: cannot write .bmp files"),
     (["sample", "POINTS", "--out", "folder"], 2, "a folder holds images"),

@@ -202,7 +202,7 @@ def test_help_with_an_unknown_component_is_refused(run: Run) -> None:
         (["--backbone", "nope"], "no backbone is called 'nope'"),
         (["--backbone", "unett"], "no backbone is called 'unett'; did you mean 'unet'?"),
         (["--backbone", "os:system"], "no backbone is called 'os:system'"),
-        (["--schedule", "linaer"], "did you mean 'linear'?"),
+        (["--schedule", "linaer"], "did you mean 'linear'"),
         (["--dataset", "image-folder"], "--dataset.path: must be given"),
         (["extra"], "unexpected extra argument"),
     ],
@@ -380,7 +380,7 @@ def test_positional_schedules_take_the_options_they_have(run: Run) -> None:
     [
         (["cosine", "--schedule.beta-min", "0.01"], "--schedule.beta-min"),
         (["nope"], "no schedule is called 'nope'"),
-        (["linaer"], "did you mean 'linear'?"),
+        (["linaer"], "did you mean 'linear' or 'log-linear'?"),
         (["linear", "nope"], "no schedule is called 'nope'"),
         (["linear", "--schedule.beta-max", "1"], "--schedule.beta-max: must be less than 1"),
         (["linear", "--schedule.beta-max", "nan"], "--schedule.beta-max: must be a finite number"),

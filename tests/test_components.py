@@ -93,7 +93,9 @@ def test_a_component_takes_its_name_and_kind_from_the_class_line() -> None:
 
     assert (Mine.kind, Mine.name) == ("sampler", "mine")
     assert Unnamed.name == ""  # a name is never inherited: two classes would share it
-    assert set(KINDS) == {"dataset", "schedule", "backbone", "sampler", "prediction", "weighting", "spacing"}
+    assert set(KINDS) == {
+        *("dataset", "schedule", "backbone", "sampler", "spacing", "prediction", "weighting", "time", "oracle"),
+    }
 
 
 @pytest.mark.parametrize(

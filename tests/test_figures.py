@@ -425,7 +425,7 @@ def test_schedule_figure_with_infinite_ends(recwarn: pytest.WarningsRecorder) ->
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["vp", "flow", "both ends"]
 
 
-@pytest.mark.parametrize("count", [1, 5, 12])
+@pytest.mark.parametrize("count", [1, 5, 9, 12, 25])
 def test_schedule_curves_can_be_told_apart(count: int) -> None:
     figure = schedules.schedule_figure({f"schedule-number-{i}": vp_schedule(50 + 0 * i) for i in range(count)})
     texts_inside(figure)
@@ -435,6 +435,11 @@ def test_schedule_curves_can_be_told_apart(count: int) -> None:
     renderer = style.agg_of(figure).get_renderer()
     legend = figure.legends[0].get_window_extent(renderer)
     assert all(legend.y0 >= axes.title.get_window_extent(renderer).y1 for axes in figure.axes)
+
+
+def test_up_to_nine_schedules_have_colours_of_their_own() -> None:
+    figure = schedules.schedule_figure({f"n{i}": vp_schedule() for i in range(9)})
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 9
 
 
 def test_a_schedule_of_one_level_is_a_dot() -> None:

@@ -13,10 +13,21 @@ from difftool.errors import InvalidOption
 from difftool.validation import make, problem
 from difftool_plugins.samplers.ancestral import DDPM
 from difftool_plugins.schedules import difftool_schedules
-from difftool_plugins.schedules.variance_preserving import Cosine, Linear, Quadratic, ScaledLinear, Sigmoid
+from difftool_plugins.schedules.log_snr import Laplace, LogLinear
+from difftool_plugins.schedules.paths import VE, Flow
+from difftool_plugins.schedules.variance_preserving import (
+    Cosine,
+    Linear,
+    Quadratic,
+    ScaledLinear,
+    Sigmoid,
+    VariancePreserving,
+)
 
 SCHEDULES = [Linear(), ScaledLinear(), Cosine(), Quadratic(), Sigmoid(), Sigmoid(form="alpha-bar")]
 IDS = ["linear", "scaled-linear", "cosine", "quadratic", "sigmoid", "sigmoid-alpha-bar"]
+NEWER = [Laplace(), LogLinear(), Flow(), Flow(shift=3.0), VE()]
+ZERO = [type(s)(**{**vars(s), "zero_snr": True}) for s in (*SCHEDULES, Laplace(), LogLinear())]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
 
 
@@ -34,6 +45,10 @@ def table(alpha: list[float], sigma: list[float]) -> Schedule:
 def flow(T: int) -> Schedule:
     u = torch.arange(1, T + 1, dtype=torch.float64) / T
     return Schedule(1 - u, u)
+
+
+def label(schedule: NoiseSchedule) -> str:
+    return "-".join([schedule.name, *(str(v) for v in vars(schedule).values())])
 
 
 # The published schedules
@@ -156,12 +171,130 @@ def test_options_that_do_not_fit_are_named(
 def test_a_range_that_leaves_no_signal_is_refused() -> None:
     with pytest.raises(ValueError, match="narrower range or fewer timesteps"):
         Linear(rescale=False).build(100_000)
+    with pytest.raises(ValueError, match="narrower range or fewer timesteps"):
+        Laplace(b=10.0).build(100_000)
 
 
 def test_the_hook_offers_them_all() -> None:
     offered = difftool_schedules()
-    assert sorted(c.name for c in offered) == ["cosine", "linear", "quadratic", "scaled-linear", "sigmoid"]
-    assert [problem(c) for c in offered] == [None] * 5
+    assert {c.name for c in offered} == {*IDS[:5], "laplace", "log-linear", "flow", "ve"}
+    assert [problem(c) for c in offered] == [None] * 9
+    assert {c.name: c.default_prediction for c in offered if c.default_prediction != "eps"} == {
+        "flow": "flow",
+        "ve": "edm",
+    }
+
+
+# Flow, VE, and those drawn in log-SNR
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, *NEWER, *ZERO], ids=label)
+@pytest.mark.parametrize("T", [1, 2, 3, 7, 1000, 100_000])
+def test_every_length_is_built_or_refused_in_one_line(schedule: NoiseSchedule, T: int) -> None:
+    if getattr(schedule, "zero_snr", False) and T == 1:
+        with pytest.raises(ValueError, match="at least 2 timesteps"):
+            build(schedule, T)
+        return
+    built = build(schedule, T)
+    assert len(built) == T
+    assert bool((built.theta.diff() > 0).all())
+    assert not bool(built.log_snr.isnan().any())
+    assert bool(torch.isfinite(built.snr).all())
+    assert bool(((built.betas > 0) & (built.betas <= 1)).all())
+    for level in (built[0], built[T - 1]):
+        assert not math.isnan(level.log_snr)
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, *NEWER, *ZERO], ids=label)
+def test_the_last_level_is_noise_by_default(schedule: NoiseSchedule) -> None:
+    assert build(schedule, 1000).signal_left is None
+
+
+@pytest.mark.parametrize("shift", [1.0, 0.1, 3.0, 100.0])
+@pytest.mark.parametrize("T", [1, 2, 10, 999])
+def test_flow_goes_straight_from_data_to_noise(T: int, shift: float) -> None:
+    built = Flow(shift=shift).build(T)
+    for i in range(T):
+        u = (i + 1) / T
+        shifted = shift * u / (1 + (shift - 1) * u)
+        assert built[i].sigma == pytest.approx(shifted, rel=1e-12)
+        assert built[i].alpha == pytest.approx(1 - shifted, rel=1e-12, abs=1e-15)
+        # a shift by s divides the signal-to-noise ratio by s^2
+        if i < T - 1:
+            assert built[i].log_snr == pytest.approx(2 * math.log((1 - u) / u / shift), abs=1e-9)
+    assert built[T - 1].alpha == 0.0
+
+
+def test_ve_is_a_geometric_series() -> None:
+    built = VE().build(5)
+    assert built.alpha.tolist() == [1.0] * 5
+    expected = [0.002 * 40_000 ** (i / 4) for i in range(5)]
+    assert built.sigma.tolist() == pytest.approx(expected, rel=1e-12)
+    assert (built[0].sigma, built[4].sigma) == (pytest.approx(0.002), pytest.approx(80.0))
+    assert built.prior_std == pytest.approx(math.hypot(1, 80))
+    assert VE().build(1)[0].sigma == pytest.approx(80.0)  # a single level is the noisy end
+    assert VE(sigma_min=0.01, sigma_max=10).build(7).sigma[3] == pytest.approx(math.sqrt(0.1))
+
+
+@pytest.mark.parametrize(("mu", "b"), [(0.0, 1.0), (1.5, 0.3), (0.0, 0.5)])
+def test_laplace_has_the_quantiles_of_its_distribution(mu: float, b: float) -> None:
+    T = 400
+    log_snr = Laplace(mu=mu, b=b).build(T).log_snr
+    noisier = [0.5 * math.exp((x - mu) / b) if x < mu else 1 - 0.5 * math.exp((mu - x) / b) for x in log_snr.tolist()]
+    assert noisier == pytest.approx([1 - (i + 0.5) / T for i in range(T)], abs=1e-10)  # its distribution function
+
+
+def test_laplace_with_the_papers_spread_leaves_signal() -> None:
+    left = Laplace(b=0.5).build(1000).signal_left
+    assert left == pytest.approx(1 / (1 + math.sqrt(1000)), rel=1e-9)
+    assert left == pytest.approx(0.03, abs=0.002)  # as the help says
+
+
+def test_log_linear_falls_evenly() -> None:
+    built = LogLinear().build(101)
+    assert built.variance_preserving
+    assert built.log_snr.tolist() == pytest.approx([13.3 - 18.3 * i / 100 for i in range(101)], abs=1e-12)
+    assert built[0].sigma ** 2 == pytest.approx(1 / (1 + math.exp(13.3)), rel=1e-12)  # no digits lost at either end
+    deep = LogLinear(log_snr_max=30, log_snr_min=-30).build(11)
+    assert deep.log_snr.tolist() == pytest.approx([30 - 6 * i for i in range(11)], abs=1e-10)
+
+
+def test_zero_terminal_snr_of_the_linear_schedule() -> None:
+    """Lin et al. (2024), algorithm 1."""
+    before, after = Linear().build(1000), Linear(zero_snr=True).build(1000)
+    assert (f"{before.alpha_bars[499]:.6f}", f"{after.alpha_bars[499]:.6f}") == ("0.078587", "0.076029")
+    assert after[0].alpha == before[0].alpha
+    assert (after[999].alpha, after[999].sigma, after[999].log_snr) == (0.0, 1.0, -math.inf)
+    r = before.alpha_bars.sqrt().tolist()
+    assert after.alpha.tolist() == pytest.approx([(x - r[-1]) * r[0] / (r[0] - r[-1]) for x in r], rel=1e-12, abs=1e-15)
+    assert float(after.betas[-1]) == 1.0
+
+
+@pytest.mark.parametrize("schedule", ZERO, ids=label)
+@pytest.mark.parametrize("T", [2, 50, 1000, 100_000])
+def test_zero_terminal_snr_keeps_both_ends_exactly(schedule: VariancePreserving, T: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        before, after = schedule.table(T), schedule.build(T)
+    assert after[0].alpha == before[0].alpha
+    assert (after[T - 1].alpha, after[T - 1].sigma) == (0.0, 1.0)
+    assert after.variance_preserving
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values", "field"),
+    [
+        (VE, {"sigma_min": 80.0}, "sigma_max"),
+        (VE, {"sigma_min": 0.0}, "sigma_min"),
+        (LogLinear, {"log_snr_min": 13.3}, "log_snr_min"),
+        (Flow, {"shift": 0.0}, "shift"),
+        (Laplace, {"b": 0.0}, "b"),
+    ],
+)
+def test_ranges_of_the_newer_schedules(schedule: type[NoiseSchedule], values: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidOption) as refused:
+        make(schedule, values)
+    assert refused.value.field == field
 
 
 # The table
@@ -210,20 +343,27 @@ def test_levels_between_rows() -> None:
     assert linear.at(999.0) == linear[999]
     ve = table([1.0, 1.0], [3.0, 4.0])
     assert ve.at(0.5).norm == pytest.approx((math.hypot(1, 3) + math.hypot(1, 4)) / 2)
-    for t in (-0.1, 999.1, math.nan):
-        with pytest.raises(ValueError, match="between 0 and 999"):
+    half = linear.at(-0.5)  # between the clean end and the first row
+    assert half.theta == pytest.approx(linear[0].theta / 2, abs=1e-14)
+    assert linear.at(-1.0) == CLEAN
+    for t in (-1.1, 999.1, math.nan):
+        with pytest.raises(ValueError, match="between -1 and 999"):
             linear.at(t)
 
 
-@pytest.mark.parametrize("built", [*(build(s, 1000) for s in SCHEDULES), flow(1000)], ids=[*IDS, "flow"])
-def test_t_of_undoes_at(built: Schedule) -> None:
-    grid = torch.linspace(0, 999, 2998, dtype=torch.float64).tolist()
-    assert max(abs(built.t_of(built.at(t).log_snr) - t) for t in grid) < 1e-9
+@pytest.mark.parametrize("schedule", [*SCHEDULES, *NEWER, *ZERO], ids=label)
+def test_t_of_undoes_at(schedule: NoiseSchedule) -> None:
+    built = build(schedule, 1000)
+    grid = torch.linspace(-1, 999, 3001, dtype=torch.float64).tolist()
+    # rows of log-linear lie as close as 1e-5 in angle
+    assert max(abs(built.t_of(built.at(t).log_snr) - t) for t in grid) < 1e-8
 
 
 def test_t_of_keeps_to_the_table() -> None:
     linear = Linear().build(1000)
-    assert linear.t_of(math.inf) == linear.t_of(100.0) == 0.0
+    assert linear.t_of(math.inf) == -1.0
+    assert -1.0 <= linear.t_of(100.0) < -0.99
+    assert linear.t_of(linear[0].log_snr) == pytest.approx(0.0, abs=1e-9)
     assert linear.t_of(-math.inf) == linear.t_of(-5000.0) == linear.t_of(-100.0) == 999.0
     assert flow(10).t_of(-math.inf) == 9.0
 

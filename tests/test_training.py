@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difftool.components import NoiseSchedule, Prediction, Weighting
+from difftool.components import Backbone, NoiseSchedule, Prediction, TimeDensity, Weighting
 from difftool.data import Batches, DatasetContext, Samples, Scaling, points, split
+from difftool.denoiser import GUESS_RANGE, BackboneSpec, Denoiser, ObjectiveSpec
 from difftool.ema import EMA
-from difftool.errors import Diverged
-from difftool.keys import generator, permutation
+from difftool.errors import Diverged, UsageError
+from difftool.facts import DataFacts
+from difftool.keys import generator, key, permutation
 from difftool.plugins import registry
+from difftool.recipe import compose
 from difftool.schedule import Schedule
 from difftool.settings import Training, is_due
 from difftool.training import NOISE_STEPS, Objective, StepNoise, TrainState, held_out_loss, learning_rate, train
@@ -30,13 +33,28 @@ def schedule() -> Schedule:
     return make(registry().of_kind(NoiseSchedule, "linear"), {}).build(T)
 
 
-def objective(*, prediction: str = "eps", weighting: str = "none", loss: str = "mse") -> Objective:
+def spec() -> ObjectiveSpec:
+    return ObjectiveSpec(schedule=schedule(), sigma_data=1.0)
+
+
+def objective(
+    *,
+    prediction: str = "eps",
+    weighting: str = "none",
+    time: str = "uniform",
+    loss: str = "mse",
+    bounds: tuple[float, float] | None = None,
+    **options: Any,
+) -> Objective:
     return Objective(
-        schedule(),
+        spec(),
         make(registry().of_kind(Prediction, prediction), {}),
         make(registry().of_kind(Weighting, weighting), {}),
+        make(registry().of_kind(TimeDensity, time), {}),
         loss,
         device=CPU,
+        data=DataFacts(shape=(2,), shift=(0.0, 0.0), scale=(1.0, 1.0), bounds=bounds),
+        **options,
     )
 
 
@@ -90,11 +108,11 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_noise_of_a_step_does_not_depend_on_where_one_enters() -> None:
-    straight = StepNoise(7, 4, (2,), T, device=CPU)
+    straight = StepNoise(7, 4, (2,), objective())
     assert straight.block == NOISE_STEPS
     whole = [[x.clone() for x in straight(step)] for step in range(40)]
     for step in (39, 5, 16, 15, 17, 31, 0):
-        fresh = StepNoise(7, 4, (2,), T, device=CPU)(step)
+        fresh = StepNoise(7, 4, (2,), objective())(step)
         again = straight(step)
         for a, b, c in zip(whole[step], fresh, again, strict=True):
             assert torch.equal(a, b)
@@ -102,19 +120,19 @@ def test_noise_of_a_step_does_not_depend_on_where_one_enters() -> None:
     eps, t, u = (torch.stack([row[i] for row in whole]) for i in range(3))
     assert (eps.shape, t.shape, u.shape, t.dtype) == ((40, 4, 2), (40, 4), (40, 4), torch.int64)
     assert len(eps.flatten(0, 1).unique(dim=0)) == 160
-    assert not torch.equal(StepNoise(8, 4, (2,), T, device=CPU)(0)[0], whole[0][0])
+    assert not torch.equal(StepNoise(8, 4, (2,), objective())(0)[0], whole[0][0])
 
 
 def test_levels_cover_the_whole_table_evenly() -> None:
-    noise = StepNoise(0, 5000, (2,), 10, device=CPU)
+    noise = StepNoise(0, 5000, (2,), objective())
     t = torch.cat([noise(step)[1] for step in range(16)])
-    counts = torch.bincount(t, minlength=10)
-    assert (int(t.min()), int(t.max())) == (0, 9)
-    assert (counts - 8000).abs().max() < 5 * math.sqrt(80_000 * 0.1 * 0.9)
+    counts = torch.bincount(t, minlength=T)
+    assert (int(t.min()), int(t.max())) == (0, T - 1)
+    assert (counts - 80_000 / T).abs().max() < 5 * math.sqrt(80_000 / T)
 
 
 def test_large_batches_are_drawn_in_smaller_blocks() -> None:
-    noise = StepNoise(0, 64, (3, 128, 128), T, device=CPU)
+    noise = StepNoise(0, 64, (3, 128, 128), objective())
     assert noise.block == 2**22 // (64 * 3 * 128 * 128) == 1
 
 
@@ -206,7 +224,7 @@ def by_hand(samples: Samples, chosen: Training, steps: int, *, weighting: str = 
     for step in range(steps):
         random = generator(chosen.seed, "noise", step // NOISE_STEPS)
         eps = torch.randn(NOISE_STEPS, chosen.batch_size, 2, generator=random)[step % NOISE_STEPS]
-        t = torch.randint(T, (NOISE_STEPS, chosen.batch_size), generator=random)[step % NOISE_STEPS]
+        t = (torch.rand(NOISE_STEPS, chosen.batch_size, generator=random)[step % NOISE_STEPS].double() * T).long()
         x = raw[order[step * chosen.batch_size : (step + 1) * chosen.batch_size]]
         x = (x - torch.tensor(samples.shift)) / torch.tensor(samples.scale)
         a = bars[t].float()[:, None]
@@ -348,6 +366,143 @@ def test_divergence_is_told_before_it_touches_a_weight(value: float) -> None:
     assert same(state_dict(state.network), good)
     assert state.ema is not None
     assert same(state_dict(state.ema.network), average)
+
+
+# --- self-conditioning ---------------------------------------------------------------------------------------------
+
+
+class Mirror(nn.Module):
+    """Linear in what it sees, which it remembers, with whether gradients were on."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.layer, self.gain = nn.Linear(4, 2), gain
+        self.seen: list[tuple[Tensor, bool]] = []
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        self.seen.append((x.detach().clone(), torch.is_grad_enabled()))
+        answer: Tensor = self.gain * self.layer(x)
+        return answer
+
+
+def noised_batch() -> tuple[Tensor, Tensor, Tensor]:
+    random = generator(1, "batch")
+    return torch.randn(9, 2, generator=random), torch.randn(9, 2, generator=random), torch.arange(0, T, 11)[:9]
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0", "edm"])
+@pytest.mark.parametrize(("bounds", "limit"), [(None, GUESS_RANGE), ((-0.5, 0.5), 0.5)])
+def test_the_first_of_two_passes_makes_the_guess(
+    prediction: str, bounds: tuple[float, float] | None, limit: float
+) -> None:
+    network, made = Mirror(gain=9.0), objective(prediction=prediction, self_condition=True, bounds=bounds)
+    x_0, eps, t = noised_batch()
+    losses, x_t, output = made.losses(network, x_0, eps, t, None, guess=True)
+    (first, first_grad), (second, second_grad) = network.seen
+    assert (first_grad, second_grad) == (False, True)
+    assert torch.equal(first[:, :2], second[:, :2])
+    assert not first[:, 2:].any()
+    # the guess is x_0 of the first answer, by the formulas of the papers, kept within bounds
+    with torch.no_grad():
+        answer = network.gain * network.layer(first)
+    a = schedule().alpha_bars[t].float()[:, None]
+    unclamped = {
+        "eps": (x_t - (1 - a).sqrt() * answer) / a.sqrt(),
+        "v": a.sqrt() * x_t - (1 - a).sqrt() * answer,
+        "x0": answer,
+        "edm": a.sqrt() * x_t + (1 - a).sqrt() * answer,  # with data of unit variance it asks for -v
+    }[prediction]
+    torch.testing.assert_close(second[:, 2:], unclamped.clamp(-limit, limit), rtol=1e-4, atol=1e-4)
+    assert bool((unclamped.abs() > limit).any())  # or clamping would not have been seen
+    # the gradient is that of the second pass alone
+    losses.sum().backward()
+    weight, bias = network.layer.weight.grad, network.layer.bias.grad
+    assert weight is not None
+    assert bias is not None
+    slope = 2 * (output.detach() - made.target(x_0, eps, t)) / 2 * network.gain
+    torch.testing.assert_close(weight, slope.T @ second, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bias, slope.sum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_guess_the_network_sees_zeros() -> None:
+    network, made = Mirror(), objective(self_condition=True)
+    made.losses(network, *noised_batch(), None)
+    ((seen, grad),) = network.seen
+    assert grad
+    assert seen.shape == (9, 4)
+    assert not seen[:, 2:].any()
+
+
+def test_no_room_is_made_without_self_conditioning() -> None:
+    seen: list[Tensor] = []
+    objective().losses(lambda x, t, cond: seen.append(x) or x, *noised_batch(), None, guess=False)  # type: ignore[func-returns-value]
+    assert seen[0].shape == (9, 2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_other_step_guesses_whenever_one_enters(precision: str) -> None:
+    network, chosen = Mirror(), settings(seed=5, precision=precision)
+    state, before = new_state(network), state_dict(network)
+    for _ in loop(state, cloud(), chosen, steps=40, self_condition=True):
+        assert network.layer.weight.grad is not None
+        assert bool(network.layer.weight.grad.any())  # the pass without gradients must not take them from the other
+    passes = [2 if key(5, "guess", step) % 2 == 0 else 1 for step in range(40)]
+    assert len(network.seen) == sum(passes)
+    assert 50 < sum(passes) < 70
+    assert not same(before, state_dict(network))
+    broken = new_state(Mirror())
+    for stop in (7, 8, 40):
+        for record in loop(broken, cloud(), chosen, steps=40, self_condition=True):
+            if record.step == stop:
+                break
+    assert same(state_dict(broken.network), state_dict(network))
+
+
+def test_a_walk_shows_the_last_estimate() -> None:
+    network, eps = Mirror(gain=5.0), make(registry().of_kind(Prediction, "eps"), {})
+    denoise = Denoiser(network, eps, spec(), self_condition=True)
+    x = torch.randn(6, 2, generator=generator(2, "x"))
+    first = denoise(x, schedule()[99])
+    second = denoise(x, schedule()[50])
+    denoise(x, schedule()[10])
+    guesses = [seen[:, 2:] for seen, _ in network.seen]
+    assert not guesses[0].any()
+    assert bool((first.x_0.abs() > GUESS_RANGE).any())
+    torch.testing.assert_close(guesses[1], first.x_0.clamp(-GUESS_RANGE, GUESS_RANGE))
+    torch.testing.assert_close(guesses[2], second.x_0.clamp(-GUESS_RANGE, GUESS_RANGE))
+    bounded = Denoiser(network, eps, spec(), self_condition=True, bounds=(-1.0, 1.0))
+    found = bounded(x, schedule()[99])
+    bounded(x, schedule()[50])
+    torch.testing.assert_close(network.seen[-1][0][:, 2:], found.x_0.clamp(-1, 1))
+
+
+class NoRoom(Backbone, name="no-room"):
+    """Declares no room for the last estimate."""
+
+    def build(self, spec: BackboneSpec) -> nn.Module:
+        return nn.Identity()
+
+
+def test_a_backbone_without_room_is_refused() -> None:
+    asked = {"training": {"self_condition": True}}
+    with pytest.raises(UsageError, match="--self-condition: the backbone no-room has no room for it"):
+        compose(asked, parts={"backbone": NoRoom()})
+    assert compose({}, parts={"backbone": NoRoom()}).backbone == NoRoom()
+    for name in ("mlp", "unet"):
+        assert registry().of_kind(Backbone, name).self_conditioning
+        compose({**asked, "backbone": {"name": name}})
+
+
+def test_backbones_with_room_take_twice_the_channels() -> None:
+    about = BackboneSpec(shape=(2,), out_channels=2, self_condition=True)
+    assert about.in_channels == 4
+    network = make(registry().of_kind(Backbone, "mlp"), {"width": 16, "depth": 1}).build(about)
+    assert network(torch.randn(3, 4), torch.zeros(3)).shape == (3, 2)
+    pixels = BackboneSpec(shape=(3, 8, 8), out_channels=3, self_condition=True)
+    options = {"dim": 8, "dim_mults": (1, 2), "groups": 4}
+    network = make(registry().of_kind(Backbone, "unet"), options).build(pixels)
+    assert network(torch.randn(2, 6, 8, 8), torch.zeros(2)).shape == (2, 3, 8, 8)
 
 
 # --- batches -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,8 @@
-"""`difftool inspect-schedule`: beta, alpha-bar and signal-to-noise ratio of one or several schedules."""
+"""`difftool inspect-schedule`: beta, alpha-bar and signal-to-noise ratio of one or several schedules.
+
+Where variance is not preserved, alpha-bar is the share of signal in the variance, alpha^2/(alpha^2 + sigma^2), and beta
+what a step takes from that share.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +46,7 @@ def inspect_schedule(
         typer.Argument(
             metavar="[NAME]...",
             autocompletion=names_of(KIND),
-            help=help_text("Schedules to compare.", "default: all variance-preserving ones"),
+            help=help_text("Schedules to compare.", "default: all"),
         ),
     ] = None,
     timesteps: Annotated[int, typer.Option(min=1, max=100_000, help="T, the number of noise levels.")] = 1000,
@@ -58,7 +62,7 @@ def inspect_schedule(
     components = _components(wanted, given)
     if out is not None:
         check_out(out, overwrite=overwrite, suffixes=PICTURES)
-    tables = _tables(components, timesteps, all_asked=bool(wanted))
+    tables = _tables(components, timesteps)
     for name, schedule in tables.items():
         if left := schedule.signal_left:
             note(
@@ -92,15 +96,10 @@ def _components(wanted: list[str], given: Mapping[str, Any]) -> dict[str, NoiseS
     }
 
 
-def _tables(components: Mapping[str, NoiseSchedule], timesteps: int, *, all_asked: bool) -> dict[str, Schedule]:
+def _tables(components: Mapping[str, NoiseSchedule], timesteps: int) -> dict[str, Schedule]:
     from difftool.model import build_schedule
 
-    tables = {}
-    for name, component in components.items():
-        schedule = build_schedule(component, timesteps)
-        if all_asked or schedule.variance_preserving:
-            tables[name] = schedule
-    return tables
+    return {name: build_schedule(component, timesteps) for name, component in components.items()}
 
 
 def _numbers(schedule: Schedule) -> dict[str, Any]:
@@ -116,15 +115,16 @@ def _numbers(schedule: Schedule) -> dict[str, Any]:
         "alpha_bar": finite(schedule.alpha_bars),
         "snr": finite(schedule.snr),
         "snr_db": finite(10.0 * schedule.snr.log10()),
+        "log_snr": finite(schedule.log_snr),
     }
 
 
 def _print(tables: Mapping[str, Schedule]) -> None:
-    """A table of a few levels and a plot of alpha-bar, on stderr: stdout is for the figure's path."""
+    """A table of a few levels and a plot, on stderr: stdout is for the figure's path."""
     from rich.console import Console
     from rich.table import Table
 
-    from difftool.figures.schedules import terminal_plot
+    from difftool.figures.schedules import decibels, terminal_plot
 
     console = Console(stderr=True, highlight=False)
     for name, schedule in tables.items():
@@ -141,9 +141,12 @@ def _print(tables: Mapping[str, Schedule]) -> None:
         console.print(table)
         console.print()
     width = max(40, min(console.width, 100))
-    curves = {name: schedule.alpha_bars.tolist() for name, schedule in tables.items()}
+    if all(schedule.variance_preserving for schedule in tables.values()):
+        label, curves = "alpha-bar", {name: schedule.alpha_bars.tolist() for name, schedule in tables.items()}
+    else:  # what tells these apart lies where alpha-bar is almost 1 or 0
+        label, curves = "SNR dB", {name: decibels(schedule).tolist() for name, schedule in tables.items()}
     plain = os.environ.get("TERM") == "dumb" or not encodable("⣿─│")
-    console.print(terminal_plot(curves, width=width, height=14, ascii=plain, y_label="alpha-bar"), markup=False)
+    console.print(terminal_plot(curves, width=width, height=14, ascii=plain, y_label=label), markup=False)
 
 
 def _draw(tables: Mapping[str, Schedule], path: Path, *, overwrite: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ import typer
 from difftool.cli.command import component_command, given_values, name_option, named
 from difftool.cli.console import bar, note
 from difftool.cli.outputs import check_out, report
+from difftool.cli.reconstruct import check_levels, reconstruct_items
 from difftool.components import Dataset, NoiseSchedule, Options, option
 from difftool.errors import DifftoolError, UsageError, printable
 from difftool.figures.formats import FILMS, PICTURES
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from difftool.schedule import Schedule
 
 DATASET, SCHEDULE = "swiss-roll", "linear"
-PARTS = (0.05, 0.2, 0.4, 0.7, 1.0)
-"""Where the five levels lie that are picked when none are given, as parts of T - 1."""
 FILM_FRAMES = 60
 ROWS, POINTS = 4, 2_000
 LONGEST_SIDE = 512
@@ -55,9 +54,6 @@ class Noising(Options):
             raise ValueError("size: must be one number, or two as HEIGHT,WIDTH")
         if self.at == ():
             raise ValueError("at: must name at least one level")
-        for t in self.at or ():
-            if t >= self.timesteps:
-                raise ValueError(f"at: {t} is beyond the last level, {self.timesteps - 1}")
 
 
 def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
@@ -82,6 +78,14 @@ def noise(
         str | None,
         name_option("schedule", "Noise schedule.", "linear"),
     ] = None,
+    reconstruct: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Show what a trained run makes of the noise: predicted noise and one-step reconstruction of items of "
+            "its dataset, or of own images.",
+        ),
+    ] = None,
     out: Annotated[
         list[Path] | None,
         typer.Option(
@@ -100,6 +104,24 @@ def noise(
     if images and (dataset is not None or given["dataset"]):
         raise UsageError("--dataset: give either images or a dataset")
     settings = make_from_flags(Noising, given["noise"])
+    for path in images or ():
+        if not path.is_file():
+            raise DifftoolError(f"image {path} does not exist" if not path.exists() else f"image {path} is no file")
+    if reconstruct is not None:
+        _check_own(given, dataset=dataset, schedule=schedule)
+        reconstruct_items(
+            reconstruct,
+            images or (),
+            at=settings.at,
+            num_samples=settings.num_samples,
+            seed=settings.seed,
+            out=out or (),
+            device=device,
+            overwrite=overwrite,
+            json=json,
+        )
+        return
+    check_levels(settings.at or (), settings.timesteps)
     component = make_from_flags(named(NoiseSchedule, schedule, SCHEDULE), given["schedule"])
     source = None
     if not images:
@@ -108,9 +130,6 @@ def noise(
             raise UsageError("--size: is for own images; a dataset has --dataset.size where it has sizes")
     for path in out or ():
         check_out(path, overwrite=overwrite, suffixes=(*PICTURES, *FILMS))
-    for path in images or ():
-        if not path.is_file():
-            raise DifftoolError(f"image {path} does not exist" if not path.exists() else f"image {path} is no file")
 
     from difftool import device as devices
     from difftool.model import build_schedule
@@ -144,6 +163,20 @@ def noise(
     report(paths, {"levels": moments}, as_json=json)
 
 
+def _check_own(given: Mapping[str, Mapping[str, Any]], *, dataset: str | None, schedule: str | None) -> None:
+    """Refuse what a run brings with it."""
+    asked = {
+        "--dataset": dataset is not None or given["dataset"],
+        "--schedule": schedule is not None or given["schedule"],
+        "--timesteps": "timesteps" in given["noise"],
+        "--size": "size" in given["noise"],
+    }
+    for flag in [flag for flag, found in asked.items() if found]:
+        raise UsageError(f"{flag}: the run of --reconstruct has its own; leave it out")
+    if given["noise"].get("iterative"):
+        raise UsageError("--iterative: --reconstruct noises in closed form, as training does; leave one out")
+
+
 def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose))(noise)
 
@@ -160,9 +193,11 @@ class _Process:
 
     @property
     def at(self) -> list[int]:
+        from difftool.forward import five_levels
+
         if self.settings.at is not None:
             return list(self.settings.at)
-        return sorted({round(part * (len(self.schedule) - 1)) for part in PARTS})
+        return list(five_levels(len(self.schedule)))
 
     @property
     def film_levels(self) -> list[int]:

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from difftool.cli.command import component_command, given_values, name_option, named
 from difftool.cli.console import bar, note
 from difftool.cli.outputs import check_out, report
+from difftool.cli.sources import (
+    Asked,
+    DatasetName,
+    OracleName,
+    RunArgument,
+    ScheduleName,
+    Timesteps,
+    Weights,
+    source_groups,
+)
 from difftool.components import Component, Sampler, Spacing
-from difftool.errors import UsageError
+from difftool.errors import UsageError, printable
 from difftool.files import numbered
-from difftool.options import Group, help_text, make_from_flags
-from difftool.settings import Sampling
+from difftool.options import Group, make_from_flags
+from difftool.settings import STRENGTH, Sampling
+from difftool.validation import plain
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from difftool.model import Model
     from difftool.runs import RunFolder
     from difftool.sampling import Plan
+    from difftool.source import Source
 
 CHOICES: dict[str, tuple[type[Component], str]] = {"sampler": (Sampler, "ddim"), "spacing": (Spacing, "trailing")}
 """The components this command chooses, and those it takes by itself."""
@@ -35,15 +46,16 @@ def _chosen(params: Mapping[str, Any]) -> dict[str, type[Component]]:
 
 def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
     chosen = _chosen(params).values()
-    return [*(Group.of(cls) for cls in chosen), Group("sampling", (Sampling,), "Sampling")]
+    return [*source_groups(params), *(Group.of(cls) for cls in chosen), Group("sampling", (Sampling,), "Sampling")]
 
 
 def sample(
     ctx: typer.Context,
-    model: Annotated[
-        Path | None,
-        typer.Argument(help=help_text("A run folder or a model file.", "default: the newest run"), metavar="RUN"),
-    ] = None,
+    model: RunArgument = None,
+    oracle: OracleName = None,
+    dataset: DatasetName = None,
+    schedule: ScheduleName = None,
+    timesteps: Timesteps = None,
     sampler: Annotated[
         str | None,
         name_option("sampler", "How to walk.", "ddim"),
@@ -60,7 +72,7 @@ def sample(
             ".safetensors .csv the samples, no suffix a folder of PNGs. May be given several times.",
         ),
     ] = None,
-    weights: Annotated[Literal["ema", "raw"], typer.Option(help="The average, or the trained weights.")] = "ema",
+    weights: Weights = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")] = "auto",
     columns: Annotated[int | None, typer.Option(min=1, help="Columns of a grid of images.")] = None,
     strip: Annotated[int | None, typer.Option(min=2, help="Draw this many states of the walk.")] = None,
@@ -69,10 +81,12 @@ def sample(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the paths.")] = False,
 ) -> None:
-    """Draw samples from a trained model, and print the files written."""
+    """Draw samples from a trained model, or from an oracle, and print the files written."""
     given = given_values(ctx)
     parts = {kind: make_from_flags(cls, given[kind]) for kind, cls in _chosen(ctx.params).items()}
     settings = make_from_flags(Sampling, given["sampling"])
+    asked = Asked.of(ctx.params, given)
+    asked.check(settings)
     for i, path in enumerate(out or ()):
         check_out(path, overwrite=overwrite)
         if path.absolute() in [other.absolute() for other in (out or ())[:i]]:
@@ -80,59 +94,46 @@ def sample(
     _check_arrays(out or (), trajectory=trajectory, raw=raw)
 
     from difftool import device as devices
-    from difftool.runs import find_model
     from difftool.sampling import Plan
-    from difftool.state import read_model
 
-    source, run = find_model(model)
     chosen = devices.choose(device)
-    loaded = read_model(source, run, weights).to(chosen)
-    if settings.compile:
-        import torch
-
-        loaded.forward = torch.compile(loaded.network)
-    plan = Plan.of(
-        loaded,
-        sampler=parts["sampler"],
-        spacing=parts["spacing"],
-        **{name: getattr(settings, name) for name in _PLANNED},
-    )
+    opened = asked.open(chosen, compiled=settings.compile)
+    loaded, run = opened.source, opened.run
+    plan = Plan.of(loaded, settings, sampler=parts["sampler"], spacing=parts["spacing"])
     paths = list(out or ()) or [_default_out(loaded, plan, run)]
     for path in paths:
         _check_drawable(path, loaded, strip=strip is not None)
-    with devices.threads(settings.threads, loaded.recipe.training.threads):
+    with devices.threads(settings.threads, opened.threads):
         note(
-            f"sampling {run.path if run else source} ({loaded.recipe.name}, step {loaded.step}, {loaded.weights} "
-            f"weights): {plan.num_samples:,} samples, {plan.sampler.name}, {plan.steps} steps, {plan.spacing.name}; "
-            f"{devices.describe(chosen)}, seed {plan.seed}"
+            f"sampling {opened.where} ({loaded.description}): "
+            f"{plan.num_samples:,} samples, {plan.sampler.name}, {plan.steps} steps, {plan.spacing.name}; "
+            f"{devices.describe(chosen)}, {_seeds(plan)}"
         )
         show = _Show(paths, columns=columns, strip=strip, trajectory=trajectory, raw=raw)
         start = time.perf_counter()
-        drawing = show.walk(loaded, plan)
+        drawing, calls = show.walk(loaded, plan)
         seconds = time.perf_counter() - start
     from difftool.figures.writers import write
 
     for path in paths:
         write(drawing, path, overwrite=overwrite)
-    note(f"{plan.num_samples:,} samples in {seconds:.1f} s ({plan.steps} steps each)")
+    note(f"{plan.num_samples:,} samples in {seconds:.1f} s ({plan.steps} steps, {calls} network calls each)")
     facts = {
-        "model": str(source),
-        "weights": loaded.weights,
+        **opened.facts,
         "sampler": plan.sampler.name,
         "steps": plan.steps,
+        "calls": calls,
         "spacing": plan.spacing.name,
         "num_samples": plan.num_samples,
         "seed": plan.seed,
         "seconds": round(seconds, 3),
+        "settings": _changed(settings),
     }
     report(paths, facts, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose))(sample)
-
-
-_PLANNED = ("steps", "num_samples", "batch_size", "seed", "label", "guidance", "precision")
 
 
 class _Show:
@@ -155,8 +156,8 @@ class _Show:
         wanted = max(self.strip or 0, FILM_STATES if ".gif" in suffixes else 0)
         return {round(i * steps / (wanted - 1)) for i in range(wanted)} if wanted > 1 else {steps}
 
-    def walk(self, model: Model, plan: Plan) -> Any:
-        """Sample under a bar; the drawing of the result."""
+    def walk(self, model: Source, plan: Plan) -> tuple[Any, int]:
+        """Sample under a bar; the drawing of the result, and the network calls of a walk."""
         import torch
 
         from difftool.figures.formats import FILMS, PICTURES
@@ -166,7 +167,7 @@ class _Show:
 
         kept = self.kept_steps(plan.steps)
         pictures = any(path.suffix.lower() in (*PICTURES, *FILMS) for path in self.paths)
-        reference = reference_points_of(model.recipe) if pictures and len(model.data.shape) == 1 else None
+        reference = reference_points_of(model) if pictures and len(model.data.shape) == 1 else None
         states: dict[int, list[Tensor]] = {step: [] for step in sorted(kept)}
         names: dict[int, str] = {}
         x: list[Tensor] = []
@@ -180,31 +181,79 @@ class _Show:
                 made = min(at.first + len(at.x), plan.num_samples) if at.done else at.first
                 shown.update(at.batch * plan.steps + at.step, f"{made:,}/{plan.num_samples:,} samples")
         result = torch.cat(x)
-        recipe = model.recipe
-        trained = f"{recipe.name}, {recipe.schedule.name} T = {recipe.training.timesteps}"
-        title = f"{trained}, {plan.sampler.name} {plan.steps} steps, seed {plan.seed}"
-        label = "" if plan.label is None else f", {model.data.class_names[plan.label]}"
-        guidance = "" if plan.guidance == 1.0 else f", guidance {plan.guidance:g}"
-        return Drawing(
+        drawing = Drawing(
             x=result,
             scaling=model.data.scaling,
-            title=title + label + guidance,
+            title=", ".join(_title(model, plan)),
             states=torch.stack([torch.cat(states[step]) for step in states]) if states else None,
             state_labels=[names[step] for step in states],
             labels=None if plan.label is None else torch.full((len(result),), plan.label),
             reference=reference,
-            columns=self.columns,
+            columns=self.columns or _columns(plan),
+            given=_given(plan),
+            joined=plan.settings.interpolate is not None,
             strip=self.strip,
             raw=self.raw,
             trajectory=self.trajectory,
         )
+        return drawing, at.calls
 
 
-def _default_out(model: Model, plan: Plan, run: RunFolder | None) -> Path:
+def _title(model: Source, plan: Plan) -> Iterator[str]:
+    """What a picture says of the walk."""
+    settings = plan.settings
+    yield model.title
+    yield f"{plan.sampler.name} {plan.steps} steps"
+    yield _seeds(plan)
+    if plan.label is not None:
+        yield f"class {model.data.class_names[plan.label]}"
+    if settings.guidance != 1.0:
+        yield f"guidance {settings.guidance:g}"
+    if settings.guidance_interval is not None:
+        yield "only for sigma/alpha of {:g} to {:g}".format(*settings.guidance_interval)
+    if settings.guidance_rescale:
+        yield f"rescaled by {settings.guidance_rescale:g}"
+    if settings.threshold is not None:
+        yield f"thresholded at {settings.threshold:g}"
+    if settings.init is not None:
+        yield f"from {printable(settings.init.name)} (first) at strength {settings.strength or STRENGTH:g}"
+    if settings.inpaint is not None:
+        yield f"inpainting {printable(settings.inpaint.name)} (first)"
+
+
+def _changed(settings: Sampling) -> dict[str, Any]:
+    """The settings that are not the defaults, as plain values."""
+    defaults = plain(Sampling())
+    return {name: value for name, value in plain(settings).items() if value != defaults.get(name)}
+
+
+def _seeds(plan: Plan) -> str:
+    seeds = plan.settings.interpolate
+    return f"seed {plan.seed}" if seeds is None else f"seeds {seeds[0]} to {seeds[1]}"
+
+
+def _columns(plan: Plan) -> int | None:
+    """A path of images is one row."""
+    if plan.settings.interpolate is None:
+        return None
+    return plan.num_samples + (plan.init is not None) + (plan.hole is not None)
+
+
+def _given(plan: Plan) -> Tensor | None:
+    """The images that the samples start from or complete, ahead of them in a picture."""
+    import torch
+
+    images = [] if plan.init is None else [plan.init]
+    if plan.hole is not None:
+        images.append(torch.where(plan.hole.unknown, torch.zeros_like(plan.hole.image), plan.hole.image))
+    return torch.stack(images).cpu() if images else None
+
+
+def _default_out(model: Source, plan: Plan, run: RunFolder | None) -> Path:
     from difftool.figures.formats import drawable
 
     suffix = ".png" if drawable(model.data.shape) else ".npy"
-    return numbered(run.samples if run else Path(), plan.stem, suffix)
+    return numbered(run.samples, plan.stem, suffix) if run else numbered(Path(), f"{model.name}-{plan.stem}", suffix)
 
 
 def _check_arrays(paths: Sequence[Path], *, trajectory: bool, raw: bool) -> None:
@@ -217,7 +266,7 @@ def _check_arrays(paths: Sequence[Path], *, trajectory: bool, raw: bool) -> None
                 raise UsageError(f"{flag}: is for arrays; add --out with one of {', '.join(ARRAYS)}")
 
 
-def _check_drawable(path: Path, model: Model, *, strip: bool) -> None:
+def _check_drawable(path: Path, model: Source, *, strip: bool) -> None:
     from difftool.figures.formats import check_shape
 
     check_shape(path, model.data.shape, strip=strip)

@@ -84,6 +84,9 @@ def train(
     weighting: Annotated[
         str | None, name_option("weighting", "Weight of the noise levels.", "none", panel=PANEL)
     ] = None,
+    time: Annotated[
+        str | None, name_option("time", "How often each noise level is drawn.", "uniform", panel=PANEL)
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help=help_text("Run folder.", "default: runs/<dataset>-<backbone>-NNN"), metavar="DIR"),
@@ -200,8 +203,8 @@ def _fit(experiment: Experiment) -> None:
         _draw_loss(experiment, rows)
     if words.loss is not None:
         held_out = rows[-1].get("held_out_loss")
-        beside = "" if held_out is None else f", {held_out:.4f} held out"
-        note(f"loss {words.loss:.4f}{beside} after {experiment.state.step} steps in {experiment.elapsed:.1f} s")
+        beside = "" if held_out is None else f", {loss_text(held_out)} held out"
+        note(f"loss {loss_text(words.loss)}{beside} after {experiment.state.step} steps in {experiment.elapsed:.1f} s")
     for path in (*drawn[:1], folder.loss):
         if path.exists():
             note(f"drew {path}")
@@ -217,6 +220,11 @@ def _preview(experiment: Experiment) -> list[Path]:
     except Exception as error:
         note(f"no preview after step {experiment.state.step}: {' '.join(str(error).split())}")
         return []
+
+
+def loss_text(loss: float, digits: int = 4) -> str:
+    """A loss in so many decimals, or as many digits where it is tiny: that of the posterior mean is."""
+    return f"{loss:.{digits}f}" if loss >= 0.1**digits else f"{loss:.{digits - 2}g}"
 
 
 class _Words:
@@ -236,8 +244,8 @@ class _Words:
         speed = self.row.get("steps_per_second")
         if speed is None or self.loss is None:
             return ""
-        quartiles = " ".join("-" if q is None else f"{q:.3f}" for q in self.row["loss_quartiles"])
-        return f"{speed:,.1f} steps/s  {speed * self.batch_size:,.0f} samples/s  loss {self.loss:.4f}  by t {quartiles}"
+        quartiles = " ".join("-" if q is None else loss_text(q, 3) for q in self.row["loss_quartiles"])
+        return f"{speed:,.1f} steps/s  {speed * self.batch_size:,.0f} samples/s  loss {loss_text(self.loss)}  by t {quartiles}"
 
 
 def _draw_loss(experiment: Experiment, rows: list[dict[str, Any]]) -> None:

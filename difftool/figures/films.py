@@ -86,15 +86,20 @@ def image_frames(states: Iterable[Pixels], titles: Iterable[str], columns: int |
 
 
 def scatter_frames(
-    states: Iterable[Floats], titles: Iterable[str], limits: Limits, reference: Floats | None = None
+    states: Iterable[Floats],
+    titles: Iterable[str],
+    limits: Limits,
+    reference: Floats | None = None,
+    *,
+    joined: bool = False,
 ) -> Iterator[Pixels]:
     """A frame for each state, points (N, 2), over the data. What stands still is drawn once."""
     titles = list(titles)
     if not titles:
         return
-    panel = scatter_panel(limits, titles=titles, reference=reference)
+    panel = scatter_panel(limits, titles=titles, reference=reference, joined=joined)
     title = panel.board.title
-    still = _Still(panel.board.figure, [panel.samples, title])
+    still = _Still(panel.board.figure, [panel.path, panel.samples, title])
     for state, text in zip(states, panel.board.titles, strict=True):
         panel.move(state)
         title.set_text(text)

@@ -219,14 +219,25 @@ def _columns(count: int, height: int, width: int) -> int:
     return min(candidates, key=lambda columns: (-count % columns, columns))
 
 
-def scatter(points: Floats, *, reference: Floats | None = None, title: str, limits: Limits | None = None) -> Figure:
-    """Points (N, D) over the data: a histogram for D = 1, the first two coordinates for D > 2."""
+def scatter(
+    points: Floats,
+    *,
+    reference: Floats | None = None,
+    title: str,
+    limits: Limits | None = None,
+    joined: bool = False,
+) -> Figure:
+    """Points (N, D) over the data: a histogram for D = 1, the first two coordinates for D > 2.
+
+    `joined` points are a path, drawn with a thin line through them.
+    """
     dimensions = points.shape[1]
     if dimensions == 1:
         return _histogram(points[:, 0], None if reference is None else reference[:, 0], title=title)
     drawn = points[:, :2]
     limits = limits or point_limits(drawn, reference)
-    panel = scatter_panel(limits, titles=[title], reference=reference, notes=_notes(drawn, limits, dimensions))
+    notes = _notes(drawn, limits, dimensions)
+    panel = scatter_panel(limits, titles=[title], reference=reference, notes=notes, joined=joined)
     panel.move(drawn)
     return panel.board.figure
 
@@ -238,10 +249,15 @@ class ScatterPanel:
     board: Board
     axes: Axes
     samples: PathCollection
+    path: Line2D
+    """Through the samples in their order, where they are joined; else empty."""
+    joined: bool
 
     def move(self, points: Floats) -> None:
         """Show these points (N, 2)."""
         size, alpha = _weight(len(points))
+        if self.joined:
+            self.path.set_data(points[:, 0], points[:, 1])
         self.samples.set_offsets(points)
         self.samples.set_sizes([size])
         self.samples.set_alpha(alpha)
@@ -250,7 +266,12 @@ class ScatterPanel:
 
 @style.look()
 def scatter_panel(
-    limits: Limits, *, titles: Sequence[str], reference: Floats | None = None, notes: Sequence[str] = ()
+    limits: Limits,
+    *,
+    titles: Sequence[str],
+    reference: Floats | None = None,
+    notes: Sequence[str] = (),
+    joined: bool = False,
 ) -> ScatterPanel:
     """An empty plot of points: equal axes, the data in grey, a legend and notes below."""
     (x0, x1), (y0, y1) = limits = _framed(limits)
@@ -264,6 +285,7 @@ def scatter_panel(
     axes.set_aspect("equal", adjustable="box")
     if reference is not None:
         _cloud(axes, reference, style.DATA)
+    (path,) = axes.plot([], [], color=style.SAMPLES, lw=1.0, alpha=0.6, zorder=2.5)
     samples = axes.scatter([], [], color=style.SAMPLES, lw=0, zorder=3)
     entries = {"samples": style.SAMPLES} if reference is None else {"data": style.DATA, "samples": style.SAMPLES}
     handles = [Line2D([], [], marker="o", ls="", ms=5, color=colour) for colour in entries.values()]
@@ -282,7 +304,7 @@ def scatter_panel(
     for i, note in enumerate(notes):
         y = place.top + height + 48 + 17 * i
         style.write(figure, centre, y, note, size=style.SMALL, color=style.FAINT, ha="center", va="top")
-    return ScatterPanel(place, axes, samples)
+    return ScatterPanel(place, axes, samples, path, joined)
 
 
 @style.look()
@@ -293,6 +315,7 @@ def scatter_table(
     rows: Sequence[str] = (),
     title: str,
     reference: Floats | None = None,
+    joined: bool = False,
 ) -> Figure:
     """R x K panels of points (N, 2) that share one scale, the data in grey under each."""
     everything = np.concatenate([points[:, :2] for row in cells for points in row])
@@ -322,6 +345,8 @@ def scatter_table(
             )
             for layer, colour in layers:
                 _cloud(axes, layer, colour, panel=CELL)
+            if joined:
+                axes.plot(points[:, 0], points[:, 1], color=style.SAMPLES, lw=0.8, alpha=0.6)
     return place.figure
 
 

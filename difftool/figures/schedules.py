@@ -19,6 +19,9 @@ from difftool.schedule import Schedule
 
 Values = NDArray[np.float64]
 
+COLOURS = (*style.COLOURS, "#882255", "#7a4a12")
+"""Two more, a wine red and a brown: nine schedules are built in."""
+DASHES = (*style.DASHES, (0, (8, 1.4, 1.2, 1.4, 1.2, 1.4)))
 DECIBELS = 80.0
 """Signal-to-noise ratios beyond this, towards either infinity, are off the figure."""
 
@@ -81,10 +84,9 @@ def decibels(schedule: Schedule) -> Values:
 
 
 def _stroke(i: int) -> dict[str, Any]:
-    colours = style.COLOURS
     return {
-        "color": colours[i % len(colours)],
-        "ls": style.DASHES[(i + 2 * (i // len(colours))) % len(style.DASHES)],
+        "color": COLOURS[i % len(COLOURS)],
+        "ls": DASHES[(i + 2 * (i // len(COLOURS))) % len(DASHES)],
         "lw": 1.7,
     }
 
@@ -101,7 +103,7 @@ def _legend_columns(names: Sequence[str], width: float) -> int:
     return math.ceil(len(names) / rows)
 
 
-_MARKS, _ASCII_MARKS = "●▲■◆○△□◇", "*o+x#@%&"
+_MARKS, _ASCII_MARKS = "●▲■◆○△□◇▼", "*o+x#@%&~"
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """Bits of a braille character, 4 rows of 2 dots."""
 

@@ -51,6 +51,10 @@ class Drawing:
     """(M, D) data points in data units, to draw under the samples."""
     columns: int | None = None
     """Of the grid of images."""
+    given: Tensor | None = None
+    """(G, *shape) in model units: images that the samples were made from, drawn ahead of them."""
+    joined: bool = False
+    """The samples lie on a path: points are joined in their order."""
     strip: int | None = None
     """Draw this many states of the walk instead of the result alone."""
     raw: bool = False
@@ -117,10 +121,16 @@ def _picture(drawing: Drawing, path: Path) -> None:
     if drawing.strip is not None:
         figure = _strip(drawing, drawing.strip)
     elif drawing.scaling.is_image:
-        figure = image_grid(_pixels(drawing.x, drawing.scaling), title=drawing.title, columns=drawing.columns)
+        images = _pixels(_with_given(drawing.x, drawing), drawing.scaling)
+        figure = image_grid(images, title=drawing.title, columns=drawing.columns)
     else:
-        figure = scatter(_points(drawing.x, drawing), reference=_reference(drawing), title=drawing.title)
+        points = _points(drawing.x, drawing)
+        figure = scatter(points, reference=_reference(drawing), title=drawing.title, joined=drawing.joined)
     style.save(figure, path)
+
+
+def _with_given(x: Tensor, drawing: Drawing) -> Tensor:
+    return x if drawing.given is None else torch.cat([drawing.given, x])
 
 
 def _strip(drawing: Drawing, wanted: int) -> Figure:
@@ -129,10 +139,15 @@ def _strip(drawing: Drawing, wanted: int) -> Figure:
     columns = [_label(drawing, k) for k in chosen]
     if drawing.scaling.is_image:
         few = states[chosen, :STRIP_ROWS].transpose(0, 1)
+        if drawing.given is not None:
+            few = torch.cat([drawing.given.expand(len(few), *drawing.given.shape), few], dim=1)
+            columns = [*(["given"] * len(drawing.given)), *columns]
         labels = () if drawing.labels is None else [f"class {int(label)}" for label in drawing.labels[: len(few)]]
         return image_table(_pixels(few, drawing.scaling), columns=columns, rows=labels, title=drawing.title)
     cells = [[_points(states[k], drawing)[:, :2] for k in chosen]]
-    return scatter_table(cells, columns=columns, title=_plane(drawing), reference=_reference(drawing))
+    return scatter_table(
+        cells, columns=columns, title=_plane(drawing), reference=_reference(drawing), joined=drawing.joined
+    )
 
 
 def _plane(drawing: Drawing) -> str:
@@ -152,12 +167,13 @@ def _gif(drawing: Drawing, path: Path) -> None:
     kept = (states[k, :shown] for k in chosen)
     frames: Iterator[Pixels]
     if scaling.is_image:
-        frames = image_frames((_pixels(x, scaling) for x in kept), titles, drawing.columns)
+        frames = image_frames((_pixels(_with_given(x, drawing), scaling) for x in kept), titles, drawing.columns)
     else:
         reference = _reference(drawing)
         ends = np.concatenate([_points(states[0], drawing), _points(states[-1], drawing)])
         limits = point_limits(ends, reference)
-        frames = scatter_frames((_points(x, drawing)[:, :2] for x in kept), titles, limits, reference)
+        points = (_points(x, drawing)[:, :2] for x in kept)
+        frames = scatter_frames(points, titles, limits, reference, joined=drawing.joined)
     film(frames, path)
 
 

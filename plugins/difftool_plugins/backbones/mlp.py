@@ -17,6 +17,7 @@ class MLP(Backbone, name="mlp"):
     """Fully connected layers: for points, and for tiny images as a tutorial takes them."""
 
     default_dataset = "swiss-roll"
+    self_conditioning = True
     training_defaults: ClassVar[Mapping[str, object]] = {
         "steps": 6000,
         "batch_size": 512,

@@ -20,6 +20,7 @@ class UNet(Backbone, name="unet"):
     """Residual blocks on a pyramid of resolutions with attention (Ho et al., 2020)."""
 
     default_dataset = "gradients"
+    self_conditioning = True
     training_defaults: ClassVar[Mapping[str, object]] = {
         "steps": 1200,
         "batch_size": 16,

@@ -74,14 +74,16 @@ class GaussianMixture(Dataset, name="gaussian-mixture"):
 
         from difftool import points
 
+        k = torch.arange(self.components)
+        angle = 2 * math.pi / self.components * k.to(torch.float64)
+        means = self.radius * torch.stack([angle.cos(), angle.sin()], dim=1)
         component = torch.arange(self.n) % self.components
-        angle = 2 * math.pi / self.components * component.to(torch.float64)
-        mean = self.radius * torch.stack([angle.cos(), angle.sin()], dim=1)
-        noise = torch.randn(mean.shape, generator=context.generator("noise"), dtype=torch.float64)
-        mixture = mean + self.std * noise
+        noise = torch.randn(self.n, 2, generator=context.generator("noise"), dtype=torch.float64)
+        mixture = means[component] + self.std * noise
         if not self.labels:
-            return points(mixture)
-        return points(mixture, labels=component, class_names=tuple(str(k) for k in range(self.components)))
+            return points(mixture, means=means, std=self.std)
+        names = tuple(str(i) for i in range(self.components))
+        return points(mixture, labels=component, class_names=names, means=means, mean_labels=k, std=self.std)
 
     def item_shape(self) -> tuple[int, ...]:
         return (2,)

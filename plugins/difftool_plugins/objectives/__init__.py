@@ -1,15 +1,28 @@
-"""Built-in prediction types and loss weightings."""
+"""Built-in prediction types, loss weightings and time densities."""
 
-from difftool import Prediction, Weighting, hookimpl
-from difftool_plugins.objectives.predictions import EpsPrediction, VPrediction, X0Prediction
-from difftool_plugins.objectives.weightings import MinSNR, Unweighted
+from difftool import Prediction, TimeDensity, Weighting, hookimpl
+from difftool_plugins.objectives.predictions import (
+    EDMPrediction,
+    EpsPrediction,
+    FlowPrediction,
+    MeanPrediction,
+    VPrediction,
+    X0Prediction,
+)
+from difftool_plugins.objectives.times import LogitNormal, LogNormal, Uniform
+from difftool_plugins.objectives.weightings import P2, SNR, EDMWeighting, MinSNR, SoftMinSNR, Unweighted
 
 
 @hookimpl
 def difftool_predictions() -> list[type[Prediction]]:
-    return [EpsPrediction, X0Prediction, VPrediction]
+    return [EpsPrediction, X0Prediction, VPrediction, FlowPrediction, MeanPrediction, EDMPrediction]
 
 
 @hookimpl
 def difftool_weightings() -> list[type[Weighting]]:
-    return [Unweighted, MinSNR]
+    return [Unweighted, MinSNR, SoftMinSNR, P2, EDMWeighting, SNR]
+
+
+@hookimpl
+def difftool_times() -> list[type[TimeDensity]]:
+    return [Uniform, LogNormal, LogitNormal]

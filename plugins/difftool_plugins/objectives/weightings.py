@@ -1,4 +1,8 @@
-"""How much each noise level counts. One weight in x_0 space explains all: factor = weight / native weight."""
+"""How much each noise level counts: weights of a squared error in x_0 space, from which all else follows.
+
+The papers give the factor of the loss they use; times the native weight of that loss it is one in x_0 space, snr for
+eps. Dividing by the native weight of another prediction type gives the factor there.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,14 @@ from difftool import Weighting, option
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from difftool import ObjectiveSpec
+
 
 class Unweighted(Weighting, name="none"):
     """The plain loss of the prediction type, as in DDPM's L_simple."""
 
-    def factor(self, snr: Tensor, native_weight: Tensor) -> Tensor:
-        return snr.new_ones(snr.shape)
+    def weight(self, native: Tensor, spec: ObjectiveSpec) -> Tensor:
+        return native
 
 
 class MinSNR(Weighting, name="min-snr"):
@@ -22,5 +28,40 @@ class MinSNR(Weighting, name="min-snr"):
 
     gamma: float = option(default=5.0, gt=0, help="signal-to-noise ratio above which the weight stops rising")
 
-    def factor(self, snr: Tensor, native_weight: Tensor) -> Tensor:
-        return snr.clamp(max=self.gamma) / native_weight
+    def weight(self, native: Tensor, spec: ObjectiveSpec) -> Tensor:
+        return spec.schedule.snr.clamp(max=self.gamma)
+
+
+class SoftMinSNR(Weighting, name="soft-min-snr"):
+    """snr gamma/(snr + gamma) in x_0 space: min-SNR without its kink (Crowson et al., 2024)."""
+
+    gamma: float = option(default=4.0, gt=0, help="what the weight tends to where there is little noise")
+
+    def weight(self, native: Tensor, spec: ObjectiveSpec) -> Tensor:
+        snr = spec.schedule.snr
+        return self.gamma * snr / (snr + self.gamma)
+
+
+class P2(Weighting, name="p2"):
+    """1/(k + snr)^gamma on the loss of eps, snr times that in x_0 space: less for fine detail (Choi et al., 2022)."""
+
+    gamma: float = option(default=1.0, ge=0, le=10, help="how strongly; 0 is the plain loss of eps")
+    k: float = option(default=1.0, gt=0, help="signal-to-noise ratio at which it sets in")
+
+    def weight(self, native: Tensor, spec: ObjectiveSpec) -> Tensor:
+        snr = spec.schedule.snr
+        return snr / (self.k + snr) ** self.gamma
+
+
+class EDMWeighting(Weighting, name="edm"):
+    """snr + 1/sigma_data^2 in x_0 space, which is EDM's lambda(sigma) (Karras et al., 2022, table 1)."""
+
+    def weight(self, native: Tensor, spec: ObjectiveSpec) -> Tensor:
+        return spec.schedule.snr + 1.0 / spec.sigma_data**2
+
+
+class SNR(Weighting, name="snr"):
+    """snr in x_0 space: the plain loss of eps, whatever the network is asked for (Ho et al., 2020, eq. 14)."""
+
+    def weight(self, native: Tensor, spec: ObjectiveSpec) -> Tensor:
+        return spec.schedule.snr

@@ -1,6 +1,6 @@
-"""DDPM and DDIM, from any level t to any cleaner level s, on any table of alpha and sigma.
+"""Samplers that add noise as they go, from any level t to any cleaner level s, on any table of alpha and sigma.
 
-Both share q = alpha_t sigma_s / (alpha_s sigma_t), in which sigma_s sqrt(1 - q^2) is the standard deviation of the
+All share q = alpha_t sigma_s / (alpha_s sigma_t), in which sigma_s sqrt(1 - q^2) is the standard deviation of the
 posterior q(x_s | x_t, x_0); between adjacent levels of a variance-preserving table that is DDPM's "fixed-small".
 """
 
@@ -12,16 +12,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from difftool import Sampler, option
+from difftool_plugins.samplers.steps import ratio, turn, velocity
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from difftool import Denoise, Level, Step
-
-
-def ratio(t: Level, s: Level) -> float:
-    """q = alpha_t sigma_s / (alpha_s sigma_t): the square root of the ratio of the two signal-to-noise ratios."""
-    return t.alpha * s.sigma / (s.alpha * t.sigma)
+    from difftool import Denoise, Estimate, Level, Step
 
 
 class DDPM(Sampler, name="ddpm"):
@@ -29,8 +25,10 @@ class DDPM(Sampler, name="ddpm"):
 
     default_steps = None
 
-    variance: Literal["fixed-small", "fixed-large"] = option(
-        default="fixed-small", help="noise of a step: the posterior's variance, or beta (the larger)"
+    variance: Literal["fixed-small", "fixed-large", "learned"] = option(
+        default="fixed-small",
+        help="noise of a step: the posterior's variance, beta (the larger), or what a model trained with "
+        "--learn-variance says",
     )
 
     def walk(
@@ -44,14 +42,19 @@ class DDPM(Sampler, name="ddpm"):
             # the posterior mean, written in x_0 and x_t (eq. 7, for any gap)
             x = s.alpha * (1 - q * q) * estimate.x_0 + q * s.sigma / t.sigma * x
             if s.sigma > 0.0:
-                x = x + self.std(t, s) * noise(i)
+                x = x + self.std(t, s, estimate) * noise(i)
             yield Step(x, s, estimate)
 
-    def std(self, t: Level, s: Level) -> float:
+    def std(self, t: Level, s: Level, estimate: Estimate) -> float | Tensor:
         """Standard deviation of the noise added from t to s."""
-        if self.variance == "fixed-small":
-            return s.sigma * math.sqrt(1 - ratio(t, s) ** 2)
-        return math.sqrt(t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2)
+        small = s.sigma * math.sqrt(1 - ratio(t, s) ** 2)
+        large = math.sqrt(t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2)
+        if self.variance != "learned":
+            return small if self.variance == "fixed-small" else large
+        if estimate.variance_part is None:
+            raise ValueError("variance: this model learned none; train one with --learn-variance")
+        # Nichol & Dhariwal (2021), eq. 15; clamped, for a network far from its training says anything
+        return small * (large / small) ** estimate.variance_part.clamp(0.0, 1.0)
 
 
 class DDIM(Sampler, name="ddim"):
@@ -70,6 +73,27 @@ class DDIM(Sampler, name="ddim"):
             d = self.eta * s.sigma * math.sqrt(spread)
             # sqrt(sigma_s^2 - d^2), which rounding cannot make negative in this form
             x = s.alpha * estimate.x_0 + s.sigma * math.sqrt(1 - self.eta**2 * spread) * estimate.eps
+            if d > 0.0:
+                x = x + d * noise(i)
+            yield Step(x, s, estimate)
+
+
+class EulerAncestral(Sampler, name="euler-ancestral"):
+    """Euler's method past the next level and noise back up to it (k-diffusion), in the angle."""
+
+    eta: float = option(default=1.0, ge=0, le=1, help="0 is euler, 1 has DDPM's noise (fixed-small)")
+
+    def walk(
+        self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
+    ) -> Iterator[Step]:
+        from difftool import Level, Step
+
+        for i, (t, s) in enumerate(pairwise(levels)):
+            estimate = denoise(x, t)
+            spread = 1 - ratio(t, s) ** 2
+            down = Level(s.t, s.alpha, s.sigma * math.sqrt(1 - self.eta**2 * spread))
+            x = turn(x, velocity(estimate, t), t, down) if s.sigma > 0.0 else estimate.x_0
+            d = self.eta * s.sigma * math.sqrt(spread)
             if d > 0.0:
                 x = x + d * noise(i)
             yield Step(x, s, estimate)

@@ -1,9 +1,10 @@
-"""From a formula to a table of T levels. alpha-bar is always the cumulative product of 1 - beta."""
+"""From a formula to a table of T levels. Where betas are given, alpha-bar is the cumulative product of 1 - beta."""
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -27,9 +28,10 @@ def from_betas(betas: Tensor, *, rescale: bool) -> Schedule:
     if capped := int((betas > LARGEST_BETA).sum()):
         warnings.warn(
             f"capped {capped} of {T} betas at {LARGEST_BETA}; take more timesteps or a smaller beta_max",
-            stacklevel=3,  # whoever called the schedule's build
+            stacklevel=4,  # whoever called the schedule's build
         )
-    return _table(betas.clamp(max=LARGEST_BETA))
+    with _told_apart(T):
+        return Schedule.from_betas(betas.clamp(max=LARGEST_BETA))
 
 
 def from_alpha_bar(alpha_bar: Callable[[Tensor], Tensor], T: int, beta_max: float = LARGEST_BETA) -> Schedule:
@@ -38,14 +40,34 @@ def from_alpha_bar(alpha_bar: Callable[[Tensor], Tensor], T: int, beta_max: floa
     alpha-bar(1) is 0, so the last beta is clipped by design.
     """
     values = alpha_bar(torch.arange(T + 1, dtype=torch.float64) / T)
-    return _table((1 - values[1:] / values[:-1]).clamp(max=beta_max))
+    with _told_apart(T):
+        return Schedule.from_betas((1 - values[1:] / values[:-1]).clamp(max=beta_max))
 
 
-def _table(betas: Tensor) -> Schedule:
+def from_log_snr(log_snr: Tensor) -> Schedule:
+    """Variance preserving: alpha^2 = sigmoid(log-SNR), sigma^2 = sigmoid(-log-SNR) (Kingma et al., 2021, eq. 4)."""
+    return from_alpha_sigma(log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt())
+
+
+def from_alpha_sigma(alpha: Tensor, sigma: Tensor) -> Schedule:
+    with _told_apart(len(alpha)):
+        return Schedule(alpha, sigma)
+
+
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """r = sqrt(alpha-bar), shifted and scaled to keep its first value and to end at 0 (Lin et al., 2024, alg. 1)."""
+    r = schedule.alpha
+    r_0, r_T = r[0], r[-1]
+    with _told_apart(len(r)):
+        return Schedule.from_alpha_bars(((r - r_T) / (r_0 - r_T) * r_0).square())  # in this order both ends are exact
+
+
+@contextlib.contextmanager
+def _told_apart(T: int) -> Iterator[None]:
     try:
-        return Schedule.from_betas(betas)
+        yield
     except ValueError:
         raise ValueError(
-            f"with these options, neighbouring ones of the {len(betas)} noise levels are alike; "
+            f"with these options, neighbouring ones of the {T} noise levels are alike; "
             "take a narrower range or fewer timesteps"
         ) from None

@@ -6,6 +6,7 @@ be signal after 50 steps of the linear schedule.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal
 
 from difftool import NoiseSchedule, option
@@ -16,7 +17,29 @@ if TYPE_CHECKING:
     from difftool import Schedule
 
 
-class BetaRange(NoiseSchedule):
+class VariancePreserving(NoiseSchedule):
+    """alpha^2 + sigma^2 = 1, and the option to end in pure noise."""
+
+    zero_snr: bool = option(
+        default=False,
+        help="shift and scale sqrt(alpha-bar) to end in pure noise, where eps says nothing: take --prediction v",
+    )
+
+    @abstractmethod
+    def table(self, timesteps: int) -> Schedule:
+        """The table as its paper has it."""
+
+    def build(self, timesteps: int) -> Schedule:
+        if not self.zero_snr:
+            return self.table(timesteps)
+        if timesteps == 1:
+            raise ValueError("zero_snr keeps the first level and empties the last: take at least 2 timesteps")
+        from difftool_plugins.schedules.tables import zero_terminal_snr
+
+        return zero_terminal_snr(self.table(timesteps))
+
+
+class BetaRange(VariancePreserving):
     """The options of a schedule that is defined by its first and last beta."""
 
     beta_min: float = option(default=1e-4, gt=0, lt=1, help="beta of the first level, for T = 1000")
@@ -31,7 +54,7 @@ class BetaRange(NoiseSchedule):
 class Linear(BetaRange, name="linear"):
     """beta rises linearly (Ho et al., 2020)."""
 
-    def build(self, timesteps: int) -> Schedule:
+    def table(self, timesteps: int) -> Schedule:
         from difftool_plugins.schedules.tables import from_betas, ramp
 
         return from_betas(ramp(self.beta_min, self.beta_max, timesteps), rescale=self.rescale)
@@ -40,7 +63,7 @@ class Linear(BetaRange, name="linear"):
 class Quadratic(BetaRange, name="quadratic"):
     """sqrt(beta) rises linearly, in DDPM's range (Song et al., 2021)."""
 
-    def build(self, timesteps: int) -> Schedule:
+    def table(self, timesteps: int) -> Schedule:
         from difftool_plugins.schedules.tables import from_betas, ramp
 
         return from_betas(ramp(self.beta_min**0.5, self.beta_max**0.5, timesteps).square(), rescale=self.rescale)
@@ -53,13 +76,13 @@ class ScaledLinear(Quadratic, name="scaled-linear"):
     beta_max: float = option(default=0.012, gt=0, lt=1, help="beta of the last level, for T = 1000")
 
 
-class Cosine(NoiseSchedule, name="cosine"):
+class Cosine(VariancePreserving, name="cosine"):
     """alpha-bar falls as a squared cosine (Nichol & Dhariwal, 2021, eq. 17)."""
 
     s: float = option(default=0.008, ge=0, le=1, help="offset that keeps the first betas from vanishing")
     beta_max: float = option(default=0.999, gt=0, lt=1, help="betas are clipped here; at 0.999 just the last one is")
 
-    def build(self, timesteps: int) -> Schedule:
+    def table(self, timesteps: int) -> Schedule:
         import math
 
         from difftool_plugins.schedules.tables import from_alpha_bar
@@ -96,7 +119,7 @@ class Sigmoid(BetaRange, name="sigmoid"):
         widest = 6.0 if self.form == "beta" else 3.0
         return -widest if self.start is None else self.start, widest if self.end is None else self.end
 
-    def build(self, timesteps: int) -> Schedule:
+    def table(self, timesteps: int) -> Schedule:
         from difftool_plugins.schedules.tables import from_alpha_bar, from_betas, ramp
 
         start, end = self._interval()

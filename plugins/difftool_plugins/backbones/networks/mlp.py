@@ -21,7 +21,7 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, 
 
 
 class MLPNetwork(nn.Module):
-    """x (B, *shape), t (B,), cond (B,) -> (B, out_channels, *shape[1:]).
+    """x (B, in_channels, *shape[1:]), t (B,), cond (B,) -> (B, out_channels, *shape[1:]).
 
     With `embedding`, time and label are added to the first layer's sums. With `plain`, t/1000 and the label (one-hot,
     "no class" all zeros) are further inputs: depth 1 is Linear(D + 1, width), activation, Linear(width, D).
@@ -31,7 +31,7 @@ class MLPNetwork(nn.Module):
         super().__init__()
         self.shape, self.classes = (spec.out_channels, *spec.shape[1:]), spec.classes
         activation = ACTIVATIONS[options.activation]
-        inputs, outputs, width = math.prod(spec.shape), math.prod(self.shape), options.width
+        inputs, outputs, width = spec.in_channels * math.prod(spec.shape[1:]), math.prod(self.shape), options.width
         self.embedding: Embedding | None = None
         if options.time == "embedding":
             self.embedding = Embedding(options.time_dim, width, spec.classes, activation)

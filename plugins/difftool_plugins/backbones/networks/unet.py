@@ -105,7 +105,7 @@ class UNetNetwork(nn.Module):
         widths, kinds = options.widths, options.attention_by_level
         first, coarsest, embedding = options.init_dim or options.dim, widths[-1], 4 * options.dim
         self.embedding = Embedding(embedding, embedding, spec.classes)
-        self.first = nn.Conv2d(spec.shape[0], first, 3, padding=1)
+        self.first = nn.Conv2d(spec.in_channels, first, 3, padding=1)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         for i, (width, kind) in enumerate(zip(widths, kinds, strict=True)):
             self.downs.append(Down(width if i else first, width, embedding, kind, options))

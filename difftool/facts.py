@@ -1,0 +1,109 @@
+"""What a model must remember of its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from difftool.data import Samples, Scaling
+from difftool.denoiser import BackboneSpec
+
+LARGEST_UNIT = 1e30
+"""Shift, scale and bounds in a file stay below this, or float32 would overflow."""
+MEASURED = 1_000
+"""Items from which the standard deviation of the data is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What a model must remember of its data. It travels with the weights."""
+
+    shape: tuple[int, ...]
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    bounds: tuple[float, float] | None = None
+    class_names: tuple[str, ...] = ()
+    std: float = 1.0
+    """Standard deviation in model units."""
+
+    @classmethod
+    def of(cls, samples: Samples) -> DataFacts:
+        names = samples.class_names
+        if samples.labels is not None and not names:
+            names = tuple(str(i) for i in range(int(samples.labels.max()) + 1))
+        few, n = min(MEASURED, len(samples)), len(samples)
+        items, _ = samples.take([i * n // few for i in range(few)])
+        std = float(Scaling.of(samples).to_model(items).std(correction=0))
+        return cls(
+            shape=tuple(samples.shape),
+            shift=tuple(samples.shift),
+            scale=tuple(samples.scale),
+            bounds=samples.bounds,
+            class_names=names if samples.labels is not None else (),
+            std=round(std, 6) or 1.0,
+        )
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.shape) == 3
+
+    @property
+    def scaling(self) -> Scaling:
+        return Scaling(self.shift, self.scale, self.is_image)
+
+    @property
+    def classes(self) -> int | None:
+        return len(self.class_names) or None
+
+    def spec(self, *, self_condition: bool = False, learn_variance: bool = False) -> BackboneSpec:
+        return BackboneSpec(
+            shape=self.shape,
+            out_channels=self.shape[0] * (2 if learn_variance else 1),
+            classes=self.classes,
+            sigma_data=self.std,
+            self_condition=self_condition,
+        )
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "shape": list(self.shape),
+            "shift": list(self.shift),
+            "scale": list(self.scale),
+            "bounds": None if self.bounds is None else list(self.bounds),
+            "class_names": list(self.class_names),
+            "std": self.std,
+        }
+
+    @classmethod
+    def read(cls, document: Any) -> DataFacts:
+        """From untrusted metadata. Raises `ValueError`."""
+        import json
+        from typing import Annotated
+
+        import pydantic
+
+        number = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+        size = Annotated[int, pydantic.Field(ge=1, le=65_536)]
+        model = pydantic.create_model(
+            "DataFacts",
+            __config__=pydantic.ConfigDict(strict=True, extra="ignore"),
+            shape=(Annotated[tuple[size, ...], pydantic.Field(min_length=1, max_length=4)], ...),
+            shift=(Annotated[tuple[number, ...], pydantic.Field(min_length=1, max_length=65_536)], ...),
+            scale=(Annotated[tuple[number, ...], pydantic.Field(min_length=1, max_length=65_536)], ...),
+            bounds=(tuple[number, number] | None, None),
+            std=(Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)], 1.0),
+            class_names=(
+                Annotated[
+                    tuple[Annotated[str, pydantic.Field(max_length=1000)], ...], pydantic.Field(max_length=10**5)
+                ],
+                (),
+            ),
+        )
+        facts = cls(**model.model_validate_json(json.dumps(document)).model_dump())
+        if not {len(facts.shift), len(facts.scale)} <= {1, facts.shape[0]}:
+            raise ValueError("shift and scale must have one entry, or one for each channel")
+        if not all(0 < scale < LARGEST_UNIT for scale in facts.scale) or max(map(abs, facts.shift)) > LARGEST_UNIT:
+            raise ValueError("shift and scale must be ordinary numbers, scale above 0")
+        if facts.bounds is not None and not -LARGEST_UNIT < facts.bounds[0] < facts.bounds[1] < LARGEST_UNIT:
+            raise ValueError("bounds must be a low and a high number")
+        return facts

@@ -1,0 +1,53 @@
+"""How often each noise level is drawn in training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from difftool import TimeDensity, option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from difftool import ObjectiveSpec
+
+
+class Uniform(TimeDensity, name="uniform"):
+    """Every level as often (Ho et al., 2020, algorithm 1)."""
+
+    def density(self, spec: ObjectiveSpec) -> Tensor:
+        return spec.schedule.alpha.new_ones(len(spec.schedule))
+
+
+class LogNormal(TimeDensity, name="log-normal"):
+    """ln(sigma/alpha) is normally distributed (Karras et al., 2022, table 1)."""
+
+    mean: float = option(default=-1.2, ge=-20, le=20, help="mean of ln(sigma/alpha)")
+    std: float = option(default=1.2, ge=0.01, le=100, help="its standard deviation")
+
+    def density(self, spec: ObjectiveSpec) -> Tensor:
+        theta = spec.schedule.theta
+        # A level stands for what lies nearer to it than to its neighbours. Halfway is meant in the angle theta, as
+        # between the rows of a schedule: the middle to a level without signal, ln(sigma/alpha) infinite, is finite.
+        borders = ((theta[1:] + theta[:-1]) / 2).tan().log()
+        return masses(borders, self.mean, self.std)
+
+
+class LogitNormal(TimeDensity, name="logit-normal"):
+    """The logit of the place in the table, 0 clean to 1 noise, is normally distributed (Esser et al., 2024, eq. 19)."""
+
+    mean: float = option(default=0.0, ge=-20, le=20, help="mean of the logit: above 0, more noise")
+    std: float = option(default=1.0, ge=0.01, le=100, help="its standard deviation")
+
+    def density(self, spec: ObjectiveSpec) -> Tensor:
+        T, ones = len(spec.schedule), spec.schedule.alpha.new_ones(len(spec.schedule) - 1)
+        return masses((ones.cumsum(0) / T).logit(), self.mean, self.std)
+
+
+def masses(borders: Tensor, mean: float, std: float) -> Tensor:
+    """What a normal distribution holds between neighbouring borders, the two outer parts taking its tails."""
+    import torch
+
+    below = torch.special.ndtr((borders - mean) / std)
+    ends = below.new_tensor([0.0, 1.0])
+    return torch.cat([ends[:1], below, ends[1:]]).diff().clamp(min=0.0)

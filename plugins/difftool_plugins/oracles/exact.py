@@ -1,0 +1,72 @@
+"""Denoisers that minimise the training loss exactly: of the items of a dataset, or of the distribution behind them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from difftool import Oracle, option
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from difftool import Denoise, Samples
+
+
+class Ideal(Oracle, name="ideal"):
+    """The exact minimiser for the items of a dataset: it gives back those items, and nothing new."""
+
+    # Karras et al. (2022), app. B.3: the mean of the items, weighted by how likely each is to have become x_t.
+
+    items: int | None = option(default=None, ge=1, le=10**8, help="use so many, evenly picked", otherwise="all")
+
+    def denoiser(self, samples: Samples, label: int | None, device: torch.device) -> Denoise:
+        import torch
+
+        from difftool_plugins.oracles.mixture import MixtureDenoiser
+
+        known = indices_of(samples.labels, label, len(samples))
+        few = min(self.items or len(known), len(known))
+        picked = known[torch.arange(few) * len(known) // few]
+        items, _ = samples.take(picked.tolist())
+        return MixtureDenoiser(in_model_units(items, samples).to(device), torch.zeros(1, device=device))
+
+
+class ClosedForm(Oracle, name="closed-form"):
+    """The exact minimiser for the distribution the data are drawn from, where a formula is known."""
+
+    def denoiser(self, samples: Samples, label: int | None, device: torch.device) -> Denoise:
+        import torch
+
+        from difftool_plugins.oracles.mixture import MixtureDenoiser
+
+        mixture = samples.mixture
+        if mixture is None:
+            raise ValueError("no formula is known of this dataset; take --oracle ideal, which needs its items alone")
+        means = mixture.means[indices_of(mixture.labels, label, len(mixture.means))]
+        std = mixture.std / torch.tensor(samples.scale, dtype=torch.float64)
+        return MixtureDenoiser(in_model_units(means, samples).to(device), std.to(device))
+
+
+def indices_of(labels: Tensor | None, label: int | None, n: int) -> Tensor:
+    """Which of n items have the label; all where none is asked for."""
+    import torch
+
+    if label is None:
+        return torch.arange(n)
+    if labels is None:
+        raise ValueError("it has no classes")
+    found = (labels == label).nonzero().flatten()
+    if len(found) == 0:
+        raise ValueError(f"class {label} has no items")
+    return found
+
+
+def in_model_units(items: Tensor, samples: Samples) -> Tensor:
+    """(N, *shape) in data units -> (item - shift) / scale; float32, or float64 where the items are."""
+    import torch
+
+    items = items if items.dtype == torch.float64 else items.to(torch.float32)
+    ends = (1,) * (items.ndim - 2)
+    shift, scale = (torch.tensor(v, dtype=items.dtype).view(-1, *ends) for v in (samples.shift, samples.scale))
+    return (items - shift) / scale
