@@ -28,8 +28,8 @@ from difftool.version import __version__
 
 if TYPE_CHECKING:
     from difftool.api import component, load, train
+    from difftool.contracts import BackboneSpec, Denoise, Estimate, ObjectiveSpec, Step
     from difftool.data import PIXELS, DatasetContext, Samples, points
-    from difftool.denoiser import BackboneSpec, Denoise, Estimate, ObjectiveSpec, Step
     from difftool.images import BadImage, check_image, read_image
     from difftool.model import Model
     from difftool.schedule import CLEAN, TIME_RANGE, Level, Schedule
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "api": ("component", "load", "train"),
     "data": ("PIXELS", "DatasetContext", "Samples", "points"),
-    "denoiser": ("BackboneSpec", "Denoise", "Estimate", "ObjectiveSpec", "Step"),
+    "contracts": ("BackboneSpec", "Denoise", "Estimate", "ObjectiveSpec", "Step"),
     "images": ("BadImage", "check_image", "read_image"),
     "model": ("Model",),
     "schedule": ("CLEAN", "TIME_RANGE", "Level", "Schedule"),

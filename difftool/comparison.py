@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from difftool.components import Dataset, Sampler, Spacing
+from difftool.contracts import Estimate
 from difftool.data import Samples, Scaling
-from difftool.denoiser import Counted, Estimate
+from difftool.denoiser import Counted
 from difftool.errors import DifftoolError, blaming
 from difftool.experiment import load_samples
 from difftool.keys import generator, permutation

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from difftool.contracts import BackboneSpec, Denoise, ObjectiveSpec, Step
     from difftool.data import DatasetContext, Samples
-    from difftool.denoiser import BackboneSpec, Denoise, ObjectiveSpec, Step
     from difftool.schedule import Level, Schedule
 
 

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from difftool.contracts import Denoise, Estimate, ObjectiveSpec
+from difftool.prediction import estimate
+from difftool.variance import split_answer
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from difftool.components import Prediction
-    from difftool.schedule import Level, Schedule
+    from difftool.schedule import Level
 
 GUESS_RANGE = 4.0
 """Self-conditioning keeps the guess of unbounded data within this many standard deviations: at the noisy end an
@@ -26,61 +30,6 @@ estimate from eps may be off by hundreds."""
 
 SMALLEST_STD = 1e-8
 """An item flatter than this is not scaled up to a standard deviation."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneSpec:
-    """What a backbone is asked to build. May grow fields."""
-
-    shape: tuple[int, ...]
-    """Shape of one item, channels (or coordinates) first: (2,), (3, 32, 32)."""
-    out_channels: int
-    """Channels of the answer; the rest of its shape is the item's."""
-    classes: int | None = None
-    """Number of classes; index `classes` itself means "no class". None: the network takes no condition."""
-    sigma_data: float = 1.0
-    """Standard deviation of the data in model units."""
-    self_condition: bool = False
-    """Whether the last estimate of x_0 comes beside x_t, as further channels."""
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of the network's input."""
-        return self.shape[0] * (2 if self.self_condition else 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveSpec:
-    """What prediction types, weightings and time densities are told. May grow fields."""
-
-    schedule: Schedule
-    sigma_data: float = 1.0
-    """Standard deviation of the data in model units."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a denoiser knows at a level; x_t = alpha x_0 + sigma eps holds. May grow fields."""
-
-    x_0: Tensor
-    eps: Tensor
-    variance_part: Tensor | None = None
-    """Of a learned variance: where it lies between the posterior's (0) and beta (1), in logarithms."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a walk: the state reached, the level it is at, and the estimate that led there."""
-
-    x: Tensor
-    level: Level
-    estimate: Estimate
-
-
-class Denoise(Protocol):
-    """x (B, *shape) at a level -> Estimate."""
-
-    def __call__(self, x: Tensor, level: Level) -> Estimate: ...
 
 
 class Denoiser:
@@ -105,9 +54,6 @@ class Denoiser:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, level: Level) -> Estimate:
-        from difftool.prediction import estimate
-        from difftool.variance import split_answer
-
         t = torch.full((len(x),), self.spec.schedule.time(level.t), dtype=torch.float32, device=x.device)
         scale = self.prediction.input_scale(level, self.spec)
         net_input = x if scale == 1.0 else x * scale

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from difftool import state, training
 from difftool.components import Dataset
+from difftool.contracts import ObjectiveSpec
 from difftool.data import Batches, DatasetContext, Samples, split
-from difftool.denoiser import ObjectiveSpec
 from difftool.ema import EMA
 from difftool.errors import DifftoolError, UsageError
 from difftool.facts import DataFacts

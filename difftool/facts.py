@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from difftool.contracts import BackboneSpec
 from difftool.data import Samples, Scaling
-from difftool.denoiser import BackboneSpec
 
 LARGEST_UNIT = 1e30
 """Shift, scale and bounds in a file stay below this, or float32 would overflow."""

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from difftool import checkpoint
 from difftool.components import Component, Dataset, TimeDensity, Weighting
+from difftool.contracts import Denoise, ObjectiveSpec
 from difftool.data import DatasetContext, Samples
-from difftool.denoiser import Denoise, Denoiser, ObjectiveSpec
+from difftool.denoiser import Denoiser
 from difftool.errors import BadFile, DifftoolError, InvalidOption, UsageError, blaming
 from difftool.facts import DataFacts
 from difftool.plugins import registry

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from difftool.components import Dataset, NoiseSchedule, Oracle
+from difftool.contracts import Denoise, Estimate
 from difftool.data import Samples
-from difftool.denoiser import Denoise, Estimate
 from difftool.errors import UsageError, blaming
 from difftool.experiment import load_samples
 from difftool.facts import DataFacts

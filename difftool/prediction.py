@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from difftool.denoiser import Estimate, ObjectiveSpec
+from difftool.contracts import Estimate, ObjectiveSpec
 
 if TYPE_CHECKING:
     from difftool.components import Prediction

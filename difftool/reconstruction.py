@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from difftool.denoiser import Clipped, Denoise
+from difftool.contracts import Denoise
+from difftool.denoiser import Clipped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from difftool.denoiser import Estimate
+    from difftool.contracts import Estimate
     from difftool.facts import DataFacts
     from difftool.schedule import Level
     from difftool.source import Source

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from difftool.components import Sampler, Spacing
-from difftool.denoiser import Clipped, Counted, Denoise, Guided, Inpainted, Step, Thresholded, Within
+from difftool.contracts import Denoise, Step
+from difftool.denoiser import Clipped, Counted, Guided, Inpainted, Thresholded, Within
 from difftool.device import autocast
 from difftool.errors import DifftoolError, UsageError, blaming
 from difftool.keys import sample_noise
@@ -27,7 +28,7 @@ from difftool.settings import STRENGTH, Sampling
 from difftool.validation import make
 
 if TYPE_CHECKING:
-    from difftool.denoiser import Estimate
+    from difftool.contracts import Estimate
     from difftool.source import Source
 
 POINTS, IMAGES, PATH = 2_000, 16, 9
@@ -81,24 +82,9 @@ class Plan:
     ) -> Plan:
         """Resolve settings against a source. Raises `UsageError`."""
         settings = settings or Sampling()
+        refuse_misfits(source, settings)
         walker = make(registry().of_kind(Sampler, sampler), {}) if isinstance(sampler, str) else sampler
         grid = make(registry().of_kind(Spacing, spacing), {}) if isinstance(spacing, str) else spacing
-        if settings.guidance != 1.0 and not source.data.classes:
-            raise UsageError(f"--guidance: {source.name} has no classes")
-        if settings.guidance != 1.0 and settings.label is None:
-            raise UsageError("--guidance: needs a --label to guide towards")
-        if settings.label is None and source.needs_label:
-            raise UsageError(
-                "--label: this model was trained with --label-dropout 0 and knows no samples without a class"
-            )
-        if settings.guidance != 1.0 and source.needs_label:
-            raise UsageError(
-                "--guidance: this model was trained with --label-dropout 0 and has nothing to guide away from"
-            )
-        if settings.guidance_rescale and not source.data.is_image:
-            raise UsageError(f"--guidance-rescale: brings back the contrast of images, and {source.name} has none")
-        if settings.threshold is not None and source.data.bounds is None:
-            raise UsageError(f"--threshold: the data of {source.name} have no bounds")
         T, shape = len(source.schedule), source.data.shape
         steps = settings.steps or min(walker.default_steps or T, T)
         levels = grid_levels(source.schedule, grid, steps)
@@ -165,6 +151,22 @@ def grid_levels(schedule: Schedule, spacing: Spacing, steps: int) -> Sequence[Le
     if len(levels) != steps or any(a <= b for a, b in pairwise(angles)) or angles[-1] <= 0.0:
         raise DifftoolError(f"spacing {spacing.name} gave no strictly falling grid of {steps} levels")
     return levels
+
+
+def refuse_misfits(source: Source, settings: Sampling) -> None:
+    """Raise `UsageError` for settings that this source has no use for."""
+    if settings.guidance != 1.0 and not source.data.classes:
+        raise UsageError(f"--guidance: {source.name} has no classes")
+    if settings.guidance != 1.0 and settings.label is None:
+        raise UsageError("--guidance: needs a --label to guide towards")
+    if settings.label is None and source.needs_label:
+        raise UsageError("--label: this model was trained with --label-dropout 0 and knows no samples without a class")
+    if settings.guidance != 1.0 and source.needs_label:
+        raise UsageError("--guidance: this model was trained with --label-dropout 0 and has nothing to guide away from")
+    if settings.guidance_rescale and not source.data.is_image:
+        raise UsageError(f"--guidance-rescale: brings back the contrast of images, and {source.name} has none")
+    if settings.threshold is not None and source.data.bounds is None:
+        raise UsageError(f"--threshold: the data of {source.name} have no bounds")
 
 
 def sample(source: Source, plan: Plan) -> Iterator[Progress]:

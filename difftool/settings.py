@@ -61,7 +61,7 @@ class Sampling(Options):
     """How samples are drawn from a model."""
 
     steps: int | None = option(
-        default=None, ge=1, le=100_000, help="steps of a walk: levels visited", otherwise="50; ddpm: T"
+        default=None, ge=1, le=100_000, help="steps of a walk: levels visited", otherwise="what suits the sampler"
     )
     num_samples: int | None = option(
         default=None, ge=1, le=10**9, short="-n", help="how many", otherwise="16 images, 2000 points, 9 on a path"

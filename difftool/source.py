@@ -15,8 +15,8 @@ from difftool.validation import suggestion
 
 if TYPE_CHECKING:
     from difftool.components import Sampler, Spacing
+    from difftool.contracts import Denoise
     from difftool.data import Samples
-    from difftool.denoiser import Denoise
     from difftool.facts import DataFacts
     from difftool.schedule import Schedule
 

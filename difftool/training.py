@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from difftool.contracts import ObjectiveSpec
 from difftool.data import Batches, Samples, Scaling
-from difftool.denoiser import ObjectiveSpec, bounded_guess, with_guess
+from difftool.denoiser import bounded_guess, with_guess
 from difftool.device import autocast
 from difftool.ema import EMA
 from difftool.errors import DifftoolError, Diverged

@@ -135,7 +135,7 @@ def test_samples_go_into_the_run_and_are_numbered(run: Run, points_run: Path, tm
     assert names == [f"{folder}/samples/ddim-3-001.png\n", *(f"runs/mine/samples/ddim-3-00{i}.png\n" for i in (2, 3))]
     assert all((tmp_path / name.strip()).is_file() for name in names)
     lone = ok(run("sample", folder / "model.safetensors", *FEW, "--sampler", "ddpm"))
-    assert lone.out == "ddpm-3-001.png\n"
+    assert lone.out == "swiss-roll-mlp-ddpm-3-001.png\n"
 
 
 POINT_FILES = ("x.png", "x.jpg", "x.svg", "x.pdf", "x.gif", "x.npy", "x.npz", "x.csv", "x.safetensors", "deep/er/x.npy")

@@ -58,8 +58,8 @@ BOUNDS: dict[str, tuple[float, ...]] = {
     "dpmpp-3m": (0.0025, 0.055, 0.055, 0.0003, 0.07),
     "unipc": (0.005, 0.055, 0.055, 0.002, 0.07),
 }
-"""Largest root mean square error of x_0 by grid, over all schedules: about 1.4 times what was measured. Trailing and, for
-multistep samplers, the other index grids err most under laplace and sigmoid, whose first levels lie far apart."""
+"""Largest root mean square error of x_0 by grid, over all schedules: about 1.4 times what was measured. Trailing, and
+for multistep samplers the other grids of rows, err most under laplace, whose first levels lie far apart."""
 
 
 @cache

@@ -27,35 +27,72 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int) -> float:
     return float(np.sqrt(np.mean((np.sort(a @ directions, axis=0) - np.sort(b @ directions, axis=0)) ** 2)))
 
 
+def difftool(cwd: Path, *arguments: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "difftool", *arguments]
+    subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True)
+
+
+class Yardstick:
+    """Distance to fresh swiss rolls, in distances between two of them."""
+
+    def __init__(self) -> None:
+        reference = swiss_roll(10**6, 0)
+        self.mean, self.std = reference.mean(0), reference.std(0)
+        rolls = [(self.scaled(swiss_roll(N, 1000 + i)), self.scaled(swiss_roll(N, 2000 + i))) for i in range(25)]
+        self.floor = float(np.median([sliced_wasserstein(a, b, i) for i, (a, b) in enumerate(rolls)]))
+
+    def scaled(self, points: np.ndarray) -> np.ndarray:
+        return (points - self.mean) / self.std
+
+    def __call__(self, files: list[Path]) -> float:
+        distances = [
+            sliced_wasserstein(self.scaled(np.load(file)), self.scaled(swiss_roll(N, 3000 + i)), i)
+            for i, file in enumerate(files)
+        ]
+        return float(np.median(distances)) / self.floor
+
+
+def walks(cwd: Path, *arguments: str) -> list[Path]:
+    """Samples of five seeds."""
+    files = [cwd / f"{'-'.join(arguments).replace('/', '')}-{seed}.npy" for seed in range(5)]
+    for seed, file in enumerate(files):
+        difftool(cwd, "sample", "-n", str(N), *arguments, "--seed", str(seed), "--out", str(file))
+    return files
+
+
+TEN_CALLS = ("--sampler", "dpmpp-2m", "--spacing", "log-snr", "--steps", "10")
+
+
 @pytest.mark.slow
 def test_bare_train_is_a_good_model(tmp_path: Path) -> None:
-    reference = swiss_roll(10**6, 0)
-    mean, std = reference.mean(0), reference.std(0)
+    measure = Yardstick()
+    difftool(tmp_path, "train", "--seed", "0", "--preview-every", "0")
+    assert measure(walks(tmp_path, "--sampler", "ddim", "--steps", "50")) <= 2
+    assert measure(walks(tmp_path, *TEN_CALLS)) <= 1.5
 
-    def scaled(points: np.ndarray) -> np.ndarray:
-        return (points - mean) / std
 
-    floor = float(
-        np.median(
-            [sliced_wasserstein(scaled(swiss_roll(N, 1000 + i)), scaled(swiss_roll(N, 2000 + i)), i) for i in range(25)]
-        )
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+@pytest.mark.slow
+def test_the_ideal_denoiser_needs_ten_calls(tmp_path: Path) -> None:
+    ideal = ("--oracle", "ideal", "--oracle.items", "20000", "--dataset", "swiss-roll")
+    assert Yardstick()(walks(tmp_path, *ideal, *TEN_CALLS)) <= 1.5
 
-    def difftool(*arguments: str) -> None:
-        subprocess.run(
-            [sys.executable, "-m", "difftool", *arguments],
-            cwd=tmp_path,
-            env=environment,
-            check=True,
-            capture_output=True,
-        )
 
-    difftool("train", "--seed", "0", "--preview-every", "0")
-    distances = []
-    for seed in range(5):
-        walk = ("--sampler", "ddim", "--steps", "50", "--seed", str(seed))
-        difftool("sample", "-n", str(N), *walk, "--out", f"{seed}.npy", "--out", f"{seed}.png")
-        samples = np.load(tmp_path / f"{seed}.npy")
-        distances.append(sliced_wasserstein(scaled(samples), scaled(swiss_roll(N, 3000 + seed)), seed))
-    assert np.median(distances) <= 2 * floor, (distances, floor)
+@pytest.mark.slow
+def test_guidance_draws_the_class_asked_for(tmp_path: Path) -> None:
+    """Threes, as judged by a classifier of the scans that the network learned from."""
+    datasets, svm = pytest.importorskip("sklearn.datasets"), pytest.importorskip("sklearn.svm")
+    from PIL import Image
+
+    digits = datasets.load_digits()
+    pixels = (digits.images * (255 / 16)).round().astype("uint8")
+    for number, (scan, label) in enumerate(zip(pixels, digits.target, strict=True)):
+        (tmp_path / "digits" / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scan).save(tmp_path / "digits" / str(label) / f"{number:04d}.png")
+    data = ("--dataset", "image-folder", "--dataset.path", "digits", "--dataset.size", "8", "--dataset.channels", "1")
+    network = ("--backbone", "unet", "--backbone.dim-mults", "1,2", "--batch-size", "64", "--steps", "800")
+    difftool(tmp_path, "train", *data, *network, "--preview-every", "0", "--out", "run")
+    difftool(tmp_path, "sample", "run", "--label", "3", "--guidance", "2", "-n", "64", "--out", "threes.npy")
+    threes = np.load(tmp_path / "threes.npy").reshape(64, -1)
+    judge = svm.SVC(gamma=0.05, C=10).fit(pixels.reshape(len(pixels), -1) / 255, digits.target)
+    assert (judge.predict(threes / 255) == 3).mean() >= 0.95

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from difftool.components import Backbone, NoiseSchedule, Prediction, TimeDensity, Weighting
+from difftool.contracts import BackboneSpec, ObjectiveSpec
 from difftool.data import Batches, DatasetContext, Samples, Scaling, points, split
-from difftool.denoiser import GUESS_RANGE, BackboneSpec, Denoiser, ObjectiveSpec
+from difftool.denoiser import GUESS_RANGE, Denoiser
 from difftool.ema import EMA
 from difftool.errors import Diverged, UsageError
 from difftool.facts import DataFacts

@@ -245,7 +245,8 @@ class _Words:
         if speed is None or self.loss is None:
             return ""
         quartiles = " ".join("-" if q is None else loss_text(q, 3) for q in self.row["loss_quartiles"])
-        return f"{speed:,.1f} steps/s  {speed * self.batch_size:,.0f} samples/s  loss {loss_text(self.loss)}  by t {quartiles}"
+        rates = f"{speed:,.1f} steps/s  {speed * self.batch_size:,.0f} samples/s"
+        return f"{rates}  loss {loss_text(self.loss)}  by t {quartiles}"
 
 
 def _draw_loss(experiment: Experiment, rows: list[dict[str, Any]]) -> None:

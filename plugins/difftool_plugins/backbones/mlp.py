@@ -19,7 +19,7 @@ class MLP(Backbone, name="mlp"):
     default_dataset = "swiss-roll"
     self_conditioning = True
     training_defaults: ClassVar[Mapping[str, object]] = {
-        "steps": 6000,
+        "steps": 9000,
         "batch_size": 512,
         "lr": 4e-3,
         "lr_schedule": "cosine",
