@@ -148,7 +148,7 @@ class Experiment:
 
     def resume(self) -> None:
         """Go on from the run's newest valid state."""
-        self.elapsed = state.restore(self.folder, self.state) or 0.0
+        self.elapsed = state.restore(self.folder, self.state, self.recipe) or 0.0
         if self.steps < self.state.step:
             raise UsageError(f"--steps: the run is at step {self.state.step} already, beyond {self.steps}")
         self.saved_at = self.state.step if self.state.step else -1

@@ -47,7 +47,7 @@ def native_weight(det: Tensor, sigma: Tensor) -> Tensor:
 
 
 def check(prediction: Prediction, spec: ObjectiveSpec) -> None:
-    """Raise `ValueError` where the answer would leave x_0 unknown at some level."""
+    """Raise `ValueError` where the answer would leave x_0 or eps unknown at some level."""
     _, _, det = tables(prediction, spec)
     schedule = spec.schedule
     blind = (det.abs() <= SINGULAR * torch.hypot(schedule.alpha, schedule.sigma)).nonzero()
@@ -56,5 +56,5 @@ def check(prediction: Prediction, spec: ObjectiveSpec) -> None:
         level = schedule[t]
         raise ValueError(
             f"at its level {t} (alpha {level.alpha:g}, sigma {level.sigma:g}) the prediction {prediction.name} leaves "
-            "x_0 unknown; take another --prediction, such as v"
+            f"{'x_0' if level.alpha < level.sigma else 'eps'} unknown; take another --prediction, such as v"
         )

@@ -263,7 +263,7 @@ def no_noise(sampler: Sampler) -> Callable[[int], Tensor]:
     def refuse(step: int) -> Tensor:
         raise UsageError(
             f"--interpolate: the sampler {sampler.name} draws noise, so its samples are no function of where they "
-            "start; take one that draws none, such as ddim"
+            "start; take one that draws none, such as ddim with eta 0"
         )
 
     return refuse

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from difftool import checkpoint
-from difftool.errors import BadFile, UsageError
+from difftool.errors import BadFile, DifftoolError, UsageError
 from difftool.model import Model
-from difftool.recipe import Recipe
+from difftool.recipe import PARTS, Recipe
 from difftool.runs import RunFolder
 from difftool.training import TrainState
 
@@ -35,17 +38,18 @@ def save(path: Path, state: TrainState, recipe: Recipe, elapsed: float) -> None:
     checkpoint.save(path, tensors, document)
 
 
-def restore(folder: RunFolder, state: TrainState) -> float | None:
+def restore(folder: RunFolder, state: TrainState, recipe: Recipe) -> float | None:
     """Take up the newest valid state of a run; older ones serve where it is damaged. Returns its elapsed seconds, or
     None where no state was saved yet.
 
-    Raises `BadFile` when states are there and none is valid: training never restarts in silence.
+    Raises `BadFile` when states are there and none is valid, for training never restarts in silence, and
+    `DifftoolError` when they were trained as other components than the recipe's.
     """
     reasons: list[str] = []
     refused: list[Path] = []
     for path in folder.saved_states():
         try:
-            elapsed = _restore_from(path, state)
+            elapsed = _restore_from(path, state, recipe)
         except BadFile as error:
             reasons.append(str(error))
             refused.append(path)
@@ -60,10 +64,18 @@ def restore(folder: RunFolder, state: TrainState) -> float | None:
     return None
 
 
-def _restore_from(path: Path, state: TrainState) -> float:
+def _restore_from(path: Path, state: TrainState, recipe: Recipe) -> float:
     tensors, document = checkpoint.load(path)
     if document.get("kind") != "state":
         raise BadFile(f"{path} is no training state")
+    for kind in PARTS:  # a config.toml that was edited since would give the weights another meaning
+        before, now = document.get(kind), json.loads(json.dumps(recipe.document()[kind]))
+        if before is not None and before != now:
+            raise DifftoolError(
+                f"{path} was trained with the {kind} {_words(before)}, "
+                f"not {_words(now)} as the run's config.toml says; "
+                "restore that file, or start a new run"
+            )
     counters = [document.get(name) for name in ("step", "ema_updates")]
     elapsed, scaler = document.get("elapsed"), document.get("scaler")
     if any(type(c) is not int or c < 0 for c in counters) or type(elapsed) is not float or not isinstance(scaler, dict):
@@ -124,3 +136,9 @@ def raw_model(model: Model, run: RunFolder) -> Model:
         model.network.load_state_dict(raw)
         return replace(model, weights="raw", step=int(document["step"]), source=path)
     raise BadFile(reasons[0] if reasons else f"run {run.path} has no training state, so its raw weights are gone")
+
+
+def _words(table: Mapping[str, Any]) -> str:
+    """A component of a document in words: `linear (beta_min 0.0001)`."""
+    options = ", ".join(f"{key} {value}" for key, value in table.items() if key != "name")
+    return f"{table.get('name')} ({options})" if options else str(table.get("name"))

@@ -509,3 +509,18 @@ def test_the_module_is_the_same_program(tmp_path: Path) -> None:
     outcome = spawn("--version", cwd=tmp_path)
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.startswith("difftool ")
+
+
+def test_an_edited_config_is_not_resumed(run: Run, points_run: Path, tmp_path: Path) -> None:
+    """The weights would be given another meaning in silence."""
+    shutil.copytree(points_run, tmp_path / "mine")
+    config = tmp_path / "mine" / "config.toml"
+    text = config.read_text()
+    config.write_text(text.replace('name = "eps"', 'name = "v"'))
+    before = tree(tmp_path / "mine")
+    refused = run("train", "--resume", "mine", "--steps", 40)
+    assert refused.code == 1
+    assert "was trained with the prediction eps, not v as the run's config.toml says" in refused.error
+    assert tree(tmp_path / "mine") == before
+    config.write_text(text)
+    assert run("train", "--resume", "mine", "--steps", 31).code == 0

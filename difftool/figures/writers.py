@@ -73,7 +73,10 @@ def write(drawing: Drawing, path: Path, *, overwrite: bool) -> Path:
     if len(drawing.x) == 0:
         raise DifftoolError(f"there are no samples to write to {path}")
     if not bool(torch.isfinite(drawing.x).all()):
-        raise DifftoolError(f"the samples hold NaN or infinite numbers, so {path} was not written")
+        raise DifftoolError(
+            f"the samples hold NaN or infinite numbers, so {path} was not written: the network's estimates ran away; "
+            "train longer, or take another --sampler, --spacing or, in training, --prediction"
+        )
     if not suffix:
         return _folder(drawing, path, overwrite=overwrite)
     with atomic(path, overwrite=overwrite) as temporary:

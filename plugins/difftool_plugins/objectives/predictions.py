@@ -40,7 +40,10 @@ class FlowPrediction(Prediction, name="flow"):
 
 
 class MeanPrediction(Prediction, name="mean"):
-    """The mean of the posterior q(x_s | x_t, x_0), s one level cleaner than t (Ho et al., 2020, section 3.2)."""
+    """The mean of the posterior q(x_s | x_t, x_0), s one level cleaner than t (Ho et al., 2020, section 3.2).
+
+    For comparison: as in the paper's ablation it learns poorly, for x_0 moves the mean but little; not for ve.
+    """
 
     def coefficients(self, level: Level, spec: ObjectiveSpec) -> tuple[float, float]:
         t, s = level, spec.schedule.at(level.t - 1.0 if level.t > 0.0 else -1.0)

@@ -17,7 +17,7 @@ from difftool_plugins.samplers.steps import ratio, turn, velocity
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from difftool import Denoise, Estimate, Level, Step
+    from difftool import Denoise, Level, Step
 
 
 class DDPM(Sampler, name="ddpm"):
@@ -42,19 +42,19 @@ class DDPM(Sampler, name="ddpm"):
             # the posterior mean, written in x_0 and x_t (eq. 7, for any gap)
             x = s.alpha * (1 - q * q) * estimate.x_0 + q * s.sigma / t.sigma * x
             if s.sigma > 0.0:
-                x = x + self.std(t, s, estimate) * noise(i)
+                x = x + self.std(t, s, estimate.variance_part) * noise(i)
             yield Step(x, s, estimate)
 
-    def std(self, t: Level, s: Level, estimate: Estimate) -> float | Tensor:
+    def std(self, t: Level, s: Level, part: Tensor | None = None) -> float | Tensor:
         """Standard deviation of the noise added from t to s."""
         small = s.sigma * math.sqrt(1 - ratio(t, s) ** 2)
         large = math.sqrt(t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2)
         if self.variance != "learned":
             return small if self.variance == "fixed-small" else large
-        if estimate.variance_part is None:
+        if part is None:
             raise ValueError("variance: this model learned none; train one with --learn-variance")
         # Nichol & Dhariwal (2021), eq. 15; clamped, for a network far from its training says anything
-        return small * (large / small) ** estimate.variance_part.clamp(0.0, 1.0)
+        return small * (large / small) ** part.clamp(0.0, 1.0)
 
 
 class DDIM(Sampler, name="ddim"):

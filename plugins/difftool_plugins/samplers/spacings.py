@@ -38,7 +38,9 @@ class Linspace(Spacing, name="linspace"):
 class BetweenRows(Spacing):
     """What the grids share that are laid in noise instead of rows: between which log-SNRs they lie."""
 
-    floor: float = option(default=-10.2, le=0, help="log-SNR at which the noisy end is clipped (cosine reaches -20)")
+    floor: float = option(
+        default=-10.2, ge=-60, le=0, help="log-SNR at which the noisy end is clipped (cosine reaches -20)"
+    )
     ceiling: float | None = option(
         default=None,
         le=30,
@@ -50,8 +52,10 @@ class BetweenRows(Spacing):
         """The log-SNR of the noisy and of the clean end."""
         noisy = max(schedule[len(schedule) - 1].log_snr, self.floor)
         clean = schedule[0].log_snr if self.ceiling is None else self.ceiling
-        if not math.isfinite(clean):
+        if clean == math.inf:
             raise ValueError("the grid needs a schedule whose first level has some noise")
+        if clean == -math.inf:
+            raise ValueError("the grid needs a schedule whose first level has some signal; take more timesteps")
         if clean <= noisy and len(schedule) > 1:
             raise ValueError(f"ceiling: must be above the log-SNR of the noisy end, {noisy:.3g}, not {clean:g}")
         return noisy, clean
