@@ -112,7 +112,8 @@ def _owner(option: str) -> str | None:
     ]
     if not owners:
         return None
-    return f"{option} is an option of the {kind} {' and '.join(owners)}; choose it with --{kind} {owners[0]}"
+    kinds = f"{kind}s" if len(owners) > 1 else kind
+    return f"{option} is an option of the {kinds} {', '.join(owners)}; choose it with --{kind} {owners[0]}"
 
 
 def names_of(kind: str) -> Callable[[str], list[str]]:

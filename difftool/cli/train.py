@@ -302,13 +302,22 @@ def _check_resume(before: Recipe, now: Recipe, path: Path) -> None:
     rows = []
     old, new = before.document(), now.document()
     for table in old:
+        if old[table].get("name") != new[table].get("name"):  # the options of two components cannot be compared
+            rows.append(f"--{table} is {old[table]['name']} in the run, not {new[table]['name']}")
+            continue
         for key in sorted({*old[table], *new[table]}):
             a, b = old[table].get(key), new[table].get(key)
             if a != b and not (table == "training" and key in MAY_CHANGE):
                 flag = f"--{key.replace('_', '-')}" if table == "training" else f"--{table}.{key.replace('_', '-')}"
-                rows.append(f"{flag if key != 'name' else f'--{table}'} is {a} in the run, not {b}")
+                rows.append(f"{flag} is {_said(a)} in the run, not {_said(b)}")
     if rows:
         raise DifftoolError(f"--resume {path}: {'; '.join(rows)}; leave these out, or start a new run")
+
+
+def _said(value: Any) -> str:
+    """A value as a user would say it."""
+    words = {True: "on", False: "off", None: "not set"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _maker(given: Mapping[str, Mapping[str, Any]], config: Path | None) -> Callable[..., Any]:
