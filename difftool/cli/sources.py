@@ -95,7 +95,8 @@ class Asked:
             for flag in ("dataset", "schedule", "timesteps"):
                 if params[flag] is not None:
                     raise UsageError(f"--{flag}: a trained model has its own; it is for --oracle")
-            return cls(params["model"], params["weights"], {}, None)
+            run = params["model"]  # older versions of Typer make a path of it only for the function
+            return cls(None if run is None else Path(run), params["weights"], {}, None)
         if params["model"] is not None:
             raise UsageError(f"--oracle: give either an oracle or a run, not both ({params['model']})")
         if params["weights"] is not None:
