@@ -68,8 +68,9 @@ def _restore_from(path: Path, state: TrainState, recipe: Recipe) -> float:
     tensors, document = checkpoint.load(path)
     if document.get("kind") != "state":
         raise BadFile(f"{path} is no training state")
+    wanted = json.loads(json.dumps(recipe.document()))
     for kind in PARTS:  # a config.toml that was edited since would give the weights another meaning
-        before, now = document.get(kind), json.loads(json.dumps(recipe.document()[kind]))
+        before, now = document.get(kind), wanted[kind]
         if before is not None and before != now:
             raise DifftoolError(
                 f"{path} was trained with the {kind} {_words(before)}, "

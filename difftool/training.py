@@ -151,7 +151,7 @@ class Objective:
         net_input = x_t if self.unit_scale else per_item(self.scale[t], x_t) * x_t
         time = t * self.time
         if self.self_condition:
-            net_input = with_guess(net_input, self._guess(network, net_input, x_t, t, cond) if guess else None)
+            net_input = with_guess(net_input, self._guess(network, net_input, time, x_t, t, cond) if guess else None)
         output = network(net_input, time, cond)
         target = self.target(x_0, eps, t)
         answer = self.answer(output)
@@ -162,9 +162,15 @@ class Objective:
 
     @torch.no_grad()
     def _guess(
-        self, network: Callable[..., Tensor], net_input: Tensor, x_t: Tensor, t: Tensor, cond: Tensor | None
+        self,
+        network: Callable[..., Tensor],
+        net_input: Tensor,
+        time: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Tensor | None,
     ) -> Tensor:
-        output = network(with_guess(net_input, None), t * self.time, cond).float()
+        output = network(with_guess(net_input, None), time, cond).float()
         torch.clear_autocast_cache()  # or weights cast without a gradient would be used again with one (torch < 2.10)
         return bounded_guess(self.estimate(self.answer(output), x_t, t), self.bounds, self.spec.sigma_data)
 
@@ -218,12 +224,11 @@ def per_item(values: Tensor, x: Tensor) -> Tensor:
 
 def distribution(time: TimeDensity, spec: ObjectiveSpec) -> Tensor:
     """The distribution function over the levels: P(t <= i). Raises `ValueError`."""
-    density = time.density(spec)
-    if density.shape != spec.schedule.alpha.shape or not bool((density >= 0).all()) or not float(density.sum()) > 0:
+    density = time.density(spec).to(torch.float64)
+    total = float(density.sum())
+    if density.shape != spec.schedule.alpha.shape or not bool((density >= 0).all()) or not 0.0 < total < math.inf:
         raise ValueError(f"time {time.name} gives no distribution over the levels of this schedule")
-    cumulative = density.to(torch.float64).cumsum(0)
-    if not bool(torch.isfinite(cumulative[-1])):
-        raise ValueError(f"time {time.name} gives no distribution over the levels of this schedule")
+    cumulative = density.cumsum(0)
     return cumulative / cumulative[-1]
 
 

@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from difftool import Denoise, Level, Step
 
 
+def shares(t: Level, s: Level, eta: float) -> tuple[float, float]:
+    """(kept, drawn): the parts of sigma_s that the state brings and that fresh noise makes up; their squares add up.
+
+    The fresh noise has eta times the posterior's standard deviation (Song et al., 2021, DDIM, eq. 16).
+    """
+    spread = 1 - ratio(t, s) ** 2
+    # sqrt(sigma_s^2 - drawn^2), which rounding cannot make negative in this form
+    return s.sigma * math.sqrt(1 - eta**2 * spread), eta * s.sigma * math.sqrt(spread)
+
+
 class DDPM(Sampler, name="ddpm"):
     """Ancestral sampling (Ho et al., 2020, algorithm 2), on all levels or on a few."""
 
@@ -69,10 +79,8 @@ class DDIM(Sampler, name="ddim"):
 
         for i, (t, s) in enumerate(pairwise(levels)):
             estimate = denoise(x, t)
-            spread = 1 - ratio(t, s) ** 2
-            d = self.eta * s.sigma * math.sqrt(spread)
-            # sqrt(sigma_s^2 - d^2), which rounding cannot make negative in this form
-            x = s.alpha * estimate.x_0 + s.sigma * math.sqrt(1 - self.eta**2 * spread) * estimate.eps
+            kept, d = shares(t, s, self.eta)
+            x = s.alpha * estimate.x_0 + kept * estimate.eps
             if d > 0.0:
                 x = x + d * noise(i)
             yield Step(x, s, estimate)
@@ -90,10 +98,9 @@ class EulerAncestral(Sampler, name="euler-ancestral"):
 
         for i, (t, s) in enumerate(pairwise(levels)):
             estimate = denoise(x, t)
-            spread = 1 - ratio(t, s) ** 2
-            down = Level(s.t, s.alpha, s.sigma * math.sqrt(1 - self.eta**2 * spread))
+            kept, d = shares(t, s, self.eta)
+            down = Level(s.t, s.alpha, kept)
             x = turn(x, velocity(estimate, t), t, down) if s.sigma > 0.0 else estimate.x_0
-            d = self.eta * s.sigma * math.sqrt(spread)
             if d > 0.0:
                 x = x + d * noise(i)
             yield Step(x, s, estimate)
