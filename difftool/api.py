@@ -51,7 +51,7 @@ def train(
     """
     from difftool import device as devices
     from difftool.experiment import prepare
-    from difftool.runs import check_run_output, create, now
+    from difftool.runs import check_run_output, create
 
     given = {
         "dataset": dataset,
@@ -63,15 +63,12 @@ def train(
     names = {kind: {"name": part} for kind, part in given.items() if isinstance(part, str)}
     parts = {kind: part for kind, part in given.items() if isinstance(part, Component)}
     recipe = compose({**names, "training": training}, parts=parts)
-    if out is not None:
-        check_run_output(Path(out), overwrite=overwrite)
+    check_run_output(None if out is None else Path(out), overwrite=overwrite)
     where = devices.choose(device)
     with devices.threads(recipe.training.threads):
         experiment = prepare(recipe, where)
         folder = create(recipe, None if out is None else Path(out), overwrite=overwrite)
-        experiment.folder = folder
-        with folder.lock():
-            folder.write_config(recipe, {"started": now(), "device": str(where)})
+        with experiment.held(folder):
             for _ in experiment.run():
                 pass
             experiment.save()

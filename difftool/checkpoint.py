@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ import torch
 from torch import Tensor
 
 from difftool.errors import BadFile, DifftoolError
-from difftool.files import atomic
+from difftool.files import atomic, open_regular
 
 KEY = "difftool"
 """The one metadata key: several keys would make saves irreproducible."""
 FORMAT = 1
 LARGEST_HEADER = 16 * 2**20
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any], *, overwrite: bool = True) -> None:
@@ -105,27 +105,48 @@ def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], most:
 
 
 def _check_header(path: Path) -> None:
-    if not path.exists():
-        raise BadFile(f"{path} does not exist")
-    if not path.is_file():
-        raise BadFile(f"{path} is no regular file")
+    """Refuse what is no file of ours before a library parses it: by its suffix, its kind, and the size of its header.
+
+    The library takes the last of two equal names; here there is one of each.
+    """
+    if path.suffix.lower() in PICKLES:
+        raise _foreign(path, f"{path.suffix} files can run code when they are opened, so this one is not")
     try:
-        with open(path, "rb") as file:
-            start = file.read(9)
+        with open_regular(path) as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) == 8 and length > LARGEST_HEADER:
+                raise _foreign(path, "its header is too large")
+            header = file.read(length)
+    except FileNotFoundError:
+        raise BadFile(f"{path} does not exist") from None
     except OSError as error:
         raise BadFile(f"{path} cannot be read: {error.strerror}") from None
-    if len(start) < 9 or start[8:9] != b"{":
+    if not header.startswith(b"{"):
         raise _foreign(path, "no header")
-    (length,) = struct.unpack("<Q", start[:8])
-    if length > LARGEST_HEADER:
-        raise _foreign(path, "its header is too large")
+    try:
+        _strict(header)
+    except (ValueError, RecursionError):
+        raise _foreign(path, "its header is malformed") from None
+
+
+def _strict(text: str | bytes) -> Any:
+    """JSON without two equal keys in an object. Raises `ValueError`, `RecursionError`."""
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("two equal keys")
+    return found
 
 
 def _document(path: Path, metadata: Mapping[str, str] | None) -> tuple[str, str]:
     if not metadata or KEY not in metadata:
         raise _foreign(path, "it carries no difftool metadata")
     try:
-        envelope = json.loads(metadata[KEY])
+        envelope = _strict(metadata[KEY])
     except (ValueError, RecursionError):
         raise _foreign(path, "its metadata are not JSON") from None
     if not isinstance(envelope, dict) or not all(isinstance(envelope.get(k), str) for k in ("document", "sha256")):
@@ -135,7 +156,7 @@ def _document(path: Path, metadata: Mapping[str, str] | None) -> tuple[str, str]
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
-        document = json.loads(text)
+        document = _strict(text)
     except (ValueError, RecursionError):
         raise _foreign(path, "its metadata are not JSON") from None
     if not isinstance(document, dict) or not isinstance(document.get("format"), int):

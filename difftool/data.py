@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -62,6 +63,9 @@ class Samples:
     """Random change of a batch (B, *shape) of raw items, run in the main process, such as a flip."""
     mixture: Mixture | None = None
     """The distribution the items were drawn from, where it is known in closed form."""
+    fingerprint: str = ""
+    """A text that changes when the data do, of data that come from outside: what is made from options and seed needs
+    none."""
 
     def __post_init__(self) -> None:
         if len(self.items) == 0:
@@ -96,6 +100,13 @@ class Samples:
         else:
             items = torch.stack([self.items[int(i)] for i in indices])
         return items, None if self.labels is None else self.labels[torch.as_tensor(indices)]
+
+
+def identity(samples: Samples) -> str:
+    """What a run remembers of its data, to tell whether they are still the same: `1,797 items, 1x8x8, 5b3f...`."""
+    parts = [samples.fingerprint, samples.class_names, None if samples.labels is None else samples.labels.tolist()]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return f"{len(samples):,} items, {'x'.join(map(str, samples.shape))}, {digest}"
 
 
 @dataclass(frozen=True)

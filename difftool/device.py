@@ -42,6 +42,13 @@ def describe(device: torch.device) -> str:
     return f"cpu ({_count(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else str(device)
 
 
+def machine(device: torch.device) -> dict[str, str | int]:
+    """What the last digits of a result depend on: the kind of device, on CPUs the threads, the version of torch."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
+    return {"device": kind, **threads, "torch": str(torch.__version__)}
+
+
 def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[object]] | None:
     """A context for the network's arithmetic, or None in full precision."""
     if precision == "fp32":

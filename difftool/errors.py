@@ -36,6 +36,10 @@ class InvalidOption(UsageError):
 class UnknownComponent(UsageError):
     """No installed plugin provides a component of that name."""
 
+    def __init__(self, kind: str, reason: str) -> None:
+        self.kind = kind
+        super().__init__(reason)
+
 
 class PluginFailure(DifftoolError):
     """The component that was asked for belongs to a plugin that was set aside."""
@@ -68,10 +72,29 @@ def blaming(what: str) -> Iterator[None]:
     except (DifftoolError, ValueError, MemoryError, StopIteration):
         raise
     except Exception as error:
-        if "out of memory" in str(error).lower() or "can't allocate" in str(error):
+        if out_of_memory(error):
             raise
         text = " ".join(str(error).split())
         raise DifftoolError(f"{what} failed: {type(error).__name__}{': ' if text else ''}{text}") from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory, of whatever device, ran out: libraries say so in different classes."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
+
+
+@contextlib.contextmanager
+def spending(what: str) -> Iterator[None]:
+    """Memory that runs out becomes one line that names what took it (`--batch-size 128`)."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DifftoolError) or not out_of_memory(error):
+            raise
+        raise DifftoolError(
+            f"out of memory with {what}; a smaller one, a smaller network or --precision bf16 need less"
+        ) from error
 
 
 def printable(text: str) -> str:

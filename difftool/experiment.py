@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,19 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from difftool import device as devices
 from difftool import state, training
 from difftool.components import Dataset
 from difftool.contracts import ObjectiveSpec
-from difftool.data import Batches, DatasetContext, Samples, split
+from difftool.data import Batches, DatasetContext, Samples, identity, split
 from difftool.ema import EMA
-from difftool.errors import DifftoolError, UsageError
+from difftool.errors import DifftoolError, InvalidOption, UsageError
 from difftool.facts import DataFacts
 from difftool.keys import seed_globally
 from difftool.metrics import Meter
 from difftool.model import Model, build_network, build_schedule
 from difftool.recipe import Recipe
-from difftool.runs import RunFolder
+from difftool.runs import RunFolder, now
 from difftool.settings import is_due
+from difftool.state import Circumstances
 from difftool.training import Objective, Record, TrainState
 
 PREVIEWS = 4
@@ -63,10 +66,12 @@ class Experiment:
     model: Model
     """What would be saved now: the average where there is one."""
     device: torch.device
+    identity: str
+    """Of the data (`difftool.data.identity`)."""
     forward: Callable[..., Tensor] | None = None
     """Stands in for the network where it was compiled."""
     folder: RunFolder = field(init=False)
-    """Set by the caller once it is certain that the run begins."""
+    """Set by `held`, once it is certain that the run begins."""
     elapsed: float = 0.0
     """Seconds of training, over all resumes."""
     saved_at: int = -1
@@ -92,8 +97,31 @@ class Experiment:
     def log_every(self) -> int:
         return max(1, min(50, self.steps // 200))
 
+    @property
+    def state_bytes(self) -> int:
+        """The size of a training state: weights, two moments of Adam, average."""
+        return sum(p.numel() * p.element_size() for p in self.state.network.parameters()) * (4 if self.state.ema else 3)
+
+    @contextlib.contextmanager
+    def held(self, folder: RunFolder, *, resume: bool = False, new_data: bool = False) -> Iterator[None]:
+        """Hold a run folder as this experiment's, its configuration written; resumed, its newest state is taken up.
+
+        Raises `DifftoolError` where that cannot be, also where the disk has no room for a state.
+        """
+        self.folder = folder
+        with folder.lock():
+            folder.check_room(self.state_bytes)
+            if resume:
+                self._take_up(new_data)
+            recorded = {"started": (folder.started if resume else "") or now(), **devices.machine(self.device)}
+            folder.write_config(self.recipe, {**recorded, "data": self.identity})
+            yield
+
     def run(self) -> Iterator[Update]:
-        """Train to the end. States are saved on the way; previews are the watcher's to draw."""
+        """Train to the end. States are saved on the way; previews are the watcher's to draw.
+
+        What is due in a step is drawn before its state is saved: a state on disk has everything before it.
+        """
         settings = self.recipe.training
         preview_every = settings.preview_every or str(max(1, math.ceil(self.steps / PREVIEWS)))
         due = partial(is_due, items=len(self.train), batch_size=settings.batch_size)
@@ -124,12 +152,11 @@ class Experiment:
                 if measure:
                     row["held_out_loss"] = self.held_out_loss()
                 self.folder.append_metrics(row)
-            preview = due(step, preview_every) and not last
+            paused = time.perf_counter()
+            yield Update(step, self.steps, record, row, preview=due(step, preview_every) and not last)
             if due(step, settings.checkpoint_every) and not last:
                 self.save()
-            paused = time.perf_counter()
-            yield Update(step, self.steps, record, row, preview)
-            start += time.perf_counter() - paused  # what the watcher does is no training time
+            start += time.perf_counter() - paused  # neither drawing nor saving is training time
 
     def held_out_loss(self) -> float | None:
         """The loss of the weights being trained on the items kept apart."""
@@ -146,13 +173,32 @@ class Experiment:
         self.state.network.train()
         return loss
 
-    def resume(self) -> None:
+    def _take_up(self, new_data: bool) -> None:
         """Go on from the run's newest valid state."""
-        self.elapsed = state.restore(self.folder, self.state, self.recipe) or 0.0
+        before = state.restore(self.folder, self.state, self.recipe)
         if self.steps < self.state.step:
             raise UsageError(f"--steps: the run is at step {self.state.step} already, beyond {self.steps}")
-        self.saved_at = self.state.step if self.state.step else -1
+        if before is None:
+            warnings.warn(f"{self.folder.path} holds no training state; it starts from its first step", stacklevel=2)
+        else:
+            self._compare(before, new_data)
+            self.elapsed, self.saved_at = before.elapsed, self.state.step
         self.folder.rewrite_metrics(self.folder.read_metrics(up_to=self.state.step))
+
+    def _compare(self, before: Circumstances, new_data: bool) -> None:
+        """Refuse to go on with other data; say where another machine may give other last digits."""
+        if before.data != self.identity and not new_data:
+            raise DifftoolError(
+                f"dataset {self.recipe.dataset.name}: its data have changed since the run was trained "
+                f"({before.data}; now {self.identity}); put them back, or go on with these by --new-data"
+            )
+        then, here = before.machine, devices.machine(self.device)
+        if rows := [f"{key} {then.get(key)}, now {value}" for key, value in here.items() if value != then.get(key)]:
+            warnings.warn(
+                f"the run was trained with {'; '.join(rows)}: its last digits may differ from those of a run without "
+                "a break",
+                stacklevel=2,
+            )
 
     def save(self) -> None:
         """Write model and state; older states go only once the new one is on disk.
@@ -163,7 +209,8 @@ class Experiment:
             return
         self.model.step = self.state.step
         self.model.save(self.folder.model)
-        state.save(self.folder.state(self.state.step), self.state, self.recipe, self.elapsed)
+        circumstances = Circumstances(elapsed=self.elapsed, data=self.identity, machine=devices.machine(self.device))
+        state.save(self.folder.state(self.state.step), self.state, self.recipe, circumstances)
         self.saved_at = self.state.step
         for old in self.folder.saved_states()[self.recipe.training.keep :]:
             old.unlink(missing_ok=True)
@@ -172,7 +219,8 @@ class Experiment:
 def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     """Load the data and build the parts of a recipe; nothing is written. Raises `UsageError`, `DifftoolError`."""
     if recipe.training.precision == "fp16" and device.type != "cuda":
-        raise UsageError(f"--precision: fp16 needs a CUDA device, not {device.type}; take bf16 or fp32")
+        reason = f"fp16 needs a CUDA device, not {device.type}; take bf16 or fp32"
+        raise InvalidOption("precision", reason, where="--precision")
     schedule = build_schedule(recipe.schedule, recipe.training.timesteps, recipe.prediction)
     if (shape := recipe.dataset.item_shape()) is not None:  # a size that does not fit is refused before data are read
         with torch.device("meta"):
@@ -182,7 +230,7 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     try:
         train, held_out = split(samples, settings.held_out)
     except ValueError as error:
-        raise UsageError(f"--held-out: {error}") from None
+        raise InvalidOption("held_out", str(error), where="--held-out") from None
     data = DataFacts.of(samples)
     seed_globally(device, settings.seed, "weights")
     network = build_network(recipe, data).to(device)
@@ -213,7 +261,8 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     weights = "ema" if ema else "raw"
     model = Model(recipe, data, schedule, ema.network if ema else network, weights, device=device)
     forward = torch.compile(network) if settings.compile else None
-    return Experiment(recipe, data, train, held_out, objective, train_state, model, device, forward)
+    same = identity(samples)
+    return Experiment(recipe, data, train, held_out, objective, train_state, model, device, same, forward)
 
 
 def load_samples(dataset: Dataset, seed: int) -> Samples:

@@ -3,45 +3,76 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import re
 import secrets
+import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from difftool.errors import DifftoolError
 
 TEMPORARY = ".difftool-tmp"
-"""Part of every temporary file's name, so that leftovers of a killed run can be swept."""
+"""How the names of temporary folders begin, so that leftovers of a killed run can be swept."""
+
+
+LONGEST_NAME = 255
+"""Bytes in the name of a file, on all usual file systems."""
 
 
 @contextlib.contextmanager
 def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path`; moved onto it, synced, when the block succeeds, removed when it fails.
+    """A path in a temporary folder beside `path`; moved onto it, synced, when the block succeeds, removed when it
+    fails.
 
-    The temporary keeps the suffix, since writers choose the format by it. Parent folders are made. Without
-    `overwrite` an existing file is refused, also one that appears in the meantime.
+    It has the name of `path`, since writers choose the format by the suffix, and a folder of its own, since some
+    (safetensors) write to a temporary of theirs first. Parent folders are made. Without `overwrite` an existing file is
+    refused, also one that appears in the meantime.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}-{secrets.token_hex(8)}{path.suffix}")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            _move_to_new(temporary, path)
-        _sync_folder(path.parent)
+        folder = _temporary_folder(path.parent)
+        try:
+            temporary = folder / path.name
+            yield temporary
+            os.chmod(
+                temporary, folder.stat().st_mode & 0o666
+            )  # writers may not ask the umask; the folder was made by it
+            _sync(temporary)
+            if overwrite:
+                os.replace(temporary, path)
+            else:
+                _move_to_new(temporary, path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     except FileExistsError:
         raise DifftoolError(f"{path} exists already; give another name, or --overwrite") from None
     except OSError as error:
         raise DifftoolError(f"{path} could not be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A plain file, open for reading. Raises `OSError`, also for a pipe, which would be waited for without end."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Is a directory" if stat.S_ISDIR(mode) else "no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none. Raises `DifftoolError`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise DifftoolError(f"{path} is a file; a folder is needed there") from None
+    except OSError as error:
+        raise DifftoolError(f"{path} could not be made: {error.strerror or error}") from None
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
@@ -60,6 +91,8 @@ def numbered(folder: Path, stem: str, suffix: str) -> Path:
 
 def check_output(path: Path, *, overwrite: bool, folder: bool = False) -> None:
     """Refuse, before any work, an output that exists, is of the wrong kind or cannot be written."""
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts) or "\0" in str(path):
+        raise DifftoolError(f"{path} is no name that a file can have")
     if path.is_dir() and not folder:
         raise DifftoolError(f"{path} is a folder; name a file in it")
     if path.is_symlink() and not path.exists():
@@ -77,9 +110,8 @@ def check_output(path: Path, *, overwrite: bool, folder: bool = False) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove temporaries that a killed run left behind. Only while holding the folder's lock."""
-    for leftover in folder.rglob(f"{TEMPORARY}-*"):
-        with contextlib.suppress(OSError):
-            leftover.unlink()
+    for leftover in list(folder.rglob(f"{TEMPORARY}-*")):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _move_to_new(temporary: Path, path: Path) -> None:
@@ -94,16 +126,18 @@ def _move_to_new(temporary: Path, path: Path) -> None:
         os.rename(temporary, path)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _temporary_folder(parent: Path) -> Path:
+    make_folder(parent)
+    folder = parent / f"{TEMPORARY}-{secrets.token_hex(8)}"
+    folder.mkdir()
+    return folder
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
+def _sync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    if os.name == "nt" and path.is_dir():
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

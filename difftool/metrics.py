@@ -18,6 +18,7 @@ class Meter:
         self._losses: list[Tensor] = []
         self._items: list[Tensor] = []
         self._t: list[Tensor] = []
+        self._skipped = 0
         self._since = 0.0
 
     def start(self, elapsed: float) -> None:
@@ -28,6 +29,7 @@ class Meter:
         self._losses.append(record.loss)
         self._items.append(record.item_losses)
         self._t.append(record.t)
+        self._skipped += record.skipped
 
     def row(self, record: Record, elapsed: float, batch_size: int, levels: int) -> dict[str, Any]:
         """The metrics of the steps since the last row, as plain finite numbers (None where there is none)."""
@@ -52,11 +54,13 @@ class Meter:
             "prediction_var": _finite(float(record.output.float().var(correction=0))),
             "input_mean": _finite(float(record.x_t.mean())),
             "input_var": _finite(float(record.x_t.var(correction=0))),
+            "skipped_steps": self._skipped,
             "steps_per_second": round(steps / seconds, 3) if seconds > 0 else None,
         }
         self._losses.clear()
         self._items.clear()
         self._t.clear()
+        self._skipped = 0
         self._since = elapsed
         return row
 

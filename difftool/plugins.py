@@ -119,7 +119,7 @@ class Registry:
             f"; {count} plugin{'s were' if count > 1 else ' was'} set aside, see 'difftool plugins'" if count else ""
         )
         raise UnknownComponent(
-            f"no {kind} is called {name!r}{suggestion(name, known)} (known: {', '.join(known)}){aside}"
+            kind, f"no {kind} is called {name!r}{suggestion(name, known)} (known: {', '.join(known)}){aside}"
         )
 
     def of_kind(self, base: type[C], name: str) -> type[C]:

@@ -23,9 +23,10 @@ from difftool.components import (
     Weighting,
 )
 from difftool.errors import InvalidOption, UsageError
+from difftool.files import open_regular
 from difftool.plugins import registry
 from difftool.settings import Training
-from difftool.validation import make, plain, suggestion
+from difftool.validation import fields, make, plain, suggestion
 
 C = TypeVar("C", bound=Component)
 
@@ -36,6 +37,11 @@ PARTS: Mapping[str, type[Component]] = {
 
 STEPS = 5_000
 """Steps of training when neither the user nor the backbone says."""
+LARGEST_CONFIG = 2**20
+"""Bytes of a config file."""
+MAY_CHANGE = ("steps", "epochs", "checkpoint_every", "keep", "preview_every", "workers", "threads")
+"""Settings that a resumed run may change. None changes what was done; a later end stretches a cosine learning rate, and
+another number of threads may change sums in their last digits."""
 NOT_READ_BACK = ("run", "plugins", "format")
 """Tables of a config file that record and do not configure."""
 
@@ -69,6 +75,27 @@ class Recipe:
     def name(self) -> str:
         """`swiss-roll-mlp`: what a run folder is called after."""
         return f"{self.dataset.name}-{self.backbone.name}"
+
+
+def contradictions(before: Recipe, now: Recipe) -> list[str]:
+    """What a run was trained as and is not to be any more, such as `--lr is 0.001 in the run, not 0.5`.
+
+    Where the data lie is no part of what they are: a `Path` may change.
+    """
+    rows = []
+    old, new = before.document(), now.document()
+    for table in old:
+        if old[table].get("name") != new[table].get("name"):  # the options of two components cannot be compared
+            rows.append(f"--{table} is {old[table]['name']} in the run, not {new[table]['name']}")
+            continue
+        free = MAY_CHANGE if table == "training" else _paths(getattr(now, table))
+        for key in sorted({*old[table], *new[table]} - {*free}):
+            a, b = old[table].get(key), new[table].get(key)
+            if a != b:
+                flag = key.replace("_", "-")
+                where = "" if table == "training" else f"{table}."
+                rows.append(f"--{where}{flag} is {_said(a)} in the run, not {_said(b)}")
+    return rows
 
 
 def component_document(component: Component) -> dict[str, Any]:
@@ -159,20 +186,27 @@ def read_toml(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(_config_text(path))
     except FileNotFoundError:
         raise UsageError(f"config file {path} does not exist") from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"config file {path} is not TOML: {error}") from None
+        raise UsageError(f"config file {path} is not TOML: {str(error).partition(';')[0]}") from None
     except OSError as error:
         raise UsageError(f"config file {path} cannot be read: {error.strerror}") from None
-    return document
+
+
+def _config_text(path: Path, errors: str = "strict") -> str:
+    with open_regular(path) as file:
+        data = file.read(LARGEST_CONFIG + 1)
+    if len(data) > LARGEST_CONFIG:
+        raise ValueError(f"it is larger than {LARGEST_CONFIG >> 20} MiB")
+    return data.decode("utf-8-sig", errors)
 
 
 def line_of(path: Path, table: str, key: str) -> int | None:
     """The line of a key in a TOML file, for messages; None where it cannot be told."""
     current = ""
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(_config_text(path, "replace").splitlines(), start=1):
         if match := re.match(r"\s*\[([^\]]+)\]", line):
             current = match[1].strip().strip("\"'")
             if current == table and not key:
@@ -180,6 +214,16 @@ def line_of(path: Path, table: str, key: str) -> int | None:
         elif current == table and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
             return number
     return None
+
+
+def _paths(component: Component) -> list[str]:
+    return [f.name for f in fields(type(component)) if f.scalar is Path]
+
+
+def _said(value: Any) -> str:
+    """A value as a user would say it."""
+    words = {True: "on", False: "off", None: "not set"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _name(document: Mapping[str, Any], kind: str) -> str | None:

@@ -1,5 +1,6 @@
 """The run folder: where everything of a run lies, and how runs are found again.
 
+lock                 held while a process trains the run
 config.toml          the resolved recipe, and what is recorded with it
 model.safetensors    the weights to sample from, with all that sampling needs
 state/               training states, to go on from
@@ -10,21 +11,26 @@ previews/ samples/ loss.png
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from difftool.errors import BadFile, DifftoolError, UsageError
-from difftool.files import check_output, sweep, write_text
+from difftool.files import check_output, make_folder, open_regular, sweep, write_text
 from difftool.recipe import Recipe, dump_toml, read_toml
 
 ROOT = Path("runs")
+LOCK = "lock"
+DAMAGED = ".damaged"
+"""Ends the name of a training state that could not be read."""
 OURS = ("config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "state", "previews", "samples")
 """What a run writes into its folder: all that --overwrite may remove."""
 
@@ -63,13 +69,27 @@ class RunFolder:
     def samples(self) -> Path:
         return self.path / "samples"
 
+    @staticmethod
+    def state_name(step: int) -> str:
+        return f"step-{step:09d}.safetensors"
+
     def state(self, step: int) -> Path:
-        return self.states / f"step-{step:09d}.safetensors"
+        return self.states / self.state_name(step)
 
     def saved_states(self) -> list[Path]:
         """Training states, the newest first."""
         found = [p for p in self.states.glob("step-*.safetensors") if re.fullmatch(r"step-\d{9,}", p.stem)]
         return sorted(found, key=lambda p: int(p.stem.removeprefix("step-")), reverse=True)
+
+    def damaged_states(self) -> list[Path]:
+        """States that were set aside."""
+        return sorted(self.states.glob(f"step-*{DAMAGED}"))
+
+    def set_aside(self, states: Sequence[Path]) -> None:
+        """Give damaged states another name, or they would count as the newest, to be kept before valid ones."""
+        for path in states:
+            if path.suffix != DAMAGED:
+                path.rename(path.with_name(path.name + DAMAGED))
 
     def write_config(self, recipe: Recipe, recorded: Mapping[str, Any]) -> None:
         """`config.toml`: the recipe, and what is recorded but not read back."""
@@ -91,13 +111,16 @@ class RunFolder:
         return str(recorded.get("started", "")) if isinstance(recorded, dict) else ""
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        try:
+            with open(self.metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise DifftoolError(f"{self.metrics} could not be written: {error.strerror}") from None
 
     def read_metrics(self, up_to: int | None = None) -> list[dict[str, Any]]:
         """The logged rows, up to a step; a half-written last line of a killed run is passed over."""
         rows: dict[int, dict[str, Any]] = {}
-        if self.metrics.exists():
+        if self.metrics.is_file():
             for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
                 with contextlib.suppress(ValueError, RecursionError):
                     row = json.loads(line)
@@ -111,29 +134,57 @@ class RunFolder:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run: a second process is told so. The kernel frees the lock even after kill -9."""
-        path = self.path / "lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = _open_lock(self.path / LOCK)
+        _held.add(descriptor)
         try:
-            _lock(descriptor, path)
+            if not _lock(descriptor):
+                raise _in_use(self.path, _holder(descriptor))
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
             sweep(self.path)
             yield
         finally:
+            _held.discard(descriptor)
             os.close(descriptor)
+
+    def check_free(self) -> None:
+        """Refuse a run that another process trains, before the data are loaded."""
+        if holder := self.in_use_by:
+            raise _in_use(self.path, holder)
+
+    def check_room(self, state_bytes: int) -> None:
+        """Refuse a run whose state cannot be written, before it has cost any time."""
+        for folder in (self.states, self.previews, self.samples):
+            if folder.exists() and not folder.is_dir():
+                raise DifftoolError(f"{folder} is a file; a run needs a folder there")
+        make_folder(self.states)
+        free = shutil.disk_usage(self.states).free
+        if free < state_bytes:
+            raise DifftoolError(
+                f"{self.path}: its disk has {free / 2**20:.1f} MiB left, and a training state takes "
+                f"{state_bytes / 2**20:.1f} MiB; make room, or take another --out"
+            )
+
+    @property
+    def in_use_by(self) -> str:
+        """The number of the process that trains the run now; empty where none does."""
+        try:
+            with open_regular(self.path / LOCK) as file:
+                return "" if _lock(file.fileno()) else _holder(file.fileno())
+        except OSError:
+            return ""
 
 
 def create(recipe: Recipe, out: Path | None, *, overwrite: bool) -> RunFolder:
     """A new run folder: `out`, or `runs/<dataset>-<backbone>-NNN`, made exclusively."""
     if out is not None:
         check_run_output(out, overwrite=overwrite)
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         folder = RunFolder(out)
         with folder.lock():  # refuses a run that is still training
             _clear(out)
         return folder
-    check_output(ROOT / "x", overwrite=False)
-    ROOT.mkdir(parents=True, exist_ok=True)
+    make_folder(ROOT)
     taken = [int(m[1]) for p in ROOT.iterdir() if (m := re.fullmatch(rf"{re.escape(recipe.name)}-(\d{{3,}})", p.name))]
     number = max(taken, default=0) + 1
     while True:
@@ -146,15 +197,18 @@ def create(recipe: Recipe, out: Path | None, *, overwrite: bool) -> RunFolder:
             return RunFolder(path)
 
 
-def check_run_output(out: Path, *, overwrite: bool) -> None:
-    """Refuse, before any work, an --out that cannot become a run folder."""
+def check_run_output(out: Path | None, *, overwrite: bool) -> None:
+    """Refuse, before any work, an --out that cannot become a run folder; without one, runs/ must be able to take it."""
+    if out is None:
+        check_output(ROOT / "x", overwrite=False)
+        return
     if out.exists() and not out.is_dir():
         raise DifftoolError(f"--out: {out} is a file; name a folder")
     check_output(out, overwrite=True, folder=True)
     if out.is_dir():
         if not os.access(out, os.W_OK):
             raise DifftoolError(f"--out: {out} is not writable")
-        content = {p.name for p in out.iterdir()} - {"lock"}
+        content = {p.name for p in out.iterdir()} - {LOCK}
         if content and not overwrite:
             raise DifftoolError(f"--out: {out} is not empty; name a new folder, or --overwrite a run")
         if content and "config.toml" not in content:
@@ -172,7 +226,7 @@ def open_run(path: Path) -> RunFolder:
 
 def all_runs(root: Path = ROOT) -> list[RunFolder]:
     """The runs under a folder, the newest first by recorded start."""
-    runs = [RunFolder(p.parent) for p in root.glob("*/config.toml")]
+    runs = [RunFolder(p.parent) for p in root.glob("*/config.toml") if p.is_file()]
     return sorted(runs, key=lambda run: (run.started, run.path.name), reverse=True)
 
 
@@ -215,13 +269,51 @@ def _clear(path: Path) -> None:
             target.unlink(missing_ok=True)
 
 
-def _lock(descriptor: int, path: Path) -> None:
+_held: set[int] = set()
+"""Descriptors of the locks that this process holds."""
+
+
+def _close_held() -> None:
+    """A child that outlives a killed run must not keep its lock."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_held)
+
+
+def _open_lock(path: Path) -> int:
+    """The file that is locked. A link would have somebody's file written to, a pipe be waited for without end."""
+    guards = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | guards, 0o666)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        reason = "no regular file"
+    except OSError as error:
+        reason = "it is a link" if error.errno == errno.ELOOP else str(error.strerror)
+    raise DifftoolError(f"{path} cannot be locked: {reason}")
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock, if nobody has it."""
     try:
         import fcntl
     except ImportError:  # no flock on this platform: runs are not guarded
-        return
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-        raise DifftoolError(f"{path.parent} is in use by process {holder}") from None
+        return False
+    return True
+
+
+def _in_use(path: Path, holder: str) -> DifftoolError:
+    return DifftoolError(f"{path} is in use by process {holder}")
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"

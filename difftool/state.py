@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,33 @@ from torch import Tensor, nn
 
 from difftool import checkpoint
 from difftool.errors import BadFile, DifftoolError, UsageError
-from difftool.model import Model
-from difftool.recipe import PARTS, Recipe
+from difftool.model import Model, read_recipe
+from difftool.recipe import Recipe, contradictions
 from difftool.runs import RunFolder
 from difftool.training import TrainState
 
 
-def save(path: Path, state: TrainState, recipe: Recipe, elapsed: float) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What a state remembers beside its numbers."""
+
+    elapsed: float
+    """Seconds of training so far."""
+    data: str = ""
+    """The identity of the data (`difftool.data.identity`)."""
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    """Where it was trained: results are the same to the last bit on the same kind of machine alone."""
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Circumstances:
+        """From untrusted metadata. Raises `ValueError`."""
+        elapsed, data, machine = document.get("elapsed"), document.get("data"), document.get("machine")
+        if type(elapsed) is not float or not isinstance(data, str) or not isinstance(machine, dict):
+            raise ValueError("its circumstances are malformed")
+        return cls(elapsed=elapsed, data=data, machine=machine)
+
+
+def save(path: Path, state: TrainState, recipe: Recipe, circumstances: Circumstances) -> None:
     """All that training goes on from: weights, average, optimizer, counters."""
     tensors = {f"model.{name}": t for name, t in state.network.state_dict().items()}
     if state.ema is not None:
@@ -31,56 +51,59 @@ def save(path: Path, state: TrainState, recipe: Recipe, elapsed: float) -> None:
         **recipe.document(),
         "kind": "state",
         "step": state.step,
+        "skipped": state.skipped,
+        "skipped_in_a_row": state.skipped_in_a_row,
         "ema_updates": state.ema.updates if state.ema else 0,
         "scaler": state.scaler.state_dict(),
-        "elapsed": float(elapsed),
+        "elapsed": float(circumstances.elapsed),
+        "data": circumstances.data,
+        "machine": dict(circumstances.machine),
     }
     checkpoint.save(path, tensors, document)
 
 
-def restore(folder: RunFolder, state: TrainState, recipe: Recipe) -> float | None:
-    """Take up the newest valid state of a run; older ones serve where it is damaged. Returns its elapsed seconds, or
-    None where no state was saved yet.
+def restore(folder: RunFolder, state: TrainState, recipe: Recipe) -> Circumstances | None:
+    """Take up the newest valid state of a run; older ones serve where it is damaged. None where no state was saved yet.
 
     Raises `BadFile` when states are there and none is valid, for training never restarts in silence, and
-    `DifftoolError` when they were trained as other components than the recipe's.
+    `DifftoolError` when they were trained by another recipe than that of the run's config file.
     """
     reasons: list[str] = []
-    refused: list[Path] = []
+    damaged = folder.damaged_states()
     for path in folder.saved_states():
         try:
-            elapsed = _restore_from(path, state, recipe)
+            circumstances = _restore_from(path, state, recipe, folder.config)
         except BadFile as error:
             reasons.append(str(error))
-            refused.append(path)
+            damaged.append(path)
             continue
         if reasons:
             warnings.warn(f"{reasons[0]}; going on from {path.name}", stacklevel=2)
-        for damaged in refused:  # set aside, or it would count as the newest state, to be kept before valid ones
-            damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
-        return elapsed
-    if reasons:
-        raise BadFile(f"no valid state in {folder.states}: {reasons[0]}")
+        folder.set_aside(damaged)
+        return circumstances
+    if damaged:
+        raise BadFile(f"no valid state in {folder.states}: {reasons[0] if reasons else f'{damaged[0]} is damaged'}")
     return None
 
 
-def _restore_from(path: Path, state: TrainState, recipe: Recipe) -> float:
+def check(path: Path) -> str:
+    """What is wrong with a training state, or an empty text."""
+    try:
+        _, document = checkpoint.load(path)
+        _counters(path, document)
+    except BadFile as error:
+        return str(error)
+    return ""
+
+
+def _restore_from(path: Path, state: TrainState, recipe: Recipe, config: Path) -> Circumstances:
     tensors, document = checkpoint.load(path)
-    if document.get("kind") != "state":
-        raise BadFile(f"{path} is no training state")
-    wanted = json.loads(json.dumps(recipe.document()))
-    for kind in PARTS:  # a config.toml that was edited since would give the weights another meaning
-        before, now = document.get(kind), wanted[kind]
-        if before is not None and before != now:
-            raise DifftoolError(
-                f"{path} was trained with the {kind} {_words(before)}, "
-                f"not {_words(now)} as the run's config.toml says; "
-                "restore that file, or start a new run"
-            )
-    counters = [document.get(name) for name in ("step", "ema_updates")]
-    elapsed, scaler = document.get("elapsed"), document.get("scaler")
-    if any(type(c) is not int or c < 0 for c in counters) or type(elapsed) is not float or not isinstance(scaler, dict):
-        raise BadFile(f"{path}: its counters are malformed")
+    counters, circumstances = _counters(path, document)
+    if rows := contradictions(read_recipe(path, document), recipe):  # its weights would get another meaning in silence
+        raise DifftoolError(
+            f"{config} describes another run than {path.name} was trained in: {'; '.join(rows)}; "
+            "restore that file, or start a new run"
+        )
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
@@ -91,25 +114,53 @@ def _restore_from(path: Path, state: TrainState, recipe: Recipe) -> float:
     ]
     for group, module in targets:
         wanted = module.state_dict() if module is not None else {}
-        if rows := checkpoint.differences(wanted, groups[group]):
-            raise BadFile(f"{path}: its {group} weights do not fit: {rows}")
+        if misfits := checkpoint.differences(wanted, groups[group]):
+            raise BadFile(f"{path}: its {group} weights do not fit: {misfits}")
+    slots = _slots(path, groups["optimizer"], list(state.network.parameters()))
     for group, module in targets:
         if module is not None:
             module.load_state_dict(groups[group])
-    optimizer = state.optimizer.state_dict()
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in groups["optimizer"].items():
-        index, _, slot = name.partition(".")
-        slots.setdefault(int(index), {})[slot] = tensor
-    state.optimizer.load_state_dict({**optimizer, "state": slots})
+    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
     for p, own in state.optimizer.state.items():  # files are contiguous; the fused step needs the weight's own layout
         own.update({slot: torch.empty_like(p).copy_(t) for slot, t in own.items() if t.shape == p.shape})
     if state.ema is not None:
-        state.ema.updates = document["ema_updates"]
-    if scaler:
-        state.scaler.load_state_dict(scaler)
-    state.step = document["step"]
-    return elapsed
+        state.ema.updates = counters["ema_updates"]
+    if state.scaler.is_enabled():
+        state.scaler.load_state_dict(document["scaler"])
+    state.step, state.skipped = counters["step"], counters["skipped"]
+    state.skipped_in_a_row = counters["skipped_in_a_row"]
+    return circumstances
+
+
+def _counters(path: Path, document: Mapping[str, Any]) -> tuple[dict[str, int], Circumstances]:
+    """The counters of a state, and its circumstances, from untrusted metadata. Raises `BadFile`."""
+    if document.get("kind") != "state":
+        raise BadFile(f"{path} is no training state")
+    counters = {name: document.get(name) for name in ("step", "skipped", "skipped_in_a_row", "ema_updates")}
+    scaler = document.get("scaler")
+    try:
+        if not all(type(c) is int and c >= 0 for c in counters.values()):
+            raise ValueError
+        if not isinstance(scaler, dict) or not all(type(v) in (int, float) for v in scaler.values()):
+            raise ValueError
+        circumstances = Circumstances.read(document)
+    except ValueError:
+        raise BadFile(f"{path}: its counters are malformed") from None
+    if path.name != RunFolder.state_name(document["step"]):
+        raise BadFile(f"{path} holds step {document['step']}: it was renamed")
+    return {name: document[name] for name in counters}, circumstances
+
+
+def _slots(path: Path, tensors: Mapping[str, Tensor], parameters: list[nn.Parameter]) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's tensors by number of the weight. Raises `BadFile`."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, _, slot = name.partition(".")
+        index = int(number) if re.fullmatch(r"\d{1,9}", number, re.ASCII) else -1
+        if not 0 <= index < len(parameters) or tensor.shape not in (parameters[index].shape, torch.Size()):
+            raise BadFile(f"{path}: its optimizer does not fit: {name} is {tuple(tensor.shape)}")
+        slots.setdefault(index, {})[slot] = tensor
+    return slots
 
 
 def read_model(source: Path, run: RunFolder | None, weights: str) -> Model:
@@ -137,9 +188,3 @@ def raw_model(model: Model, run: RunFolder) -> Model:
         model.network.load_state_dict(raw)
         return replace(model, weights="raw", step=int(document["step"]), source=path)
     raise BadFile(reasons[0] if reasons else f"run {run.path} has no training state, so its raw weights are gone")
-
-
-def _words(table: Mapping[str, Any]) -> str:
-    """A component of a document in words: `linear (beta_min 0.0001)`."""
-    options = ", ".join(f"{key} {value}" for key, value in table.items() if key != "name")
-    return f"{table.get('name')} ({options})" if options else str(table.get("name"))

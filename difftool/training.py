@@ -35,6 +35,9 @@ NOISE_STEPS = 16
 NOISE_ELEMENTS = 2**22
 """... as long as the block stays below about this many numbers."""
 
+MOST_SKIPS = 20
+"""Steps in a row that fp16 may skip: its first scale of 2^16 is halved in each, and below 1 that helps no more."""
+
 VARIANCE_WEIGHT = 0.001
 """Of the bound beside the plain loss: so small that it guides the variance alone."""
 
@@ -51,6 +54,9 @@ class TrainState:
     scaler: torch.amp.GradScaler
     step: int = 0
     """Completed steps."""
+    skipped: int = 0
+    """Of these, how many changed nothing, since a gradient overflowed in fp16."""
+    skipped_in_a_row: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,10 @@ class Record:
     t: Tensor = field(repr=False)
     """Level of each item (B,), int64."""
     grad_norm: Tensor = field(repr=False)
+    """Of all gradients together, before they are clipped."""
     lr: float
+    skipped: bool
+    """Whether fp16 overflowed, so that the step changed nothing."""
     x_t: Tensor = field(repr=False)
     """The noised items (B, *shape), before they are normalised for the network."""
     output: Tensor = field(repr=False)
@@ -314,6 +323,13 @@ def train(
         overflow = not math.isfinite(norm.item())
         if overflow and (not state.scaler.is_enabled() or not math.isfinite(loss.item())):
             raise Diverged(_divergence(state.step, float(loss.detach()), settings))
+        state.skipped += overflow
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if overflow else 0
+        if state.skipped_in_a_row == MOST_SKIPS:
+            raise Diverged(
+                f"the gradient overflowed in {MOST_SKIPS} steps in a row, up to step {state.step + 1}; "
+                "try --precision bf16 or fp32, or a lower --lr"
+            )
         if settings.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
         lr = learning_rate(state.step, steps, settings)
@@ -321,10 +337,12 @@ def train(
             group["lr"] = lr
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        if state.ema is not None:
+        if state.ema is not None and not overflow:
             state.ema.update()
         state.step += 1
-        yield Record(state.step, loss.detach(), losses.detach(), t, norm, lr, x_t, objective.answer(output).detach())
+        yield Record(
+            state.step, loss.detach(), losses.detach(), t, norm, lr, overflow, x_t, objective.answer(output).detach()
+        )
         if state.step >= steps:
             return
 

@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 import warnings
 from typing import Any
 
+from difftool.cli.signals import Stopped, signals
+from difftool.errors import DifftoolError, Interrupted, UsageError, out_of_memory, printable
+
 BUG = "this is a bug in difftool or a plugin: run again with --debug and report what it prints"
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as any tool whose reader has gone
+LAST_STREAM = 2
+TOO_LONG = r"\S{300,}"
+"""Words that a message tells the ends of: no path is as long by accident."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
+    with signals.caught():
+        code = _exit_code(list(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(code)
+
+
+def _exit_code(given: list[str]) -> int:
+    """Run a command; what goes wrong is said in one line."""
     warnings.showwarning = _warn
     _mend_streams()
     try:
         code = _run([a for a in given if a != "--debug"])
         sys.stdout.flush()
+        return code
+    except Stopped as stopped:
+        return stopped.exit_code
     except BrokenPipeError:
         _forget_stdout()
-        code = BROKEN_PIPE
+        return BROKEN_PIPE
     except KeyboardInterrupt:
-        code = 130
+        return 130
     except Exception as error:
+        if signals.number is not None and not isinstance(error, DifftoolError):  # what others made of a signal
+            return 128 + signals.number
         code, message = failure(error)
-        if debug:
+        if "--debug" in given:
             import traceback
 
             traceback.print_exception(error)
         _say(message)
-    sys.exit(code)
+        return code
 
 
 def _run(arguments: list[str]) -> int:
@@ -41,15 +58,25 @@ def _run(arguments: list[str]) -> int:
 
     from difftool.cli.app import app
 
+    _refuse_empty(arguments)
     outcome = typer.main.get_command(app).main(arguments, prog_name="difftool", standalone_mode=False)
     return outcome if isinstance(outcome, int) else 0
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """No option takes an empty text, and a path of that kind would be the current folder."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument == "--":
+            return
+        name, equals, value = argument.partition("=")
+        if argument == "" or (equals and value == "" and name.startswith("-")):
+            where = name or (before if before.startswith("-") else "an argument")
+            raise UsageError(f"{where}: must not be empty")
 
 
 def failure(error: Exception) -> tuple[int, str]:
     """Exit code and the one line for an exception."""
     import typer
-
-    from difftool.errors import DifftoolError, Interrupted
 
     if isinstance(error, Interrupted):
         return error.exit_code, str(error)
@@ -57,7 +84,7 @@ def failure(error: Exception) -> tuple[int, str]:
         return error.exit_code, f"error: {error}"
     if isinstance(error, typer.TyperException):
         return error.exit_code, f"error: {_usage(error)}"
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
+    if out_of_memory(error):
         return 1, "error: out of memory; a smaller --batch-size, a smaller network or --precision bf16 need less"
     if isinstance(error, OSError) and error.strerror:
         return 1, f"error: {error.filename or 'the output'}: {error.strerror}"
@@ -82,15 +109,17 @@ def _usage(error: Any) -> str:
 
 
 def _say(message: str) -> None:
-    from difftool.errors import printable
-
-    line = printable(" ".join(message.split()))
+    line = printable(re.sub(TOO_LONG, _shortened, " ".join(message.split())))
     try:
         sys.stderr.write(f"difftool: {line}\n")
     except UnicodeEncodeError:
         sys.stderr.write(f"difftool: {line.encode('ascii', 'backslashreplace').decode()}\n")
     except OSError:
         pass
+
+
+def _shortened(word: re.Match[str]) -> str:
+    return f"{word[0][:60]}[...]{word[0][-20:]}"
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -100,7 +129,13 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 
 
 def _mend_streams() -> None:
-    """A closed stream is a silent one, and names that a stream cannot spell are escaped rather than fatal."""
+    """A closed stream is a silent one, and names that a stream cannot spell are escaped rather than fatal.
+
+    The numbers of closed streams are taken first, or a file opened later would get one, and stray output with it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= LAST_STREAM:
+        pass
+    os.close(descriptor)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open for as long as the process
@@ -109,5 +144,6 @@ def _mend_streams() -> None:
 
 
 def _forget_stdout() -> None:
-    """The reader has gone: what is still buffered has nowhere to go."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """What is still buffered has nowhere to go: the reader has gone, or the disk is full."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

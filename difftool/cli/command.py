@@ -7,6 +7,7 @@ command-level customisation unsupported, so all of it stays in this file and Typ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -92,7 +93,13 @@ def explained(error: typer.TyperException, params: Sequence[Any]) -> Exception:
         for tail, full in tails.items():
             near = near.replace(f"'{tail}'", full)
         return UsageError(f"there is no option {name}{near or _offer(prefix, tails)}")
-    return UsageError(f"there is no option {name}{suggestion(name, known).replace(chr(39), '')}")
+    return UsageError(f"there is no option {name}{_near(name, known)}")
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """The nearest options; the dashes that all of them begin with say nothing."""
+    near = suggestion(name.lstrip("-"), [flag.lstrip("-") for flag in known if flag.startswith("--")])
+    return re.sub(r"'(\S+)'", r"--\1", near)
 
 
 def _offer(prefix: str, tails: dict[str, str]) -> str:

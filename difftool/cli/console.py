@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from types import FrameType
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -87,7 +85,14 @@ class Bar:
             self._progress.start()
 
     def update(self, step: int, words: Any, *, force: bool = False) -> None:
-        """Completed steps, and words (a text, or a function that makes it only when it is shown)."""
+        """Completed steps, and words (a text, or a function that makes it only when it is shown).
+
+        A terminal that has gone, or a full disk under a log, is no reason to end the work.
+        """
+        with contextlib.suppress(OSError):
+            self._update(step, words, force)
+
+    def _update(self, step: int, words: Any, force: bool) -> None:
         if self._first is None:
             self._first = step
         now = time.perf_counter()
@@ -113,7 +118,8 @@ class Bar:
 
     def close(self) -> None:
         if self.live:
-            self._progress.stop()
+            with contextlib.suppress(OSError):
+                self._progress.stop()
 
 
 @contextlib.contextmanager
@@ -124,30 +130,3 @@ def bar(title: str, total: int) -> Iterator[Bar]:
         yield shown
     finally:
         shown.close()
-
-
-class Stop:
-    """Which signal asked the run to stop, if any."""
-
-    number: int | None = None
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """The first SIGINT, SIGTERM or SIGHUP is noted, for the run to save and end; the second ends it at once."""
-    stop = Stop()
-    caught = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        stop.number = number
-        for s in caught:
-            signal.signal(s, before[s])
-        with contextlib.suppress(OSError):
-            note("stopping after this step; once more stops at once")
-
-    before = {s: signal.signal(s, handle) for s in caught}
-    try:
-        yield stop
-    finally:
-        for s in caught:
-            signal.signal(s, before[s])

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from difftool.cli.command import component_command, given_values, name_option
-from difftool.cli.console import bar, note, result, result_json, stop_signals
+from difftool.cli.console import bar, note, result, result_json
+from difftool.cli.signals import Signals, signals
 from difftool.components import Component, Options
-from difftool.errors import DifftoolError, Interrupted, InvalidOption, UsageError
+from difftool.errors import DifftoolError, Interrupted, InvalidOption, UnknownComponent, UsageError, spending
 from difftool.options import Group, flag_of, help_text
-from difftool.recipe import PARTS, Recipe, choose, compose, line_of, merge, read_toml, training_values
+from difftool.recipe import (
+    PARTS,
+    Recipe,
+    choose,
+    compose,
+    contradictions,
+    line_of,
+    merge,
+    read_toml,
+    training_values,
+)
 from difftool.settings import Training
 from difftool.validation import make
 
@@ -21,9 +34,6 @@ if TYPE_CHECKING:
     from difftool.experiment import Experiment
 
 PANEL = "Components"
-MAY_CHANGE = ("steps", "epochs", "checkpoint_every", "keep", "preview_every", "workers", "threads")
-"""Settings that --resume may change. None changes what was done; a later end stretches a cosine learning rate, and
-another number of threads may change sums in their last digits."""
 
 
 def _document(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,8 +59,18 @@ def _file(params: Mapping[str, Any]) -> dict[str, Any]:
 
         check_tables(document)
     except InvalidOption as error:
-        raise _located(error, Path(config or Path(resume or "") / "config.toml"), error.field, "") from None
+        path = _config_path(params)
+        assert path is not None
+        raise _located(error, path, error.field, "") from None
     return document
+
+
+def _config_path(params: Mapping[str, Any]) -> Path | None:
+    """The file that values not given on the command line come from."""
+    config, resume = params.get("config"), params.get("resume")
+    if config is not None:
+        return Path(config)
+    return None if resume is None else Path(resume) / "config.toml"
 
 
 def _note_left_out(document: Mapping[str, Any], params: Mapping[str, Any]) -> None:
@@ -64,7 +84,13 @@ def _note_left_out(document: Mapping[str, Any], params: Mapping[str, Any]) -> No
 
 def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
     document = _document(params)
-    classes = choose(document)
+    try:
+        classes = choose(document)
+    except UnknownComponent as error:
+        path = _config_path(params)
+        if path is None or params.get(error.kind) is not None:
+            raise
+        raise _located(InvalidOption("name", str(error)), path, error.kind, "name") from None
     groups = [
         Group.of(cls, defaults={k: v for k, v in document.get(kind, {}).items() if k != "name"})
         for kind, cls in classes.items()
@@ -95,6 +121,7 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with this run, exactly where it stopped.", metavar="RUN")
     ] = None,
+    new_data: Annotated[bool, typer.Option("--new-data", help="Resume although the data have changed since.")] = False,
     config: Annotated[
         Path | None, typer.Option(help="Take what is not given here from a TOML file.", metavar="FILE")
     ] = None,
@@ -112,19 +139,41 @@ def train(
     given = given_values(ctx)
     document = _document(ctx.params)
     _note_left_out(_file(ctx.params), ctx.params)
-    config_path = config or (resume / "config.toml" if resume else None)
+    config_path = _config_path(ctx.params)
     recipe = compose(merge(document, given), make=_maker(given, config_path))
     if resume is not None:
         from difftool.runs import open_run
 
         if out is not None:
             raise UsageError("--out: a resumed run stays in its folder; leave it out")
-        _check_resume(compose(open_run(resume).read_config()), recipe, resume)
-    elif out is not None:
+        if rows := contradictions(compose(open_run(resume).read_config()), recipe):
+            raise DifftoolError(f"--resume {resume}: {'; '.join(rows)}; leave these out, or start a new run")
+        if overwrite:
+            raise UsageError("--overwrite: a resumed run is gone on with, not replaced; leave it out")
+        open_run(resume).check_free()
+    else:
         from difftool.runs import check_run_output
 
+        if new_data:
+            raise UsageError("--new-data: only a resumed run can have other data; add --resume")
+        if overwrite and out is None:
+            raise UsageError("--overwrite: says that the run named by --out is replaced; add --out")
         check_run_output(out, overwrite=overwrite)
-    _train(recipe, out=out, overwrite=overwrite, resume=resume, device_name=device, dry_run=dry_run, as_json=json)
+    try:
+        _train(
+            recipe,
+            out=out,
+            overwrite=overwrite,
+            resume=resume,
+            new_data=new_data,
+            device_name=device,
+            dry_run=dry_run,
+            as_json=json,
+        )
+    except InvalidOption as error:  # a setting that the data or the device do not allow
+        if config_path is None or error.field in given["training"]:
+            raise
+        raise _located(error, config_path, "training", error.field) from None
 
 
 def add_to(app: typer.Typer) -> None:
@@ -137,13 +186,14 @@ def _train(
     out: Path | None,
     overwrite: bool,
     resume: Path | None,
+    new_data: bool,
     device_name: str,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     from difftool import device as devices
     from difftool.experiment import prepare
-    from difftool.runs import RunFolder, create, now
+    from difftool.runs import RunFolder, create
 
     device = devices.choose(device_name)
     with devices.threads(recipe.training.threads):
@@ -153,17 +203,8 @@ def _train(
             _dry_run(experiment, as_json=as_json)
             return
         folder = RunFolder(resume) if resume is not None else create(recipe, out, overwrite=overwrite)
-        experiment.folder = folder
-        with folder.lock():
-            if resume is not None:
-                started = folder.started
-                experiment.resume()
-                note(f"going on with {folder.path} after step {experiment.state.step}")
-            else:
-                started = now()
-                note(f"run folder {folder.path}")
-            recorded = {"started": started, "device": str(device), "torch": _torch_version()}
-            folder.write_config(recipe, recorded)
+        with experiment.held(folder, resume=resume is not None, new_data=new_data):
+            note(_beginning(experiment, resumed=resume is not None))
             _fit(experiment)
     if as_json:
         last = folder.read_metrics()[-1:] or [{}]
@@ -172,32 +213,67 @@ def _train(
         result(str(folder.path))
 
 
+def _beginning(experiment: Experiment, *, resumed: bool) -> str:
+    path, step = experiment.folder.path, experiment.state.step
+    if not resumed:
+        return f"run folder {path}"
+    if step >= experiment.steps:
+        return f"{path} has made all its {step} steps; --steps N makes more"
+    return f"going on with {path} after step {step}"
+
+
 def _fit(experiment: Experiment) -> None:
     """Train to the end under a bar; a signal saves and ends the run."""
-    folder, settings = experiment.folder, experiment.recipe.training
-    words = _Words(settings.batch_size)
-    with stop_signals() as stop, bar("training", experiment.steps) as shown:
-        try:
-            for update in experiment.run():
-                if update.metrics is not None:
-                    words.see(update.metrics)
-                shown.update(update.step, words)
-                if stop.number is not None:
-                    experiment.save()
-                    raise Interrupted(
-                        f"stopped after step {update.step} of {update.steps}; everything is saved; "
-                        f"go on with: difftool train --resume {folder.path}",
-                        stop.number,
-                    )
-                if update.preview:
-                    _preview(experiment)
-        except DifftoolError as error:
-            if isinstance(error, Interrupted):
-                raise
-            saved = folder.saved_states()
-            state = f"the last state is {saved[0]}" if saved else "no state was saved before"
-            raise type(error)(f"{error}; {state}") from None
-    experiment.save()
+    words = _Words(experiment.recipe.training.batch_size)
+    with (
+        signals.deferred() as stop,
+        bar("training", experiment.steps) as shown,
+        _knowing_the_last_state(experiment),
+    ):
+        for update in experiment.run():
+            if update.metrics is not None:
+                words.see(update.metrics)
+            shown.update(update.step, words)
+            if update.preview:
+                _preview(experiment)
+            _stop_if_asked(experiment, stop)
+        experiment.save()
+        _stop_if_asked(experiment, stop)
+    _conclude(experiment, words)
+
+
+def _stop_if_asked(experiment: Experiment, stop: Signals) -> None:
+    """After a signal: save, and end with the line that goes on."""
+    if stop.number is not None:
+        experiment.save()
+        path = shlex.quote(str(experiment.folder.path))
+        raise Interrupted(
+            f"stopped after step {experiment.state.step} of {experiment.steps}; everything is saved; "
+            f"go on with: difftool train --resume {path}",
+            stop.number,
+        )
+
+
+@contextlib.contextmanager
+def _knowing_the_last_state(experiment: Experiment) -> Iterator[None]:
+    """What goes wrong on the way is told with the state that the run can go on from."""
+    try:
+        with spending(f"--batch-size {experiment.recipe.training.batch_size}"):
+            yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        saved = experiment.folder.saved_states()
+        state = f"the last state is {saved[0]}" if saved else "no state was saved before"
+        if isinstance(error, DifftoolError):
+            raise type(error)(f"{error}; {state}") from error
+        note(state)
+        raise
+
+
+def _conclude(experiment: Experiment, words: _Words) -> None:
+    """What is left of a run that was trained to its end: the last pictures, and what came of it in words."""
+    folder = experiment.folder
     drawn, rows = _preview(experiment), folder.read_metrics()
     if rows:
         _draw_loss(experiment, rows)
@@ -205,10 +281,12 @@ def _fit(experiment: Experiment) -> None:
         held_out = rows[-1].get("held_out_loss")
         beside = "" if held_out is None else f", {loss_text(held_out)} held out"
         note(f"loss {loss_text(words.loss)}{beside} after {experiment.state.step} steps in {experiment.elapsed:.1f} s")
+    if skipped := experiment.state.skipped:
+        note(f"{skipped} steps changed nothing, since fp16 overflowed; --precision bf16 does not")
     for path in (*drawn[:1], folder.loss):
         if path.exists():
             note(f"drew {path}")
-    note(f"sample it with: difftool sample {folder.path}")
+    note(f"sample it with: difftool sample {shlex.quote(str(folder.path))}")
 
 
 def _preview(experiment: Experiment) -> list[Path]:
@@ -276,10 +354,9 @@ def _introduce(experiment: Experiment, device: str) -> None:
 
 def _dry_run(experiment: Experiment, *, as_json: bool) -> None:
     parameters = experiment.parameters
-    copies = 5 if experiment.state.ema is not None else 4  # weights, gradients, two Adam moments, average
     facts = {
         "parameters": parameters,
-        "state_bytes": 4 * copies * parameters,
+        "state_bytes": experiment.state_bytes,
         "steps": experiment.steps,
         "steps_per_epoch": experiment.steps_per_epoch,
         "device": str(experiment.device),
@@ -292,32 +369,9 @@ def _dry_run(experiment: Experiment, *, as_json: bool) -> None:
 
     note(
         f"{experiment.steps} steps, {experiment.steps_per_epoch} an epoch; "
-        f"weights and optimizer take {4 * copies * parameters / 2**20:.1f} MiB, activations come on top"
+        f"weights and optimizer take {experiment.state_bytes / 2**20:.1f} MiB, gradients and activations come on top"
     )
     result(dump_toml(experiment.recipe.document()).rstrip())
-
-
-def _check_resume(before: Recipe, now: Recipe, path: Path) -> None:
-    """Refuse to go on with other options than the run's own, listing them."""
-    rows = []
-    old, new = before.document(), now.document()
-    for table in old:
-        if old[table].get("name") != new[table].get("name"):  # the options of two components cannot be compared
-            rows.append(f"--{table} is {old[table]['name']} in the run, not {new[table]['name']}")
-            continue
-        for key in sorted({*old[table], *new[table]}):
-            a, b = old[table].get(key), new[table].get(key)
-            if a != b and not (table == "training" and key in MAY_CHANGE):
-                flag = f"--{key.replace('_', '-')}" if table == "training" else f"--{table}.{key.replace('_', '-')}"
-                rows.append(f"{flag} is {_said(a)} in the run, not {_said(b)}")
-    if rows:
-        raise DifftoolError(f"--resume {path}: {'; '.join(rows)}; leave these out, or start a new run")
-
-
-def _said(value: Any) -> str:
-    """A value as a user would say it."""
-    words = {True: "on", False: "off", None: "not set"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _maker(given: Mapping[str, Mapping[str, Any]], config: Path | None) -> Callable[..., Any]:
@@ -339,9 +393,3 @@ def _located(error: InvalidOption, path: Path, table: str, key: str) -> UsageErr
     line = line_of(path, table, key)
     where = f"{path}, line {line}" if line else str(path)
     return UsageError(f"{where}: {table}{'.' + key if key else ''}: {error.reason}")
-
-
-def _torch_version() -> str:
-    import torch
-
-    return str(torch.__version__)

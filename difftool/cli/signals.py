@@ -1,0 +1,82 @@
+"""What SIGINT, SIGTERM and SIGHUP do: they end the program quietly, tidily and with exit code 128 + number.
+
+While a run is trained, the first one is only noted, for the step to be finished and saved (`deferred`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+class Stopped(BaseException):
+    """A signal ends the program. No `Exception`, so that nothing between here and `main` takes it for a failure."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+class Signals:
+    """The signals that came. The first can be deferred; the one after it ends the program."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """The first that came."""
+        self._deferred = False
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """Handle signals in this block. One that is ignored already (`nohup`, a job in the background) stays so."""
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers there alone
+            yield
+            return
+        wanted = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+        before = {number: signal.getsignal(number) for number in wanted}
+        ours = [number for number in wanted if before[number] not in (signal.SIG_IGN, None)]
+        self.number = None
+        for number in ours:
+            signal.signal(number, self._handle)
+        try:
+            yield
+        finally:
+            for number in ours:
+                signal.signal(number, before[number])
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[Signals]:
+        """In this block the first signal is noted as `number`, for whoever is at work to end in good order."""
+        self._deferred = True
+        try:
+            yield self
+        finally:
+            self._deferred = False
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        first = self.number is None
+        self.number = self.number or number
+        if self._deferred and first:
+            with contextlib.suppress(Exception):  # the log may be full, closed, or just being written to
+                from difftool.cli.console import note
+
+                note("stopping after this step; once more stops at once")
+            return
+        if importing_torch():  # its C++ parts turn an exception into errors of their own; there is nothing to tidy yet
+            os._exit(128 + number)
+        raise Stopped(number)
+
+
+def importing_torch() -> bool:
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
+
+
+signals = Signals()
+"""Those of this process."""
