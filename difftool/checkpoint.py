@@ -159,7 +159,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         document = _strict(text)
     except (ValueError, RecursionError):
         raise _foreign(path, "its metadata are not JSON") from None
-    if not isinstance(document, dict) or not isinstance(document.get("format"), int):
+    if not isinstance(document, dict) or type(document.get("format")) is not int or document["format"] < 1:
         raise _foreign(path, "its metadata are malformed")
     if document["format"] > FORMAT:
         raise BadFile(f"{path} was written by a newer difftool (format {document['format']}); upgrade difftool")

@@ -173,6 +173,10 @@ class Exact:
                 end = x
             ends.append(end)
             calls += made
+        if not bool(ends[1].isfinite().all()):
+            raise DifftoolError(
+                f"the solution to compare with is not finite: the estimates of {self.source.name} ran away"
+            )
         self.doubt = max(self.doubt, rms(ends[0] - ends[1]))
         self._known[first] = ends[1]
 

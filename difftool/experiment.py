@@ -114,7 +114,7 @@ class Experiment:
             if resume:
                 self._take_up(new_data)
             recorded = {"started": (folder.started if resume else "") or now(), **devices.machine(self.device)}
-            folder.write_config(self.recipe, {**recorded, "data": self.identity})
+            folder.write_config(self.recipe, {**recorded, "steps": self.steps, "data": self.identity})
             yield
 
     def run(self) -> Iterator[Update]:
@@ -178,11 +178,13 @@ class Experiment:
         before = state.restore(self.folder, self.state, self.recipe)
         if self.steps < self.state.step:
             raise UsageError(f"--steps: the run is at step {self.state.step} already, beyond {self.steps}")
-        if before is None:
-            warnings.warn(f"{self.folder.path} holds no training state; it starts from its first step", stacklevel=2)
-        else:
+        if before is not None:
             self._compare(before, new_data)
-            self.elapsed, self.saved_at = before.elapsed, self.state.step
+            self.elapsed = before.elapsed
+        elif self.folder.model.exists():  # states are written before models
+            raise DifftoolError(f"the training states of {self.folder.path} are gone; start a new run")
+        else:
+            warnings.warn(f"{self.folder.path} holds no training state yet; it starts at its first step", stacklevel=2)
         self.folder.rewrite_metrics(self.folder.read_metrics(up_to=self.state.step))
 
     def _compare(self, before: Circumstances, new_data: bool) -> None:
@@ -201,16 +203,16 @@ class Experiment:
             )
 
     def save(self) -> None:
-        """Write model and state; older states go only once the new one is on disk.
+        """Write state and model; older states go only once the new ones are on disk.
 
-        The model comes first, so that a state on disk always has its model beside it.
+        The state comes first: where there is a model, there is something to go on from.
         """
         if self.saved_at == self.state.step:
             return
-        self.model.step = self.state.step
-        self.model.save(self.folder.model)
         circumstances = Circumstances(elapsed=self.elapsed, data=self.identity, machine=devices.machine(self.device))
         state.save(self.folder.state(self.state.step), self.state, self.recipe, circumstances)
+        self.model.step = self.state.step
+        self.model.save(self.folder.model)
         self.saved_at = self.state.step
         for old in self.folder.saved_states()[self.recipe.training.keep :]:
             old.unlink(missing_ok=True)
@@ -231,7 +233,8 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         train, held_out = split(samples, settings.held_out)
     except ValueError as error:
         raise InvalidOption("held_out", str(error), where="--held-out") from None
-    data = DataFacts.of(samples)
+    with loading(recipe.dataset):
+        data = DataFacts.of(samples)
     seed_globally(device, settings.seed, "weights")
     network = build_network(recipe, data).to(device)
     if data.is_image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from difftool.data import Samples, Scaling
 
 LARGEST_UNIT = 1e30
 """Shift, scale and bounds in a file stay below this, or float32 would overflow."""
+LARGEST_ITEM = 2**26
+"""Numbers in an item: an image of 4096 x 4096 in four channels."""
 MEASURED = 1_000
 """Items from which the standard deviation of the data is measured."""
 
@@ -33,6 +36,8 @@ class DataFacts:
             names = tuple(str(i) for i in range(int(samples.labels.max()) + 1))
         few, n = min(MEASURED, len(samples)), len(samples)
         items, _ = samples.take([i * n // few for i in range(few)])
+        if tuple(items.shape[1:]) != tuple(samples.shape):  # a source is asked here first
+            raise ValueError(f"items are {tuple(items.shape[1:])}, but the shape says {tuple(samples.shape)}")
         std = float(Scaling.of(samples).to_model(items).std(correction=0))
         return cls(
             shape=tuple(samples.shape),
@@ -102,7 +107,12 @@ class DataFacts:
         facts = cls(**model.model_validate_json(json.dumps(document)).model_dump())
         if not {len(facts.shift), len(facts.scale)} <= {1, facts.shape[0]}:
             raise ValueError("shift and scale must have one entry, or one for each channel")
-        if not all(0 < scale < LARGEST_UNIT for scale in facts.scale) or max(map(abs, facts.shift)) > LARGEST_UNIT:
+        if math.prod(facts.shape) > LARGEST_ITEM:
+            raise ValueError("an item has too many numbers")
+        if (
+            not all(1 / LARGEST_UNIT < scale < LARGEST_UNIT for scale in facts.scale)
+            or max(map(abs, facts.shift)) > LARGEST_UNIT
+        ):
             raise ValueError("shift and scale must be ordinary numbers, scale above 0")
         if facts.bounds is not None and not -LARGEST_UNIT < facts.bounds[0] < facts.bounds[1] < LARGEST_UNIT:
             raise ValueError("bounds must be a low and a high number")

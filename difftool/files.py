@@ -97,10 +97,14 @@ def check_output(path: Path, *, overwrite: bool, folder: bool = False) -> None:
         raise DifftoolError(f"{path} is a folder; name a file in it")
     if path.is_symlink() and not path.exists():
         raise DifftoolError(f"{path} is a link to nothing; give another name")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DifftoolError(f"{path} is no regular file; give another name")
     if path.exists() and not overwrite and not (folder and path.is_dir() and not any(path.iterdir())):
         raise DifftoolError(f"{path} exists already; give another name, or --overwrite")
     parent = path.absolute().parent
     while not parent.exists():
+        if parent.is_symlink():
+            raise DifftoolError(f"{path}: {parent} is a link to nothing")
         parent = parent.parent
     if not parent.is_dir():
         raise DifftoolError(f"{path}: {parent} is not a folder")

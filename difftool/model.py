@@ -22,6 +22,7 @@ from difftool.facts import DataFacts
 from difftool.plugins import registry
 from difftool.prediction import check
 from difftool.recipe import PARTS, Recipe, compose
+from difftool.settings import LARGEST_STEP
 from difftool.source import Autocast, Source
 
 if TYPE_CHECKING:
@@ -53,14 +54,16 @@ class Model(Source):
         """The model in a file. Raises `BadFile`, or `UnknownComponent` when a plugin is missing."""
         tensors, document = checkpoint.load(path)
         if document.get("kind") != "model":
-            raise BadFile(f"{path} holds a training state, not a model; sample the run's model.safetensors")
+            if document.get("kind") == "state":
+                raise BadFile(f"{path} holds a training state, not a model; sample the run's model.safetensors")
+            raise BadFile(f"{path} holds no model")
         recipe = read_recipe(path, document)
         try:
             data = DataFacts.read(document.get("data"))
         except ValueError:
             raise BadFile(f"{path}: its metadata describe no data that difftool knows") from None
         weights, step = document.get("weights"), document.get("step")
-        if weights not in ("ema", "raw") or type(step) is not int or step < 0:
+        if weights not in ("ema", "raw") or type(step) is not int or not 0 <= step <= LARGEST_STEP:
             raise BadFile(f"{path}: its metadata are malformed")
         network = build_network(recipe, data, expected=tensors, path=path)
         network.load_state_dict(tensors)

@@ -11,7 +11,7 @@ from difftool.components import Dataset, NoiseSchedule, Oracle
 from difftool.contracts import Denoise, Estimate
 from difftool.data import Samples
 from difftool.errors import UsageError, blaming
-from difftool.experiment import load_samples
+from difftool.experiment import load_samples, loading
 from difftool.facts import DataFacts
 from difftool.model import build_schedule
 from difftool.schedule import Level, Schedule
@@ -47,7 +47,9 @@ class OracleSource(Source):
         """Load the data (generated ones from the seed) and let the oracle see them. Raises `DifftoolError`."""
         schedule = build_schedule(noise, timesteps)
         samples = load_samples(dataset, seed)
-        source = cls(oracle, dataset, noise, samples, DataFacts.of(samples), schedule, torch.device(device))
+        with loading(dataset):
+            facts = DataFacts.of(samples)
+        source = cls(oracle, dataset, noise, samples, facts, schedule, torch.device(device))
         source._of_class(None)  # an oracle that cannot know these data says so before any work
         return source
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from difftool.errors import BadFile, DifftoolError, UsageError
 from difftool.files import check_output, make_folder, open_regular, sweep, write_text
@@ -31,8 +31,21 @@ ROOT = Path("runs")
 LOCK = "lock"
 DAMAGED = ".damaged"
 """Ends the name of a training state that could not be read."""
+LARGEST = 1e300
+"""A number in metrics.jsonl stays below this."""
 OURS = ("config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "state", "previews", "samples")
 """What a run writes into its folder: all that --overwrite may remove."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run is."""
+
+    status: Literal["training", "finished", "stopped"]
+    step: int
+    """The step that it can go on from; of a run that is trained now, the last one logged."""
+    steps: int | None
+    """The step that it ends at, where that is recorded."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +91,8 @@ class RunFolder:
 
     def saved_states(self) -> list[Path]:
         """Training states, the newest first."""
-        found = [p for p in self.states.glob("step-*.safetensors") if re.fullmatch(r"step-\d{9,}", p.stem)]
-        return sorted(found, key=lambda p: int(p.stem.removeprefix("step-")), reverse=True)
+        found = [p for p in self.states.glob("step-*.safetensors") if re.fullmatch(r"step-\d{9,10}", p.stem, re.ASCII)]
+        return sorted(found, key=step_of, reverse=True)
 
     def damaged_states(self) -> list[Path]:
         """States that were set aside."""
@@ -101,14 +114,33 @@ class RunFolder:
     def read_config(self) -> dict[str, Any]:
         return read_toml(self.config)
 
+    def readable_config(self) -> dict[str, Any]:
+        """The config file, or nothing where it cannot be read: enough to list a run."""
+        try:
+            return self.read_config()
+        except UsageError:
+            return {}
+
+    def recorded(self) -> dict[str, Any]:
+        """What the config file only records: when the run began, where, on which data."""
+        recorded = self.readable_config().get("run")
+        return recorded if isinstance(recorded, dict) else {}
+
     @property
     def started(self) -> str:
         """When the run began, ISO 8601 in UTC; empty where that is not recorded."""
-        try:
-            recorded = self.read_config().get("run")
-        except UsageError:
-            return ""
-        return str(recorded.get("started", "")) if isinstance(recorded, dict) else ""
+        return str(self.recorded().get("started", ""))
+
+    def status(self) -> Status:
+        """How far the run is, by its lock, its states and its metrics."""
+        steps = self.recorded().get("steps")
+        steps = steps if type(steps) is int else None
+        if self.in_use_by:
+            rows = self.read_metrics()
+            return Status("training", rows[-1]["step"] if rows else 0, steps)
+        step = next((step_of(path) for path in self.saved_states()), 0)
+        finished = steps is not None and step >= steps and self.model.is_file()
+        return Status("finished" if finished else "stopped", step, steps)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         try:
@@ -157,6 +189,9 @@ class RunFolder:
         for folder in (self.states, self.previews, self.samples):
             if folder.exists() and not folder.is_dir():
                 raise DifftoolError(f"{folder} is a file; a run needs a folder there")
+        for file in (self.config, self.model, self.metrics, self.loss):
+            if file.exists() and not file.is_file():
+                raise DifftoolError(f"{file} is no regular file; a run needs one there")
         make_folder(self.states)
         free = shutil.disk_usage(self.states).free
         if free < state_bytes:
@@ -173,6 +208,11 @@ class RunFolder:
                 return "" if _lock(file.fileno()) else _holder(file.fileno())
         except OSError:
             return ""
+
+
+def step_of(state: Path) -> int:
+    """The step in the name of a training state."""
+    return int(state.stem.removeprefix("step-"))
 
 
 def create(recipe: Recipe, out: Path | None, *, overwrite: bool) -> RunFolder:
@@ -252,11 +292,14 @@ def now() -> str:
 
 
 def _is_row(row: Any) -> bool:
-    """Whether something read from metrics.jsonl is a row as it was written there."""
-    if not isinstance(row, dict) or type(row.get("step")) is not int:
+    """Whether something read from metrics.jsonl is a row as it was written there: numbers, or None for none."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int or "loss" not in row:
         return False
-    numbers = isinstance(row.get("loss"), (int, float, type(None)))
-    return numbers and isinstance(row.get("loss_quartiles", []), list)
+    quartiles = row.get("loss_quartiles", [None] * 4)
+    if not isinstance(quartiles, list) or len(quartiles) != 4:
+        return False
+    numbers = (value for key, value in row.items() if key != "loss_quartiles")
+    return all(v is None or (type(v) in (int, float) and abs(v) < LARGEST) for v in (*numbers, *quartiles))
 
 
 def _clear(path: Path) -> None:

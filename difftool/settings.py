@@ -9,6 +9,7 @@ from typing import Literal
 from difftool.components import Options, option
 
 LARGEST_SEED = 2**63 - 1
+LARGEST_STEP = 10**9
 STRENGTH = 0.6
 """Share of the steps walked from an image when the user does not say."""
 
@@ -17,7 +18,7 @@ class Training(Options):
     """How a model is trained. A backbone may bring defaults of its own."""
 
     timesteps: int = option(default=1000, ge=1, le=100_000, help="T, the number of noise levels")
-    steps: int | None = option(default=None, ge=0, le=10**9, help="optimizer steps")
+    steps: int | None = option(default=None, ge=0, le=LARGEST_STEP, help="optimizer steps")
     epochs: int | None = option(default=None, ge=1, le=10**7, help="passes over the data, instead of --steps")
     batch_size: int = option(default=128, ge=1, le=10**6, help="items a step")
     lr: float = option(default=1e-3, gt=0, le=10, help="learning rate of Adam")

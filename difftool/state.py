@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,12 @@ from difftool.errors import BadFile, DifftoolError, UsageError
 from difftool.model import Model, read_recipe
 from difftool.recipe import Recipe, contradictions
 from difftool.runs import RunFolder
+from difftool.settings import LARGEST_STEP
 from difftool.training import TrainState
+
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+"""What the optimizer keeps of each weight."""
+LARGEST_ELAPSED = 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +38,10 @@ class Circumstances:
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Circumstances:
         """From untrusted metadata. Raises `ValueError`."""
-        elapsed, data, machine = document.get("elapsed"), document.get("data"), document.get("machine")
-        if type(elapsed) is not float or not isinstance(data, str) or not isinstance(machine, dict):
+        elapsed, data, machine = (document.get(name) for name in ("elapsed", "data", "machine"))
+        if type(elapsed) is not float or not 0 <= elapsed < LARGEST_ELAPSED:
+            raise ValueError("it has no time")
+        if not isinstance(data, str) or not isinstance(machine, dict):
             raise ValueError("its circumstances are malformed")
         return cls(elapsed=elapsed, data=data, machine=machine)
 
@@ -107,7 +113,9 @@ def _restore_from(path: Path, state: TrainState, recipe: Recipe, config: Path) -
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
-        groups.setdefault(group, {})[rest] = tensor
+        if group not in groups:
+            raise BadFile(f"{path}: {name} belongs to no training state")
+        groups[group][rest] = tensor
     targets: list[tuple[str, nn.Module | None]] = [
         ("model", state.network),
         ("ema", state.ema.network if state.ema else None),
@@ -117,6 +125,8 @@ def _restore_from(path: Path, state: TrainState, recipe: Recipe, config: Path) -
         if misfits := checkpoint.differences(wanted, groups[group]):
             raise BadFile(f"{path}: its {group} weights do not fit: {misfits}")
     slots = _slots(path, groups["optimizer"], list(state.network.parameters()))
+    if not slots and counters["step"] > counters["skipped"]:
+        raise BadFile(f"{path}: its optimizer is missing")
     for group, module in targets:
         if module is not None:
             module.load_state_dict(groups[group])
@@ -139,7 +149,7 @@ def _counters(path: Path, document: Mapping[str, Any]) -> tuple[dict[str, int], 
     counters = {name: document.get(name) for name in ("step", "skipped", "skipped_in_a_row", "ema_updates")}
     scaler = document.get("scaler")
     try:
-        if not all(type(c) is int and c >= 0 for c in counters.values()):
+        if not all(type(c) is int and 0 <= c <= LARGEST_STEP for c in counters.values()):
             raise ValueError
         if not isinstance(scaler, dict) or not all(type(v) in (int, float) for v in scaler.values()):
             raise ValueError
@@ -154,12 +164,17 @@ def _counters(path: Path, document: Mapping[str, Any]) -> tuple[dict[str, int], 
 def _slots(path: Path, tensors: Mapping[str, Tensor], parameters: list[nn.Parameter]) -> dict[int, dict[str, Tensor]]:
     """The optimizer's tensors by number of the weight. Raises `BadFile`."""
     slots: dict[int, dict[str, Tensor]] = {}
+    wanted = {
+        f"{index}.{slot}": torch.empty((), device="meta") if slot == "step" else p.to("meta")
+        for index, p in enumerate(parameters)
+        for slot in ADAM
+        if any(name.startswith(f"{index}.") for name in tensors)  # a weight that is never used has none
+    }
+    if rows := checkpoint.differences(wanted, tensors):
+        raise BadFile(f"{path}: its optimizer does not fit: {rows}")
     for name, tensor in tensors.items():
-        number, _, slot = name.partition(".")
-        index = int(number) if re.fullmatch(r"\d{1,9}", number, re.ASCII) else -1
-        if not 0 <= index < len(parameters) or tensor.shape not in (parameters[index].shape, torch.Size()):
-            raise BadFile(f"{path}: its optimizer does not fit: {name} is {tuple(tensor.shape)}")
-        slots.setdefault(index, {})[slot] = tensor
+        index, _, slot = name.partition(".")
+        slots.setdefault(int(index), {})[slot] = tensor
     return slots
 
 
@@ -186,5 +201,5 @@ def raw_model(model: Model, run: RunFolder) -> Model:
         if rows := checkpoint.differences(model.network.state_dict(), raw):
             raise BadFile(f"{path}: its weights do not fit: {rows}")
         model.network.load_state_dict(raw)
-        return replace(model, weights="raw", step=int(document["step"]), source=path)
+        return replace(model, weights="raw", step=_counters(path, document)[0]["step"], source=path)
     raise BadFile(reasons[0] if reasons else f"run {run.path} has no training state, so its raw weights are gone")

@@ -96,6 +96,7 @@ def make(record: type[T], values: Mapping[str, object]) -> T:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else next(iter(values), "")
         raise InvalidOption(name, _reason(first)) from None
+    clean = {name: _at_home(name, value) for name, value in clean.items()}
     try:
         return record(**clean)
     except ValueError as error:  # the record's own __post_init__
@@ -258,4 +259,12 @@ def _as_json(value: object) -> Any:
 def _as_plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_as_plain(v) for v in value]
-    return str(value.expanduser().absolute()) if isinstance(value, Path) else value
+    return str(value.absolute()) if isinstance(value, Path) else value
+
+
+def _at_home(name: str, value: Any) -> Any:
+    """A path with its ~ resolved."""
+    try:
+        return value.expanduser() if isinstance(value, Path) else value
+    except RuntimeError:
+        raise InvalidOption(name, f"{value}: the folder that ~ stands for is not known") from None

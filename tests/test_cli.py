@@ -380,7 +380,10 @@ def test_info(run: Run, points_run: Path) -> None:
     facts = json.loads(ok(run("info", points_run, "--json")).out)
     assert facts["progress"]["step"] == facts["model"]["step"] == 30
     assert facts["backbone"]["width"] == 16
-    assert facts["states"] == ["step-000000030.safetensors"]
+    (state,) = facts["states"]
+    assert (state["file"], state["valid"]) == ("step-000000030.safetensors", True)
+    assert (facts["status"], facts["step"], facts["steps"]) == ("finished", 30, 30)
+    assert list(facts["plugins"]) == ["difftool"]
     weights = checkpoint.load(points_run / "model.safetensors")[0]
     assert facts["model"]["parameters"] == sum(t.numel() for t in weights.values())
     alone = json.loads(ok(run("info", points_run / "model.safetensors", "--json")).out)

@@ -78,8 +78,8 @@ def test_float32_is_as_good_as_its_input(at: Level) -> None:
     exact = MixtureDenoiser(items.float().double(), torch.zeros(1))(x.double(), at)
     found = MixtureDenoiser(items.float(), torch.zeros(1))(x, at)
     assert found.x_0.dtype == torch.float32
-    assert float((found.x_0 - exact.x_0).abs().max()) < 3e-6
-    assert float((found.eps - exact.eps).abs().max()) < 3e-6 / at.sigma + 1e-5
+    assert float((found.x_0 - exact.x_0).abs().max()) < 6e-6  # of values up to 4; machines differ in the last digits
+    assert float((found.eps - exact.eps).abs().max()) < 6e-6 / at.sigma + 1e-5
 
 
 def test_limits() -> None:

@@ -39,6 +39,11 @@ def _exit_code(given: list[str]) -> int:
     except BrokenPipeError:
         _forget_stdout()
         return BROKEN_PIPE
+    except SystemExit as error:  # Typer and rich make one of a closed pipe
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        _forget_stdout()
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -58,6 +63,10 @@ def _run(arguments: list[str]) -> int:
 
     from difftool.cli.app import app
 
+    try:
+        os.getcwd()
+    except OSError as error:  # nor could torch be loaded there
+        raise DifftoolError(f"the current folder cannot be used ({error.strerror}); change to another") from None
     _refuse_empty(arguments)
     outcome = typer.main.get_command(app).main(arguments, prog_name="difftool", standalone_mode=False)
     return outcome if isinstance(outcome, int) else 0
@@ -133,6 +142,8 @@ def _mend_streams() -> None:
 
     The numbers of closed streams are taken first, or a file opened later would get one, and stray output with it.
     """
+    if os.environ.get("COLUMNS", "").strip("0") == "":  # rich would print nothing in none
+        os.environ.pop("COLUMNS", None)
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= LAST_STREAM:
         pass
     os.close(descriptor)

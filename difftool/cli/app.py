@@ -36,9 +36,9 @@ def difftool(
 
 
 def _add_commands() -> None:
-    from difftool.cli import compare, info, inspect_schedule, listing, noise, sample, train
+    from difftool.cli import compare, info, inspect_schedule, listing, noise, runs, sample, train
 
-    for module in (train, sample, compare, noise, inspect_schedule, listing, info):
+    for module in (train, sample, compare, noise, inspect_schedule, listing, runs, info):
         module.add_to(app)
 
 

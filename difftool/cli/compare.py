@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difftool.cli.command import component_command, given_values
-from difftool.cli.console import bar, note
+from difftool.cli.console import bar, note, show
 from difftool.cli.outputs import check_out, report
 from difftool.cli.sources import (
     Asked,
@@ -136,10 +136,8 @@ def add_to(app: typer.Typer) -> None:
 
 def _print(measured: Sequence[Measured], calls: Sequence[int], fresh: FreshData | None) -> None:
     """A table for each measure, on stderr: stdout is for the figure's path."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(stderr=True, highlight=False)
     measures = {"error": "error", "sliced_w2": "sliced W2"}
     for measure, heading in measures.items():
         if measure == "sliced_w2" and fresh is None:
@@ -159,8 +157,8 @@ def _print(measured: Sequence[Measured], calls: Sequence[int], fresh: FreshData 
             own = [m for m in measured if m.walk.key[:2] == (sampler, spacing)]
             cells = [_cell(own, most, measure) for most in calls]
             table.add_row(printable(sampler), printable(spacing), *cells)
-        console.print(table)
-        console.print()
+        show(table)
+        show("")
 
 
 def _cell(own: Sequence[Measured], most: int, measure: str) -> str:

@@ -20,8 +20,19 @@ PLAIN_SECONDS, SHORTEST_SECONDS = 30.0, 1.0
 """Without a terminal: a line each tenth, or after this long; never two within a second."""
 
 
-def stderr() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+class _Console(Console):
+    """A console that leaves it to others what a reader who has gone means; rich would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def stdout() -> Console:
+    return _Console(highlight=False)
+
+
+def stderr(*, soft_wrap: bool = True) -> Console:
+    return _Console(stderr=True, highlight=False, soft_wrap=soft_wrap)
 
 
 def note(text: str) -> None:
@@ -31,6 +42,12 @@ def note(text: str) -> None:
     """
     with contextlib.suppress(OSError):
         stderr().print(Text(printable(text)))
+
+
+def show(block: RenderableType) -> None:
+    """A table or a plot on stderr, under the rules of `note`."""
+    with contextlib.suppress(OSError):
+        stderr(soft_wrap=False).print(block)
 
 
 def result(text: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difftool.cli.command import component_command, given_values, names_of
-from difftool.cli.console import encodable, note, result, result_json
+from difftool.cli.console import encodable, note, result, result_json, show, stderr
 from difftool.cli.outputs import check_out
 from difftool.components import NoiseSchedule
 from difftool.errors import UsageError
@@ -121,12 +121,11 @@ def _numbers(schedule: Schedule) -> dict[str, Any]:
 
 def _print(tables: Mapping[str, Schedule]) -> None:
     """A table of a few levels and a plot, on stderr: stdout is for the figure's path."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from difftool.figures.schedules import decibels, terminal_plot
 
-    console = Console(stderr=True, highlight=False)
     for name, schedule in tables.items():
         T = len(schedule)
         rows = sorted({round(part * (T - 1)) for part in (0.0, 0.25, 0.5, 0.75, 1.0)})
@@ -138,15 +137,15 @@ def _print(tables: Mapping[str, Schedule]) -> None:
             level = schedule[t]
             cells = (float(betas[t]), float(bars[t]), level.alpha, level.sigma)
             table.add_row(str(t), *(f"{c:.6g}" for c in cells), f"{float(snr[t]):.2f}")
-        console.print(table)
-        console.print()
-    width = max(40, min(console.width, 100))
+        show(table)
+        show("")
+    width = max(40, min(stderr().width, 100))
     if all(schedule.variance_preserving for schedule in tables.values()):
         label, curves = "alpha-bar", {name: schedule.alpha_bars.tolist() for name, schedule in tables.items()}
     else:  # what tells these apart lies where alpha-bar is almost 1 or 0
         label, curves = "SNR dB", {name: decibels(schedule).tolist() for name, schedule in tables.items()}
     plain = os.environ.get("TERM") == "dumb" or not encodable("⣿─│")
-    console.print(terminal_plot(curves, width=width, height=14, ascii=plain, y_label=label), markup=False)
+    show(Text(terminal_plot(curves, width=width, height=14, ascii=plain, y_label=label)))
 
 
 def _draw(tables: Mapping[str, Schedule], path: Path, *, overwrite: bool) -> None:

@@ -6,11 +6,10 @@ import inspect
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from difftool.cli.console import result_json
+from difftool.cli.console import result_json, stdout
 from difftool.components import KINDS, Component
 from difftool.errors import UsageError, printable
 from difftool.options import shown
@@ -33,7 +32,7 @@ def listing(
     if json:
         result_json({f"{k}s": {n: _component_json(found, found.get(k, n)) for n in found.names(k)} for k in kinds})
         return
-    console = Console(highlight=False, soft_wrap=False)
+    console = stdout()
     for k in kinds:
         table = Table(title=f"{k}s", title_justify="left", title_style="bold", box=None, pad_edge=False, expand=False)
         table.add_column("name", style="cyan", no_wrap=True)
@@ -55,7 +54,7 @@ def plugins(json: Annotated[bool, typer.Option("--json", help="Print one JSON ob
     if json:
         result_json({"plugins": [_plugin_json(p) for p in found]})
         return
-    console = Console(highlight=False)
+    console = stdout()
     table = Table(box=None, pad_edge=False)
     for heading in ("plugin", "version", "import", "provides"):
         table.add_column(heading, overflow="fold")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from difftool.cli.console import result, result_json
-from difftool.errors import DifftoolError
+from difftool.errors import DifftoolError, UsageError
 from difftool.figures.formats import SUFFIXES, check_suffix
 from difftool.files import check_output
 
@@ -19,6 +19,19 @@ def check_out(path: Path, *, overwrite: bool, suffixes: Sequence[str] = SUFFIXES
         check_output(path, overwrite=overwrite, folder=not path.suffix)
     except DifftoolError as error:
         raise type(error)(f"--out: {error}") from None
+
+
+def check_outs(paths: Sequence[Path], *, overwrite: bool) -> None:
+    """`check_out` for several that are all to be written: none may be another, or lie within it."""
+    known: list[Path] = []
+    for path in paths:
+        check_out(path, overwrite=overwrite)
+        place = path.resolve()
+        if place in known:
+            raise UsageError(f"--out: {path} is given twice")
+        if any(place in other.parents or other in place.parents for other in known):
+            raise UsageError(f"--out: {path} and another lie within each other")
+        known.append(place)
 
 
 def report(paths: Sequence[Path], facts: dict[str, Any], *, as_json: bool) -> None:

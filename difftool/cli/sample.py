@@ -11,7 +11,7 @@ import typer
 
 from difftool.cli.command import component_command, given_values, name_option, named
 from difftool.cli.console import bar, note
-from difftool.cli.outputs import check_out, report
+from difftool.cli.outputs import check_outs, report
 from difftool.cli.sources import (
     Asked,
     DatasetName,
@@ -87,10 +87,7 @@ def sample(
     settings = make_from_flags(Sampling, given["sampling"])
     asked = Asked.of(ctx.params, given)
     asked.check(settings)
-    for i, path in enumerate(out or ()):
-        check_out(path, overwrite=overwrite)
-        if path.absolute() in [other.absolute() for other in (out or ())[:i]]:
-            raise UsageError(f"--out: {path} is given twice")
+    check_outs(out or (), overwrite=overwrite)
     _check_arrays(out or (), trajectory=trajectory, raw=raw)
 
     from difftool import device as devices
@@ -269,4 +266,7 @@ def _check_arrays(paths: Sequence[Path], *, trajectory: bool, raw: bool) -> None
 def _check_drawable(path: Path, model: Source, *, strip: bool) -> None:
     from difftool.figures.formats import check_shape
 
-    check_shape(path, model.data.shape, strip=strip)
+    try:
+        check_shape(path, model.data.shape, strip=strip)
+    except UsageError as error:
+        raise UsageError(f"--out: {error}") from None

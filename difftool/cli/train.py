@@ -6,7 +6,7 @@ import contextlib
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -32,6 +32,8 @@ from difftool.validation import make
 
 if TYPE_CHECKING:
     from difftool.experiment import Experiment
+
+T = TypeVar("T")
 
 PANEL = "Components"
 
@@ -276,7 +278,7 @@ def _conclude(experiment: Experiment, words: _Words) -> None:
     folder = experiment.folder
     drawn, rows = _preview(experiment), folder.read_metrics()
     if rows:
-        _draw_loss(experiment, rows)
+        _attempt("picture of the loss", lambda: _draw_loss(experiment, rows))
     if words.loss is not None:
         held_out = rows[-1].get("held_out_loss")
         beside = "" if held_out is None else f", {loss_text(held_out)} held out"
@@ -290,14 +292,20 @@ def _conclude(experiment: Experiment, words: _Words) -> None:
 
 
 def _preview(experiment: Experiment) -> list[Path]:
-    """Draw a preview. It is no reason to lose a run: what goes wrong is noted, and training goes on."""
+    """Draw a preview."""
     from difftool import previews
 
+    drawn = _attempt(f"preview after step {experiment.state.step}", lambda: previews.draw(experiment))
+    return drawn or []
+
+
+def _attempt(what: str, draw: Callable[[], T]) -> T | None:
+    """Draw. A picture is no reason to lose a run: what goes wrong is noted, and the run goes on."""
     try:
-        return previews.draw(experiment)
+        return draw()
     except Exception as error:
-        note(f"no preview after step {experiment.state.step}: {' '.join(str(error).split())}")
-        return []
+        note(f"no {what}: {' '.join(str(error).split())}")
+        return None
 
 
 def loss_text(loss: float, digits: int = 4) -> str:
