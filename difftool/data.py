@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -279,6 +280,7 @@ class Batches:
             prefetch_factor=4 if self.workers else None,
             multiprocessing_context="spawn" if self.workers and cuda else None,
             collate_fn=_collate,
+            worker_init_fn=_leave_signals_to_the_parent,
         )
         for items, labels in loader:
             if isinstance(items, Exception):  # of a worker, whose own traceback would drown the message
@@ -314,6 +316,13 @@ class _Reader(torch.utils.data.Dataset[Any]):
             return self.items[i], None if self.labels is None else self.labels[i]
         except (ValueError, OSError) as error:
             return error, None
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Ctrl-C in a terminal reaches every process; the one that trains ends the others once its step is done."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _collate(pairs: list[tuple[Any, Tensor | None]]) -> tuple[Any, Tensor | None]:

@@ -84,17 +84,23 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
 
 
+OUT_OF_MEMORY = "out of memory{}; a smaller --batch-size, a smaller network or --precision bf16 need less"
+
+
 @contextlib.contextmanager
-def spending(what: str) -> Iterator[None]:
-    """Memory that runs out becomes one line that names what took it (`--batch-size 128`)."""
+def spending(batch_size: int) -> Iterator[None]:
+    """Memory that runs out becomes one line that says what was tried."""
     try:
         yield
     except Exception as error:
         if isinstance(error, DifftoolError) or not out_of_memory(error):
             raise
-        raise DifftoolError(
-            f"out of memory with {what}; a smaller one, a smaller network or --precision bf16 need less"
-        ) from error
+        raise DifftoolError(OUT_OF_MEMORY.format(f" with {batch_size} items at once")) from error
+
+
+def reader_died(error: Exception) -> bool:
+    """Whether a process that read data ended by itself; torch says so in words alone."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def printable(text: str) -> str:

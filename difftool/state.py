@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from difftool import checkpoint
 from difftool.errors import BadFile, DifftoolError, UsageError
@@ -110,36 +110,56 @@ def _restore_from(path: Path, state: TrainState, recipe: Recipe, config: Path) -
             f"{config} describes another run than {path.name} was trained in: {'; '.join(rows)}; "
             "restore that file, or start a new run"
         )
+    groups = _fitting(path, tensors, state)
+    if not groups["optimizer"] and counters["step"] > counters["skipped"]:
+        raise BadFile(f"{path}: its optimizer is missing")
+    if document["scaler"].keys() != state.scaler.state_dict().keys():
+        raise BadFile(f"{path}: its scaler does not fit")
+    _load(state, groups, document["scaler"])
+    state.step, state.skipped = counters["step"], counters["skipped"]
+    state.skipped_in_a_row = counters["skipped_in_a_row"]
+    if state.ema is not None:
+        state.ema.updates = counters["ema_updates"]
+    return circumstances
+
+
+def _fitting(path: Path, tensors: Mapping[str, Tensor], state: TrainState) -> dict[str, dict[str, Tensor]]:
+    """The tensors of network, average and optimizer, by name in each. Raises `BadFile` where one does not fit."""
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
         if group not in groups:
             raise BadFile(f"{path}: {name} belongs to no training state")
         groups[group][rest] = tensor
-    targets: list[tuple[str, nn.Module | None]] = [
-        ("model", state.network),
-        ("ema", state.ema.network if state.ema else None),
-    ]
-    for group, module in targets:
-        wanted = module.state_dict() if module is not None else {}
-        if misfits := checkpoint.differences(wanted, groups[group]):
-            raise BadFile(f"{path}: its {group} weights do not fit: {misfits}")
-    slots = _slots(path, groups["optimizer"], list(state.network.parameters()))
-    if not slots and counters["step"] > counters["skipped"]:
-        raise BadFile(f"{path}: its optimizer is missing")
-    for group, module in targets:
-        if module is not None:
-            module.load_state_dict(groups[group])
+    slots = {
+        f"{index}.{slot}": torch.empty((), device="meta") if slot == "step" else p
+        for index, p in enumerate(state.network.parameters())
+        for slot in ADAM
+        if any(f"{index}.{slot}" in groups["optimizer"] for slot in ADAM)  # a weight that is never used has none
+    }
+    wanted: dict[str, Mapping[str, Tensor]] = {
+        "model": state.network.state_dict(),
+        "ema": state.ema.network.state_dict() if state.ema else {},
+        "optimizer": slots,
+    }
+    for group, own in wanted.items():
+        if rows := checkpoint.differences(own, groups[group]):
+            raise BadFile(f"{path}: its {group} does not fit: {rows}")
+    return groups
+
+
+def _load(state: TrainState, groups: Mapping[str, Mapping[str, Tensor]], scaler: dict[str, Any]) -> None:
+    state.network.load_state_dict(groups["model"])
+    if state.ema is not None:
+        state.ema.network.load_state_dict(groups["ema"])
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in groups["optimizer"].items():
+        index, _, slot = name.partition(".")
+        slots.setdefault(int(index), {})[slot] = tensor
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
     for p, own in state.optimizer.state.items():  # files are contiguous; the fused step needs the weight's own layout
         own.update({slot: torch.empty_like(p).copy_(t) for slot, t in own.items() if t.shape == p.shape})
-    if state.ema is not None:
-        state.ema.updates = counters["ema_updates"]
-    if state.scaler.is_enabled():
-        state.scaler.load_state_dict(document["scaler"])
-    state.step, state.skipped = counters["step"], counters["skipped"]
-    state.skipped_in_a_row = counters["skipped_in_a_row"]
-    return circumstances
+    state.scaler.load_state_dict(scaler)
 
 
 def _counters(path: Path, document: Mapping[str, Any]) -> tuple[dict[str, int], Circumstances]:
@@ -159,23 +179,6 @@ def _counters(path: Path, document: Mapping[str, Any]) -> tuple[dict[str, int], 
     if path.name != RunFolder.state_name(document["step"]):
         raise BadFile(f"{path} holds step {document['step']}: it was renamed")
     return {name: document[name] for name in counters}, circumstances
-
-
-def _slots(path: Path, tensors: Mapping[str, Tensor], parameters: list[nn.Parameter]) -> dict[int, dict[str, Tensor]]:
-    """The optimizer's tensors by number of the weight. Raises `BadFile`."""
-    slots: dict[int, dict[str, Tensor]] = {}
-    wanted = {
-        f"{index}.{slot}": torch.empty((), device="meta") if slot == "step" else p.to("meta")
-        for index, p in enumerate(parameters)
-        for slot in ADAM
-        if any(name.startswith(f"{index}.") for name in tensors)  # a weight that is never used has none
-    }
-    if rows := checkpoint.differences(wanted, tensors):
-        raise BadFile(f"{path}: its optimizer does not fit: {rows}")
-    for name, tensor in tensors.items():
-        index, _, slot = name.partition(".")
-        slots.setdefault(int(index), {})[slot] = tensor
-    return slots
 
 
 def read_model(source: Path, run: RunFolder | None, weights: str) -> Model:

@@ -321,7 +321,7 @@ def train(
         norm = torch.nn.utils.get_total_norm(grads)
         # the one wait of a step: nothing may touch the weights before it is known; fp16 skips overflows by itself
         overflow = not math.isfinite(norm.item())
-        if overflow and (not state.scaler.is_enabled() or not math.isfinite(loss.item())):
+        if overflow and not (state.scaler.is_enabled() and _scaled_too_far(loss, grads)):
             raise Diverged(_divergence(state.step, float(loss.detach()), settings))
         state.skipped += overflow
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if overflow else 0
@@ -345,6 +345,11 @@ def train(
         )
         if state.step >= steps:
             return
+
+
+def _scaled_too_far(loss: Tensor, grads: list[Tensor]) -> bool:
+    """Whether a gradient overflowed though the loss did not: then fp16 skips the step and halves its scale."""
+    return math.isfinite(loss.item()) and not all(bool(g.isfinite().all()) for g in grads)
 
 
 def _divergence(step: int, loss: float, settings: Training) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -19,11 +20,21 @@ from difftool.ema import EMA
 from difftool.errors import Diverged, UsageError
 from difftool.facts import DataFacts
 from difftool.keys import generator, key, permutation
+from difftool.metrics import Meter
 from difftool.plugins import registry
 from difftool.recipe import compose
 from difftool.schedule import Schedule
 from difftool.settings import Training, is_due
-from difftool.training import NOISE_STEPS, Objective, StepNoise, TrainState, held_out_loss, learning_rate, train
+from difftool.training import (
+    MOST_SKIPS,
+    NOISE_STEPS,
+    Objective,
+    StepNoise,
+    TrainState,
+    held_out_loss,
+    learning_rate,
+    train,
+)
 from difftool.validation import make
 
 CPU = torch.device("cpu")
@@ -367,6 +378,58 @@ def test_divergence_is_told_before_it_touches_a_weight(value: float) -> None:
     assert same(state_dict(state.network), good)
     assert state.ema is not None
     assert same(state_dict(state.ema.network), average)
+
+
+class Overflowing(Net):
+    """Answers so much, at the calls given, that the gradient of the scaled loss overflows while the loss does not."""
+
+    def __init__(self, calls: range) -> None:
+        super().__init__()
+        self.overflows = calls
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        answer = super().forward(x, t, cond)
+        return answer * 1e18 if int(self.calls) in self.overflows else answer
+
+
+def scaled_state(network: nn.Module) -> TrainState:
+    return replace(new_state(network), scaler=torch.amp.GradScaler("cpu", init_scale=2.0**16))
+
+
+def test_a_step_that_overflows_is_skipped_and_counted() -> None:
+    state = scaled_state(Overflowing(range(3, 5)))
+    assert state.ema is not None
+    steps = loop(state, cloud(), settings(clip=1.0), steps=6)
+    next(steps), next(steps)
+    good, average = state_dict(state.network), state_dict(state.ema.network)
+    records = [next(steps), next(steps)]
+    assert [r.skipped for r in records] == [True, True]
+    assert all(math.isfinite(float(r.loss)) for r in records)
+    assert (state.step, state.skipped, state.skipped_in_a_row) == (4, 2, 2)
+    assert state.scaler.get_scale() == 2.0**14
+    assert same({**state_dict(state.network), "calls": good["calls"]}, good)
+    assert same(state_dict(state.ema.network), average)
+    assert not next(steps).skipped
+    assert (state.skipped, state.skipped_in_a_row) == (2, 0)
+    assert not torch.equal(state.network.get_parameter("last.bias"), good["last.bias"])
+
+
+def test_a_row_of_skipped_steps_ends_the_run() -> None:
+    state = scaled_state(Overflowing(range(3, 1000)))
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    with pytest.raises(Diverged, match=f"overflowed in {MOST_SKIPS} steps in a row, up to step 22; try --precision"):
+        list(loop(state, cloud(), settings(), steps=1000))
+    assert state.step == 21
+
+
+def test_metrics_count_the_skipped_steps() -> None:
+    state, meter = scaled_state(Overflowing(range(3, 5))), Meter()
+    rows = []
+    for record in loop(state, cloud(), settings(), steps=6):
+        meter.add(record)
+        if record.step % 3 == 0:
+            rows.append(meter.row(record, 1.0, 16, T)["skipped_steps"])
+    assert rows == [1, 1]
 
 
 # --- self-conditioning ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 from difftool.cli.signals import Stopped, signals
-from difftool.errors import DifftoolError, Interrupted, UsageError, out_of_memory, printable
+from difftool.errors import OUT_OF_MEMORY, DifftoolError, Interrupted, UsageError, out_of_memory, printable, reader_died
 
 BUG = "this is a bug in difftool or a plugin: run again with --debug and report what it prints"
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as any tool whose reader has gone
@@ -94,7 +94,9 @@ def failure(error: Exception) -> tuple[int, str]:
     if isinstance(error, typer.TyperException):
         return error.exit_code, f"error: {_usage(error)}"
     if out_of_memory(error):
-        return 1, "error: out of memory; a smaller --batch-size, a smaller network or --precision bf16 need less"
+        return 1, f"error: {OUT_OF_MEMORY.format('')}"
+    if reader_died(error):
+        return 1, "error: a process that reads data was killed, perhaps for want of memory; try --workers 0"
     if isinstance(error, OSError) and error.strerror:
         return 1, f"error: {error.filename or 'the output'}: {error.strerror}"
     return 1, f"error: unexpected {type(error).__name__}: {error}; {BUG}"

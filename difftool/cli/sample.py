@@ -23,7 +23,7 @@ from difftool.cli.sources import (
     source_groups,
 )
 from difftool.components import Component, Sampler, Spacing
-from difftool.errors import UsageError, printable
+from difftool.errors import UsageError, printable, spending
 from difftool.files import numbered
 from difftool.options import Group, make_from_flags
 from difftool.settings import STRENGTH, Sampling
@@ -108,7 +108,8 @@ def sample(
         )
         show = _Show(paths, columns=columns, strip=strip, trajectory=trajectory, raw=raw)
         start = time.perf_counter()
-        drawing, calls = show.walk(loaded, plan)
+        with spending(plan.batch_size):
+            drawing, calls = show.walk(loaded, plan)
         seconds = time.perf_counter() - start
     from difftool.figures.writers import write
 

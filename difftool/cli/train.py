@@ -260,7 +260,7 @@ def _stop_if_asked(experiment: Experiment, stop: Signals) -> None:
 def _knowing_the_last_state(experiment: Experiment) -> Iterator[None]:
     """What goes wrong on the way is told with the state that the run can go on from."""
     try:
-        with spending(f"--batch-size {experiment.recipe.training.batch_size}"):
+        with spending(experiment.recipe.training.batch_size):
             yield
     except Interrupted:
         raise
