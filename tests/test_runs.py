@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import IMAGES, POINTS, Run, invoke, spawn, tree
+from conftest import IMAGES, POINTS, Outcome, Run, invoke, spawn, tree
+from PIL import Image
 
 from difftool import checkpoint
 from difftool.errors import BadFile, DifftoolError
@@ -527,3 +528,140 @@ def test_an_edited_config_is_not_resumed(run: Run, points_run: Path, tmp_path: P
     assert tree(tmp_path / "mine") == before
     config.write_text(text)
     assert run("train", "--resume", "mine", "--steps", 31).code == 0
+
+
+# --- what a resumed run remembers ----------------------------------------------------------------------------------
+
+
+def paint(folder: Path, count: int = 12) -> None:
+    """Images of one colour each, half of them in each of two classes."""
+    for i in range(count):
+        path = folder / ("even" if i % 2 == 0 else "odd") / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * i, 100, 200 - 10 * i)).save(path)
+
+
+FOLDER = (*IMAGES, "--dataset", "image-folder", "--steps", 3)
+"""`train *FOLDER --dataset.path DIR`; the generated images' option is left out."""
+FOLDER = tuple(a for i, a in enumerate(FOLDER) if "--dataset.n" not in (a, FOLDER[i - 1]))
+
+
+@pytest.mark.parametrize("memory", [2, 0])
+def test_changed_images_are_noticed(run: Run, tmp_path: Path, memory: int) -> None:
+    paint(tmp_path / "data")
+    trained = run("train", *FOLDER, "--dataset.path", "data", "--dataset.memory", memory, "--out", "r")
+    assert trained.code == 0, trained.err
+    before = tree(tmp_path / "r")
+    (tmp_path / "data" / "even" / "00.png").unlink()
+    refused = run("train", "--resume", "r", "--steps", 5)
+    assert refused.code == 1
+    for piece in ("its data have changed", "12 items, 3x8x8", "11 items, 3x8x8", "--new-data"):
+        assert piece in refused.error
+    assert {**tree(tmp_path / "r"), "lock": b""} == {**before, "lock": b""}
+    assert run("train", "--resume", "r", "--steps", 5, "--new-data").code == 0
+    assert run("train", "--resume", "r", "--steps", 6).code == 0  # these are its data now
+
+
+def test_a_repainted_image_is_noticed(run: Run, tmp_path: Path) -> None:
+    paint(tmp_path / "data")
+    assert run("train", *FOLDER, "--dataset.path", "data", "--out", "r").code == 0
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "data" / "odd" / "03.png")
+    assert "its data have changed" in run("train", "--resume", "r", "--steps", 5).error
+
+
+@pytest.mark.parametrize("memory", [2, 0])
+def test_images_may_move(run: Run, tmp_path: Path, memory: int) -> None:
+    """A run goes on where its folder was copied to, and ends as it would have ended."""
+    paint(tmp_path / "data")
+    here = ("--dataset.path", "data", "--dataset.memory", memory, "--lr-schedule", "constant")
+    assert run("train", *FOLDER, *here, "--out", "r").code == 0
+    assert run("train", *FOLDER, *here, "--steps", 5, "--out", "straight").code == 0
+    shutil.copytree(tmp_path / "data", tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    shutil.rmtree(tmp_path / "data")
+    moved = run("train", "--resume", "r", "--steps", 5, "--dataset.path", "elsewhere")
+    assert moved.code == 0, moved.err
+    a, b = (checkpoint.load(tmp_path / name / "model.safetensors")[0] for name in ("r", "straight"))
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    assert "elsewhere" in (tmp_path / "r" / "config.toml").read_text()
+    assert run("train", "--resume", "r", "--steps", 6).code == 0
+
+
+def test_new_data_are_for_resumed_runs(run: Run) -> None:
+    assert "--new-data: only a resumed run can have other data" in run("train", *POINTS, "--new-data").error
+
+
+def test_another_number_of_threads_is_told(run: Run, points_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(points_run, tmp_path / "r")
+    outcome = run("train", "--resume", "r", "--steps", 31, "--threads", 2)
+    assert outcome.code == 0
+    (warning,) = (line for line in outcome.err.splitlines() if "warning" in line)
+    assert "the run was trained with threads 1, now 2: its last digits may differ" in warning
+    assert "warning" not in run("train", "--resume", "r", "--steps", 32, "--threads", 2).err
+
+
+def test_a_run_whose_states_are_gone_is_not_begun_anew(run: Run, points_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(points_run, tmp_path / "r")
+    shutil.rmtree(tmp_path / "r" / "state")
+    model = weights(tmp_path / "r")
+    assert "the training states of r are gone" in run("train", "--resume", "r", "--steps", 40).error
+    assert weights(tmp_path / "r") == model
+
+
+def test_a_disk_without_room_for_a_state_is_refused_before_training(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    outcome = run("train", *POINTS, "--steps", 3, "--out", "r")
+    assert outcome.code == 1
+    assert "r: its disk has 0.0 MiB left, and a training state takes" in outcome.error
+    assert not (tmp_path / "r" / "metrics.jsonl").exists()
+
+
+# --- info and runs -------------------------------------------------------------------------------------------------
+
+
+def facts(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.code == 0, outcome.err
+    found: dict[str, Any] = json.loads(outcome.out)
+    return found
+
+
+def test_info_tells_damage(run: Run, points_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(points_run, tmp_path / "r")
+    assert run("train", "--resume", "r", "--steps", 31).code == 0
+    damage(tmp_path / "r" / "state" / "step-000000031.safetensors", "flipped")
+    damage(tmp_path / "r" / "model.safetensors", "truncated")
+    found = facts(run("info", "r", "--json"))
+    assert [(s["file"][:14], s["valid"]) for s in found["states"]] == [
+        ("step-000000031", False),
+        ("step-000000030", True),
+    ]
+    assert "its content does not match its digest" in found["states"][0]["problem"]
+    assert found["model"]["valid"] is False
+    text = run("info", "r").out
+    assert "valid no" in text
+    assert "valid yes" in text
+
+
+def test_info_and_runs_say_how_far_runs_are(run: Run, points_run: Path, tmp_path: Path) -> None:
+    assert facts(run("runs", "--json")) == {"runs": []}
+    assert "there are no runs in" in run("runs").err
+    for name, started in (("old", "2020"), ("new", "2030")):
+        shutil.copytree(points_run, tmp_path / "runs" / name)
+        config = tmp_path / "runs" / name / "config.toml"
+        lines = config.read_text().splitlines()
+        config.write_text("\n".join(f'started = "{started}-01-01"' if "started" in line else line for line in lines))
+    config.write_text(config.read_text().replace("steps = 30", "steps = 40"))
+    newest, oldest = facts(run("runs", "--json"))["runs"]
+    assert (newest["run"], newest["status"], newest["step"], newest["steps"]) == ("runs/new", "stopped", 30, 40)
+    assert (oldest["run"], oldest["status"], oldest["step"], oldest["steps"]) == ("runs/old", "finished", 30, 30)
+    assert facts(run("info", "--json"))["go_on"] == "difftool train --resume runs/new"
+    assert "go_on" not in facts(run("info", "runs/old", "--json"))
+    with RunFolder(tmp_path / "runs" / "old").lock():
+        assert facts(run("info", "runs/old", "--json"))["status"] == "training"
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "config.toml").write_text("[[")
+    table = run("runs", tmp_path / "runs").lines
+    assert [line.split()[0].rpartition("/")[2] for line in table[1:]] == ["new", "old", "broken"]
+    assert run("runs", "nowhere").code == 1
