@@ -66,9 +66,12 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder where there is none. Raises `DifftoolError`."""
+    """Make a folder where there is none, and wait until it is on the disk. Raises `DifftoolError`."""
     try:
+        new = [p for p in (path, *path.parents) if not p.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        for made in new:
+            _sync(made.parent)
     except FileExistsError:
         raise DifftoolError(f"{path} is a file; a folder is needed there") from None
     except OSError as error:

@@ -9,6 +9,7 @@ Environment: `DIFFTOOL_PLUGINS=a,b` allows only these distributions besides the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -142,7 +143,8 @@ class Registry:
 @functools.cache
 def registry() -> Registry:
     """The register of this process: built-ins and everything installed."""
-    return Registry(load(_chosen(entry_points(group=GROUP), os.environ)))
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, not for what a plugin prints when imported
+        return Registry(load(_chosen(entry_points(group=GROUP), os.environ)))
 
 
 def load(found: Iterable[EntryPoint]) -> Iterator[Plugin]:

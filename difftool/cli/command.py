@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperCommand
 
+from difftool.cli.console import results_alone
 from difftool.components import KINDS, Component
 from difftool.errors import UsageError
 from difftool.options import Group, compile_options, given, help_text
@@ -42,6 +43,10 @@ class ComponentCommand(TyperCommand):
             raise explained(error, self.get_params(ctx)) from None
         ctx.meta[GIVEN] = given(groups, ctx.params)
         return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        with results_alone():
+            return super().invoke(ctx)
 
     def get_params(self, ctx: Any) -> list[Any]:
         *own, help_option = super().get_params(ctx)

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -50,10 +50,26 @@ def show(block: RenderableType) -> None:
         stderr(soft_wrap=False).print(block)
 
 
+_results: list[TextIO] = []
+"""Where results go instead of `sys.stdout`, the innermost last."""
+
+
+@contextlib.contextmanager
+def results_alone() -> Iterator[None]:
+    """Keep stdout for results: what plugins print in this block goes to stderr."""
+    _results.append(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results.pop()
+
+
 def result(text: str) -> None:
     """A result on stdout: a path, one a line."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    stream = _results[-1] if _results else sys.stdout
+    stream.write(f"{text}\n")
+    stream.flush()
 
 
 def result_json(document: Mapping[str, Any]) -> None:
