@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -32,6 +33,7 @@ from difftool.validation import make
 
 if TYPE_CHECKING:
     from difftool.experiment import Experiment
+    from difftool.runs import RunFolder
 
 T = TypeVar("T")
 
@@ -143,76 +145,73 @@ def train(
     _note_left_out(_file(ctx.params), ctx.params)
     config_path = _config_path(ctx.params)
     recipe = compose(merge(document, given), make=_maker(given, config_path))
-    if resume is not None:
-        from difftool.runs import open_run
+    place = _Place(out, overwrite, resume, new_data)
+    place.check(recipe)
 
-        if out is not None:
-            raise UsageError("--out: a resumed run stays in its folder; leave it out")
-        if rows := contradictions(compose(open_run(resume).read_config()), recipe):
-            raise DifftoolError(f"--resume {resume}: {'; '.join(rows)}; leave these out, or start a new run")
-        if overwrite:
-            raise UsageError("--overwrite: a resumed run is gone on with, not replaced; leave it out")
-        open_run(resume).check_free()
+    from difftool import device as devices
+    from difftool.experiment import prepare
+
+    where = devices.choose(device)
+    with devices.threads(recipe.training.threads):
+        try:
+            experiment = prepare(recipe, where)
+        except InvalidOption as error:  # a setting that the data or the device do not allow
+            if config_path is None or error.field in given["training"]:
+                raise
+            raise _located(error, config_path, "training", error.field) from None
+        _introduce(experiment, devices.describe(where))
+        if dry_run:
+            _dry_run(experiment, as_json=json)
+            return
+        folder = place.folder(recipe)
+        with experiment.held(folder, resume=resume is not None, new_data=new_data):
+            note(_beginning(experiment, resumed=resume is not None))
+            _fit(experiment)
+    if json:
+        last = folder.read_metrics()[-1:] or [{}]
+        result_json({"run": str(folder.path), "model": str(folder.model), "step": experiment.state.step, **last[0]})
     else:
-        from difftool.runs import check_run_output
-
-        if new_data:
-            raise UsageError("--new-data: only a resumed run can have other data; add --resume")
-        if overwrite and out is None:
-            raise UsageError("--overwrite: says that the run named by --out is replaced; add --out")
-        check_run_output(out, overwrite=overwrite)
-    try:
-        _train(
-            recipe,
-            out=out,
-            overwrite=overwrite,
-            resume=resume,
-            new_data=new_data,
-            device_name=device,
-            dry_run=dry_run,
-            as_json=json,
-        )
-    except InvalidOption as error:  # a setting that the data or the device do not allow
-        if config_path is None or error.field in given["training"]:
-            raise
-        raise _located(error, config_path, "training", error.field) from None
+        result(str(folder.path))
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose))(train)
 
 
-def _train(
-    recipe: Recipe,
-    *,
-    out: Path | None,
-    overwrite: bool,
-    resume: Path | None,
-    new_data: bool,
-    device_name: str,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    from difftool import device as devices
-    from difftool.experiment import prepare
-    from difftool.runs import RunFolder, create
+@dataclass(frozen=True)
+class _Place:
+    """Which folder a run lies in: a new one, or, resumed, its own."""
 
-    device = devices.choose(device_name)
-    with devices.threads(recipe.training.threads):
-        experiment = prepare(recipe, device)
-        _introduce(experiment, devices.describe(device))
-        if dry_run:
-            _dry_run(experiment, as_json=as_json)
+    out: Path | None
+    overwrite: bool
+    resume: Path | None
+    new_data: bool
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse, before any work, a folder that cannot be taken, or a run that was another than this recipe's."""
+        from difftool.runs import check_run_output, open_run
+
+        if self.resume is None:
+            if self.new_data:
+                raise UsageError("--new-data: only a resumed run can have other data; add --resume")
+            if self.overwrite and self.out is None:
+                raise UsageError("--overwrite: says that the run named by --out is replaced; add --out")
+            check_run_output(self.out, overwrite=self.overwrite)
             return
-        folder = RunFolder(resume) if resume is not None else create(recipe, out, overwrite=overwrite)
-        with experiment.held(folder, resume=resume is not None, new_data=new_data):
-            note(_beginning(experiment, resumed=resume is not None))
-            _fit(experiment)
-    if as_json:
-        last = folder.read_metrics()[-1:] or [{}]
-        result_json({"run": str(folder.path), "model": str(folder.model), "step": experiment.state.step, **last[0]})
-    else:
-        result(str(folder.path))
+        if self.out is not None:
+            raise UsageError("--out: a resumed run stays in its folder; leave it out")
+        if self.overwrite:
+            raise UsageError("--overwrite: a resumed run is gone on with, not replaced; leave it out")
+        run = open_run(self.resume)
+        if rows := contradictions(compose(run.read_config()), recipe):
+            raise DifftoolError(f"--resume {self.resume}: {'; '.join(rows)}; leave these out, or start a new run")
+        run.check_free()
+
+    def folder(self, recipe: Recipe) -> RunFolder:
+        """The folder, made where it is new."""
+        from difftool.runs import RunFolder, create
+
+        return create(recipe, self.out, overwrite=self.overwrite) if self.resume is None else RunFolder(self.resume)
 
 
 def _beginning(experiment: Experiment, *, resumed: bool) -> str:
@@ -268,8 +267,9 @@ def _knowing_the_last_state(experiment: Experiment) -> Iterator[None]:
         saved = experiment.folder.saved_states()
         state = f"the last state is {saved[0]}" if saved else "no state was saved before"
         if isinstance(error, DifftoolError):
-            raise type(error)(f"{error}; {state}") from error
-        note(state)
+            error.args = (f"{error}; {state}",)
+        else:
+            note(state)
         raise
 
 
