@@ -17,14 +17,12 @@ import torch
 from torch import Tensor
 
 from difftool.components import Dataset, Sampler, Spacing
-from difftool.contracts import Estimate
 from difftool.data import Samples, Scaling
-from difftool.denoiser import Counted
-from difftool.errors import DifftoolError, blaming
+from difftool.errors import DifftoolError
 from difftool.experiment import load_samples
 from difftool.keys import generator, permutation
 from difftool.plugins import registry
-from difftool.sampling import Plan, grid_levels, sample
+from difftool.sampling import Plan, grid_levels, rehearse, sample
 from difftool.schedule import CLEAN, Level, Schedule
 from difftool.settings import Sampling
 from difftool.source import Source
@@ -71,34 +69,12 @@ class Measured:
 def adds_noise(sampler: Sampler, spacing: Spacing, schedule: Schedule) -> bool:
     """Whether a walk of a usual length asks for noise."""
     levels = grid_levels(schedule, spacing, min(REHEARSED, len(schedule)))
-    return _rehearse(sampler, (*levels, CLEAN))[1]
+    return rehearse(sampler, (*levels, CLEAN))[1]
 
 
 def calls_of(sampler: Sampler, levels: Sequence[Level]) -> int:
     """Network calls of a walk."""
-    return _rehearse(sampler, levels)[0]
-
-
-def _rehearse(sampler: Sampler, levels: Sequence[Level]) -> tuple[int, bool]:
-    """(network calls, whether noise was asked for) of a walk of one number, with a denoiser that says 0."""
-    asked: list[int] = []
-
-    def noise(step: int) -> Tensor:
-        asked.append(step)
-        return torch.zeros(1, 1)
-
-    def nothing(x: Tensor, level: Level) -> Estimate:
-        return Estimate(torch.zeros_like(x), torch.zeros_like(x))
-
-    denoise = Counted(nothing)
-    what = f"sampler {sampler.name}"
-    try:
-        with blaming(what):
-            for _ in sampler.walk(denoise, torch.zeros(1, 1), levels, noise):
-                pass
-    except ValueError as error:
-        raise DifftoolError(f"{what}: {error}") from None
-    return denoise.calls, bool(asked)
+    return rehearse(sampler, levels)[0]
 
 
 def deterministic(schedule: Schedule, spacing: Spacing) -> list[Sampler]:

@@ -6,7 +6,7 @@ Noise is keyed by (seed, sample number, step), so the batch size changes no samp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from difftool.components import Sampler, Spacing
-from difftool.contracts import Denoise, Step
+from difftool.contracts import Denoise, Estimate, Step
 from difftool.denoiser import Clipped, Counted, Guided, Inpainted, Thresholded, Within
 from difftool.device import autocast
 from difftool.errors import DifftoolError, UsageError, blaming
@@ -28,7 +28,6 @@ from difftool.settings import STRENGTH, Sampling
 from difftool.validation import make
 
 if TYPE_CHECKING:
-    from difftool.contracts import Estimate
     from difftool.source import Source
 
 POINTS, IMAGES, PATH = 2_000, 16, 9
@@ -88,6 +87,11 @@ class Plan:
         T, shape = len(source.schedule), source.data.shape
         steps = settings.steps or min(walker.default_steps or T, T)
         levels = grid_levels(source.schedule, grid, steps)
+        if settings.interpolate is not None and rehearse(walker, (*levels, CLEAN))[1]:
+            raise UsageError(
+                f"--interpolate: the sampler {walker.name} draws noise, so its samples are no function of where they "
+                "start; take one that draws none, such as ddim with eta 0"
+            )
         init = None if settings.init is None else own_image(settings.init, source, "--init")
         return cls(
             sampler=walker,
@@ -257,16 +261,26 @@ def slerp(a: Tensor, b: Tensor, part: float) -> Tensor:
     return (math.sin((1.0 - part) * angle) * a + math.sin(part * angle) * b) / math.sin(angle)
 
 
-def no_noise(sampler: Sampler) -> Callable[[int], Tensor]:
-    """The noise of a walk that must have none."""
+def rehearse(sampler: Sampler, levels: Sequence[Level]) -> tuple[int, bool]:
+    """(network calls, whether noise is asked for) of a walk: of one number, with a denoiser that says 0."""
+    asked: list[int] = []
 
-    def refuse(step: int) -> Tensor:
-        raise UsageError(
-            f"--interpolate: the sampler {sampler.name} draws noise, so its samples are no function of where they "
-            "start; take one that draws none, such as ddim with eta 0"
-        )
+    def noise(step: int) -> Tensor:
+        asked.append(step)
+        return torch.zeros(1, 1)
 
-    return refuse
+    def nothing(x: Tensor, level: Level) -> Estimate:
+        return Estimate(torch.zeros_like(x), torch.zeros_like(x))
+
+    denoise = Counted(nothing)
+    what = f"sampler {sampler.name}"
+    try:
+        with blaming(what):
+            for _ in sampler.walk(denoise, torch.zeros(1, 1), levels, noise):
+                pass
+    except ValueError as error:
+        raise DifftoolError(f"{what}: {error}") from None
+    return denoise.calls, bool(asked)
 
 
 @torch.no_grad()
@@ -278,8 +292,7 @@ def walk(source: Source, plan: Plan, batch: int, first: int, count: int) -> Iter
     yield Progress(batch, first, 0, False, plan.levels[0], x, None)
     step = 0
     what = f"sampler {plan.sampler.name}"
-    noise = draw if plan.settings.interpolate is None else no_noise(plan.sampler)
-    walked = plan.sampler.walk(denoise, x, plan.levels, noise)
+    walked = plan.sampler.walk(denoise, x, plan.levels, draw)
     while True:
         try:
             with blaming(what):

@@ -239,6 +239,7 @@ def test_a_path_takes_a_sampler_without_noise(run: Run, points_run: Path, tmp_pa
     outcome = run("sample", points_run, "--interpolate", "0,1", *options, "--steps", 5, "--out", "x.png")
     assert outcome.code == 2
     assert f"--interpolate: the sampler {options[1]} draws noise" in outcome.error
+    assert "sampling" not in outcome.err  # told before any work is announced
     assert "such as ddim" in outcome.error
     assert list(tmp_path.iterdir()) == []
 
@@ -457,6 +458,7 @@ REFUSED: list[tuple[str, list[object], int, str]] = [
     ("POINTS", ["--interpolate", "1,1"], 2, "--interpolate: must be two different seeds"),
     ("POINTS", ["--interpolate", "1,2,3"], 2, "--interpolate: must be two different seeds"),
     ("POINTS", ["--interpolate", "1,-2"], 2, "--interpolate: must be greater than or equal to 0"),
+    ("POINTS", ["--interpolate", "1,2", "--seed", 3], 2, "--seed: --interpolate names its own two seeds"),
     ("POINTS", ["--interpolate", "1,2", "-n", 1], 2, "--num-samples: the path of --interpolate has at least"),
     ("POINTS", ["--init", "own picture.png"], 2, "--init: swiss-roll-mlp is no model of images"),
     ("POINTS", ["--inpaint", "own picture.png", "--mask", "mask.png"], 2, "--inpaint: swiss-roll-mlp is no model of"),

@@ -85,6 +85,8 @@ def sample(
     given = given_values(ctx)
     parts = {kind: make_from_flags(cls, given[kind]) for kind, cls in _chosen(ctx.params).items()}
     settings = make_from_flags(Sampling, given["sampling"])
+    if settings.interpolate is not None and "seed" in given["sampling"]:
+        raise UsageError("--seed: --interpolate names its own two seeds; leave it out")
     asked = Asked.of(ctx.params, given)
     asked.check(settings)
     check_outs(out or (), overwrite=overwrite)
