@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from difftool.errors import BadFile, DifftoolError, UsageError
-from difftool.files import check_output, make_folder, open_regular, sweep, write_text
+from difftool.files import TEMPORARY, check_output, make_folder, open_regular, sweep, write_text
 from difftool.recipe import Recipe, dump_toml, read_toml
 
 ROOT = Path("runs")
@@ -33,8 +33,9 @@ DAMAGED = ".damaged"
 """Ends the name of a training state that could not be read."""
 LARGEST = 1e300
 """A number in metrics.jsonl stays below this."""
-OURS = ("config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "state", "previews", "samples")
-"""What a run writes into its folder: all that --overwrite may remove."""
+OURS = ("state", "model.safetensors", "metrics.jsonl", "loss.png", "previews", "samples", "config.toml")
+"""What a run writes into its folder: all that --overwrite may remove, the states first, so that what is left of a run
+half removed cannot be gone on with."""
 
 
 @dataclass(frozen=True)
@@ -248,11 +249,18 @@ def check_run_output(out: Path | None, *, overwrite: bool) -> None:
     if out.is_dir():
         if not os.access(out, os.W_OK):
             raise DifftoolError(f"--out: {out} is not writable")
-        content = {p.name for p in out.iterdir()} - {LOCK}
+        content = _content(out)
         if content and not overwrite:
             raise DifftoolError(f"--out: {out} is not empty; name a new folder, or --overwrite a run")
-        if content and "config.toml" not in content:
+        if "config.toml" not in content and not content <= {*OURS}:
             raise DifftoolError(f"--out: {out} is no run folder, so --overwrite leaves it alone; name another")
+
+
+def _content(folder: Path) -> set[str]:
+    """The names in a folder, without those that a run killed at its very beginning leaves."""
+    names = {p.name for p in folder.iterdir() if not p.name.startswith(TEMPORARY)} - {LOCK}
+    state = folder / "state"
+    return names if state.is_file() or (state.is_dir() and any(state.iterdir())) else names - {"state"}
 
 
 def open_run(path: Path) -> RunFolder:
