@@ -3,27 +3,34 @@
 1. The header is read first: the format must be one of `FORMATS`, the picture no larger than `MAX_PIXELS`.
 2. Of several frames, the first counts. EXIF orientation is obeyed, where it can be read.
 3. Whatever has transparency is laid over white, so that colours hidden under alpha 0 stay hidden.
-4. 16-bit gray is scaled to 8 bits (v / 257, rounded), not clipped. Palettes, 1-bit, CMYK and YCbCr are converted as
-   Pillow does. Floating-point, 32-bit and Lab pictures have no range of their own to convert, and are refused.
+4. 16-bit gray is scaled to 8 bits (v / 257, rounded), not clipped; of 16-bit colour the upper bytes count. Palettes,
+   1-bit, CMYK and YCbCr are converted as Pillow does; colour profiles are passed over. Floating-point, 32-bit and Lab
+   pictures have no range of their own to convert, and are refused; so is TIFF's 12-bit or inverted 16-bit gray.
 5. The picture is scaled, antialiased (bicubic), until it just covers the size, and the centre is cut out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import math
 import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from difftool.errors import printable
+from difftool.files import open_regular
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # large pictures are refused here; small damage is no concern
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of damaged files would reach the terminal
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 MAX_PIXELS = 89_000_000
@@ -81,12 +88,12 @@ def cover_box(w: int, h: int, width: int, height: int) -> tuple[float, float, fl
 def _flat(image: Image.Image, mode: str) -> Image.Image:
     """The image without transparency, as 8-bit RGB or L."""
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
+        values, key = np.asarray(image), image.info.get("transparency")
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("its gray values do not fit 16 bits")
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    elif image.mode in ("F", "LAB"):
-        raise ValueError(f"pixels of kind {image.mode} are not supported")
+        gray = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+        gray[values == key] = 255  # laid over white; where there is no key, None equals no value
+        image = Image.fromarray(gray)
     elif image.mode == "La":  # Pillow has no direct way from here to RGBA
         image = image.convert("LA")
     if image.has_transparency_data:
@@ -97,26 +104,40 @@ def _flat(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
+def _refuse_unknown_range(image: Image.Image) -> None:
+    if image.mode in ("F", "LAB"):
+        raise ValueError(f"pixels of kind {image.mode} are not supported")
+    if isinstance(image, TiffImageFile) and image.mode.startswith("I;16"):  # Pillow would not scale, or invert, these
+        bits, black_is_zero = image.tag_v2.get(258, (16,))[0], image.tag_v2.get(262) != 0
+        if bits != 16 or not black_is_zero:
+            raise ValueError(f"{bits}-bit gray{'' if black_is_zero else ' from white to black'} is not supported")
+
+
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[Image.Image]:
     """The image with its header checked and its pixels not yet read; every failure inside becomes `BadImage`."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            yield image
+        # Given a name, Pillow would map the file into memory, scramble TIFFs that are to be turned, and take the
+        # process down where another program cuts the file short in the meantime.
+        with open_regular(Path(path)) as file:
+            if not file.read(1):
+                raise OSError(errno.ENODATA, "the file is empty")
+            with Image.open(file, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                _refuse_unknown_range(image)
+                yield image
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders fail with OSError, SyntaxError, struct.error, IndexError, ...
-        raise BadImage(f"{printable(path)}: {_reason(path, error)}") from error
+        raise BadImage(f"{printable(path)}: {_reason(error)}") from error
 
 
-def _reason(path: str, error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"has more than {MAX_PIXELS // 1_000_000} million pixels"
     if isinstance(error, UnidentifiedImageError):
-        empty = os.path.getsize(path) == 0
-        return "the file is empty" if empty else f"is not an image of the formats {', '.join(FORMATS)}"
+        return f"is not an image of the formats {', '.join(FORMATS)}, or is damaged"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return "cannot be decoded: " + (" ".join(str(error).split()) or type(error).__name__)

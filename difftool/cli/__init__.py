@@ -54,6 +54,7 @@ def _exit_code(given: list[str]) -> int:
             import traceback
 
             traceback.print_exception(error)
+            _say(_versions())
         _say(message)
         return code
 
@@ -127,6 +128,15 @@ def _say(message: str) -> None:
         sys.stderr.write(f"difftool: {line.encode('ascii', 'backslashreplace').decode()}\n")
     except OSError:
         pass
+
+
+def _versions() -> str:
+    """What a report of a bug should say."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ", ".join(f"{name} {version(name)}" for name in ("difftool", "torch", "typer", "pluggy", "safetensors"))
+    return f"{packages}, Python {platform.python_version()}, {platform.platform()}"
 
 
 def _shortened(word: re.Match[str]) -> str:

@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import warnings
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from difftool import BadImage, DatasetContext, Samples
     from difftool_plugins.datasets.images import ImageFiles
 
+HELD_GIB, HELD_FILES = 2.0, 20_000
+"""What is held in memory where the user does not say: so many files are decoded in seconds, more would delay the start
+of a run, and workers keep up with a network when they decode them as they are needed."""
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MOST_LISTED = 10
 
@@ -46,8 +50,11 @@ class ImageFolder(Dataset, name="image-folder"):
     )
     flip: bool = option(default=False, help="mirror a random half of the images of each batch, left to right")
     skip_bad: bool = option(default=False, help="leave out files that cannot be read, and list them")
-    memory: float = option(
-        default=2.0, ge=0, help="GiB of decoded images to hold; larger sets are decoded as they are needed"
+    memory: float | None = option(
+        default=None,
+        ge=0,
+        help="GiB of decoded images to hold; larger sets are decoded as they are needed",
+        otherwise=f"{HELD_GIB:g}, of at most {HELD_FILES:,} images",
     )
 
     def __post_init__(self) -> None:
@@ -63,18 +70,22 @@ class ImageFolder(Dataset, name="image-folder"):
 
         channels, height, width = shape = self.item_shape()
         root = os.path.abspath(self.path.expanduser())
-        files = ImageFiles(root, list_images(root), channels, (height, width))
+        files = ImageFiles(root, list_images(root), channels, (height, width), self.skip_bad)
+        names, fingerprint = files.names, ""
         items: Tensor | ImageFiles
-        if len(files) * math.prod(shape) <= self.memory * 2**30:
-            items, bad = read_all(files, self.skip_bad)
+        if self._held(len(files), len(files) * math.prod(shape)):
+            items, bad = read_all(files)
+            if bad:
+                items = items[[i for i in range(len(files)) if i not in bad]]
         else:
-            items, bad = files, self._check(files, context.cache)
-        names = files.names
+            stamps = [_stamp(files.path(i)) for i in range(len(files))]
+            bad = self._check(files, stamps, context.cache)
+            good = [i for i in range(len(files)) if i not in bad]
+            items = files.with_names([names[i] for i in good])
+            fingerprint = _fingerprint(items.names, [stamps[i] for i in good])
         if bad:
-            keep = [i for i in range(len(files)) if i not in bad]
             _report(root, list(bad.values()), len(files))
-            names = [names[i] for i in keep]
-            items = files.with_names(names) if isinstance(items, ImageFiles) else items[keep]
+            names = [name for i, name in enumerate(names) if i not in bad]
         classes = class_folders(names) if self.labels == "auto" else ()
         number = {name: k for k, name in enumerate(classes)}
         return Samples(
@@ -84,13 +95,20 @@ class ImageFolder(Dataset, name="image-folder"):
             class_names=classes,
             item_ids=names,
             augment=random_flip if self.flip else None,
+            fingerprint=fingerprint,
             **PIXELS,
         )
 
     def item_shape(self) -> tuple[int, int, int]:
         return (self.channels, *height_width(self.size))
 
-    def _check(self, files: ImageFiles, cache: Path | None) -> dict[int, BadImage]:
+    def _held(self, count: int, size: int) -> bool:
+        """Whether so many images, of `size` bytes together, are read into memory before training."""
+        if self.memory is None:
+            return count <= HELD_FILES and size <= HELD_GIB * 2**30
+        return size <= self.memory * 2**30
+
+    def _check(self, files: ImageFiles, stamps: Sequence[Stamp], cache: Path | None) -> dict[int, BadImage]:
         """The bad among files that will not be held in memory: those whose header is none, or, when such files are to
         be left out, those that cannot be decoded. Files found good are remembered until they change."""
         from difftool_plugins.datasets.images import check_all
@@ -98,18 +116,18 @@ class ImageFolder(Dataset, name="image-folder"):
         key = hashlib.sha256(os.fsencode(f"{files.root}\0{self.skip_bad}")).hexdigest()[:16]
         index = cache / f"image-folder-{key}.json" if cache else None
         known = _read_index(index) if index else {}
-        stamps = {name: _stamp(os.path.join(files.root, name)) for name in files.names}
-        unknown = [i for i, name in enumerate(files.names) if known.get(name) != stamps[name]]
-        bad = check_all(files, unknown, self.skip_bad)
+        unknown = [i for i, name in enumerate(files.names) if not stamps[i] or known.get(name) != stamps[i]]
+        bad = check_all(files, unknown)
         if index and unknown:
-            _write_index(index, {name: stamps[name] for i, name in enumerate(files.names) if i not in bad})
+            _write_index(index, {name: stamps[i] for i, name in enumerate(files.names) if i not in bad})
         return bad
 
 
 def list_images(root: str) -> list[str]:
     """Paths of the image files under a folder, relative to it, with '/' between the parts, in the order of their bytes.
 
-    Links are followed, but no folder is entered twice, so loops end. Pipes and devices are passed over.
+    Links are followed, but no folder is entered twice, so loops end; links to folders come last, so that a folder keeps
+    its own name. Pipes and devices are passed over. Raises `ValueError`.
     """
     if not os.path.exists(root):
         raise ValueError(f"{printable(root)} does not exist")
@@ -117,23 +135,26 @@ def list_images(root: str) -> list[str]:
         raise ValueError(f"{printable(root)} is not a folder")
     found: list[str] = []
     entered: set[tuple[int, int]] = set()
-    waiting = [""]
-    while waiting:
-        prefix = waiting.pop()
-        with os.scandir(os.path.join(root, prefix)) as entries:
-            status = os.stat(os.path.join(root, prefix))
+    folders, links = deque([""]), deque[str]()
+    while folders or links:
+        prefix = (folders or links).popleft()
+        path = os.path.join(root, prefix)
+        try:
+            status = os.stat(path)
             if (status.st_dev, status.st_ino) in entered:
                 continue
             entered.add((status.st_dev, status.st_ino))
-            folders = []
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if _is_folder(entry):
-                    folders.append(f"{prefix}{entry.name}/")
-                elif entry.name.lower().endswith(EXTENSIONS) and _is_file(entry):
-                    found.append(prefix + entry.name)
-        waiting += sorted(folders, key=os.fsencode, reverse=True)
+            with os.scandir(path) as scan:
+                entries = sorted(scan, key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            raise ValueError(f"{printable(path)}: {error.strerror}") from None
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
+            elif entry.name.lower().endswith(EXTENSIONS) and _is_file(entry):
+                found.append(prefix + entry.name)
     if not found:
         raise ValueError(f"no images in {printable(root)} or its sub-folders (looked for {' '.join(EXTENSIONS)})")
     return sorted(found, key=os.fsencode)
@@ -166,8 +187,11 @@ def _report(root: str, bad: Sequence[BadImage], total: int) -> None:
     warnings.warn(f"left out {len(bad)} of {total} image files: {listed}{more}", stacklevel=3)
 
 
-def _stamp(path: str) -> list[int]:
-    """Size in bytes and time of the last change in ns; of a file that cannot be looked at, one that is never known."""
+Stamp = list[int]
+"""Size in bytes and time of the last change in ns; empty of a file that cannot be looked at."""
+
+
+def _stamp(path: str) -> Stamp:
     try:
         status = os.stat(path)
     except OSError:
@@ -175,16 +199,24 @@ def _stamp(path: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read_index(file: Path) -> dict[str, list[int]]:
+def _fingerprint(names: Sequence[str], stamps: Sequence[Stamp]) -> str:
+    """SHA-256 over names and sizes. Times are left out: a copied folder holds the same data."""
+    sha = hashlib.sha256()
+    for name, stamp in zip(names, stamps, strict=True):
+        sha.update(os.fsencode(name) + b"\0%d\0" % sum(stamp[:1]))
+    return sha.hexdigest()
+
+
+def _read_index(file: Path) -> dict[str, Stamp]:
     """The stamps in an index file; a missing or damaged one is empty, since it only saves time."""
     try:
         index = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return {}
-    return {k: v for k, v in index.items() if v} if isinstance(index, dict) else {}
+    return index if isinstance(index, dict) else {}
 
 
-def _write_index(file: Path, stamps: dict[str, list[int]]) -> None:
+def _write_index(file: Path, stamps: dict[str, Stamp]) -> None:
     temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")
     with contextlib.suppress(OSError):  # a full or read-only disk must not stop a run that can go on
         try:
