@@ -48,7 +48,7 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
                 _move_to_new(temporary, path)
             _sync(path.parent)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     except FileExistsError:
         raise DifftoolError(f"{path} exists already; give another name, or --overwrite") from None
     except OSError as error:
@@ -138,6 +138,14 @@ def _temporary_folder(parent: Path) -> Path:
     folder = parent / f"{TEMPORARY}-{secrets.token_hex(8)}"
     folder.mkdir()
     return folder
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:  # a signal: not before nothing is left
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _sync(path: Path) -> None:

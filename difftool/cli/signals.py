@@ -31,6 +31,7 @@ class Signals:
         self.number: int | None = None
         """The first that came."""
         self._deferred = False
+        self._process = os.getpid()
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
@@ -41,7 +42,7 @@ class Signals:
         wanted = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
         before = {number: signal.getsignal(number) for number in wanted}
         ours = [number for number in wanted if before[number] not in (signal.SIG_IGN, None)]
-        self.number = None
+        self.number, self._process = None, os.getpid()
         for number in ours:
             signal.signal(number, self._handle)
         try:
@@ -60,6 +61,8 @@ class Signals:
             self._deferred = False
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a child that was just forked
+            return
         first = self.number is None
         self.number = self.number or number
         if self._deferred and first:
