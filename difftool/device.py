@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from difftool.errors import UsageError
+from difftool.errors import InvalidOption, UsageError
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,6 +47,13 @@ def machine(device: torch.device) -> dict[str, str | int]:
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
     return {"device": kind, **threads, "torch": str(torch.__version__)}
+
+
+def check_precision(device: torch.device, precision: str) -> None:
+    """Refuse arithmetic that the device is not made for. Raises `InvalidOption`."""
+    if precision == "fp16" and device.type != "cuda":
+        reason = f"fp16 needs a CUDA device, not {device.type}; take bf16 or fp32"
+        raise InvalidOption("precision", reason, where="--precision")
 
 
 def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[object]] | None:

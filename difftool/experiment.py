@@ -220,9 +220,7 @@ class Experiment:
 
 def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     """Load the data and build the parts of a recipe; nothing is written. Raises `UsageError`, `DifftoolError`."""
-    if recipe.training.precision == "fp16" and device.type != "cuda":
-        reason = f"fp16 needs a CUDA device, not {device.type}; take bf16 or fp32"
-        raise InvalidOption("precision", reason, where="--precision")
+    devices.check_precision(device, recipe.training.precision)
     schedule = build_schedule(recipe.schedule, recipe.training.timesteps, recipe.prediction)
     if (shape := recipe.dataset.item_shape()) is not None:  # a size that does not fit is refused before data are read
         with torch.device("meta"):

@@ -22,7 +22,7 @@ from difftool.components import (
     TimeDensity,
     Weighting,
 )
-from difftool.errors import InvalidOption, UsageError
+from difftool.errors import InvalidOption, UnknownComponent, UsageError
 from difftool.files import open_regular
 from difftool.plugins import registry
 from difftool.settings import Training
@@ -229,7 +229,7 @@ def _said(value: Any) -> str:
 def _name(document: Mapping[str, Any], kind: str) -> str | None:
     name = document.get(kind, {}).get("name")
     if name is not None and not isinstance(name, str):
-        raise InvalidOption("name", "must be text", where=f"{kind}.name")
+        raise UnknownComponent(kind, f"the name of a {kind} must be text")
     return name
 
 

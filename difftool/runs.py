@@ -193,8 +193,7 @@ class RunFolder:
         for file in (self.config, self.model, self.metrics, self.loss):
             if file.exists() and not file.is_file():
                 raise DifftoolError(f"{file} is no regular file; a run needs one there")
-        make_folder(self.states)
-        free = shutil.disk_usage(self.states).free
+        free = shutil.disk_usage(self.path).free
         if free < state_bytes:
             raise DifftoolError(
                 f"{self.path}: its disk has {free / 2**20:.1f} MiB left, and a training state takes "

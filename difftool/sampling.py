@@ -18,7 +18,7 @@ from torch import Tensor
 from difftool.components import Sampler, Spacing
 from difftool.contracts import Denoise, Estimate, Step
 from difftool.denoiser import Clipped, Counted, Guided, Inpainted, Thresholded, Within
-from difftool.device import autocast
+from difftool.device import autocast, check_precision
 from difftool.errors import DifftoolError, UsageError, blaming
 from difftool.keys import sample_noise
 from difftool.own_images import own_image, own_mask
@@ -158,7 +158,8 @@ def grid_levels(schedule: Schedule, spacing: Spacing, steps: int) -> Sequence[Le
 
 
 def refuse_misfits(source: Source, settings: Sampling) -> None:
-    """Raise `UsageError` for settings that this source has no use for."""
+    """Raise `UsageError` for settings that this source has no use for, or its device no means."""
+    check_precision(source.device, settings.precision)
     if settings.guidance != 1.0 and not source.data.classes:
         raise UsageError(f"--guidance: {source.name} has no classes")
     if settings.guidance != 1.0 and settings.label is None:

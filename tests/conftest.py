@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -63,7 +64,7 @@ def invoke(*arguments: object) -> Outcome:
     from difftool.cli import main
 
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
-    show, code = warnings.showwarning, 0
+    show, interrupt, code = warnings.showwarning, signal.getsignal(signal.SIGINT), 0
     try:
         with redirect_stdout(out), redirect_stderr(err):
             try:
@@ -72,6 +73,7 @@ def invoke(*arguments: object) -> Outcome:
                 code = stop.code if isinstance(stop.code, int) else 1
     finally:
         warnings.showwarning = show
+        signal.signal(signal.SIGINT, interrupt)
     texts = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
     return Outcome(code, *texts)
 

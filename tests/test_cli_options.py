@@ -293,7 +293,7 @@ def test_a_resolved_config_is_a_config(run: Run, tmp_path: Path) -> None:
         ("[training]\nsteps = 3\nepochs = 2\n", ["c.toml, line 3", "training.epochs: give either"]),
         ('[backbones]\nname = "mlp"\n', ["c.toml, line 1", "backbones", "did you mean 'backbone'?"]),
         ("backbone = 3\n", ["c.toml", "backbone: must be a table"]),
-        ("[backbone]\nname = 3\n", ["backbone.name: must be text"]),
+        ("[backbone]\nname = 3\n", ["the name of a backbone must be text"]),
         ('[backbone]\nname = "nope"\n', ["no backbone is called 'nope'"]),
         ("[backbone\n", ["config file c.toml is not TOML", "line 1"]),
         ("[training]\nlr = \n", ["config file c.toml is not TOML", "line 2"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import sys
 import warnings
 from typing import Any
@@ -23,6 +24,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     with signals.caught():
         code = _exit_code(list(sys.argv[1:] if arguments is None else arguments))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nothing is left to do: end without a traceback
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
 
 
@@ -111,7 +115,7 @@ def _usage(error: Any) -> str:
     if text.lower().startswith("no such option"):
         near = getattr(error, "possibilities", None)
         text = f"there is no option {error.option_name}" + (f"; did you mean {' or '.join(near)}?" if near else "")
-    text = re.sub(r"^Invalid value for '?(-[^:']*?)'?( / [^:]*)?: ", lambda m: f"{m[1].split(' / ')[0]}: ", text)
+    text = re.sub(r"^Invalid value for '?(-[^:']*?|[A-Z]+)'?( / [^:]*)?: ", lambda m: f"{m[1].split(' / ')[0]}: ", text)
     text = text.replace(": Value error, ", ": ").replace(": Input should be", ": must be")
     if text.startswith("Got unexpected extra argument"):
         text = text[0].lower() + text[1:] + "; options begin with --"
