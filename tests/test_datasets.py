@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from PIL import Image
 from difftool.components import Dataset
 from difftool.data import Batches, DatasetContext, Samples, Scaling, split
 from difftool.errors import InvalidOption
-from difftool.images import cover_box
+from difftool.images import BadImage, cover_box, opened, read_image
 from difftool.plugins import registry
 from difftool.validation import make
 from difftool_plugins.datasets import GaussianMixture, Gradients, ImageFolder, SwissRoll, TwoMoons
@@ -46,6 +48,17 @@ def folder(root: Path, **images: Image.Image) -> Path:
 
 def plain(colour: object, mode: str = "RGB", size: tuple[int, int] = (4, 4)) -> Image.Image:
     return Image.new(mode, size, colour)  # type: ignore[arg-type]
+
+
+def png(width: int, height: int, depth: int, kind: int, rows: bytes, **chunks: bytes) -> bytes:
+    """A PNG file of raw rows, each behind its filter byte; Pillow writes only some depths and kinds itself."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
+    extra = b"".join(chunk(name.encode(), data) for name, data in chunks.items())
+    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def only(root: Path, **options: object) -> torch.Tensor:
@@ -242,6 +255,12 @@ def palette(*, transparent: bool) -> Image.Image:
         (Image.fromarray(np.full((4, 4), 257 * 100, np.uint16)), ".png", (100, 100, 100)),
         (Image.fromarray(np.full((4, 4), 300, np.uint16)), ".tif", (1, 1, 1)),  # clipped it would be 255
         (Image.fromarray(np.full((4, 4), 257 * 40, np.int32)), ".tif", (40, 40, 40)),
+        (Image.fromarray(np.full((4, 4), 257 * 40, ">u2")), ".tif", (40, 40, 40)),
+        (plain((0, 51), "LA"), ".tif", (204, 204, 204)),
+        (plain((0, 100, 255, 51), "RGBA"), ".tif", (204, 224, 255)),
+        (plain((0, 100, 255, 51), "RGBA").convert("PA"), ".tif", (204, 224, 255)),
+        (palette(transparent=False), ".bmp", (10, 20, 30)),
+        (plain((76, 84, 255), "YCbCr"), ".tif", (254, 0, 0)),
     ],
 )
 def test_every_mode_by_its_rule(
@@ -252,6 +271,42 @@ def test_every_mode_by_its_rule(
     got = only(tmp_path)
     # a lossless WebP rounds twice at alpha 1/5, all else is exact
     assert (got - torch.tensor(expected)[:, None, None]).abs().max() <= (1 if suffix == ".webp" else 0)
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "pixel", "chunks", "expected"),
+    [
+        (16, 2, (256 * 10 + 250, 256 * 20, 256 * 30), {}, (10, 20, 30)),  # the upper bytes
+        (16, 4, (0, 65535 // 5), {}, (204, 204, 204)),
+        (16, 6, (0, 257 * 100, 65535, 65535 // 5), {}, (204, 224, 255)),
+        (16, 0, (25700,), {"tRNS": struct.pack(">H", 25700)}, (255, 255, 255)),
+        (16, 0, (25700,), {"tRNS": struct.pack(">H", 25701)}, (100, 100, 100)),
+        (8, 0, (77,), {"tRNS": struct.pack(">H", 77)}, (255, 255, 255)),
+        (8, 3, (1,), {"PLTE": bytes([9, 9, 9, 10, 20, 30]), "tRNS": bytes([0, 51])}, (206, 208, 210)),
+    ],
+)
+def test_every_kind_of_png(
+    tmp_path: Path,
+    depth: int,
+    kind: int,
+    pixel: tuple[int, ...],
+    chunks: dict[str, bytes],
+    expected: tuple[int, int, int],
+) -> None:
+    row = b"\0" + struct.pack(f">{len(pixel)}{'H' if depth == 16 else 'B'}", *pixel) * 4
+    (tmp_path / "a.png").write_bytes(png(4, 4, depth, kind, row * 4, **chunks))
+    assert (only(tmp_path) == torch.tensor(expected)[:, None, None]).all()
+
+
+def test_content_counts_and_not_the_name(tmp_path: Path) -> None:
+    plain((10, 20, 30)).save(tmp_path / "a.jpg", "PNG")
+    plain((10, 20, 30)).save(tmp_path / "b.png", "BMP")
+    plain((10, 20, 30)).save(tmp_path / "c.GIF", "TIFF", compression="tiff_lzw")
+    items = tensor(ImageFolder(path=tmp_path, size=(4,)).load(CONTEXT))
+    assert (items == torch.tensor([10, 20, 30])[:, None, None]).all()
+    plain((10, 20, 30)).save(tmp_path / "d.png", "PPM")
+    with pytest.raises(ValueError, match=r"d\.png: is not an image of the formats PNG"):
+        ImageFolder(path=tmp_path, size=(4,)).load(CONTEXT)
 
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:
@@ -270,9 +325,12 @@ def test_gray(tmp_path: Path) -> None:
     assert only(tmp_path, channels=1).unique().tolist() == [76]  # ITU-R 601: 0.299 red
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".lzw.tif", ".webp", ".jpg"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_obeyed(tmp_path: Path, orientation: int) -> None:
+def test_exif_orientation_is_obeyed(tmp_path: Path, orientation: int, suffix: str) -> None:
     upright = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    if suffix == ".jpg":  # blocks that survive compression, and are shrunk while they are decoded
+        upright = np.kron(upright, np.ones((64, 64), np.uint8))
     stored = {
         1: upright,
         2: np.fliplr(upright),
@@ -285,8 +343,14 @@ def test_exif_orientation_is_obeyed(tmp_path: Path, orientation: int) -> None:
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(only(tmp_path, size=(3, 4), channels=1)[0], upright)
+    options = {".lzw.tif": {"compression": "tiff_lzw"}, ".webp": {"lossless": True}}.get(suffix, {})
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"a{suffix}", exif=exif, **options)
+    image = only(tmp_path, size=(3, 4), channels=1)[0]
+    if suffix == ".jpg":
+        assert np.abs(image.numpy() - upright[::64, ::64]).max() <= 8
+    else:
+        assert np.array_equal(image, upright)
+        assert np.array_equal(read_image(tmp_path / f"a{suffix}", channels=1)[0], upright)  # in its own size
 
 
 def test_damaged_exif_does_not_spoil_the_picture(tmp_path: Path) -> None:
@@ -417,6 +481,39 @@ def test_links(tmp_path: Path) -> None:
     assert ImageFolder(path=elsewhere, size=(4,)).load(CONTEXT).item_ids == ["dog/a.png", "z.png"]
 
 
+def test_a_folder_keeps_its_own_name(tmp_path: Path) -> None:
+    root = folder(tmp_path, cat__x=plain(1, "L"), dog__y=plain(2, "L"))
+    (root / "cat" / "also").symlink_to(root / "dog")
+    (root / "bird").symlink_to(root / "dog")
+    samples = ImageFolder(path=root, size=(4,)).load(CONTEXT)
+    assert samples.item_ids == ["cat/x.png", "dog/y.png"]
+    assert samples.class_names == ("cat", "dog")
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, scandir = folder(tmp_path, a=plain(1, "L"), **{"no\nway__b": plain(1, "L")}), os.scandir
+
+    def refuse(path: str) -> object:
+        if "way" in path:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match=r"no\\nway/: Permission denied$"):
+        ImageFolder(path=root, size=(4,)).load(CONTEXT)
+
+
+def test_class_names_are_text(tmp_path: Path) -> None:
+    """They travel with the weights, as JSON."""
+    for name in (b"bad\xff", b"caf\xc3\xa9"):
+        os.mkdir(os.path.join(os.fsencode(tmp_path), name))
+        plain(1, "L").save(os.path.join(os.fsdecode(os.fsencode(tmp_path)), os.fsdecode(name), "a.png"))
+    samples = ImageFolder(path=tmp_path, size=(4,)).load(CONTEXT)
+    assert samples.class_names == ("bad\\xff", "caf\u00e9")
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [0, 1]
+
+
 def test_class_folders(tmp_path: Path) -> None:
     root = folder(tmp_path, dog__b__x=plain(1, "L"), cat__a=plain(2, "L"), dog__a=plain(3, "L"))
     samples = ImageFolder(path=root, size=(4,)).load(CONTEXT)
@@ -451,17 +548,10 @@ def test_no_images(tmp_path: Path) -> None:
 
 def huge_png(side: int) -> bytes:
     """A valid PNG of side x side 1-bit pixels whose data are missing: a few bytes that claim gigabytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return png(side, side, 1, 0, b"")
 
 
 def bad_files() -> dict[str, tuple[bytes, str]]:
-    import io
-
     noise = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     whole = {}
     for kind in ("PNG", "JPEG", "TIFF"):
@@ -503,11 +593,97 @@ def test_bad_file_is_named(tmp_path: Path, name: str) -> None:
         assert samples.take([0, 1])[0][:, 0, 0, 0].tolist() == [1, 2]
 
 
-def test_float_and_wide_pixels_are_refused(tmp_path: Path) -> None:
-    for values in (np.full((4, 4), 0.5, np.float32), np.full((4, 4), 70_000, np.int32)):
-        Image.fromarray(values).save(tmp_path / "a.tif")
-        with pytest.raises(ValueError, match=r"a\.tif"):
+def tiff_gray(bits: int, photometric: int, rows: bytes) -> bytes:
+    """An uncompressed gray TIFF of 4 x 4 pixels."""
+    tags = {256: 4, 257: 4, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 4, 279: len(rows)}
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(rows)) + rows + struct.pack("<H", len(tags)) + entries + b"\0" * 4
+
+
+def test_pixels_without_a_known_range_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.tif"
+    file.write_bytes(tiff_gray(16, 1, struct.pack("<H", 257 * 40) * 16))
+    assert only(tmp_path).unique().tolist() == [40]
+    for image in (
+        plain(0.5, "F"),
+        plain((50, 128, 128), "LAB"),
+        tiff_gray(12, 1, b"\xff" * 24),
+        tiff_gray(16, 0, b"0" * 32),
+    ):
+        if isinstance(image, bytes):
+            file.write_bytes(image)
+        else:
+            image.save(file)
+        for memory in (2.0, 0.0):  # known from the header, so also before images are decoded as they are needed
+            with pytest.raises(ValueError, match=r"a\.tif: .* not supported"):
+                ImageFolder(path=tmp_path, size=(4,), memory=memory).load(CONTEXT)
+    for value in (70_000, -1):
+        Image.fromarray(np.full((4, 4), value, np.int32)).save(file)
+        with pytest.raises(ValueError, match=r"a\.tif: .*do not fit 16 bits"):
             ImageFolder(path=tmp_path, size=(4,)).load(CONTEXT)
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("BMP", {}),
+        ("GIF", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_adobe_deflate"}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+def test_a_cut_file_never_becomes_another_picture(tmp_path: Path, kind: str, options: dict[str, object]) -> None:
+    noise = torch.randint(0, 256, (24, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    buffer, file, refused = io.BytesIO(), tmp_path / "a.png", 0
+    Image.fromarray(noise.numpy()).save(buffer, kind, **options)
+    file.write_bytes(buffer.getvalue())
+    whole = read_image(file)
+    for length in {*range(0, len(buffer.getvalue()), 61), *range(40), len(buffer.getvalue()) - 1}:
+        file.write_bytes(buffer.getvalue()[:length])
+        try:
+            assert torch.equal(read_image(file), whole), length  # what was lost said nothing of the pixels
+        except BadImage:
+            refused += 1
+    assert refused >= len(buffer.getvalue()) // 61
+
+
+def test_a_file_cut_while_it_is_read(tmp_path: Path) -> None:
+    """Were it mapped into memory, the process would die."""
+    file = tmp_path / "a.tif"
+    plain(7, "L", (500, 500)).save(file)
+
+    def read() -> None:
+        with opened(str(file)) as image:
+            os.truncate(file, 1000)
+            image.load()
+
+    with pytest.raises(BadImage, match=r"a\.tif: .*truncated"):
+        read()
+
+
+def test_only_plain_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadImage, match=r"pipe\.png: no regular file"):
+        read_image(tmp_path / "pipe.png")
+    with pytest.raises(BadImage, match="Is a directory"):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize("memory", [2.0, 0.0])
+def test_a_file_that_goes_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: float) -> None:
+    folder(tmp_path, a=plain(1, "L"), b=plain(2, "L"))
+    monkeypatch.setattr("difftool_plugins.datasets.image_folder.list_images", lambda root: ["a.png", "b.png", "c.png"])
+    with pytest.raises(ValueError, match=r"c\.png: No such file or directory; use --dataset\.skip-bad"):
+        ImageFolder(path=tmp_path, size=(4,), memory=memory).load(CONTEXT)
+    with pytest.warns(UserWarning, match=r"left out 1 of 3 .*c\.png: No such file"):
+        samples = ImageFolder(path=tmp_path, size=(4,), memory=memory, skip_bad=True).load(CONTEXT)
+    assert samples.item_ids == ["a.png", "b.png"]
 
 
 def test_nothing_but_bad_files(tmp_path: Path) -> None:
@@ -594,6 +770,67 @@ def test_good_files_are_remembered_until_they_change(
     (photographs / "0" / "0-5.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"0-5\.png"):
         dataset.load(context)
+
+
+def test_bad_files_are_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run leaves out the same files, and the good ones need no second look."""
+    from difftool_plugins.datasets.images import ImageFiles
+
+    root, context = folder(tmp_path / "images", a=plain(1, "L"), b=plain(2, "L")), DatasetContext(cache=tmp_path / "c")
+    dataset = ImageFolder(path=root, size=(4,), memory=0.0, skip_bad=True)
+    alone = dataset.load(context).fingerprint
+    (root / "aa.png").write_bytes((root / "a.png").read_bytes()[:50])
+    decoded: list[str] = []
+    read = ImageFiles.__getitem__
+    monkeypatch.setattr(ImageFiles, "__getitem__", lambda self, i: (decoded.append(self.names[i]), read(self, i))[1])
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"left out 1 of 3 .*aa\.png"):
+            samples = dataset.load(context)
+        assert samples.item_ids == ["a.png", "b.png"]
+        assert samples.fingerprint == alone
+        assert samples.take([0, 1])[0][:, 0, 0, 0].tolist() == [1, 2]
+        assert decoded == ["aa.png", "a.png", "b.png"]
+        decoded.clear()
+
+
+def test_many_images_are_not_decoded_beforehand(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from difftool_plugins.datasets.images import ImageFiles
+
+    small = ImageFolder(path=photographs, size=(16,)).load(CONTEXT)
+    assert isinstance(small.items, torch.Tensor)
+    monkeypatch.setattr("difftool_plugins.datasets.image_folder.HELD_FILES", 14)
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFiles, "__getitem__", lambda self, i: pytest.fail("decoded"))
+        many = ImageFolder(path=photographs, size=(16,)).load(CONTEXT)
+    assert torch.equal(many.take(range(15))[0], small.items)
+    asked = ImageFolder(path=photographs, size=(16,), memory=2.0).load(CONTEXT)  # who names a size, gets it
+    assert torch.equal(tensor(asked), small.items)
+
+
+def test_no_room_is_said(tmp_path: Path) -> None:
+    from difftool_plugins.datasets.images import ImageFiles, read_all
+
+    with pytest.raises(ValueError, match=r"no room for 2793967\.7 GiB of images; a lower --dataset\.memory"):
+        read_all(ImageFiles("", [""] * 10**6, 3, (10**6, 10**3), skip_bad=False))
+
+
+def test_fingerprint(photographs: Path, tmp_path: Path) -> None:
+    def fingerprint(root: Path, **options: object) -> str:
+        return ImageFolder(path=root, size=(8,), memory=0.0, **options).load(CONTEXT).fingerprint  # type: ignore[arg-type]
+
+    assert ImageFolder(path=photographs, size=(8,)).load(CONTEXT).fingerprint == ""  # the pixels speak for themselves
+    first = fingerprint(photographs)
+    assert len(first) == 64
+    copy = tmp_path / "copy"
+    shutil.copytree(photographs, copy, copy_function=shutil.copyfile)  # new times
+    assert fingerprint(copy) == first
+    (copy / "0" / "0-5.png").rename(copy / "0" / "0-6.png")
+    assert fingerprint(copy) != first
+    (copy / "0" / "0-6.png").rename(copy / "0" / "0-5.png")
+    assert fingerprint(copy) == first
+    with (copy / "0" / "0-5.png").open("ab") as file:
+        file.write(b"x")
+    assert fingerprint(copy) != first
 
 
 def test_flip_mirrors_about_half_each_by_its_own_coin() -> None:

@@ -239,7 +239,7 @@ def _fit(experiment: Experiment) -> None:
                 _preview(experiment)
             _stop_if_asked(experiment, stop)
         experiment.save()
-        _stop_if_asked(experiment, stop)
+    _stop_if_asked(experiment, signals)
     _conclude(experiment, words)
 
 
