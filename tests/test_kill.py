@@ -436,7 +436,8 @@ def test_a_run_killed_while_it_replaces_another_is_one_of_both(
         replacing = (*SAVES, "--out", folder, "--overwrite")
         begin = train(*replacing, before=partial(strike, signal.SIGKILL, at, folder))
         assert server.run(begin, tmp_path).code == -signal.SIGKILL
-        if "seed = 1" in RunFolder(folder).config.read_text():
+        config = RunFolder(folder).config
+        if config.exists() and "seed = 1" in config.read_text():
             again = tmp_path / f"{at} again"
             shutil.copytree(folder, again)
             outcome = server.run(train("--resume", again), tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from PIL import Image
 
 from difftool import checkpoint
 from difftool.errors import BadFile, DifftoolError
-from difftool.files import TEMPORARY, atomic, numbered, write_text
+from difftool.files import atomic, numbered, write_text
 from difftool.runs import RunFolder, all_runs, find_model
 
 LONG = (*POINTS, "--checkpoint-every", 7, "--lr-schedule", "constant", "--lr", 2e-3, "--warmup", 0, "--threads", 1)
@@ -112,95 +111,6 @@ def test_only_the_newest_states_are_kept(straight: Path) -> None:
     ]
 
 
-class Child:
-    """A training process that can be signalled at a step."""
-
-    def __init__(self, folder: Path, *arguments: object) -> None:
-        self.folder = folder
-        command = [sys.executable, "-m", "difftool", "train", *map(str, arguments)]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent
-        )
-
-    def wait_for(self, step: int) -> None:
-        """Until the metrics show the step."""
-        metrics = RunFolder(self.folder).metrics
-        while self.process.poll() is None:
-            if metrics.exists() and (rows := RunFolder(self.folder).read_metrics()) and rows[-1]["step"] >= step:
-                return
-            try:  # a wait for the process that also yields the processor
-                self.process.wait(0.02)
-            except subprocess.TimeoutExpired:
-                continue
-        raise AssertionError(f"ended before step {step}: {self.process.communicate()[1]}")
-
-    def stop(self, number: int) -> tuple[int, str, str]:
-        self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=120)
-        return self.process.returncode, out, err
-
-
-ENDLESS = 10**7
-"""Steps that no test waits for."""
-
-
-@pytest.fixture
-def endless(tmp_path: Path) -> Child:
-    """A run in another process that is stopped by a signal; it logs every step up to 200."""
-    folder = tmp_path / "run"
-    return Child(folder, *LONG, "--steps", ENDLESS, "--out", folder)
-
-
-def finish(folder: Path, tmp_path: Path) -> tuple[bytes, bytes]:
-    """The weights of a stopped run after some more steps, and those of a straight run of as many."""
-    last = max([0, *(int(p.stem.removeprefix("step-")) for p in RunFolder(folder).saved_states())])
-    end = last + 9
-    outcome = invoke("train", "--resume", folder, "--steps", end)
-    assert outcome.code == 0, outcome.err
-    assert invoke("train", *LONG, "--steps", end, "--out", tmp_path / "straight").code == 0
-    return weights(folder), weights(tmp_path / "straight")
-
-
-def test_after_kill_9_a_run_ends_as_if_nothing_had_happened(endless: Child, tmp_path: Path) -> None:
-    endless.wait_for(50)
-    code, out, _ = endless.stop(signal.SIGKILL)
-    assert (code, out) == (-signal.SIGKILL, "")
-    leftover = endless.folder / "state" / f"{TEMPORARY}-0123"
-    leftover.mkdir()
-    (leftover / "step-9.safetensors").write_bytes(b"half a state")
-    with open(endless.folder / "metrics.jsonl", "a") as file:
-        file.write('{"step": 9999999, "lo')  # killed in mid-line
-    resumed, straight = finish(endless.folder, tmp_path)
-    assert resumed == straight
-    assert not [name for name in tree(endless.folder) if TEMPORARY in name]
-    steps = [row["step"] for row in RunFolder(endless.folder).read_metrics()]
-    assert steps == sorted(set(steps))
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_saves_and_says_how_to_go_on(endless: Child, tmp_path: Path, number: int, code: int) -> None:
-    endless.wait_for(50)
-    found, out, err = endless.stop(number)
-    assert (found, out) == (code, "")
-    (line,) = (line for line in err.splitlines() if line.startswith("difftool: "))
-    assert f"of {ENDLESS}; everything is saved; go on with: difftool train --resume {endless.folder}" in line
-    assert "Traceback" not in err
-    stopped = int(line.partition("stopped after step ")[2].split()[0])
-    assert RunFolder(endless.folder).saved_states()[0].stem == f"step-{stopped:09d}"
-    resumed, straight = finish(endless.folder, tmp_path)
-    assert resumed == straight
-
-
-def test_a_second_process_is_told_who_is_at_work(endless: Child) -> None:
-    endless.wait_for(1)
-    before = weights(endless.folder) if (endless.folder / "model.safetensors").exists() else b""
-    outcome = invoke("train", "--resume", endless.folder)
-    assert outcome.code == 1
-    assert f"{endless.folder} is in use by process {endless.process.pid}" in outcome.error
-    endless.stop(signal.SIGKILL)
-    assert before == b"" or weights(endless.folder)
-
-
 @pytest.mark.parametrize(
     ("arguments", "pieces"),
     [
@@ -258,27 +168,6 @@ def damage(path: Path, how: str) -> None:
     elif how == "empty":
         data.clear()
     path.write_bytes(data)
-
-
-@pytest.mark.parametrize("how", ["truncated", "flipped", "empty"])
-def test_a_damaged_newest_state_is_passed_over_with_a_warning(half: Path, straight: Path, how: str) -> None:
-    damage(RunFolder(half).state(14), how)
-    outcome = invoke("train", "--resume", half, "--steps", 20)
-    assert outcome.code == 0, outcome.err
-    (warning,) = (line for line in outcome.err.splitlines() if "warning" in line)
-    assert "step-000000014.safetensors" in warning
-    assert "going on from step-000000007.safetensors" in warning
-    assert weights(half) == weights(straight)
-
-
-def test_no_valid_state_is_a_failure_and_never_a_new_start(half: Path) -> None:
-    for path in RunFolder(half).saved_states():
-        damage(path, "truncated")
-    model = weights(half)
-    outcome = invoke("train", "--resume", half, "--steps", 20)
-    assert outcome.code == 1
-    assert f"no valid state in {half / 'state'}" in outcome.error
-    assert weights(half) == model
 
 
 @pytest.mark.parametrize("missing", ["state", "config.toml"])
