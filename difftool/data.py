@@ -95,11 +95,14 @@ class Samples:
         return len(self.shape) == 3
 
     def take(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Raw items and labels at these indices."""
+        """Raw items and labels at these indices. Raises `DifftoolError` where one cannot be read."""
         if isinstance(self.items, Tensor):
             items = self.items[torch.as_tensor(indices)]
         else:
-            items = torch.stack([self.items[int(i)] for i in indices])
+            try:
+                items = torch.stack([self.items[int(i)] for i in indices])
+            except (ValueError, OSError) as error:
+                raise DifftoolError(" ".join(str(error).split())) from error
         return items, None if self.labels is None else self.labels[torch.as_tensor(indices)]
 
 

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from difftool.contracts import BackboneSpec
 from difftool.data import Samples, Scaling
 
@@ -13,8 +15,9 @@ LARGEST_UNIT = 1e30
 """Shift, scale and bounds in a file stay below this, or float32 would overflow."""
 LARGEST_ITEM = 2**26
 """Numbers in an item: an image of 4096 x 4096 in four channels."""
-MEASURED = 1_000
-"""Items from which the standard deviation of the data is measured."""
+MEASURED, DECODED = 1_000, 256
+"""Items that the standard deviation of the data is measured from: of those in memory, and where each must be read."""
+MOST_CLASSES, LONGEST_NAME = 10**5, 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +37,14 @@ class DataFacts:
         names = samples.class_names
         if samples.labels is not None and not names:
             names = tuple(str(i) for i in range(int(samples.labels.max()) + 1))
-        few, n = min(MEASURED, len(samples)), len(samples)
+        _check_names(names)
+        few, n = min(MEASURED if isinstance(samples.items, Tensor) else DECODED, len(samples)), len(samples)
         items, _ = samples.take([i * n // few for i in range(few)])
         if tuple(items.shape[1:]) != tuple(samples.shape):  # a source is asked here first
             raise ValueError(f"items are {tuple(items.shape[1:])}, but the shape says {tuple(samples.shape)}")
         std = float(Scaling.of(samples).to_model(items).std(correction=0))
+        if not math.isfinite(std):
+            raise ValueError("items hold NaN or infinite numbers")
         return cls(
             shape=tuple(samples.shape),
             shift=tuple(samples.shift),
@@ -99,7 +105,8 @@ class DataFacts:
             std=(Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)], 1.0),
             class_names=(
                 Annotated[
-                    tuple[Annotated[str, pydantic.Field(max_length=1000)], ...], pydantic.Field(max_length=10**5)
+                    tuple[Annotated[str, pydantic.Field(max_length=LONGEST_NAME)], ...],
+                    pydantic.Field(max_length=MOST_CLASSES),
                 ],
                 (),
             ),
@@ -117,3 +124,12 @@ class DataFacts:
         if facts.bounds is not None and not -LARGEST_UNIT < facts.bounds[0] < facts.bounds[1] < LARGEST_UNIT:
             raise ValueError("bounds must be a low and a high number")
         return facts
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    """Refuse names of classes that a file could not give back, before anything is trained. Raises `ValueError`."""
+    if len(names) > MOST_CLASSES:
+        raise ValueError(f"there are {len(names):,} classes; a model remembers at most {MOST_CLASSES:,}")
+    for number, name in enumerate(names):
+        if len(name) > LONGEST_NAME or any("\ud800" <= c <= "\udfff" for c in name):
+            raise ValueError(f"class {number} has a name that a model cannot remember")

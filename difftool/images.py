@@ -64,8 +64,12 @@ def pixels(image: Image.Image, channels: int, size: tuple[int, int] | None) -> n
         ratio = max(size) / min(image.size) * GAP  # whichever way the picture will be turned
         image.draft(None, (math.ceil(image.width * ratio), math.ceil(image.height * ratio)))
     image.load()
-    with contextlib.suppress(Exception):  # damaged EXIF data say nothing about the picture
+    try:
         ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # damaged EXIF data say nothing about the picture
+        pass
     flat = _flat(image, "L" if channels == 1 else "RGB")
     height, width = size or (flat.height, flat.width)
     box = cover_box(flat.width, flat.height, width, height)

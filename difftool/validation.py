@@ -245,7 +245,11 @@ def _as_written(f: Field, value: object) -> object:
 
 def _dumped(name: str, value: object) -> str:
     try:
-        return json.dumps(value, default=_as_json)
+        text = json.dumps(value, default=_as_json, ensure_ascii=False)
+        text.encode()
+        return text
+    except UnicodeEncodeError:  # a name of a file, as the system gave it; no config or model could keep it
+        raise InvalidOption(name, "must be UTF-8 text; rename the file or folder") from None
     except (TypeError, ValueError) as error:
         raise InvalidOption(name, f"not a plain value ({error})") from None
 

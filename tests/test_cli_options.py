@@ -185,6 +185,7 @@ def test_help_with_an_unknown_component_is_refused(run: Run) -> None:
         (["--timesteps", "0"], "--timesteps"),
         (["--loss", "l2"], "--loss"),
         (["--checkpoint-every", "often"], "--checkpoint-every: must be a number of steps such as 500"),
+        (["--dataset", "image-folder", "--dataset.path", "pa\udcffth"], "--dataset.path: must be UTF-8 text"),
         (["--held-out", "64"], "--held-out: cannot hold out 64 of 64 items"),
         (["--schedule.beta-min", "1"], "--schedule.beta-min"),
         (["--backbone", "unet", "--backbone.dim-mults", "1,x"], "--backbone.dim-mults"),

@@ -17,7 +17,7 @@ from difftool.contracts import BackboneSpec, ObjectiveSpec
 from difftool.data import Batches, DatasetContext, Samples, Scaling, points, split
 from difftool.denoiser import GUESS_RANGE, Denoiser
 from difftool.ema import EMA
-from difftool.errors import Diverged, UsageError
+from difftool.errors import DifftoolError, Diverged, UsageError
 from difftool.facts import DataFacts
 from difftool.keys import generator, key, permutation
 from difftool.metrics import Meter
@@ -677,3 +677,43 @@ def test_the_held_out_loss_is_the_same_every_time() -> None:
 def test_data_are_a_function_of_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, c = (DatasetContext(seed=s).generator("u").initial_seed() for s in (0, 0, 1))
     assert a == b != c
+
+
+class Torn:
+    """Items of which the third can no longer be read."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, i: int) -> Tensor:
+        if i == 2:
+            raise ValueError("c.png: cannot be\ndecoded")
+        return torch.zeros(2)
+
+
+def test_items_that_cannot_be_read_are_no_bug() -> None:
+    samples = Samples(items=Torn(), shape=(2,))
+    assert len(samples.take([0, 1, 3])[0]) == 3
+    with pytest.raises(DifftoolError, match=r"^c\.png: cannot be decoded$"):
+        samples.take([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"items": torch.tensor([[0.0, math.nan]] * 3)}, "items hold NaN or infinite numbers"),
+        ({"items": torch.full((3, 2), math.inf)}, "items hold NaN or infinite numbers"),
+        ({"class_names": ("a", "x" * 1001)}, "class 1 has a name that a model cannot remember"),
+        ({"class_names": ("bad\udcff", "b")}, "class 0 has a name that a model cannot remember"),
+        ({"class_names": tuple(map(str, range(100_001)))}, "there are 100,001 classes"),
+    ],
+)
+def test_data_that_no_file_could_describe_are_refused_before_training(changes: dict[str, Any], message: str) -> None:
+    fine: dict[str, Any] = {"items": torch.eye(3)[:, :2], "shape": (2,), "labels": torch.tensor([0, 1, 0])}
+    with pytest.raises(ValueError, match=message):
+        DataFacts.of(Samples(**{**fine, **changes}))
+
+
+def test_a_source_must_keep_its_word_about_shapes() -> None:
+    with pytest.raises(ValueError, match=r"items are \(2,\), but the shape says \(3,\)"):
+        DataFacts.of(Samples(items=Source(), shape=(3,)))
