@@ -11,12 +11,10 @@ previews/ samples/ loss.png
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
 import shutil
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from difftool.errors import BadFile, DifftoolError, UsageError
-from difftool.files import TEMPORARY, check_output, make_folder, open_regular, sweep, write_text
+from difftool.files import TEMPORARY, check_output, make_folder, sweep, write_text
+from difftool.lock import hold, holder, in_use
 from difftool.recipe import Recipe, dump_toml, read_toml
 
 ROOT = Path("runs")
@@ -167,23 +166,14 @@ class RunFolder:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run: a second process is told so. The kernel frees the lock even after kill -9."""
-        descriptor = _open_lock(self.path / LOCK)
-        _held.add(descriptor)
-        try:
-            if not _lock(descriptor):
-                raise _in_use(self.path, _holder(descriptor))
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        with hold(self.path / LOCK):
             sweep(self.path)
             yield
-        finally:
-            _held.discard(descriptor)
-            os.close(descriptor)
 
     def check_free(self) -> None:
         """Refuse a run that another process trains, before the data are loaded."""
-        if holder := self.in_use_by:
-            raise _in_use(self.path, holder)
+        if process := self.in_use_by:
+            raise in_use(self.path, process)
 
     def check_room(self, state_bytes: int) -> None:
         """Refuse a run whose state cannot be written, before it has cost any time."""
@@ -203,11 +193,7 @@ class RunFolder:
     @property
     def in_use_by(self) -> str:
         """The number of the process that trains the run now; empty where none does."""
-        try:
-            with open_regular(self.path / LOCK) as file:
-                return "" if _lock(file.fileno()) else _holder(file.fileno())
-        except OSError:
-            return ""
+        return holder(self.path / LOCK)
 
 
 def step_of(state: Path) -> int:
@@ -317,53 +303,3 @@ def _clear(path: Path) -> None:
             shutil.rmtree(target)
         else:
             target.unlink(missing_ok=True)
-
-
-_held: set[int] = set()
-"""Descriptors of the locks that this process holds."""
-
-
-def _close_held() -> None:
-    """A child that outlives a killed run must not keep its lock."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_held)
-
-
-def _open_lock(path: Path) -> int:
-    """The file that is locked. A link would have somebody's file written to, a pipe be waited for without end."""
-    guards = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | guards, 0o666)
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return descriptor
-        os.close(descriptor)
-        reason = "no regular file"
-    except OSError as error:
-        reason = "it is a link" if error.errno == errno.ELOOP else str(error.strerror)
-    raise DifftoolError(f"{path} cannot be locked: {reason}")
-
-
-def _lock(descriptor: int) -> bool:
-    """Take the lock, if nobody has it."""
-    try:
-        import fcntl
-    except ImportError:  # no flock on this platform: runs are not guarded
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _in_use(path: Path, holder: str) -> DifftoolError:
-    return DifftoolError(f"{path} is in use by process {holder}")
-
-
-def _holder(descriptor: int) -> str:
-    return os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"

@@ -65,6 +65,8 @@ def serve(descriptor: int) -> None:
 def _work(job: Job, streams: Path) -> NoReturn:
     """Do a job in a process group of its own, its output in two files."""
     os.setpgid(0, 0)
+    for signalled in SIGNALS:  # tests in the background or under nohup ignore some
+        signal.signal(signalled, signal.SIG_DFL)
     for number, path in enumerate((os.devnull, f"{streams}.out", f"{streams}.err")):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
@@ -325,7 +327,9 @@ def logged(folder: Path) -> int:
 
 def leftovers(folder: Path) -> list[str]:
     """Temporaries, ours and those of safetensors."""
-    return [str(p) for p in folder.rglob("*") if p.name.startswith((TEMPORARY, ".tmp"))]
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # one that went while it was being looked for
+            return [str(p) for p in folder.rglob("*") if p.name.startswith((TEMPORARY, ".tmp"))]
 
 
 def end_of(folder: Path) -> dict[str, object]:
@@ -709,8 +713,9 @@ def test_ctrl_c_reaches_the_workers_too(server: Server, digits: Path, tmp_path: 
 
 
 WHILE_IMPORTING = """
-import os, sys
+import os, signal, sys
 number, module = int(sys.argv[1]), sys.argv[2]
+signal.signal(number, signal.SIG_DFL)
 def hook(event, arguments):
     if event == "import" and arguments[0] == module:
         os.kill(os.getpid(), number)

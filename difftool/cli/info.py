@@ -73,19 +73,29 @@ def _run(run: RunFolder) -> dict[str, Any]:
     plugins = config.pop("plugins", {})
     facts |= config
     facts["plugins"] = {name: _version(name, version) for name, version in plugins.items()}
-    facts["states"] = [_state(path) for path in (*run.saved_states(), *run.damaged_states())]
+    states = (_state(path) for path in (*run.saved_states(), *run.damaged_states()))
+    facts["states"] = [state for state in states if state is not None]
     facts["model"] = _model(run.model)
     if status.status == "stopped":
         facts["go_on"] = f"difftool train --resume {shlex.quote(str(run.path))}"
     return facts
 
 
-def _state(path: Path) -> dict[str, Any]:
+def _state(path: Path) -> dict[str, Any] | None:
+    """A training state, whole or not; None where the run that is being trained has just put another in its place."""
     from difftool.state import check
 
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return None
     problem = check(path)
-    size = {"mebibytes": round(path.stat().st_size / 2**20, 2)}
-    return {"file": path.name, **size, "valid": not problem, **({"problem": problem} if problem else {})}
+    return {
+        "file": path.name,
+        "mebibytes": round(size / 2**20, 2),
+        "valid": not problem,
+        **({"problem": problem} if problem else {}),
+    }
 
 
 def _model(path: Path) -> dict[str, Any] | None:
