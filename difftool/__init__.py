@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from difftool.components import (
     Backbone,
+    Command,
     Component,
     Dataset,
+    Logger,
     NoiseSchedule,
     Oracle,
     Prediction,
@@ -20,16 +22,27 @@ from difftool.components import (
     Spacing,
     TimeDensity,
     Weighting,
+    Writer,
     option,
 )
 from difftool.errors import DifftoolError, UsageError, printable
 from difftool.hookspecs import hookimpl
-from difftool.version import __version__
+from difftool.version import API_VERSION, __version__
 
 if TYPE_CHECKING:
     from difftool.api import component, load, train
-    from difftool.contracts import BackboneSpec, Denoise, Estimate, ObjectiveSpec, Step
+    from difftool.contracts import (
+        BackboneSpec,
+        Denoise,
+        DrawingSpec,
+        Estimate,
+        ObjectiveSpec,
+        Row,
+        RunContext,
+        Step,
+    )
     from difftool.data import PIXELS, DatasetContext, Samples, points
+    from difftool.figures.drawing import Drawing
     from difftool.images import BadImage, check_image, read_image
     from difftool.model import Model
     from difftool.schedule import CLEAN, TIME_RANGE, Level, Schedule
@@ -37,7 +50,17 @@ if TYPE_CHECKING:
 _LAZY = {
     "api": ("component", "load", "train"),
     "data": ("PIXELS", "DatasetContext", "Samples", "points"),
-    "contracts": ("BackboneSpec", "Denoise", "Estimate", "ObjectiveSpec", "Step"),
+    "contracts": (
+        "BackboneSpec",
+        "Denoise",
+        "DrawingSpec",
+        "Estimate",
+        "ObjectiveSpec",
+        "Row",
+        "RunContext",
+        "Step",
+    ),
+    "figures.drawing": ("Drawing",),
     "images": ("BadImage", "check_image", "read_image"),
     "model": ("Model",),
     "schedule": ("CLEAN", "TIME_RANGE", "Level", "Schedule"),
@@ -45,24 +68,31 @@ _LAZY = {
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 
 __all__ = [
+    "API_VERSION",
     "CLEAN",
     "PIXELS",
     "TIME_RANGE",
     "Backbone",
     "BackboneSpec",
     "BadImage",
+    "Command",
     "Component",
     "Dataset",
     "DatasetContext",
     "Denoise",
     "DifftoolError",
+    "Drawing",
+    "DrawingSpec",
     "Estimate",
     "Level",
+    "Logger",
     "Model",
     "NoiseSchedule",
     "ObjectiveSpec",
     "Oracle",
     "Prediction",
+    "Row",
+    "RunContext",
     "Sampler",
     "Samples",
     "Schedule",
@@ -71,6 +101,7 @@ __all__ = [
     "TimeDensity",
     "UsageError",
     "Weighting",
+    "Writer",
     "__version__",
     "check_image",
     "component",

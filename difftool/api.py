@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from difftool.components import KINDS, Component
+from difftool.components import KINDS, Component, Logger
 from difftool.errors import UsageError
 from difftool.model import Model
 from difftool.plugins import registry
@@ -39,6 +40,8 @@ def train(
     schedule: str | Component | None = None,
     prediction: str | Component | None = None,
     weighting: str | Component | None = None,
+    time: str | Component | None = None,
+    loggers: Sequence[str | Logger] = (),
     out: str | Path | None = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -51,6 +54,7 @@ def train(
     """
     from difftool import device as devices
     from difftool.experiment import prepare
+    from difftool.loggers import check_requirements
     from difftool.runs import check_run_output, create
 
     given = {
@@ -59,16 +63,19 @@ def train(
         "schedule": schedule,
         "prediction": prediction,
         "weighting": weighting,
+        "time": time,
     }
     names = {kind: {"name": part} for kind, part in given.items() if isinstance(part, str)}
     parts = {kind: part for kind, part in given.items() if isinstance(part, Component)}
     recipe = compose({**names, "training": training}, parts=parts)
+    logs = [make(registry().of_kind(Logger, one), {}) if isinstance(one, str) else one for one in loggers]
+    check_requirements(logs)
     check_run_output(None if out is None else Path(out), overwrite=overwrite)
     where = devices.choose(device)
     with devices.threads(recipe.training.threads):
         experiment = prepare(recipe, where)
         folder = create(recipe, None if out is None else Path(out), overwrite=overwrite)
-        with experiment.held(folder):
+        with experiment.held(folder, loggers=logs):
             for _ in experiment.run():
                 pass
             experiment.save()

@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from difftool.contracts import BackboneSpec, Denoise, ObjectiveSpec, Step
+    from difftool.contracts import BackboneSpec, Denoise, DrawingSpec, ObjectiveSpec, Row, RunContext, Step
     from difftool.data import DatasetContext, Samples
+    from difftool.figures.drawing import Drawing
     from difftool.schedule import Level, Schedule
 
 
@@ -33,7 +36,7 @@ LARGEST_SHOWN = 10**5
 
 @dataclasses.dataclass(frozen=True)
 class Details:
-    """What a field says beyond its type, kept in the field's metadata: help, range, short flag, what None means."""
+    """What a field says beyond its type, kept in the field's metadata: help, range, short flag, what None means, ..."""
 
     help: str = ""
     ge: float | None = None
@@ -42,6 +45,7 @@ class Details:
     lt: float | None = None
     short: str = ""
     otherwise: str = ""
+    positional: bool = False
 
     @property
     def range(self) -> str:
@@ -64,12 +68,15 @@ def option(
     lt: float | None = None,
     short: str = "",
     otherwise: str = "",
+    positional: bool = False,
 ) -> Any:
     """An option of a component. Without a default the user must give it; bounds hold for each item of a tuple.
 
-    `short` is a flag such as `-n`; `otherwise` says in the help what happens where the default is None.
+    `short` is a flag such as `-n`; `otherwise` says in the help what happens where the default is None. A `positional`
+    one is given without a flag; only commands have them.
     """
-    return dataclasses.field(default=default, metadata={Details: Details(help, ge, gt, le, lt, short, otherwise)})
+    details = Details(help, ge, gt, le, lt, short, otherwise, positional)
+    return dataclasses.field(default=default, metadata={Details: details})
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
@@ -92,6 +99,16 @@ class Component(Options):
         cls.name = name
         if kind:
             cls.kind = kind
+
+    @classmethod
+    def chosen_by(cls) -> str:
+        """What a user types to choose it."""
+        return f"--{cls.kind} {cls.name}"
+
+    @classmethod
+    def option_prefix(cls) -> str:
+        """What the flags of its options begin with."""
+        return f"{cls.kind}."
 
 
 class Dataset(Component, kind="dataset"):
@@ -197,6 +214,17 @@ class Sampler(Component, kind="sampler"):
     default_steps: ClassVar[int | None] = 50
     """Steps when the user gives none; None stands for every level of the schedule."""
 
+    def claimed_order(self) -> int | None:
+        """The order at which its error falls as steps grow, so that `difftool check` can hold it to that.
+
+        None where it claims none, as a sampler that draws noise must.
+        """
+        return None
+
+    def claimed_calls(self, steps: int) -> int | None:
+        """The network calls of a walk of so many steps; None where they depend on more than that."""
+        return steps
+
     @abstractmethod
     def walk(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
@@ -208,8 +236,89 @@ class Sampler(Component, kind="sampler"):
         """
 
 
+class Logger(Component, kind="logger"):
+    """Where the numbers of a training run go, beside its own `metrics.jsonl`."""
+
+    requires: ClassVar[Mapping[str, str]] = {}
+    """Modules that it needs, each with what to pip install for it: looked for before a run begins."""
+
+    @abstractmethod
+    def open(self, run: RunContext) -> AbstractContextManager[Callable[[Row], None]]:
+        """A context in which the run is trained; it gives the function that is called with each row.
+
+        Rows up to `run.step` were logged before, those beyond it are to be forgotten: a resumed run logs them again.
+        What it raises later is noted, and the run goes on without it.
+        """
+
+
+class Writer(Component, kind="writer"):
+    """A file format of `difftool sample --out`: the suffix decides."""
+
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """The endings it writes, such as `(".jpg", ".jpeg")`, in lower case; `""` stands for a folder."""
+
+    holds_arrays: ClassVar[bool] = False
+    """Whether it keeps the numbers themselves: any shape of samples will do, and `--raw` and `--trajectory` count."""
+
+    @classmethod
+    def chosen_by(cls) -> str:
+        return f"--out FILE{cls.suffixes[0]}" if any(cls.suffixes) else "--out FOLDER"
+
+    def check(self, spec: DrawingSpec) -> None:
+        """Raise `ValueError` for samples that it cannot show; by default what is neither points nor images."""
+        if not self.holds_arrays:
+            spec.check_drawable()
+
+    def states(self, spec: DrawingSpec) -> Collection[int]:
+        """After which steps the state of the walk is needed (0 is x_T); by default all of them with `--trajectory`."""
+        return range(spec.steps + 1) if self.holds_arrays and spec.trajectory else ()
+
+    @abstractmethod
+    def write(self, drawing: Drawing, path: Path) -> None:
+        """Write the file, or the files into the folder, at a path that is moved to its place once all is written."""
+
+
+class Command(Component, kind="command"):
+    """A command of `difftool`; its fields are its arguments.
+
+    The package announces it, so that `difftool --help` can name it without importing anything:
+
+        [project.entry-points."difftool.commands"]
+        fid = "difftool_fid"
+    """
+
+    @classmethod
+    def chosen_by(cls) -> str:
+        return f"difftool {cls.name}"
+
+    @classmethod
+    def option_prefix(cls) -> str:
+        return ""
+
+    @abstractmethod
+    def run(self) -> object:
+        """Do it. The result goes to stdout: a mapping as one JSON object, a list one entry a line, None as nothing.
+
+        What is printed meanwhile goes to stderr. Raise `DifftoolError` where it fails, `UsageError` where it is asked
+        for what cannot be.
+        """
+
+
 KINDS: Mapping[str, type[Component]] = {
     base.kind: base
-    for base in (Dataset, NoiseSchedule, Backbone, Sampler, Spacing, Prediction, Weighting, TimeDensity, Oracle)
+    for base in (
+        Dataset,
+        NoiseSchedule,
+        Backbone,
+        Sampler,
+        Spacing,
+        Prediction,
+        Weighting,
+        TimeDensity,
+        Oracle,
+        Logger,
+        Writer,
+        Command,
+    )
 }
 """The bases by kind. The hook of a kind is `difftool_<kind>s`."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
+
+from difftool.figures.formats import undrawable
 
 if TYPE_CHECKING:
     from difftool.schedule import Level, Schedule
@@ -58,6 +62,62 @@ class Step:
     x: Tensor
     level: Level
     estimate: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingSpec:
+    """What a writer is told before anything is sampled. May grow fields."""
+
+    shape: tuple[int, ...]
+    """Shape of a sample, channels (or coordinates) first."""
+    steps: int
+    """Steps of the walk."""
+    strip: int | None = None
+    """So many states of the walk are to be drawn instead of the result alone."""
+    trajectory: bool = False
+    """Arrays are to hold the states of the walk too."""
+
+    def evenly(self, count: int) -> list[int]:
+        """The steps after which to keep a state so that `count` of them cover the walk; 0 is x_T."""
+        if count == 1:
+            return [self.steps]
+        return sorted({round(i * self.steps / (count - 1)) for i in range(count)})
+
+    def check_drawable(self) -> None:
+        """Raise `ValueError` where no picture can show samples of this shape."""
+        if reason := undrawable(self.shape):
+            raise ValueError(reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What a logger is told of the run that it logs. May grow fields."""
+
+    folder: Path
+    """The run folder."""
+    logs: Path
+    """Where a logger may keep files of its own: a folder in the run folder that may not be there yet."""
+    name: str
+    """Such as `swiss-roll-mlp`."""
+    config: Mapping[str, Mapping[str, Any]]
+    """The components and settings of the run as plain values, a table for each."""
+    started: str
+    """When the run began, ISO 8601 in UTC; the same after each resume."""
+    step: int = 0
+    """Completed steps when training goes on; 0 for a new run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is logged at a step. May grow fields."""
+
+    step: int
+    """Completed steps."""
+    metrics: Mapping[str, float | None]
+    """By name, the same names in each row of numbers; None where one was not measured. Empty where there are only
+    pictures."""
+    pictures: tuple[Path, ...] = ()
+    """Pictures that were drawn at this step."""
 
 
 class Denoise(Protocol):

@@ -62,17 +62,18 @@ class Interrupted(DifftoolError):
 
 
 @contextlib.contextmanager
-def blaming(what: str) -> Iterator[None]:
+def blaming(what: str, *passing: type[Exception]) -> Iterator[None]:
     """What a plugin's code raises becomes one line that names the component (`sampler ddim`).
 
     `ValueError` is the way for a component to refuse, `DifftoolError` says enough, and no memory is no fault of its.
+    Exceptions of the classes in `passing` are somebody else's to tell.
     """
     try:
         yield
     except (DifftoolError, ValueError, MemoryError, StopIteration):
         raise
     except Exception as error:
-        if out_of_memory(error):
+        if isinstance(error, passing) or out_of_memory(error):
             raise
         text = " ".join(str(error).split())
         raise DifftoolError(f"{what} failed: {type(error).__name__}{': ' if text else ''}{text}") from error

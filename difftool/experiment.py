@@ -10,7 +10,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,14 +21,15 @@ from torch import Tensor
 
 from difftool import device as devices
 from difftool import state, training
-from difftool.components import Dataset
-from difftool.contracts import ObjectiveSpec
+from difftool.components import Dataset, Logger
+from difftool.contracts import ObjectiveSpec, Row, RunContext
 from difftool.data import Batches, DatasetContext, Samples, identity, split
 from difftool.ema import EMA
 from difftool.errors import DifftoolError, InvalidOption, UsageError
 from difftool.facts import DataFacts
 from difftool.keys import seed_globally
-from difftool.metrics import Meter
+from difftool.loggers import Loggers, opened
+from difftool.metrics import Meter, scalars
 from difftool.model import Model, build_network, build_schedule
 from difftool.recipe import Recipe
 from difftool.runs import RunFolder, now
@@ -72,6 +73,8 @@ class Experiment:
     """Stands in for the network where it was compiled."""
     folder: RunFolder = field(init=False)
     """Set by `held`, once it is certain that the run begins."""
+    loggers: Loggers = field(init=False)
+    """Set by `held` too."""
     elapsed: float = 0.0
     """Seconds of training, over all resumes."""
     saved_at: int = -1
@@ -103,8 +106,12 @@ class Experiment:
         return sum(p.numel() * p.element_size() for p in self.state.network.parameters()) * (4 if self.state.ema else 3)
 
     @contextlib.contextmanager
-    def held(self, folder: RunFolder, *, resume: bool = False, new_data: bool = False) -> Iterator[None]:
+    def held(
+        self, folder: RunFolder, *, resume: bool = False, new_data: bool = False, loggers: Sequence[Logger] = ()
+    ) -> Iterator[None]:
         """Hold a run folder as this experiment's, its configuration written; resumed, its newest state is taken up.
+
+        The loggers are open as long.
 
         Raises `DifftoolError` where that cannot be, also where the disk has no room for a state.
         """
@@ -113,9 +120,19 @@ class Experiment:
             folder.check_room(self.state_bytes)
             if resume:
                 self._take_up(new_data)
-            recorded = {"started": (folder.started if resume else "") or now(), **devices.machine(self.device)}
-            folder.write_config(self.recipe, {**recorded, "steps": self.steps, "data": self.identity})
-            yield
+            started = (folder.started if resume else "") or now()
+            recorded = {"started": started, **devices.machine(self.device), "steps": self.steps, "data": self.identity}
+            folder.write_config(self.recipe, recorded, loggers)
+            context = RunContext(
+                folder=folder.path,
+                logs=folder.logs,
+                name=self.recipe.name,
+                config=self.recipe.document(),
+                started=started,
+                step=self.state.step,
+            )
+            with opened(loggers, context) as self.loggers:
+                yield
 
     def run(self) -> Iterator[Update]:
         """Train to the end. States are saved on the way; previews are the watcher's to draw.
@@ -152,6 +169,7 @@ class Experiment:
                 if measure:
                     row["held_out_loss"] = self.held_out_loss()
                 self.folder.append_metrics(row)
+                self.loggers(Row(step=step, metrics=scalars(row)))
             paused = time.perf_counter()
             yield Update(step, self.steps, record, row, preview=due(step, preview_every) and not last)
             if due(step, settings.checkpoint_every) and not last:

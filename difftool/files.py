@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,6 +53,39 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         raise DifftoolError(f"{path} exists already; give another name, or --overwrite") from None
     except OSError as error:
         raise DifftoolError(f"{path} could not be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """An empty folder; the files written into it are moved into `path`, each whole, when the block succeeds.
+
+    With `overwrite`, numbered files that an earlier, larger set left there are removed: they would pass for this one's.
+    """
+    if path.exists() and not path.is_dir():
+        raise DifftoolError(f"{path} is a file; a folder is to be written there")
+    try:
+        folder = _temporary_folder(path.parent)
+        try:
+            yield folder
+            new = sorted(p for p in folder.iterdir() if p.is_file())
+            make_folder(path)
+            for file in new:
+                with atomic(path / file.name, overwrite=overwrite) as temporary:
+                    os.replace(file, temporary)
+            if overwrite:
+                _remove_numbered(path, [file.name for file in new])
+        finally:
+            _remove(folder)
+    except OSError as error:
+        raise DifftoolError(f"{path} could not be written: {error.strerror or error}") from None
+
+
+def _remove_numbered(folder: Path, kept: Sequence[str]) -> None:
+    """Remove files that are called 0000.png and so on, with the suffixes of those kept, and are none of them."""
+    suffixes = {Path(name).suffix for name in kept}
+    for old in folder.iterdir():
+        if re.fullmatch(r"\d{4,}", old.stem) and old.suffix in suffixes and old.name not in kept:
+            old.unlink()
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -15,7 +15,9 @@ import pluggy
 if TYPE_CHECKING:
     from difftool.components import (
         Backbone,
+        Command,
         Dataset,
+        Logger,
         NoiseSchedule,
         Oracle,
         Prediction,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         Spacing,
         TimeDensity,
         Weighting,
+        Writer,
     )
 
 hookspec = pluggy.HookspecMarker("difftool")
@@ -72,3 +75,18 @@ def difftool_times() -> Iterable[type[TimeDensity]]:  # type: ignore[empty-body]
 @hookspec
 def difftool_oracles() -> Iterable[type[Oracle]]:  # type: ignore[empty-body]
     """Oracles: denoisers that need no training, for they know the data."""
+
+
+@hookspec
+def difftool_loggers() -> Iterable[type[Logger]]:  # type: ignore[empty-body]
+    """Loggers: where the numbers of a training run go."""
+
+
+@hookspec
+def difftool_writers() -> Iterable[type[Writer]]:  # type: ignore[empty-body]
+    """Writers: the file formats of `difftool sample --out`."""
+
+
+@hookspec
+def difftool_commands() -> Iterable[type[Command]]:  # type: ignore[empty-body]
+    """Commands: `difftool NAME`. Each is announced by an entry point of that name in the group `difftool.commands`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -63,6 +64,13 @@ class Meter:
         self._skipped = 0
         self._since = elapsed
         return row
+
+
+def scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """The numbers of a row one by one, as loggers take them: the same names in each row."""
+    quartiles = {f"loss_quartile_{i}": value for i, value in enumerate(row["loss_quartiles"], start=1)}
+    plain = {name: value for name, value in row.items() if name not in ("step", "loss_quartiles")}
+    return {**plain, **quartiles, "held_out_loss": row.get("held_out_loss")}
 
 
 def _finite(value: float) -> float | None:

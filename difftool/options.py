@@ -42,7 +42,7 @@ class Group:
     def of(cls, *components: type[Component], defaults: Mapping[str, object] | None = None) -> Group:
         """The group of one or several components of a kind."""
         kind, names = components[0].kind, ", ".join(c.name for c in components)
-        return cls(kind, components, f"{kind.capitalize()}: {names}", f"{kind}.", defaults or {})
+        return cls(kind, components, f"{kind.capitalize()}: {names}", components[0].option_prefix(), defaults or {})
 
 
 def identifier(group: Group, name: str) -> str:
@@ -76,10 +76,17 @@ def given(groups: Iterable[Group], params: dict[str, Any]) -> dict[str, dict[str
 
 def flag_of(record: type[Options], field_name: str) -> str:
     """The flag of a field as the user types it; without a field, the component's kind and name."""
-    name = field_name.replace("_", "-")
-    if not issubclass(record, Component):
-        return f"--{name}"
-    return f"--{record.kind}.{name}" if name else f"{record.kind} {record.name}"
+    prefix = record.option_prefix() if issubclass(record, Component) else ""
+    if issubclass(record, Component) and not field_name:
+        return f"{record.kind} {record.name}"
+    positional = any(f.name == field_name and f.details.positional for f in fields(record))
+    return field_name.upper() if positional else f"--{prefix}{field_name.replace('_', '-')}"
+
+
+def own(record: type[Options], values: Mapping[str, object]) -> dict[str, object]:
+    """Those of the values that are options of the record: several components of a kind share theirs by name."""
+    names = {f.name for f in fields(record)}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def make_from_flags(record: type[Any], values: Mapping[str, object]) -> Any:
@@ -102,7 +109,10 @@ def _parameter(group: Group, f: Field) -> inspect.Parameter:
     elif get_origin(f.inner) is Literal:
         del extra["metavar"]
     fallback = "required" if f.required and not default else f"default: {default}" if default else ""
-    return _keyword(group, identifier(group, f.name), annotation, flags, help_text(f.details.help, fallback), **extra)
+    name, text = identifier(group, f.name), help_text(f.details.help, fallback)
+    if f.details.positional:
+        return _positional(name, annotation, f, text, **extra)
+    return _keyword(group, name, annotation, flags, text, **extra)
 
 
 def _switches(group: Group, f: Field) -> list[inspect.Parameter]:
@@ -118,8 +128,19 @@ def _switches(group: Group, f: Field) -> list[inspect.Parameter]:
 
 def _keyword(group: Group, name: str, annotation: Any, flags: list[str], text: str, **extra: Any) -> inspect.Parameter:
     option = typer.Option(*flags, help=text, rich_help_panel=group.panel, show_default=False, **extra)
+    return _optional(name, annotation, option)
+
+
+def _positional(name: str, annotation: Any, f: Field, text: str, **extra: Any) -> inspect.Parameter:
+    """A parameter without a flag. It is never asked for by Typer, so that one place says what is missing."""
+    return _optional(
+        name, annotation, typer.Argument(help=text, show_default=False, **{**extra, "metavar": f.name.upper()})
+    )
+
+
+def _optional(name: str, annotation: Any, parameter: Any) -> inspect.Parameter:
     kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=None, annotation=Annotated[annotation | None, option])
+    return inspect.Parameter(name, kind, default=None, annotation=Annotated[annotation | None, parameter])
 
 
 def help_text(text: str, note: str = "") -> str:

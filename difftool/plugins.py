@@ -16,21 +16,43 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any, TypeVar
 
 import pluggy
 
 from difftool import hookspecs
-from difftool.components import KINDS, Component
+from difftool.components import KINDS, Command, Component
 from difftool.errors import PluginFailure, UnknownComponent
 from difftool.validation import problem, suggestion
+from difftool.version import API_VERSION, OLDEST_API
 
 GROUP = "difftool"
+COMMANDS = "difftool.commands"
+"""The group whose entry points announce commands by their names, so that help can list them and load nothing."""
 BUILT_IN = "difftool"
+ALLOW, DENY = "DIFFTOOL_PLUGINS", "DIFFTOOL_DISABLE_PLUGINS"
+API = "difftool_api"
+"""The attribute by which a plugin may say for which version of the API it was made."""
+HOOKS = tuple(f"difftool_{kind}s" for kind in KINDS)
 
 C = TypeVar("C", bound=Component)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Why a plugin, or one component of it, was set aside, and what helps."""
+
+    reason: str
+    cure: str
+    kind: str = ""
+    """Kind and name of the component, where it is about a single one."""
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.cure}"
 
 
 @dataclasses.dataclass
@@ -40,22 +62,25 @@ class Plugin:
     distribution: str
     entry_point: str
     version: str
+    module: str = ""
+    """What the entry point names: `package.module` or `package.module:attribute`."""
     components: list[type[Component]] = dataclasses.field(default_factory=list)
-    problems: list[str] = dataclasses.field(default_factory=list)
+    problems: list[Problem] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
+    """How long it took to import."""
     imports_torch: bool = False
 
     @property
     def identity(self) -> str:
         return f"{self.distribution}:{self.entry_point}"
 
-    def cause(self, kind: str, name: str) -> str | None:
+    def cause(self, kind: str, name: str) -> Problem | None:
         """The problem that keeps this plugin from giving the component, where it is this plugin that should."""
         distribution, _, bare = name.rpartition(":")
-        own = [p for p in self.problems if p.startswith(f"{kind} {bare!r}:")]
         named = name in (self.identity, self.distribution, self.entry_point) or distribution == self.distribution
-        if own and (named or not distribution):
-            return own[0]
+        own = next((p for p in self.problems if (p.kind, p.name) == (kind, bare)), None)
+        if own is not None and (named or not distribution):
+            return own
         return self.problems[0] if named and self.problems else None
 
     @property
@@ -66,8 +91,10 @@ class Plugin:
 class Registry:
     """The components of a list of plugins, by kind and name."""
 
-    def __init__(self, plugins: Iterable[Plugin]) -> None:
-        self.plugins = list(plugins)
+    def __init__(self, plugins: Iterable[Plugin], left_out: Sequence[str] = ()) -> None:
+        self.plugins = [dataclasses.replace(plugin, problems=[*plugin.problems]) for plugin in plugins]
+        self.left_out = left_out
+        """Identities of plugins that the environment leaves out."""
         self._owners: dict[type[Component], Plugin] = {}
         self._qualified: dict[str, dict[str, type[Component]]] = {kind: {} for kind in KINDS}
         self._bare: dict[str, dict[str, type[Component]]] = {kind: {} for kind in KINDS}
@@ -84,17 +111,18 @@ class Registry:
         for component in self._qualified[kind].values():
             claims.setdefault(component.name, []).append(component)
         for name, claimants in claims.items():
-            built_in = [c for c in claimants if self._owners[c].built_in]
-            winner = built_in[0] if built_in else claimants[0] if len(claimants) == 1 else None
+            winner = winner_of([(c, self._owners[c].built_in) for c in claimants])
             if winner is not None:
                 self._bare[kind][name] = winner
             for loser in claimants:
                 if loser is not winner:
                     owner = self._owners[loser]
-                    others = ", ".join(self._owners[c].distribution for c in claimants if c is not loser)
-                    owner.problems.append(
-                        f"{kind} {name!r}: the name is taken by {others}; reach it as {owner.distribution}:{name}"
-                    )
+                    others = [self._owners[c].distribution for c in claimants if c is not loser]
+                    reason = f"{kind} {name!r}: the name is taken by {', '.join(others)}"
+                    cure = f"reach it as {owner.distribution}:{name}"
+                    if winner is None:
+                        cure += f", or leave one out by {DENY}={others[0]}"
+                    owner.problems.append(Problem(reason, cure, kind, name))
 
     @property
     def set_aside(self) -> list[Plugin]:
@@ -115,19 +143,27 @@ class Registry:
             if cause := plugin.cause(kind, name):
                 raise PluginFailure(f"{kind} {name!r}: plugin {plugin.identity} was set aside: {cause}")
         known = self.names(kind)
-        count = len(self.set_aside)
-        aside = (
-            f"; {count} plugin{'s were' if count > 1 else ' was'} set aside, see 'difftool plugins'" if count else ""
-        )
         raise UnknownComponent(
-            kind, f"no {kind} is called {name!r}{suggestion(name, known)} (known: {', '.join(known)}){aside}"
+            kind,
+            f"no {kind} is called {name!r}{suggestion(name, known)} (known: {', '.join(known)}){self.missing_too()}",
         )
+
+    def missing_too(self) -> str:
+        """The plugins that are not here, among which the one looked for may be."""
+        told = ""
+        for count, what in ((len(self.set_aside), "set aside"), (len(self.left_out), "left out by the environment")):
+            told += f"; {count} plugin{'s were' if count > 1 else ' was'} {what}" if count else ""
+        return f"{told}, see 'difftool plugins'" if told else ""
 
     def of_kind(self, base: type[C], name: str) -> type[C]:
         """`get`, typed: `registry.of_kind(Sampler, "ddim")`."""
         found = self.get(base.kind, name)
         assert issubclass(found, base)
         return found
+
+    def all_of(self, base: type[C]) -> list[type[C]]:
+        """Every component of a kind, in the order of their names."""
+        return [self.of_kind(base, name) for name in self.names(base.kind)]
 
     def owner(self, component: type[Component]) -> Plugin | None:
         return self._owners.get(component)
@@ -140,83 +176,185 @@ class Registry:
         return f"{owner.distribution}:{component.name}"
 
 
-@functools.cache
+T = TypeVar("T")
+
+
+def winner_of(claims: Sequence[tuple[T, bool]]) -> T | None:
+    """Who gets what several claim, given as (claimant, whether it is built in): a built-in, or the only one."""
+    built_in = [claimant for claimant, ours in claims if ours]
+    return built_in[0] if built_in else claims[0][0] if len(claims) == 1 else None
+
+
+_standing_in: list[Registry] = []
+
+
 def registry() -> Registry:
     """The register of this process: built-ins and everything installed."""
+    if _standing_in:
+        return _standing_in[-1]
+    return _installed(os.environ.get(ALLOW), os.environ.get(DENY, ""))
+
+
+@contextlib.contextmanager
+def standing_in(other: Registry) -> Iterator[None]:
+    """In this block another register is the one of this process."""
+    _standing_in.append(other)
+    try:
+        yield
+    finally:
+        _standing_in.remove(other)
+
+
+@functools.cache
+def _installed(allowed: str | None, denied: str) -> Registry:
+    kept, left_out = choose(entry_points(group=GROUP), allowed, denied)
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, not for what a plugin prints when imported
-        return Registry(load(_chosen(entry_points(group=GROUP), os.environ)))
+        plugins = list(load(kept))
+    known = {(a.distribution, a.command) for a in _announced(allowed, denied)}
+    for plugin in plugins:
+        _set_aside_unannounced(plugin, known)
+    return Registry(plugins, sorted(left_out))
+
+
+@dataclasses.dataclass(frozen=True)
+class Announced:
+    """A command that a package says it provides."""
+
+    command: str
+    distribution: str
+    version: str
+    summary: str
+    """Of the package, in a line."""
+
+
+def announced(taken: Iterable[str] = ()) -> dict[str, Announced]:
+    """The commands that packages announce, by the names they are called by; those in `taken` are given away already."""
+    found = _announced(os.environ.get(ALLOW), os.environ.get(DENY, ""))
+    names: dict[str, Announced] = {}
+    for one in found:
+        claims = [(other, other.distribution == BUILT_IN) for other in found if other.command == one.command]
+        wins = one.command not in taken and winner_of(claims) is one
+        names[one.command if wins else f"{one.distribution}:{one.command}"] = one
+    return names
+
+
+@functools.cache
+def _announced(allowed: str | None, denied: str) -> list[Announced]:
+    kept, _ = choose(entry_points(group=COMMANDS), allowed, denied)
+    found = {(distribution_of(e), e.name): e.dist for e in kept}
+    return [
+        Announced(name, owner, dist.version if dist else "", (dist.metadata["Summary"] or "") if dist else "")
+        for (owner, name), dist in sorted(found.items(), key=lambda item: item[0])
+    ]
+
+
+def _set_aside_unannounced(plugin: Plugin, known: set[tuple[str, str]]) -> None:
+    """Commands that no entry point names could not be found."""
+    for component in [c for c in plugin.components if c.kind == Command.kind]:
+        if (plugin.distribution, component.name) not in known:
+            plugin.components.remove(component)
+            reason = f"command {component.name!r}: no entry point announces it"
+            cure = (
+                f'put {component.name} = "{plugin.module}" under [project.entry-points."{COMMANDS}"] and install again'
+            )
+            plugin.problems.append(Problem(reason, cure, component.kind, component.name))
 
 
 def load(found: Iterable[EntryPoint]) -> Iterator[Plugin]:
     """Load, register and ask each entry point on its own, in sorted order, the built-ins first."""
-    manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(hookspecs)
-    ordered = sorted(found, key=lambda e: (_distribution(e) != BUILT_IN, _distribution(e), e.name))
+    manager = new_manager()
+    ordered = sorted(found, key=lambda e: (distribution_of(e) != BUILT_IN, distribution_of(e), e.name))
     seen: set[str] = set()
     for entry_point in ordered:
         version = entry_point.dist.version if entry_point.dist else ""
-        plugin = Plugin(_distribution(entry_point), entry_point.name, version)
+        plugin = Plugin(distribution_of(entry_point), entry_point.name, version, entry_point.value)
         if plugin.identity in seen:  # the same distribution found twice on sys.path
             continue
         seen.add(plugin.identity)
-        torch_before, start = "torch" in sys.modules, time.perf_counter()
+        before, start = set(sys.modules), time.perf_counter()
         try:
             loaded = entry_point.load()
         except (Exception, SystemExit) as error:
-            plugin.problems.append(_import_problem(error))
+            plugin.problems.append(_import_problem(plugin, error))
         else:
-            plugin.seconds = time.perf_counter() - start
-            plugin.imports_torch = not torch_before and "torch" in sys.modules
             ask(manager, plugin, loaded)
+        finally:
+            plugin.seconds = time.perf_counter() - start
+            plugin.imports_torch = _torch_came(before)
         yield plugin
+
+
+def new_manager() -> pluggy.PluginManager:
+    """A pluggy manager that knows difftool's hooks."""
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
+    return manager
 
 
 def ask(manager: Any, plugin: Plugin, loaded: object) -> None:
     """Register one loaded plugin and collect its components; what is wrong with it goes to `plugin.problems`."""
+    if misfit := _api_problem(plugin, getattr(loaded, API, API_VERSION)):
+        plugin.problems.append(misfit)
+        return
     try:
         manager.register(loaded, name=plugin.identity)
         manager.check_pending()
     except (pluggy.PluginValidationError, ValueError) as error:
         manager.unregister(name=plugin.identity)
-        plugin.problems.append(" ".join(str(error).split()))
+        plugin.problems.append(_hook_problem(manager, loaded, error))
         return
+    plugin.problems += _unmarked(manager, loaded)
     for caller in manager.get_hookcallers(loaded) or ():
         base = KINDS[caller.name.removeprefix("difftool_").removesuffix("s")]
         (implementation,) = (i for i in caller.get_hookimpls() if i.plugin_name == plugin.identity)
         try:
             provided = list(implementation.function())
         except Exception as error:
-            plugin.problems.append(f"{caller.name}() failed: {type(error).__name__}: {error}")
+            what = f"{caller.name}() failed: {type(error).__name__}: {' '.join(str(error).split())}"
+            plugin.problems.append(Problem(what, f"it must return a list of {base.__name__} classes"))
             continue
         for component in provided:
-            if reason := problem(component):
-                plugin.problems.append(reason)
-            elif not issubclass(component, base):
-                plugin.problems.append(f"{caller.name}() returned {component.__name__}, which is no {base.__name__}")
-            elif any(c.kind == component.kind and c.name == component.name for c in plugin.components):
-                plugin.problems.append(f"{component.kind} {component.name!r}: provided twice by {plugin.identity}")
+            reason = problem(component) or _out_of_place(plugin, component, base, caller.name)
+            if reason is not None:
+                known = isinstance(component, type) and issubclass(component, Component)
+                about = (component.kind, component.name) if known else ("", "")
+                cure = f"{caller.name}() must return classes derived from difftool.{base.__name__}"
+                plugin.problems.append(Problem(reason, "mend the class" if known else cure, *about))
             else:
                 plugin.components.append(component)
 
 
-def _chosen(found: Iterable[EntryPoint], environment: Mapping[str, str]) -> Iterator[EntryPoint]:
-    allowed = environment.get("DIFFTOOL_PLUGINS")
-    denied = _names(environment.get("DIFFTOOL_DISABLE_PLUGINS", ""))
+def _out_of_place(plugin: Plugin, component: type[Component], base: type[Component], hook: str) -> str | None:
+    """Why a sound component cannot come from this hook, or None."""
+    if not issubclass(component, base):
+        return f"{hook}() returned {component.__name__}, which is no {base.__name__}"
+    if any(c.kind == component.kind and c.name == component.name for c in plugin.components):
+        return f"{component.kind} {component.name!r}: provided twice by {plugin.identity}"
+    return None
+
+
+def choose(
+    found: Iterable[EntryPoint], allowed: str | None = None, denied: str = ""
+) -> tuple[list[EntryPoint], list[str]]:
+    """(the entry points that the two environment variables let through, the identities of the others)."""
+    kept, left_out = [], []
     for entry_point in found:
-        name = _distribution(entry_point)
-        if name != BUILT_IN:
-            if allowed is not None and name not in _names(allowed):
-                continue
-            if name in denied or f"{name}:{entry_point.name}" in denied:
-                continue
-        yield entry_point
+        name = distribution_of(entry_point)
+        identity = f"{name}:{entry_point.name}"
+        wanted = allowed is None or name in names_in(allowed)
+        if name == BUILT_IN or (wanted and not {name, identity} & names_in(denied)):
+            kept.append(entry_point)
+        else:
+            left_out.append(identity)
+    return kept, left_out
 
 
-def _names(text: str) -> set[str]:
+def names_in(text: str) -> set[str]:
+    """The distributions, or `distribution:entry-point`s, that an environment variable lists."""
     return {_canonical(part.strip()) for part in text.split(",") if part.strip()}
 
 
-def _distribution(entry_point: EntryPoint) -> str:
+def distribution_of(entry_point: EntryPoint) -> str:
     return _canonical(entry_point.dist.name) if entry_point.dist else "unknown"
 
 
@@ -226,8 +364,62 @@ def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", head).lower() + colon + tail
 
 
-def _import_problem(error: BaseException) -> str:
+def _torch_came(before: set[str]) -> bool:
+    """Whether what was imported since pulled torch in, or would have, had it not been there already."""
+    if "torch" in sys.modules and "torch" not in before:
+        return True
+    new = [module for name, module in list(sys.modules.items()) if name not in before]
+    return any(_of_torch(value) for module in new for value in list(vars(module).values()))
+
+
+def _of_torch(value: object) -> bool:
+    home = getattr(value, "__name__" if isinstance(value, ModuleType) else "__module__", None)
+    return isinstance(home, str) and home.partition(".")[0] == "torch"
+
+
+def _import_problem(plugin: Plugin, error: BaseException) -> Problem:
+    module = plugin.module.partition(":")[0].strip()
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"needs the module {error.name!r}, which is not installed"
+        reason = f"needs the module {error.name!r}, which is not installed"
+        missing = error.name.partition(".")[0]
+        if missing == module.partition(".")[0]:
+            return Problem(reason, f"install it again: pip install --force-reinstall {plugin.distribution}")
+        return Problem(reason, f"install what brings it, perhaps: pip install {missing}")
     text = " ".join(str(error).split())
-    return f"failed to import: {type(error).__name__}: {text}" if text else f"failed to import: {type(error).__name__}"
+    reason = f"failed to import: {type(error).__name__}{': ' if text else ''}{text}"
+    return Problem(reason, f'see where: python -c "import {module}"')
+
+
+def _api_problem(plugin: Plugin, version: object) -> Problem | None:
+    """Whether a plugin was made for another API than this one."""
+    if type(version) is not int:
+        return Problem(f"{API} is {version!r}", f"it must be a whole number, such as {API} = {API_VERSION}")
+    if version > API_VERSION:
+        reason = f"made for version {version} of the plugin API; this difftool has {API_VERSION}"
+        return Problem(reason, "pip install --upgrade difftool")
+    if version < OLDEST_API:
+        reason = f"made for version {version} of the plugin API; this difftool has {API_VERSION}"
+        return Problem(reason, f"pip install --upgrade {plugin.distribution}")
+    return None
+
+
+def _hook_problem(manager: Any, loaded: object, error: Exception) -> Problem:
+    """What pluggy refused: a hook that there is not, or one with arguments it does not get."""
+    if unknown := [name for name in _marked(manager, loaded) if name not in HOOKS]:
+        cure = suggestion(unknown[0], HOOKS).removeprefix("; ") or f"the hooks are {', '.join(HOOKS)}"
+        return Problem(f"there is no hook {unknown[0]!r}", cure)
+    return Problem(" ".join(str(error).split()), "hooks take the arguments of difftool/hookspecs.py, or none")
+
+
+def _unmarked(manager: Any, loaded: object) -> Iterator[Problem]:
+    """Hooks that would never be called: without the marker pluggy passes over them in silence."""
+    marked = _marked(manager, loaded)
+    forgotten = [name for name in HOOKS if name not in marked and callable(getattr(loaded, name, None))]
+    for name in forgotten:
+        yield Problem(f"{name} is not marked as a hook", "put @difftool.hookimpl above it")
+    if not marked and not forgotten:
+        yield Problem("it implements no hook", f"the hooks are {', '.join(HOOKS)}")
+
+
+def _marked(manager: Any, loaded: object) -> list[str]:
+    return [name for name in dir(loaded) if manager.parse_hookimpl_opts(loaded, name) is not None]

@@ -47,7 +47,7 @@ def draw(experiment: Experiment) -> list[Path]:
 
 def draw_samples(experiment: Experiment, path: Path) -> None:
     """A few samples of what would be saved now, always from the same noise."""
-    from difftool.figures.writers import Drawing, write
+    from difftool.figures.drawing import Drawing
     from difftool.sampling import Plan, sample
 
     model = experiment.model
@@ -57,7 +57,8 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
     x = torch.cat([p.x for p in sample(model, plan) if p.done]).cpu()
     title = f"{model.recipe.name}, step {experiment.state.step}, ddim {steps} steps"
     reference = reference_points(experiment)
-    write(Drawing(x=x, scaling=model.data.scaling, title=title, reference=reference), path, overwrite=True)
+    with atomic(path) as temporary:
+        Drawing(x=x, scaling=model.data.scaling, title=title, reference=reference).save_figure(temporary)
 
 
 def draw_panel(experiment: Experiment, path: Path) -> None:

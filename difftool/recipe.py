@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from difftool.components import (
 )
 from difftool.errors import InvalidOption, UnknownComponent, UsageError
 from difftool.files import open_regular
+from difftool.loggers import TABLE
 from difftool.plugins import registry
 from difftool.settings import Training
 from difftool.validation import fields, make, plain, suggestion
@@ -63,9 +64,9 @@ class Recipe:
         parts = {kind: component_document(getattr(self, kind)) for kind in PARTS}
         return {**parts, "training": plain(self.training)}
 
-    def plugins(self) -> dict[str, str]:
-        """Distribution and version of every plugin package the components come from."""
-        owners = (registry().owner(type(getattr(self, kind))) for kind in PARTS)
+    def plugins(self, others: Iterable[Component] = ()) -> dict[str, str]:
+        """Distribution and version of every plugin package the components, or others beside them, come from."""
+        owners = (registry().owner(type(part)) for part in (*(getattr(self, kind) for kind in PARTS), *others))
         return {owner.distribution: owner.version for owner in owners if owner is not None}
 
     def with_training(self, **changes: Any) -> Recipe:
@@ -148,7 +149,7 @@ def training_values(backbone: type[Backbone], values: Mapping[str, Any]) -> dict
 
 def check_tables(document: Mapping[str, Any]) -> None:
     """Refuse tables and keys that nobody knows, before anything is looked up."""
-    known = {*PARTS, "training", *NOT_READ_BACK}
+    known = {*PARTS, "training", TABLE, *NOT_READ_BACK}
     for key, table in document.items():
         if key not in known:
             raise InvalidOption(key, f"there is no such table{suggestion(key, known)}")
@@ -174,11 +175,20 @@ def merge(document: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -
 
 
 def dump_toml(document: Mapping[str, Mapping[str, Any]]) -> str:
-    """Tables of plain values as TOML; `tomllib` reads them back."""
-    lines = []
-    for table, values in document.items():
-        lines += [f"[{table}]", *(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in values.items()), ""]
-    return "\n".join(lines)
+    """Tables of plain values, or of tables of them, as TOML; `tomllib` reads them back."""
+    return "\n".join(line for table, values in document.items() for line in _toml_table(table, values))
+
+
+def _toml_table(name: str, values: Mapping[str, Any]) -> Iterator[str]:
+    inner = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+    if len(inner) < len(values) or not values:
+        yield f"[{name}]"
+        yield from (f"{_toml_key(k)} = {_toml_value(v)}" for k, v in values.items() if k not in inner)
+        yield ""
+    for key, table in inner.items():
+        yield f"[{name}.{_toml_key(key)}]"
+        yield from (f"{_toml_key(k)} = {_toml_value(v)}" for k, v in table.items())
+        yield ""
 
 
 def read_toml(path: Path) -> dict[str, Any]:

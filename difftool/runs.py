@@ -6,6 +6,7 @@ model.safetensors    the weights to sample from, with all that sampling needs
 state/               training states, to go on from
 metrics.jsonl        one JSON object a logged step
 previews/ samples/ loss.png
+logs/                what loggers keep there
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from difftool.components import Logger
 from difftool.errors import BadFile, DifftoolError, UsageError
 from difftool.files import TEMPORARY, check_output, make_folder, sweep, write_text
 from difftool.lock import hold, holder, in_use
+from difftool.loggers import TABLE, document_of
 from difftool.recipe import Recipe, dump_toml, read_toml
 
 ROOT = Path("runs")
@@ -32,7 +35,7 @@ DAMAGED = ".damaged"
 """Ends the name of a training state that could not be read."""
 LARGEST = 1e300
 """A number in metrics.jsonl stays below this."""
-OURS = ("state", "model.safetensors", "metrics.jsonl", "loss.png", "previews", "samples", "config.toml")
+OURS = ("state", "model.safetensors", "metrics.jsonl", "loss.png", "previews", "samples", "logs", "config.toml")
 """What a run writes into its folder: all that --overwrite may remove, the states first, so that what is left of a run
 half removed cannot be gone on with."""
 
@@ -82,6 +85,10 @@ class RunFolder:
     def samples(self) -> Path:
         return self.path / "samples"
 
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
     @staticmethod
     def state_name(step: int) -> str:
         return f"step-{step:09d}.safetensors"
@@ -104,10 +111,11 @@ class RunFolder:
             if path.suffix != DAMAGED:
                 path.rename(path.with_name(path.name + DAMAGED))
 
-    def write_config(self, recipe: Recipe, recorded: Mapping[str, Any]) -> None:
-        """`config.toml`: the recipe, and what is recorded but not read back."""
+    def write_config(self, recipe: Recipe, recorded: Mapping[str, Any], loggers: Sequence[Logger] = ()) -> None:
+        """`config.toml`: the recipe and the loggers, and what is recorded but not read back."""
         run = {k: v for k, v in recorded.items() if v is not None}
-        tables = {"run": run, **recipe.document(), "plugins": recipe.plugins()}
+        logs = {TABLE: document_of(loggers)} if loggers else {}
+        tables = {"run": run, **recipe.document(), **logs, "plugins": recipe.plugins(loggers)}
         head = "# Written by difftool; `difftool train --config` reads it. [run] and [plugins] only record.\n\n"
         write_text(self.config, head + dump_toml(tables))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import stat
@@ -19,12 +20,15 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageSequence
 from safetensors.torch import load_file
 
+from difftool import DrawingSpec, Writer
 from difftool.data import PIXELS, Scaling, points
 from difftool.errors import DifftoolError, UsageError
-from difftool.figures import films, formats, loss, samples, schedules, style, writers
-from difftool.figures.formats import check_shape, check_suffix, needs_states
-from difftool.figures.writers import Drawing, write
+from difftool.figures import films, formats, loss, samples, schedules, style
+from difftool.figures.drawing import Drawing
+from difftool.plugins import Plugin, Registry, registry, standing_in
 from difftool.schedule import Schedule
+from difftool.writing import check, needed_states, write, writer_of
+from difftool_plugins.writers import NPY, Film, Picture
 
 PIXEL_SCALING = Scaling(PIXELS["shift"], PIXELS["scale"], True)  # type: ignore[arg-type]
 TITLE = "a title"
@@ -289,7 +293,7 @@ def test_settings_of_matplotlib_are_neither_used_nor_changed(tmp_path: Path) -> 
 
 def test_no_window_system_is_touched() -> None:
     code = (
-        "import sys, difftool.figures.writers, difftool.figures.loss, difftool.figures.schedules;"
+        "import sys, difftool.figures.drawing, difftool.figures.loss, difftool.figures.schedules;"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
@@ -491,6 +495,16 @@ def test_terminal_plot_of_odd_values() -> None:
 # ── --out ───────────────────────────────────────────────────────────────────────────────────────
 
 
+def put(drawing: Drawing, path: Path, *, overwrite: bool = False) -> Path:
+    """Write it as `difftool sample --out` does."""
+    write(writer_of(path)(), drawing, path, overwrite=overwrite)
+    return path
+
+
+SUFFIXES = [suffix for writer in registry().all_of(Writer) for suffix in writer.suffixes if suffix]
+ARRAYS = (".csv", ".npy", ".npz", ".safetensors")
+
+
 def images_drawing(**changes: Any) -> Drawing:
     x = torch.from_numpy(random_images(6, 3, 5, 4)).float() / 127.5 - 1
     states = torch.stack([torch.randn(x.shape, generator=torch.Generator().manual_seed(k)) for k in range(4)] + [x])
@@ -520,20 +534,20 @@ def points_drawing(dimensions: int = 2, **changes: Any) -> Drawing:
     return Drawing(**{**given, **changes})
 
 
-@pytest.mark.parametrize("suffix", list(writers.WRITERS))
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("drawing", [images_drawing(), points_drawing()], ids=["images", "points"])
 def test_every_suffix_writes_a_file(tmp_path: Path, suffix: str, drawing: Drawing) -> None:
     for name in (f"a{suffix}", f"sub/b{suffix.upper()}"):
-        path = write(drawing, tmp_path / name, overwrite=False)
+        path = put(drawing, tmp_path / name, overwrite=False)
         assert path == tmp_path / name
         assert path.stat().st_size > 50
         assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"a{suffix}", "sub"]
     before = path.read_bytes()
     with pytest.raises(DifftoolError, match=r"exists already.*--overwrite"):
-        write(drawing, path, overwrite=False)
+        put(drawing, path, overwrite=False)
     assert path.read_bytes() == before
-    write(drawing, path, overwrite=True)
+    put(drawing, path, overwrite=True)
     assert path.read_bytes() == before
 
 
@@ -541,26 +555,26 @@ def test_arrays_of_images(tmp_path: Path) -> None:
     drawing = images_drawing()
     assert drawing.states is not None
     expected = drawing.scaling.to_pixels(drawing.x).permute(0, 2, 3, 1).numpy()
-    write(drawing, tmp_path / "a.npy", overwrite=False)
+    put(drawing, tmp_path / "a.npy", overwrite=False)
     array = np.load(tmp_path / "a.npy")
     assert (array.dtype, array.shape) == (np.uint8, (6, 5, 4, 3))
     np.testing.assert_array_equal(array, expected)
     np.testing.assert_array_equal(array, random_images(6, 3, 5, 4).transpose(0, 2, 3, 1))
 
     states = np.stack([drawing.scaling.to_pixels(x).permute(0, 2, 3, 1).numpy() for x in drawing.states])
-    write(images_drawing(trajectory=True), tmp_path / "b.npz", overwrite=False)
+    put(images_drawing(trajectory=True), tmp_path / "b.npz", overwrite=False)
     with np.load(tmp_path / "b.npz", allow_pickle=False) as archive:
         assert sorted(archive) == ["labels", "samples", "states"]
         np.testing.assert_array_equal(archive["samples"], expected)
         np.testing.assert_array_equal(archive["states"], states)
         np.testing.assert_array_equal(archive["labels"], np.arange(6))
 
-    write(drawing, tmp_path / "c.safetensors", overwrite=False)
+    put(drawing, tmp_path / "c.safetensors", overwrite=False)
     tensors = load_file(tmp_path / "c.safetensors")
     assert sorted(tensors) == ["labels", "samples"]
     np.testing.assert_array_equal(tensors["samples"].numpy(), expected)
 
-    write(drawing, tmp_path / "d.csv", overwrite=False)
+    put(drawing, tmp_path / "d.csv", overwrite=False)
     lines = (tmp_path / "d.csv").read_text().splitlines()
     assert lines[0] == ",".join(f"x{i}" for i in range(60)) + ",label"
     table = np.array([[int(v) for v in line.split(",")] for line in lines[1:]])
@@ -571,7 +585,7 @@ def test_arrays_of_images(tmp_path: Path) -> None:
 def test_raw_arrays_hold_the_floats(tmp_path: Path) -> None:
     drawing = images_drawing(raw=True, x=images_drawing().x * 3)
     for suffix in (".npy", ".npz", ".safetensors"):
-        write(drawing, tmp_path / f"a{suffix}", overwrite=False)
+        put(drawing, tmp_path / f"a{suffix}", overwrite=False)
     with np.load(tmp_path / "a.npz") as archive:
         arrays = [archive["samples"], np.load(tmp_path / "a.npy")]
     arrays.append(load_file(tmp_path / "a.safetensors")["samples"].numpy())
@@ -582,7 +596,7 @@ def test_raw_arrays_hold_the_floats(tmp_path: Path) -> None:
 
 def test_unbounded_images_are_clamped_only_as_pixels(tmp_path: Path) -> None:
     x = torch.tensor([-7.0, -1.0, 0.0, 1.0, 9.0]).reshape(1, 1, 1, 5)
-    write(Drawing(x=x, scaling=PIXEL_SCALING, title=TITLE), tmp_path / "a.npy", overwrite=False)
+    put(Drawing(x=x, scaling=PIXEL_SCALING, title=TITLE), tmp_path / "a.npy", overwrite=False)
     assert np.load(tmp_path / "a.npy").ravel().tolist() == [0, 0, 128, 255, 255]
 
 
@@ -590,7 +604,7 @@ def test_pixels_that_were_standardised_come_back(tmp_path: Path) -> None:
     scaling = Scaling((33.0, 120.0), (78.0, 50.0), True)
     raw = torch.arange(256, dtype=torch.uint8).repeat(1, 2, 1, 1).reshape(1, 2, 16, 16)
     drawing = Drawing(x=scaling.to_model(raw), scaling=scaling, title=TITLE)
-    write(drawing, tmp_path / "a.npy", overwrite=False)
+    put(drawing, tmp_path / "a.npy", overwrite=False)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), raw.permute(0, 2, 3, 1).numpy())
 
 
@@ -601,20 +615,20 @@ def test_arrays_of_points_are_in_data_units(tmp_path: Path) -> None:
     assert drawing.reference is not None
     np.testing.assert_allclose(expected, drawing.reference[:50].numpy(), rtol=1e-5, atol=1e-5)
 
-    write(drawing, tmp_path / "a.npy", overwrite=False)
+    put(drawing, tmp_path / "a.npy", overwrite=False)
     walk = np.load(tmp_path / "a.npy")
     assert (walk.dtype, walk.shape) == (np.float32, (3, 50, 2))
     np.testing.assert_array_equal(walk[-1], expected)
-    write(drawing, tmp_path / "a.safetensors", overwrite=False)
+    put(drawing, tmp_path / "a.safetensors", overwrite=False)
     tensors = load_file(tmp_path / "a.safetensors")
     np.testing.assert_array_equal(tensors["samples"].numpy(), expected)
     np.testing.assert_array_equal(tensors["states"].numpy(), walk)
 
-    write(points_drawing(), tmp_path / "a.csv", overwrite=False)
+    put(points_drawing(), tmp_path / "a.csv", overwrite=False)
     assert (tmp_path / "a.csv").read_text().startswith("x0,x1\n")
     table = np.loadtxt(tmp_path / "a.csv", delimiter=",", skiprows=1, dtype=np.float32)
     np.testing.assert_array_equal(table, expected)
-    write(drawing, tmp_path / "b.csv", overwrite=False)
+    put(drawing, tmp_path / "b.csv", overwrite=False)
     long = np.loadtxt(tmp_path / "b.csv", delimiter=",", skiprows=1)
     assert (tmp_path / "b.csv").read_text().startswith("state,sample,x0,x1\n")
     assert long[:, 0].tolist() == [k for k in range(3) for _ in range(50)]
@@ -623,7 +637,7 @@ def test_arrays_of_points_are_in_data_units(tmp_path: Path) -> None:
 
 def test_films_of_walks(tmp_path: Path) -> None:
     for name, drawing in (("a", images_drawing()), ("b", points_drawing()), ("c", points_drawing(5))):
-        write(drawing, tmp_path / f"{name}.gif", overwrite=False)
+        put(drawing, tmp_path / f"{name}.gif", overwrite=False)
         film = Image.open(tmp_path / f"{name}.gif")
         assert drawing.states is not None
         assert film.n_frames == len(drawing.states)
@@ -631,18 +645,32 @@ def test_films_of_walks(tmp_path: Path) -> None:
 
 
 def test_long_walks_are_thinned_to_their_ends() -> None:
-    chosen = writers._chosen(1000, 90)
+    x = torch.zeros(1, 2)
+    walk = Drawing(x=x, scaling=Scaling((0.0,), (1.0,), False), title=TITLE, states=torch.zeros(1000, 1, 2))
+    chosen = walk.chosen(90)
     assert (len(chosen), chosen[0], chosen[-1]) == (90, 0, 999)
     assert np.diff(chosen).min() >= 11
-    assert writers._chosen(5, 1) == [4]
-    assert writers._chosen(3, 8) == [0, 1, 2]
+    assert walk.chosen(1) == [999]
+    assert dataclasses.replace(walk, states=torch.zeros(3, 1, 2)).chosen(8) == [0, 1, 2]
+
+
+def test_states_kept_for_several_files_are_evenly_chosen_for_each() -> None:
+    """A film of 5 and a strip of 3 of a walk of 100 steps: together seven states, of which each finds its own."""
+    spec = DrawingSpec(shape=(2,), steps=100, strip=4)
+    steps = needed_states([Film(frames=5), Picture(), NPY()], spec)
+    assert steps == [0, 25, 33, 50, 67, 75, 100]
+    states = torch.zeros(len(steps), 1, 2)
+    scaling = Scaling((0.0,), (1.0,), False)
+    walk = Drawing(x=states[-1], scaling=scaling, title=TITLE, states=states, state_steps=steps)
+    assert [steps[k] for k in walk.chosen(5)] == [0, 25, 50, 75, 100]
+    assert [steps[k] for k in walk.chosen(4)] == [0, 33, 67, 100]
 
 
 def test_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr(style, "save", lambda figure, path: (figures.append(figure), path.touch()))
-    write(images_drawing(strip=3), tmp_path / "a.png", overwrite=False)
-    write(points_drawing(strip=2), tmp_path / "b.png", overwrite=False)
+    put(images_drawing(strip=3), tmp_path / "a.png", overwrite=False)
+    put(points_drawing(strip=2), tmp_path / "b.png", overwrite=False)
     words = [[text.get_text() for text in figure.texts] for figure in figures]
     assert words[0] == [TITLE, "t = 999", "t = 400", "result", *(f"class {k}" for k in range(6))]
     assert words[1] == [TITLE, "t = 9", "result"]
@@ -650,96 +678,109 @@ def test_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_folder_of_images(tmp_path: Path) -> None:
     drawing, folder = images_drawing(), tmp_path / "images"
-    assert write(drawing, folder, overwrite=False) == folder
+    assert put(drawing, folder, overwrite=False) == folder
     expected = drawing.scaling.to_pixels(drawing.x).permute(0, 2, 3, 1).numpy()
     assert sorted(p.name for p in folder.iterdir()) == [f"{i:04d}.png" for i in range(6)]
     for i in range(6):
         np.testing.assert_array_equal(np.asarray(Image.open(folder / f"{i:04d}.png")), expected[i])
     with pytest.raises(DifftoolError, match="exists already"):
-        write(drawing, folder, overwrite=False)
+        put(drawing, folder, overwrite=False)
 
     (folder / "notes.txt").touch()
     gray = images_drawing(x=drawing.x[:2, :1])
-    write(gray, folder, overwrite=True)
+    put(gray, folder, overwrite=True)
     assert sorted(p.name for p in folder.iterdir()) == ["0000.png", "0001.png", "notes.txt"]
     assert Image.open(folder / "0001.png").mode == "L"
     (tmp_path / "empty").mkdir()
-    write(gray, tmp_path / "empty", overwrite=False)
+    put(gray, tmp_path / "empty", overwrite=False)
     (tmp_path / "file").touch()
     with pytest.raises(DifftoolError, match="file"):
-        write(gray, tmp_path / "file", overwrite=True)
+        put(gray, tmp_path / "file", overwrite=True)
 
 
 def test_transparent_samples_as_jpeg(tmp_path: Path) -> None:
     x = torch.zeros(2, 4, 8, 8)
     for suffix in (".jpg", ".png", ".gif"):
         drawing = images_drawing(x=x, states=torch.stack([x, x + 0.5]), state_labels=["a", "b"], labels=None)
-        write(drawing, tmp_path / f"a{suffix}", overwrite=False)
+        put(drawing, tmp_path / f"a{suffix}", overwrite=False)
     assert Image.open(tmp_path / "a.jpg").mode == "RGB"
-    write(Drawing(x=x, scaling=PIXEL_SCALING, title=TITLE), tmp_path / "folder", overwrite=False)
+    put(Drawing(x=x, scaling=PIXEL_SCALING, title=TITLE), tmp_path / "folder", overwrite=False)
     assert Image.open(tmp_path / "folder" / "0000.png").mode == "RGBA"
 
 
-def test_every_named_format_has_its_writer() -> None:
-    assert tuple(writers.WRITERS) == formats.SUFFIXES
-    assert tuple(style.FORMATS) == formats.PICTURES
+def test_every_format_has_one_writer() -> None:
+    assert len(SUFFIXES) == len(set(SUFFIXES))
+    assert {*formats.PICTURES, *formats.FILMS, *ARRAYS} == set(SUFFIXES)
+    assert tuple(style.FORMATS) == formats.PICTURES == Picture.suffixes
 
 
 @pytest.mark.parametrize("name", ["a.bmp", "a.png.tiff", "run.v2", ".png"])
 def test_unknown_suffixes(name: str) -> None:
     with pytest.raises(UsageError) as caught:
-        check_suffix(Path(name))
+        writer_of(Path(name))
     message = str(caught.value)
     assert name in message
     assert "\n" not in message
-    assert name == ".png" or all(suffix in message for suffix in writers.WRITERS)
+    assert name == ".png" or all(suffix in message for suffix in SUFFIXES)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.b.npz", "folder", "runs/x/samples"])
-def test_known_suffixes(name: str) -> None:
-    check_suffix(Path(name))
+@pytest.mark.parametrize(
+    ("name", "writer"),
+    [
+        ("a.png", "picture"),
+        ("a.PNG", "picture"),
+        ("a.b.npz", "npz"),
+        ("folder", "folder"),
+        ("runs/x/samples", "folder"),
+    ],
+)
+def test_known_suffixes(name: str, writer: str) -> None:
+    assert writer_of(Path(name)).name == writer
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "strip"),
     [
-        ("folder", (2,), False),
-        ("a.png", (2, 8, 8), False),
-        ("a.gif", (5, 8, 8), False),
-        ("folder", (2, 8, 8), False),
-        ("a.png", (4, 7), False),
-        ("a.gif", (1,), False),
-        ("a.png", (1,), True),
+        ("folder", (2,), None),
+        ("a.png", (2, 8, 8), None),
+        ("a.gif", (5, 8, 8), None),
+        ("folder", (2, 8, 8), None),
+        ("a.png", (4, 7), None),
+        ("a.gif", (1,), None),
+        ("a.png", (1,), 3),
     ],
 )
-def test_shapes_that_cannot_be_shown(name: str, shape: tuple[int, ...], strip: bool) -> None:
+def test_shapes_that_cannot_be_shown(name: str, shape: tuple[int, ...], strip: int | None) -> None:
+    spec = DrawingSpec(shape=shape, steps=10, strip=strip)
     with pytest.raises(UsageError, match=r"\.npy"):
-        check_shape(Path(name), shape, strip=strip)
-    for suffix in (".npy", ".npz", ".safetensors", ".csv"):
-        check_shape(Path(f"a{suffix}"), shape, strip=strip)
+        check(writer_of(Path(name))(), Path(name), spec)
+    for suffix in ARRAYS:
+        path = Path(f"a{suffix}")
+        check(writer_of(path)(), path, spec)
 
 
 def test_odd_shapes_as_arrays(tmp_path: Path) -> None:
     x = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(0))
     drawing = Drawing(x=x, scaling=Scaling((0.0,), (2.0,), False), title=TITLE, trajectory=True, states=x[None])
-    for suffix in formats.ARRAYS:
-        write(drawing, tmp_path / f"a{suffix}", overwrite=False)
+    for suffix in ARRAYS:
+        put(drawing, tmp_path / f"a{suffix}", overwrite=False)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy")[0], 2 * x.numpy())
 
 
 @pytest.mark.parametrize(
     ("name", "strip", "trajectory", "needed"),
     [
-        ("a.gif", None, False, True),
-        ("a.png", None, True, False),
-        ("a.png", 5, False, True),
-        ("a.npy", 5, False, False),
-        ("a.CSV", None, True, True),
-        ("folder", 5, True, False),
+        ("a.gif", None, False, list(range(8))),
+        ("a.png", None, True, []),
+        ("a.png", 3, False, [0, 4, 7]),
+        ("a.npy", 5, False, []),
+        ("a.CSV", None, True, list(range(8))),
+        ("folder", 5, True, []),
     ],
 )
-def test_who_needs_the_states(name: str, strip: int | None, trajectory: bool, needed: bool) -> None:
-    assert needs_states(Path(name), strip=strip, trajectory=trajectory) == needed
+def test_who_needs_the_states(name: str, strip: int | None, trajectory: bool, needed: list[int]) -> None:
+    spec = DrawingSpec(shape=(3, 8, 8), steps=7, strip=strip, trajectory=trajectory)
+    assert needed_states([writer_of(Path(name))()], spec) == needed
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -748,16 +789,41 @@ def test_samples_that_are_not_finite_are_refused(tmp_path: Path, bad: float, nam
     x = images_drawing().x.clone()
     x[0, 0, 0, 0] = bad
     with pytest.raises(DifftoolError, match="NaN"):
-        write(images_drawing(x=x), tmp_path / name, overwrite=False)
+        put(images_drawing(x=x), tmp_path / name, overwrite=False)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(drawing: Drawing, path: Path) -> None:
-        path.write_text("half")
-        raise OSError("disk full")
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "disk full"), "could not be written: disk full"),
+        (ValueError("too many colours"), "was not written: too many colours"),
+        (KeyError("x"), "writer half failed: KeyError: 'x'"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.half", "folder"])
+def test_a_failed_write_leaves_nothing(tmp_path: Path, error: Exception, message: str, name: str) -> None:
+    class Half(Writer, name="half"):
+        suffixes = (".half", "")
 
-    monkeypatch.setitem(writers.WRITERS, ".png", fails)
-    with pytest.raises(DifftoolError, match="disk full"):
-        write(images_drawing(), tmp_path / "a.png", overwrite=False)
+        def write(self, drawing: Drawing, path: Path) -> None:
+            (path / "0000.png" if path.is_dir() else path).write_text("half")
+            raise error
+
+    with pytest.raises(DifftoolError, match=message):
+        write(Half(), images_drawing(), tmp_path / name, overwrite=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_suffix_of_two_strangers_is_nobodys() -> None:
+    def writing(called: str, *suffixes: str) -> type[Writer]:
+        return type("Made", (Writer,), {"suffixes": suffixes, "write": lambda *_: None}, name=called)
+
+    ours, a, b, c = writing("ours", ".png"), writing("a", ".png", ".mp4"), writing("b", ".mp4"), writing("c", ".webm")
+    plugins = [Plugin("difftool", "x", "1", components=[ours])]
+    plugins += [Plugin(f"p-{one.name}", "x", "1", components=[one]) for one in (a, b, c)]
+    with standing_in(Registry(plugins)):
+        assert writer_of(Path("x.png")) is ours
+        assert writer_of(Path("x.webm")) is c
+        with pytest.raises(UsageError, match=r"both a and b write \.mp4; leave one out by .*=p-a$"):
+            writer_of(Path("x.mp4"))

@@ -149,10 +149,16 @@ def test_a_broken_package_stops_nobody(tmp_path: Path, points_run: Path) -> None
     outcome = spawn("plugins", "--json", cwd=work, env=env)
     assert outcome.code == 0, outcome.err
     found = {p["plugin"]: p["problems"] for p in json.loads(outcome.out)["plugins"]}
-    assert found["difftool-broken:missing"] == ["needs the module 'jaxx_is_not_there', which is not installed"]
-    assert "difftool_broken.nowhere" in found["difftool-broken:nowhere"][0]
+    assert found["difftool-broken:missing"] == [
+        {
+            "reason": "needs the module 'jaxx_is_not_there', which is not installed",
+            "cure": "install what brings it, perhaps: pip install jaxx_is_not_there",
+        }
+    ]
+    assert "difftool_broken.nowhere" in found["difftool-broken:nowhere"][0]["reason"]
     (taken,) = found["difftool-broken:taken"]
-    assert "sampler 'ddim': the name is taken by difftool; reach it as difftool-broken:ddim" in taken
+    assert taken["reason"] == "sampler 'ddim': the name is taken by difftool"
+    assert taken["cure"] == "reach it as difftool-broken:ddim"
     assert "set aside" in spawn("plugins", cwd=work, env=env).out
     sampled = spawn("sample", points_run, "-n", 3, "--steps", 2, "--out", "x.npy", cwd=work, env=env)
     assert (sampled.code, sampled.out) == (0, "x.npy\n"), sampled.err

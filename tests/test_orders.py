@@ -84,6 +84,7 @@ def orders(sampler: Sampler, schedule: Schedule, counts: Sequence[int]) -> list[
 @every_schedule
 def test_order(name: str, schedule: str) -> None:
     sampler, order = ORDERS[name]
+    assert sampler.claimed_order() == order
     slopes = orders(sampler, table(schedule), (80, 160, 320))
     assert min(slopes) >= LEAST_SLOPE[order], slopes
 

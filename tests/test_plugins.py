@@ -13,7 +13,7 @@ import pytest
 
 from difftool import Component, Dataset, Sampler, hookimpl, option
 from difftool.errors import PluginFailure, UnknownComponent
-from difftool.plugins import Plugin, Registry, _chosen, load
+from difftool.plugins import Plugin, Registry, choose, load
 from difftool.plugins import registry as real_registry
 
 
@@ -31,6 +31,7 @@ class FakeEntryPoint:
     dist: Distribution | None
     loads: Any = field(repr=False)
     group: str = "difftool"
+    value: str = "somewhere:something"
 
     def load(self) -> Any:
         if isinstance(self.loads, BaseException):
@@ -71,7 +72,9 @@ def registry_of(*points: Any) -> Registry:
 def only_problem(registry: Registry, identity: str) -> str:
     (plugin,) = (p for p in registry.plugins if p.identity == identity)
     (problem,) = plugin.problems
-    return problem
+    assert problem.cure
+    assert "\n" not in problem.cure
+    return problem.reason
 
 
 SOUND = point("sound", "data", providing(dataset("sound-data")))
@@ -116,7 +119,12 @@ class NoLoad(Dataset, name="no-load"):
         (RecursionError(), "failed to import: RecursionError"),
         (ModuleNotFoundError("No module named 'jaxx'", name="jaxx"), "needs the module 'jaxx', which is not installed"),
         (AttributeError("module 'm' has no attribute 'plugin'"), "failed to import: AttributeError: module 'm'"),
-        (module(difftool_dataset=list), "difftool_dataset"),
+        (module(difftool_dataset=list), "there is no hook 'difftool_dataset'"),
+        (SimpleNamespace(), "it implements no hook"),
+        (SimpleNamespace(difftool_datasets=list), "difftool_datasets is not marked as a hook"),
+        (SimpleNamespace(difftool_api=2), "made for version 2 of the plugin API; this difftool has 1"),
+        (SimpleNamespace(difftool_api=0), "made for version 0 of the plugin API; this difftool has 1"),
+        (SimpleNamespace(difftool_api="1.0"), "difftool_api is '1.0'"),
         (module(lambda: 1 / 0), "difftool_datasets() failed: ZeroDivisionError: division by zero"),
         (module(_hook_that_raises), "difftool_datasets() failed: RuntimeError: boom"),
         (module(lambda: None), "difftool_datasets() failed: TypeError"),
@@ -163,9 +171,8 @@ def test_a_built_in_keeps_its_name() -> None:
     assert registry.get("dataset", "difftool:rings") is ours
     assert registry.get("dataset", "stranger:rings") is theirs
     assert registry.names("dataset") == ["rings", "stranger:rings"]
-    assert only_problem(registry, "stranger:x") == (
-        "dataset 'rings': the name is taken by difftool; reach it as stranger:rings"
-    )
+    assert only_problem(registry, "stranger:x") == "dataset 'rings': the name is taken by difftool"
+    assert registry.set_aside[0].problems[0].cure == "reach it as stranger:rings"
     assert [p.identity for p in registry.set_aside] == ["stranger:x"]
 
 
@@ -174,8 +181,13 @@ def test_of_two_strangers_neither_gets_the_name() -> None:
     registry = registry_of(point("bb", "x", providing(b)), point("aa", "x", providing(a)))
     assert registry.names("dataset") == ["aa:rings", "bb:rings"]
     assert (registry.get("dataset", "aa:rings"), registry.get("dataset", "bb:rings")) == (a, b)
-    assert "the name is taken by bb; reach it as aa:rings" in only_problem(registry, "aa:x")
-    assert "the name is taken by aa; reach it as bb:rings" in only_problem(registry, "bb:x")
+    assert only_problem(registry, "aa:x") == "dataset 'rings': the name is taken by bb"
+    assert only_problem(registry, "bb:x") == "dataset 'rings': the name is taken by aa"
+    cures = [plugin.problems[0].cure for plugin in registry.plugins]
+    assert cures == [
+        "reach it as aa:rings, or leave one out by DIFFTOOL_DISABLE_PLUGINS=bb",
+        "reach it as bb:rings, or leave one out by DIFFTOOL_DISABLE_PLUGINS=aa",
+    ]
     with pytest.raises(PluginFailure, match="aa:x was set aside: dataset 'rings': the name is taken by bb"):
         registry.get("dataset", "rings")
 
@@ -239,7 +251,10 @@ ENTRY_POINTS = [
     ],
 )
 def test_allow_and_deny(environment: dict[str, str], kept: list[str]) -> None:
-    assert [f"{e.dist.name}:{e.name}" for e in _chosen(ENTRY_POINTS, environment)] == kept  # type: ignore[union-attr]
+    allowed, denied = environment.get("DIFFTOOL_PLUGINS"), environment.get("DIFFTOOL_DISABLE_PLUGINS", "")
+    let_through, left_out = choose(ENTRY_POINTS, allowed, denied)
+    assert [f"{e.dist.name}:{e.name}" for e in let_through] == kept  # type: ignore[union-attr]
+    assert len(left_out) == len(ENTRY_POINTS) - len(kept)
 
 
 def test_an_entry_point_without_distribution() -> None:
@@ -256,7 +271,7 @@ def test_an_unknown_name_is_told_with_the_nearest_and_with_what_was_set_aside() 
     assert str(caught.value) == ("no dataset is called 'sound-dat'; did you mean 'sound-data'? (known: sound-data)")
     assert caught.value.exit_code == 2
     broken = [point(f"broken-{i}", "x", ImportError("no")) for i in range(2)]
-    with pytest.raises(UnknownComponent, match="; 1 plugin was set aside, see 'difftool plugins'"):
+    with pytest.raises(UnknownComponent, match=r"; 1 plugin was set aside, see 'difftool plugins'"):
         registry_of(SOUND, broken[0]).get("dataset", "nope")
     with pytest.raises(UnknownComponent, match="; 2 plugins were set aside, see 'difftool plugins'"):
         registry_of(SOUND, *broken).get("dataset", "nope")
@@ -323,6 +338,7 @@ def test_who_imports_torch_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Heavy:
         name: str = "x"
         dist: Distribution = Distribution("heavy")
+        value: str = "heavy"
 
         def load(self) -> Any:
             monkeypatch.setitem(sys.modules, "torch", SimpleNamespace())  # type: ignore[arg-type]

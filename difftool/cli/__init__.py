@@ -14,6 +14,8 @@ from difftool.cli.signals import Stopped, signals
 from difftool.errors import OUT_OF_MEMORY, DifftoolError, Interrupted, UsageError, out_of_memory, printable, reader_died
 
 BUG = "this is a bug in difftool or a plugin: run again with --debug and report what it prints"
+DEBUG, NO_PLUGINS = "--debug", "--no-plugins"
+"""Options of the program itself, wherever they stand."""
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as any tool whose reader has gone
 LAST_STREAM = 2
 TOO_LONG = r"\S{300,}"
@@ -35,7 +37,9 @@ def _exit_code(given: list[str]) -> int:
     warnings.showwarning = _warn
     _mend_streams()
     try:
-        code = _run([a for a in given if a != "--debug"])
+        if NO_PLUGINS in given:
+            os.environ["DIFFTOOL_PLUGINS"] = ""  # also for the processes that this one starts
+        code = _run([a for a in given if a not in (DEBUG, NO_PLUGINS)])
         sys.stdout.flush()
         return code
     except Stopped as stopped:
@@ -54,7 +58,7 @@ def _exit_code(given: list[str]) -> int:
         if signals.number is not None and not isinstance(error, DifftoolError):  # what others made of a signal
             return 128 + signals.number
         code, message = failure(error)
-        if "--debug" in given:
+        if DEBUG in given:
             import traceback
 
             traceback.print_exception(error)

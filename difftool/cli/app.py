@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
+from difftool.cli.commands import Commands
 from difftool.version import __version__
 
 app = typer.Typer(
     name="difftool",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -31,14 +33,17 @@ def difftool(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure; works anywhere.")] = False,
+    no_plugins: Annotated[
+        bool, typer.Option("--no-plugins", help="Take the built-ins alone, whatever is installed; works anywhere.")
+    ] = False,
 ) -> None:
     pass
 
 
 def _add_commands() -> None:
-    from difftool.cli import compare, info, inspect_schedule, listing, noise, runs, sample, train
+    from difftool.cli import compare, info, inspect_schedule, listing, noise, plugins, runs, sample, train
 
-    for module in (train, sample, compare, noise, inspect_schedule, listing, runs, info):
+    for module in (train, sample, compare, noise, inspect_schedule, runs, info, listing, plugins):
         module.add_to(app)
 
 

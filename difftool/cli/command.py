@@ -117,15 +117,12 @@ def _owner(option: str) -> str | None:
     if not dot or kind not in KINDS:
         return None
     field_name = rest.removeprefix("no-").replace("-", "_")
-    owners = [
-        name
-        for name in registry().names(kind)
-        if any(f.name in (field_name, rest.replace("-", "_")) for f in fields(registry().get(kind, name)))
-    ]
+    spellings = {field_name, rest.replace("-", "_")}
+    owners = [c for c in registry().all_of(KINDS[kind]) if any(f.name in spellings for f in fields(c))]
     if not owners:
         return None
-    kinds = f"{kind}s" if len(owners) > 1 else kind
-    return f"{option} is an option of the {kinds} {', '.join(owners)}; choose it with --{kind} {owners[0]}"
+    names, kinds = ", ".join(map(registry().reference, owners)), f"{kind}s" if len(owners) > 1 else kind
+    return f"{option} is an option of the {kinds} {names}; choose it with {owners[0].chosen_by()}"
 
 
 def names_of(kind: str) -> Callable[[str], list[str]]:

@@ -21,7 +21,7 @@ from difftool.components import NoiseSchedule
 from difftool.errors import UsageError
 from difftool.figures.formats import PICTURES
 from difftool.files import numbered
-from difftool.options import Group, help_text, make_from_flags
+from difftool.options import Group, help_text, make_from_flags, own
 from difftool.plugins import registry
 from difftool.validation import fields
 
@@ -90,10 +90,7 @@ def _components(wanted: list[str], given: Mapping[str, Any]) -> dict[str, NoiseS
     for option in given:
         if not any(f.name == option for cls in classes.values() for f in fields(cls)):
             raise UsageError(f"--{KIND}.{option.replace('_', '-')}: none of {', '.join(classes)} has it")
-    return {
-        name: make_from_flags(cls, {k: v for k, v in given.items() if any(f.name == k for f in fields(cls))})
-        for name, cls in classes.items()
-    }
+    return {name: make_from_flags(cls, own(cls, given)) for name, cls in classes.items()}
 
 
 def _tables(components: Mapping[str, NoiseSchedule], timesteps: int) -> dict[str, Schedule]:

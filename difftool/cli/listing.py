@@ -1,4 +1,4 @@
-"""`difftool list` and `difftool plugins`: what there is, and where it comes from."""
+"""`difftool list`: the components there are, with their options, and where they come from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from difftool.cli.console import result_json, stdout
 from difftool.components import KINDS, Component
 from difftool.errors import UsageError, printable
 from difftool.options import shown
-from difftool.plugins import Plugin, Registry, registry
+from difftool.plugins import Registry, registry
 from difftool.validation import Field, fields, suggestion
 
 
@@ -48,32 +48,8 @@ def listing(
         console.print()
 
 
-def plugins(json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """List the plugins found, what they provide, and why any was set aside."""
-    found = registry().plugins
-    if json:
-        result_json({"plugins": [_plugin_json(p) for p in found]})
-        return
-    console = stdout()
-    table = Table(box=None, pad_edge=False)
-    for heading in ("plugin", "version", "import", "provides"):
-        table.add_column(heading, overflow="fold")
-    for p in found:
-        provides = "; ".join(
-            f"{k}: {', '.join(names)}" for k in KINDS if (names := sorted(c.name for c in p.components if c.kind == k))
-        )
-        cost = f"{1000 * p.seconds:.1f} ms" + (", imports torch" if p.imports_torch else "")
-        cells = (p.identity, p.version, cost, provides or ("nothing" if not p.problems else "-"))
-        table.add_row(*(escape(printable(cell)) for cell in cells))
-    console.print(table)
-    for p in found:
-        for problem in p.problems:
-            console.print(f"[bold]set aside[/bold] {escape(printable(p.identity))}: {escape(printable(problem))}")
-
-
 def add_to(app: typer.Typer) -> None:
     app.command("list")(listing)
-    app.command()(plugins)
 
 
 def _plurals() -> list[str]:
@@ -126,19 +102,4 @@ def _component_json(found: Registry, component: type[Component]) -> dict[str, An
             }
             for f in fields(component)
         },
-    }
-
-
-def _plugin_json(p: Plugin) -> dict[str, Any]:
-    provides: dict[str, list[str]] = {}
-    for component in p.components:
-        provides.setdefault(f"{component.kind}s", []).append(component.name)
-    return {
-        "plugin": p.identity,
-        "distribution": p.distribution,
-        "version": p.version,
-        "import_seconds": round(p.seconds, 4),
-        "imports_torch": p.imports_torch,
-        "provides": provides,
-        "problems": p.problems,
     }

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from difftool.cli.console import result, result_json
 from difftool.errors import DifftoolError, UsageError
-from difftool.figures.formats import SUFFIXES, check_suffix
+from difftool.figures.formats import check_suffix
 from difftool.files import check_output
 
 
-def check_out(path: Path, *, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
-    """Refuse an --out that cannot be written. Among all suffixes, a path without one is a folder of images."""
+@contextlib.contextmanager
+def naming_out() -> Iterator[None]:
+    """What is wrong with a path is told with the option that it was given by."""
     try:
-        check_suffix(path, suffixes)
-        check_output(path, overwrite=overwrite, folder=not path.suffix)
+        yield
     except DifftoolError as error:
         raise type(error)(f"--out: {error}") from None
 
 
+def check_out(path: Path, *, overwrite: bool, suffixes: Sequence[str]) -> None:
+    """Refuse an --out that a command cannot write."""
+    with naming_out():
+        check_suffix(path, suffixes)
+        check_output(path, overwrite=overwrite)
+
+
 def check_outs(paths: Sequence[Path], *, overwrite: bool) -> None:
-    """`check_out` for several that are all to be written: none may be another, or lie within it."""
+    """Refuse paths that cannot all be written: none may be another, or lie within it; no suffix is a folder."""
     known: list[Path] = []
     for path in paths:
-        check_out(path, overwrite=overwrite)
+        with naming_out():
+            check_output(path, overwrite=overwrite, folder=not path.suffix)
         place = path.resolve()
         if place in known:
             raise UsageError(f"--out: {path} is given twice")

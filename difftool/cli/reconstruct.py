@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from difftool.cli.console import note
 from difftool.cli.outputs import check_out, report
 from difftool.errors import DifftoolError, UsageError, printable
-from difftool.figures.formats import PICTURES, drawable
+from difftool.figures.formats import PICTURES, undrawable
 from difftool.files import numbered
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def reconstruct_items(
     from difftool.state import read_model
 
     model = read_model(*find_model(run), "ema").to(devices.choose(device))
-    if not drawable(model.data.shape):
+    if undrawable(model.data.shape):
         raise DifftoolError(f"{run}: only points and images can be drawn, not shape {model.data.shape}")
     levels = at or five_levels(len(model.schedule))
     check_levels(levels, len(model.schedule))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ import typer
 
 from difftool.cli.command import component_command, given_values, name_option, named
 from difftool.cli.console import bar, note
-from difftool.cli.outputs import check_outs, report
+from difftool.cli.outputs import check_outs, naming_out, report
 from difftool.cli.sources import (
     Asked,
     DatasetName,
@@ -22,16 +22,19 @@ from difftool.cli.sources import (
     Weights,
     source_groups,
 )
-from difftool.components import Component, Sampler, Spacing
+from difftool.components import Component, Sampler, Spacing, Writer
 from difftool.errors import UsageError, printable, spending
 from difftool.files import numbered
-from difftool.options import Group, make_from_flags
+from difftool.options import Group, make_from_flags, own
 from difftool.settings import STRENGTH, Sampling
 from difftool.validation import plain
+from difftool.writing import check, needed_states, suffixes_of_arrays, write, writer_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from difftool.contracts import DrawingSpec
+    from difftool.figures.drawing import Drawing
     from difftool.runs import RunFolder
     from difftool.sampling import Plan
     from difftool.source import Source
@@ -45,8 +48,15 @@ def _chosen(params: Mapping[str, Any]) -> dict[str, type[Component]]:
 
 
 def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
-    chosen = _chosen(params).values()
-    return [*source_groups(params), *(Group.of(cls) for cls in chosen), Group("sampling", (Sampling,), "Sampling")]
+    groups = [Group.of(cls) for cls in _chosen(params).values()]
+    if writers := dict.fromkeys(_writer_of(Path(path)) for path in params.get("out") or ()):
+        groups.append(Group.of(*writers))
+    return [*source_groups(params), *groups, Group("sampling", (Sampling,), "Sampling")]
+
+
+def _writer_of(path: Path) -> type[Writer]:
+    with naming_out():
+        return writer_of(path)
 
 
 def sample(
@@ -90,33 +100,36 @@ def sample(
     asked = Asked.of(ctx.params, given)
     asked.check(settings)
     check_outs(out or (), overwrite=overwrite)
-    _check_arrays(out or (), trajectory=trajectory, raw=raw)
+    writers = {path: make_from_flags(cls, own(cls, given.get("writer", {}))) for path, cls in _by_path(out).items()}
+    _check_arrays(writers.values(), trajectory=trajectory, raw=raw)
 
     from difftool import device as devices
+    from difftool.contracts import DrawingSpec
     from difftool.sampling import Plan
 
     chosen = devices.choose(device)
     opened = asked.open(chosen, compiled=settings.compile)
     loaded, run = opened.source, opened.run
     plan = Plan.of(loaded, settings, sampler=parts["sampler"], spacing=parts["spacing"])
-    paths = list(out or ()) or [_default_out(loaded, plan, run)]
-    for path in paths:
-        _check_drawable(path, loaded, strip=strip is not None)
+    if not writers:
+        path = _default_out(loaded, plan, run)
+        writers = {path: writer_of(path)()}
+    spec = DrawingSpec(shape=loaded.data.shape, steps=plan.steps, strip=strip, trajectory=trajectory)
+    for path, writer in writers.items():
+        with naming_out():
+            check(writer, path, spec)
     with devices.threads(settings.threads, opened.threads):
         note(
             f"sampling {opened.where} ({loaded.description}): "
             f"{plan.num_samples:,} samples, {plan.sampler.name}, {plan.steps} steps, {plan.spacing.name}; "
             f"{devices.describe(chosen)}, {_seeds(plan)}"
         )
-        show = _Show(paths, columns=columns, strip=strip, trajectory=trajectory, raw=raw)
         start = time.perf_counter()
         with spending(plan.batch_size):
-            drawing, calls = show.walk(loaded, plan)
+            drawing, calls = _walk(loaded, plan, spec, writers.values(), columns=columns, raw=raw)
         seconds = time.perf_counter() - start
-    from difftool.figures.writers import write
-
-    for path in paths:
-        write(drawing, path, overwrite=overwrite)
+    for path, writer in writers.items():
+        write(writer, drawing, path, overwrite=overwrite)
     note(f"{plan.num_samples:,} samples in {seconds:.1f} s ({plan.steps} steps, {calls} network calls each)")
     facts = {
         **opened.facts,
@@ -129,74 +142,59 @@ def sample(
         "seconds": round(seconds, 3),
         "settings": _changed(settings),
     }
-    report(paths, facts, as_json=json)
+    report(list(writers), facts, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose))(sample)
 
 
-class _Show:
-    """What is kept of a walk for the files asked for."""
+def _by_path(out: Sequence[Path] | None) -> dict[Path, type[Writer]]:
+    return {path: _writer_of(path) for path in out or ()}
 
-    def __init__(
-        self, paths: Sequence[Path], *, columns: int | None, strip: int | None, trajectory: bool, raw: bool
-    ) -> None:
-        self.paths, self.columns, self.strip, self.trajectory, self.raw = paths, columns, strip, trajectory, raw
 
-    def kept_steps(self, steps: int) -> set[int]:
-        """The steps whose states the files show: 0 is x_T, the last the result."""
-        from difftool.figures.formats import ARRAYS, FILM_STATES, needs_states
+def _walk(
+    model: Source, plan: Plan, spec: DrawingSpec, writers: Collection[Writer], *, columns: int | None, raw: bool
+) -> tuple[Drawing, int]:
+    """Sample under a bar, keeping what the writers need; the drawing, and the network calls of a walk."""
+    import torch
 
-        suffixes = {path.suffix.lower() for path in self.paths}
-        if not any(needs_states(p, strip=self.strip, trajectory=self.trajectory) for p in self.paths):
-            return set()
-        if self.trajectory and suffixes & set(ARRAYS):
-            return set(range(steps + 1))
-        wanted = max(self.strip or 0, FILM_STATES if ".gif" in suffixes else 0)
-        return {round(i * steps / (wanted - 1)) for i in range(wanted)} if wanted > 1 else {steps}
+    from difftool.figures.drawing import Drawing
+    from difftool.previews import reference_points_of
+    from difftool.sampling import sample as walk
 
-    def walk(self, model: Source, plan: Plan) -> tuple[Any, int]:
-        """Sample under a bar; the drawing of the result, and the network calls of a walk."""
-        import torch
-
-        from difftool.figures.formats import FILMS, PICTURES
-        from difftool.figures.writers import Drawing
-        from difftool.previews import reference_points_of
-        from difftool.sampling import sample as walk
-
-        kept = self.kept_steps(plan.steps)
-        pictures = any(path.suffix.lower() in (*PICTURES, *FILMS) for path in self.paths)
-        reference = reference_points_of(model) if pictures and len(model.data.shape) == 1 else None
-        states: dict[int, list[Tensor]] = {step: [] for step in sorted(kept)}
-        names: dict[int, str] = {}
-        x: list[Tensor] = []
-        with bar("sampling", plan.batches * plan.steps) as shown:
-            for at in walk(model, plan):
-                if at.step in kept:
-                    states[at.step].append(at.x.cpu())
-                    names[at.step] = f"t = {at.level.t:.0f}" if at.level.sigma > 0 else "x_0"
-                if at.done:
-                    x.append(at.x.cpu())
-                made = min(at.first + len(at.x), plan.num_samples) if at.done else at.first
-                shown.update(at.batch * plan.steps + at.step, f"{made:,}/{plan.num_samples:,} samples")
-        result = torch.cat(x)
-        drawing = Drawing(
-            x=result,
-            scaling=model.data.scaling,
-            title=", ".join(_title(model, plan)),
-            states=torch.stack([torch.cat(states[step]) for step in states]) if states else None,
-            state_labels=[names[step] for step in states],
-            labels=None if plan.label is None else torch.full((len(result),), plan.label),
-            reference=reference,
-            columns=self.columns or _columns(plan),
-            given=_given(plan),
-            joined=plan.settings.interpolate is not None,
-            strip=self.strip,
-            raw=self.raw,
-            trajectory=self.trajectory,
-        )
-        return drawing, at.calls
+    drawn = not all(writer.holds_arrays for writer in writers)
+    reference = reference_points_of(model) if drawn and len(spec.shape) == 1 else None
+    states: dict[int, list[Tensor]] = {step: [] for step in needed_states(writers, spec)}
+    names: dict[int, str] = {}
+    x: list[Tensor] = []
+    with bar("sampling", plan.batches * plan.steps) as shown:
+        for at in walk(model, plan):
+            if at.step in states:
+                states[at.step].append(at.x.cpu())
+                names[at.step] = f"t = {at.level.t:.0f}" if at.level.sigma > 0 else "x_0"
+            if at.done:
+                x.append(at.x.cpu())
+            made = min(at.first + len(at.x), plan.num_samples) if at.done else at.first
+            shown.update(at.batch * plan.steps + at.step, f"{made:,}/{plan.num_samples:,} samples")
+    result = torch.cat(x)
+    drawing = Drawing(
+        x=result,
+        scaling=model.data.scaling,
+        title=", ".join(_title(model, plan)),
+        states=torch.stack([torch.cat(states[step]) for step in states]) if states else None,
+        state_labels=[names[step] for step in states],
+        state_steps=list(states),
+        labels=None if plan.label is None else torch.full((len(result),), plan.label),
+        reference=reference,
+        columns=columns or _columns(plan),
+        given=_given(plan),
+        joined=plan.settings.interpolate is not None,
+        strip=spec.strip,
+        raw=raw,
+        trajectory=spec.trajectory,
+    )
+    return drawing, at.calls
 
 
 def _title(model: Source, plan: Plan) -> Iterator[str]:
@@ -250,26 +248,15 @@ def _given(plan: Plan) -> Tensor | None:
 
 
 def _default_out(model: Source, plan: Plan, run: RunFolder | None) -> Path:
-    from difftool.figures.formats import drawable
+    from difftool.figures.formats import undrawable
 
-    suffix = ".png" if drawable(model.data.shape) else ".npy"
+    suffix = ".npy" if undrawable(model.data.shape) else ".png"
     return numbered(run.samples, plan.stem, suffix) if run else numbered(Path(), f"{model.name}-{plan.stem}", suffix)
 
 
-def _check_arrays(paths: Sequence[Path], *, trajectory: bool, raw: bool) -> None:
+def _check_arrays(writers: Collection[Writer], *, trajectory: bool, raw: bool) -> None:
     """Refuse options of arrays where no array is written."""
-    from difftool.figures.formats import ARRAYS
-
-    if not any(path.suffix.lower() in ARRAYS for path in paths):
+    if not any(writer.holds_arrays for writer in writers):
         for flag, given in (("--trajectory", trajectory), ("--raw", raw)):
             if given:
-                raise UsageError(f"{flag}: is for arrays; add --out with one of {', '.join(ARRAYS)}")
-
-
-def _check_drawable(path: Path, model: Source, *, strip: bool) -> None:
-    from difftool.figures.formats import check_shape
-
-    try:
-        check_shape(path, model.data.shape, strip=strip)
-    except UsageError as error:
-        raise UsageError(f"--out: {error}") from None
+                raise UsageError(f"{flag}: is for arrays; add --out with one of {', '.join(suffixes_of_arrays())}")

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from difftool.cli.command import component_command, given_values, name_option
+from difftool import loggers
+from difftool.cli.command import component_command, given_values, name_option, names_of
 from difftool.cli.console import bar, note, result, result_json
 from difftool.cli.signals import Signals, signals
-from difftool.components import Component, Options
+from difftool.components import Component, Logger, Options
 from difftool.errors import DifftoolError, Interrupted, InvalidOption, UnknownComponent, UsageError, spending
-from difftool.options import Group, flag_of, help_text
+from difftool.options import Group, flag_of, help_text, own
 from difftool.recipe import (
     PARTS,
     Recipe,
@@ -99,8 +100,20 @@ def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
         Group.of(cls, defaults={k: v for k, v in document.get(kind, {}).items() if k != "name"})
         for kind, cls in classes.items()
     ]
+    if chosen := _loggers(params, document):
+        groups.append(Group.of(*chosen.values()))
     defaults = training_values(classes["backbone"], document.get("training", {}))
     return [*groups, Group("training", (Training,), "Training", defaults=defaults)]
+
+
+def _loggers(params: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, type[Logger]]:
+    """The loggers named on the command line, or else in the config file."""
+    if named := params.get("logger"):
+        return loggers.classes(named)
+    try:
+        return loggers.classes([*loggers.tables(document)])
+    except UnknownComponent as error:
+        raise UsageError(f"{_config_path(params)}: {loggers.TABLE}: {error}") from None
 
 
 def train(
@@ -129,6 +142,14 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="Take what is not given here from a TOML file.", metavar="FILE")
     ] = None,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=names_of("logger"),
+            help="Log the metrics there too; may be given several times, and a resumed run remembers.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show parameters and the resolved configuration; write nothing.")
@@ -144,7 +165,15 @@ def train(
     document = _document(ctx.params)
     _note_left_out(_file(ctx.params), ctx.params)
     config_path = _config_path(ctx.params)
-    recipe = compose(merge(document, given), make=_maker(given, config_path))
+    make_named = _maker(given, config_path)
+    told, before = given.get(Logger.kind, {}), loggers.tables(document)
+    parts = {key: values for key, values in given.items() if key != Logger.kind}
+    recipe = compose(merge(document, parts), make=make_named)
+    logs = [
+        make_named(cls, {**before.get(name, {}), **own(cls, told)})
+        for name, cls in _loggers(ctx.params, document).items()
+    ]
+    loggers.check_requirements(logs)
     place = _Place(out, overwrite, resume, new_data)
     place.check(recipe)
 
@@ -164,7 +193,7 @@ def train(
             _dry_run(experiment, as_json=json)
             return
         folder = place.folder(recipe)
-        with experiment.held(folder, resume=resume is not None, new_data=new_data):
+        with experiment.held(folder, resume=resume is not None, new_data=new_data, loggers=logs):
             note(_beginning(experiment, resumed=resume is not None))
             _fit(experiment)
     if json:
@@ -292,11 +321,15 @@ def _conclude(experiment: Experiment, words: _Words) -> None:
 
 
 def _preview(experiment: Experiment) -> list[Path]:
-    """Draw a preview."""
+    """Draw a preview, and tell the loggers of it."""
     from difftool import previews
+    from difftool.contracts import Row
 
-    drawn = _attempt(f"preview after step {experiment.state.step}", lambda: previews.draw(experiment))
-    return drawn or []
+    step = experiment.state.step
+    drawn = _attempt(f"preview after step {step}", lambda: previews.draw(experiment)) or []
+    if drawn:
+        experiment.loggers(Row(step=step, metrics={}, pictures=tuple(drawn)))
+    return drawn
 
 
 def _attempt(what: str, draw: Callable[[], T]) -> T | None:
@@ -390,8 +423,9 @@ def _maker(given: Mapping[str, Mapping[str, Any]], config: Path | None) -> Calla
             return make(record, values)
         except InvalidOption as error:
             key = record.kind if issubclass(record, Component) else "training"
+            table = f"{loggers.TABLE}.{record.name}" if issubclass(record, Logger) else key
             if config is not None and error.field in values and error.field not in given.get(key, {}):
-                raise _located(error, config, key, error.field) from None
+                raise _located(error, config, table, error.field) from None
             raise InvalidOption(error.field, error.reason, where=flag_of(record, error.field)) from None
 
     return make_named

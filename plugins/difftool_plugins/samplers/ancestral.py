@@ -72,6 +72,9 @@ class DDIM(Sampler, name="ddim"):
 
     eta: float = option(default=0.0, ge=0, le=1, help="0 is deterministic, 1 has DDPM's noise (fixed-small)")
 
+    def claimed_order(self) -> int | None:
+        return 1 if self.eta == 0.0 else None
+
     def walk(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
@@ -90,6 +93,9 @@ class EulerAncestral(Sampler, name="euler-ancestral"):
     """Euler's method past the next level and noise back up to it (k-diffusion), in the angle."""
 
     eta: float = option(default=1.0, ge=0, le=1, help="0 is euler, 1 has DDPM's noise (fixed-small)")
+
+    def claimed_order(self) -> int | None:
+        return 1 if self.eta == 0.0 else None
 
     def walk(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]

@@ -49,6 +49,9 @@ class DPMpp2M(Sampler, name="dpmpp-2m"):
 
     default_steps = 20
 
+    def claimed_order(self) -> int:
+        return 2
+
     def walk(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
@@ -61,6 +64,9 @@ class DPMpp2MSDE(Sampler, name="dpmpp-2m-sde"):
     default_steps = 20
 
     eta: float = option(default=1.0, ge=0, le=1, help="0 is dpmpp-2m, 1 has the noise of the reverse SDE")
+
+    def claimed_order(self) -> int | None:
+        return 2 if self.eta == 0.0 else None
 
     def walk(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
@@ -101,6 +107,9 @@ class DPMpp3M(Sampler, name="dpmpp-3m"):
 
     default_steps = 20
 
+    def claimed_order(self) -> int:
+        return 3
+
     def walk(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
@@ -116,6 +125,9 @@ class UniPC(Sampler, name="unipc"):
 
     order: int = option(default=2, ge=1, le=3, help="order of the predictor; the corrector has one more")
 
+    def claimed_order(self) -> int:
+        return self.order + 1
+
     def walk(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
@@ -129,6 +141,9 @@ class LMS(Sampler, name="lms"):
     default_steps = 20
 
     order: int = option(default=3, ge=1, le=4, help="how many velocities a step uses")
+
+    def claimed_order(self) -> int:
+        return self.order
 
     def walk(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]

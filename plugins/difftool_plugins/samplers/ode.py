@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 class Euler(Sampler, name="euler"):
     """Euler's method in the angle between signal and noise (Song et al., 2021, probability flow)."""
 
+    def claimed_order(self) -> int:
+        return 1
+
     def walk(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
@@ -54,6 +57,12 @@ class Heun(Sampler, name="heun"):
 
     default_steps = 18
 
+    def claimed_order(self) -> int:
+        return 2
+
+    def claimed_calls(self, steps: int) -> int:
+        return 2 * steps - 1
+
     def walk(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
@@ -72,6 +81,12 @@ class Restart(Sampler, name="restart"):
     def __post_init__(self) -> None:
         if self.low >= self.high:
             raise ValueError(f"high: must be above low, {self.low:g}, not {self.high:g}")
+
+    def claimed_order(self) -> int | None:
+        return 2 if self.repeats == 0 else None
+
+    def claimed_calls(self, steps: int) -> int | None:
+        return 2 * steps - 1 if self.repeats == 0 else None
 
     def walk(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]

@@ -1,0 +1,86 @@
+"""`difftool plugins`: the packages that bring components, what importing them costs, and why any was set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from difftool.cli.console import result_json, stdout
+from difftool.components import KINDS
+from difftool.errors import DifftoolError, printable
+from difftool.plugins import ALLOW, DENY, Plugin, Registry, registry
+
+SLOW = 0.2
+"""Seconds of an import that every command would wait for."""
+
+
+def plugins(
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a plugin was set aside.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List the plugins found, what they provide and cost, and why any was set aside."""
+    found = registry()
+    if json:
+        result_json({"plugins": [_as_json(p) for p in found.plugins], "left_out": list(found.left_out)})
+    else:
+        _print(found)
+    if strict and (aside := found.set_aside):
+        were = "plugins were" if len(aside) > 1 else "plugin was"
+        raise DifftoolError(f"{len(aside)} {were} set aside: {', '.join(p.identity for p in aside)}")
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(plugins)
+
+
+def _print(found: Registry) -> None:
+    console = stdout()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("plugin", "version", "import", "provides"):
+        table.add_column(heading, overflow="fold")
+    for p in found.plugins:
+        names = {kind: sorted(c.name for c in p.components if c.kind == kind) for kind in KINDS}
+        provides = "; ".join(f"{kind}: {', '.join(own)}" for kind, own in names.items() if own)
+        cells = (p.identity, p.version, _cost(p), provides or "-")
+        table.add_row(*(escape(printable(cell)) for cell in cells))
+    console.print(table)
+    for heading, identity, text, cure in _findings(found):
+        console.print(f"[bold]{heading}[/bold] {escape(printable(identity))}: {escape(printable(text))}")
+        if cure:
+            console.print(f"  [bold]cure[/bold]: {escape(printable(cure))}")
+
+
+def _findings(found: Registry) -> Iterator[tuple[str, str, str, str]]:
+    """(heading, plugin, what is the matter, what helps), a row each."""
+    for p in found.plugins:
+        for problem in p.problems:
+            yield "set aside", p.identity, problem.reason, problem.cure
+        if p.imports_torch:
+            cost = f"imports torch when it is loaded: every command, and each --help, waits {p.seconds:.1f} s for it"
+            yield "slow", p.identity, cost, "import torch inside the methods that need it"
+    for identity in found.left_out:
+        yield "left out", identity, f"by {ALLOW} or {DENY}", ""
+
+
+def _cost(p: Plugin) -> str:
+    seconds = f"{p.seconds:.2f} s" if p.seconds > SLOW else f"{1000 * p.seconds:.1f} ms"
+    return f"{seconds}, imports torch" if p.imports_torch else seconds
+
+
+def _as_json(p: Plugin) -> dict[str, Any]:
+    provides: dict[str, list[str]] = {}
+    for component in p.components:
+        provides.setdefault(f"{component.kind}s", []).append(component.name)
+    return {
+        "plugin": p.identity,
+        "distribution": p.distribution,
+        "version": p.version,
+        "import_seconds": round(p.seconds, 4),
+        "imports_torch": p.imports_torch,
+        "provides": provides,
+        "problems": [{"reason": problem.reason, "cure": problem.cure} for problem in p.problems],
+    }

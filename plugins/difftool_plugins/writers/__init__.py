@@ -1,0 +1,10 @@
+"""Built-in file formats of samples."""
+
+from difftool import Writer, hookimpl
+from difftool_plugins.writers.arrays import CSV, NPY, NPZ, SafeTensors
+from difftool_plugins.writers.pictures import Film, Folder, Picture
+
+
+@hookimpl
+def difftool_writers() -> list[type[Writer]]:
+    return [Picture, Film, Folder, NPY, NPZ, SafeTensors, CSV]
