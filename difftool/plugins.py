@@ -351,14 +351,14 @@ def choose(
 
 def names_in(text: str) -> set[str]:
     """The distributions, or `distribution:entry-point`s, that an environment variable lists."""
-    return {_canonical(part.strip()) for part in text.split(",") if part.strip()}
+    return {distribution_name(part.strip()) for part in text.split(",") if part.strip()}
 
 
 def distribution_of(entry_point: EntryPoint) -> str:
-    return _canonical(entry_point.dist.name) if entry_point.dist else "unknown"
+    return distribution_name(entry_point.dist.name) if entry_point.dist else "unknown"
 
 
-def _canonical(name: str) -> str:
+def distribution_name(name: str) -> str:
     """PEP 503: `My_Plugin` and `my-plugin` are one distribution."""
     head, colon, tail = name.partition(":")
     return re.sub(r"[-_.]+", "-", head).lower() + colon + tail

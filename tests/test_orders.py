@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from mixtures import flow, mixture, quantiles, ve, zero_terminal_snr
 from torch import Tensor
 
 from difftool import CLEAN, Level, Sampler, Schedule
+from difftool.testing.known import flow, mixture, quantiles, ve, zero_terminal_snr
 from difftool_plugins.samplers import difftool_spacings
 from difftool_plugins.samplers.ancestral import DDIM, EulerAncestral
 from difftool_plugins.samplers.multistep import LMS, DPMpp2M, DPMpp2MSDE, DPMpp3M, UniPC

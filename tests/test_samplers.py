@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from mixtures import flow, ve, zero_terminal_snr
 from torch import Tensor, nn
 
 from difftool import CLEAN, Denoise, Estimate, Level, ObjectiveSpec, Sampler, Schedule, Spacing, Step
 from difftool.denoiser import Denoiser
+from difftool.testing.known import flow, ve, zero_terminal_snr
 from difftool.validation import problem
 from difftool_plugins.objectives.predictions import EpsPrediction
 from difftool_plugins.samplers import difftool_samplers, difftool_spacings

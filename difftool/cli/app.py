@@ -41,9 +41,9 @@ def difftool(
 
 
 def _add_commands() -> None:
-    from difftool.cli import compare, info, inspect_schedule, listing, noise, plugins, runs, sample, train
+    from difftool.cli import check, compare, info, inspect_schedule, listing, noise, plugins, runs, sample, train
 
-    for module in (train, sample, compare, noise, inspect_schedule, runs, info, listing, plugins):
+    for module in (train, sample, compare, noise, inspect_schedule, runs, info, listing, plugins, check):
         module.add_to(app)
 
 

@@ -28,7 +28,8 @@ class _Console(Console):
 
 
 def stdout() -> Console:
-    return _Console(highlight=False)
+    """For tables that are results."""
+    return _Console(highlight=False, file=_results[-1] if _results else None)
 
 
 def stderr(*, soft_wrap: bool = True) -> Console:

@@ -1,0 +1,3 @@
+"""Commands have no laws but those of every component: what they do is theirs."""
+
+LAWS = ()

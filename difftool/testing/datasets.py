@@ -1,0 +1,208 @@
+"""Laws of datasets. Each loads the data once or twice, with a cache folder of its own."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from difftool.components import Backbone, Dataset
+from difftool.contracts import BackboneSpec
+from difftool.data import DatasetContext, Samples, Scaling
+from difftool.facts import DataFacts
+from difftool.keys import generator
+from difftool.plugins import registry
+from difftool.testing.laws import Broken, NotAsked
+from difftool.validation import make
+
+LOOKED_AT = 512
+"""Items that are read, evenly spread over all."""
+SCALES = (0.1, 10.0)
+"""Between which the standard deviation of the data lies in model units."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A dataset, and what it loads, twice."""
+
+    dataset: Dataset
+
+    @cached_property
+    def samples(self) -> Samples:
+        return self.load()
+
+    @cached_property
+    def again(self) -> Samples:
+        """The same, while the generators that programs share stand elsewhere."""
+        torch.manual_seed(1)
+        random.seed(1)
+        return self.load()
+
+    def load(self) -> Samples:
+        with tempfile.TemporaryDirectory() as cache:
+            samples = self.dataset.load(DatasetContext(seed=0, cache=Path(cache)))
+        if not isinstance(samples, Samples):
+            raise Broken(f"load() gave a {type(samples).__name__}, not Samples")
+        return samples
+
+    @property
+    def indices(self) -> list[int]:
+        n, few = len(self.samples), min(LOOKED_AT, len(self.samples))
+        return [i * n // few for i in range(few)]
+
+    @cached_property
+    def items(self) -> Tensor:
+        return self.samples.take(self.indices)[0]
+
+
+def subject(dataset: Dataset) -> Loaded:
+    return Loaded(dataset)
+
+
+def loads_what_it_says(loaded: Loaded) -> str:
+    """`load` gives Samples, whose items have the shape that they say, and `item_shape` says, where it says one."""
+    samples, told = loaded.samples, loaded.dataset.item_shape()
+    if told is not None and tuple(told) != tuple(samples.shape):
+        raise Broken(f"item_shape() is {tuple(told)}, but the samples say {tuple(samples.shape)}")
+    if tuple(loaded.items.shape[1:]) != tuple(samples.shape):
+        raise Broken(f"items are {tuple(loaded.items.shape[1:])}, but the samples say {tuple(samples.shape)}")
+    kind = str(loaded.items.dtype).removeprefix("torch.")
+    return f"{len(samples):,} items of {'x'.join(map(str, samples.shape))}, {kind}"
+
+
+def repeats_itself(loaded: Loaded) -> str:
+    """Loaded again with the same seed, every item and label is the same, whatever else the program has drawn."""
+    a, b = loaded.samples, loaded.again
+    if len(a) != len(b):
+        raise Broken(f"{len(a)} items, then {len(b)}")
+    if not torch.equal(loaded.items, b.take(loaded.indices)[0]):
+        raise Broken("items differ when loaded again; draw from context.generator(...) alone")
+    if not _same(a.labels, b.labels) or a.class_names != b.class_names:
+        raise Broken("labels differ when loaded again")
+    if a.fingerprint != b.fingerprint:
+        raise Broken("the fingerprint differs when loaded again, so that no run could be resumed")
+    return "items, labels and fingerprint are equal"
+
+
+def leaves_shared_generators_alone(loaded: Loaded) -> str:
+    """Loading neither draws from the generators of torch and Python that a whole program shares, nor seeds them."""
+    before = torch.get_rng_state(), random.getstate()
+    loaded.load()
+    if not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate():
+        raise Broken("load() drew from or seeded a global generator; use context.generator(...)")
+    return "torch's and Python's stand where they stood"
+
+
+def items_are_read_alike_anywhere(loaded: Loaded) -> str:
+    """Items that are read one by one are the same at every reading, and their source can be sent to a worker."""
+    items = loaded.samples.items
+    if isinstance(items, Tensor):
+        raise NotAsked("its items are in memory")
+    for i in (some := loaded.indices[:16]):
+        if not torch.equal(items[i], items[i]):
+            raise Broken(f"item {i} differs between readings; __getitem__ must be pure, chance belongs to `augment`")
+    try:
+        size = len(ForkingPickler.dumps(items))
+    except Exception as error:
+        raise Broken(f"their source cannot be sent to a worker: {type(error).__name__}: {error}") from None
+    return f"{len(some)} items; their source takes {size / 1024:.0f} KiB to send"
+
+
+def is_scaled_for_a_network(loaded: Loaded) -> str:
+    """In model units, (item - shift)/scale, the data are finite, of a standard deviation of about 1, and within the
+    bounds that they claim."""
+    x = Scaling.of(loaded.samples).to_model(loaded.items)
+    if not bool(x.isfinite().all()):
+        raise Broken("items hold NaN or infinite numbers")
+    std, low, high = float(x.std(correction=0)), float(x.min()), float(x.max())
+    bounds = loaded.samples.bounds
+    if bounds is not None and not (low >= bounds[0] - 1e-5 and high <= bounds[1] + 1e-5):
+        raise Broken(f"in model units they reach from {low:.3g} to {high:.3g}, beyond the bounds {bounds}")
+    if len(x) > 1 and not SCALES[0] <= std <= SCALES[1]:
+        raise Broken(f"their standard deviation is {std:.3g} in model units; {SCALES[0]} to {SCALES[1]} is due")
+    return f"deviation {std:.2f}, from {low:.2f} to {high:.2f}{'' if bounds is None else f', bounds {bounds}'}"
+
+
+def labels_name_classes(loaded: Loaded) -> str:
+    """Labels are indices of classes whose names are unique, and no class is without items."""
+    samples = loaded.samples
+    if samples.labels is None:
+        if samples.class_names:
+            raise Broken(f"it names {len(samples.class_names)} classes, but has no labels")
+        raise NotAsked("it has no labels")
+    names = samples.class_names or tuple(map(str, range(int(samples.labels.max()) + 1)))
+    if len(set(names)) < len(names):
+        raise Broken("two classes have one name")
+    counts = torch.bincount(samples.labels, minlength=len(names))
+    if empty := [name for name, count in zip(names, counts.tolist(), strict=True) if count == 0]:
+        raise Broken(f"no item is of class {empty[0]}")
+    return f"{len(names)} classes of {int(counts.min())} to {int(counts.max())} items"
+
+
+def augments_by_its_generator_alone(loaded: Loaded) -> str:
+    """`augment` keeps shape and dtype, changes a batch in the same way for the same key, and not the batch itself."""
+    augment = loaded.samples.augment
+    if augment is None:
+        raise NotAsked("it has no augmentation")
+    batch = loaded.items[:64]
+    before = batch.clone()
+    a, b = (augment(batch, generator(0, "law")) for _ in range(2))
+    if not torch.equal(batch, before):
+        raise Broken("augment() changed the batch in place: the data themselves would change from epoch to epoch")
+    if a.shape != batch.shape or a.dtype != batch.dtype:
+        raise Broken(f"augment() made {tuple(a.shape)} {a.dtype} of {tuple(batch.shape)} {batch.dtype}")
+    if not torch.equal(a, b):
+        raise Broken("augment() made two different batches with the same generator")
+    return "the same twice"
+
+
+def can_be_remembered(loaded: Loaded) -> str:
+    """What a model file keeps of the data comes back from it, and items that are to be held out have names of their
+    own."""
+    facts = DataFacts.of(loaded.samples)
+    try:
+        back = DataFacts.read(facts.document())
+    except ValueError as error:
+        raise Broken(f"a model file could not give back {facts}: {error}") from None
+    if back != facts:
+        raise Broken(f"{facts} came back from a model file as {back}")
+    ids = loaded.samples.item_ids
+    if ids is not None and len(set(ids)) < len(ids):
+        raise Broken("two items have one name in item_ids")
+    return f"shape, scaling, bounds and {len(facts.class_names)} class names"
+
+
+def suits_its_backbone(loaded: Loaded) -> str:
+    """Its `default_backbone` is installed, and can be built for its items."""
+    name = loaded.dataset.default_backbone
+    backbone = make(registry().of_kind(Backbone, name), {})
+    spec: BackboneSpec = DataFacts.of(loaded.samples).spec()
+    try:
+        with torch.device("meta"):
+            network = backbone.build(spec)
+    except ValueError as error:
+        raise Broken(f"{name}: {error}") from None
+    return f"{name}, {sum(p.numel() for p in network.parameters()):,} parameters"
+
+
+LAWS = (
+    loads_what_it_says,
+    repeats_itself,
+    leaves_shared_generators_alone,
+    items_are_read_alike_anywhere,
+    is_scaled_for_a_network,
+    labels_name_classes,
+    augments_by_its_generator_alone,
+    can_be_remembered,
+    suits_its_backbone,
+)
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))

@@ -1,0 +1,78 @@
+"""A register of one's own, and the command line in this process, for tests of plugins."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+from difftool.plugins import GROUP, Plugin, Registry, ask, choose, load, new_manager, standing_in
+
+
+class PluginManager:
+    """The built-ins, and the plugins that are registered here; what else is installed is not looked at.
+
+    While it is `active`, it is where difftool finds its components.
+    """
+
+    def __init__(self) -> None:
+        built_in, _ = choose(entry_points(group=GROUP), allowed="")
+        self._plugins = list(load(built_in))
+        self._active: contextlib.ExitStack | None = None
+
+    def register(self, plugin: object, distribution: str = "tested") -> Plugin:
+        """Register a module, or any object with hooks, as if a package of that name had brought it.
+
+        What became of it is in `.components`, and what is wrong with it in `.problems` of the result.
+        """
+        new = Plugin(distribution, getattr(plugin, "__name__", "plugin").replace(".", "-"), "0")
+        ask(new_manager(), new, plugin)
+        self._plugins.append(new)
+        if self._active is not None:
+            self._active.enter_context(standing_in(self.registry))
+        return next(p for p in self.registry.plugins if p.identity == new.identity)
+
+    @property
+    def registry(self) -> Registry:
+        """Names, and what they stand for: `manager.registry.get("sampler", "ddim")`."""
+        return Registry(self._plugins)
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[PluginManager]:
+        """In this block difftool knows this register alone: the command line, `difftool.component`, files it opens."""
+        with contextlib.ExitStack() as self._active:
+            self._active.enter_context(standing_in(self.registry))
+            yield self
+        self._active = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def invoke(*arguments: object) -> Outcome:
+    """The command line in this process: `invoke("train", "--steps", 3)`."""
+    from difftool.cli import main
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    show, interrupt, code = warnings.showwarning, signal.getsignal(signal.SIGINT), 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main([str(a) for a in arguments])
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else 1
+    finally:
+        warnings.showwarning = show
+        signal.signal(signal.SIGINT, interrupt)
+    texts = [stream.buffer.getvalue().decode() for stream in (out, err)]
+    return Outcome(code, *texts)
