@@ -30,7 +30,7 @@ from difftool.hookspecs import hookimpl
 from difftool.version import API_VERSION, __version__
 
 if TYPE_CHECKING:
-    from difftool.api import component, load, train
+    from difftool.api import component, load, names, train
     from difftool.contracts import (
         BackboneSpec,
         Denoise,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from difftool.schedule import CLEAN, TIME_RANGE, Level, Schedule
 
 _LAZY = {
-    "api": ("component", "load", "train"),
+    "api": ("component", "load", "names", "train"),
     "data": ("PIXELS", "DatasetContext", "Samples", "points"),
     "contracts": (
         "BackboneSpec",
@@ -107,6 +107,7 @@ __all__ = [
     "component",
     "hookimpl",
     "load",
+    "names",
     "option",
     "points",
     "printable",

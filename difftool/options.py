@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from difftool.components import Component, Options
 from difftool.errors import InvalidOption
-from difftool.validation import Field, fields, make
+from difftool.validation import Field, fields, make, spelled
 
 NOUNS: Mapping[Any, str] = {int: "a whole number", float: "a number"}
 OFF = "__off"
@@ -80,7 +80,7 @@ def flag_of(record: type[Options], field_name: str) -> str:
     if issubclass(record, Component) and not field_name:
         return f"{record.kind} {record.name}"
     positional = any(f.name == field_name and f.details.positional for f in fields(record))
-    return field_name.upper() if positional else f"--{prefix}{field_name.replace('_', '-')}"
+    return spelled(field_name).upper() if positional else f"--{prefix}{spelled(field_name)}"
 
 
 def own(record: type[Options], values: Mapping[str, object]) -> dict[str, object]:
@@ -134,7 +134,7 @@ def _keyword(group: Group, name: str, annotation: Any, flags: list[str], text: s
 def _positional(name: str, annotation: Any, f: Field, text: str, **extra: Any) -> inspect.Parameter:
     """A parameter without a flag. It is never asked for by Typer, so that one place says what is missing."""
     return _optional(
-        name, annotation, typer.Argument(help=text, show_default=False, **{**extra, "metavar": f.name.upper()})
+        name, annotation, typer.Argument(help=text, show_default=False, **{**extra, "metavar": f.flag.upper()})
     )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from difftool.components import Component, Details, Options
+from difftool.components import Command, Component, Details, Options
 from difftool.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -61,7 +61,12 @@ class Field:
 
     @property
     def flag(self) -> str:
-        return self.name.replace("_", "-")
+        return spelled(self.name)
+
+
+def spelled(name: str) -> str:
+    """A field's name as the command line has it: `dim-mults` for `dim_mults`, `kind` for `kind_`."""
+    return name.rstrip("_").replace("_", "-")
 
 
 def fields(record: type[Options]) -> tuple[Field, ...]:
@@ -133,6 +138,8 @@ def problem(component: Any) -> str | None:
         return f"{title}: its annotations do not resolve ({error})"
     base = next(c for c in component.__mro__ if c.__module__ == Component.__module__)
     for f in options:
+        if f.details.positional and component.kind != Command.kind:
+            return f"{title}: option {f.name!r} is positional, and only commands have positional options"
         if hasattr(base, f.name):
             return f"{title}: option {f.name!r} hides {base.__name__}.{f.name}"
         if not _allowed(f.type):

@@ -116,9 +116,8 @@ def _owner(option: str) -> str | None:
     kind, dot, rest = option.removeprefix("--").partition(".")
     if not dot or kind not in KINDS:
         return None
-    field_name = rest.removeprefix("no-").replace("-", "_")
-    spellings = {field_name, rest.replace("-", "_")}
-    owners = [c for c in registry().all_of(KINDS[kind]) if any(f.name in spellings for f in fields(c))]
+    spellings = {rest, rest.removeprefix("no-")}
+    owners = [c for c in registry().all_of(KINDS[kind]) if any(f.flag in spellings for f in fields(c))]
     if not owners:
         return None
     names, kinds = ", ".join(map(registry().reference, owners)), f"{kind}s" if len(owners) > 1 else kind

@@ -44,7 +44,7 @@ def _announcement() -> None:
 
 def _words(one: Announced) -> str:
     if one.distribution == BUILT_IN:
-        return "Built in."
+        return "Built in; its --help says more."
     return f"{one.summary or 'Of a package'} ({one.distribution} {one.version})"
 
 
@@ -61,7 +61,7 @@ def _loaded(name: str, one: Announced) -> Any:
     def run(ctx: typer.Context) -> None:
         component = make_from_flags(cls, given_values(ctx)[cls.kind])
         try:
-            with blaming(f"command {cls.name}"):
+            with blaming(f"command {cls.name}", OSError):
                 _print(component.run())
         except ValueError as error:
             raise UsageError(f"command {cls.name}: {error}") from None
