@@ -99,7 +99,7 @@ def variants(component: Component) -> Iterator[Component]:
     for f in fields(record):
         for value in _others(f, now[f.name]):
             try:
-                yield make(record, {name: v for name, v in {**now, f.name: value}.items() if v is not None})
+                yield make(record, {**now, f.name: value})
             except InvalidOption:  # out of its range, or refused together with the other options
                 continue
 
@@ -121,8 +121,9 @@ def _again(component: Component, values: dict[str, Any]) -> Component:
 
 
 def _others(f: Field, value: Any) -> list[Any]:
-    """Values of an option's type other than its own."""
-    return [other for other in _values(f, f.inner) if other != value]
+    """Values of its type other than its own; also None, which no flag and no file can say unless it is the default."""
+    values = [*_values(f, f.inner), *([None] if f.optional and f.default is not None else [])]
+    return [other for other in values if other != value]
 
 
 def _values(f: Field, kind: Any) -> list[Any]:

@@ -8,6 +8,7 @@ the module named after it, those of every one in `common`.
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -96,13 +97,13 @@ def examine(component: Component, **about: object) -> Iterator[Finding]:
 def hold(law: Law, subject: object) -> Finding:
     """Ask one law, on one thread: the work is tiny, and its last digits should not depend on the machine.
 
-    What it draws from torch's global generator changes nothing for whoever asked.
+    What it draws from the generators that a program shares changes nothing for whoever asked.
     """
     import torch
 
     from difftool.device import threads
 
-    name = name_of(law)
+    name, state = name_of(law), random.getstate()
     try:
         with threads(1), torch.random.fork_rng(devices=()):
             return Finding(name, "kept", law(subject))
@@ -113,6 +114,8 @@ def hold(law: Law, subject: object) -> Finding:
     except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())
         return Finding(name, "broken", f"raised {type(error).__name__}{': ' if text else ''}{text}")
+    finally:
+        random.setstate(state)
 
 
 def accelerators() -> list[torch.device]:

@@ -36,9 +36,8 @@ def logs_a_run_and_goes_on(logger: Logger) -> str:
                 log(Row(step=3, metrics={}, pictures=(picture,)))
         written = [path for path in folder.rglob("*") if path.is_file() and path != picture]
         if outside := [path for path in written if folder / "logs" not in path.parents]:
-            raise Broken(
-                f"it wrote {outside[0].relative_to(folder)} into the run folder; files of its own go to run.logs"
-            )
+            where = outside[0].relative_to(folder)
+            raise Broken(f"it wrote {where} into the run folder; its own files go to run.logs")
         return f"{len(written)} files in run.logs"
 
 

@@ -23,7 +23,7 @@ def gives_as_many_levels_as_asked(spacing: Spacing) -> str:
 
 
 def repeats_itself(spacing: Spacing) -> str:
-    """The same levels each time."""
+    """Asked twice, it gives the same levels: nothing is random or remembered."""
     if list(spacing.levels(TABLES["linear"], 61)) != list(spacing.levels(TABLES["linear"], 61)):
         raise Broken("two grids of 61 levels differ")
     return "two grids of 61 levels"
