@@ -19,7 +19,7 @@ from difftool.data import DatasetContext, Samples
 from difftool.denoiser import Denoiser
 from difftool.errors import BadFile, DifftoolError, InvalidOption, UsageError, blaming
 from difftool.facts import DataFacts
-from difftool.plugins import registry
+from difftool.plugins import made_with, registry
 from difftool.prediction import check
 from difftool.recipe import PARTS, Recipe, compose
 from difftool.settings import LARGEST_STEP
@@ -65,7 +65,10 @@ class Model(Source):
         weights, step = document.get("weights"), document.get("step")
         if weights not in ("ema", "raw") or type(step) is not int or not 0 <= step <= LARGEST_STEP:
             raise BadFile(f"{path}: its metadata are malformed")
-        network = build_network(recipe, data, expected=tensors, path=path)
+        try:
+            network = build_network(recipe, data, expected=tensors, path=path)
+        except DifftoolError as error:
+            raise BadFile(f"{error}{made_with(document.get('plugins'))}") from None
         network.load_state_dict(tensors)
         schedule = build_schedule(recipe.schedule, recipe.training.timesteps, recipe.prediction)
         model = cls(recipe, data, schedule, network, weights, step, path)
@@ -136,9 +139,9 @@ def read_recipe(path: Path, document: Mapping[str, Any]) -> Recipe:
     try:
         return compose(tables, parts=_absent(tables))
     except InvalidOption as error:
-        raise BadFile(f"{path}: its metadata are refused: {error}") from None
+        raise BadFile(f"{path}: its metadata are refused: {error}{made_with(document.get('plugins'))}") from None
     except UsageError as error:
-        raise BadFile(f"{path}: {error}{_missing_plugins(document)}") from None
+        raise BadFile(f"{path}: {error}{made_with(document.get('plugins'))}") from None
 
 
 class AbsentDataset(Dataset):
@@ -221,13 +224,3 @@ def build_network(
     if not isinstance(network, nn.Module):
         raise DifftoolError(f"{what} built a {type(network).__name__}, not a module")
     return network
-
-
-def _missing_plugins(document: Mapping[str, Any]) -> str:
-    """What to install, where the file says which packages it was made with."""
-    recorded = document.get("plugins")
-    if not isinstance(recorded, Mapping):
-        return ""
-    present = {p.distribution for p in registry().plugins}
-    missing = [f"{name} {version}" for name, version in recorded.items() if name not in present]
-    return f"; it was made with {', '.join(missing)}, which is not installed" if missing else ""

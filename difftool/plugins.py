@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, TypeVar
@@ -349,6 +350,37 @@ def choose(
     return kept, left_out
 
 
+def made_with(recorded: object) -> str:
+    """What to install or change, where a file was made with packages that are not here as it knew them.
+
+    `recorded` is what the file says: distributions and their versions.
+    """
+    if not isinstance(recorded, Mapping):
+        return ""
+    return "".join(
+        f"; the file says that it was made with {name} {version}, {reason}"
+        for name, version in recorded.items()
+        if is_release(name, version) and (reason := _absence(name, version))
+    )
+
+
+def is_release(name: object, version: object) -> bool:
+    """Whether a stranger's text is no more than the name and the version that a package can have (PEP 508, PEP 440)."""
+    return all(isinstance(text, str) and re.fullmatch(r"[A-Za-z0-9][\w.+!-]{0,99}", text) for text in (name, version))
+
+
+def _absence(name: str, version: str) -> str:
+    """Why a package's components are not here as they were, or an empty text."""
+    here = [plugin for plugin in registry().plugins if plugin.distribution == name]
+    if any(identity.partition(":")[0] == name for identity in registry().left_out):
+        return f"which {ALLOW} or {DENY} leaves out"
+    if not here:
+        return f"which is not installed: pip install {name}=={version}, if you trust it"
+    if problems := [problem for plugin in here for problem in plugin.problems]:
+        return f"which was set aside: {problems[0]}"
+    return "" if here[0].version == version else f"and {here[0].version} is installed: pip install {name}=={version}"
+
+
 def names_in(text: str) -> set[str]:
     """The distributions, or `distribution:entry-point`s, that an environment variable lists."""
     return {distribution_name(part.strip()) for part in text.split(",") if part.strip()}
@@ -406,7 +438,8 @@ def _api_problem(plugin: Plugin, version: object) -> Problem | None:
 def _hook_problem(manager: Any, loaded: object, error: Exception) -> Problem:
     """What pluggy refused: a hook that there is not, or one with arguments it does not get."""
     if unknown := [name for name in _marked(manager, loaded) if name not in HOOKS]:
-        cure = suggestion(unknown[0], HOOKS).removeprefix("; ") or f"the hooks are {', '.join(HOOKS)}"
+        near = difflib.get_close_matches(unknown[0], HOOKS, n=1)
+        cure = f"did you mean {near[0]}?" if near else f"the hooks are {', '.join(HOOKS)}"
         return Problem(f"there is no hook {unknown[0]!r}", cure)
     return Problem(" ".join(str(error).split()), "hooks take the arguments of difftool/hookspecs.py, or none")
 

@@ -497,7 +497,11 @@ BAD: list[tuple[list[str], int, str]] = [
     (["sample", "state.safetensors"], 1, "holds a training state, not a model"),
     (["sample", "newer.safetensors"], 1, "was written by a newer difftool (format 99)"),
     (["sample", "other.safetensors"], 1, "its weights do not fit its mlp: "),
-    (["sample", "stranger.safetensors"], 1, "it was made with difftool-vit 2.1, which is not installed"),
+    (
+        ["sample", "stranger.safetensors"],
+        1,
+        "made with difftool-vit 2.1, which is not installed: pip install difftool-vit==2.1",
+    ),
     (["sample", "step.safetensors"], 1, "malformed"),
     (["info", "truncated.safetensors"], 1, NOT_OURS),
     (["info", "missing"], 1, "missing"),

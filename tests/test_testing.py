@@ -837,7 +837,7 @@ def test_a_registered_plugin_that_is_wrong_says_so(plugin_manager: PluginManager
         "sampler 'ddim': the name is taken by difftool; reach it as theirs:ddim"
     ]
     misspelt = plugin_manager.register(module(difftool_sampler=lambda: [Good]), distribution="others")
-    assert str(misspelt.problems[0]).startswith("there is no hook 'difftool_sampler'; did you mean 'difftool_samplers'")
+    assert str(misspelt.problems[0]).startswith("there is no hook 'difftool_sampler'; did you mean difftool_samplers?")
     assert difftool.component("sampler", "ddim")
 
 

@@ -18,6 +18,7 @@ from difftool.cli.signals import Signals, signals
 from difftool.components import Component, Logger, Options
 from difftool.errors import DifftoolError, Interrupted, InvalidOption, UnknownComponent, UsageError, spending
 from difftool.options import Group, flag_of, help_text, own
+from difftool.plugins import made_with
 from difftool.recipe import (
     PARTS,
     Recipe,
@@ -95,7 +96,8 @@ def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
         path = _config_path(params)
         if path is None or params.get(error.kind) is not None:
             raise
-        raise _located(InvalidOption("name", str(error)), path, error.kind, "name") from None
+        reason = f"{error}{made_with(document.get('plugins'))}"
+        raise _located(InvalidOption("name", reason), path, error.kind, "name") from None
     groups = [
         Group.of(cls, defaults={k: v for k, v in document.get(kind, {}).items() if k != "name"})
         for kind, cls in classes.items()
@@ -113,7 +115,8 @@ def _loggers(params: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str
     try:
         return loggers.classes([*loggers.tables(document)])
     except UnknownComponent as error:
-        raise UsageError(f"{_config_path(params)}: {loggers.TABLE}: {error}") from None
+        path = _config_path(params)
+        raise UsageError(f"{path}: {loggers.TABLE}: {error}{made_with(document.get('plugins'))}") from None
 
 
 def train(
