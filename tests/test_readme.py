@@ -67,25 +67,3 @@ def test_plugin_example(tmp_path: Path) -> None:
     assert gone.returncode == 1
     assert "difftool-power 0.1" in gone.stderr
     assert "not installed" in gone.stderr
-
-
-def test_commands_exist() -> None:
-    """Every command line in the README names commands and options that there are."""
-    lines = [line.split("#")[0].strip() for block in blocks("console") for line in block.splitlines()]
-    commands = [line.split()[1:] for line in lines if line.startswith("difftool ")]
-    commands = [c for c in commands if "--resume" not in c and "power" not in c]  # need what is not here
-    assert len(commands) >= 7
-    for command in commands:
-        shown = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "difftool",
-                *[a for a in command if "power" not in a and a != "--schedule.p"],
-                "--help",
-            ],
-            capture_output=True,
-            text=True,
-        )
-        flags = [a for a in command if a.startswith("--")]
-        assert all(flag in shown.stdout for flag in flags), (command, shown.stdout, shown.stderr)

@@ -111,9 +111,15 @@ def _survive(component: Component, way: Any) -> str:
             back = way(one)
         except InvalidOption as error:
             raise Broken(f"{one} is refused: {error}") from None
-        if back != one:
+        if _settled(back) != _settled(one):
             raise Broken(f"{one} came back as {back}")
     return f"{len(ones)} came back"
+
+
+def _settled(component: Component) -> dict[str, Any]:
+    """Its values; a path is the same whichever folder it is seen from."""
+    values = {f.name: getattr(component, f.name) for f in fields(type(component))}
+    return {name: value.absolute() if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def _again(component: Component, values: dict[str, Any]) -> Component:

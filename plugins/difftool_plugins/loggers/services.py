@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -52,17 +53,22 @@ class WandB(Logger, name="wandb"):
 
     project: str = option(default="difftool", help="project that the run belongs to")
     entity: str | None = option(default=None, help="team or user", otherwise="the account's own")
-    mode: Literal["online", "offline"] = option(default="online", help="send at once, or keep the files for wandb sync")
+    mode: Literal["online", "offline"] | None = option(
+        default=None, help="send at once, or keep the files for wandb sync", otherwise="WANDB_MODE, or online"
+    )
 
     @contextlib.contextmanager
     def open(self, run: RunContext) -> Iterator[Callable[[Row], None]]:
         import wandb
 
+        mode = self.mode or os.environ.get("WANDB_MODE", "online")
+        if mode == "online" and not wandb.login(prompt=False):  # init would ask, and wait for an answer
+            raise ValueError("nobody is logged in; run 'wandb login', or give --logger.mode offline")
         run.logs.mkdir(exist_ok=True)
         started = wandb.init(
             project=self.project,
             entity=self.entity,
-            mode=self.mode,
+            mode=mode,
             dir=str(run.logs),
             name=run.folder.name,
             id=hashlib.sha256(f"{run.folder.name} {run.started}".encode()).hexdigest()[:16],

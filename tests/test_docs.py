@@ -1,0 +1,242 @@
+"""Every code block of the README and of docs/ is run, page by page, in the order in which a reader would.
+
+Commands run as they stand, but for their size: what takes minutes is given fewer steps and samples. A block that comes
+after the name of a file and a colon is written into that file. Run this file to write the laws into docs/plugins.md:
+`python tests/test_docs.py`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from environment import Environment
+
+from difftool.components import KINDS
+from difftool.testing import laws_of
+from difftool.testing.laws import name_of, text_of
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the docs are not beside the tests")
+
+LAWS = re.compile(r"(?<=<!-- laws -->\n).*?(?=<!-- end of laws -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text, and the file that the line before it names."""
+
+    language: str
+    text: str
+    file: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        before = text[: match.start()]
+        named = re.search(r"`([\w./-]+)`:\s*$", before)
+        found.append(Block(match[1], match[2], named[1] if named else "", before.count("\n") + 1))
+    return found
+
+
+def commands(text: str) -> list[list[str]]:
+    """The commands of a console block, word by word: joined where a line goes on, without comments."""
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+# ── what makes a command small ──────────────────────────────────────────────────────────────────
+
+GENERATED = ("swiss-roll", "two-moons", "gaussian-mixture", "gradients", "rings")
+"""Datasets that are made in the size that one asks for."""
+NOT_HERE = ("make",)
+"""Runs these very tests."""
+
+
+def smaller(words: Sequence[str]) -> list[str]:
+    """The same command with less to do."""
+    less = list(words)
+    command = less[1] if less[0] == "difftool" and len(less) > 1 else ""
+    if command == "train" and "--help" not in less:
+        if "--resume" not in less:
+            limit(less, "--steps", 4)
+            limit(less, "--batch-size", 8)
+            less += ["--preview-every", "0", "--threads", "1"]
+            if value(less, "--dataset", "swiss-roll") in GENERATED or (
+                "--backbone" in less and "--dataset" not in less
+            ):
+                less += ["--dataset.n", "64"]
+    elif command == "sample":
+        limit(less, "--steps", 4)
+        limit(less, "-n", 4, unless="--interpolate")
+    elif command == "compare":
+        limit(less, "--calls", 5)
+        limit(less, "--reference", 10)
+        limit(less, "-n", 10)
+    if "--oracle" in less and value(less, "--oracle", "") == "ideal":
+        less += ["--dataset.n", "200"]
+    return less
+
+
+def value(words: list[str], flag: str, default: str) -> str:
+    return words[words.index(flag) + 1] if flag in words else default
+
+
+def limit(words: list[str], flag: str, most: int, *, unless: str = "") -> None:
+    """Give the flag a small value."""
+    if unless and unless in words:
+        return
+    if flag in words:
+        words[words.index(flag) + 1] = str(most)
+    else:
+        words += [flag, str(most)]
+
+
+# ── pages ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def props(folder: Path) -> None:
+    """What readers have of their own: photographs, a mask, a folder of them in two classes."""
+    from PIL import Image
+
+    for name, colour in (("cat", (200, 120, 40)), ("dog", (40, 90, 160))):
+        (folder / "my-photos" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (50, 40), tuple(min(255, c + 9 * i) for c in colour)).save(
+                folder / "my-photos" / name / f"{i}.jpg"
+            )
+    Image.new("RGB", (48, 32), (90, 160, 70)).save(folder / "photo.png")
+    Image.new("RGB", (48, 32), (90, 160, 70)).save(folder / "photo.jpg")
+    mask = Image.new("L", (48, 32), 0)
+    mask.paste(255, (0, 0, 48, 16))
+    mask.save(folder / "mask.png")
+
+
+RUN = {"README.md": "runs/image-folder-unet-001"}
+"""What stands for RUN on a page."""
+
+
+def here(page: Path, word: str) -> str:
+    """A word of a command, where the page's own run and the checkout's examples are meant."""
+    if word == "RUN":
+        return RUN[page.name]
+    return str(ROOT / word) if word.startswith("examples/") else word
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+    found = blocks(page)
+    if not found:
+        pytest.skip("no code on this page")
+    place = Environment.make(tmp_path)
+    props(place.folder)
+    for block in found:
+        where = f"{page.name}:{block.line}"
+        if block.file:
+            (place.folder / block.file).write_text(block.text)
+        if block.language == "toml":
+            tomllib.loads(block.text)
+        elif block.language == "python" and not block.file:
+            done = place.run("python", "-c", block.text)
+            assert done.returncode == 0, f"{where}\n{done.stdout}{done.stderr}"
+        elif block.language == "console":
+            for words in commands(block.text):
+                if words[0] not in NOT_HERE:
+                    done = place.run(*(here(page, word) for word in smaller(words)))
+                    assert done.returncode == 0, f"{where}: {shlex.join(words)}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_say_what_they_are(page: Path) -> None:
+    """No code is out of reach of these tests: it is fenced, and has a language."""
+    assert {block.language for block in blocks(page)} <= {"console", "python", "toml", ""}
+    for block in blocks(page):
+        assert block.language or "/" in block.text, f"{page.name}:{block.line}: a tree of files, or code of no language"
+    outside = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert not re.search(r"^ {4}(difftool|pip|python|import|from) ", outside, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = [*re.findall(r"\]\(([^)#]+)[^)]*\)", text), *re.findall(r'src="([^"]+)"', text)]
+    for target in targets:
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+# ── the laws ────────────────────────────────────────────────────────────────────────────────────
+
+HEADINGS = {
+    "schedule": "noise schedule",
+    "spacing": "level grid",
+    "time": "time density",
+    "weighting": "loss weighting",
+}
+
+
+def laws() -> Iterator[str]:
+    common = laws_of("command")
+    yield from _table("", common)
+    for kind in KINDS:
+        if own := laws_of(kind)[len(common) :]:
+            title = HEADINGS.get(kind, kind)
+            yield from _table(f"A{'n' if title[0] in 'aeiou' else ''} {title}:", own)
+    from difftool.testing.plugins import LAWS as of_plugins
+
+    yield from _table("A package as a whole:", of_plugins)
+
+
+def _table(heading: str, rows: Sequence[object]) -> Iterator[str]:
+    if heading:
+        yield f"\n{heading}\n\n"
+    else:
+        yield "\n"
+    yield "| law | how it is found out |\n|---|---|\n"
+    for law in rows:
+        yield f"| {name_of(law)} | {text_of(law)} |\n"  # type: ignore[arg-type]
+
+
+def test_every_law_is_on_the_page() -> None:
+    page = ROOT / "docs" / "plugins.md"
+    written = LAWS.search(page.read_text(encoding="utf-8"))
+    assert written is not None
+    assert written[0] == "".join(laws()) + "\n", "python tests/test_docs.py writes them anew"
+
+
+def test_every_hook_is_on_the_page() -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    for kind, base in KINDS.items():
+        assert f"| `difftool_{kind}s` | `{base.__name__}` |" in text
+
+
+def test_ruff_has_nothing_to_say_of_python_on_the_pages(tmp_path: Path) -> None:
+    if shutil.which("ruff") is None and not Path(sys.executable).with_name("ruff").exists():
+        pytest.skip("ruff is not installed")
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "python":
+                (tmp_path / f"{page.stem}_{block.line}.py").write_text(block.text)
+    ruff = Path(sys.executable).with_name("ruff")
+    done = subprocess.run(
+        [ruff, "check", "--isolated", "--select", "E4,E7,E9,F,B", tmp_path], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+if __name__ == "__main__":
+    path = ROOT / "docs" / "plugins.md"
+    path.write_text(LAWS.sub(lambda _: "".join(laws()) + "\n", path.read_text(encoding="utf-8")), encoding="utf-8")
