@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -13,7 +14,7 @@ from difftool.cli.command import component_command, given_values
 from difftool.cli.console import result, result_json
 from difftool.components import Command
 from difftool.errors import PluginFailure, UnknownComponent, UsageError, blaming
-from difftool.options import Group, make_from_flags
+from difftool.options import Group, help_text, make_from_flags
 from difftool.plugins import BUILT_IN, Announced, announced, registry
 
 PANEL = "Commands of plugins"
@@ -29,7 +30,7 @@ class Commands(TyperGroup):
         own = super().get_command(ctx, cmd_name)
         if own is not None or cmd_name not in (others := announced(self.commands)):
             return own
-        return _typer_command(cmd_name, _announcement, help=_words(others[cmd_name]), rich_help_panel=PANEL)
+        return _typer_command(cmd_name, _announcement, help=help_text(_words(others[cmd_name])), rich_help_panel=PANEL)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
@@ -69,7 +70,7 @@ def _loaded(name: str, one: Announced) -> Any:
     def choose(_params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
         return [Group(cls.kind, (cls,), "Options", cls.option_prefix())]
 
-    return _typer_command(name, run, cls=component_command(choose), help=cls.__doc__)
+    return _typer_command(name, run, cls=component_command(choose), help=help_text(inspect.getdoc(cls) or ""))
 
 
 def _typer_command(name: str, function: Any, **settings: Any) -> Any:

@@ -1,0 +1,364 @@
+"""Commands of plugins, `difftool new-plugin` among them, and `difftool check`."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+from conftest import Run, tree
+
+import difftool
+from difftool import Command, DifftoolError, UsageError, hookimpl, option
+from difftool.cli import commands
+from difftool.plugins import Announced, Plugin, Problem, _set_aside_unannounced, announced
+from difftool.testing import PluginManager, check_component
+
+# ── commands ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Greet(Command, name="greet"):
+    """Greet somebody.
+
+    In [several] lines.
+    """
+
+    who: str = option(positional=True, help="whom to greet")
+    others: tuple[str, ...] = option(default=(), help="and who else")
+    kind_: Literal["plain", "json", "lines", "nothing"] = option(default="plain", help="how")
+    times: int = option(default=1, ge=1, le=9, help="how often")
+
+    def run(self) -> object:
+        print("on stderr")
+        if self.who == "nobody":
+            raise DifftoolError("there is nobody")
+        if self.who == "everybody":
+            raise UsageError("WHO: too many")
+        if self.who == "zero":
+            return 1 / 0
+        text = " ".join([f"hello {self.who}"] * self.times)
+        results: Mapping[str, object] = {
+            "plain": text,
+            "json": {"greeting": text, "others": list(self.others)},
+            "lines": [text, Path("a/b")],
+            "nothing": None,
+        }
+        return results[self.kind_]
+
+
+@pytest.fixture
+def greet(plugin_manager: PluginManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = SimpleNamespace(__name__="greetings", difftool_commands=hookimpl(lambda: [Greet]))
+    assert not plugin_manager.register(plugin, "difftool-greet").problems
+    known = {"greet": Announced("greet", "difftool-greet", "1.2", "Greetings for difftool")}
+    promised = {"promised": Announced("promised", "difftool-greet", "1.2", "")}
+    monkeypatch.setattr(commands, "announced", lambda taken: {**announced(taken), **known, **promised})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "out"),
+    [
+        (("world",), "hello world\n"),
+        (("--times", 2, "world"), "hello world hello world\n"),
+        (("world", "--kind", "lines"), "hello world\na/b\n"),
+        (("world", "--kind", "nothing"), ""),
+    ],
+)
+def test_a_command_prints_its_result_alone(run: Run, greet: None, arguments: tuple[Any, ...], out: str) -> None:
+    outcome = run("greet", *arguments)
+    assert (outcome.code, outcome.out, outcome.err) == (0, out, "on stderr\n")
+
+
+def test_a_mapping_is_json(run: Run, greet: None) -> None:
+    outcome = run("greet", "you", "--kind", "json", "--others", "a,b")
+    assert json.loads(outcome.out) == {"greeting": "hello you", "others": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 2, "WHO: must be given"),
+        (("a", "--times", 10), 2, "--times: must be less than or equal to 9, not 10"),
+        (("a", "--tmies", 1), 2, "there is no option --tmies; did you mean --times?"),
+        (("a", "b"), 2, "unexpected extra argument"),
+        (("a", "--kind", "loud"), 2, "--kind: 'loud' is not one of"),
+        (("nobody",), 1, "error: there is nobody"),
+        (("everybody",), 2, "WHO: too many"),
+        (("zero",), 1, "command greet failed: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_command_that_cannot_be(run: Run, greet: None, arguments: tuple[Any, ...], code: int, message: str) -> None:
+    outcome = run("greet", *arguments)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert message in outcome.error
+
+
+def test_help_of_and_about_commands(run: Run, greet: None) -> None:
+    own = run("greet", "--help").out
+    assert "Greet somebody." in own
+    assert "In [several] lines." in own
+    assert "WHO" in own
+    assert "whom to greet" in own
+    assert "--times" in own
+    top = run("--help").out
+    assert "Commands of plugins" in top
+    assert "Greetings for difftool (difftool-greet 1.2)" in top
+    assert "greet" in run("list", "commands").out
+
+
+def test_a_command_that_was_only_promised(run: Run, greet: None) -> None:
+    outcome = run("promised")
+    assert outcome.code == 1
+    assert "difftool-greet 1.2 announces the command 'promised' and does not provide it" in outcome.error
+    assert "Of a package (difftool-greet 1.2)" in run("--help").out
+
+
+def test_commands_keep_the_laws() -> None:
+    findings = check_component(difftool.component("command", "new-plugin", name_="difftool-x", kind_="sampler"))
+    assert {f.verdict for f in findings} == {"kept"}
+
+
+def test_a_command_that_no_entry_point_announces_is_set_aside() -> None:
+    plugin = Plugin("difftool-greet", "x", "1", "greetings", components=[Greet])
+    _set_aside_unannounced(plugin, {("difftool-greet", "greet")})
+    assert (plugin.components, plugin.problems) == ([Greet], [])
+    _set_aside_unannounced(plugin, {("another", "greet")})
+    assert plugin.components == []
+    assert plugin.problems == [
+        Problem(
+            "command 'greet': no entry point announces it",
+            'put greet = "greetings" under [project.entry-points."difftool.commands"] and install again',
+            "command",
+            "greet",
+        )
+    ]
+
+
+def test_names_that_are_taken_are_reached_by_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    from difftool import plugins
+
+    found = [
+        Announced("new-plugin", "difftool", "1", ""),
+        Announced("new-plugin", "theirs", "1", ""),
+        Announced("train", "theirs", "1", ""),
+        Announced("fid", "aa", "1", ""),
+        Announced("fid", "bb", "1", ""),
+        Announced("own", "bb", "1", ""),
+    ]
+    monkeypatch.setattr(plugins, "_announced", lambda allowed, denied: found)
+    named = {name: one.distribution for name, one in announced(["train"]).items()}
+    assert named == {
+        "new-plugin": "difftool",
+        "theirs:new-plugin": "theirs",
+        "theirs:train": "theirs",
+        "aa:fid": "aa",
+        "bb:fid": "bb",
+        "own": "bb",
+    }
+
+
+# ── new-plugin ──────────────────────────────────────────────────────────────────────────────────
+
+KINDS = ("sampler", "schedule", "backbone", "dataset")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_plugin_is_a_whole_package(run: Run, tmp_path: Path, kind: str) -> None:
+    outcome = run("new-plugin", "difftool-my-thing", "--kind", kind)
+    assert (outcome.code, outcome.out) == (0, "difftool-my-thing\n"), outcome.err
+    assert "pip install ./difftool-my-thing" in outcome.err
+    files = tree(tmp_path / "difftool-my-thing")
+    expected = {
+        *(".gitignore", "README.md", "pyproject.toml"),
+        str(Path(".github/workflows/test.yml")),
+        *(f"src/difftool_my_thing/{name}" for name in ("__init__.py", "py.typed")),
+        "tests/test_difftool_my_thing.py",
+        *(["src/difftool_my_thing/network.py"] if kind == "backbone" else []),
+    }
+    assert set(files) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["difftool-my-thing"]  # no temporary is left
+    for name, content in files.items():
+        text = content.decode()
+        assert not any(mark in text for mark in ("$kind", "$module", "$Class", "${module}", "TODO")), name
+        if name.endswith(".py"):
+            ast.parse(text)
+    project = tomllib.loads(files["pyproject.toml"].decode())
+    assert project["project"]["entry-points"]["difftool"] == {"my-thing": "difftool_my_thing"}
+    assert "class MyThing(" in files["src/difftool_my_thing/__init__.py"].decode()
+    assert "${{ matrix.python }}" in files[str(Path(".github/workflows/test.yml"))].decode()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_plugin_is_clean(run: Run, tmp_path: Path, kind: str) -> None:
+    ruff = Path(sys.executable).with_name("ruff")
+    if not ruff.exists():
+        pytest.skip("ruff is not installed")
+    assert run("new-plugin", "demo", "--kind", kind).code == 0
+    for check in (("check",), ("format", "--check")):
+        done = subprocess.run([ruff, *check, "--no-cache", "."], cwd=tmp_path / "demo", capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_plugin_is_typed(run: Run, tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("mypy")
+    assert run("new-plugin", "demo", "--kind", kind).code == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--cache-dir", tmp_path / "cache"],
+        cwd=tmp_path / "demo",
+        env={
+            **os.environ,
+            "MYPYPATH": str(Path(difftool.__file__).parents[1]),
+        },  # an editable install is hidden from it
+        capture_output=True,
+        text=True,
+    )
+    own = [line for line in done.stdout.splitlines() if line.startswith(("src", "tests"))]
+    assert not own, done.stdout + done.stderr
+    assert "checked" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--kind", "sampler"), 2, "NAME: must be given"),
+        (("mine",), 2, "--kind: must be given"),
+        (("mine", "--kind", "spacing"), 2, "--kind: 'spacing' is not one of"),
+        (("My_Sampler", "--kind", "sampler"), 2, "NAME: must be lower-case words joined by '-'"),
+        (("../x", "--kind", "sampler"), 2, "NAME: must be lower-case words"),
+        (("difftool-2d", "--kind", "sampler"), 2, "NAME: must be lower-case words"),
+        (("difftool-", "--kind", "sampler"), 2, "NAME: must be lower-case words"),
+        (("random", "--kind", "sampler"), 2, "NAME: a module called random is there already"),
+        (("torch", "--kind", "backbone"), 2, "NAME: a module called torch is there already"),
+        (("class", "--kind", "sampler"), 2, "NAME: a module called class is there already"),
+        (("difftool-ddim", "--kind", "sampler"), 2, "NAME: there is a sampler called ddim already"),
+        (("x" * 61, "--kind", "sampler"), 2, "NAME: must have at most 60 letters"),
+        (("taken", "--kind", "sampler"), 1, "taken exists already; give another name, or remove it"),
+        (("mine", "--kind", "sampler", "--into", "taken/file"), 1, "taken/file: "),
+    ],
+)
+def test_a_new_plugin_that_cannot_be(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    before = tree(tmp_path)
+    outcome = run("new-plugin", *arguments)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert message in outcome.error
+    assert tree(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_new_plugin_may_be_called_like_what_it_uses(run: Run, tmp_path: Path) -> None:
+    assert run("new-plugin", "difftool-step", "--kind", "sampler", "--into", "deep/er").out == "deep/er/difftool-step\n"
+    text = (tmp_path / "deep/er/difftool-step/src/difftool_step/__init__.py").read_text()
+    assert 'class StepSampler(Sampler, name="step"):' in text
+
+
+# ── check ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class Off(difftool.NoiseSchedule, name="off"):
+    """Never gets noisy."""
+
+    def build(self, timesteps: int) -> Any:
+        import torch
+
+        return difftool.Schedule.from_betas(torch.full((timesteps,), 1e-6, dtype=torch.float64))
+
+
+@pytest.fixture
+def off(plugin_manager: PluginManager) -> None:
+    plugin = SimpleNamespace(__name__="off", difftool_schedules=hookimpl(lambda: [Off]))
+    assert not plugin_manager.register(plugin, "difftool-off").problems
+
+
+def test_check_says_how_far_each_law_holds(run: Run) -> None:
+    outcome = run("check", "euler")
+    assert outcome.code == 0, outcome.err
+    assert "sampler euler (difftool 0.1.0)" in outcome.out
+    assert "has the order it claims" in outcome.out
+    assert "1 claimed" in outcome.out
+    assert outcome.lines[-1] == "13 laws kept, 0 broken, 1 not asked"
+
+
+def test_check_ends_with_1_where_a_law_is_broken(run: Run, off: None) -> None:
+    outcome = run("check", "off", "linear", "--json")
+    assert outcome.code == 1
+    assert "error: 1 law is broken: schedule off ends in noise" in outcome.error
+    found = json.loads(outcome.out)
+    assert found["verdict"] == "broken"
+    assert [(one["kind"], one["name"], one["package"]) for one in found["checked"]] == [
+        ("schedule", "off", "difftool-off 0"),
+        ("schedule", "linear", "difftool 0.1.0"),
+    ]
+    laws = {law["law"]: law for law in found["checked"][0]["laws"]}
+    assert laws["ends in noise"]["verdict"] == "broken"
+    words = "1 of the variance is signal at the last of 250 levels; at most 0.01 is due"
+    assert words in laws["ends in noise"]["measured"]
+    assert {law["verdict"] for law in found["checked"][1]["laws"]} == {"kept"}
+
+
+def test_check_takes_a_package_with_all_it_brings(run: Run, off: None) -> None:
+    outcome = run("check", "difftool_off", "--json")
+    found = json.loads(outcome.out)["checked"]
+    assert [(one["kind"], one["name"]) for one in found] == [("plugin", "difftool-off:off"), ("schedule", "off")]
+    assert [law["verdict"] for law in found[0]["laws"]] == ["kept", "kept"]
+
+
+def test_check_takes_options_of_what_is_named(run: Run) -> None:
+    outcome = run("check", "linear", "--schedule.no-rescale", "--json")
+    assert outcome.code == 1
+    (case,) = json.loads(outcome.out)["checked"]
+    assert {law["law"] for law in case["laws"] if law["verdict"] == "broken"} == {
+        "ends in noise",
+        "means the same at every length",
+    }
+
+
+def test_a_name_of_two_kinds_is_checked_in_both(run: Run) -> None:
+    found = json.loads(run("check", "edm", "--json").out)["checked"]
+    assert [(one["kind"], one["name"]) for one in found] == [("prediction", "edm"), ("weighting", "edm")]
+
+
+def test_check_of_a_backbone_with_a_shape(run: Run) -> None:
+    outcome = run("check", "mlp", "--shape", "5", "--backbone.width", 32, "--json")
+    assert outcome.code == 0, outcome.err
+    (case,) = json.loads(outcome.out)["checked"]
+    assert "5: plain" in next(law["measured"] for law in case["laws"] if law["law"] == "answers in the right shape")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Missing argument"),
+        (("nothing-such",), "there is no component or package called 'nothing-such'"),
+        (("dimm",), "did you mean 'ddim'"),
+        (("image-folder",), "--dataset.path: must be given"),
+        (("ddim", "--sampler.eta", "2"), "--sampler.eta: must be less than or equal to 1"),
+        (("ddim", "--schedule.p", "2"), "there is no option --schedule.p"),
+        (("mlp", "--shape", "3,x"), "--shape: must be one to four numbers from 1 on"),
+        (("mlp", "--shape", "0"), "--shape: must be one to four numbers"),
+    ],
+)
+def test_what_cannot_be_checked(run: Run, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    outcome = run("check", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_of_check_shows_the_options(run: Run) -> None:
+    shown = run("check", "lms", "--help").out
+    assert "Sampler: lms" in shown
+    assert "--sampler.order" in shown
