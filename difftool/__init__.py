@@ -30,7 +30,7 @@ from difftool.hookspecs import hookimpl
 from difftool.version import API_VERSION, __version__
 
 if TYPE_CHECKING:
-    from difftool.api import component, load, names, train
+    from difftool.api import load, train
     from difftool.contracts import (
         BackboneSpec,
         Denoise,
@@ -45,10 +45,11 @@ if TYPE_CHECKING:
     from difftool.figures.drawing import Drawing
     from difftool.images import BadImage, check_image, read_image
     from difftool.model import Model
+    from difftool.naming import component, names
     from difftool.schedule import CLEAN, TIME_RANGE, Level, Schedule
 
 _LAZY = {
-    "api": ("component", "load", "names", "train"),
+    "api": ("load", "train"),
     "data": ("PIXELS", "DatasetContext", "Samples", "points"),
     "contracts": (
         "BackboneSpec",
@@ -63,6 +64,7 @@ _LAZY = {
     "figures.drawing": ("Drawing",),
     "images": ("BadImage", "check_image", "read_image"),
     "model": ("Model",),
+    "naming": ("component", "names"),
     "schedule": ("CLEAN", "TIME_RANGE", "Level", "Schedule"),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}

@@ -1,4 +1,4 @@
-"""The Python door to what the command line does: `train`, `load`, `component`, `names`."""
+"""The Python door to what the command line does: `train` and `load`."""
 
 from __future__ import annotations
 
@@ -6,28 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from difftool.components import KINDS, Component, Logger
-from difftool.errors import UsageError
+from difftool.components import Component, Logger
 from difftool.model import Model
 from difftool.plugins import registry
 from difftool.recipe import compose
-from difftool.validation import make, suggestion
-
-
-def component(kind: str, name: str, **options: Any) -> Component:
-    """A component by kind and name: `component("backbone", "unet", dim=64)`. Raises `UsageError`."""
-    return make(registry().get(_known(kind), name), options)
-
-
-def names(kind: str) -> list[str]:
-    """The names of all components of a kind that are installed: `names("sampler")`. Raises `UsageError`."""
-    return registry().names(_known(kind))
-
-
-def _known(kind: str) -> str:
-    if kind not in KINDS:
-        raise UsageError(f"there is no kind {kind!r}{suggestion(kind, KINDS)}; the kinds are {', '.join(KINDS)}")
-    return kind
+from difftool.validation import make
 
 
 def load(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Model:

@@ -161,6 +161,21 @@ LIGHT = [
     (["noise", "--out", "x.npy"], 2),
     (["inspect-schedule", "nope"], 2),
     (["inspect-schedule", "--out", "x.gif"], 2),
+    (["--no-plugins", "list", "loggers"], 0),
+    (["plugins", "--strict"], 0),
+    (["check", "--help"], 0),
+    (["check", "unet", "--help"], 0),
+    (["check", "nope"], 2),
+    (["check", "unet", "--backbone.dim", "0"], 2),
+    (["new-plugin", "--help"], 0),
+    (["new-plugin", "x_y", "--kind", "sampler"], 2),
+    (["train", "--logger", "tensorboard", "--help"], 0),
+    (["train", "--logger", "nope"], 2),
+    (["train", "--logger", "jsonl"], 2),
+    (["sample", "--out", "x.gif", "--help"], 0),
+    (["sample", "--out", "x.gif", "--writer.fps", "0"], 2),
+    (["sample", "--writer.fps", "3"], 2),
+    (["sample", "--out", "x.npy", "--writer.fps", "3"], 2),
 ]
 
 

@@ -22,8 +22,11 @@ TEMPLATE = ".in"
 """Ends the names of templates, so that no tool takes them for the files that they become."""
 PREFIX = "difftool-"
 LONGEST = 60
-TAKEN = ("Tensor", "Network", "Layer", "PluginManager")
-"""What the templates call other things, beside what difftool does."""
+TAKEN = (
+    *("Backbone", "BackboneSpec", "Dataset", "DatasetContext", "Denoise", "Estimate", "Layer", "Level", "Network"),
+    *("NoiseSchedule", "PluginManager", "Sampler", "Samples", "Schedule", "Step", "Tensor"),
+)
+"""What the templates call other things."""
 
 
 class NewPlugin(Command, name="new-plugin"):
@@ -48,7 +51,7 @@ class NewPlugin(Command, name="new-plugin"):
 
     def words(self) -> dict[str, str]:
         """What the templates are filled with. Raises `UsageError` for names that a package cannot have."""
-        import difftool
+        from difftool import names
 
         module, component = self.name_.replace("-", "_"), self.name_.removeprefix(PREFIX)
         if not all(re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) for name in (self.name_, component)):
@@ -58,14 +61,14 @@ class NewPlugin(Command, name="new-plugin"):
             raise UsageError(f"NAME: must have at most {LONGEST} letters, not {len(self.name_)}")
         if keyword.iskeyword(module) or module in sys.stdlib_module_names or find_spec(module) is not None:
             raise UsageError(f"NAME: a module called {module} is there already; take another name")
-        if component in difftool.names(self.kind_):
+        if component in names(self.kind_):
             raise UsageError(f"NAME: there is a {self.kind_} called {component} already; take another name")
         Class = "".join(word.capitalize() for word in component.split("-"))
         return {
             "distribution": self.name_,
             "module": module,
             "component": component,
-            "Class": f"{Class}{self.kind_.capitalize()}" if Class in (*dir(difftool), *TAKEN) else Class,
+            "Class": f"{Class}{self.kind_.capitalize()}" if Class in TAKEN else Class,
             "kind": self.kind_,
             "version": __version__,
             "api": str(API_VERSION),

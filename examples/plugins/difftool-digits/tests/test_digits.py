@@ -1,19 +1,17 @@
-"""The plugin keeps difftool's contract, and the digits are digits."""
+"""The plugin keeps difftool's laws, and the digits are digits."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import difftool_digits
 import numpy as np
 import pytest
 import torch
-from difftool_digits import Digits, difftool_datasets
+from difftool_digits import Digits
 from sklearn.datasets import load_digits
 
+import difftool
 from difftool import DatasetContext, Samples
+from difftool.testing import PluginManager, check_dataset
 
 
 def load(size: int = 8) -> tuple[Samples, torch.Tensor]:
@@ -22,15 +20,14 @@ def load(size: int = 8) -> tuple[Samples, torch.Tensor]:
     return samples, samples.items
 
 
-def test_hook_returns_the_dataset() -> None:
-    assert [component.name for component in difftool_datasets()] == ["digits"]
+@pytest.mark.parametrize("size", [8, 16])
+def test_it_keeps_the_laws(size: int) -> None:
+    check_dataset(Digits(size=size))
 
 
-def test_import_is_light() -> None:
-    code = "import sys, difftool_digits; print([m for m in ('torch', 'numpy', 'sklearn') if m in sys.modules])"
-    path = os.pathsep.join([str(Path(__file__).parents[1] / "src"), os.environ.get("PYTHONPATH", "")])
-    run = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True)
-    assert run.stdout.split() == [b"[]"], run.stderr
+def test_it_is_found(plugin_manager: PluginManager) -> None:
+    assert not plugin_manager.register(difftool_digits).problems
+    assert difftool.component("dataset", "digits", size=16) == Digits(size=16)
 
 
 def test_scans_survive_as_pixels() -> None:
@@ -42,17 +39,16 @@ def test_scans_survive_as_pixels() -> None:
     assert samples.bounds == (-1.0, 1.0)
 
 
-def test_labels() -> None:
+def test_labels_are_the_digits() -> None:
     samples, _ = load()
-    assert samples.labels is not None
-    assert samples.labels.dtype == torch.int64
     assert samples.class_names == tuple("0123456789")
+    assert samples.labels is not None
     assert np.array_equal(samples.labels, load_digits().target)
 
 
 @pytest.mark.parametrize("size", [8, 16, 32])
-def test_scaled_up(size: int) -> None:
+def test_scaled_up_they_are_the_same_pictures(size: int) -> None:
     samples, items = load(size)
-    assert samples.shape == Digits(size=size).item_shape() == tuple(items.shape[1:]) == (1, size, size)
+    assert samples.shape == (1, size, size)
     back = torch.nn.functional.adaptive_avg_pool2d(items.double(), 8)
-    assert (back - load()[1]).abs().mean() < 12  # of 255: the same pictures, only larger
+    assert (back - load()[1]).abs().mean() < 12  # of 255

@@ -9,6 +9,8 @@ from difftool import Dataset, hookimpl, option
 if TYPE_CHECKING:
     from difftool import DatasetContext, Samples
 
+difftool_api = 1
+
 SCANNED = 8
 """Side of the scans in pixels."""
 
