@@ -8,7 +8,7 @@ import math
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 
@@ -223,10 +223,10 @@ def test_values_survive_files(through: Callable[[dict[str, Any]], Any]) -> None:
 @pytest.mark.parametrize("through", ROUNDS)
 def test_every_registered_component_survives_files(through: Callable[[dict[str, Any]], Any]) -> None:
     seen = 0
-    for kind in KINDS:
+    for kind in {*KINDS} - {"command"}:  # whose values no file holds
         for name in registry().names(kind):
             component = registry().get(kind, name)
-            needed = {f.name: {str: "x", Path: "/x"}[f.inner] for f in fields(component) if f.required}
+            needed = {f.name: (*get_args(f.inner), "/x")[0] for f in fields(component) if f.required}
             made = make(component, needed)
             assert make(component, through(plain(made))) == made
             seen += 1
@@ -238,6 +238,8 @@ def test_every_registered_component_survives_files(through: Callable[[dict[str, 
 def test_toml_keys_and_lists_survive() -> None:
     document = {"plugins": {"my.dist": "1", 'a"b': "2", "plain-1": "3"}, "t": {"l": ["\x7f", "é"], "e": [], "n": -0.5}}
     assert tomllib.loads(dump_toml(document)) == document
+    nested = {"loggers": {"csv": {}, "my.dist:x": {"path": "/a b"}}, "none": {}, "both": {"a": 1, "b": {"c": True}}}
+    assert tomllib.loads(dump_toml(nested)) == nested
 
 
 def test_plain_leaves_out_none_and_makes_paths_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
