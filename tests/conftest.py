@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
-import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import pytest
+
+from difftool import testing
 
 NOISY = ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "CLICOLOR_FORCE", "TERMINAL_WIDTH", "DIFFTOOL_DISABLE_PLUGINS")
 QUIET = {
@@ -32,12 +30,8 @@ os.environ.update(QUIET)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(testing.Outcome):
     """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
 
     @property
     def errors(self) -> list[str]:
@@ -61,21 +55,7 @@ Run = Callable[..., Outcome]
 
 def invoke(*arguments: object) -> Outcome:
     """The command line in this process."""
-    from difftool.cli import main
-
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
-    show, interrupt, code = warnings.showwarning, signal.getsignal(signal.SIGINT), 0
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            try:
-                main([str(a) for a in arguments])
-            except SystemExit as stop:
-                code = stop.code if isinstance(stop.code, int) else 1
-    finally:
-        warnings.showwarning = show
-        signal.signal(signal.SIGINT, interrupt)
-    texts = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
-    return Outcome(code, *texts)
+    return Outcome(*astuple(testing.invoke(*arguments)))
 
 
 def spawn(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 240) -> Outcome:

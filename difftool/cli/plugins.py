@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -12,7 +14,7 @@ from rich.table import Table
 from difftool.cli.console import result_json, stdout
 from difftool.components import KINDS
 from difftool.errors import DifftoolError, printable
-from difftool.plugins import ALLOW, DENY, Plugin, Registry, registry
+from difftool.plugins import ALLOW, DENY, Plugin, Registry, names_in, registry
 
 SLOW = 0.2
 """Seconds of an import that every command would wait for."""
@@ -42,10 +44,12 @@ def _print(found: Registry) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("plugin", "version", "import", "provides"):
         table.add_column(heading, overflow="fold")
+    several = Counter(p.distribution for p in found.plugins)
     for p in found.plugins:
         names = {kind: sorted(c.name for c in p.components if c.kind == kind) for kind in KINDS}
         provides = "; ".join(f"{kind}: {', '.join(own)}" for kind, own in names.items() if own)
-        cells = (p.identity, p.version, _cost(p), provides or "-")
+        title = p.identity if several[p.distribution] > 1 else p.distribution
+        cells = (title, p.version, _cost(p), provides or "-")
         table.add_row(*(escape(printable(cell)) for cell in cells))
     console.print(table)
     for heading, identity, text, cure in _findings(found):
@@ -64,6 +68,11 @@ def _findings(found: Registry) -> Iterator[tuple[str, str, str, str]]:
             yield "slow", p.identity, cost, "import torch inside the methods that need it"
     for identity in found.left_out:
         yield "left out", identity, f"by {ALLOW} or {DENY}", ""
+    identities = {*(p.identity for p in found.plugins), *found.left_out}
+    known = identities | {identity.partition(":")[0] for identity in identities}
+    for variable in (ALLOW, DENY):
+        for name in sorted(names_in(os.environ.get(variable, "")) - known):
+            yield "unknown", name, f"{variable} names it, and it is not installed", ""
 
 
 def _cost(p: Plugin) -> str:
