@@ -19,8 +19,9 @@ from difftool.data import DatasetContext, Samples
 from difftool.denoiser import Denoiser
 from difftool.errors import BadFile, DifftoolError, InvalidOption, UsageError, blaming
 from difftool.facts import DataFacts
-from difftool.plugins import made_with, registry
+from difftool.plugins import registry
 from difftool.prediction import check
+from difftool.provenance import made_with
 from difftool.recipe import PARTS, Recipe, compose
 from difftool.settings import LARGEST_STEP
 from difftool.source import Autocast, Source

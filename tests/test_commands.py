@@ -19,7 +19,8 @@ from conftest import Run, tree
 import difftool
 from difftool import Command, DifftoolError, UsageError, hookimpl, option
 from difftool.cli import commands
-from difftool.plugins import Announced, Plugin, Problem, _set_aside_unannounced, announced
+from difftool.loading import Plugin, Problem
+from difftool.plugins import Announced, _set_aside_unannounced, announced
 from difftool.testing import PluginManager, check_component
 
 # ── commands ────────────────────────────────────────────────────────────────────────────────────

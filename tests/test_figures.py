@@ -25,7 +25,8 @@ from difftool.data import PIXELS, Scaling, points
 from difftool.errors import DifftoolError, UsageError
 from difftool.figures import films, formats, loss, samples, schedules, style
 from difftool.figures.drawing import Drawing
-from difftool.plugins import Plugin, Registry, registry, standing_in
+from difftool.loading import Plugin
+from difftool.plugins import Registry, registry, standing_in
 from difftool.schedule import Schedule
 from difftool.writing import check, needed_states, write, writer_of
 from difftool_plugins.writers import NPY, Film, Picture

@@ -45,7 +45,8 @@ from difftool import (
     option,
     points,
 )
-from difftool.plugins import Plugin, registry
+from difftool.loading import Plugin
+from difftool.plugins import registry
 from difftool.testing import (
     BrokenLaws,
     Finding,

@@ -15,8 +15,9 @@ from difftool.cli.command import component_command, given_values
 from difftool.cli.console import bar, result, result_json, stdout
 from difftool.components import KINDS, Component
 from difftool.errors import DifftoolError, InvalidOption, UsageError, printable
+from difftool.loading import Plugin, distribution_name
 from difftool.options import Group, make_from_flags, own
-from difftool.plugins import Plugin, distribution_name, registry
+from difftool.plugins import registry
 from difftool.validation import suggestion
 
 if TYPE_CHECKING:

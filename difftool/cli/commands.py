@@ -14,8 +14,9 @@ from difftool.cli.command import component_command, given_values
 from difftool.cli.console import result, result_json
 from difftool.components import Command
 from difftool.errors import PluginFailure, UnknownComponent, UsageError, blaming
+from difftool.loading import BUILT_IN
 from difftool.options import Group, help_text, make_from_flags
-from difftool.plugins import BUILT_IN, Announced, announced, registry
+from difftool.plugins import Announced, announced, registry
 
 PANEL = "Commands of plugins"
 

@@ -14,7 +14,8 @@ from rich.table import Table
 from difftool.cli.console import result_json, stdout
 from difftool.components import KINDS
 from difftool.errors import DifftoolError, printable
-from difftool.plugins import ALLOW, DENY, Plugin, Registry, names_in, registry
+from difftool.loading import Plugin, names_in
+from difftool.plugins import ALLOW, DENY, Registry, registry
 
 SLOW = 0.2
 """Seconds of an import that every command would wait for."""

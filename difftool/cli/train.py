@@ -18,7 +18,7 @@ from difftool.cli.signals import Signals, signals
 from difftool.components import Component, Logger, Options
 from difftool.errors import DifftoolError, Interrupted, InvalidOption, UnknownComponent, UsageError, spending
 from difftool.options import Group, flag_of, help_text, own
-from difftool.plugins import made_with
+from difftool.provenance import made_with
 from difftool.recipe import (
     PARTS,
     Recipe,

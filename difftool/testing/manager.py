@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
-from difftool.plugins import GROUP, Plugin, Registry, ask, choose, load, new_manager, standing_in
+from difftool.loading import GROUP, Plugin, ask, choose, load, new_manager
+from difftool.plugins import Registry, standing_in
 
 
 class PluginManager:

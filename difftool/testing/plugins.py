@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from difftool.plugins import Plugin
+from difftool.loading import Plugin
 from difftool.testing.laws import Broken, Finding, hold
 
 
