@@ -105,11 +105,6 @@ class Component(Options):
         """What a user types to choose it."""
         return f"--{cls.kind} {cls.name}"
 
-    @classmethod
-    def option_prefix(cls) -> str:
-        """What the flags of its options begin with."""
-        return f"{cls.kind}."
-
 
 class Dataset(Component, kind="dataset"):
     """What there is to learn."""
@@ -290,10 +285,6 @@ class Command(Component, kind="command"):
     @classmethod
     def chosen_by(cls) -> str:
         return f"difftool {cls.name}"
-
-    @classmethod
-    def option_prefix(cls) -> str:
-        return ""
 
     @abstractmethod
     def run(self) -> object:

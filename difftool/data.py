@@ -83,8 +83,11 @@ class Samples:
             raise ValueError(f"{len(self.labels)} labels for {len(self.items)} items")
         if self.labels is not None:
             low, high = int(self.labels.min()), int(self.labels.max())
-            if self.labels.dtype != torch.int64 or low < 0 or (self.class_names and high >= len(self.class_names)):
-                raise ValueError(f"labels must be int64 indices of the {len(self.class_names)} classes")
+            if self.labels.dtype != torch.int64:
+                raise ValueError(f"labels must be int64, not {str(self.labels.dtype).removeprefix('torch.')}")
+            if low < 0 or (self.class_names and high >= len(self.class_names)):
+                count = f"{len(self.class_names)} classes" if self.class_names else "classes"
+                raise ValueError(f"labels must be indices of the {count}, from 0 on; they reach from {low} to {high}")
 
     def __len__(self) -> int:
         return len(self.items)

@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,8 +53,16 @@ class Denoiser:
         self.bounds, self.autocast = bounds, autocast
         self._guess: Tensor | None = None
 
-    @torch.no_grad()
     def __call__(self, x: Tensor, level: Level) -> Estimate:
+        if not math.isnan(level.t):
+            return self._ask(x, level)
+        # a level between those of the table: the table's own of that signal-to-noise ratio, with x at its norm
+        own = self.spec.schedule.at(self.spec.schedule.t_of(level.log_snr))
+        found = self._ask(x * (own.norm / level.norm), own)
+        return with_x_0(found, found.x_0, x, level)
+
+    @torch.no_grad()
+    def _ask(self, x: Tensor, level: Level) -> Estimate:
         t = torch.full((len(x),), self.spec.schedule.time(level.t), dtype=torch.float32, device=x.device)
         scale = self.prediction.input_scale(level, self.spec)
         net_input = x if scale == 1.0 else x * scale

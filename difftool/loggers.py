@@ -78,6 +78,8 @@ def _opened(logger: Logger, run: RunContext) -> Iterator[Log]:
     try:
         with blaming(f"logger {logger.name}"):
             context = logger.open(run)
+            if not hasattr(context, "__enter__"):
+                raise ValueError(f"open() gave a {type(context).__name__}, no context")
             log = context.__enter__()
     except ValueError as error:
         raise DifftoolError(f"logger {logger.name}: {error}") from None

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from rich.markup import escape
 
-from difftool.components import Component, Options
+from difftool.components import Command, Component, Options
 from difftool.errors import InvalidOption
 from difftool.validation import Field, fields, make, spelled
 
@@ -37,12 +37,25 @@ class Group:
     prefix: str = ""
     defaults: Mapping[str, object] = field(default_factory=dict)
     """Defaults that differ from the fields' own: a config file's, or those that suit a network."""
+    positionals: bool = False
+    """Whether positional fields are arguments; else they have flags like the others."""
 
     @classmethod
     def of(cls, *components: type[Component], defaults: Mapping[str, object] | None = None) -> Group:
-        """The group of one or several components of a kind."""
+        """The group of one or several components of a kind, their flags behind the kind."""
         kind, names = components[0].kind, ", ".join(c.name for c in components)
-        return cls(kind, components, f"{kind.capitalize()}: {names}", components[0].option_prefix(), defaults or {})
+        return cls(kind, components, f"{kind.capitalize()}: {names}", f"{kind}.", defaults or {})
+
+    @classmethod
+    def of_command(cls, command: type[Command]) -> Group:
+        """The arguments of a command that is a component: its own, without the kind before them."""
+        return cls(command.kind, (command,), "Options", positionals=True)
+
+    def flag(self, name: str) -> str:
+        """A field as the user types it."""
+        taken = (f for record in self.records for f in fields(record) if f.name == name)
+        positional = self.positionals and any(f.details.positional for f in taken)
+        return spelled(name).upper() if positional else f"--{self.prefix}{spelled(name)}"
 
 
 def identifier(group: Group, name: str) -> str:
@@ -76,11 +89,9 @@ def given(groups: Iterable[Group], params: dict[str, Any]) -> dict[str, dict[str
 
 def flag_of(record: type[Options], field_name: str) -> str:
     """The flag of a field as the user types it; without a field, the component's kind and name."""
-    prefix = record.option_prefix() if issubclass(record, Component) else ""
-    if issubclass(record, Component) and not field_name:
-        return f"{record.kind} {record.name}"
-    positional = any(f.name == field_name and f.details.positional for f in fields(record))
-    return spelled(field_name).upper() if positional else f"--{prefix}{spelled(field_name)}"
+    if not issubclass(record, Component):
+        return f"--{spelled(field_name)}"
+    return f"--{record.kind}.{spelled(field_name)}" if field_name else f"{record.kind} {record.name}"
 
 
 def own(record: type[Options], values: Mapping[str, object]) -> dict[str, object]:
@@ -89,12 +100,13 @@ def own(record: type[Options], values: Mapping[str, object]) -> dict[str, object
     return {name: value for name, value in values.items() if name in names}
 
 
-def make_from_flags(record: type[Any], values: Mapping[str, object]) -> Any:
-    """`validation.make`, its error named as the flag the user typed."""
+def make_from_flags(record: type[Any], values: Mapping[str, object], group: Group | None = None) -> Any:
+    """`validation.make`, its error named as the user typed the option: with a group, as that spells it."""
     try:
         return make(record, values)
     except InvalidOption as error:
-        raise InvalidOption(error.field, error.reason, where=flag_of(record, error.field)) from None
+        where = group.flag(error.field) if group is not None and error.field else flag_of(record, error.field)
+        raise InvalidOption(error.field, error.reason, where=where) from None
 
 
 def _parameter(group: Group, f: Field) -> inspect.Parameter:
@@ -110,7 +122,7 @@ def _parameter(group: Group, f: Field) -> inspect.Parameter:
         del extra["metavar"]
     fallback = "required" if f.required and not default else f"default: {default}" if default else ""
     name, text = identifier(group, f.name), help_text(f.details.help, fallback)
-    if f.details.positional:
+    if f.details.positional and group.positionals:
         return _positional(name, annotation, f, text, **extra)
     return _keyword(group, name, annotation, flags, text, **extra)
 
@@ -132,10 +144,12 @@ def _keyword(group: Group, name: str, annotation: Any, flags: list[str], text: s
 
 
 def _positional(name: str, annotation: Any, f: Field, text: str, **extra: Any) -> inspect.Parameter:
-    """A parameter without a flag. It is never asked for by Typer, so that one place says what is missing."""
-    return _optional(
-        name, annotation, typer.Argument(help=text, show_default=False, **{**extra, "metavar": f.flag.upper()})
-    )
+    """A parameter without a flag; one that must be given is asked for by Typer, whose usage line then says so."""
+    extra["metavar"] = f.flag.upper()
+    argument = typer.Argument(help=text, show_default=False, **extra)
+    if not f.required:
+        return _optional(name, annotation, argument)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[annotation, argument])
 
 
 def _optional(name: str, annotation: Any, parameter: Any) -> inspect.Parameter:

@@ -20,11 +20,19 @@ TIME_RANGE = 1000.0
 
 @dataclass(frozen=True)
 class Level:
-    """One noise level: t (table index, may be fractional; -1 is the clean end), alpha, sigma."""
+    """A noise level: t (table index, may be fractional; -1 is the clean end, NaN a level of no table), alpha, sigma."""
 
     t: float
     alpha: float
     sigma: float
+
+    @classmethod
+    def of(cls, alpha: float, sigma: float) -> Level:
+        """A level between those that a sampler is given; a denoiser finds its time by its signal-to-noise ratio.
+
+        Only their ratio matters to a network: x_t = alpha x_0 + sigma eps is brought to the norm of the table.
+        """
+        return cls(math.nan, alpha, sigma)
 
     @property
     def theta(self) -> float:
@@ -59,25 +67,32 @@ class Schedule:
         for name, table in (("alpha", self.alpha), ("sigma", self.sigma)):
             if table.dtype != torch.float64 or table.ndim != 1 or table.device.type != "cpu":
                 raise ValueError(f"{name} must be a one-dimensional float64 table on the CPU")
-            if not bool(torch.isfinite(table).all()) or bool((table < 0).any()):
-                raise ValueError(f"{name} must be finite and not negative")
+            if len(wrong := (~((table >= 0) & torch.isfinite(table))).nonzero()):
+                t = int(wrong[0])
+                raise ValueError(f"{name} must be finite and not negative, but {name}[{t}] is {float(table[t]):g}")
         if len(self.alpha) != len(self.sigma) or len(self.alpha) == 0:
             raise ValueError("alpha and sigma must be tables of one length, at least 1")
-        if bool((self.theta.diff() <= 0).any()):
-            raise ValueError("the signal-to-noise ratio must fall strictly from each level to the next")
+        if len(wrong := (self.theta.diff() <= 0).nonzero()):
+            t = int(wrong[0])
+            hint = "; is the table reversed?" if len(wrong) == len(self.alpha) - 1 else ""
+            raise ValueError(
+                "the signal-to-noise ratio must fall strictly from each level to the next, but does not from "
+                f"{t} to {t + 1}{hint}"
+            )
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> Schedule:
         """Variance preserving: alpha-bar is the cumulative product of 1 - beta."""
-        betas = betas.to(torch.float64)
-        if bool(((betas <= 0) | (betas >= 1)).any()) or not bool(torch.isfinite(betas).all()):
-            raise ValueError("every beta must lie strictly between 0 and 1")
+        betas = torch.as_tensor(betas, dtype=torch.float64)
+        if len(wrong := (~((betas > 0) & (betas < 1))).nonzero()):
+            t = int(wrong[0])
+            raise ValueError(f"every beta must lie strictly between 0 and 1, but beta[{t}] is {float(betas[t]):g}")
         return cls.from_alpha_bars((1.0 - betas).cumprod(0))
 
     @classmethod
     def from_alpha_bars(cls, alpha_bars: Tensor) -> Schedule:
         """Variance preserving: alpha = sqrt(alpha-bar), sigma = sqrt(1 - alpha-bar)."""
-        alpha_bars = alpha_bars.to(torch.float64)
+        alpha_bars = torch.as_tensor(alpha_bars, dtype=torch.float64)
         return cls(alpha_bars.sqrt(), (1.0 - alpha_bars).sqrt())
 
     def __len__(self) -> int:

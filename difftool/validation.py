@@ -12,7 +12,7 @@ import math
 import os
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -143,10 +143,18 @@ def problem(component: Any) -> str | None:
         if hasattr(base, f.name):
             return f"{title}: option {f.name!r} hides {base.__name__}.{f.name}"
         if not _allowed(f.type):
-            return f"{title}: option {f.name!r} has a type that options cannot have: {f.type}"
+            return f"{title}: option {f.name!r} has a type that options cannot have: {f.type}{_instead(f.type)}"
         if not f.required and not _fits(f.default, f.type, f.details):
-            return f"{title}: option {f.name!r} has a default that it refuses: {f.default!r}"
+            due = f" ({f.details.range})" if f.details.range else ""
+            return f"{title}: option {f.name!r} has a default that it refuses: {f.default!r}{due}"
     return None
+
+
+def _instead(kind: Any) -> str:
+    """What to write instead of a type that somebody meant."""
+    if get_origin(kind) in (list, set, frozenset, Sequence) and get_args(kind):
+        return f"; write tuple[{getattr(get_args(kind)[0], '__name__', get_args(kind)[0])}, ...]"
+    return ""
 
 
 def _abstract(component: type[Component]) -> set[str]:

@@ -86,7 +86,7 @@ def test_a_mapping_is_json(run: Run, greet: None) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ((), 2, "WHO: must be given"),
+        ((), 2, "Missing argument 'WHO'"),
         (("a", "--times", 10), 2, "--times: must be less than or equal to 9, not 10"),
         (("a", "--tmies", 1), 2, "there is no option --tmies; did you mean --times?"),
         (("a", "b"), 2, "unexpected extra argument"),
@@ -231,7 +231,7 @@ def test_a_new_plugin_is_typed(run: Run, tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--kind", "sampler"), 2, "NAME: must be given"),
+        (("--kind", "sampler"), 2, "Missing argument 'NAME'"),
         (("mine",), 2, "--kind: must be given"),
         (("mine", "--kind", "spacing"), 2, "--kind: 'spacing' is not one of"),
         (("My_Sampler", "--kind", "sampler"), 2, "NAME: must be lower-case words joined by '-'"),

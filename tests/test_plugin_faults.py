@@ -135,8 +135,11 @@ def test_a_backbone_without_defaults_is_trained() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": torch.tensor([0, 2]), "class_names": ("a", "b")}, "labels must be int64 indices"),
-        ({"labels": torch.tensor([0.0, 1.0])}, "labels must be int64 indices"),
+        (
+            {"labels": torch.tensor([0, 2]), "class_names": ("a", "b")},
+            "indices of the 2 classes, from 0 on; they reach",
+        ),
+        ({"labels": torch.tensor([0.0, 1.0])}, "labels must be int64, not float32"),
         ({"item_ids": ["a"]}, "1 item_ids for 2 items"),
         ({"scale": (1.0, 0.0)}, "no scale may be 0"),
         ({"shift": (0.0, 0.0, 0.0)}, "one entry, or one for each channel"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +15,11 @@ from rich.table import Table
 from difftool.cli.command import component_command, given_values
 from difftool.cli.console import bar, result, result_json, stdout
 from difftool.components import KINDS, Component
-from difftool.errors import DifftoolError, InvalidOption, UsageError, printable
+from difftool.errors import DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError, printable
 from difftool.loading import Plugin, distribution_name
-from difftool.options import Group, make_from_flags, own
+from difftool.options import Group, flag_of, make_from_flags, own, shown
 from difftool.plugins import registry
-from difftool.validation import suggestion
+from difftool.validation import fields, suggestion
 
 if TYPE_CHECKING:
     from difftool.testing import Finding
@@ -113,12 +114,23 @@ def _cases(name: str, given: Mapping[str, Mapping[str, Any]], shape: tuple[int, 
             reason = Finding("keeps the laws of its kind", "not asked", f"{error}; check {cls.name} by itself")
             yield _Case(cls.kind, cls.name, package, partial(iter, [reason]))
             continue
-        yield _Case(cls.kind, cls.name, package, partial(examine, component, **about))
+        yield _Case(cls.kind, _titled(component), package, partial(examine, component, **about))
     if not plugins and not _components(name):
+        for kind in KINDS:  # one that was set aside says why
+            with contextlib.suppress(UnknownComponent):
+                registry().get(kind, name)
         known = _known()
         raise UsageError(
             f"there is no component or package called {name!r}{suggestion(name, known)}{registry().missing_too()}"
         )
+
+
+def _titled(component: Component) -> str:
+    """Its name, and the options that it was given."""
+    defaults = {f.name: f.default for f in fields(type(component))}
+    values = {f.name: getattr(component, f.name) for f in fields(type(component))}
+    given = [f"{flag_of(type(component), n)} {shown(v)}" for n, v in values.items() if v != defaults[n]]
+    return " ".join([component.name, *given])
 
 
 def _plugins(name: str) -> list[Plugin]:
@@ -131,7 +143,11 @@ def _components(name: str) -> list[type[Component]]:
     """All that a package brings, or else the components of that name, of whatever kind."""
     if plugins := _plugins(name):
         return [component for plugin in plugins for component in plugin.components]
-    return [registry().get(kind, name) for kind in KINDS if name in registry().names(kind)]
+    found = []
+    for kind in KINDS:
+        with contextlib.suppress(UnknownComponent, PluginFailure):
+            found.append(registry().get(kind, name))
+    return found
 
 
 def _known() -> list[str]:

@@ -102,7 +102,9 @@ def explained(error: typer.TyperException, params: Sequence[Any]) -> Exception:
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    """The nearest options; the dashes that all of them begin with say nothing."""
+    """The nearest options, or those of components that are called so; the dashes that all begin with say nothing."""
+    if same := [flag for flag in known if flag.partition(".")[2] == name.lstrip("-")]:
+        return f"; did you mean {' or '.join(same)}?"
     near = suggestion(name.lstrip("-"), [flag.lstrip("-") for flag in known if flag.startswith("--")])
     return re.sub(r"'(\S+)'", r"--\1", near)
 

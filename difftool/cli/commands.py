@@ -60,8 +60,10 @@ def _loaded(name: str, one: Announced) -> Any:
             "see 'difftool plugins'"
         ) from None
 
+    group = Group.of_command(cls)
+
     def run(ctx: typer.Context) -> None:
-        component = make_from_flags(cls, given_values(ctx)[cls.kind])
+        component = make_from_flags(cls, given_values(ctx)[cls.kind], group)
         try:
             with blaming(f"command {cls.name}", OSError):
                 _print(component.run())
@@ -69,7 +71,7 @@ def _loaded(name: str, one: Announced) -> Any:
             raise UsageError(f"command {cls.name}: {error}") from None
 
     def choose(_params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
-        return [Group(cls.kind, (cls,), "Options", cls.option_prefix())]
+        return [group]
 
     return _typer_command(name, run, cls=component_command(choose), help=help_text(inspect.getdoc(cls) or ""))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from rich.text import Text
 from difftool.errors import printable
 
 REDRAW_SECONDS = 0.1
+WIDEST = 300
+"""Columns of a table in a file or a pipe."""
 PLAIN_SECONDS, SHORTEST_SECONDS = 30.0, 1.0
 """Without a terminal: a line each tenth, or after this long; never two within a second."""
 
@@ -28,8 +31,10 @@ class _Console(Console):
 
 
 def stdout() -> Console:
-    """For tables that are results."""
-    return _Console(highlight=False, file=_results[-1] if _results else None)
+    """For tables that are results: as wide as they are, where no terminal says how much room there is."""
+    stream = _results[-1] if _results else sys.stdout
+    free = not stream.isatty() and "COLUMNS" not in os.environ
+    return _Console(highlight=False, file=stream, width=WIDEST if free else None)
 
 
 def stderr(*, soft_wrap: bool = True) -> Console:

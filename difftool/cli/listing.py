@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from difftool.cli.console import result_json, stdout
+from difftool.cli.console import note, result_json, stdout
 from difftool.components import KINDS, Component
 from difftool.errors import UsageError, printable
 from difftool.options import shown
@@ -46,6 +46,8 @@ def listing(
             table.add_row(*(escape(printable(cell)) for cell in row))
         console.print(table)
         console.print()
+    if found.set_aside:
+        note(found.missing_too().removeprefix("; "))
 
 
 def add_to(app: typer.Typer) -> None:

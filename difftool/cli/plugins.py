@@ -54,9 +54,10 @@ def _print(found: Registry) -> None:
         table.add_row(*(escape(printable(cell)) for cell in cells))
     console.print(table)
     for heading, identity, text, cure in _findings(found):
-        console.print(f"[bold]{heading}[/bold] {escape(printable(identity))}: {escape(printable(text))}")
+        rows = [f"[bold]{heading}[/bold] {escape(printable(identity))}: {escape(printable(text))}"]
         if cure:
-            console.print(f"  [bold]cure[/bold]: {escape(printable(cure))}")
+            rows.append(f"  [bold]cure[/bold]: {escape(printable(cure))}")
+        console.print("\n".join(rows), soft_wrap=True)  # a terminal may break lines, but a command must stay whole
 
 
 def _findings(found: Registry) -> Iterator[tuple[str, str, str, str]]:

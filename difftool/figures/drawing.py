@@ -82,6 +82,8 @@ class Drawing:
 
         What lies beyond the range of pixels is clamped here.
         """
+        if not self.scaling.is_image:
+            raise ValueError("points have no pixels; refuse them in the writer's `check`")
         x = self.x if x is None else x
         flat = torch.nan_to_num(x.reshape(-1, *x.shape[-3:]))
         images: Pixels = self.scaling.to_pixels(flat).movedim(1, -1).contiguous().numpy()
@@ -131,7 +133,7 @@ class Drawing:
 
     def _states(self) -> Tensor:
         if self.states is None:
-            raise ValueError("the states of the walk were not kept")
+            raise ValueError("the states of the walk were not kept: let the writer's `states` ask for them")
         return self.states
 
     def _numbers(self, x: Tensor) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 
 from difftool.cli.command import component_command, given_values
-from difftool.components import Component
+from difftool.components import Command, Component
 from difftool.errors import InvalidOption
 from difftool.options import Group
 from difftool.recipe import dump_toml
@@ -32,7 +32,7 @@ def can_be_offered(component: Component) -> str:
     """Its name, options, types and defaults are such that it is not set aside when the plugin is loaded."""
     if reason := problem(type(component)):
         raise Broken(reason)
-    return f"{len(fields(type(component)))} options"
+    return counted(len(fields(type(component))), "option")
 
 
 def says_what_it_is(component: Component) -> str:
@@ -91,6 +91,10 @@ LAWS = (
 )
 
 
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def variants(component: Component) -> Iterator[Component]:
     """The component, and it with one option changed at a time, as far as it takes the value."""
     yield component
@@ -113,7 +117,7 @@ def _survive(component: Component, way: Any) -> str:
             raise Broken(f"{one} is refused: {error}") from None
         if _settled(back) != _settled(one):
             raise Broken(f"{one} came back as {back}")
-    return f"{len(ones)} came back"
+    return f"{counted(len(ones), 'choice')} came back"
 
 
 def _settled(component: Component) -> dict[str, Any]:
@@ -155,7 +159,7 @@ def _values(f: Field, kind: Any) -> list[Any]:
 def _through_flags(component: Component) -> Component:
     """What the command line makes of the flags that stand for the component's options."""
     record = type(component)
-    group = Group(record.kind, (record,), "", record.option_prefix())
+    group = Group.of_command(record) if issubclass(record, Command) else Group.of(record)
     given: dict[str, Any] = {}
 
     def command(ctx: typer.Context) -> None:
@@ -163,7 +167,7 @@ def _through_flags(component: Component) -> Component:
 
     app = typer.Typer(add_completion=False)
     app.command(cls=component_command(lambda *_: [group]))(command)
-    arguments = [word for f in fields(record) for word in _typed(record, f, getattr(component, f.name))]
+    arguments = [word for f in fields(record) for word in _typed(group, f, getattr(component, f.name))]
     try:
         typer.main.get_command(app).main(arguments, prog_name="check", standalone_mode=False)
     except typer.TyperException as error:
@@ -171,11 +175,11 @@ def _through_flags(component: Component) -> Component:
     return make(record, given)
 
 
-def _typed(record: type[Component], f: Field, value: Any) -> list[str]:
+def _typed(group: Group, f: Field, value: Any) -> list[str]:
     """The words that give an option this value."""
     if value is None:
         return []
     if f.inner is bool:
-        return [f"--{record.option_prefix()}{'' if value else 'no-'}{f.flag}"]
-    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return [text] if f.details.positional else [f"--{record.option_prefix()}{f.flag}={text}"]
+        return [f"--{group.prefix}{'' if value else 'no-'}{f.flag}"]
+    flag, text = group.flag(f.name), ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return [f"{flag}={text}"] if flag.startswith("--") else [text]

@@ -9,6 +9,7 @@ from functools import cached_property
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from difftool.validation import make
 
 LOOKED_AT = 512
 """Items that are read, evenly spread over all."""
+SMALLEST_PIXEL = 1.0
+"""The brightest pixel of all is brighter than this, or they are no pixels from 0 to 255."""
 UNUSUAL = 987_654_321
 """A seed that nobody sets."""
 SCALES = (0.1, 10.0)
@@ -45,8 +48,7 @@ class Loaded:
         return self.load_after(1)
 
     def load_after(self, seed: int) -> Samples:
-        torch.manual_seed(seed)
-        random.seed(seed)
+        seed_all(seed)
         return self.load()
 
     def load(self) -> Samples:
@@ -86,7 +88,7 @@ def repeats_itself(loaded: Loaded) -> str:
     a, b = loaded.samples, loaded.again
     if len(a) != len(b):
         raise Broken(f"{len(a)} items, then {len(b)}")
-    if not torch.equal(loaded.items, b.take(loaded.indices)[0]):
+    if not _same(loaded.items, b.take(loaded.indices)[0]):
         raise Broken("items differ when loaded again; draw from context.generator(...) alone")
     if not _same(a.labels, b.labels) or a.class_names != b.class_names:
         raise Broken("labels differ when loaded again")
@@ -96,14 +98,13 @@ def repeats_itself(loaded: Loaded) -> str:
 
 
 def leaves_shared_generators_alone(loaded: Loaded) -> str:
-    """Loading neither draws from the generators of torch and Python that a whole program shares, nor seeds them."""
-    torch.manual_seed(UNUSUAL)
-    random.seed(UNUSUAL)
-    before = torch.get_rng_state(), random.getstate()
+    """Loading neither draws from the generators of torch, numpy and Python that a program shares, nor seeds them."""
+    seed_all(UNUSUAL)
+    before = positions()
     loaded.load()
-    if not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate():
-        raise Broken("load() drew from or seeded a global generator; use context.generator(...)")
-    return "torch's and Python's stand where they stood"
+    if moved := [name for name, position in positions().items() if position != before[name]]:
+        raise Broken(f"load() drew from or seeded the global generator of {moved[0]}; use context.generator(...)")
+    return f"those of {', '.join(before)} stand where they stood"
 
 
 def items_are_read_alike_anywhere(loaded: Loaded) -> str:
@@ -134,6 +135,17 @@ def is_scaled_for_a_network(loaded: Loaded) -> str:
     if len(x) > 1 and not SCALES[0] <= std <= SCALES[1]:
         raise Broken(f"their standard deviation is {std:.3g} in model units; {SCALES[0]} to {SCALES[1]} is due")
     return f"deviation {std:.2f}, from {low:.2f} to {high:.2f}{'' if bounds is None else f', bounds {bounds}'}"
+
+
+def images_are_pixels(loaded: Loaded) -> str:
+    """Items of 1, 3 or 4 channels, height and width are images, whose numbers are pixels from 0 to 255: pictures are
+    written from them, and `Samples(..., **PIXELS)` scales them."""
+    if len(loaded.samples.shape) != 3 or loaded.samples.shape[0] not in (1, 3, 4):
+        raise NotAsked("its items are no images")
+    low, high = float(loaded.items.min()), float(loaded.items.max())
+    if not (low >= 0.0 and SMALLEST_PIXEL < high <= 255.0):
+        raise Broken(f"they reach from {low:.3g} to {high:.3g}; give pixels from 0 to 255, and Samples(..., **PIXELS)")
+    return f"from {low:g} to {high:g}"
 
 
 def labels_name_classes(loaded: Loaded) -> str:
@@ -204,6 +216,7 @@ LAWS = (
     leaves_shared_generators_alone,
     items_are_read_alike_anywhere,
     is_scaled_for_a_network,
+    images_are_pixels,
     labels_name_classes,
     augments_by_its_generator_alone,
     can_be_remembered,
@@ -211,5 +224,24 @@ LAWS = (
 )
 
 
+def seed_all(seed: int) -> None:
+    """Put the generators that a program shares somewhere."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def positions() -> dict[str, str]:
+    """Where they stand."""
+    return {
+        "torch": str(torch.get_rng_state().tolist()),
+        "numpy": str(np.random.get_state(legacy=False)),
+        "Python": str(random.getstate()),
+    }
+
+
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    return (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+    """Whether both are the same to the last bit, NaN included, which other laws find."""
+    if a is None or b is None:
+        return a is b
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())

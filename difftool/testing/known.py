@@ -14,6 +14,7 @@ from difftool.schedule import CLEAN, Level, Schedule
 WEIGHTS = torch.tensor([0.2, 0.45, 0.35], dtype=torch.float64)
 MEANS = torch.tensor([-1.2, 0.1, 1.1], dtype=torch.float64)
 STDS = torch.tensor([0.45, 0.3, 0.5], dtype=torch.float64)
+DEVIATION = float((WEIGHTS * (STDS**2 + MEANS**2)).sum().sub((WEIGHTS * MEANS).sum() ** 2).sqrt())
 QUANTILES = torch.linspace(0.02, 0.98, 33, dtype=torch.float64)
 NOISIEST = -10.2
 """Log-SNR at which grids begin at the latest."""
@@ -55,7 +56,7 @@ def evenly(count: int) -> Tensor:
 
 
 def distance(x: Tensor) -> float:
-    """Wasserstein-1 distance of samples (N,) to the mixture, whose standard deviation is 0.92."""
+    """Wasserstein-1 distance of samples (N,) to the mixture."""
     return float((x.double().sort().values - quantiles(CLEAN, evenly(len(x)))).abs().mean())
 
 

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import inspect
 import random
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from difftool.components import Component
@@ -90,8 +94,14 @@ def examine(component: Component, **about: object) -> Iterator[Finding]:
         except Broken as error:
             yield Finding("can be examined", "broken", str(error))
             return
+    reasons: set[str] = set()
     for law in module.LAWS:
-        yield hold(law, subject)
+        finding = hold(law, subject)
+        if finding.broken and finding.measured in reasons:  # one cause is told once
+            finding = Finding(finding.law, "not asked", "it fails as above")
+        elif finding.broken:
+            reasons.add(finding.measured)
+        yield finding
 
 
 def hold(law: Law, subject: object) -> Finding:
@@ -112,10 +122,23 @@ def hold(law: Law, subject: object) -> Finding:
     except Broken as broken:
         return Finding(name, "broken", str(broken))
     except (Exception, SystemExit) as error:
-        text = " ".join(str(error).split())
-        return Finding(name, "broken", f"raised {type(error).__name__}{': ' if text else ''}{text}")
+        return Finding(name, "broken", told(error))
     finally:
         random.setstate(state)
+
+
+def told(error: BaseException) -> str:
+    """What an unexpected exception says, and where in the author's code it was raised."""
+    text = " ".join(str(error).split())
+    ours = [str(Path(__file__).parents[1]), *(str(Path(m.__file__).parent) for m in _libraries() if m.__file__)]
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith(tuple(ours))]
+    where = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
+    return f"raised {type(error).__name__}{': ' if text else ''}{text}{where}"
+
+
+def _libraries() -> Iterator[ModuleType]:
+    return (sys.modules[name] for name in ("torch", "numpy", "contextlib") if name in sys.modules)
 
 
 def accelerators() -> list[torch.device]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from difftool.loading import Plugin
+from difftool.testing.common import counted
 from difftool.testing.laws import Broken, Finding, hold
 
 
@@ -12,7 +13,7 @@ def is_found_whole(plugin: Plugin) -> str:
     """It is loaded, its hooks are known and called, and nothing of it is set aside."""
     if plugin.problems:
         raise Broken("; ".join(map(str, plugin.problems)))
-    return f"{len(plugin.components)} components"
+    return counted(len(plugin.components), "component")
 
 
 def loads_without_torch(plugin: Plugin) -> str:

@@ -22,8 +22,8 @@ COUNT, STEPS = 6, 8
 
 def names_its_suffixes(writer: Writer) -> str:
     """It has suffixes, in lower case, with a dot in front; an empty one stands for a folder."""
-    if not writer.suffixes:
-        raise Broken("it has no suffixes, so nothing is ever written by it")
+    if not writer.suffixes or not isinstance(writer.suffixes, tuple):
+        raise Broken(f"its suffixes are {writer.suffixes!r}; they must be a tuple, such as ('.webp',)")
     for suffix in writer.suffixes:
         if suffix and not (suffix == suffix.lower() and Path(f"x{suffix}").suffix == suffix):
             raise Broken(f"{suffix!r} is no suffix that a path can have; it must be lower-case, such as '.webp'")
