@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -222,7 +223,7 @@ def _subset(samples: Samples, indices: list[int]) -> Samples:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch on the device: raw items (B, *shape) and labels."""
+    """The batches of one or more steps on the device: raw items (count B, *shape) and labels."""
 
     items: Tensor
     labels: Tensor | None
@@ -239,15 +240,17 @@ class Batches:
     ) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.device, self.workers = torch.device(device), workers
+        self.waited = 0.0
+        """Seconds that training has waited for worker processes."""
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(samples), seed, "order", epoch))
         if isinstance(samples.items, Tensor):
             self._items = samples.items.to(self.device)
             self._labels = None if samples.labels is None else samples.labels.to(self.device)
 
-    def indices(self, step: int) -> Tensor:
-        """Which items step `step` uses. Sample counter i is item i mod N of epoch i div N."""
+    def indices(self, step: int, count: int = 1) -> Tensor:
+        """Which items the steps from this one on use. Sample counter i is item i mod N of epoch i div N."""
         n, first = len(self.samples), step * self.batch_size
-        last = first + self.batch_size
+        last = first + count * self.batch_size
         parts = []
         while first < last:
             epoch, at = divmod(first, n)
@@ -256,23 +259,32 @@ class Batches:
             first += end - at
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def start(self, step: int) -> Iterator[Batch]:
-        """Batches from this step on, for ever."""
-        batches = self._from_memory(step) if isinstance(self.samples.items, Tensor) else self._from_source(step)
+    def start(self, step: int, *, block: int = 1) -> Iterator[Batch]:
+        """The items of this step and of all that follow.
+
+        Where they are in memory they come for several steps at once: up to the next multiple of `block`.
+        """
+        batches = self._from_memory(step, block) if isinstance(self.samples.items, Tensor) else self._from_source(step)
         augment = self.samples.augment
-        for number, batch in enumerate(batches, start=step):
+        for batch in batches:
             if augment is None:
                 yield batch
             else:
-                random = generator(self.seed, "augment", number, device=self.device)
-                yield Batch(augment(batch.items, random), batch.labels)
+                parts = enumerate(torch.split(batch.items, self.batch_size), start=step)
+                yield Batch(torch.cat([augment(part, self._random(number)) for number, part in parts]), batch.labels)
+            step += len(batch.items) // self.batch_size
 
-    def _from_memory(self, step: int) -> Iterator[Batch]:
+    def _random(self, step: int) -> torch.Generator:
+        """For the random changes of a step's items."""
+        return generator(self.seed, "augment", step, device=self.device)
+
+    def _from_memory(self, step: int, block: int) -> Iterator[Batch]:
         while True:
-            indices = self.indices(step).to(self.device)
+            count = block - step % block
+            indices = self.indices(step, count).to(self.device)
             labels = None if self._labels is None else self._labels.index_select(0, indices)
             yield Batch(self._items.index_select(0, indices), labels)
-            step += 1
+            step += count
 
     def _from_source(self, step: int) -> Iterator[Batch]:
         from torch.utils.data import DataLoader
@@ -288,7 +300,11 @@ class Batches:
             collate_fn=_collate,
             worker_init_fn=_leave_signals_to_the_parent,
         )
-        for items, labels in loader:
+        read = iter(loader)
+        while True:
+            asked = time.perf_counter()
+            items, labels = next(read)
+            self.waited += time.perf_counter() - asked
             if isinstance(items, Exception):  # of a worker, whose own traceback would drown the message
                 raise DifftoolError(" ".join(str(items).split())) from items
             yield Batch(

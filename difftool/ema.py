@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from difftool.weights import joined
 
 
 class EMA:
@@ -17,8 +19,8 @@ class EMA:
     def __init__(self, network: nn.Module, cap: float) -> None:
         self.cap, self.updates = cap, 0
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self._averaged: list[Tensor] = list(self.network.parameters())
-        self._live: list[Tensor] = list(network.parameters())
+        self._averaged = joined([*self.network.parameters()])
+        self._live = joined([*network.parameters()])
         self._copied = list(zip(self.network.buffers(), network.buffers(), strict=True))
 
     @property

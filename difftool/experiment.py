@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from difftool import device as devices
 from difftool import state, training
+from difftool.adam import Adam
 from difftool.components import Dataset, Logger
 from difftool.contracts import ObjectiveSpec, Row, RunContext
 from difftool.data import Batches, DatasetContext, Samples, identity, split
@@ -31,18 +32,18 @@ from difftool.keys import seed_globally
 from difftool.loggers import Loggers, opened
 from difftool.metrics import Meter, scalars
 from difftool.model import Model, build_network, build_schedule
+from difftool.objective import Objective
 from difftool.recipe import Recipe
 from difftool.runs import RunFolder, now
 from difftool.settings import is_due
 from difftool.state import Circumstances
-from difftool.training import Objective, Record, TrainState
+from difftool.training import Record, TrainState
 
 PREVIEWS = 4
 """How many previews a run draws when the user does not say."""
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(NamedTuple):
     """What the watcher of a run is told after each step."""
 
     step: int
@@ -145,7 +146,7 @@ class Experiment:
         batches = Batches(
             self.train, settings.batch_size, seed=settings.seed, device=self.device, workers=settings.workers
         )
-        self.meter.start(self.elapsed)
+        self.meter.start(self.elapsed, self.state.skipped)
         start = time.perf_counter() - self.elapsed
         loop = training.train(
             self.state,
@@ -165,7 +166,10 @@ class Experiment:
             measure = self.held_out is not None and (due(step, "1ep") or last)
             row = None
             if step % self.log_every == 0 or last or measure:
-                row = self.meter.row(record, self.elapsed, settings.batch_size, len(self.objective))
+                training.settle(self.state, settings)
+                row = self.meter.row(
+                    record, self.elapsed, settings.batch_size, len(self.objective), self.state.skipped, batches.waited
+                )
                 if measure:
                     row["held_out_loss"] = self.held_out_loss()
                 self.folder.append_metrics(row)
@@ -227,6 +231,7 @@ class Experiment:
         """
         if self.saved_at == self.state.step:
             return
+        training.settle(self.state, self.recipe.training)
         circumstances = Circumstances(elapsed=self.elapsed, data=self.identity, machine=devices.machine(self.device))
         state.save(self.folder.state(self.state.step), self.state, self.recipe, circumstances)
         self.model.step = self.state.step
@@ -258,7 +263,7 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     ema = EMA(network, settings.ema) if settings.ema else None
     train_state = TrainState(
         network,
-        torch.optim.Adam(network.parameters(), lr=settings.lr, fused=True),
+        Adam(network.parameters()),
         ema,
         torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16" and device.type == "cuda"),
     )

@@ -19,21 +19,24 @@ class Meter:
         self._losses: list[Tensor] = []
         self._items: list[Tensor] = []
         self._t: list[Tensor] = []
-        self._skipped = 0
-        self._since = 0.0
+        self._skipped, self._since, self._waited = 0, 0.0, 0.0
 
-    def start(self, elapsed: float) -> None:
-        """Training goes on `elapsed` seconds into the run."""
-        self._since = elapsed
+    def start(self, elapsed: float, skipped: int = 0) -> None:
+        """Training goes on `elapsed` seconds into the run, `skipped` steps of which changed nothing."""
+        self._since, self._skipped = elapsed, skipped
 
     def add(self, record: Record) -> None:
         self._losses.append(record.loss)
         self._items.append(record.item_losses)
         self._t.append(record.t)
-        self._skipped += record.skipped
 
-    def row(self, record: Record, elapsed: float, batch_size: int, levels: int) -> dict[str, Any]:
-        """The metrics of the steps since the last row, as plain finite numbers (None where there is none)."""
+    def row(
+        self, record: Record, elapsed: float, batch_size: int, levels: int, skipped: int = 0, waited: float = 0.0
+    ) -> dict[str, Any]:
+        """The metrics of the steps since the last row, as plain finite numbers (None where there is none).
+
+        `skipped` steps and `waited` seconds for data are counted from the start.
+        """
         weighted = float(torch.stack(self._losses).mean())
         items, t = torch.cat(self._items), torch.cat(self._t)
         quartile = (t * 4).div(levels, rounding_mode="floor")
@@ -55,14 +58,14 @@ class Meter:
             "prediction_var": _finite(float(record.output.float().var(correction=0))),
             "input_mean": _finite(float(record.x_t.mean())),
             "input_var": _finite(float(record.x_t.var(correction=0))),
-            "skipped_steps": self._skipped,
+            "skipped_steps": skipped - self._skipped,
+            "waiting": round((waited - self._waited) / seconds, 3) if seconds > 0 else None,
             "steps_per_second": round(steps / seconds, 3) if seconds > 0 else None,
         }
         self._losses.clear()
         self._items.clear()
         self._t.clear()
-        self._skipped = 0
-        self._since = elapsed
+        self._skipped, self._since, self._waited = skipped, elapsed, waited
         return row
 
 

@@ -51,7 +51,7 @@ def save(path: Path, state: TrainState, recipe: Recipe, circumstances: Circumsta
     tensors = {f"model.{name}": t for name, t in state.network.state_dict().items()}
     if state.ema is not None:
         tensors |= {f"ema.{name}": t for name, t in state.ema.network.state_dict().items()}
-    for index, slots in state.optimizer.state_dict()["state"].items():
+    for index, slots in state.optimizer.state().items():
         tensors |= {f"optimizer.{index}.{slot}": t for slot, t in slots.items()}
     document = {
         **recipe.document(),
@@ -156,9 +156,7 @@ def _load(state: TrainState, groups: Mapping[str, Mapping[str, Tensor]], scaler:
     for name, tensor in groups["optimizer"].items():
         index, _, slot = name.partition(".")
         slots.setdefault(int(index), {})[slot] = tensor
-    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
-    for p, own in state.optimizer.state.items():  # files are contiguous; the fused step needs the weight's own layout
-        own.update({slot: torch.empty_like(p).copy_(t) for slot, t in own.items() if t.shape == p.shape})
+    state.optimizer.load(slots)
     state.scaler.load_state_dict(scaler)
 
 

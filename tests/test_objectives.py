@@ -12,8 +12,9 @@ from torch import Tensor
 
 from difftool import NoiseSchedule, ObjectiveSpec, Prediction, TimeDensity, Weighting
 from difftool.facts import DataFacts
+from difftool.inputs import StepNoise
+from difftool.objective import Objective, distribution
 from difftool.prediction import native_weight, tables
-from difftool.training import Objective, StepNoise, distribution
 from difftool.validation import problem
 from difftool_plugins.objectives import difftool_predictions, difftool_times, difftool_weightings
 from difftool_plugins.objectives.predictions import (
@@ -329,10 +330,10 @@ def test_the_minimum_is_where_density_and_weight_put_it(weighting: Weighting, ti
     t = made.draw(torch.rand(n, generator=generator))
     x_0 = 0.5 * torch.randn(n, 2, generator=generator)
     eps = torch.randn(n, 2, generator=generator)
+    inputs = made.inputs(x_0, eps, t, None)
 
     def loss(c: float) -> float:
-        losses, _, _ = made.losses(lambda x, time, cond: c * x, x_0, eps, t, None)
-        return float(made.weigh(losses.double(), t))
+        return float(made.loss(c * inputs.net_input, inputs)[0])
 
     left, middle, right = loss(-1.0), loss(0.0), loss(1.0)
     found = (left - right) / (2 * (left + right - 2 * middle))  # the vertex of a parabola
@@ -356,10 +357,10 @@ def test_the_target_is_the_combination(prediction: Prediction, name: str) -> Non
     expected = a[:, None] * x_0 + b[:, None] * eps
     torch.testing.assert_close(made.target(x_0, eps, t).double(), expected, rtol=1e-5, atol=1e-6)
     x_t = about.schedule.alpha[:, None] * x_0 + about.schedule.sigma[:, None] * eps
-    torch.testing.assert_close(made.noised(x_0, eps, t).double(), x_t, rtol=1e-5, atol=1e-6)
-    losses, found_x_t, _ = made.losses(lambda x, time, cond: torch.zeros_like(x), x_0, eps, t, None)
+    inputs = made.inputs(x_0, eps, t, None)
+    torch.testing.assert_close(inputs.x_t.double(), x_t, rtol=1e-5, atol=1e-6)
+    _, losses = made.loss(torch.zeros_like(x_0), inputs)
     torch.testing.assert_close(losses.double(), expected.square().mean(1), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found_x_t.double(), x_t, rtol=1e-5, atol=1e-6)
 
 
 @every_schedule
@@ -374,9 +375,11 @@ def test_the_network_sees_inputs_of_its_scale_and_time_in_0_to_1000(name: str) -
     x_0, eps = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0))
     for prediction in (VPrediction(), EDMPrediction()):
         seen.clear()
-        _, x_t, _ = objective(about, prediction).losses(network, x_0, eps, torch.arange(50), None)
+        made = objective(about, prediction)
+        inputs = made.inputs(x_0, eps, torch.arange(50), None)
+        made.ask(network, inputs)
         scale = torch.tensor([prediction.input_scale(level, about) for level in about.schedule])
-        torch.testing.assert_close(seen[0], scale[:, None] * x_t, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(seen[0], scale[:, None] * inputs.x_t, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(seen[1], torch.arange(50) * 20.0)
 
 

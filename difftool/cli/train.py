@@ -41,6 +41,9 @@ T = TypeVar("T")
 
 PANEL = "Components"
 
+WORTH_SAYING = 0.02
+"""Share of the time spent waiting for data from which on the bar shows it."""
+
 
 def _document(params: Mapping[str, Any]) -> dict[str, Any]:
     """The config file or resumed run, under the names given on the command line."""
@@ -368,7 +371,9 @@ class _Words:
             return ""
         quartiles = " ".join("-" if q is None else loss_text(q, 3) for q in self.row["loss_quartiles"])
         rates = f"{speed:,.1f} steps/s  {speed * self.batch_size:,.0f} samples/s"
-        return f"{rates}  loss {loss_text(self.loss)}  by t {quartiles}"
+        waiting = self.row.get("waiting") or 0.0
+        beside = f"  {waiting:.0%} waiting for data" if waiting >= WORTH_SAYING else ""
+        return f"{rates}  loss {loss_text(self.loss)}  by t {quartiles}{beside}"
 
 
 def _draw_loss(experiment: Experiment, rows: list[dict[str, Any]]) -> None:

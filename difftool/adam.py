@@ -1,0 +1,103 @@
+"""Adam (Kingma & Ba, 2015) by torch's fused kernel, without what an optimizer of torch does around it.
+
+For a small network that is half of a step. Nothing here waits for the device: a gradient that is not finite is known
+there, and masks the step there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from difftool.weights import joined, laid_out
+
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+
+
+class Adam:
+    """The moments of every weight, and the step they make. Small networks' are kept in one vector."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.parameters = [*parameters]
+        self.param_groups = [{"params": self.parameters}]
+        """For torch's `GradScaler`, which asks an optimizer for no more."""
+        self._weights = joined(self.parameters)
+        self._means, self._squares = ([torch.zeros_like(w) for w in self._weights] for _ in range(2))
+        self._counts = [torch.zeros((), device=w.device) for w in self._weights]
+        self._gradient: Tensor | None = None
+        if len(self._weights) < len(self.parameters):
+            self._gradient = torch.zeros_like(self._weights[0])
+            for parameter, view in zip(self.parameters, laid_out(self._gradient, self.parameters), strict=True):
+                parameter.grad = view
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        if self._gradient is not None:
+            self._gradient.zero_()
+            return
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def norm(self) -> Tensor:
+        """Of all gradients together, a scalar on the device."""
+        gradients = [g for g in self._gradients() if g is not None]
+        norms = torch._foreach_norm(gradients) if gradients else (torch.zeros(()),)
+        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+    def clip(self, largest: float, norm: Tensor) -> None:
+        """Shrink the gradients so that their norm, given as it is now, is at most so large."""
+        gradients = [g for g in self._gradients() if g is not None]
+        torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
+
+    def step(self, lr: float, sound: Tensor) -> None:
+        """Move the weights; where `sound`, a boolean on the device, is false, nothing changes."""
+        sound = sound.to(torch.float32)
+        moved = [(i, gradient) for i, gradient in enumerate(self._gradients()) if gradient is not None]
+        if not moved:
+            return
+        counts = [self._counts[i] for i, _ in moved]
+        torch._foreach_add_(counts, sound)
+        with torch.no_grad():
+            torch._fused_adam_(
+                [self._weights[i] for i, _ in moved],
+                [gradient for _, gradient in moved],
+                [self._means[i] for i, _ in moved],
+                [self._squares[i] for i, _ in moved],
+                [],
+                counts,
+                lr=lr,
+                beta1=BETA1,
+                beta2=BETA2,
+                eps=EPS,
+                weight_decay=0.0,
+                amsgrad=False,
+                maximize=False,
+                found_inf=1.0 - sound,
+            )
+
+    def state(self) -> dict[int, dict[str, Tensor]]:
+        """Of each weight, by its index: `step`, `exp_avg` and `exp_avg_sq`. Of one that never had a gradient, none."""
+        means, squares = self._by_parameter(self._means), self._by_parameter(self._squares)
+        counts = self._counts if self._gradient is None else self._counts * len(self.parameters)
+        return {
+            i: {"step": count, "exp_avg": mean, "exp_avg_sq": square}
+            for i, (count, mean, square) in enumerate(zip(counts, means, squares, strict=True))
+            if float(count) > 0
+        }
+
+    @torch.no_grad()
+    def load(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Take up what `state` gave."""
+        means, squares = self._by_parameter(self._means), self._by_parameter(self._squares)
+        for i, slots in state.items():
+            self._counts[0 if self._gradient is not None else i].copy_(slots["step"])
+            means[i].copy_(slots["exp_avg"])
+            squares[i].copy_(slots["exp_avg_sq"])
+
+    def _gradients(self) -> list[Tensor | None]:
+        return [self._gradient] if self._gradient is not None else [p.grad for p in self.parameters]
+
+    def _by_parameter(self, moments: list[Tensor]) -> list[Tensor]:
+        return moments if self._gradient is None else laid_out(moments[0], self.parameters)

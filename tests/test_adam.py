@@ -1,0 +1,159 @@
+"""Adam and the joined weights against torch's own optimizer, in both of their forms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from difftool import weights
+from difftool.adam import Adam
+from difftool.ema import EMA
+from difftool.weights import joined, laid_out
+
+
+class Net(nn.Module):
+    """Layers of several shapes, a convolution in channels-last, a scalar, and a weight that is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.linear = nn.Linear(4, 2)
+        self.gain = nn.Parameter(torch.tensor(1.5))
+        self.unused = nn.Parameter(torch.ones(5))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.gain * self.linear(torch.tanh(self.conv(x)).mean((2, 3)))
+        return answer
+
+
+@pytest.fixture(params=["one vector", "apart"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "apart":
+        monkeypatch.setattr(weights, "SMALL", 10)
+    return request.param
+
+
+def losses(network: nn.Module) -> Iterator[Tensor]:
+    random = torch.Generator().manual_seed(0)
+    while True:
+        x = torch.randn(8, 3, 4, 4, generator=random)
+        yield network(x).sub(x.mean((1, 2, 3))[:, None]).square().mean()
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> None:
+    for left, right in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-7)
+
+
+def test_it_is_the_adam_of_torch(form: str) -> None:
+    ours, theirs = Net(), Net()
+    optimizer, expected = Adam(ours.parameters()), torch.optim.Adam(theirs.parameters(), lr=0.01, fused=True)
+    for step, loss, other in zip(range(50), losses(ours), losses(theirs), strict=False):
+        lr = 0.01 / (1 + step)
+        optimizer.clear()
+        loss.backward()
+        norm = optimizer.norm()
+        optimizer.clip(0.05, norm)
+        optimizer.step(lr, torch.isfinite(norm))
+        expected.zero_grad()
+        other.backward()
+        total = nn.utils.clip_grad_norm_(theirs.parameters(), 0.05)
+        torch.testing.assert_close(norm, total)
+        expected.param_groups[0]["lr"] = lr
+        expected.step()
+    same_weights(ours, theirs)
+    assert not torch.equal(ours.conv.weight, Net().conv.weight)
+    assert torch.equal(ours.unused, torch.ones(5))
+
+
+def test_a_step_that_is_not_sound_changes_nothing(form: str) -> None:
+    network = Net()
+    optimizer, steps = Adam(network.parameters()), losses(network)
+    for sound in (True, False, True):
+        before = [p.detach().clone() for p in network.parameters()]
+        state = {i: {k: v.clone() for k, v in slots.items()} for i, slots in optimizer.state().items()}
+        optimizer.clear()
+        (next(steps) * (1.0 if sound else torch.nan)).backward()
+        optimizer.step(0.01, torch.isfinite(optimizer.norm()))
+        assert sound != all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+        if not sound:
+            after = optimizer.state()
+            assert all(torch.equal(v, after[i][k]) for i, slots in state.items() for k, v in slots.items())
+    assert {float(slots["step"]) for slots in optimizer.state().values()} == {2.0}
+
+
+def test_a_state_goes_from_one_form_to_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run saved is taken up wherever the border between small and large lies."""
+    kept: list[Net] = []
+    for first, second in ((2**18, 10), (10, 2**18), (2**18, 2**18)):
+        network = Net()
+        monkeypatch.setattr(weights, "SMALL", first)
+        optimizer, steps = Adam(network.parameters()), losses(network)
+        for step in range(10):
+            if step == 5:
+                state = {i: {k: v.clone() for k, v in slots.items()} for i, slots in optimizer.state().items()}
+                weight = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+                monkeypatch.setattr(weights, "SMALL", second)
+                network = Net()
+                network.load_state_dict(weight)
+                optimizer, seen = Adam(network.parameters()), losses(network)
+                steps = (loss for loss, _ in zip(seen, iter(int, 1), strict=False))
+                for _ in range(5):
+                    next(steps)
+                optimizer.load(state)
+            optimizer.clear()
+            next(steps).backward()
+            optimizer.step(0.01, torch.tensor(True))
+        kept.append(network)
+    same_weights(kept[0], kept[2])
+    same_weights(kept[1], kept[2])
+
+
+def test_joined_weights_stay_what_they_were() -> None:
+    network = Net()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    (vector,) = joined([*network.parameters()])
+    assert vector.shape == (sum(p.numel() for p in network.parameters()),)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        assert tensor.stride() == before[name].stride()
+    (again,) = joined([*network.parameters()])
+    assert again.data_ptr() == vector.data_ptr()
+    vector.zero_()
+    assert not any(bool(p.any()) for p in network.parameters())
+    views = laid_out(torch.arange(len(vector)).float(), [*network.parameters()])
+    assert sorted(torch.cat([view.flatten() for view in views]).tolist()) == list(range(len(vector)))
+
+
+@pytest.mark.parametrize("odd", ["dtype", "gap", "none"])
+def test_what_is_not_alike_stays_apart(odd: str) -> None:
+    first = nn.Parameter(torch.ones(3))
+    others = {"dtype": torch.ones(3, dtype=torch.float64), "gap": torch.ones(6)[::2], "none": None}
+    other = others[odd]
+    given = [first] if other is None else [first, nn.Parameter(other)]
+    kept = joined(given)
+    assert len(kept) == len(given)
+    assert joined([]) == []
+
+
+def test_the_average_of_joined_weights(form: str) -> None:
+    network = Net()
+    average = EMA(network, 0.5)
+    Adam(network.parameters())
+    values = []
+    for _ in range(6):
+        with torch.no_grad():
+            for p in network.parameters():
+                p.add_(1.0)
+        values.append(network.linear.bias.detach().clone())
+        average.update()
+    expected = values[0]
+    for n, value in enumerate(values[1:], start=1):
+        decay = min(0.5, 1 - (1 + n) ** -0.75)
+        expected = decay * expected + (1 - decay) * value
+    torch.testing.assert_close(average.network.get_parameter("linear.bias"), expected)
