@@ -43,8 +43,9 @@ class Adam:
     def norm(self) -> Tensor:
         """Of all gradients together, a scalar on the device."""
         gradients = [g for g in self._gradients() if g is not None]
-        norms = torch._foreach_norm(gradients) if gradients else (torch.zeros(()),)
-        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        of_each: Tensor = gradients[0] if len(gradients) == 1 else torch.stack(torch._foreach_norm(gradients))
+        norm: Tensor = torch.linalg.vector_norm(of_each)
+        return norm
 
     def clip(self, largest: float, norm: Tensor) -> None:
         """Shrink the gradients so that their norm, given as it is now, is at most so large."""
@@ -53,12 +54,12 @@ class Adam:
 
     def step(self, lr: float, sound: Tensor) -> None:
         """Move the weights; where `sound`, a boolean on the device, is false, nothing changes."""
-        sound = sound.to(torch.float32)
+        moving = sound.to(torch.float32)
         moved = [(i, gradient) for i, gradient in enumerate(self._gradients()) if gradient is not None]
         if not moved:
             return
         counts = [self._counts[i] for i, _ in moved]
-        torch._foreach_add_(counts, sound)
+        torch._foreach_add_(counts, moving)
         with torch.no_grad():
             torch._fused_adam_(
                 [self._weights[i] for i, _ in moved],
@@ -74,7 +75,7 @@ class Adam:
                 weight_decay=0.0,
                 amsgrad=False,
                 maximize=False,
-                found_inf=1.0 - sound,
+                found_inf=torch.logical_not(sound).to(torch.float32),
             )
 
     def state(self) -> dict[int, dict[str, Tensor]]:

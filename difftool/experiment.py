@@ -79,7 +79,10 @@ class Experiment:
     elapsed: float = 0.0
     """Seconds of training, over all resumes."""
     saved_at: int = -1
-    meter: Meter = field(default_factory=Meter)
+    meter: Meter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.objective, self.recipe.training.batch_size)
 
     @property
     def parameters(self) -> int:
@@ -167,9 +170,7 @@ class Experiment:
             row = None
             if step % self.log_every == 0 or last or measure:
                 training.settle(self.state, settings)
-                row = self.meter.row(
-                    record, self.elapsed, settings.batch_size, len(self.objective), self.state.skipped, batches.waited
-                )
+                row = self.meter.row(record, self.elapsed, skipped=self.state.skipped, waited=batches.waited)
                 if measure:
                     row["held_out_loss"] = self.held_out_loss()
                 self.folder.append_metrics(row)

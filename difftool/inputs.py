@@ -82,12 +82,18 @@ class StepNoise:
 
 
 def prepared(
-    batches: Batches, objective: Objective, settings: Training, *, step: int, scaling: Scaling, classes: int | None
+    batches: Batches,
+    objective: Objective,
+    settings: Training,
+    *,
+    step: int,
+    scaling: Scaling,
+    classes: int | None,
+    layout: torch.memory_format,
 ) -> Iterator[Inputs]:
-    """The inputs of this step and of all that follow."""
+    """The inputs of this step and of all that follow, laid out in memory as suits the network."""
     shape, size = batches.samples.shape, batches.batch_size
     noise = StepNoise(settings.seed, size, shape, objective, stratified=settings.stratified)
-    layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
     for batch in batches.start(step, block=noise.block):
         count = len(batch.items) // size
         eps, t, u = noise(step, count)

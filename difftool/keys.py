@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,8 +20,12 @@ prefix-stable, so a sample's noise must not depend on how many samples are drawn
 
 def key(*parts: int | str) -> int:
     """63 bits of SHA-256 over the parts; Python's own `hash` collides (-1 and -2) and varies by process."""
-    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+    text = ", ".join(str(part) if type(part) is int else _quoted(part) for part in parts)
+    digest = hashlib.sha256(f"[{text}]".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+_quoted = lru_cache(maxsize=64)(json.dumps)
 
 
 def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:

@@ -9,14 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from difftool.objective import Objective
 from difftool.training import Record
+
+KEPT_ELEMENTS = 2**20
+"""Numbers that answers may have together before the losses of their items are taken: few large calls, little memory."""
 
 
 class Meter:
     """Losses since the last logged row, summed where they are: nothing waits for the device until a row is due."""
 
-    def __init__(self) -> None:
+    def __init__(self, objective: Objective, batch_size: int) -> None:
+        self.objective, self.batch_size = objective, batch_size
         self._losses: list[Tensor] = []
+        self._answers: list[tuple[Tensor, Tensor]] = []
+        self._kept = 0
         self._items: list[Tensor] = []
         self._t: list[Tensor] = []
         self._skipped, self._since, self._waited = 0, 0.0, 0.0
@@ -27,25 +34,35 @@ class Meter:
 
     def add(self, record: Record) -> None:
         self._losses.append(record.loss)
-        self._items.append(record.item_losses)
-        self._t.append(record.t)
+        self._t.append(record.inputs.t)
+        self._answers.append((record.answer, record.inputs.target))
+        self._kept += record.answer.numel()
+        if self._kept > KEPT_ELEMENTS:
+            self._take_losses()
 
-    def row(
-        self, record: Record, elapsed: float, batch_size: int, levels: int, skipped: int = 0, waited: float = 0.0
-    ) -> dict[str, Any]:
+    def _take_losses(self) -> None:
+        """Turn the answers kept into losses of items."""
+        if self._answers:
+            answers, targets = (torch.cat(column) for column in zip(*self._answers, strict=True))
+            self._items.append(self.objective.item_losses(answers.float(), targets))
+        self._answers, self._kept = [], 0
+
+    def row(self, record: Record, elapsed: float, *, skipped: int = 0, waited: float = 0.0) -> dict[str, Any]:
         """The metrics of the steps since the last row, as plain finite numbers (None where there is none).
 
         `skipped` steps and `waited` seconds for data are counted from the start.
         """
+        self._take_losses()
         weighted = float(torch.stack(self._losses).mean())
         items, t = torch.cat(self._items), torch.cat(self._t)
-        quartile = (t * 4).div(levels, rounding_mode="floor")
+        quartile = (t * 4).div(len(self.objective), rounding_mode="floor")
         sums = torch.zeros(4, device=t.device).index_add_(0, quartile, items)
         counts = torch.bincount(quartile, minlength=4)
         steps, seconds = len(self._losses), elapsed - self._since
+        answer, x_t = record.answer.float(), record.inputs.x_t
         row = {
             "step": record.step,
-            "samples": record.step * batch_size,
+            "samples": record.step * self.batch_size,
             "elapsed": round(elapsed, 3),
             "loss": _finite(float(items.mean())),
             "weighted_loss": _finite(weighted),
@@ -54,17 +71,15 @@ class Meter:
             ],
             "lr": record.lr,
             "grad_norm": _finite(float(record.grad_norm)),
-            "prediction_mean": _finite(float(record.output.float().mean())),
-            "prediction_var": _finite(float(record.output.float().var(correction=0))),
-            "input_mean": _finite(float(record.x_t.mean())),
-            "input_var": _finite(float(record.x_t.var(correction=0))),
+            "prediction_mean": _finite(float(answer.mean())),
+            "prediction_var": _finite(float(answer.var(correction=0))),
+            "input_mean": _finite(float(x_t.mean())),
+            "input_var": _finite(float(x_t.var(correction=0))),
             "skipped_steps": skipped - self._skipped,
             "waiting": round((waited - self._waited) / seconds, 3) if seconds > 0 else None,
             "steps_per_second": round(steps / seconds, 3) if seconds > 0 else None,
         }
-        self._losses.clear()
-        self._items.clear()
-        self._t.clear()
+        self._losses, self._items, self._t = [], [], []
         self._skipped, self._since, self._waited = skipped, elapsed, waited
         return row
 

@@ -113,19 +113,18 @@ class Objective:
         x_0 = self.estimate(self.answer(output), inputs.x_t, inputs.t)
         return bounded_guess(x_0, self.bounds, self.spec.sigma_data)
 
-    def loss(self, output: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """(what is minimised, a scalar; the unweighted losses of the items (B,), which take no gradient)."""
-        answer, target = self.answer(output).float(), inputs.target
+    def loss(self, output: Tensor, inputs: Inputs) -> Tensor:
+        """What is minimised: the mean of the weighted losses, and what learning the variance adds to it."""
+        answer = self.answer(output).float()
         if self.weighted:
-            losses = self.item_losses(answer, target)
-            loss, losses = (losses * self.factor[inputs.t]).mean(), losses.detach()
+            loss = (self.item_losses(answer, inputs.target) * self.factor[inputs.t]).mean()
         else:  # one node of the graph instead of four
-            loss, losses = self.distance(answer, target), self.item_losses(answer.detach(), target)
-        return (loss if self.bound is None else loss + self.variance_loss(output, inputs)), losses
+            loss = self.distance(answer, inputs.target)
+        return loss if self.bound is None else loss + self.variance_loss(output, inputs)
 
     def item_losses(self, answer: Tensor, target: Tensor) -> Tensor:
         """The unweighted loss of each item (B,)."""
-        return self.distance(answer, target, reduction="none").flatten(1).mean(1)
+        return self.distance(answer, target, reduction="none").mean(tuple(range(1, target.ndim)))
 
     def answer(self, output: Tensor) -> Tensor:
         """What the network says of x_0 and eps, without what it says of the variance."""

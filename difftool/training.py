@@ -20,7 +20,7 @@ from difftool.data import Batches, Samples, Scaling
 from difftool.device import autocast
 from difftool.ema import EMA
 from difftool.errors import Diverged
-from difftool.inputs import prepared
+from difftool.inputs import Inputs, prepared
 from difftool.keys import key, sample_noise, seed_globally
 from difftool.objective import Objective
 
@@ -54,18 +54,19 @@ class Record(NamedTuple):
     step: int
     """Completed steps, this one included."""
     loss: Tensor
-    """Weighted loss of the batch, a scalar."""
-    item_losses: Tensor
-    """Unweighted loss of each item (B,)."""
-    t: Tensor
-    """Level of each item (B,), int64."""
+    """What was minimised, a scalar."""
+    inputs: Inputs
+    answer: Tensor
+    """What the network said of them (B, *shape)."""
     grad_norm: Tensor
     """Of all gradients together, before they are clipped."""
     lr: float
-    x_t: Tensor
-    """The noised items (B, *shape), before they are normalised for the network."""
-    output: Tensor
-    """The network's answer."""
+
+
+def layout_of(network: nn.Module) -> torch.memory_format:
+    """Convolutions are faster with the channels of a pixel side by side; for others it would be a detour."""
+    convolves = any(weight.ndim == 4 for weight in network.parameters())
+    return torch.channels_last if convolves else torch.contiguous_format
 
 
 def learning_rate(step: int, total: int, settings: Training) -> float:
@@ -99,27 +100,35 @@ def train(
     state.network.train()
     if state.step >= steps:
         return
-    for inputs in prepared(batches, objective, settings, step=state.step, scaling=scaling, classes=classes):
+    stream = prepared(
+        batches,
+        objective,
+        settings,
+        step=state.step,
+        scaling=scaling,
+        classes=classes,
+        layout=layout_of(state.network),
+    )
+    for inputs in stream:
         seed_globally(device, settings.seed, "step", state.step)  # dropout
         guess = objective.self_condition and key(settings.seed, "guess", state.step) % 2 == 0  # every other step
         optimizer.clear()
         with context():
             output = objective.ask(network, inputs, guess=guess)
-        loss, item_losses = objective.loss(output, inputs)
+        loss = objective.loss(output, inputs)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)  # type: ignore[arg-type]
         norm = optimizer.norm()
         if settings.clip:
             optimizer.clip(settings.clip, norm)
-        lr, sound, loss = learning_rate(state.step, steps, settings), torch.isfinite(norm), loss.detach()
+        lr, sound, loss = learning_rate(state.step, steps, settings), norm < math.inf, loss.detach()
         optimizer.step(lr, sound)
         scaler.update()
         if state.ema is not None:  # what a masked step left alone may be averaged as well
             state.ema.update()
         state.step += 1
         state.unsettled.append((sound, loss))
-        output = objective.answer(output).detach()
-        yield Record(state.step, loss, item_losses, inputs.t, norm, lr, inputs.x_t, output)
+        yield Record(state.step, loss, inputs, objective.answer(output).detach(), norm, lr)
         if state.step >= steps:
             return
 

@@ -333,7 +333,7 @@ def test_the_minimum_is_where_density_and_weight_put_it(weighting: Weighting, ti
     inputs = made.inputs(x_0, eps, t, None)
 
     def loss(c: float) -> float:
-        return float(made.loss(c * inputs.net_input, inputs)[0])
+        return float(made.loss(c * inputs.net_input, inputs))
 
     left, middle, right = loss(-1.0), loss(0.0), loss(1.0)
     found = (left - right) / (2 * (left + right - 2 * middle))  # the vertex of a parabola
@@ -359,7 +359,7 @@ def test_the_target_is_the_combination(prediction: Prediction, name: str) -> Non
     x_t = about.schedule.alpha[:, None] * x_0 + about.schedule.sigma[:, None] * eps
     inputs = made.inputs(x_0, eps, t, None)
     torch.testing.assert_close(inputs.x_t.double(), x_t, rtol=1e-5, atol=1e-6)
-    _, losses = made.loss(torch.zeros_like(x_0), inputs)
+    losses = made.item_losses(torch.zeros_like(x_0), inputs.target)
     torch.testing.assert_close(losses.double(), expected.square().mean(1), rtol=1e-4, atol=1e-6)
 
 

@@ -279,10 +279,11 @@ def test_training_equals_the_formulas_written_out(options: dict[str, str], chose
 def test_the_loss_is_the_weighted_mean_of_the_items() -> None:
     state, chosen = new_state(Net()), settings()
     (record,) = islice(loop(state, cloud(), chosen, steps=5, weighting="min-snr"), 1)
-    snr = schedule().snr[record.t]
+    snr = schedule().snr[record.inputs.t]
     factor = snr.clamp(max=5) / snr
-    assert float(record.loss) == pytest.approx(float((record.item_losses * factor).mean()), rel=1e-5)
-    assert float(record.loss) != pytest.approx(float(record.item_losses.mean()), rel=1e-3)
+    losses = (record.answer - record.inputs.target).square().mean(1)
+    assert float(record.loss) == pytest.approx(float((losses * factor).mean()), rel=1e-5)
+    assert float(record.loss) != pytest.approx(float(losses.mean()), rel=1e-3)
 
 
 @pytest.mark.parametrize("stops", [[1], [5, 16], [17, 18, 33]])
@@ -427,13 +428,13 @@ def test_a_row_of_skipped_steps_ends_the_run(every: int) -> None:
 
 
 def test_metrics_count_the_skipped_steps() -> None:
-    state, meter, chosen = scaled_state(Overflowing(range(3, 5))), Meter(), settings()
+    state, meter, chosen = scaled_state(Overflowing(range(3, 5))), Meter(objective(), 16), settings()
     rows = []
     for record in loop(state, cloud(), chosen, steps=6):
         meter.add(record)
         if record.step % 3 == 0:
             settle(state, chosen)
-            rows.append(meter.row(record, 1.0, 16, T, state.skipped)["skipped_steps"])
+            rows.append(meter.row(record, 1.0, skipped=state.skipped)["skipped_steps"])
     assert rows == [1, 1]
 
 
