@@ -40,9 +40,9 @@ STEPS = 5_000
 """Steps of training when neither the user nor the backbone says."""
 LARGEST_CONFIG = 2**20
 """Bytes of a config file."""
-MAY_CHANGE = ("steps", "epochs", "checkpoint_every", "keep", "preview_every", "workers", "threads")
+MAY_CHANGE = ("steps", "epochs", "accumulate", "checkpoint_every", "keep", "preview_every", "workers", "threads")
 """Settings that a resumed run may change. None changes what was done; a later end stretches a cosine learning rate, and
-another number of threads may change sums in their last digits."""
+another number of threads or parts may change sums in their last digits."""
 NOT_READ_BACK = ("run", "plugins", "format")
 """Tables of a config file that record and do not configure."""
 

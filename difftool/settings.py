@@ -21,6 +21,9 @@ class Training(Options):
     steps: int | None = option(default=None, ge=0, le=LARGEST_STEP, help="optimizer steps")
     epochs: int | None = option(default=None, ge=1, le=10**7, help="passes over the data, instead of --steps")
     batch_size: int = option(default=128, ge=1, le=10**6, help="items a step")
+    accumulate: int = option(
+        default=1, ge=1, le=10**6, help="parts a batch is worked through in, one after the other, to need less memory"
+    )
     lr: float = option(default=1e-3, gt=0, le=10, help="learning rate of Adam")
     lr_schedule: Literal["constant", "cosine"] = option(default="constant", help="cosine falls to 0 at the last step")
     warmup: int = option(default=0, ge=0, help="steps over which the learning rate rises linearly")
@@ -54,6 +57,8 @@ class Training(Options):
                 )
         if int(self.checkpoint_every.removesuffix("ep")) == 0:
             raise ValueError("checkpoint_every: must be at least 1")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate: a batch of {self.batch_size} has no {self.accumulate} parts")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("epochs: give either --steps or --epochs")
 

@@ -69,6 +69,16 @@ def layout_of(network: nn.Module) -> torch.memory_format:
     return torch.channels_last if convolves else torch.contiguous_format
 
 
+def parts(inputs: Inputs, count: int) -> Iterator[tuple[Inputs, float]]:
+    """A batch in at most so many parts, each with its share of the items: their losses, so weighted, add up."""
+    size = len(inputs.t)
+    if count == 1:
+        yield inputs, 1.0
+        return
+    for part in inputs.split(-(-size // count)):
+        yield part, len(part.t) / size
+
+
 def learning_rate(step: int, total: int, settings: Training) -> float:
     """The rate of step 0, 1, ...: linear warm-up, then constant or half a cosine down to 0."""
     warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
@@ -113,22 +123,27 @@ def train(
         seed_globally(device, settings.seed, "step", state.step)  # dropout
         guess = objective.self_condition and key(settings.seed, "guess", state.step) % 2 == 0  # every other step
         optimizer.clear()
-        with context():
-            output = objective.ask(network, inputs, guess=guess)
-        loss = objective.loss(output, inputs)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        losses, answers = [], []
+        for part, share in parts(inputs, settings.accumulate):
+            with context():
+                output = objective.ask(network, part, guess=guess)
+            loss = objective.loss(output, part) if share == 1.0 else share * objective.loss(output, part)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+            answers.append(objective.answer(output).detach())
         scaler.unscale_(optimizer)  # type: ignore[arg-type]
         norm = optimizer.norm()
         if settings.clip:
             optimizer.clip(settings.clip, norm)
-        lr, sound, loss = learning_rate(state.step, steps, settings), norm < math.inf, loss.detach()
+        lr, sound = learning_rate(state.step, steps, settings), norm < math.inf
         optimizer.step(lr, sound)
         scaler.update()
         if state.ema is not None:  # what a masked step left alone may be averaged as well
             state.ema.update()
         state.step += 1
+        loss, answer = (losses[0], answers[0]) if len(losses) == 1 else (torch.stack(losses).sum(), torch.cat(answers))
         state.unsettled.append((sound, loss))
-        yield Record(state.step, loss, inputs, objective.answer(output).detach(), norm, lr)
+        yield Record(state.step, loss, inputs, answer, norm, lr)
         if state.step >= steps:
             return
 

@@ -391,6 +391,31 @@ class TestUNet:
         network(torch.randn(2, 3, 8, 12).contiguous(memory_format=torch.channels_last), torch.zeros(2))
         assert lost == []
 
+    @pytest.mark.parametrize("dropout", [0.0, 0.3])
+    def test_checkpointing_keeps_less_and_changes_nothing(self, dropout: float) -> None:
+        kept: list[int] = []
+
+        def gradients(checkpointing: bool) -> tuple[Tensor, ...]:
+            torch.manual_seed(0)
+            network = awake(UNet(dim=32, dropout=dropout, checkpointing=checkpointing).build(item)).train()
+            weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+            x, held = torch.randn(4, 3, 16, 16), {}
+
+            def keep(tensor: Tensor) -> Tensor:
+                storage = tensor.untyped_storage()
+                held[storage.data_ptr()] = storage.nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = network(x, torch.full((4,), 300.0)).square().mean()
+            kept.append(sum(size for address, size in held.items() if address not in weights))
+            return torch.autograd.grad(loss, [*network.parameters()])
+
+        item = BackboneSpec(shape=(3, 16, 16), out_channels=3)
+        for a, b in zip(gradients(False), gradients(True), strict=True):
+            assert torch.equal(a, b)
+        assert kept[1] < 0.5 * kept[0]
+
     def test_the_far_corner_is_seen(self) -> None:
         item = spec(1, 16, 16)
         network = awake(UNet(**SMALL).build(item))

@@ -260,6 +260,9 @@ def by_hand(samples: Samples, chosen: Training, steps: int, *, weighting: str = 
         ({}, {"loss": "l1"}),
         ({}, {"clip": 0.05}),
         ({}, {"batch_size": 64, "seed": 3}),  # more than there are items
+        ({}, {"accumulate": 4}),
+        ({"weighting": "min-snr"}, {"accumulate": 5, "clip": 0.05}),  # parts of 4, 4, 4 and 4
+        ({}, {"accumulate": 3, "loss": "l1"}),  # parts of 6, 6 and 4
     ],
 )
 def test_training_equals_the_formulas_written_out(options: dict[str, str], chosen: dict[str, Any]) -> None:

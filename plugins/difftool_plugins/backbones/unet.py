@@ -57,6 +57,9 @@ class UNet(Backbone, name="unet"):
     )
     groups: int = option(default=8, ge=1, le=1024, help="groups of a normalisation; must divide every level's channels")
     dropout: float = option(default=0.0, ge=0, lt=1, help="share of features dropped in each block while training")
+    checkpointing: bool = option(
+        default=False, help="keep less for the backward pass and compute it again: less memory, more time"
+    )
     standardize: bool = option(default=False, help="standardise the weights of the blocks' convolutions")
     downsample: Literal["stride", "unshuffle"] = option(
         default="stride", help="halve with a strided convolution, or by moving 2x2 pixels into channels"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from difftool_plugins.backbones.networks.attention import Attention, FullAttention, LinearAttention
 from difftool_plugins.backbones.networks.embeddings import Embedding
@@ -40,7 +41,7 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, embedding: int, options: UNet) -> None:
         super().__init__()
         conv = StandardizedConv2d if options.standardize else nn.Conv2d
-        self.scales = options.time == "scale-shift"
+        self.scales, self.checkpointing = options.time == "scale-shift", options.checkpointing
         self.time = nn.Linear(embedding, (2 if self.scales else 1) * outputs)
         self.conv1 = conv(inputs, outputs, 3, padding=1)
         self.norm1 = nn.GroupNorm(options.groups, outputs)
@@ -50,6 +51,12 @@ class Block(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            answer: Tensor = checkpoint(self.compute, x, embedding, use_reentrant=False)
+            return answer
+        return self.compute(x, embedding)
+
+    def compute(self, x: Tensor, embedding: Tensor) -> Tensor:
         time = self.time(embedding)[:, :, None, None]
         h = self.norm1(self.conv1(x))
         if self.scales:
