@@ -7,6 +7,7 @@ there, and masks the step there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,23 @@ from torch import Tensor, nn
 from difftool.weights import joined, laid_out
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+
+
+class Moments(NamedTuple):
+    """What Adam keeps of a vector of weights: mean and mean square of its gradients (N,), and how many there were."""
+
+    mean: Tensor
+    square: Tensor
+    steps: Tensor
+
+
+def adam(weights: Tensor, gradient: Tensor, moments: Moments, lr: Tensor) -> tuple[Tensor, Moments]:
+    """One step written out (algorithm 1), for a compiler to fuse: the weights moved, and the moments after it."""
+    steps = moments.steps + 1
+    mean = torch.lerp(moments.mean, gradient, 1 - BETA1)
+    square = torch.lerp(moments.square, gradient * gradient, 1 - BETA2)
+    unbiased = (square / (1 - BETA2**steps)).sqrt()
+    return weights - lr / (1 - BETA1**steps) * mean / (unbiased + EPS), Moments(mean, square, steps)
 
 
 class Adam:
@@ -31,6 +49,12 @@ class Adam:
             self._gradient = torch.zeros_like(self._weights[0])
             for parameter, view in zip(self.parameters, laid_out(self._gradient, self.parameters), strict=True):
                 parameter.grad = view
+
+    def vectors(self) -> tuple[Tensor, Moments] | None:
+        """The weights and their moments as they are kept, where they are one vector."""
+        if self._gradient is None:
+            return None
+        return self._weights[0], Moments(self._means[0], self._squares[0], self._counts[0])
 
     def clear(self) -> None:
         """Forget the gradients."""

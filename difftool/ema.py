@@ -19,7 +19,8 @@ class EMA:
     def __init__(self, network: nn.Module, cap: float) -> None:
         self.cap, self.updates = cap, 0
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self._averaged = joined([*self.network.parameters()])
+        self.averaged = joined([*self.network.parameters()])
+        """The averaged weights, as one vector or as they are."""
         self._live = joined([*network.parameters()])
         self._copied = list(zip(self.network.buffers(), network.buffers(), strict=True))
 
@@ -31,7 +32,7 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the live weights."""
-        torch._foreach_lerp_(self._averaged, self._live, 1.0 - self.decay)
+        torch._foreach_lerp_(self.averaged, self._live, 1.0 - self.decay)
         for copied, live in self._copied:
             copied.copy_(live)
         self.updates += 1

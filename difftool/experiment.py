@@ -10,18 +10,18 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from difftool import device as devices
 from difftool import state, training
 from difftool.adam import Adam
+from difftool.compiled import compiled_step
 from difftool.components import Dataset, Logger
 from difftool.contracts import ObjectiveSpec, Row, RunContext
 from difftool.data import Batches, DatasetContext, Samples, identity, split
@@ -37,7 +37,7 @@ from difftool.recipe import Recipe
 from difftool.runs import RunFolder, now
 from difftool.settings import is_due
 from difftool.state import Circumstances
-from difftool.training import Record, TrainState
+from difftool.training import Record, TrainState, TrainStep
 
 PREVIEWS = 4
 """How many previews a run draws when the user does not say."""
@@ -70,8 +70,8 @@ class Experiment:
     device: torch.device
     identity: str
     """Of the data (`difftool.data.identity`)."""
-    forward: Callable[..., Tensor] | None = None
-    """Stands in for the network where it was compiled."""
+    step: TrainStep | None = None
+    """Stands in for torch's own pace where the step was compiled."""
     folder: RunFolder = field(init=False)
     """Set by `held`, once it is certain that the run begins."""
     loggers: Loggers = field(init=False)
@@ -160,7 +160,7 @@ class Experiment:
             scaling=self.data.scaling,
             classes=self.data.classes,
             device=self.device,
-            forward=self.forward,
+            step=self.step,
         )
         for record in loop:
             step, last = record.step, record.step == self.steps
@@ -285,9 +285,8 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         raise UsageError(str(error)) from None
     weights = "ema" if ema else "raw"
     model = Model(recipe, data, schedule, ema.network if ema else network, weights, device=device)
-    forward = torch.compile(network) if settings.compile else None
-    same = identity(samples)
-    return Experiment(recipe, data, train, held_out, objective, train_state, model, device, same, forward)
+    step = compiled_step(train_state, objective, settings, device) if settings.compile else None
+    return Experiment(recipe, data, train, held_out, objective, train_state, model, device, identity(samples), step)
 
 
 def load_samples(dataset: Dataset, seed: int) -> Samples:

@@ -48,6 +48,23 @@ class TrainState:
     """(whether the gradient was finite, the loss) of the last steps, which nobody has looked at yet."""
 
 
+class Outcome(NamedTuple):
+    """What a step came to, on the device."""
+
+    loss: Tensor
+    """What was minimised, a scalar."""
+    answer: Tensor
+    """What the network said (B, *shape)."""
+    grad_norm: Tensor
+    """Of all gradients together, before they are clipped."""
+    sound: Tensor
+    """Whether that is finite; else the step changed nothing."""
+
+
+TrainStep = Callable[[Inputs, float, bool], Outcome]
+"""(inputs, learning rate, whether to guess x_0 first): moves the weights and their average."""
+
+
 class Record(NamedTuple):
     """One completed step. Tensors stay on the device."""
 
@@ -98,15 +115,13 @@ def train(
     scaling: Scaling,
     classes: int | None,
     device: torch.device,
-    forward: Callable[..., Tensor] | None = None,
+    step: TrainStep | None = None,
 ) -> Iterator[Record]:
     """Train from `state.step` up to `steps`. A gradient that is not finite never touches the weights; see `settle`.
 
-    `forward` stands in for the network where it was compiled.
+    `step` stands in for `eager_step` where the whole step was compiled.
     """
-    network: Callable[..., Tensor] = state.network if forward is None else forward
-    optimizer, scaler = state.optimizer, state.scaler
-    context = autocast(device, settings.precision) or nullcontext
+    step = step or eager_step(state, objective, settings, device)
     state.network.train()
     if state.step >= steps:
         return
@@ -121,9 +136,31 @@ def train(
     )
     for inputs in stream:
         seed_globally(device, settings.seed, "step", state.step)  # dropout
+        lr = learning_rate(state.step, steps, settings)
         guess = objective.self_condition and key(settings.seed, "guess", state.step) % 2 == 0  # every other step
-        optimizer.clear()
+        outcome = step(inputs, lr, guess)
+        state.step += 1
+        state.unsettled.append((outcome.sound, outcome.loss))
+        yield Record(state.step, outcome.loss, inputs, outcome.answer, outcome.grad_norm, lr)
+        if state.step >= steps:
+            return
+
+
+def eager_step(
+    state: TrainState,
+    objective: Objective,
+    settings: Training,
+    device: torch.device,
+    forward: Callable[..., Tensor] | None = None,
+) -> TrainStep:
+    """A step as torch runs it, call by call. `forward` stands in for the network where it was compiled."""
+    network: Callable[..., Tensor] = state.network if forward is None else forward
+    optimizer, scaler = state.optimizer, state.scaler
+    context = autocast(device, settings.precision) or nullcontext
+
+    def step(inputs: Inputs, lr: float, guess: bool) -> Outcome:
         losses, answers = [], []
+        optimizer.clear()
         for part, share in parts(inputs, settings.accumulate):
             with context():
                 output = objective.ask(network, part, guess=guess)
@@ -133,19 +170,18 @@ def train(
             answers.append(objective.answer(output).detach())
         scaler.unscale_(optimizer)  # type: ignore[arg-type]
         norm = optimizer.norm()
+        sound = norm < math.inf
         if settings.clip:
             optimizer.clip(settings.clip, norm)
-        lr, sound = learning_rate(state.step, steps, settings), norm < math.inf
         optimizer.step(lr, sound)
         scaler.update()
         if state.ema is not None:  # what a masked step left alone may be averaged as well
             state.ema.update()
-        state.step += 1
-        loss, answer = (losses[0], answers[0]) if len(losses) == 1 else (torch.stack(losses).sum(), torch.cat(answers))
-        state.unsettled.append((sound, loss))
-        yield Record(state.step, loss, inputs, answer, norm, lr)
-        if state.step >= steps:
-            return
+        if len(losses) == 1:
+            return Outcome(losses[0], answers[0], norm, sound)
+        return Outcome(torch.stack(losses).sum(), torch.cat(answers), norm, sound)
+
+    return step
 
 
 def settle(state: TrainState, settings: Training) -> None:

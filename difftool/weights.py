@@ -33,8 +33,11 @@ def joined(weights: Sequence[Tensor]) -> list[Tensor]:
 
 def laid_out(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of a vector, one after the other, each of the shape and layout of its tensor."""
-    starts = accumulate((tensor.numel() for tensor in like), initial=0)
-    return [vector.as_strided(t.shape, t.stride(), start) for t, start in zip(like, starts, strict=False)]
+    pieces = torch.split(vector, [tensor.numel() for tensor in like])
+    return [
+        piece.view(t.shape) if t.is_contiguous() else piece.view(t.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        for piece, t in zip(pieces, like, strict=True)
+    ]
 
 
 def _flat(weight: Tensor) -> Tensor:

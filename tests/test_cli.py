@@ -564,7 +564,7 @@ def test_compiled_networks_train_and_sample_as_plain_ones(
 ) -> None:
     """The wrapper of torch.compile takes the network's place everywhere; its back end here is plain torch."""
     compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda network: compiler(network, backend="eager"))
+    monkeypatch.setattr(torch, "compile", lambda what, **how: compiler(what, **{**how, "backend": "eager"}))
     for name, flags in (("plain", ()), ("compiled", ("--compile",))):
         trained = run("train", *POINTS, "--steps", 3, *flags, "--out", name)
         assert trained.code == 0, trained.err

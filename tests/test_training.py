@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -28,7 +29,7 @@ from difftool.plugins import registry
 from difftool.recipe import compose
 from difftool.schedule import Schedule
 from difftool.settings import Training, is_due
-from difftool.training import MOST_SKIPS, TrainState, held_out_loss, learning_rate, settle, train
+from difftool.training import MOST_SKIPS, Record, TrainState, TrainStep, held_out_loss, learning_rate, settle, train
 from difftool.validation import make
 
 CPU = torch.device("cpu")
@@ -95,10 +96,19 @@ def settings(**values: Any) -> Training:
     return make(Training, {"batch_size": 16, "lr": 1e-2, "steps": 40, **values})
 
 
-def loop(state: TrainState, samples: Samples, chosen: Training, *, steps: int, classes: int | None = None, **o: Any):  # type: ignore[no-untyped-def]
+def loop(
+    state: TrainState,
+    samples: Samples,
+    chosen: Training,
+    *,
+    steps: int,
+    classes: int | None = None,
+    step: TrainStep | None = None,
+    **o: Any,
+) -> Iterator[Record]:
     batches = Batches(samples, chosen.batch_size, seed=chosen.seed)
-    scaling = Scaling.of(samples)
-    return train(state, batches, objective(**o), chosen, steps=steps, scaling=scaling, classes=classes, device=CPU)
+    given: dict[str, Any] = {"scaling": Scaling.of(samples), "classes": classes, "device": CPU}
+    return train(state, batches, objective(**o), chosen, steps=steps, step=step, **given)
 
 
 def state_dict(network: nn.Module) -> dict[str, Tensor]:

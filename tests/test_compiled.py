@@ -1,0 +1,96 @@
+"""The compiled step against torch's own pace. The back end is plain torch: what is compiled is the same function."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import pytest
+import torch
+from test_training import CPU, Net, cloud, loop, new_state, objective, settings, state_dict
+from torch import Tensor, nn
+
+from difftool.compiled import compiled_step
+from difftool.training import TrainState, settle
+
+
+class Plain(Net):
+    """Without a buffer and a memory, neither of which a compiler can keep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.calls
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        h = self.first(torch.cat([x, t[:, None] / 1000], dim=1))
+        answer: Tensor = self.last(torch.tanh(h if cond is None else h + cond[:, None]))
+        return answer
+
+
+class Detour(Plain):
+    """Has to wait for a number."""
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return super().forward(x, t, cond) * (2.0 if float(x.sum()) > 0 else 1.0)
+
+
+@pytest.fixture(autouse=True)
+def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = torch.compile
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", lambda what, **how: compiler(what, **{**how, "backend": "eager"}))
+
+
+def trained(network: nn.Module, *, compiled: bool, steps: int = 25, classes: int | None = None, **chosen: Any) -> Any:
+    state, given = new_state(network, ema=chosen.pop("ema", 0.9)), settings(**chosen)
+    about = {"weighting": "min-snr"} if classes else {}
+    step = compiled_step(state, objective(**about), given, CPU) if compiled else None
+    records = list(
+        loop(state, cloud(labels=classes is not None), given, steps=steps, classes=classes, step=step, **about)
+    )
+    settle(state, given)
+    return state, records
+
+
+@pytest.mark.parametrize(
+    "chosen", [{}, {"clip": 0.05}, {"classes": 3}, {"ema": 0.0}, {"warmup": 5, "lr_schedule": "cosine"}]
+)
+def test_the_whole_step_is_the_step(chosen: dict[str, Any]) -> None:
+    state, records = trained(Plain(), compiled=True, **chosen)
+    expected, others = trained(Plain(), compiled=False, **chosen)
+    for a, b in zip(state.network.parameters(), expected.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for i, slots in expected.optimizer.state().items():
+        for slot, tensor in slots.items():
+            torch.testing.assert_close(state.optimizer.state()[i][slot], tensor, rtol=1e-3, atol=1e-6)
+    if expected.ema is not None:
+        assert state.ema.updates == expected.ema.updates == 25
+        for name, tensor in state_dict(expected.ema.network).items():
+            torch.testing.assert_close(state_dict(state.ema.network)[name], tensor, rtol=1e-4, atol=1e-5)
+    for record, other in zip(records, others, strict=True):
+        torch.testing.assert_close(record.loss, other.loss, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(record.grad_norm, other.grad_norm, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(record.answer, other.answer, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_step_that_is_not_sound_changes_nothing() -> None:
+    state = new_state(Plain())
+    given, about = settings(), objective()
+    step = compiled_step(state, about, given, CPU)
+    inputs = next(iter(loop(state, cloud(), given, steps=40, step=step))).inputs
+    before = state_dict(state.network)
+    outcome = step(inputs._replace(target=inputs.target * math.nan), 0.01, False)
+    assert not bool(outcome.sound)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state_dict(state.network).items())
+    assert {float(slots["step"]) for slots in state.optimizer.state().values()} == {1.0}
+
+
+@pytest.mark.parametrize("network", [Detour, Net])
+def test_what_cannot_be_compiled_as_a_whole_is_trained_all_the_same(network: type[nn.Module]) -> None:
+    state: TrainState
+    with pytest.warns(UserWarning, match="as a whole") if network is Detour else contextlib.nullcontext():
+        state, _ = trained(network(), compiled=True, steps=10)
+    expected, _ = trained(network(), compiled=False, steps=10)
+    for a, b in zip(state.network.parameters(), expected.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
