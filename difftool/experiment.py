@@ -20,14 +20,13 @@ import torch
 
 from difftool import device as devices
 from difftool import state, training
-from difftool.adam import Adam
 from difftool.compiled import compiled_step
 from difftool.components import Dataset, Logger
 from difftool.contracts import ObjectiveSpec, Row, RunContext
 from difftool.data import Batches, DatasetContext, Samples, identity, split
-from difftool.ema import EMA
 from difftool.errors import DifftoolError, InvalidOption, UsageError
 from difftool.facts import DataFacts
+from difftool.fitting import Found, fitting_batch
 from difftool.keys import seed_globally
 from difftool.loggers import Loggers, opened
 from difftool.metrics import Meter, scalars
@@ -35,7 +34,8 @@ from difftool.model import Model, build_network, build_schedule
 from difftool.objective import Objective
 from difftool.recipe import Recipe
 from difftool.runs import RunFolder, now
-from difftool.settings import is_due
+from difftool.schedule import Schedule
+from difftool.settings import AUTO, is_due
 from difftool.state import Circumstances
 from difftool.training import Record, TrainState, TrainStep
 
@@ -72,6 +72,8 @@ class Experiment:
     """Of the data (`difftool.data.identity`)."""
     step: TrainStep | None = None
     """Stands in for torch's own pace where the step was compiled."""
+    found: Found | None = None
+    """The batch size, where it was searched for."""
     folder: RunFolder = field(init=False)
     """Set by `held`, once it is certain that the run begins."""
     loggers: Loggers = field(init=False)
@@ -261,17 +263,35 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     network = build_network(recipe, data).to(device)
     if data.is_image:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ema = EMA(network, settings.ema) if settings.ema else None
-    train_state = TrainState(
-        network,
-        Adam(network.parameters()),
-        ema,
-        torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16" and device.type == "cuda"),
+    objective = build_objective(recipe, schedule, data, device)
+    found = None
+    if settings.batch_size == AUTO:
+        found = fitting_batch(network, train, objective, settings, data.classes)
+        recipe = recipe.with_training(batch_size=found.batch_size)
+        settings = recipe.training
+    train_state = TrainState.new(network, settings, device)
+    weights, averaged = ("ema", train_state.ema.network) if train_state.ema else ("raw", network)
+    return Experiment(
+        recipe=recipe,
+        data=data,
+        train=train,
+        held_out=held_out,
+        objective=objective,
+        state=train_state,
+        model=Model(recipe, data, schedule, averaged, weights, device=device),
+        device=device,
+        identity=identity(samples),
+        step=compiled_step(train_state, objective, settings, device) if settings.compile else None,
+        found=found,
     )
-    spec = ObjectiveSpec(schedule=schedule, sigma_data=data.std)
+
+
+def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device: torch.device) -> Objective:
+    """What a recipe minimises. Raises `UsageError`."""
+    settings = recipe.training
     try:
-        objective = Objective(
-            spec,
+        return Objective(
+            ObjectiveSpec(schedule=schedule, sigma_data=data.std),
             recipe.prediction,
             recipe.weighting,
             recipe.time,
@@ -283,10 +303,6 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
-    weights = "ema" if ema else "raw"
-    model = Model(recipe, data, schedule, ema.network if ema else network, weights, device=device)
-    step = compiled_step(train_state, objective, settings, device) if settings.compile else None
-    return Experiment(recipe, data, train, held_out, objective, train_state, model, device, identity(samples), step)
 
 
 def load_samples(dataset: Dataset, seed: int) -> Samples:

@@ -117,7 +117,7 @@ def _parameter(group: Group, f: Field) -> inspect.Parameter:
     if get_origin(f.inner) is tuple:
         annotation, extra["parser"] = str, _tuple_parser(f)
     elif f.inner in (int, float):
-        annotation, extra["parser"] = str, _number_parser(f.inner)
+        annotation, extra["parser"] = str, _number_parser(f)
     elif get_origin(f.inner) is Literal:
         del extra["metavar"]
     fallback = "required" if f.required and not default else f"default: {default}" if default else ""
@@ -189,15 +189,19 @@ def _metavar(f: Field) -> str:
     word = "|".join(get_args(f.scalar)) if get_origin(f.scalar) is Literal else WORDS.get(f.scalar, "TEXT")
     if get_origin(f.inner) is tuple:
         word = f"{word},..."
+    if f.details.zero:
+        word = f"{word}|{f.details.zero}"
     return f"{word} {f.details.range}" if f.details.range else word
 
 
-def _number_parser(convert: Any) -> Callable[[str], Any]:
+def _number_parser(f: Field) -> Callable[[str], Any]:
+    convert, zero = f.inner, f.details.zero
+
     def parse(text: str) -> Any:
         try:
-            return convert(text)
+            return text if zero and text == zero else convert(text)
         except ValueError:
-            raise typer.BadParameter(f"must be {NOUNS[convert]}, not {text!r}") from None
+            raise typer.BadParameter(f"must be {NOUNS[convert]}{zero and f' or {zero}'}, not {text!r}") from None
 
     return parse
 

@@ -47,6 +47,17 @@ class TrainState:
     unsettled: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """(whether the gradient was finite, the loss) of the last steps, which nobody has looked at yet."""
 
+    @classmethod
+    def new(cls, network: nn.Module, settings: Training, device: torch.device) -> TrainState:
+        """Before the first step."""
+        scaled = settings.precision == "fp16" and device.type == "cuda"
+        return cls(
+            network,
+            Adam(network.parameters()),
+            EMA(network, settings.ema) if settings.ema else None,
+            torch.amp.GradScaler(device.type, enabled=scaled),
+        )
+
 
 class Outcome(NamedTuple):
     """What a step came to, on the device."""

@@ -90,7 +90,11 @@ def make(record: type[T], values: Mapping[str, object]) -> T:
         if name not in known:
             raise InvalidOption(name, f"there is no such option{suggestion(name, known)}")
     by_name = {f.name: f for f in fields(record)}
-    pairs = (f"{json.dumps(name)}: {_dumped(name, _as_written(by_name[name], v))}" for name, v in values.items())
+    zeros = [
+        name for name, value in values.items() if by_name[name].details.zero and value == by_name[name].details.zero
+    ]
+    checked = {name: _as_written(by_name[name], value) for name, value in values.items() if name not in zeros}
+    pairs = (f"{json.dumps(name)}: {_dumped(name, value)}" for name, value in checked.items())
     text = "{" + ", ".join(pairs) + "}"
     from pydantic import ValidationError
 
@@ -103,7 +107,7 @@ def make(record: type[T], values: Mapping[str, object]) -> T:
         raise InvalidOption(name, _reason(first)) from None
     clean = {name: _at_home(name, value) for name, value in clean.items()}
     try:
-        return record(**clean)
+        return record(**clean, **dict.fromkeys(zeros, 0))
     except ValueError as error:  # the record's own __post_init__
         name, _, reason = str(error).partition(": ")
         raise (InvalidOption(name, reason) if name in known else InvalidOption("", str(error))) from None

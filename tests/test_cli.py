@@ -570,4 +570,6 @@ def test_compiled_networks_train_and_sample_as_plain_ones(
         assert trained.code == 0, trained.err
         drawn = run("sample", name, *flags, "-n", 5, "--steps", 2, "--out", f"{name}.npy")
         assert drawn.code == 0, drawn.err
-    np.testing.assert_allclose(np.load(tmp_path / "plain.npy"), np.load(tmp_path / "compiled.npy"), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "plain.npy"), np.load(tmp_path / "compiled.npy"), rtol=1e-5, atol=1e-5
+    )

@@ -394,6 +394,8 @@ def _introduce(experiment: Experiment, device: str) -> None:
         f"{recipe.backbone.name} ({experiment.parameters:,} parameters) / "
         f"{recipe.prediction.name}; {device}, {settings.precision}, seed {settings.seed}"
     )
+    if experiment.found is not None:
+        note(str(experiment.found))
     if left := experiment.model.schedule.signal_left:
         note(
             f"the last level is not noise: {100 * left**0.5:.0f} % of the signal is left (alpha-bar {left:.3f}); "
