@@ -90,9 +90,8 @@ def make(record: type[T], values: Mapping[str, object]) -> T:
         if name not in known:
             raise InvalidOption(name, f"there is no such option{suggestion(name, known)}")
     by_name = {f.name: f for f in fields(record)}
-    zeros = [
-        name for name, value in values.items() if by_name[name].details.zero and value == by_name[name].details.zero
-    ]
+    words = {f.name: f.details.zero for f in fields(record) if f.details.zero}
+    zeros = [name for name, value in values.items() if name in words and value == words[name]]
     checked = {name: _as_written(by_name[name], value) for name, value in values.items() if name not in zeros}
     pairs = (f"{json.dumps(name)}: {_dumped(name, value)}" for name, value in checked.items())
     text = "{" + ", ".join(pairs) + "}"
