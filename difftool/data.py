@@ -61,7 +61,7 @@ class Samples:
     item_ids: Sequence[str] | None = None
     """Stable names of the items (relative paths): what is held out depends on them, never on a run's seed."""
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
-    """Random change of a batch (B, *shape) of raw items, run in the main process, such as a flip."""
+    """Random change of a batch (B, *shape) of raw items, each by itself, run in the main process, such as a flip."""
     mixture: Mixture | None = None
     """The distribution the items were drawn from, where it is known in closed form."""
     fingerprint: str = ""
@@ -231,14 +231,23 @@ class Batch:
 class Batches:
     """Endless batches, each a function of (seed, step): every epoch visits each item once, in its own order.
 
-    Data that fit live on the device and are gathered there by index; others are read by worker processes.
+    Data that fit live on the device and are gathered there by index; others are read by worker processes. Where several
+    processes train, each has its part of every batch.
     """
 
     def __init__(
-        self, samples: Samples, batch_size: int, *, seed: int, device: torch.device | str = "cpu", workers: int = 0
+        self,
+        samples: Samples,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+        part: slice | None = None,
     ) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.device, self.workers = torch.device(device), workers
+        self.part = part or slice(0, batch_size)
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(samples), seed, "order", epoch))
         if isinstance(samples.items, Tensor):
             self._items = samples.items.to(self.device)
@@ -256,8 +265,12 @@ class Batches:
             first += end - at
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def own_indices(self, step: int) -> Tensor:
+        """Which of them are read here."""
+        return self.indices(step)[self.part]
+
     def start(self, step: int) -> Iterator[Batch]:
-        """Batches from this step on, for ever."""
+        """Batches, or this process's part of them, from this step on, for ever."""
         batches = self._from_memory(step) if isinstance(self.samples.items, Tensor) else self._from_source(step)
         augment = self.samples.augment
         for number, batch in enumerate(batches, start=step):
@@ -265,11 +278,20 @@ class Batches:
                 yield batch
             else:
                 random = generator(self.seed, "augment", number, device=self.device)
-                yield Batch(augment(batch.items, random), batch.labels)
+                yield Batch(self._augmented(batch.items, random), batch.labels)
+
+    def _augmented(self, items: Tensor, random: torch.Generator) -> Tensor:
+        """Items changed at random: as part of the batch that they belong to, so that each gets its own chance."""
+        assert self.samples.augment is not None
+        if len(items) == self.batch_size:
+            return self.samples.augment(items, random)
+        whole = items.new_zeros(self.batch_size, *items.shape[1:])
+        whole[self.part] = items
+        return self.samples.augment(whole, random)[self.part]
 
     def _from_memory(self, step: int) -> Iterator[Batch]:
         while True:
-            indices = self.indices(step).to(self.device)
+            indices = self.own_indices(step).to(self.device)
             labels = None if self._labels is None else self._labels.index_select(0, indices)
             yield Batch(self._items.index_select(0, indices), labels)
             step += 1
@@ -306,7 +328,7 @@ class _Order:
     def __iter__(self) -> Iterator[list[int]]:
         step = self.step
         while True:
-            yield self.batches.indices(step).tolist()
+            yield self.batches.own_indices(step).tolist()
             step += 1
 
 

@@ -31,6 +31,7 @@ from difftool.keys import seed_globally
 from difftool.loggers import Loggers, opened
 from difftool.metrics import Meter, scalars
 from difftool.model import Model, build_network, build_schedule
+from difftool.processes import ALONE, Team, world
 from difftool.recipe import Recipe
 from difftool.runs import RunFolder, now
 from difftool.settings import is_due
@@ -75,6 +76,8 @@ class Experiment:
     """Set by `held`, once it is certain that the run begins."""
     loggers: Loggers = field(init=False)
     """Set by `held` too."""
+    team: Team = ALONE
+    """The processes that train together; set by `held`. Of many the first alone writes."""
     elapsed: float = 0.0
     """Seconds of training, over all resumes."""
     saved_at: int = -1
@@ -107,15 +110,32 @@ class Experiment:
 
     @contextlib.contextmanager
     def held(
-        self, folder: RunFolder, *, resume: bool = False, new_data: bool = False, loggers: Sequence[Logger] = ()
+        self,
+        folder: RunFolder,
+        *,
+        resume: bool = False,
+        new_data: bool = False,
+        loggers: Sequence[Logger] = (),
+        team: Team = ALONE,
     ) -> Iterator[None]:
         """Hold a run folder as this experiment's, its configuration written; resumed, its newest state is taken up.
 
-        The loggers are open as long.
+        The loggers are open as long. Of many processes the first one does all that, and the others take up the same.
 
         Raises `DifftoolError` where that cannot be, also where the disk has no room for a state.
         """
-        self.folder = folder
+        self.folder, self.team = folder, team
+        with self._opened(resume, new_data, loggers) if team.first else contextlib.nullcontext(Loggers({})) as logs:
+            self.loggers = logs
+            step = team.by_first(lambda: self.state.step)
+            if not team.first and step:
+                state.restore_from(folder, step, self.state, self.recipe)
+            yield
+
+    @contextlib.contextmanager
+    def _opened(self, resume: bool, new_data: bool, loggers: Sequence[Logger]) -> Iterator[Loggers]:
+        """The run folder locked, with its configuration, and the loggers."""
+        folder = self.folder
         with folder.lock():
             folder.check_room(self.state_bytes)
             if resume:
@@ -131,8 +151,8 @@ class Experiment:
                 started=started,
                 step=self.state.step,
             )
-            with opened(loggers, context) as self.loggers:
-                yield
+            with opened(loggers, context) as logs:
+                yield logs
 
     def run(self) -> Iterator[Update]:
         """Train to the end. States are saved on the way; previews are the watcher's to draw.
@@ -143,7 +163,12 @@ class Experiment:
         preview_every = settings.preview_every or str(max(1, math.ceil(self.steps / PREVIEWS)))
         due = partial(is_due, items=len(self.train), batch_size=settings.batch_size)
         batches = Batches(
-            self.train, settings.batch_size, seed=settings.seed, device=self.device, workers=settings.workers
+            self.train,
+            settings.batch_size,
+            seed=settings.seed,
+            device=self.device,
+            workers=settings.workers,
+            part=self.team.part(settings.batch_size),
         )
         self.meter.start(self.elapsed)
         start = time.perf_counter() - self.elapsed
@@ -156,7 +181,8 @@ class Experiment:
             scaling=self.data.scaling,
             classes=self.data.classes,
             device=self.device,
-            forward=self.forward,
+            forward=self._forward(),
+            team=self.team,
         )
         for record in loop:
             step, last = record.step, record.step == self.steps
@@ -165,16 +191,27 @@ class Experiment:
             measure = self.held_out is not None and (due(step, "1ep") or last)
             row = None
             if step % self.log_every == 0 or last or measure:
-                row = self.meter.row(record, self.elapsed, settings.batch_size, len(self.objective))
+                row = self.meter.row(record, self.elapsed, settings.batch_size, len(self.objective), self.team)
                 if measure:
                     row["held_out_loss"] = self.held_out_loss()
-                self.folder.append_metrics(row)
-                self.loggers(Row(step=step, metrics=scalars(row)))
+                self._log(row)
             paused = time.perf_counter()
             yield Update(step, self.steps, record, row, preview=due(step, preview_every) and not last)
             if due(step, settings.checkpoint_every) and not last:
                 self.save()
             start += time.perf_counter() - paused  # neither drawing nor saving is training time
+
+    def _forward(self) -> Callable[..., Tensor] | None:
+        """What stands in for the network: what torch.compile made of it, what shares gradients, or both."""
+        if self.team.size == 1:
+            return self.forward
+        network = self.forward if isinstance(self.forward, torch.nn.Module) else self.state.network
+        return self.team.wrap(network)
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        if self.team.first:
+            self.folder.append_metrics(row)
+            self.loggers(Row(step=row["step"], metrics=scalars(row)))
 
     def held_out_loss(self) -> float | None:
         """The loss of the weights being trained on the items kept apart."""
@@ -187,6 +224,7 @@ class Experiment:
             batch_size=self.recipe.training.batch_size,
             scaling=self.data.scaling,
             classes=self.data.classes,
+            team=self.team,
         )
         self.state.network.train()
         return loss
@@ -212,7 +250,7 @@ class Experiment:
                 f"dataset {self.recipe.dataset.name}: its data have changed since the run was trained "
                 f"({before.data}; now {self.identity}); put them back, or go on with these by --new-data"
             )
-        then, here = before.machine, devices.machine(self.device)
+        then, here = {"processes": 1, **before.machine}, devices.machine(self.device)
         if rows := [f"{key} {then.get(key)}, now {value}" for key, value in here.items() if value != then.get(key)]:
             warnings.warn(
                 f"the run was trained with {'; '.join(rows)}: its last digits may differ from those of a run without "
@@ -221,17 +259,17 @@ class Experiment:
             )
 
     def save(self) -> None:
-        """Write state and model; older states go only once the new ones are on disk.
+        """Write state and model; older states go only once the new ones are on disk."""
+        if self.saved_at != self.state.step:
+            self.team.by_first(self._write)
+            self.saved_at = self.state.step
 
-        The state comes first: where there is a model, there is something to go on from.
-        """
-        if self.saved_at == self.state.step:
-            return
+    def _write(self) -> None:
+        """The state comes first: where there is a model, there is something to go on from."""
         circumstances = Circumstances(elapsed=self.elapsed, data=self.identity, machine=devices.machine(self.device))
         state.save(self.folder.state(self.state.step), self.state, self.recipe, circumstances)
         self.model.step = self.state.step
         self.model.save(self.folder.model)
-        self.saved_at = self.state.step
         for old in self.folder.saved_states()[self.recipe.training.keep :]:
             old.unlink(missing_ok=True)
 
@@ -244,6 +282,9 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         with torch.device("meta"):
             build_network(recipe, DataFacts(shape=shape, shift=(0.0,), scale=(1.0,)))
     settings = recipe.training
+    if settings.batch_size < (many := world().size):
+        reason = f"{many} processes share each batch, so it has at least as many items, not {settings.batch_size}"
+        raise InvalidOption("batch_size", reason, where="--batch-size")
     samples = load_samples(recipe.dataset, settings.seed)
     try:
         train, held_out = split(samples, settings.held_out)

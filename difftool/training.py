@@ -23,6 +23,7 @@ from difftool.ema import EMA
 from difftool.errors import DifftoolError, Diverged
 from difftool.keys import generator, key, sample_noise, seed_globally
 from difftool.prediction import native_weight, tables
+from difftool.processes import ALONE, Team
 from difftool.variance import VarianceBound, split_answer
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Record:
     step: int
     """Completed steps, this one included."""
     loss: Tensor = field(repr=False)
-    """Weighted loss of the batch, a scalar."""
+    """Weighted loss of the batch, a scalar; of several processes, that whose mean over them is."""
     item_losses: Tensor = field(repr=False)
     """Unweighted loss of each item (B,)."""
     t: Tensor = field(repr=False)
@@ -288,10 +289,12 @@ def train(
     classes: int | None,
     device: torch.device,
     forward: Callable[..., Tensor] | None = None,
+    team: Team = ALONE,
 ) -> Iterator[Record]:
     """Train from `state.step` up to `steps`. Raises `Diverged` before a non-finite gradient touches the weights.
 
-    `forward` stands in for the network where it was compiled.
+    `forward` stands in for the network where it was compiled, or wrapped by the `team` whose part of the batches this
+    is; records tell of that part.
     """
     network: Callable[..., Tensor] = state.network if forward is None else forward
     parameters = list(state.network.parameters())
@@ -299,11 +302,12 @@ def train(
     noise = StepNoise(
         settings.seed, batches.batch_size, batches.samples.shape, objective, stratified=settings.stratified
     )
+    balance = team.balance(batches.batch_size)
     layout = torch.channels_last if len(batches.samples.shape) == 3 else torch.contiguous_format
     state.network.train()
     for batch in batches.start(state.step) if state.step < steps else ():
-        seed_globally(device, settings.seed, "step", state.step)  # dropout
-        eps, t, u = noise(state.step)
+        seed_globally(device, settings.seed, "step", state.step, *team.own)  # dropout
+        eps, t, u = (drawn[batches.part] for drawn in noise(state.step))
         x_0 = scaling.to_model(batch.items).contiguous(memory_format=layout)  # what an augmentation gave may be a view
         cond = None
         if classes is not None and batch.labels is not None:
@@ -314,6 +318,8 @@ def train(
         loss = objective.weigh(losses, t)
         if objective.bound is not None:
             loss = loss + objective.variance_loss(x_0, x_t, output, t)
+        if balance != 1.0:
+            loss = loss * balance
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         state.scaler.unscale_(state.optimizer)
@@ -321,6 +327,8 @@ def train(
         norm = torch.nn.utils.get_total_norm(grads)
         # the one wait of a step: nothing may touch the weights before it is known; fp16 skips overflows by itself
         overflow = not math.isfinite(norm.item())
+        if overflow:
+            loss = loss.new_tensor(team.mean(loss.item()))
         if overflow and not (state.scaler.is_enabled() and _scaled_too_far(loss, grads)):
             raise Diverged(_divergence(state.step, float(loss.detach()), settings))
         state.skipped += overflow
@@ -372,11 +380,12 @@ def held_out_loss(
     scaling: Scaling,
     classes: int | None,
     repeats: int = 4,
+    team: Team = ALONE,
 ) -> float:
     """Mean unweighted loss over all held-out items, each at `repeats` stratified levels: the same ones every time."""
     network.eval()
     total, n, levels, device = 0.0, len(samples), len(objective), objective.device
-    for start in range(0, n, batch_size):
+    for start in range(0, n, batch_size)[team.world.rank :: team.size]:
         indices = list(range(start, min(n, start + batch_size)))
         items, labels = samples.take(indices)
         x_0 = scaling.to_model(items.to(device))
@@ -386,4 +395,4 @@ def held_out_loss(
             u = (torch.tensor(indices, device=device) + 0.5) / n + repeat / repeats
             t = ((u % 1.0) * levels).long().clamp(max=levels - 1)
             total += float(objective.losses(network, x_0, eps, t, cond)[0].sum())
-    return total / (n * repeats)
+    return team.sum(total) / (n * repeats)
