@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -60,6 +59,14 @@ def world() -> World:
         return World()
     local = int(local_rank) if local_rank.isdecimal() else int(rank)
     return World(int(rank), int(size), local, int(local_size) if local_size.isdecimal() else int(size))
+
+
+def hush() -> None:
+    """Before torch is imported by one of many processes: what its C++ parts warn of, each for itself, is not shown.
+
+    Above all that a network uses all its weights, which the wrapper of `Joined` must not count on.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def forget() -> None:
@@ -139,8 +146,7 @@ class Joined(Team):
     def wrap(self, network: nn.Module) -> nn.Module:
         from torch.nn.parallel import DistributedDataParallel
 
-        # a network may leave some weights unused, and not always the same; where it uses all, torch would say so
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+        # a network may leave some weights unused, and not always the same
         return DistributedDataParallel(
             network, process_group=self._gradients, broadcast_buffers=False, find_unused_parameters=True
         )

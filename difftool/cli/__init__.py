@@ -22,7 +22,7 @@ from difftool.errors import (
     printable,
     reader_died,
 )
-from difftool.processes import forget, settled, world
+from difftool.processes import forget, hush, settled, world
 
 BUG = "this is a bug in difftool or a plugin: run again with --debug and report what it prints"
 DEBUG, NO_PLUGINS = "--debug", "--no-plugins"
@@ -110,10 +110,13 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:  # nor could torch be loaded there
         raise DifftoolError(f"the current folder cannot be used ({error.strerror}); change to another") from None
     _refuse_empty(arguments)
-    if world().size > 1 and next((a for a in arguments if not a.startswith("-")), "") not in TOGETHER:
-        if not world().first:
+    if world().size > 1:
+        if next((a for a in arguments if not a.startswith("-")), "") in TOGETHER:
+            hush()
+        elif world().first:
+            forget()
+        else:
             return 0
-        forget()
     outcome = typer.main.get_command(app).main(arguments, prog_name="difftool", standalone_mode=False)
     return outcome if isinstance(outcome, int) else 0
 
