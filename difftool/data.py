@@ -248,6 +248,7 @@ class Batches:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.device, self.workers = torch.device(device), workers
         self.part = part or slice(0, batch_size)
+        self._whole = self.part == slice(0, batch_size)
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(samples), seed, "order", epoch))
         if isinstance(samples.items, Tensor):
             self._items = samples.items.to(self.device)
@@ -267,7 +268,8 @@ class Batches:
 
     def own_indices(self, step: int) -> Tensor:
         """Which of them are read here."""
-        return self.indices(step)[self.part]
+        indices = self.indices(step)
+        return indices if self._whole else indices[self.part]
 
     def start(self, step: int) -> Iterator[Batch]:
         """Batches, or this process's part of them, from this step on, for ever."""
@@ -283,7 +285,7 @@ class Batches:
     def _augmented(self, items: Tensor, random: torch.Generator) -> Tensor:
         """Items changed at random: as part of the batch that they belong to, so that each gets its own chance."""
         assert self.samples.augment is not None
-        if len(items) == self.batch_size:
+        if self._whole:
             return self.samples.augment(items, random)
         whole = items.new_zeros(self.batch_size, *items.shape[1:])
         whole[self.part] = items

@@ -225,21 +225,24 @@ _counter = count()
 
 @contextlib.contextmanager
 def telling_of_peers() -> Iterator[None]:
-    """What torch says when another process is gone becomes `PeerDied`."""
+    """What torch says when another process is gone becomes `PeerDied`, what else goes wrong between them one line."""
     try:
         yield
     except RuntimeError as error:
-        if not _of_a_peer(error):
+        if world().size == 1:
             raise
-        raise PeerDied("another process of this run died") from error
+        import torch.distributed as dist
+
+        text = " ".join(str(error).split())
+        if any(word in text for word in GONE):
+            raise PeerDied("another process of this run died") from error
+        if isinstance(error, dist.DistError):
+            raise DifftoolError(f"the processes cannot work together: {text}") from error
+        raise
 
 
-def _of_a_peer(error: RuntimeError) -> bool:
-    """Whether a connection to another process failed: gloo says so in words alone."""
-    import torch.distributed as dist
-
-    text = str(error)
-    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "Gloo", "NCCL", "by peer"))
+GONE = ("by peer", "imed out", "timeout", "Broken pipe", "remote process exited", "peer closed", "was aborted")
+"""Words of gloo and NCCL for another process that is gone; they have no class of error for it."""
 
 
 # --- how all end -----------------------------------------------------------------------------------------------------

@@ -307,7 +307,9 @@ def train(
     state.network.train()
     for batch in batches.start(state.step) if state.step < steps else ():
         seed_globally(device, settings.seed, "step", state.step, *team.own)  # dropout
-        eps, t, u = (drawn[batches.part] for drawn in noise(state.step))
+        eps, t, u = noise(state.step)
+        if team.size > 1:
+            eps, t, u = (drawn[batches.part] for drawn in (eps, t, u))
         x_0 = scaling.to_model(batch.items).contiguous(memory_format=layout)  # what an augmentation gave may be a view
         cond = None
         if classes is not None and batch.labels is not None:
