@@ -41,12 +41,15 @@ def train(
 ) -> Model:
     """Train as `difftool train` does, without its pictures, and return the model; `model.source` lies in its folder.
 
+    A script that torchrun starts trains with all its processes, and each gets the model.
+
     Components are names, or instances with options; `training` takes the settings of `difftool train`:
     `train(dataset="swiss-roll", backbone=component("backbone", "mlp", width=64), steps=2000, seed=1)`.
     """
     from difftool import device as devices
     from difftool.experiment import prepare
     from difftool.loggers import check_requirements
+    from difftool.processes import joined
     from difftool.runs import check_run_output, create
 
     given = {
@@ -66,11 +69,12 @@ def train(
     where = devices.choose(device)
     with devices.threads(recipe.training.threads):
         experiment = prepare(recipe, where)
-        folder = create(recipe, None if out is None else Path(out), overwrite=overwrite)
-        with experiment.held(folder, loggers=logs):
-            for _ in experiment.run():
-                pass
-            experiment.save()
+        with joined(where) as team:
+            folder = team.by_first(lambda: create(recipe, None if out is None else Path(out), overwrite=overwrite))
+            with experiment.held(folder, loggers=logs, team=team):
+                for _ in experiment.run():
+                    pass
+                experiment.save()
     model = experiment.model
     model.source = folder.model
     return model.to(where)

@@ -41,6 +41,9 @@ class Items(Protocol):
     def __getitem__(self, i: int) -> Tensor: ...
 
 
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Samples:
     """What a dataset loads to. Model units are (item - shift) / scale, per channel or coordinate. May grow fields.
@@ -61,8 +64,8 @@ class Samples:
     class_names: tuple[str, ...] = ()
     item_ids: Sequence[str] | None = None
     """Stable names of the items (relative paths): what is held out depends on them, never on a run's seed."""
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
-    """Random change of a batch (B, *shape) of raw items, run in the main process, such as a flip."""
+    augment: Augment | None = None
+    """Random change of a batch (B, *shape) of raw items, each by itself, run in the main process, such as a flip."""
     mixture: Mixture | None = None
     """The distribution the items were drawn from, where it is known in closed form."""
     fingerprint: str = ""
@@ -223,7 +226,7 @@ def _subset(samples: Samples, indices: list[int]) -> Samples:
 
 @dataclass(frozen=True)
 class Batch:
-    """The batches of one or more steps on the device: raw items (count B, *shape) and labels."""
+    """The batches of one or more steps, or this process's part of each, on the device: raw items and labels."""
 
     items: Tensor
     labels: Tensor | None
@@ -232,14 +235,25 @@ class Batch:
 class Batches:
     """Endless batches, each a function of (seed, step): every epoch visits each item once, in its own order.
 
-    Data that fit live on the device and are gathered there by index; others are read by worker processes.
+    Data that fit live on the device and are gathered there by index; others are read by worker processes. Where several
+    processes train, each has its part of every batch.
     """
 
     def __init__(
-        self, samples: Samples, batch_size: int, *, seed: int, device: torch.device | str = "cpu", workers: int = 0
+        self,
+        samples: Samples,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+        part: slice | None = None,
     ) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.device, self.workers = torch.device(device), workers
+        self.part = part or slice(0, batch_size)
+        self.size = self.part.stop - self.part.start
+        """Items of a batch that are read here."""
         self.waited = 0.0
         """Seconds that training has waited for worker processes."""
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(samples), seed, "order", epoch))
@@ -259,8 +273,12 @@ class Batches:
             first += end - at
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def own_indices(self, step: int, count: int = 1) -> Tensor:
+        """Which of them are read here."""
+        return self.indices(step, count).view(count, self.batch_size)[:, self.part].flatten()
+
     def start(self, step: int, *, block: int = 1) -> Iterator[Batch]:
-        """The items of this step and of all that follow.
+        """The items, or this process's part of them, of this step and of all that follow.
 
         Where they are in memory they come for several steps at once: up to the next multiple of `block`.
         """
@@ -270,18 +288,23 @@ class Batches:
             if augment is None:
                 yield batch
             else:
-                parts = enumerate(torch.split(batch.items, self.batch_size), start=step)
-                yield Batch(torch.cat([augment(part, self._random(number)) for number, part in parts]), batch.labels)
-            step += len(batch.items) // self.batch_size
+                steps = enumerate(torch.split(batch.items, self.size), start=step)
+                yield Batch(torch.cat([self._augmented(augment, items, at) for at, items in steps]), batch.labels)
+            step += len(batch.items) // self.size
 
-    def _random(self, step: int) -> torch.Generator:
-        """For the random changes of a step's items."""
-        return generator(self.seed, "augment", step, device=self.device)
+    def _augmented(self, augment: Augment, items: Tensor, step: int) -> Tensor:
+        """A step's items changed at random: as part of the batch that they belong to, so that each has its own luck."""
+        random = generator(self.seed, "augment", step, device=self.device)
+        if self.size == self.batch_size:
+            return augment(items, random)
+        whole = items.new_zeros(self.batch_size, *items.shape[1:])
+        whole[self.part] = items
+        return augment(whole, random)[self.part]
 
     def _from_memory(self, step: int, block: int) -> Iterator[Batch]:
         while True:
             count = block - step % block
-            indices = self.indices(step, count).to(self.device)
+            indices = self.own_indices(step, count).to(self.device)
             labels = None if self._labels is None else self._labels.index_select(0, indices)
             yield Batch(self._items.index_select(0, indices), labels)
             step += count
@@ -322,7 +345,7 @@ class _Order:
     def __iter__(self) -> Iterator[list[int]]:
         step = self.step
         while True:
-            yield self.batches.indices(step).tolist()
+            yield self.batches.own_indices(step).tolist()
             step += 1
 
 

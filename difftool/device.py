@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -10,6 +11,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from difftool.errors import InvalidOption, UsageError
+from difftool.processes import World, world
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -23,8 +25,13 @@ def available() -> list[str]:
 
 
 def choose(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps` as a device that is there. Raises `UsageError` naming those present."""
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps` as a device that is there. Raises `UsageError` naming those present.
+
+    Of many processes each has a GPU of its own.
+    """
     present = available()
+    if (here := world()).size > 1:
+        return _own(name, present, here)
     if name == "auto":
         return torch.device(present[0])
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
@@ -35,18 +42,35 @@ def choose(name: str) -> torch.device:
     return torch.device(wanted)
 
 
+def _own(name: str, present: list[str], here: World) -> torch.device:
+    """The device of one of many processes."""
+    gpus = [device for device in present if device.startswith("cuda")]
+    if name == "cpu" or (name == "auto" and not gpus):
+        return torch.device("cpu")
+    if name not in ("auto", "cuda"):
+        raise UsageError(f"--device: each of {here.size} processes has a device of its own; take auto, cuda or cpu")
+    if here.local_size > len(gpus):
+        raise UsageError(
+            f"--device: {here.local_size} processes need a GPU each, and this machine has {len(gpus)}; start fewer by "
+            "--nproc-per-node, or take --device cpu"
+        )
+    return torch.device(gpus[here.local_rank])
+
+
 def describe(device: torch.device) -> str:
-    """`cpu (2 threads)`, `cuda:0 (NVIDIA ...)`."""
+    """`cpu (2 threads)`, `cuda:0 (NVIDIA ...)`; of many processes the first one's: `cpu (1 thread), 2 processes`."""
+    many = f", {world().size} processes" if world().size > 1 else ""
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({_count(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else str(device)
+        return f"{device} ({torch.cuda.get_device_name(device)}){many}"
+    return f"cpu ({_count(torch.get_num_threads(), 'thread')}){many}" if device.type == "cpu" else str(device)
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """What the last digits of a result depend on: the kind of device, on CPUs the threads, the version of torch."""
+    """What the last digits of a result depend on: the kind of device, on CPUs the threads, how many processes, the
+    version of torch."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
-    return {"device": kind, **threads, "torch": str(torch.__version__)}
+    return {"device": kind, **threads, "processes": world().size, "torch": str(torch.__version__)}
 
 
 def check_precision(device: torch.device, precision: str) -> None:
@@ -69,14 +93,24 @@ def threads(wanted: int | None, suited: int | None = None) -> Iterator[None]:
     """Use `wanted` CPU threads, else those that suit the network, else torch's own choice (one a core, or
     OMP_NUM_THREADS); restore afterwards.
 
-    Small networks are slower on many threads than on one, so a backbone may say what suits it.
+    Small networks are slower on many threads than on one, so a backbone may say what suits it. Many processes divide
+    the cores of their machine.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(wanted or min(suited or before, before))
+    most = _own_threads(before, world())
+    torch.set_num_threads(wanted or min(suited or most, most))
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _own_threads(threads: int, here: World) -> int:
+    """Those of one of many processes: torchrun says OMP_NUM_THREADS=1 where the user says nothing; more is a wish."""
+    if here.size == 1 or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // here.local_size)
 
 
 def _count(n: int, word: str) -> str:

@@ -53,6 +53,10 @@ class Diverged(DifftoolError):
     """Loss or gradient became infinite or NaN."""
 
 
+class PeerDied(DifftoolError):
+    """Another of the processes that train together is gone, or has failed and says so itself."""
+
+
 class Interrupted(DifftoolError):
     """A signal ended the run; everything was saved first."""
 

@@ -32,12 +32,13 @@ from difftool.loggers import Loggers, opened
 from difftool.metrics import Meter, scalars
 from difftool.model import Model, build_network, build_schedule
 from difftool.objective import Objective
+from difftool.processes import ALONE, Team, world
 from difftool.recipe import Recipe
 from difftool.runs import RunFolder, now
 from difftool.schedule import Schedule
 from difftool.settings import AUTO, is_due
 from difftool.state import Circumstances
-from difftool.training import Record, TrainState, TrainStep
+from difftool.training import Record, TrainState, TrainStep, eager_step
 
 PREVIEWS = 4
 """How many previews a run draws when the user does not say."""
@@ -70,14 +71,14 @@ class Experiment:
     device: torch.device
     identity: str
     """Of the data (`difftool.data.identity`)."""
-    step: TrainStep | None = None
-    """Stands in for torch's own pace where the step was compiled."""
     found: Found | None = None
     """The batch size, where it was searched for."""
     folder: RunFolder = field(init=False)
     """Set by `held`, once it is certain that the run begins."""
     loggers: Loggers = field(init=False)
     """Set by `held` too."""
+    team: Team = ALONE
+    """The processes that train together; set by `held`. Of many the first alone writes."""
     elapsed: float = 0.0
     """Seconds of training, over all resumes."""
     saved_at: int = -1
@@ -113,15 +114,32 @@ class Experiment:
 
     @contextlib.contextmanager
     def held(
-        self, folder: RunFolder, *, resume: bool = False, new_data: bool = False, loggers: Sequence[Logger] = ()
+        self,
+        folder: RunFolder,
+        *,
+        resume: bool = False,
+        new_data: bool = False,
+        loggers: Sequence[Logger] = (),
+        team: Team = ALONE,
     ) -> Iterator[None]:
         """Hold a run folder as this experiment's, its configuration written; resumed, its newest state is taken up.
 
-        The loggers are open as long.
+        The loggers are open as long. Of many processes the first one does all that, and the others take up the same.
 
         Raises `DifftoolError` where that cannot be, also where the disk has no room for a state.
         """
-        self.folder = folder
+        self.folder, self.team = folder, team
+        with self._opened(resume, new_data, loggers) if team.first else contextlib.nullcontext(Loggers({})) as logs:
+            self.loggers = logs
+            step = team.by_first(lambda: self.state.step)
+            if not team.first and step:
+                state.restore_from(folder, step, self.state, self.recipe)
+            yield
+
+    @contextlib.contextmanager
+    def _opened(self, resume: bool, new_data: bool, loggers: Sequence[Logger]) -> Iterator[Loggers]:
+        """The run folder locked, with its configuration, and the loggers."""
+        folder = self.folder
         with folder.lock():
             folder.check_room(self.state_bytes)
             if resume:
@@ -137,8 +155,8 @@ class Experiment:
                 started=started,
                 step=self.state.step,
             )
-            with opened(loggers, context) as self.loggers:
-                yield
+            with opened(loggers, context) as logs:
+                yield logs
 
     def run(self) -> Iterator[Update]:
         """Train to the end. States are saved on the way; previews are the watcher's to draw.
@@ -149,7 +167,12 @@ class Experiment:
         preview_every = settings.preview_every or str(max(1, math.ceil(self.steps / PREVIEWS)))
         due = partial(is_due, items=len(self.train), batch_size=settings.batch_size)
         batches = Batches(
-            self.train, settings.batch_size, seed=settings.seed, device=self.device, workers=settings.workers
+            self.train,
+            settings.batch_size,
+            seed=settings.seed,
+            device=self.device,
+            workers=settings.workers,
+            part=self.team.part(settings.batch_size),
         )
         self.meter.start(self.elapsed, self.state.skipped)
         start = time.perf_counter() - self.elapsed
@@ -162,7 +185,8 @@ class Experiment:
             scaling=self.data.scaling,
             classes=self.data.classes,
             device=self.device,
-            step=self.step,
+            step=self._step(),
+            team=self.team,
         )
         for record in loop:
             step, last = record.step, record.step == self.steps
@@ -171,17 +195,33 @@ class Experiment:
             measure = self.held_out is not None and (due(step, "1ep") or last)
             row = None
             if step % self.log_every == 0 or last or measure:
-                training.settle(self.state, settings)
-                row = self.meter.row(record, self.elapsed, skipped=self.state.skipped, waited=batches.waited)
+                training.settle(self.state, settings, self.team)
+                row = self.meter.row(
+                    record, self.elapsed, skipped=self.state.skipped, waited=batches.waited, team=self.team
+                )
                 if measure:
                     row["held_out_loss"] = self.held_out_loss()
-                self.folder.append_metrics(row)
-                self.loggers(Row(step=step, metrics=scalars(row)))
+                self._log(row)
             paused = time.perf_counter()
             yield Update(step, self.steps, record, row, preview=due(step, preview_every) and not last)
             if due(step, settings.checkpoint_every) and not last:
                 self.save()
             start += time.perf_counter() - paused  # neither drawing nor saving is training time
+
+    def _step(self) -> TrainStep | None:
+        """What stands in for the plain step: a compiled one, or one that shares gradients."""
+        settings, team = self.recipe.training, self.team
+        if team.size == 1:
+            return compiled_step(self.state, self.objective, settings, self.device) if settings.compile else None
+        network = self.state.network
+        shared = team.wrap(torch.compile(network) if settings.compile else network)  # type: ignore[arg-type]
+        balance = team.balance(settings.batch_size)
+        return eager_step(self.state, self.objective, settings, self.device, shared, balance=balance)
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        if self.team.first:
+            self.folder.append_metrics(row)
+            self.loggers(Row(step=row["step"], metrics=scalars(row)))
 
     def held_out_loss(self) -> float | None:
         """The loss of the weights being trained on the items kept apart."""
@@ -194,6 +234,7 @@ class Experiment:
             batch_size=self.recipe.training.batch_size,
             scaling=self.data.scaling,
             classes=self.data.classes,
+            team=self.team,
         )
         self.state.network.train()
         return loss
@@ -219,7 +260,7 @@ class Experiment:
                 f"dataset {self.recipe.dataset.name}: its data have changed since the run was trained "
                 f"({before.data}; now {self.identity}); put them back, or go on with these by --new-data"
             )
-        then, here = before.machine, devices.machine(self.device)
+        then, here = {"processes": 1, **before.machine}, devices.machine(self.device)
         if rows := [f"{key} {then.get(key)}, now {value}" for key, value in here.items() if value != then.get(key)]:
             warnings.warn(
                 f"the run was trained with {'; '.join(rows)}: its last digits may differ from those of a run without "
@@ -228,18 +269,18 @@ class Experiment:
             )
 
     def save(self) -> None:
-        """Write state and model; older states go only once the new ones are on disk.
+        """Write state and model; older states go only once the new ones are on disk."""
+        if self.saved_at != self.state.step:
+            training.settle(self.state, self.recipe.training, self.team)
+            self.team.by_first(self._write)
+            self.saved_at = self.state.step
 
-        The state comes first: where there is a model, there is something to go on from.
-        """
-        if self.saved_at == self.state.step:
-            return
-        training.settle(self.state, self.recipe.training)
+    def _write(self) -> None:
+        """The state comes first: where there is a model, there is something to go on from."""
         circumstances = Circumstances(elapsed=self.elapsed, data=self.identity, machine=devices.machine(self.device))
         state.save(self.folder.state(self.state.step), self.state, self.recipe, circumstances)
         self.model.step = self.state.step
         self.model.save(self.folder.model)
-        self.saved_at = self.state.step
         for old in self.folder.saved_states()[self.recipe.training.keep :]:
             old.unlink(missing_ok=True)
 
@@ -252,6 +293,11 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         with torch.device("meta"):
             build_network(recipe, DataFacts(shape=shape, shift=(0.0,), scale=(1.0,)))
     settings = recipe.training
+    if (many := world().size) > 1 and settings.batch_size == AUTO:
+        raise InvalidOption("batch_size", "auto is for one process; name a number", where="--batch-size")
+    if AUTO < settings.batch_size < many:
+        reason = f"{many} processes share each batch, so it has at least as many items, not {settings.batch_size}"
+        raise InvalidOption("batch_size", reason, where="--batch-size")
     samples = load_samples(recipe.dataset, settings.seed)
     try:
         train, held_out = split(samples, settings.held_out)
@@ -281,7 +327,6 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         model=Model(recipe, data, schedule, averaged, weights, device=device),
         device=device,
         identity=identity(samples),
-        step=compiled_step(train_state, objective, settings, device) if settings.compile else None,
         found=found,
     )
 

@@ -64,8 +64,11 @@ class StepNoise:
         self.block = max(1, min(BLOCK_STEPS, BLOCK_ELEMENTS // (batch * math.prod(shape))))
         self._number = -1
 
-    def __call__(self, step: int, count: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-        """(eps (N, *shape), t (N,) int64, u (N,) uniform) of `count` steps, N = count B, that lie in one block."""
+    def __call__(self, step: int, count: int = 1, part: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
+        """(eps (N, *shape), t (N,) int64, u (N,) uniform) of `count` steps that lie in one block, of a part of each.
+
+        N is count B, or count times the size of the part.
+        """
         number, at = divmod(step, self.block)
         if number != self._number:
             random = generator(self.seed, "noise", number, device=self.device)
@@ -78,7 +81,7 @@ class StepNoise:
             self._u = torch.rand(*size, generator=random, device=device)
             self._number = number
         steps = slice(at, at + count)
-        return self._eps[steps].flatten(0, 1), self._t[steps].flatten(), self._u[steps].flatten()
+        return self._eps[steps, part].flatten(0, 1), self._t[steps, part].flatten(), self._u[steps, part].flatten()
 
 
 def prepared(
@@ -92,14 +95,14 @@ def prepared(
     layout: torch.memory_format,
 ) -> Iterator[Inputs]:
     """The inputs of this step and of all that follow, laid out in memory as suits the network."""
-    shape, size = batches.samples.shape, batches.batch_size
-    noise = StepNoise(settings.seed, size, shape, objective, stratified=settings.stratified)
+    shape = batches.samples.shape
+    noise = StepNoise(settings.seed, batches.batch_size, shape, objective, stratified=settings.stratified)
     for batch in batches.start(step, block=noise.block):
-        count = len(batch.items) // size
-        eps, t, u = noise(step, count)
+        count = len(batch.items) // batches.size
+        eps, t, u = noise(step, count, batches.part)
         x_0 = scaling.to_model(batch.items).contiguous(memory_format=layout)
         cond = None
         if classes is not None and batch.labels is not None:
             cond = torch.where(u < settings.label_dropout, classes, batch.labels)
-        yield from objective.inputs(x_0, eps.contiguous(memory_format=layout), t, cond).split(size)
+        yield from objective.inputs(x_0, eps.contiguous(memory_format=layout), t, cond).split(batches.size)
         step += count

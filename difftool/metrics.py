@@ -3,17 +3,68 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from difftool.objective import Objective
+from difftool.processes import ALONE, Team
 from difftool.training import Record
 
 KEPT_ELEMENTS = 2**20
 """Numbers that answers may have together before the losses of their items are taken: few large calls, little memory."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance of some numbers."""
+
+    count: int
+    mean: float
+    variance: float
+
+    @classmethod
+    def of(cls, x: Tensor) -> Moments:
+        return cls(x.numel(), float(x.mean()), float(x.var(correction=0)))
+
+    @classmethod
+    def pooled(cls, parts: Sequence[Moments]) -> Moments:
+        """Those of all the numbers together."""
+        total = sum(part.count for part in parts)
+        mean = sum(part.count * part.mean for part in parts) / total
+        variance = sum(part.count * (part.variance + (part.mean - mean) ** 2) for part in parts) / total
+        return cls(total, mean, variance)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a row is made of: the steps since the last one, and the last of them more closely."""
+
+    losses: Tensor
+    """Weighted, of each step."""
+    items: Tensor
+    """Unweighted, of each item of each step, in any order."""
+    t: Tensor
+    """The level of each item."""
+    prediction: Moments
+    input: Moments
+
+    def of_all(self, team: Team) -> Gathered:
+        """That of the whole batches, where this process sees a part of them."""
+        if team.size == 1:
+            return self
+        own = Gathered(self.losses.cpu(), self.items.cpu(), self.t.cpu(), self.prediction, self.input)
+        parts = team.gathered(own)
+        return Gathered(
+            torch.stack([part.losses for part in parts]).mean(0),
+            torch.cat([part.items for part in parts]),
+            torch.cat([part.t for part in parts]),
+            Moments.pooled([part.prediction for part in parts]),
+            Moments.pooled([part.input for part in parts]),
+        )
 
 
 class Meter:
@@ -47,34 +98,41 @@ class Meter:
             self._items.append(self.objective.item_losses(answers.float(), targets))
         self._answers, self._kept = [], 0
 
-    def row(self, record: Record, elapsed: float, *, skipped: int = 0, waited: float = 0.0) -> dict[str, Any]:
+    def row(
+        self, record: Record, elapsed: float, *, skipped: int = 0, waited: float = 0.0, team: Team = ALONE
+    ) -> dict[str, Any]:
         """The metrics of the steps since the last row, as plain finite numbers (None where there is none).
 
         `skipped` steps and `waited` seconds for data are counted from the start.
         """
         self._take_losses()
-        weighted = float(torch.stack(self._losses).mean())
-        items, t = torch.cat(self._items), torch.cat(self._t)
+        seen = Gathered(
+            losses=torch.stack(self._losses),
+            items=torch.cat(self._items),
+            t=torch.cat(self._t),
+            prediction=Moments.of(record.answer.float()),
+            input=Moments.of(record.inputs.x_t),
+        ).of_all(team)
+        items, t = seen.items, seen.t
         quartile = (t * 4).div(len(self.objective), rounding_mode="floor")
         sums = torch.zeros(4, device=t.device).index_add_(0, quartile, items)
         counts = torch.bincount(quartile, minlength=4)
         steps, seconds = len(self._losses), elapsed - self._since
-        answer, x_t = record.answer.float(), record.inputs.x_t
         row = {
             "step": record.step,
             "samples": record.step * self.batch_size,
             "elapsed": round(elapsed, 3),
             "loss": _finite(float(items.mean())),
-            "weighted_loss": _finite(weighted),
+            "weighted_loss": _finite(float(seen.losses.mean())),
             "loss_quartiles": [
                 _finite(s / c) if c else None for s, c in zip(sums.tolist(), counts.tolist(), strict=True)
             ],
             "lr": record.lr,
             "grad_norm": _finite(float(record.grad_norm)),
-            "prediction_mean": _finite(float(answer.mean())),
-            "prediction_var": _finite(float(answer.var(correction=0))),
-            "input_mean": _finite(float(x_t.mean())),
-            "input_var": _finite(float(x_t.var(correction=0))),
+            "prediction_mean": _finite(seen.prediction.mean),
+            "prediction_var": _finite(seen.prediction.variance),
+            "input_mean": _finite(seen.input.mean),
+            "input_var": _finite(seen.input.variance),
             "skipped_steps": skipped - self._skipped,
             "waiting": round((waited - self._waited) / seconds, 3) if seconds > 0 else None,
             "steps_per_second": round(steps / seconds, 3) if seconds > 0 else None,

@@ -6,7 +6,7 @@ Noise is keyed by (seed, sample number, step), so the batch size changes no samp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -117,6 +117,10 @@ class Plan:
     def batches(self) -> int:
         return -(-self.num_samples // self.batch_size)
 
+    def count(self, batch: int) -> int:
+        """How many samples a batch has: the last one may have fewer."""
+        return min(self.batch_size, self.num_samples - batch * self.batch_size)
+
     @property
     def stem(self) -> str:
         """`ddim-50`: what files are called after."""
@@ -174,11 +178,10 @@ def refuse_misfits(source: Source, settings: Sampling) -> None:
         raise UsageError(f"--threshold: the data of {source.name} have no bounds")
 
 
-def sample(source: Source, plan: Plan) -> Iterator[Progress]:
-    """Walk every batch, yielding x_T and the state after each step."""
-    for batch, first in enumerate(range(0, plan.num_samples, plan.batch_size)):
-        count = min(plan.batch_size, plan.num_samples - first)
-        yield from walk(source, plan, batch, first, count)
+def sample(source: Source, plan: Plan, batches: Iterable[int] | None = None) -> Iterator[Progress]:
+    """Walk every batch, or these, yielding x_T and the state after each step."""
+    for batch in range(plan.batches) if batches is None else batches:
+        yield from walk(source, plan, batch, batch * plan.batch_size, plan.count(batch))
 
 
 def last_part(levels: Sequence[Level], strength: float) -> Sequence[Level]:

@@ -92,6 +92,11 @@ def restore(folder: RunFolder, state: TrainState, recipe: Recipe) -> Circumstanc
     return None
 
 
+def restore_from(folder: RunFolder, step: int, state: TrainState, recipe: Recipe) -> None:
+    """Take up the state of a step, which another process has taken up before. Raises `DifftoolError`."""
+    _restore_from(folder.state(step), state, recipe, folder.config)
+
+
 def check(path: Path) -> str:
     """What is wrong with a training state, or an empty text."""
     try:

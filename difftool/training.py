@@ -23,6 +23,7 @@ from difftool.errors import Diverged
 from difftool.inputs import Inputs, prepared
 from difftool.keys import key, sample_noise, seed_globally
 from difftool.objective import Objective
+from difftool.processes import ALONE, Team
 
 if TYPE_CHECKING:
     from difftool.settings import Training
@@ -82,7 +83,7 @@ class Record(NamedTuple):
     step: int
     """Completed steps, this one included."""
     loss: Tensor
-    """What was minimised, a scalar."""
+    """What was minimised, a scalar; of several processes, that whose mean over them is."""
     inputs: Inputs
     answer: Tensor
     """What the network said of them (B, *shape)."""
@@ -127,10 +128,12 @@ def train(
     classes: int | None,
     device: torch.device,
     step: TrainStep | None = None,
+    team: Team = ALONE,
 ) -> Iterator[Record]:
     """Train from `state.step` up to `steps`. A gradient that is not finite never touches the weights; see `settle`.
 
-    `step` stands in for `eager_step` where the whole step was compiled.
+    `step` stands in for `eager_step` where it was compiled, or shares gradients with a `team`; records then tell of
+    this process's part of the batches.
     """
     step = step or eager_step(state, objective, settings, device)
     state.network.train()
@@ -146,7 +149,7 @@ def train(
         layout=layout_of(state.network),
     )
     for inputs in stream:
-        seed_globally(device, settings.seed, "step", state.step)  # dropout
+        seed_globally(device, settings.seed, "step", state.step, *team.own)  # dropout
         lr = learning_rate(state.step, steps, settings)
         guess = objective.self_condition and key(settings.seed, "guess", state.step) % 2 == 0  # every other step
         outcome = step(inputs, lr, guess)
@@ -163,8 +166,14 @@ def eager_step(
     settings: Training,
     device: torch.device,
     forward: Callable[..., Tensor] | None = None,
+    *,
+    balance: float = 1.0,
 ) -> TrainStep:
-    """A step as torch runs it, call by call. `forward` stands in for the network where it was compiled."""
+    """A step as torch runs it, call by call.
+
+    `forward` stands in for the network where it was compiled, or wrapped to share gradients; then the loss is
+    multiplied by the `balance` of this process's part.
+    """
     network: Callable[..., Tensor] = state.network if forward is None else forward
     optimizer, scaler = state.optimizer, state.scaler
     context = autocast(device, settings.precision) or nullcontext
@@ -175,7 +184,8 @@ def eager_step(
         for part, share in parts(inputs, settings.accumulate):
             with context():
                 output = objective.ask(network, part, guess=guess)
-            loss = objective.loss(output, part) if share == 1.0 else share * objective.loss(output, part)
+            loss, weight = objective.loss(output, part), share * balance
+            loss = loss if weight == 1.0 else weight * loss
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             answers.append(objective.answer(output).detach())
@@ -195,7 +205,7 @@ def eager_step(
     return step
 
 
-def settle(state: TrainState, settings: Training) -> None:
+def settle(state: TrainState, settings: Training, team: Team = ALONE) -> None:
     """Wait for the device, and look at how the last steps went. Raises `Diverged` where one of them was masked.
 
     fp16 may skip steps: its scale is halved in each until the gradient overflows no more.
@@ -209,6 +219,7 @@ def settle(state: TrainState, settings: Training) -> None:
         if sound:
             state.skipped_in_a_row = 0
             continue
+        loss = team.mean(loss)
         if not (state.scaler.is_enabled() and math.isfinite(loss)):
             raise Diverged(_divergence(step, loss, settings))
         state.skipped += 1
@@ -240,11 +251,12 @@ def held_out_loss(
     scaling: Scaling,
     classes: int | None,
     repeats: int = 4,
+    team: Team = ALONE,
 ) -> float:
     """Mean unweighted loss over all held-out items, each at `repeats` stratified levels: the same ones every time."""
     network.eval()
     total, n, levels, device = 0.0, len(samples), len(objective), objective.device
-    for start in range(0, n, batch_size):
+    for start in range(0, n, batch_size)[team.world.rank :: team.size]:
         indices = list(range(start, min(n, start + batch_size)))
         items, labels = samples.take(indices)
         x_0 = scaling.to_model(items.to(device))
@@ -256,4 +268,4 @@ def held_out_loss(
             inputs = objective.inputs(x_0, eps, t, cond)
             output = objective.ask(network, inputs)
             total += float(objective.item_losses(objective.answer(output).float(), inputs.target).sum())
-    return total / (n * repeats)
+    return team.sum(total) / (n * repeats)

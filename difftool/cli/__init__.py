@@ -8,16 +8,29 @@ import re
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from difftool.cli.signals import Stopped, signals
-from difftool.errors import OUT_OF_MEMORY, DifftoolError, Interrupted, UsageError, out_of_memory, printable, reader_died
+from difftool.errors import (
+    OUT_OF_MEMORY,
+    DifftoolError,
+    Interrupted,
+    PeerDied,
+    UsageError,
+    out_of_memory,
+    printable,
+    reader_died,
+)
+from difftool.processes import forget, hush, settled, world
 
 BUG = "this is a bug in difftool or a plugin: run again with --debug and report what it prints"
 DEBUG, NO_PLUGINS = "--debug", "--no-plugins"
 """Options of the program itself, wherever they stand."""
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as any tool whose reader has gone
 LAST_STREAM = 2
+TOGETHER = ("train", "sample")
+"""Commands that many processes share; of others the first does all the work."""
 TOO_LONG = r"\S{300,}"
 """Words that a message tells the ends of: no path is as long by accident."""
 
@@ -39,7 +52,8 @@ def _exit_code(given: list[str]) -> int:
     try:
         if NO_PLUGINS in given:
             os.environ["DIFFTOOL_PLUGINS"] = ""  # also for the processes that this one starts
-        code = _run([a for a in given if a not in (DEBUG, NO_PLUGINS)])
+        with _first_alone_speaks():
+            code = _run([a for a in given if a not in (DEBUG, NO_PLUGINS)])
         sys.stdout.flush()
         return code
     except Stopped as stopped:
@@ -57,14 +71,33 @@ def _exit_code(given: list[str]) -> int:
     except Exception as error:
         if signals.number is not None and not isinstance(error, DifftoolError):  # what others made of a signal
             return 128 + signals.number
-        code, message = failure(error)
-        if DEBUG in given:
+        return _end(error, debug=DEBUG in given)
+
+
+def _end(error: Exception, *, debug: bool) -> int:
+    """Tell a failure, once where many processes have it, and end all alike."""
+    own, message = failure(error)
+    if world().size > 1:
+        signals.settle()
+    with settled(own, message, died=isinstance(error, PeerDied)) as (code, told_here):
+        if told_here and debug:
             import traceback
 
             traceback.print_exception(error)
             _say(_versions())
-        _say(message)
-        return code
+        if told_here:
+            _say(message)
+    return code
+
+
+@contextlib.contextmanager
+def _first_alone_speaks() -> Iterator[None]:
+    """Of many processes the others print nothing in this block."""
+    if world().first:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
 
 
 def _run(arguments: list[str]) -> int:
@@ -77,6 +110,13 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:  # nor could torch be loaded there
         raise DifftoolError(f"the current folder cannot be used ({error.strerror}); change to another") from None
     _refuse_empty(arguments)
+    if world().size > 1:
+        if next((a for a in arguments if not a.startswith("-")), "") in TOGETHER:
+            hush()
+        elif world().first:
+            forget()
+        else:
+            return 0
     outcome = typer.main.get_command(app).main(arguments, prog_name="difftool", standalone_mode=False)
     return outcome if isinstance(outcome, int) else 0
 

@@ -26,6 +26,7 @@ from difftool.components import Component, Sampler, Spacing, Writer
 from difftool.errors import UsageError, printable, spending
 from difftool.files import numbered
 from difftool.options import Group, make_from_flags, own
+from difftool.processes import joined, world
 from difftool.settings import STRENGTH, Sampling
 from difftool.validation import plain
 from difftool.writing import check, needed_states, suffixes_of_arrays, write, writer_of
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from difftool.contracts import DrawingSpec
     from difftool.figures.drawing import Drawing
+    from difftool.processes import Team
     from difftool.runs import RunFolder
     from difftool.sampling import Plan
     from difftool.source import Source
@@ -110,7 +112,7 @@ def sample(
     chosen = devices.choose(device)
     opened = asked.open(chosen, compiled=settings.compile)
     loaded, run = opened.source, opened.run
-    plan = Plan.of(loaded, settings, sampler=parts["sampler"], spacing=parts["spacing"])
+    plan = _divided(Plan.of(loaded, settings, sampler=parts["sampler"], spacing=parts["spacing"]))
     if not writers:
         path = _default_out(loaded, plan, run)
         writers = {path: writer_of(path)()}
@@ -125,11 +127,11 @@ def sample(
             f"{devices.describe(chosen)}, {_seeds(plan)}"
         )
         start = time.perf_counter()
-        with spending(plan.batch_size):
-            drawing, calls = _walk(loaded, plan, spec, writers.values(), columns=columns, raw=raw)
-        seconds = time.perf_counter() - start
-    for path, writer in writers.items():
-        write(writer, drawing, path, overwrite=overwrite)
+        with joined() as team:
+            with spending(plan.batch_size):
+                drawing, calls = _walk(loaded, plan, spec, writers.values(), team, columns=columns, raw=raw)
+            seconds = time.perf_counter() - start
+            team.by_first(lambda: _write(writers, drawing, overwrite=overwrite))
     note(f"{plan.num_samples:,} samples in {seconds:.1f} s ({plan.steps} steps, {calls} network calls each)")
     facts = {
         **opened.facts,
@@ -153,37 +155,64 @@ def _by_path(out: Sequence[Path] | None) -> dict[Path, type[Writer]]:
     return {path: _writer_of(path) for path in out or ()}
 
 
+def _divided(plan: Plan) -> Plan:
+    """The plan with batches small enough that each of many processes has one, where the user does not say."""
+    from dataclasses import replace
+
+    if plan.settings.batch_size is not None or world().size == 1:
+        return plan
+    return replace(plan, batch_size=min(plan.batch_size, -(-plan.num_samples // world().size)))
+
+
+def _write(writers: Mapping[Path, Writer], drawing: Drawing, *, overwrite: bool) -> None:
+    for path, writer in writers.items():
+        write(writer, drawing, path, overwrite=overwrite)
+
+
 def _walk(
-    model: Source, plan: Plan, spec: DrawingSpec, writers: Collection[Writer], *, columns: int | None, raw: bool
+    model: Source,
+    plan: Plan,
+    spec: DrawingSpec,
+    writers: Collection[Writer],
+    team: Team,
+    *,
+    columns: int | None,
+    raw: bool,
 ) -> tuple[Drawing, int]:
-    """Sample under a bar, keeping what the writers need; the drawing, and the network calls of a walk."""
+    """Sample under a bar, keeping what the writers need; the drawing, and the network calls of a walk.
+
+    Of many processes each walks some of the batches, and the drawing is whole at the first one alone.
+    """
     import torch
 
     from difftool.figures.drawing import Drawing
     from difftool.previews import reference_points_of
     from difftool.sampling import sample as walk
 
-    drawn = not all(writer.holds_arrays for writer in writers)
+    drawn = not all(writer.holds_arrays for writer in writers) and team.first
     reference = reference_points_of(model) if drawn and len(spec.shape) == 1 else None
     states: dict[int, list[Tensor]] = {step: [] for step in needed_states(writers, spec)}
     names: dict[int, str] = {}
     x: list[Tensor] = []
-    with bar("sampling", plan.batches * plan.steps) as shown:
-        for at in walk(model, plan):
+    calls, own = 0, range(plan.batches)[team.world.rank :: team.size]
+    with bar("sampling", len(own) * plan.steps) as shown:
+        for at in walk(model, plan, own):
             if at.step in states:
                 states[at.step].append(at.x.cpu())
                 names[at.step] = f"t = {at.level.t:.0f}" if at.level.sigma > 0 else "x_0"
             if at.done:
                 x.append(at.x.cpu())
             made = min(at.first + len(at.x), plan.num_samples) if at.done else at.first
-            shown.update(at.batch * plan.steps + at.step, f"{made:,}/{plan.num_samples:,} samples")
-    result = torch.cat(x)
+            calls = at.calls
+            shown.update(len(x) * plan.steps + (0 if at.done else at.step), f"{made:,}/{plan.num_samples:,} samples")
+    result = _together(x, plan, team, spec.shape)
+    kept = [_together(states[step], plan, team, spec.shape) for step in states]
     drawing = Drawing(
         x=result,
         scaling=model.data.scaling,
         title=", ".join(_title(model, plan)),
-        states=torch.stack([torch.cat(states[step]) for step in states]) if states else None,
-        state_labels=[names[step] for step in states],
+        states=torch.stack(kept) if kept else None,
+        state_labels=[names.get(step, "") for step in states],
         state_steps=list(states),
         labels=None if plan.label is None else torch.full((len(result),), plan.label),
         reference=reference,
@@ -194,7 +223,25 @@ def _walk(
         raw=raw,
         trajectory=spec.trajectory,
     )
-    return drawing, at.calls
+    return drawing, calls
+
+
+def _together(own: Sequence[Tensor], plan: Plan, team: Team, shape: tuple[int, ...]) -> Tensor:
+    """The batches in their order, from whichever process walked them; at others than the first its own alone."""
+    import torch
+
+    if not team.first:
+        for batch in own:
+            team.give(batch)
+        return torch.cat([torch.empty(0, *shape), *own])
+    left = iter(own)
+    owners = [batch % team.size for batch in range(plan.batches)]
+    return torch.cat(
+        [
+            team.take(own[0].new_empty(plan.count(batch), *shape), owner) if owner else next(left)
+            for batch, owner in enumerate(owners)
+        ]
+    )
 
 
 def _title(model: Source, plan: Plan) -> Iterator[str]:

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from difftool.processes import world
+
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -31,6 +33,7 @@ class Signals:
         self.number: int | None = None
         """The first that came."""
         self._deferred = False
+        self._settled = False
         self._process = os.getpid()
 
     @contextlib.contextmanager
@@ -49,7 +52,12 @@ class Signals:
             yield
         finally:
             for number in ours:
-                signal.signal(number, before[number])
+                signal.signal(number, signal.SIG_IGN if self._settled else before[number])
+
+    def settle(self) -> None:
+        """From here on signals change nothing. Where one of many processes fails, all end, and with the same code;
+        what torchrun sends to those that are left comes too late."""
+        self._settled = True
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[Signals]:
@@ -57,15 +65,23 @@ class Signals:
         self._deferred = True
         try:
             yield self
+        except Exception:
+            if world().size > 1:
+                self.settle()
+            raise
         finally:
             self._deferred = False
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a child that was just forked
             return
+        if self._settled:
+            return
         first = self.number is None
         self.number = self.number or number
         if self._deferred and first:
+            if world().size > 1:  # they have yet to agree on a step
+                return
             with contextlib.suppress(Exception):  # the log may be full, closed, or just being written to
                 from difftool.cli.console import note
 

@@ -16,8 +16,17 @@ from difftool.cli.command import component_command, given_values, name_option, n
 from difftool.cli.console import bar, note, result, result_json
 from difftool.cli.signals import Signals, signals
 from difftool.components import Component, Logger, Options
-from difftool.errors import DifftoolError, Interrupted, InvalidOption, UnknownComponent, UsageError, spending
+from difftool.errors import (
+    DifftoolError,
+    Interrupted,
+    InvalidOption,
+    PeerDied,
+    UnknownComponent,
+    UsageError,
+    spending,
+)
 from difftool.options import Group, flag_of, help_text, own
+from difftool.processes import joined, telling_of_peers
 from difftool.provenance import made_with
 from difftool.recipe import (
     PARTS,
@@ -198,10 +207,11 @@ def train(
         if dry_run:
             _dry_run(experiment, as_json=json)
             return
-        folder = place.folder(recipe)
-        with experiment.held(folder, resume=resume is not None, new_data=new_data, loggers=logs):
-            note(_beginning(experiment, resumed=resume is not None))
-            _fit(experiment)
+        with joined(where) as team:
+            folder = team.by_first(lambda: place.folder(recipe))
+            with experiment.held(folder, resume=resume is not None, new_data=new_data, loggers=logs, team=team):
+                note(_beginning(experiment, resumed=resume is not None))
+                _fit(experiment)
     if json:
         last = folder.read_metrics()[-1:] or [{}]
         result_json({"run": str(folder.path), "model": str(folder.model), "step": experiment.state.step, **last[0]})
@@ -270,37 +280,43 @@ def _fit(experiment: Experiment) -> None:
             if update.metrics is not None:
                 words.see(update.metrics)
             shown.update(update.step, words)
-            if update.preview:
+            if update.preview and experiment.team.first:
                 _preview(experiment)
             _stop_if_asked(experiment, stop)
         experiment.save()
     _stop_if_asked(experiment, signals)
-    _conclude(experiment, words)
+    experiment.team.by_first(lambda: _conclude(experiment, words))
 
 
 def _stop_if_asked(experiment: Experiment, stop: Signals) -> None:
-    """After a signal: save, and end with the line that goes on."""
-    if stop.number is not None:
+    """After a signal, to whichever process: save, and end with the line that goes on."""
+    number = experiment.team.agree(stop.number)
+    if number is not None:
         experiment.save()
-        path = shlex.quote(str(experiment.folder.path))
         raise Interrupted(
             f"stopped after step {experiment.state.step} of {experiment.steps}; everything is saved; "
-            f"go on with: difftool train --resume {path}",
-            stop.number,
+            f"{_how_to_go_on(experiment)}",
+            number,
         )
+
+
+def _how_to_go_on(experiment: Experiment) -> str:
+    return f"go on with: difftool train --resume {shlex.quote(str(experiment.folder.path))}"
 
 
 @contextlib.contextmanager
 def _knowing_the_last_state(experiment: Experiment) -> Iterator[None]:
     """What goes wrong on the way is told with the state that the run can go on from."""
     try:
-        with spending(experiment.recipe.training.batch_size):
+        with spending(experiment.recipe.training.batch_size), telling_of_peers():
             yield
     except Interrupted:
         raise
     except Exception as error:
         saved = experiment.folder.saved_states()
         state = f"the last state is {saved[0]}" if saved else "no state was saved before"
+        if saved and isinstance(error, PeerDied):
+            state += f"; {_how_to_go_on(experiment)}"
         if isinstance(error, DifftoolError):
             error.args = (f"{error}; {state}",)
         else:

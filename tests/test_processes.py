@@ -1,0 +1,454 @@
+"""Many processes under torchrun: one model, one set of samples, one line where something goes wrong, and one end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import IMAGES, POINTS, Outcome, invoke
+from PIL import Image
+from torch import Tensor
+
+from difftool import device as devices
+from difftool import processes, state
+from difftool.checkpoint import load
+from difftool.data import Batches, Samples
+from difftool.errors import UsageError
+from difftool.metrics import Moments
+from difftool.processes import ALONE, Team, World, joined, world
+from difftool.runs import RunFolder
+
+PATIENCE = 120
+"""Seconds until processes that do not get on fail their test."""
+PROCESSES = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes under /proc")
+
+# --- processes -----------------------------------------------------------------------------------------------------
+
+
+class Torchrun:
+    """torchrun and the processes that it started."""
+
+    def __init__(self, folder: Path, *words: object) -> None:
+        self.streams = [folder / f"{time.monotonic_ns()}.{name}" for name in ("out", "err")]
+        with open(self.streams[0], "wb") as out, open(self.streams[1], "wb") as err:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                    *("--nproc-per-node", "2", *map(str, words)),
+                ],
+                cwd=folder,
+                env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+            )
+
+    def pid(self, rank: int) -> int:
+        """The number of a process of difftool."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        own = f"RANK={rank}".encode()
+        return next(int(c) for c in children if own in Path(f"/proc/{c}/environ").read_bytes().split(b"\0"))
+
+    def wait_until(self, true: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not true():
+            assert self.process.poll() is None, self.streams[1].read_text()
+            assert time.monotonic() < deadline, self.streams[1].read_text()
+            time.sleep(0.005)
+
+    def end(self, seconds: float = PATIENCE) -> Outcome:
+        code = self.process.wait(seconds)
+        return Outcome(code, *(stream.read_text() for stream in self.streams))
+
+    def close(self) -> None:
+        """Leave nothing behind, whatever the test found."""
+        if self.process.poll() is None:
+            for rank in range(2):
+                with contextlib.suppress(OSError, StopIteration):
+                    os.kill(self.pid(rank), signal.SIGKILL)
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Iterator[Callable[..., Torchrun]]:
+    """`torchrun("train", "--steps", 3)` starts two processes, in an empty folder; `script` another program."""
+    started: list[Torchrun] = []
+
+    def start(*arguments: object, script: Path | None = None) -> Torchrun:
+        program = ("-m", "difftool") if script is None else (script,)
+        started.append(Torchrun(tmp_path, *program, *arguments))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+def codes(outcome: Outcome) -> set[int]:
+    """The exit codes of the processes, as torchrun tells them."""
+    return {int(code) for code in re.findall(r"exitcode\s*: (-?\d+)", outcome.err)}
+
+
+def said(outcome: Outcome) -> list[str]:
+    """The lines of difftool that end a run."""
+    return [line for line in outcome.err.splitlines() if line.startswith("difftool: ") and "warning: " not in line]
+
+
+def logged(folder: Path) -> int:
+    rows = RunFolder(folder).read_metrics()
+    return rows[-1]["step"] if rows else 0
+
+
+def distance(a: Path, b: Path) -> float:
+    """The largest difference of two runs: of their models, and of the weights, moments and averages to go on from."""
+    largest = 0.0
+    for left, right in ((a, b), *((RunFolder(x).saved_states()[0] for x in (a, b)),)):
+        files = [path / "model.safetensors" if path.is_dir() else path for path in (left, right)]
+        (ours, _), (theirs, _) = (load(file) for file in files)
+        assert ours.keys() == theirs.keys()
+        largest = max(largest, *(float((ours[k].double() - theirs[k].double()).abs().max()) for k in ours))
+    return largest
+
+
+def check_rows(folder: Path, other: Path) -> None:
+    """Both logged the same, to 1e-5, and each step once."""
+    rows, others = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (folder, other)
+    )
+    assert [row["step"] for row in rows] == [row["step"] for row in others]
+    for row, expected in zip(rows, others, strict=True):
+        for measured in (row, expected):
+            del measured["elapsed"], measured["steps_per_second"], measured["waiting"]
+        assert flat(row) == pytest.approx(flat(expected), rel=1e-5, abs=1e-5)
+
+
+def flat(row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a row; -1 for none."""
+    quartiles = {f"quartile {i}": value for i, value in enumerate(row.pop("loss_quartiles"))}
+    return {name: -1.0 if value is None else value for name, value in {**row, **quartiles}.items()}
+
+
+def one(folder: Path, *arguments: object) -> Outcome:
+    """The same in one process: this one."""
+    with contextlib.chdir(folder):
+        outcome = invoke(*arguments)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+# --- who one is ----------------------------------------------------------------------------------------------------
+
+
+def surround(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
+    for name, value in zip(processes.NAMES, values, strict=False):
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((), World()),
+        (("0", "1", "0", "1"), World()),
+        (("5", "8", "1", "4"), World(rank=5, size=8, local_rank=1, local_size=4)),
+        (("1", "2"), World(rank=1, size=2, local_rank=1, local_size=2)),
+        (("2", "2"), World()),
+        (("x", "2"), World()),
+        (("", ""), World()),
+    ],
+)
+def test_the_world_is_torchruns(monkeypatch: pytest.MonkeyPatch, values: tuple[str, ...], expected: World) -> None:
+    surround(monkeypatch, *values)
+    assert world() == expected
+    processes.forget()
+    assert world() == World()
+
+
+def test_one_process_joins_nobody() -> None:
+    with joined() as team:
+        assert team is ALONE
+        assert not torch.distributed.is_initialized()
+    network = torch.nn.Linear(2, 2)
+    assert team.wrap(network) is network
+    assert (team.agree(None), team.agree(15), team.sum(1.5), team.mean(1.5)) == (None, 15, 1.5, 1.5)
+    assert (team.gathered("x"), team.by_first(lambda: "y"), team.own) == (["x"], "y", ())
+    assert (team.part(7), team.balance(7)) == (slice(0, 7), 1.0)
+
+
+@pytest.mark.parametrize(("n", "size"), [(7, 2), (8, 2), (5, 5), (64, 3)])
+def test_parts_are_a_whole_and_weigh_as_much(n: int, size: int) -> None:
+    teams = [Team(World(rank, size, rank, size)) for rank in range(size)]
+    losses = torch.arange(float(n)) ** 2
+    assert torch.equal(torch.cat([losses[team.part(n)] for team in teams]), losses)
+    means = [losses[team.part(n)].mean() * team.balance(n) for team in teams]
+    assert float(sum(means)) / size == pytest.approx(float(losses.mean()))
+    assert len({team.own for team in teams}) == size
+
+
+def test_moments_are_pooled() -> None:
+    x = torch.randn(100) * 3 + 1
+    pooled, whole = Moments.pooled([Moments.of(x[:30]), Moments.of(x[30:])]), Moments.of(x)
+    assert (pooled.count, pooled.mean) == (100, pytest.approx(whole.mean, abs=1e-6))
+    assert pooled.variance == pytest.approx(whole.variance, rel=1e-6)
+
+
+class Source:
+    """Items that are read one by one."""
+
+    def __len__(self) -> int:
+        return 11
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.tensor([float(i), float(i) ** 2])
+
+
+def jitter(x: Tensor, random: torch.Generator) -> Tensor:
+    return x + torch.rand(len(x), 1, generator=random)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("augment", [None, jitter])
+def test_each_process_reads_its_part_of_every_batch(in_memory: bool, augment: Any) -> None:
+    items: Any = torch.stack([Source()[i] for i in range(11)]) if in_memory else Source()
+    samples = Samples(items=items, shape=(2,), labels=torch.arange(11), augment=augment)
+    parts = [Batches(samples, 5, seed=0, part=slice(*ends)).start(2) for ends in ((0, 2), (2, 5))]
+    for whole, *own in zip(islice(Batches(samples, 5, seed=0).start(2), 4), *parts, strict=False):
+        assert torch.equal(torch.cat([batch.items for batch in own]), whole.items)
+        assert torch.equal(torch.cat([batch.labels for batch in own]), whole.labels)
+
+
+def test_processes_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    surround(monkeypatch, "0", "2", "0", "2")
+    for given, expected in (("1", max(1, cores // 2)), ("3", 3)):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        before = torch.get_num_threads()
+        torch.set_num_threads(int(given))
+        with devices.threads(None):
+            assert torch.get_num_threads() == expected
+        with devices.threads(1):
+            assert torch.get_num_threads() == 1
+        torch.set_num_threads(before)
+
+
+def test_each_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    surround(monkeypatch, "3", "4", "1", "2")
+    assert devices.choose("auto").type == "cpu" or torch.cuda.is_available()
+    monkeypatch.setattr(devices, "available", lambda: ["cuda:0", "cuda:1", "cpu"])
+    assert devices.choose("auto") == devices.choose("cuda") == torch.device("cuda:1")
+    assert devices.choose("cpu") == torch.device("cpu")
+    for name in ("cuda:0", "mps"):
+        with pytest.raises(UsageError, match="each of 4 processes has a device of its own"):
+            devices.choose(name)
+    surround(monkeypatch, "3", "4", "3", "4")
+    with pytest.raises(UsageError, match="4 processes need a GPU each, and this machine has 2"):
+        devices.choose("cuda")
+
+
+# --- one model -----------------------------------------------------------------------------------------------------
+
+LABELLED = (
+    *("--dataset", "gaussian-mixture", "--dataset.components", 4, "--dataset.labels"),
+    *(*POINTS, "--threads", 1, "--held-out", 50, "--steps", 40, "--checkpoint-every", 25, "--stratified"),
+)
+UNEVEN = (*IMAGES, "--batch-size", 7, "--self-condition", "--learn-variance", "--clip", 0.5, "--steps", 12)
+STREAMED = (
+    *("--dataset", "image-folder", "--dataset.path", "photos", "--dataset.size", 8, "--dataset.memory", 0),
+    *("--dataset.flip", "--workers", 1, "--backbone", "unet", "--backbone.dim", 8, "--backbone.dim-mults", "1,2"),
+    *("--backbone.groups", 4, "--batch-size", 5, "--threads", 1, "--preview-every", 0, "--steps", 8),
+)
+
+
+def photos(folder: Path, count: int = 20) -> None:
+    """Little pictures in two classes, all different."""
+    for i in range(count):
+        place = folder / "photos" / ("cat" if i % 2 else "dog")
+        place.mkdir(parents=True, exist_ok=True)
+        noise = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        Image.fromarray(noise.numpy()).save(place / f"{i:02d}.png")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [LABELLED, UNEVEN, STREAMED], ids=["labelled", "uneven", "streamed"])
+def test_two_processes_make_the_model_of_one(
+    torchrun: Callable[..., Torchrun], tmp_path: Path, arguments: tuple[object, ...]
+) -> None:
+    photos(tmp_path)
+    outcome = torchrun("train", *arguments, "--out", "two").end()
+    assert (outcome.code, outcome.lines) == (0, ["two"]), outcome.err
+    assert "2 processes" in outcome.err
+    for line in ("run folder two", "sample it with: difftool sample two"):
+        assert outcome.err.splitlines().count(line) == 1
+    assert "arning" not in outcome.err
+    one(tmp_path, "train", *arguments, "--out", "one")
+    assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
+    check_rows(tmp_path / "two", tmp_path / "one")
+    assert RunFolder(tmp_path / "two").recorded()["processes"] == 2
+
+
+LONG = (*POINTS, "--threads", 1, "--steps", 400, "--checkpoint-every", 50)
+
+
+@pytest.mark.slow
+@PROCESSES
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_process_stops_all_and_one_goes_on(
+    torchrun: Callable[..., Torchrun], tmp_path: Path, rank: int
+) -> None:
+    run = torchrun("train", *LONG, "--out", "two")
+    run.wait_until(lambda: logged(tmp_path / "two") > 3)
+    os.kill(run.pid(rank), signal.SIGTERM)
+    outcome = run.end()
+    stopped = state_step(tmp_path / "two")
+    assert said(outcome) == [
+        f"difftool: stopped after step {stopped} of 400; everything is saved; go on with: difftool train --resume two"
+    ]
+    assert 3 < stopped < 400
+    assert codes(outcome) == {143}
+    assert state.check(RunFolder(tmp_path / "two").saved_states()[0]) == ""
+    resumed = one(tmp_path, "train", "--resume", "two")
+    assert "the run was trained with processes 2, now 1" in resumed.err
+    one(tmp_path, "train", *LONG, "--out", "one")
+    assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
+
+
+def state_step(folder: Path) -> int:
+    return int(RunFolder(folder).saved_states()[0].stem.removeprefix("step-"))
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_one_stopped(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
+    """Also where the newest state is damaged: they take up the same."""
+    one(tmp_path, "train", *POINTS, "--threads", 1, "--steps", 40, "--checkpoint-every", 30, "--out", "two")
+    newest = RunFolder(tmp_path / "two").saved_states()[0]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    outcome = torchrun("train", "--resume", "two", "--steps", 60).end()
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("going on with two after step 30") == 1
+    assert outcome.err.count("processes 1, now 2") == 1
+    one(tmp_path, "train", *POINTS, "--threads", 1, "--steps", 60, "--checkpoint-every", 30, "--out", "one")
+    assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
+
+
+SCRIPT = """
+import difftool, os
+mlp = difftool.component("backbone", "mlp", width=16, depth=1)
+data = difftool.component("dataset", "swiss-roll", n=500)
+for out in ("x", "y"):
+    model = difftool.train(dataset=data, backbone=mlp, steps=5, batch_size=64, out=out)
+print(os.environ["RANK"], float(sum(p.double().sum() for p in model.network.parameters())))
+"""
+
+
+@pytest.mark.slow
+def test_a_script_trains_with_all_its_processes(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    outcome = torchrun(script=tmp_path / "script.py").end()
+    assert outcome.code == 0, outcome.err
+    ranks, sums = zip(*(line.split() for line in outcome.lines), strict=True)
+    assert sorted(ranks) == ["0", "1"]
+    assert len(set(sums)) == 1
+    one(tmp_path, "train", *POINTS, "--steps", 5, "--out", "one")
+    assert distance(tmp_path / "y", tmp_path / "one") <= 1e-6
+
+
+# --- one end -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@PROCESSES
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_ends_the_others(torchrun: Callable[..., Torchrun], tmp_path: Path, rank: int) -> None:
+    run = torchrun("train", *LONG, "--steps", 100_000, "--out", "two")
+    run.wait_until(lambda: len(RunFolder(tmp_path / "two").saved_states()) == 2)
+    os.kill(run.pid(rank), signal.SIGKILL)
+    outcome = run.end(30)
+    newest = RunFolder(tmp_path / "two").saved_states()[0]
+    assert said(outcome) == [
+        f"difftool: error: another process of this run died; the last state is {newest.relative_to(tmp_path)}; "
+        "go on with: difftool train --resume two"
+    ]
+    assert state.check(newest) == ""
+    assert codes(outcome) <= {1, -9}
+
+
+@pytest.mark.slow
+def test_what_all_find_wrong_is_said_once(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
+    wrong: dict[tuple[object, ...], str] = {
+        ("train", "--backbone.widht", 3): "there is no option --backbone.widht; did you mean --backbone.width?",
+        ("train", *POINTS, "--batch-size", 1): "--batch-size: 2 processes share each batch, so it has at least",
+        ("sample", "nowhere"): "nowhere does not exist",
+    }
+    started = [torchrun(*arguments) for arguments in wrong]
+    for run, line in zip(started, wrong.values(), strict=True):
+        outcome = run.end()
+        assert [line in error for error in outcome.errors] == [True], outcome.err
+        assert (outcome.out, len(codes(outcome))) == ("", 1)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_gradient_that_is_infinite_is_said_once(torchrun: Callable[..., Torchrun]) -> None:
+    depth = ("--backbone.depth", 64, "--backbone.activation", "relu", "--warmup", 0, "--lr", 10)
+    outcome = torchrun("train", *POINTS, *depth, "--steps", 50, "--out", "x").end()
+    (error,) = said(outcome)
+    assert "try a lower --lr or --clip 1; no state was saved before" in error
+    assert codes(outcome) == {1}
+
+
+@pytest.mark.slow
+def test_what_one_process_alone_finds_wrong_ends_all(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
+    """A picture that cannot be decoded lies in the part of one of them."""
+    photos(tmp_path)
+    broken = tmp_path / "photos" / "cat" / "07.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    outcome = torchrun("train", *STREAMED, "--steps", 100, "--out", "x").end()
+    (error,) = said(outcome)
+    assert "07.png" in error
+    assert codes(outcome) == {1}
+
+
+@pytest.mark.slow
+def test_what_the_first_process_finds_wrong_ends_all(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
+    """Only it opens the run folder."""
+    one(tmp_path, "train", *POINTS, "--steps", 2, "--out", "x")
+    for path in RunFolder(tmp_path / "x").saved_states():
+        path.unlink()
+    outcome = torchrun("train", "--resume", "x", "--steps", 4).end()
+    (error,) = said(outcome)
+    assert "the training states of x are gone" in error
+    assert codes(outcome) == {1}
+
+
+# --- samples, and other commands -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_samples_of_one(
+    torchrun: Callable[..., Torchrun], tmp_path: Path, points_run: Path
+) -> None:
+    words = ("sample", points_run, "-n", 50, "--batch-size", 8, "--steps", 5, "--sampler", "ddpm", "--trajectory")
+    outcome = torchrun(*words, "--out", "two.npy", "--out", "two.npz").end()
+    assert (outcome.code, outcome.lines) == (0, ["two.npy", "two.npz"]), outcome.err
+    one(tmp_path, *words, "--out", "one.npy", "--out", "one.npz")
+    for suffix in ("npy", "npz"):
+        assert (tmp_path / f"two.{suffix}").read_bytes() == (tmp_path / f"one.{suffix}").read_bytes()
+
+
+@pytest.mark.slow
+def test_other_commands_are_the_first_ones(torchrun: Callable[..., Torchrun], tmp_path: Path, points_run: Path) -> None:
+    outcome = torchrun("info", points_run, "--json").end()
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)
