@@ -346,7 +346,7 @@ def end_of(folder: Path) -> dict[str, object]:
         "newest state": state.name,
         "tensors": {name: checkpoint.digest({name: tensor}, "") for name, tensor in tensors.items()},
         "counters": {key: document[key] for key in ("step", "skipped", "skipped_in_a_row", "ema_updates", "scaler")},
-        "metrics": [{k: v for k, v in row.items() if k not in ("elapsed", "steps_per_second")} for row in rows],
+        "metrics": [{k: v for k, v in row.items() if k not in TIMES} for row in rows],
         "pictures": {k: v for k, v in tree(folder).items() if k.endswith(".png")},
         "leftovers": leftovers(folder),
     }
@@ -532,6 +532,8 @@ def test_a_run_killed_at_random_has_every_picture(server: Server, tmp_path: Path
     assert [p.name for p in sorted((tmp_path / "run" / "previews").iterdir())] == list(steps)
 
 
+TIMES = ("elapsed", "steps_per_second", "waiting")
+"""Metrics that differ from run to run."""
 CONSTANT = ("--lr-schedule", "constant", "--warmup", 5)
 """A learning rate that does not depend on how long a run is."""
 
