@@ -72,8 +72,8 @@ def option(
 ) -> Any:
     """An option of a component. Without a default the user must give it; bounds hold for each item of a tuple.
 
-    `short` is a flag such as `-n`; `otherwise` says in the help what happens where the default is None. A `positional`
-    one is given without a flag; only commands have them.
+    `short` is a flag such as `-n`; a `positional` one is given without a flag; only commands have these two.
+    `otherwise` says in the help what happens where the default is None.
     """
     details = Details(help, ge, gt, le, lt, short, otherwise, positional)
     return dataclasses.field(default=default, metadata={Details: details})

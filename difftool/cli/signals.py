@@ -13,15 +13,9 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from difftool.errors import Stopped
+
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-
-
-class Stopped(BaseException):
-    """A signal ends the program. No `Exception`, so that nothing between here and `main` takes it for a failure."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.exit_code = 128 + number
 
 
 class Signals:
