@@ -74,9 +74,9 @@ def option(
 ) -> Any:
     """An option of a component. Without a default the user must give it; bounds hold for each item of a tuple.
 
-    `short` is a flag such as `-n`; `otherwise` says in the help what happens where the default is None. A `positional`
-    one is given without a flag; only commands have them. `zero` is a word for 0, such as `auto`, where the number
-    itself is out of bounds.
+    `short` is a flag such as `-n`; a `positional` one is given without a flag; only commands have these two.
+    `otherwise` says in the help what happens where the default is None. `zero` is a word for 0, such as `auto`, where
+    the number itself is out of bounds.
     """
     details = Details(help, ge, gt, le, lt, short, otherwise, positional, zero)
     return dataclasses.field(default=default, metadata={Details: details})

@@ -6,6 +6,7 @@ A message is one line: what is wrong, where (an option or a file), what to do. `
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 
 
@@ -65,6 +66,43 @@ class Interrupted(DifftoolError):
         self.exit_code = 128 + signal_number
 
 
+class Stopped(BaseException):
+    """A signal ends the program. No `Exception`, so that nothing between here and `main` takes it for a failure."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+def is_signal(error: BaseException) -> bool:
+    """Whether the user or the system ends the program, rather than code that raised what only they should.
+
+    The command line's handlers raise `Stopped`; a `KeyboardInterrupt` is a real one under Python's own handler alone.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return isinstance(error, Stopped)
+
+
+def reader_left(error: BaseException) -> bool:
+    """Whether it is the exit that Typer and rich make of a closed pipe."""
+    return isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
+
+
+def said(error: BaseException) -> str:
+    """What an exception says, on one line; not all can be made text."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:
+        return ""
+
+
+def told(error: BaseException) -> str:
+    """Class and text of an exception, on one line: `KeyError: 'x'`."""
+    text = said(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 @contextlib.contextmanager
 def blaming(what: str, *passing: type[Exception]) -> Iterator[None]:
     """What a plugin's code raises becomes one line that names the component (`sampler ddim`).
@@ -74,18 +112,17 @@ def blaming(what: str, *passing: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except (DifftoolError, ValueError, MemoryError, StopIteration):
+    except (DifftoolError, ValueError, MemoryError, GeneratorExit):  # the last: a generator around this is closed
         raise
-    except Exception as error:
-        if isinstance(error, passing) or out_of_memory(error):
+    except BaseException as error:
+        if is_signal(error) or reader_left(error) or out_of_memory(error) or isinstance(error, passing):
             raise
-        text = " ".join(str(error).split())
-        raise DifftoolError(f"{what} failed: {type(error).__name__}{': ' if text else ''}{text}") from error
+        raise DifftoolError(f"{what} failed: {told(error)}") from error
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether memory, of whatever device, ran out: libraries say so in different classes."""
-    text = str(error).lower()
+    text = said(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
 
 
@@ -103,7 +140,7 @@ def spending(batch_size: int) -> Iterator[None]:
         raise DifftoolError(OUT_OF_MEMORY.format(f" with {batch_size} items at once")) from error
 
 
-def reader_died(error: Exception) -> bool:
+def reader_died(error: BaseException) -> bool:
     """Whether a process that read data ended by itself; torch says so in words alone."""
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 

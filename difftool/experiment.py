@@ -24,7 +24,7 @@ from difftool.compiled import compiled_step
 from difftool.components import Dataset, Logger
 from difftool.contracts import ObjectiveSpec, Row, RunContext
 from difftool.data import Batches, DatasetContext, Samples, identity, split
-from difftool.errors import DifftoolError, InvalidOption, UsageError
+from difftool.errors import DifftoolError, InvalidOption, UsageError, blaming
 from difftool.facts import DataFacts
 from difftool.fitting import Found, fitting_batch
 from difftool.keys import seed_globally
@@ -373,14 +373,11 @@ def cache_folder() -> Path | None:
 def loading(dataset: Dataset) -> Iterator[None]:
     """What a dataset raises while it loads becomes one line that names it."""
     try:
-        yield
+        with blaming(f"dataset {dataset.name}", ModuleNotFoundError, OSError):
+            yield
     except ModuleNotFoundError as error:
         raise DifftoolError(
             f"dataset {dataset.name}: needs the module {error.name!r}, which is not installed"
         ) from None
     except (ValueError, OSError) as error:
         raise DifftoolError(f"dataset {dataset.name}: {' '.join(str(error).split())}") from None
-    except (DifftoolError, MemoryError):
-        raise
-    except (Exception, SystemExit) as error:
-        raise DifftoolError(f"dataset {dataset.name} failed: {type(error).__name__}: {error}") from error

@@ -5,25 +5,30 @@ One that fails is set aside with its reason and never stops the tool. Its identi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from importlib.metadata import EntryPoint
-from types import ModuleType
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import pluggy
 
 from difftool import hookspecs
 from difftool.components import KINDS, Component
+from difftool.errors import is_signal, said, told
 from difftool.validation import problem
 from difftool.version import API_VERSION, OLDEST_API
 
 GROUP = "difftool"
 BUILT_IN = "difftool"
+ENTRY_POINTS = "entry_points.txt"
+"""Where the metadata of a package list its entry points."""
 API = "difftool_api"
 """The attribute by which a plugin may say for which version of the API it was made."""
 HOOKS = tuple(f"difftool_{kind}s" for kind in KINDS)
@@ -36,7 +41,7 @@ class Problem:
     reason: str
     cure: str
     kind: str = ""
-    """Kind and name of the component, where it is about a single one."""
+    """Kind of the components it is about, and the name where it is about a single one."""
     name: str = ""
 
     def __str__(self) -> str:
@@ -69,11 +74,35 @@ class Plugin:
         own = next((p for p in self.problems if (p.kind, p.name) == (kind, bare)), None)
         if own is not None and (named or not distribution):
             return own
-        return self.problems[0] if named and self.problems else None
+        general = (p for p in self.problems if p.kind in ("", kind) and not p.name)
+        return next(general, None) if named else None
 
     @property
     def built_in(self) -> bool:
         return self.distribution == BUILT_IN
+
+
+def installed(group: str) -> tuple[list[EntryPoint], list[Plugin]]:
+    """(the entry points of a group, those packages set aside that may have some in a list that cannot be read)."""
+    try:
+        return list(entry_points(group=group)), []
+    except Exception:  # one list that cannot be read hides all others
+        return _one_by_one(group)
+
+
+def _one_by_one(group: str) -> tuple[list[EntryPoint], list[Plugin]]:
+    """`installed`, each package read by itself."""
+    found: list[EntryPoint] = []
+    broken: list[Plugin] = []
+    for distribution in distributions():
+        try:
+            found += [point for point in distribution.entry_points if point.group == group]
+        except Exception as error:
+            if GROUP in (distribution.read_text(ENTRY_POINTS) or ""):
+                plugin = Plugin(_name_of(distribution), ENTRY_POINTS, _version_of(distribution))
+                plugin.problems.append(Problem(f"{ENTRY_POINTS} cannot be read: {told(error)}", _again(plugin)))
+                broken.append(plugin)
+    return found, broken
 
 
 def load(found: Iterable[EntryPoint]) -> Iterator[Plugin]:
@@ -82,22 +111,30 @@ def load(found: Iterable[EntryPoint]) -> Iterator[Plugin]:
     ordered = sorted(found, key=lambda e: (distribution_of(e) != BUILT_IN, distribution_of(e), e.name))
     seen: set[str] = set()
     for entry_point in ordered:
-        version = entry_point.dist.version if entry_point.dist else ""
-        plugin = Plugin(distribution_of(entry_point), entry_point.name, version, entry_point.value)
+        plugin = Plugin(distribution_of(entry_point), entry_point.name, version_of(entry_point), entry_point.value)
         if plugin.identity in seen:  # the same distribution found twice on sys.path
             continue
         seen.add(plugin.identity)
-        before, start = set(sys.modules), time.perf_counter()
-        try:
-            loaded = entry_point.load()
-        except (Exception, SystemExit) as error:
-            plugin.problems.append(_import_problem(plugin, error))
+        if misfit := _metadata_problem(plugin, entry_point):
+            plugin.problems.append(misfit)
         else:
-            ask(manager, plugin, loaded)
-        finally:
-            plugin.seconds = time.perf_counter() - start
-            plugin.imports_torch = _torch_came(before)
+            _load(manager, plugin, entry_point)
         yield plugin
+
+
+def _load(manager: Any, plugin: Plugin, entry_point: EntryPoint) -> None:
+    before, start = set(sys.modules), time.perf_counter()
+    try:
+        loaded = entry_point.load()
+    except BaseException as error:
+        if is_signal(error):
+            raise
+        plugin.problems.append(_import_problem(plugin, error))
+    else:
+        ask(manager, plugin, loaded)
+    finally:
+        plugin.seconds = time.perf_counter() - start
+        plugin.imports_torch = _torch_came(before)
 
 
 def new_manager() -> pluggy.PluginManager:
@@ -109,35 +146,57 @@ def new_manager() -> pluggy.PluginManager:
 
 def ask(manager: Any, plugin: Plugin, loaded: object) -> None:
     """Register one loaded plugin and collect its components; what is wrong with it goes to `plugin.problems`."""
-    if misfit := _api_problem(plugin, getattr(loaded, API, API_VERSION)):
-        plugin.problems.append(misfit)
-        return
-    try:
-        manager.register(loaded, name=plugin.identity)
-        manager.check_pending()
-    except (pluggy.PluginValidationError, ValueError) as error:
-        manager.unregister(name=plugin.identity)
-        plugin.problems.append(_hook_problem(manager, loaded, error))
-        return
-    plugin.problems += _unmarked(manager, loaded)
-    for caller in manager.get_hookcallers(loaded) or ():
-        base = KINDS[caller.name.removeprefix("difftool_").removesuffix("s")]
-        (implementation,) = (i for i in caller.get_hookimpls() if i.plugin_name == plugin.identity)
+    with _setting_aside(plugin, "failed when it was asked what it brings", _look(plugin)):
+        if misfit := _api_problem(plugin, getattr(loaded, API, API_VERSION)) or _again_problem(manager, loaded):
+            plugin.problems.append(misfit)
+            return
         try:
-            provided = list(implementation.function())
-        except Exception as error:
-            what = f"{caller.name}() failed: {type(error).__name__}: {' '.join(str(error).split())}"
-            plugin.problems.append(Problem(what, f"it must return a list of {base.__name__} classes"))
-            continue
-        for component in provided:
-            reason = problem(component) or _out_of_place(plugin, component, base, caller.name)
-            if reason is not None:
-                known = isinstance(component, type) and issubclass(component, Component)
-                about = (component.kind, component.name) if known else ("", "")
-                cure = f"{caller.name}() must return classes derived from difftool.{base.__name__}"
-                plugin.problems.append(Problem(reason, "mend the class" if known else cure, *about))
-            else:
-                plugin.components.append(component)
+            manager.register(loaded, name=plugin.identity)
+            manager.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as error:
+            manager.unregister(name=plugin.identity)
+            plugin.problems.append(_hook_problem(manager, loaded, error))
+            return
+        plugin.problems += _unmarked(manager, loaded)
+        for caller in manager.get_hookcallers(loaded) or ():
+            _ask(plugin, caller)
+
+
+def _ask(plugin: Plugin, caller: Any) -> None:
+    """Take the components that one hook gives."""
+    base = KINDS[caller.name.removeprefix("difftool_").removesuffix("s")]
+    (implementation,) = (i for i in caller.get_hookimpls() if i.plugin_name == plugin.identity)
+    provided: list[Any] = []
+    with _setting_aside(
+        plugin, f"{caller.name}() failed", f"it must return a list of {base.__name__} classes", base.kind
+    ):
+        provided = list(implementation.function())
+    for component in provided:
+        with _setting_aside(plugin, f"what {caller.name}() gave cannot be examined", _look(plugin), base.kind):
+            _take(plugin, component, base, caller.name)
+
+
+def _take(plugin: Plugin, component: Any, base: type[Component], hook: str) -> None:
+    """Offer what a hook gave, or note why it cannot be."""
+    reason = problem(component) or _out_of_place(plugin, component, base, hook)
+    if reason is None:
+        plugin.components.append(component)
+        return
+    known = isinstance(component, type) and issubclass(component, Component)
+    about = (component.kind, component.name) if known else (base.kind, "")
+    cure = f"{hook}() must return classes derived from difftool.{base.__name__}"
+    plugin.problems.append(Problem(reason, "mend the class" if known else cure, *about))
+
+
+@contextlib.contextmanager
+def _setting_aside(plugin: Plugin, what: str, cure: str, kind: str = "") -> Iterator[None]:
+    """What a plugin's code raises in this block, of whatever class, becomes a problem of it and goes no further."""
+    try:
+        yield
+    except BaseException as error:
+        if is_signal(error):
+            raise
+        plugin.problems.append(Problem(f"{what}: {told(error)}", cure, kind))
 
 
 def _out_of_place(plugin: Plugin, component: type[Component], base: type[Component], hook: str) -> str | None:
@@ -155,14 +214,18 @@ def choose(
     """(the entry points that the two environment variables let through, the identities of the others)."""
     kept, left_out = [], []
     for entry_point in found:
-        name = distribution_of(entry_point)
-        identity = f"{name}:{entry_point.name}"
-        wanted = allowed is None or name in names_in(allowed)
-        if name == BUILT_IN or (wanted and not {name, identity} & names_in(denied)):
+        identity = f"{distribution_of(entry_point)}:{entry_point.name}"
+        if let_through(identity, allowed, denied):
             kept.append(entry_point)
         else:
             left_out.append(identity)
     return kept, left_out
+
+
+def let_through(identity: str, allowed: str | None, denied: str) -> bool:
+    name = identity.partition(":")[0]
+    wanted = allowed is None or name in names_in(allowed)
+    return name == BUILT_IN or (wanted and not {name, identity} & names_in(denied))
 
 
 def names_in(text: str) -> set[str]:
@@ -171,7 +234,35 @@ def names_in(text: str) -> set[str]:
 
 
 def distribution_of(entry_point: EntryPoint) -> str:
-    return distribution_name(entry_point.dist.name) if entry_point.dist else "unknown"
+    return _name_of(entry_point.dist) if entry_point.dist else "unknown"
+
+
+def version_of(entry_point: EntryPoint) -> str:
+    return _version_of(entry_point.dist) if entry_point.dist else ""
+
+
+def _name_of(distribution: Distribution) -> str:
+    """Its name, or where its metadata have none, what their folder is called after."""
+    folder = Path(str(getattr(distribution, "_path", "unknown"))).name
+    return distribution_name(_read(lambda: distribution.name) or folder.partition("-")[0])
+
+
+def _version_of(distribution: Distribution) -> str:
+    return _read(lambda: distribution.version)
+
+
+def summary_of(entry_point: EntryPoint) -> str:
+    """Of its package, in a line."""
+    distribution = entry_point.dist
+    return _read(lambda: distribution.metadata["Summary"]) if distribution else ""
+
+
+def _read(read: Callable[[], str | None]) -> str:
+    """A text of a package's metadata; empty where it is not there, or the metadata are not."""
+    try:
+        return read() or ""
+    except Exception:  # Python's versions raise different ones
+        return ""
 
 
 def distribution_name(name: str) -> str:
@@ -185,25 +276,64 @@ def _torch_came(before: set[str]) -> bool:
     if "torch" in sys.modules and "torch" not in before:
         return True
     new = [module for name, module in list(sys.modules.items()) if name not in before]
-    return any(_of_torch(value) for module in new for value in list(vars(module).values()))
+    return any(_of_torch(value) for module in new for value in _contents(module).values())
+
+
+def _contents(module: object) -> dict[str, Any]:
+    """What a module holds; other things that stand in `sys.modules`, None among them, hold nothing."""
+    # not by vars(): a module that is imported when it is first used would be imported now
+    return dict(object.__getattribute__(module, "__dict__")) if issubclass(type(module), ModuleType) else {}
 
 
 def _of_torch(value: object) -> bool:
-    home = getattr(value, "__name__" if isinstance(value, ModuleType) else "__module__", None)
+    """Whether it is a part of torch. The value's own code, such as a lazy proxy has, is not run to find out."""
+    kind = type(value)
+    if issubclass(kind, ModuleType):
+        home = _contents(value).get("__name__")
+    else:
+        named = issubclass(kind, (type, FunctionType, BuiltinFunctionType))
+        try:
+            home = getattr(value if named else kind, "__module__", None)
+        except Exception:  # of a metaclass
+            return False
     return isinstance(home, str) and home.partition(".")[0] == "torch"
+
+
+def _look(plugin: Plugin) -> str:
+    return f'see where: python -c "import {plugin.module.partition(":")[0].strip()}"'
+
+
+def _again(plugin: Plugin) -> str:
+    return f"install it again: pip install --force-reinstall {plugin.distribution}"
+
+
+def _metadata_problem(plugin: Plugin, entry_point: EntryPoint) -> Problem | None:
+    """What is wrong with what the package says of itself."""
+    distribution = entry_point.dist
+    if distribution is not None and not _read(lambda: distribution.name):
+        return Problem("its metadata do not say what the package is called", _again(plugin))
+    if not EntryPoint.pattern.match(plugin.module):
+        cure = f'write {plugin.entry_point} = "package.module" under [project.entry-points.{GROUP}] and install again'
+        return Problem(f"the entry point {plugin.module!r} names no module", cure)
+    return None
+
+
+def _again_problem(manager: Any, loaded: object) -> Problem | None:
+    """Whether another entry point names the same module."""
+    if (other := manager.get_name(loaded)) is None:
+        return None
+    return Problem(f"it names the same module as {other}", "one entry point is enough; take this one out")
 
 
 def _import_problem(plugin: Plugin, error: BaseException) -> Problem:
     module = plugin.module.partition(":")[0].strip()
-    if isinstance(error, ModuleNotFoundError) and error.name:
+    if isinstance(error, ModuleNotFoundError) and isinstance(error.name, str) and error.name:
         reason = f"needs the module {error.name!r}, which is not installed"
         missing = error.name.partition(".")[0]
         if missing == module.partition(".")[0]:
-            return Problem(reason, f"install it again: pip install --force-reinstall {plugin.distribution}")
+            return Problem(reason, _again(plugin))
         return Problem(reason, f"install what brings it, perhaps: pip install {missing}")
-    text = " ".join(str(error).split())
-    reason = f"failed to import: {type(error).__name__}{': ' if text else ''}{text}"
-    return Problem(reason, f'see where: python -c "import {module}"')
+    return Problem(f"failed to import: {told(error)}", _look(plugin))
 
 
 def _api_problem(plugin: Plugin, version: object) -> Problem | None:
@@ -225,7 +355,7 @@ def _hook_problem(manager: Any, loaded: object, error: Exception) -> Problem:
         near = difflib.get_close_matches(unknown[0], HOOKS, n=1)
         cure = f"did you mean {near[0]}?" if near else f"the hooks are {', '.join(HOOKS)}"
         return Problem(f"there is no hook {unknown[0]!r}", cure)
-    return Problem(" ".join(str(error).split()), "hooks take the arguments of difftool/hookspecs.py, or none")
+    return Problem(said(error), "hooks take the arguments of difftool/hookspecs.py, or none")
 
 
 def _unmarked(manager: Any, loaded: object) -> Iterator[Problem]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from difftool.components import Logger
-from difftool.errors import DifftoolError, InvalidOption, blaming
+from difftool.errors import DifftoolError, InvalidOption, UsageError, blaming, is_signal, told
 from difftool.plugins import registry
 from difftool.validation import plain
 
@@ -38,31 +38,44 @@ def classes(names: Sequence[str]) -> dict[str, type[Logger]]:
 
 def document_of(loggers: Sequence[Logger]) -> dict[str, dict[str, Any]]:
     """As `tables` reads them."""
-    return {registry().reference(type(logger)): plain(logger) for logger in loggers}
+    return {name_of(logger): plain(logger) for logger in loggers}
 
 
 def check_requirements(loggers: Sequence[Logger]) -> None:
-    """Refuse, before anything is made, a logger whose library is not installed. Imports nothing."""
+    """Refuse, before anything is made, a logger whose library is not installed, and one that is named twice."""
+    classes = [type(logger) for logger in loggers]
     for logger in loggers:
+        if classes.count(type(logger)) > 1:  # its rows would go to the same place twice
+            raise UsageError(f"logger {name_of(logger)}: is named twice; name it once")
         for module, what in logger.requires.items():
-            if find_spec(module) is None:
-                raise DifftoolError(
-                    f"logger {logger.name}: needs the module {module!r}, which is not installed: pip install {what!r}"
-                )
+            if not _is_there(module):
+                reason = f"needs the module {module!r}, which is not installed: pip install {what!r}"
+                raise DifftoolError(f"logger {name_of(logger)}: {reason}")
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module is installed. Of one in a package, the package is imported."""
+    try:
+        return find_spec(module) is not None
+    except Exception:  # the package is not there, or not whole
+        return False
 
 
 class Loggers:
     """The open loggers of a run. One that fails is told and left out from then on; the run goes on."""
 
-    def __init__(self, logs: Mapping[str, Log]) -> None:
-        self._logs = dict(logs)
+    def __init__(self, logs: Iterable[tuple[str, Log]]) -> None:
+        self._logs = list(logs)
 
     def __call__(self, row: Row) -> None:
-        for name, log in list(self._logs.items()):
+        for one in [*self._logs]:
+            name, log = one
             try:
                 log(row)
-            except Exception as error:
-                del self._logs[name]
+            except BaseException as error:
+                if is_signal(error):
+                    raise
+                self._logs = [other for other in self._logs if other is not one]
                 _complain(name, f"failed at step {row.step} and is told no more", error)
 
 
@@ -70,30 +83,36 @@ class Loggers:
 def opened(loggers: Sequence[Logger], run: RunContext) -> Iterator[Loggers]:
     """Open them all, and close them when the run ends, however it does. Raises `DifftoolError` where one cannot be."""
     with contextlib.ExitStack() as stack:
-        yield Loggers({logger.name: stack.enter_context(_opened(logger, run)) for logger in loggers})
+        yield Loggers([(name_of(logger), stack.enter_context(_opened(logger, run))) for logger in loggers])
+
+
+def name_of(logger: Logger) -> str:
+    return registry().reference(type(logger))
 
 
 @contextlib.contextmanager
 def _opened(logger: Logger, run: RunContext) -> Iterator[Log]:
+    name = name_of(logger)
     try:
-        with blaming(f"logger {logger.name}"):
+        with blaming(f"logger {name}"):
             context = logger.open(run)
             if not hasattr(context, "__enter__"):
                 raise ValueError(f"open() gave a {type(context).__name__}, no context")
             log = context.__enter__()
     except ValueError as error:
-        raise DifftoolError(f"logger {logger.name}: {error}") from None
+        raise DifftoolError(f"logger {name}: {error}") from None
     try:
         yield log
     finally:
         ending = sys.exc_info()
         try:
             context.__exit__(*ending)
-        except Exception as error:
+        except BaseException as error:
+            if is_signal(error):
+                raise
             if error is not ending[1]:
-                _complain(logger.name, "could not be closed", error)
+                _complain(name, "could not be closed", error)
 
 
-def _complain(name: str, what: str, error: Exception) -> None:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    warnings.warn(f"logger {name} {what} ({text})", stacklevel=3)
+def _complain(name: str, what: str, error: BaseException) -> None:
+    warnings.warn(f"logger {name} {what} ({told(error)})", stacklevel=3)

@@ -8,6 +8,7 @@ compiles; options are never built by hand, since their constructor is private to
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ import typer
 from rich.markup import escape
 
 from difftool.components import Command, Component, Options
-from difftool.errors import InvalidOption
+from difftool.errors import InvalidOption, printable
 from difftool.validation import Field, fields, make, spelled
 
 NOUNS: Mapping[Any, str] = {int: "a whole number", float: "a number"}
@@ -159,7 +160,13 @@ def _optional(name: str, annotation: Any, parameter: Any) -> inspect.Parameter:
 
 def help_text(text: str, note: str = "") -> str:
     """Help as the markup of Typer's help wants it, with a dim note such as `[default: 3]` behind it."""
-    return escape(text) + (f" [dim]{escape(f'[{note}]')}[/dim]" if note else "")
+    return _plainly(text) + (f" [dim]{_plainly(f'[{note}]')}[/dim]" if note else "")
+
+
+def _plainly(text: str) -> str:
+    """Text that markup shows as it stands, without control characters, tags, or rich's names of pictures (`:fire:`)."""
+    lines = "\n".join(printable(line) for line in text.splitlines())
+    return re.sub(r":(?=\S+:)", ":[none][/none]", escape(lines))
 
 
 def _default(group: Group, f: Field) -> str:

@@ -12,13 +12,24 @@ import functools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import entry_points
 from typing import TypeVar
 
 from difftool.components import KINDS, Command, Component
 from difftool.errors import PluginFailure, UnknownComponent
-from difftool.loading import BUILT_IN, GROUP, Plugin, Problem, choose, distribution_of, load
-from difftool.validation import suggestion
+from difftool.loading import (
+    BUILT_IN,
+    GROUP,
+    Plugin,
+    Problem,
+    choose,
+    distribution_of,
+    installed,
+    let_through,
+    load,
+    summary_of,
+    version_of,
+)
+from difftool.validation import is_name, suggestion
 
 COMMANDS = "difftool.commands"
 """The group whose entry points announce commands by their names, so that help can list them and load nothing."""
@@ -31,15 +42,20 @@ class Registry:
     """The components of a list of plugins, by kind and name."""
 
     def __init__(self, plugins: Iterable[Plugin], left_out: Sequence[str] = ()) -> None:
-        self.plugins = [dataclasses.replace(plugin, problems=[*plugin.problems]) for plugin in plugins]
+        self.plugins = [
+            dataclasses.replace(plugin, components=[*plugin.components], problems=[*plugin.problems])
+            for plugin in plugins
+        ]
         self.left_out = left_out
         """Identities of plugins that the environment leaves out."""
         self._owners: dict[type[Component], Plugin] = {}
         self._qualified: dict[str, dict[str, type[Component]]] = {kind: {} for kind in KINDS}
         self._bare: dict[str, dict[str, type[Component]]] = {kind: {} for kind in KINDS}
         for plugin in self.plugins:
-            for component in plugin.components:
-                self._owners[component] = plugin
+            for component in [*plugin.components]:
+                if (owner := self._owners.setdefault(component, plugin)) is not plugin:
+                    _set_aside_borrowed(plugin, component, owner)
+                    continue
                 self._qualified[component.kind][f"{plugin.distribution}:{component.name}"] = component
         for kind in KINDS:
             self._name(kind)
@@ -146,9 +162,10 @@ def standing_in(other: Registry) -> Iterator[None]:
 
 @functools.cache
 def _installed(allowed: str | None, denied: str) -> Registry:
-    kept, left_out = choose(entry_points(group=GROUP), allowed, denied)
+    found, broken = installed(GROUP)
+    kept, left_out = choose(found, allowed, denied)
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, not for what a plugin prints when imported
-        plugins = list(load(kept))
+        plugins = [*load(kept), *(plugin for plugin in broken if let_through(plugin.identity, allowed, denied))]
     known = {(a.distribution, a.command) for a in _announced(allowed, denied)}
     for plugin in plugins:
         _set_aside_unannounced(plugin, known)
@@ -179,12 +196,19 @@ def announced(taken: Iterable[str] = ()) -> dict[str, Announced]:
 
 @functools.cache
 def _announced(allowed: str | None, denied: str) -> list[Announced]:
-    kept, _ = choose(entry_points(group=COMMANDS), allowed, denied)
-    found = {(distribution_of(e), e.name): e.dist for e in kept}
+    kept, _ = choose(installed(COMMANDS)[0], allowed, denied)
+    found = {(distribution_of(e), e.name): e for e in kept if is_name(e.name)}
     return [
-        Announced(name, owner, dist.version if dist else "", (dist.metadata["Summary"] or "") if dist else "")
-        for (owner, name), dist in sorted(found.items(), key=lambda item: item[0])
+        Announced(name, owner, version_of(entry_point), summary_of(entry_point))
+        for (owner, name), entry_point in sorted(found.items(), key=lambda item: item[0])
     ]
+
+
+def _set_aside_borrowed(plugin: Plugin, component: type[Component], owner: Plugin) -> None:
+    """A class that another plugin brings too: else neither would have its name."""
+    plugin.components.remove(component)
+    reason = f"{component.kind} {component.name!r}: it is a class of {owner.identity}"
+    plugin.problems.append(Problem(reason, "derive a class of your own from it", component.kind, component.name))
 
 
 def _set_aside_unannounced(plugin: Plugin, known: set[tuple[str, str]]) -> None:

@@ -22,7 +22,7 @@ from difftool.components import (
     TimeDensity,
     Weighting,
 )
-from difftool.errors import InvalidOption, UnknownComponent, UsageError
+from difftool.errors import InvalidOption, PluginFailure, UnknownComponent, UsageError
 from difftool.files import open_regular
 from difftool.loggers import TABLE
 from difftool.plugins import registry
@@ -126,17 +126,28 @@ def choose(document: Mapping[str, Any], classes: Mapping[str, type[Component]] |
         if kind not in chosen and (name := _name(document, kind)) is not None:
             chosen[kind] = registry().of_kind(base, name)
 
-    def default(kind: str, name: str) -> None:
+    def default(kind: str, name: str, asker: type[Component] | None = None) -> None:
         if kind not in chosen:
-            chosen[kind] = registry().of_kind(PARTS[kind], name)
+            chosen[kind] = _default(PARTS[kind], name, asker)
 
-    default("dataset", chosen["backbone"].default_dataset if "backbone" in chosen else "swiss-roll")
-    default("backbone", chosen["dataset"].default_backbone)
+    backbone = chosen.get("backbone")
+    default("dataset", backbone.default_dataset if backbone else "swiss-roll", backbone)
+    default("backbone", chosen["dataset"].default_backbone, chosen["dataset"])
     default("schedule", "linear")
-    default("prediction", chosen["schedule"].default_prediction)
+    default("prediction", chosen["schedule"].default_prediction, chosen["schedule"])
     default("weighting", "none")
     default("time", "uniform")
     return {kind: chosen[kind] for kind in PARTS}
+
+
+def _default(base: type[C], name: str, asker: type[Component] | None) -> type[C]:
+    """What is taken where nobody says; `asker` is the component that it suits. Raises `UsageError`."""
+    try:
+        return registry().of_kind(base, name)
+    except (UnknownComponent, PluginFailure) as error:
+        if asker is None:
+            raise
+        raise UsageError(f"{asker.kind} {asker.name} asks for another: {error}; give --{base.kind}") from None
 
 
 def training_values(backbone: type[Backbone], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,4 +267,6 @@ def _toml_value(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if value is None:
+        raise TypeError("TOML has no word for None; leave the key out")
     return json.dumps(value)

@@ -299,7 +299,7 @@ def walk(source: Source, plan: Plan, batch: int, first: int, count: int) -> Iter
     walked = plan.sampler.walk(denoise, x, plan.levels, draw)
     while True:
         try:
-            with blaming(what):
+            with blaming(what, StopIteration):
                 state = next(walked)
         except StopIteration:
             break

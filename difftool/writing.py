@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from difftool.components import Writer
-from difftool.errors import DifftoolError, UsageError, blaming
+from difftool.errors import DifftoolError, UsageError, blaming, said
 from difftool.files import atomic, atomic_folder, check_output
 from difftool.plugins import DENY, registry, winner_of
 
@@ -51,7 +54,16 @@ def check(writer: Writer, path: Path, spec: DrawingSpec) -> None:
 
 def needed_states(writers: Iterable[Writer], spec: DrawingSpec) -> list[int]:
     """The steps after which one of the writers needs the state of the walk, in order."""
-    return sorted({step for writer in writers for step in writer.states(spec) if 0 <= step <= spec.steps})
+    return sorted({step for writer in writers for step in _states(writer, spec) if 0 <= step <= spec.steps})
+
+
+def _states(writer: Writer, spec: DrawingSpec) -> list[int]:
+    what = f"writer {writer.name}"
+    try:
+        with blaming(what):
+            return [index(step) for step in writer.states(spec)]
+    except ValueError as error:
+        raise DifftoolError(f"{what}: {said(error)}") from None
 
 
 def write(writer: Writer, drawing: Drawing, path: Path, *, overwrite: bool) -> None:
@@ -68,10 +80,20 @@ def write(writer: Writer, drawing: Drawing, path: Path, *, overwrite: bool) -> N
     check_output(path, overwrite=overwrite, folder=not path.suffix)
     opened = atomic if path.suffix else atomic_folder
     try:
-        with opened(path, overwrite=overwrite) as temporary, blaming(f"writer {writer.name}", OSError):
-            writer.write(drawing, temporary)
+        with opened(path, overwrite=overwrite) as temporary:
+            with blaming(f"writer {writer.name}", OSError):
+                writer.write(drawing, temporary)
+            _check_written(writer, [temporary] if path.suffix else [*temporary.iterdir()])
     except ValueError as error:
-        raise DifftoolError(f"{path} was not written: {error}") from None
+        raise DifftoolError(f"{path} was not written: {said(error)}") from None
+
+
+def _check_written(writer: Writer, files: Sequence[Path]) -> None:
+    """Raise `ValueError` unless there are files, and regular ones: a link would be followed."""
+    if not any(os.path.lexists(file) for file in files):
+        raise ValueError(f"writer {writer.name} wrote nothing")
+    if strange := [file.name for file in files if not stat.S_ISREG(file.lstat().st_mode)]:
+        raise ValueError(f"writer {writer.name} made {strange[0]}, which is no regular file")
 
 
 def _built_in(writer: type[Writer]) -> bool:

@@ -11,22 +11,28 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from difftool.cli.signals import Stopped, signals
+from difftool.cli.signals import signals
 from difftool.errors import (
     OUT_OF_MEMORY,
     DifftoolError,
     Interrupted,
     PeerDied,
+    Stopped,
     UsageError,
+    is_signal,
     out_of_memory,
     printable,
     reader_died,
+    reader_left,
+    said,
 )
 from difftool.processes import forget, hush, settled, world
 
 BUG = "this is a bug in difftool or a plugin: run again with --debug and report what it prints"
 DEBUG, NO_PLUGINS = "--debug", "--no-plugins"
-"""Options of the program itself, wherever they stand."""
+"""Options of the program itself, wherever they stand before a `--`."""
+COMPLETE = "_DIFFTOOL_COMPLETE"
+"""The variable by which a shell asks for completions."""
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as any tool whose reader has gone
 LAST_STREAM = 2
 TOGETHER = ("train", "sample")
@@ -49,11 +55,13 @@ def _exit_code(given: list[str]) -> int:
     """Run a command; what goes wrong is said in one line."""
     warnings.showwarning = _warn
     _mend_streams()
+    end = given.index("--") if "--" in given else len(given)
+    options, values = given[:end], given[end:]
     try:
-        if NO_PLUGINS in given:
+        if NO_PLUGINS in options:
             os.environ["DIFFTOOL_PLUGINS"] = ""  # also for the processes that this one starts
         with _first_alone_speaks():
-            code = _run([a for a in given if a not in (DEBUG, NO_PLUGINS)])
+            code = _run([*(a for a in options if a not in (DEBUG, NO_PLUGINS)), *values])
         sys.stdout.flush()
         return code
     except Stopped as stopped:
@@ -61,20 +69,20 @@ def _exit_code(given: list[str]) -> int:
     except BrokenPipeError:
         _forget_stdout()
         return BROKEN_PIPE
-    except SystemExit as error:  # Typer and rich make one of a closed pipe
-        if not isinstance(error.__context__, BrokenPipeError):
-            raise
-        _forget_stdout()
-        return BROKEN_PIPE
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
+    except BaseException as error:
+        if reader_left(error):
+            _forget_stdout()
+            return BROKEN_PIPE
+        if is_signal(error):
+            return 130
         if signals.number is not None and not isinstance(error, DifftoolError):  # what others made of a signal
             return 128 + signals.number
-        return _end(error, debug=DEBUG in given)
+        if isinstance(error, SystemExit) and COMPLETE in os.environ:  # how Typer ends a completion
+            raise
+        return _end(error, debug=DEBUG in options)
 
 
-def _end(error: Exception, *, debug: bool) -> int:
+def _end(error: BaseException, *, debug: bool) -> int:
     """Tell a failure, once where many processes have it, and end all alike."""
     own, message = failure(error)
     if world().size > 1:
@@ -132,7 +140,7 @@ def _refuse_empty(arguments: list[str]) -> None:
             raise UsageError(f"{where}: must not be empty")
 
 
-def failure(error: Exception) -> tuple[int, str]:
+def failure(error: BaseException) -> tuple[int, str]:
     """Exit code and the one line for an exception."""
     import typer
 
@@ -148,7 +156,7 @@ def failure(error: Exception) -> tuple[int, str]:
         return 1, "error: a process that reads data was killed, perhaps for want of memory; try --workers 0"
     if isinstance(error, OSError) and error.strerror:
         return 1, f"error: {error.filename or 'the output'}: {error.strerror}"
-    return 1, f"error: unexpected {type(error).__name__}: {error}; {BUG}"
+    return 1, f"error: unexpected {type(error).__name__}: {said(error)}; {BUG}"
 
 
 def _usage(error: Any) -> str:

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from difftool.cli.command import component_command, given_values
 from difftool.cli.console import result, result_json
 from difftool.components import Command
-from difftool.errors import PluginFailure, UnknownComponent, UsageError, blaming
+from difftool.errors import DifftoolError, PluginFailure, UnknownComponent, UsageError, blaming, said, told
 from difftool.loading import BUILT_IN
 from difftool.options import Group, help_text, make_from_flags
 from difftool.plugins import Announced, announced, registry
@@ -34,10 +34,29 @@ class Commands(TyperGroup):
         return _typer_command(cmd_name, _announcement, help=help_text(_words(others[cmd_name])), rich_help_panel=PANEL)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, command, rest = super().resolve_command(ctx, args)
+        try:
+            name, command, rest = super().resolve_command(ctx, args)
+        except typer.TyperException as error:
+            raise _unknown(args[0], error) from None
         if name is None or name in self.commands or command is None:
             return name, command, rest
         return name, _loaded(name, announced(self.commands)[name]), rest
+
+
+def _unknown(name: str, error: typer.TyperException) -> Exception:
+    """Why there is no such command, where a plugin that was set aside is the reason, or may be."""
+    if name.startswith("-"):
+        return error
+    found = registry()
+    try:
+        found.get(Command.kind, name)
+    except PluginFailure as failure:
+        return failure
+    except UnknownComponent:
+        pass
+    if (missing := found.missing_too()) and hasattr(error, "message"):
+        error.message = f"{str(error.message).rstrip('.')}{missing}"
+    return error
 
 
 def _announcement() -> None:
@@ -63,12 +82,16 @@ def _loaded(name: str, one: Announced) -> Any:
     group = Group.of_command(cls)
 
     def run(ctx: typer.Context) -> None:
-        component = make_from_flags(cls, given_values(ctx)[cls.kind], group)
+        component, what = make_from_flags(cls, given_values(ctx)[cls.kind], group), f"command {cls.name}"
         try:
-            with blaming(f"command {cls.name}", OSError):
+            with blaming(what, OSError):
                 _print(component.run())
         except ValueError as error:
-            raise UsageError(f"command {cls.name}: {error}") from None
+            raise UsageError(f"{what}: {said(error)}") from None
+        except OSError as error:
+            if error.strerror or isinstance(error, BrokenPipeError):
+                raise
+            raise DifftoolError(f"{what} failed: {told(error)}") from error  # a library's, which names no file
 
     def choose(_params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
         return [group]
@@ -85,7 +108,10 @@ def _typer_command(name: str, function: Any, **settings: Any) -> Any:
 def _print(value: object) -> None:
     """A result of `Command.run` on stdout."""
     if isinstance(value, Mapping):
-        result_json(value)
+        try:
+            result_json(value)
+        except ValueError as error:  # NaN, or a mapping that holds itself
+            raise DifftoolError(f"the result is no JSON: {said(error)}") from error
     elif isinstance(value, Iterable) and not isinstance(value, (str, bytes, PathLike)):
         for line in value:
             result(str(line))

@@ -34,11 +34,11 @@ def stdout() -> Console:
     """For tables that are results: as wide as they are, where no terminal says how much room there is."""
     stream = _results[-1] if _results else sys.stdout
     free = not stream.isatty() and "COLUMNS" not in os.environ
-    return _Console(highlight=False, file=stream, width=WIDEST if free else None)
+    return _Console(highlight=False, emoji=False, file=stream, width=WIDEST if free else None)
 
 
 def stderr(*, soft_wrap: bool = True) -> Console:
-    return _Console(stderr=True, highlight=False, soft_wrap=soft_wrap)
+    return _Console(stderr=True, highlight=False, emoji=False, soft_wrap=soft_wrap)
 
 
 def note(text: str) -> None:

@@ -13,17 +13,10 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from difftool.errors import Stopped
 from difftool.processes import world
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-
-
-class Stopped(BaseException):
-    """A signal ends the program. No `Exception`, so that nothing between here and `main` takes it for a failure."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.exit_code = 128 + number
 
 
 class Signals:

@@ -76,6 +76,7 @@ def _file(params: Mapping[str, Any]) -> dict[str, Any]:
         from difftool.recipe import check_tables
 
         check_tables(document)
+        loggers.tables(document)
     except InvalidOption as error:
         path = _config_path(params)
         assert path is not None

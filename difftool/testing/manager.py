@@ -8,9 +8,8 @@ import signal
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 
-from difftool.loading import GROUP, Plugin, ask, choose, load, new_manager
+from difftool.loading import GROUP, Plugin, ask, choose, installed, load, new_manager
 from difftool.plugins import Registry, standing_in
 
 
@@ -21,7 +20,7 @@ class PluginManager:
     """
 
     def __init__(self) -> None:
-        built_in, _ = choose(entry_points(group=GROUP), allowed="")
+        built_in, _ = choose(installed(GROUP)[0], allowed="")
         self._plugins = list(load(built_in))
         self._active: contextlib.ExitStack | None = None
 

@@ -22,6 +22,8 @@ TEMPLATE = ".in"
 """Ends the names of templates, so that no tool takes them for the files that they become."""
 PREFIX = "difftool-"
 LONGEST = 60
+RESERVED = ("aux", "con", "nul", "prn", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)))
+"""Names that no file can have on Windows."""
 TAKEN = (
     *("Backbone", "BackboneSpec", "Dataset", "DatasetContext", "Denoise", "Estimate", "Layer", "Level", "Network"),
     *("NoiseSchedule", "PluginManager", "Sampler", "Samples", "Schedule", "Step", "Tensor"),
@@ -64,6 +66,8 @@ class NewPlugin(Command, name="new-plugin"):
         if component in names(self.kind_):
             raise UsageError(f"NAME: there is a {self.kind_} called {component} already; take another name")
         Class = "".join(word.capitalize() for word in component.split("-"))
+        if self.name_ in RESERVED or keyword.iskeyword(Class):
+            raise UsageError(f"NAME: nothing can be called {self.name_}; take another name")
         return {
             "distribution": self.name_,
             "module": module,
