@@ -1,7 +1,7 @@
 """difftool: a plugin-based toolkit for diffusion models.
 
-This module offers everything a plugin author or a script needs, and nothing more. Heavy names are imported on first
-use (PEP 562), so that importing difftool imports no torch.
+This module offers everything a plugin author or a script needs, and nothing more. Names are imported on first use (PEP
+562), so that importing difftool costs nothing.
 """
 
 from __future__ import annotations
@@ -9,28 +9,26 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from difftool.components import (
-    Backbone,
-    Command,
-    Component,
-    Dataset,
-    Logger,
-    NoiseSchedule,
-    Oracle,
-    Prediction,
-    Sampler,
-    Spacing,
-    TimeDensity,
-    Weighting,
-    Writer,
-    option,
-)
-from difftool.errors import DifftoolError, UsageError, printable
-from difftool.hookspecs import hookimpl
 from difftool.version import API_VERSION, __version__
 
 if TYPE_CHECKING:
     from difftool.api import load, train
+    from difftool.components import (
+        Backbone,
+        Command,
+        Component,
+        Dataset,
+        Logger,
+        NoiseSchedule,
+        Oracle,
+        Prediction,
+        Sampler,
+        Spacing,
+        TimeDensity,
+        Weighting,
+        Writer,
+        option,
+    )
     from difftool.contracts import (
         BackboneSpec,
         Denoise,
@@ -42,7 +40,9 @@ if TYPE_CHECKING:
         Step,
     )
     from difftool.data import PIXELS, DatasetContext, Samples, points
+    from difftool.errors import DifftoolError, UsageError, printable
     from difftool.figures.drawing import Drawing
+    from difftool.hookspecs import hookimpl
     from difftool.images import BadImage, check_image, read_image
     from difftool.model import Model
     from difftool.naming import component, names
@@ -50,6 +50,24 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "api": ("load", "train"),
+    "components": (
+        "Backbone",
+        "Command",
+        "Component",
+        "Dataset",
+        "Logger",
+        "NoiseSchedule",
+        "Oracle",
+        "Prediction",
+        "Sampler",
+        "Spacing",
+        "TimeDensity",
+        "Weighting",
+        "Writer",
+        "option",
+    ),
+    "errors": ("DifftoolError", "UsageError", "printable"),
+    "hookspecs": ("hookimpl",),
     "data": ("PIXELS", "DatasetContext", "Samples", "points"),
     "contracts": (
         "BackboneSpec",

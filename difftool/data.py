@@ -64,7 +64,7 @@ class Samples:
     class_names: tuple[str, ...] = ()
     item_ids: Sequence[str] | None = None
     """Stable names of the items (relative paths): what is held out depends on them, never on a run's seed."""
-    augment: Augment | None = None
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     """Random change of a batch (B, *shape) of raw items, each by itself, run in the main process, such as a flip."""
     mixture: Mixture | None = None
     """The distribution the items were drawn from, where it is known in closed form."""

@@ -8,12 +8,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from importlib.metadata import EntryPoint
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
@@ -22,13 +20,10 @@ import pluggy
 from difftool import hookspecs
 from difftool.components import KINDS, Component
 from difftool.errors import is_signal, said, told
+from difftool.finding import BUILT_IN, ENTRY_POINTS, GROUP, Unreadable, distribution_of, readable, version_of
 from difftool.validation import problem
 from difftool.version import API_VERSION, OLDEST_API
 
-GROUP = "difftool"
-BUILT_IN = "difftool"
-ENTRY_POINTS = "entry_points.txt"
-"""Where the metadata of a package list its entry points."""
 API = "difftool_api"
 """The attribute by which a plugin may say for which version of the API it was made."""
 HOOKS = tuple(f"difftool_{kind}s" for kind in KINDS)
@@ -82,27 +77,11 @@ class Plugin:
         return self.distribution == BUILT_IN
 
 
-def installed(group: str) -> tuple[list[EntryPoint], list[Plugin]]:
-    """(the entry points of a group, those packages set aside that may have some in a list that cannot be read)."""
-    try:
-        return list(entry_points(group=group)), []
-    except Exception:  # one list that cannot be read hides all others
-        return _one_by_one(group)
-
-
-def _one_by_one(group: str) -> tuple[list[EntryPoint], list[Plugin]]:
-    """`installed`, each package read by itself."""
-    found: list[EntryPoint] = []
-    broken: list[Plugin] = []
-    for distribution in distributions():
-        try:
-            found += [point for point in distribution.entry_points if point.group == group]
-        except Exception as error:
-            if GROUP in (distribution.read_text(ENTRY_POINTS) or ""):
-                plugin = Plugin(_name_of(distribution), ENTRY_POINTS, _version_of(distribution))
-                plugin.problems.append(Problem(f"{ENTRY_POINTS} cannot be read: {told(error)}", _again(plugin)))
-                broken.append(plugin)
-    return found, broken
+def unreadable(package: Unreadable) -> Plugin:
+    """A package whose list of entry points cannot be read, as a plugin that is set aside."""
+    plugin = Plugin(package.distribution, ENTRY_POINTS, package.version)
+    plugin.problems.append(Problem(f"{ENTRY_POINTS} cannot be read: {told(package.error)}", _again(plugin)))
+    return plugin
 
 
 def load(found: Iterable[EntryPoint]) -> Iterator[Plugin]:
@@ -208,69 +187,6 @@ def _out_of_place(plugin: Plugin, component: type[Component], base: type[Compone
     return None
 
 
-def choose(
-    found: Iterable[EntryPoint], allowed: str | None = None, denied: str = ""
-) -> tuple[list[EntryPoint], list[str]]:
-    """(the entry points that the two environment variables let through, the identities of the others)."""
-    kept, left_out = [], []
-    for entry_point in found:
-        identity = f"{distribution_of(entry_point)}:{entry_point.name}"
-        if let_through(identity, allowed, denied):
-            kept.append(entry_point)
-        else:
-            left_out.append(identity)
-    return kept, left_out
-
-
-def let_through(identity: str, allowed: str | None, denied: str) -> bool:
-    name = identity.partition(":")[0]
-    wanted = allowed is None or name in names_in(allowed)
-    return name == BUILT_IN or (wanted and not {name, identity} & names_in(denied))
-
-
-def names_in(text: str) -> set[str]:
-    """The distributions, or `distribution:entry-point`s, that an environment variable lists."""
-    return {distribution_name(part.strip()) for part in text.split(",") if part.strip()}
-
-
-def distribution_of(entry_point: EntryPoint) -> str:
-    return _name_of(entry_point.dist) if entry_point.dist else "unknown"
-
-
-def version_of(entry_point: EntryPoint) -> str:
-    return _version_of(entry_point.dist) if entry_point.dist else ""
-
-
-def _name_of(distribution: Distribution) -> str:
-    """Its name, or where its metadata have none, what their folder is called after."""
-    folder = Path(str(getattr(distribution, "_path", "unknown"))).name
-    return distribution_name(_read(lambda: distribution.name) or folder.partition("-")[0])
-
-
-def _version_of(distribution: Distribution) -> str:
-    return _read(lambda: distribution.version)
-
-
-def summary_of(entry_point: EntryPoint) -> str:
-    """Of its package, in a line."""
-    distribution = entry_point.dist
-    return _read(lambda: distribution.metadata["Summary"]) if distribution else ""
-
-
-def _read(read: Callable[[], str | None]) -> str:
-    """A text of a package's metadata; empty where it is not there, or the metadata are not."""
-    try:
-        return read() or ""
-    except Exception:  # Python's versions raise different ones
-        return ""
-
-
-def distribution_name(name: str) -> str:
-    """PEP 503: `My_Plugin` and `my-plugin` are one distribution."""
-    head, colon, tail = name.partition(":")
-    return re.sub(r"[-_.]+", "-", head).lower() + colon + tail
-
-
 def _torch_came(before: set[str]) -> bool:
     """Whether what was imported since pulled torch in, or would have, had it not been there already."""
     if "torch" in sys.modules and "torch" not in before:
@@ -310,7 +226,7 @@ def _again(plugin: Plugin) -> str:
 def _metadata_problem(plugin: Plugin, entry_point: EntryPoint) -> Problem | None:
     """What is wrong with what the package says of itself."""
     distribution = entry_point.dist
-    if distribution is not None and not _read(lambda: distribution.name):
+    if distribution is not None and not readable(lambda: distribution.name):
         return Problem("its metadata do not say what the package is called", _again(plugin))
     if not EntryPoint.pattern.match(plugin.module):
         cure = f'write {plugin.entry_point} = "package.module" under [project.entry-points.{GROUP}] and install again'

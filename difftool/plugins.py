@@ -1,8 +1,4 @@
-"""The register: which plugins there are, and what their names stand for.
-
-Environment: `DIFFTOOL_PLUGINS=a,b` allows only these distributions besides the built-ins (empty: the built-ins alone);
-`DIFFTOOL_DISABLE_PLUGINS=x` leaves distributions, or single `distribution:entry-point`s, out.
-"""
+"""The register: which plugins there are, and what their names stand for."""
 
 from __future__ import annotations
 
@@ -16,24 +12,9 @@ from typing import TypeVar
 
 from difftool.components import KINDS, Command, Component
 from difftool.errors import PluginFailure, UnknownComponent
-from difftool.loading import (
-    BUILT_IN,
-    GROUP,
-    Plugin,
-    Problem,
-    choose,
-    distribution_of,
-    installed,
-    let_through,
-    load,
-    summary_of,
-    version_of,
-)
-from difftool.validation import is_name, suggestion
-
-COMMANDS = "difftool.commands"
-"""The group whose entry points announce commands by their names, so that help can list them and load nothing."""
-ALLOW, DENY = "DIFFTOOL_PLUGINS", "DIFFTOOL_DISABLE_PLUGINS"
+from difftool.finding import ALLOW, COMMANDS, DENY, GROUP, announcements, choose, installed, let_through, winner_of
+from difftool.loading import Plugin, Problem, load, unreadable
+from difftool.validation import suggestion
 
 C = TypeVar("C", bound=Component)
 
@@ -134,12 +115,6 @@ class Registry:
 T = TypeVar("T")
 
 
-def winner_of(claims: Sequence[tuple[T, bool]]) -> T | None:
-    """Who gets what several claim, given as (claimant, whether it is built in): a built-in, or the only one."""
-    built_in = [claimant for claimant, ours in claims if ours]
-    return built_in[0] if built_in else claims[0][0] if len(claims) == 1 else None
-
-
 _standing_in: list[Registry] = []
 
 
@@ -165,43 +140,11 @@ def _installed(allowed: str | None, denied: str) -> Registry:
     found, broken = installed(GROUP)
     kept, left_out = choose(found, allowed, denied)
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, not for what a plugin prints when imported
-        plugins = [*load(kept), *(plugin for plugin in broken if let_through(plugin.identity, allowed, denied))]
-    known = {(a.distribution, a.command) for a in _announced(allowed, denied)}
+        plugins = [*load(kept), *(p for p in map(unreadable, broken) if let_through(p.identity, allowed, denied))]
+    known = {(a.distribution, a.command) for a in announcements(allowed, denied)}
     for plugin in plugins:
         _set_aside_unannounced(plugin, known)
     return Registry(plugins, sorted(left_out))
-
-
-@dataclasses.dataclass(frozen=True)
-class Announced:
-    """A command that a package says it provides."""
-
-    command: str
-    distribution: str
-    version: str
-    summary: str
-    """Of the package, in a line."""
-
-
-def announced(taken: Iterable[str] = ()) -> dict[str, Announced]:
-    """The commands that packages announce, by the names they are called by; those in `taken` are given away already."""
-    found = _announced(os.environ.get(ALLOW), os.environ.get(DENY, ""))
-    names: dict[str, Announced] = {}
-    for one in found:
-        claims = [(other, other.distribution == BUILT_IN) for other in found if other.command == one.command]
-        wins = one.command not in taken and winner_of(claims) is one
-        names[one.command if wins else f"{one.distribution}:{one.command}"] = one
-    return names
-
-
-@functools.cache
-def _announced(allowed: str | None, denied: str) -> list[Announced]:
-    kept, _ = choose(installed(COMMANDS)[0], allowed, denied)
-    found = {(distribution_of(e), e.name): e for e in kept if is_name(e.name)}
-    return [
-        Announced(name, owner, version_of(entry_point), summary_of(entry_point))
-        for (owner, name), entry_point in sorted(found.items(), key=lambda item: item[0])
-    ]
 
 
 def _set_aside_borrowed(plugin: Plugin, component: type[Component], owner: Plugin) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from difftool.plugins import ALLOW, DENY, registry
+from difftool.finding import ALLOW, DENY
+from difftool.plugins import registry
 
 
 def made_with(recorded: object) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, get_ar
 
 from difftool.components import Backbone, Command, Component, Details, Options, Sampler, Writer
 from difftool.errors import InvalidOption, said
+from difftool.finding import is_name
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -125,11 +126,6 @@ def suggestion(name: str, known: Any) -> str:
 
     near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-
-
-def is_name(text: object) -> bool:
-    """Whether a component can be called so."""
-    return isinstance(text, str) and re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", text) is not None
 
 
 def problem(component: Any) -> str | None:

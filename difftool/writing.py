@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from difftool.components import Writer
 from difftool.errors import DifftoolError, UsageError, blaming, said
 from difftool.files import atomic, atomic_folder, check_output
-from difftool.plugins import DENY, registry, winner_of
+from difftool.finding import DENY, winner_of
+from difftool.plugins import registry
 
 if TYPE_CHECKING:
     from difftool.contracts import DrawingSpec

@@ -17,10 +17,11 @@ import pytest
 from conftest import Run, tree
 
 import difftool
-from difftool import Command, DifftoolError, UsageError, hookimpl, option
-from difftool.cli import commands
+from difftool import Command, DifftoolError, UsageError, finding, hookimpl, option
+from difftool.cli import app
+from difftool.finding import Announced, announced
 from difftool.loading import Plugin, Problem
-from difftool.plugins import Announced, _set_aside_unannounced, announced
+from difftool.plugins import _set_aside_unannounced
 from difftool.testing import PluginManager, check_component
 
 # ── commands ────────────────────────────────────────────────────────────────────────────────────
@@ -61,7 +62,7 @@ def greet(plugin_manager: PluginManager, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not plugin_manager.register(plugin, "difftool-greet").problems
     known = {"greet": Announced("greet", "difftool-greet", "1.2", "Greetings for difftool")}
     promised = {"promised": Announced("promised", "difftool-greet", "1.2", "")}
-    monkeypatch.setattr(commands, "announced", lambda taken: {**announced(taken), **known, **promised})
+    monkeypatch.setattr(app, "announced", lambda taken: {**announced(taken), **known, **promised})
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,6 @@ def test_a_command_that_no_entry_point_announces_is_set_aside() -> None:
 
 
 def test_names_that_are_taken_are_reached_by_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    from difftool import plugins
 
     found = [
         Announced("new-plugin", "difftool", "1", ""),
@@ -154,7 +154,7 @@ def test_names_that_are_taken_are_reached_by_their_package(monkeypatch: pytest.M
         Announced("fid", "bb", "1", ""),
         Announced("own", "bb", "1", ""),
     ]
-    monkeypatch.setattr(plugins, "_announced", lambda allowed, denied: found)
+    monkeypatch.setattr(finding, "announcements", lambda allowed, denied: found)
     named = {name: one.distribution for name, one in announced(["train"]).items()}
     assert named == {
         "new-plugin": "difftool",
@@ -164,6 +164,11 @@ def test_names_that_are_taken_are_reached_by_their_package(monkeypatch: pytest.M
         "bb:fid": "bb",
         "own": "bb",
     }
+
+
+def test_the_help_says_of_each_command_what_its_own_help_says_first() -> None:
+    for name, (_, text) in app.COMMANDS.items():
+        assert app._own(name).get_short_help_str(limit=1000) == text
 
 
 # ── new-plugin ──────────────────────────────────────────────────────────────────────────────────

@@ -246,7 +246,7 @@ def test_every_command_still_works(broken: Environment) -> None:
         (("sample", "--sampler", "odd"), 1, "option 'table' has a type that options cannot have"),
         (("sample", "--sampler", "nope"), 2, "; 9 plugins were set aside, see 'difftool plugins'"),
         (("promised",), 1, "plugin difftool-broken:missing was set aside: needs the module"),
-        (("secret",), 2, "No such command 'secret'"),
+        (("secret",), 1, "command 'secret': no entry point announces it"),
         (("check", "difftool-broken"), 1, "laws are broken: plugin difftool-broken:heavy loads without torch"),
     ],
 )

@@ -13,7 +13,8 @@ import pytest
 
 from difftool import Component, Dataset, Sampler, hookimpl, option
 from difftool.errors import PluginFailure, UnknownComponent
-from difftool.loading import Plugin, choose, load
+from difftool.finding import choose
+from difftool.loading import Plugin, load
 from difftool.plugins import Registry
 from difftool.plugins import registry as real_registry
 

@@ -1,13 +1,98 @@
-"""The Typer application and its commands."""
+"""The Typer application: its commands are named here, and imported when they are called.
+
+The help of the program itself must not cost more than that of any small program, and importing all commands would.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+from typer.core import TyperGroup
 
-from difftool.cli.commands import Commands
+from difftool.finding import BUILT_IN, Announced, announced
 from difftool.version import __version__
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "train": ("train", "Train a model, and print its run folder."),
+    "sample": ("sample", "Draw samples from a trained model, or from an oracle, and print the files written."),
+    "compare": ("compare", "Compare samplers and level grids on one model: a table here, a figure in a file."),
+    "noise": ("noise", "Show how signal turns into noise: the clean x_0, then x_t at several levels."),
+    "inspect-schedule": (
+        "inspect_schedule",
+        "Compare noise schedules: a table and a small plot here, a figure in a file.",
+    ),
+    "runs": ("runs", "List the runs in a folder, the newest first."),
+    "info": (
+        "info",
+        "Say what a run or a model file is: how far, how good, made of what, and whether its files are whole.",
+    ),
+    "list": ("listing", "List the components that commands can be given, with their options."),
+    "plugins": ("plugins", "List the plugins found, what they provide and cost, and why any was set aside."),
+    "check": ("check", "Prove that components keep the laws of their kind: how far each holds, and a verdict."),
+}
+"""By name: the module in `difftool.cli` that adds the command, and what the first line of its own help says."""
+PANEL = "Commands of plugins"
+
+
+class Commands(TyperGroup):
+    """difftool's own commands, and those that packages announce."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*COMMANDS, *announced(COMMANDS)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """What stands for the command in the help."""
+        if cmd_name in COMMANDS:
+            return _stand_in(cmd_name, COMMANDS[cmd_name][1])
+        if (one := announced(COMMANDS).get(cmd_name)) is not None:
+            return _stand_in(cmd_name, _words(one), PANEL)
+        return None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        try:
+            name, _, rest = super().resolve_command(ctx, args)
+        except typer.TyperException as error:
+            if args[0].startswith("-"):
+                raise
+            from difftool.cli.commands import unknown
+
+            raise unknown(args[0], self.list_commands(ctx)) from error
+        if name is None:
+            return name, None, rest
+        return name, _own(name) if name in COMMANDS else _of_plugin(name), rest
+
+
+def _own(name: str) -> Any:
+    program = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    import_module(f"difftool.cli.{COMMANDS[name][0]}").add_to(program)
+    return typer.main.get_command(program)
+
+
+def _of_plugin(name: str) -> Any:
+    from difftool.cli.commands import loaded
+
+    return loaded(name, announced(COMMANDS)[name])
+
+
+def _stand_in(name: str, text: str, panel: str | None = None) -> Any:
+    program = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    program.command(name, help=escape(text), rich_help_panel=panel)(_not_called)
+    return typer.main.get_command(program)
+
+
+def _not_called() -> None:
+    """Stands for a command that is not loaded."""
+
+
+def _words(one: Announced) -> str:
+    if one.distribution == BUILT_IN:
+        return "Built in; its --help says more."
+    return f"{one.summary or 'Of a package'} ({one.distribution} {one.version})"
+
 
 app = typer.Typer(
     name="difftool",
@@ -38,13 +123,3 @@ def difftool(
     ] = False,
 ) -> None:
     pass
-
-
-def _add_commands() -> None:
-    from difftool.cli import check, compare, info, inspect_schedule, listing, noise, plugins, runs, sample, train
-
-    for module in (train, sample, compare, noise, inspect_schedule, runs, info, listing, plugins, check):
-        module.add_to(app)
-
-
-_add_commands()

@@ -16,7 +16,8 @@ from difftool.cli.command import component_command, given_values
 from difftool.cli.console import bar, result, result_json, stdout
 from difftool.components import KINDS, Component
 from difftool.errors import DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError, printable
-from difftool.loading import Plugin, distribution_name
+from difftool.finding import distribution_name
+from difftool.loading import Plugin
 from difftool.options import Group, flag_of, make_from_flags, own, shown
 from difftool.plugins import registry
 from difftool.validation import fields, suggestion

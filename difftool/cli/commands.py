@@ -1,4 +1,4 @@
-"""Commands of plugins: named in the help, loaded when they are called."""
+"""Commands of plugins, loaded when they are called."""
 
 from __future__ import annotations
 
@@ -8,45 +8,22 @@ from os import PathLike
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from difftool.cli.command import component_command, given_values
 from difftool.cli.console import result, result_json
 from difftool.components import Command
 from difftool.errors import DifftoolError, PluginFailure, UnknownComponent, UsageError, blaming, said, told
-from difftool.loading import BUILT_IN
+from difftool.finding import Announced
 from difftool.options import Group, help_text, make_from_flags
-from difftool.plugins import Announced, announced, registry
-
-PANEL = "Commands of plugins"
-
-
-class Commands(TyperGroup):
-    """difftool's own commands, and those that packages announce."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *announced(self.commands)]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        own = super().get_command(ctx, cmd_name)
-        if own is not None or cmd_name not in (others := announced(self.commands)):
-            return own
-        return _typer_command(cmd_name, _announcement, help=help_text(_words(others[cmd_name])), rich_help_panel=PANEL)
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        try:
-            name, command, rest = super().resolve_command(ctx, args)
-        except typer.TyperException as error:
-            raise _unknown(args[0], error) from None
-        if name is None or name in self.commands or command is None:
-            return name, command, rest
-        return name, _loaded(name, announced(self.commands)[name]), rest
+from difftool.plugins import registry
+from difftool.validation import suggestion
 
 
-def _unknown(name: str, error: typer.TyperException) -> Exception:
-    """Why there is no such command, where a plugin that was set aside is the reason, or may be."""
-    if name.startswith("-"):
-        return error
+def unknown(name: str, known: Sequence[str]) -> DifftoolError:
+    """That there is no such command, and why, where a plugin that was set aside is the reason, or may be."""
+    text = f"there is no command {name!r}"
+    if near := suggestion(name, known):
+        return UsageError(f"{text}{near} (see 'difftool --help')")
     found = registry()
     try:
         found.get(Command.kind, name)
@@ -54,22 +31,10 @@ def _unknown(name: str, error: typer.TyperException) -> Exception:
         return failure
     except UnknownComponent:
         pass
-    if (missing := found.missing_too()) and hasattr(error, "message"):
-        error.message = f"{str(error.message).rstrip('.')}{missing}"
-    return error
+    return UsageError(f"{text}{found.missing_too()} (see 'difftool --help')")
 
 
-def _announcement() -> None:
-    """Stands for a command that is not loaded."""
-
-
-def _words(one: Announced) -> str:
-    if one.distribution == BUILT_IN:
-        return "Built in; its --help says more."
-    return f"{one.summary or 'Of a package'} ({one.distribution} {one.version})"
-
-
-def _loaded(name: str, one: Announced) -> Any:
+def loaded(name: str, one: Announced) -> Any:
     """The command itself. Raises `PluginFailure` where its package does not provide it."""
     try:
         cls = registry().of_kind(Command, f"{one.distribution}:{one.command}")

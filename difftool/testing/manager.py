@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from difftool.loading import GROUP, Plugin, ask, choose, installed, load, new_manager
+from difftool.finding import GROUP, choose, installed
+from difftool.loading import Plugin, ask, load, new_manager
 from difftool.plugins import Registry, standing_in
 
 
