@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def report(names: Sequence[str], effort: Effort, file: Path | None, *, docs: bool) -> None:
-    """Run benchmarks, print each as it is done, and write what was asked for after each: none is lost to a later one."""
+    """Run benchmarks. Each is printed and written once it is done: none is lost where a later one fails."""
     from benchmarks import page
 
     found: dict[str, Any] = {}

@@ -60,7 +60,7 @@ def unseen_bar(batches: Any) -> Any:
         yield from tqdm(batches, file=nowhere)
 
 
-def article(network: nn.Module, items: Tensor, timesteps: int, *, statistics: bool = False) -> Steps:
+def article(network: nn.Module, items: Tensor, timesteps: int, *, statistics: bool = False) -> Iterator[None]:
     """A tutorial's loop: DataLoader, tqdm, Adam as it comes, and each step's loss as a number.
 
     `statistics`: it also keeps mean and variance of the network's answer and input.

@@ -138,7 +138,7 @@ class Table:
             "median": ratio.median,
             "low": ratio.low,
             "high": ratio.high,
-            "goal": goal and {"text": goal.text, "met": goal.met(ratio.median)},
+            "goal": goal and {"text": goal.text, "bound": goal.bound, "met": goal.met(ratio.median)},
         }
 
 

@@ -69,9 +69,7 @@ def seconds_of(contender: Steps, warmup: int) -> float:
     return first
 
 
-def interleaved(
-    contenders: Mapping[str, Steps], *, steps: int, rounds: int, ahead: int = 0
-) -> dict[str, list[float]]:
+def interleaved(contenders: Mapping[str, Steps], *, steps: int, rounds: int, ahead: int = 0) -> dict[str, list[float]]:
     """Seconds a step of each contender in each round.
 
     `ahead` steps at the start of a contender's turn are not timed: there it prepares what does not belong to a step.
@@ -92,7 +90,7 @@ def interleaved(
     return times
 
 
-def repeated(job: Callable[[], object]) -> Steps:
+def repeated(job: Callable[[], object]) -> Iterator[None]:
     """A whole job as a contender: once a step."""
     while True:
         job()

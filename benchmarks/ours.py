@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
-import difftool
 from benchmarks.measuring import Steps
 from difftool import device as devices
 from difftool.cli.console import Bar
@@ -22,6 +21,7 @@ from difftool.cli.train import _Words  # the bar's words are part of what is mea
 from difftool.components import Dataset
 from difftool.data import Scaling
 from difftool.experiment import Experiment, load_samples, prepare
+from difftool.facts import DataFacts
 from difftool.model import build_network
 from difftool.recipe import Recipe, compose
 from difftool.runs import create
@@ -50,7 +50,7 @@ def loop(made: Recipe) -> Steps:
     return watched(prepare(made, CPU))
 
 
-def watched(experiment: Experiment) -> Steps:
+def watched(experiment: Experiment) -> Iterator[None]:
     """An experiment that is there already, step by step."""
     with tempfile.TemporaryDirectory() as place, open(os.devnull, "w") as nowhere:
         folder = create(experiment.recipe, Path(place) / "run", overwrite=False)
@@ -105,4 +105,4 @@ def steps_of(
 def network_of(made: Recipe) -> nn.Module:
     """The untrained network of a recipe."""
     samples = load_samples(made.dataset, 0)
-    return build_network(made, difftool.facts.DataFacts.of(samples))
+    return build_network(made, DataFacts.of(samples))

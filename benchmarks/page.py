@@ -14,6 +14,7 @@ from benchmarks.findings import digits
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, FIGURES, PICTURE = DOCS / "performance.md", DOCS / "performance.json", DOCS / "images" / "performance.png"
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->"
+SHOWN = "![Bars for each benchmark, and curves of how cost grows](images/performance.png)"
 FORMAT = 1
 
 Found = Mapping[str, Any]
@@ -42,21 +43,21 @@ def table_lines(table: Found) -> Iterator[str]:
     for contender, median in table["medians"].items():
         rows = [row for row in table["comparisons"] if row["contender"] == contender]
         measured = digits(median)
-        for row in rows or [{"reference": None, "goal": None, "median": None}]:
-            yield f"| {' | '.join([contender, measured, *ratio_cells(row)])} |"
+        for row in rows or [{}]:
+            yield f"| {contender} | {' | '.join(cells(row, measured))} |"
             measured = ""
 
 
-def ratio_cells(row: Found) -> tuple[str, str, str]:
-    """(ratio with its range, reference, goal); without a reference the range is that of the figures themselves."""
-    goal = row["goal"]
-    verdict = "" if goal is None else f"{goal['text']}, {'met' if goal['met'] else 'not met'}"
-    if row["median"] is None:
-        return "", "", verdict
+def cells(row: Found, measured: str) -> tuple[str, str, str, str]:
+    """(figure, ratio, reference, goal) of a comparison; without a reference the range is that of the figure itself."""
+    if not row:
+        return measured, "", "", ""
     spread = f"[{digits(row['low'])}, {digits(row['high'])}]"
+    goal = row["goal"]
+    verdict = "" if goal is None else f"{goal['text']}: {'met' if goal['met'] else 'not met'}"
     if row["reference"] is None:
-        return spread, "", verdict
-    return f"{digits(row['median'])} {spread}", row["reference"], verdict
+        return f"{measured} {spread}".strip(), "", "", verdict
+    return measured, f"{digits(row['median'])} {spread}", row["reference"], verdict
 
 
 def machine_line(found: Found) -> str:
@@ -82,8 +83,8 @@ def update(found: Mapping[str, Found]) -> None:
     together = {**before, **found}
     ordered = {name: together[name] for name in suite.NAMES if name in together}
     write_json(FIGURES, ordered)
-    lines = [line for name, one in ordered.items() for line in section(name, one)]
+    lines = [SHOWN, "", *(line for name, one in ordered.items() for line in section(name, one))]
     text = PAGE.read_text(encoding="utf-8")
     pattern = re.compile(f"(?<={BEGIN}).*?(?={END})", re.DOTALL)
-    PAGE.write_text(pattern.sub(lambda _: "\n".join(["", *lines, ""]), text), encoding="utf-8")
     draw(ordered, PICTURE)
+    PAGE.write_text(pattern.sub(lambda _: "\n".join(["", *lines, ""]), text), encoding="utf-8")

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 
 import torch
 
+NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+
 _declared: list[torch.library.Library] = []
 """A declaration lasts as long as its library."""
 
@@ -20,12 +22,12 @@ def let_torchvision_load() -> None:
     if find_spec("torchvision") is None:
         return
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError:
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
+        library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define(f"{name}{NMS}")  # type: ignore[no-untyped-call]
         _declared.append(library)
         import torchvision  # noqa: F401

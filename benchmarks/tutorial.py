@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from torch import nn
+
 from benchmarks import articles, ours
 from benchmarks.findings import Comparison, Effort, Findings, Table, at_least, digits
 from benchmarks.measuring import Contest, Measured
@@ -31,9 +33,7 @@ def contest(made: Recipe, *, depth: int, statistics: bool) -> Contest:
     network = partial(articles.PlainTime, tuple(items.shape[1:]), depth=depth)
     check_same_size(made, network())
     entries = Contest()
-    entries.add(
-        ARTICLE, lambda: articles.article(network(), items, timesteps, statistics=statistics), needs=("tqdm",)
-    )
+    entries.add(ARTICLE, lambda: articles.article(network(), items, timesteps, statistics=statistics), needs=("tqdm",))
     entries.add(
         ACCELERATE,
         lambda: articles.accelerated(network(), items, timesteps),
@@ -45,9 +45,9 @@ def contest(made: Recipe, *, depth: int, statistics: bool) -> Contest:
     return entries
 
 
-def check_same_size(made: Recipe, network: object) -> None:
+def check_same_size(made: Recipe, network: nn.Module) -> None:
     """Loops can be compared only where they train the same network."""
-    theirs, own = (sum(p.numel() for p in net.parameters()) for net in (network, ours.network_of(made)))  # type: ignore[attr-defined]
+    theirs, own = (sum(p.numel() for p in one.parameters()) for one in (network, ours.network_of(made)))
     if theirs != own:
         raise ValueError(f"the tutorial's network has {theirs} parameters, difftool's {own}")
 

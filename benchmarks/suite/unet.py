@@ -1,15 +1,15 @@
 """A U-Net of ten million parameters.
 
-Images of 3x32x32 in batches of 16, two threads. The three networks are as large and as costly as each other, by the
-notes below the tables; diffusers' and lucidrains' run in their own loops, difftool's in its own and alone. All that counts
-here is how fast the arithmetic of the network runs. The last table trains difftool's from the same weights, on the same
-batches and noise, in both precisions.
+Images of 3x32x32 in batches of 16, two threads. The three networks are about as large and as costly, by the notes below
+the tables; diffusers' and lucidrains' run in their own loops, difftool's in its own and alone. What counts here is how
+fast the arithmetic of the network runs. The last table trains difftool's from the same weights, on the same batches and
+noise, in both precisions.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -142,7 +142,7 @@ def lucidrains_network() -> Any:
     return Unet(dim=64, dim_mults=(1, 2, 4))
 
 
-def lucidrains_loop(items: Tensor) -> Steps:
+def lucidrains_loop(items: Tensor) -> Iterator[None]:
     """The inner loop of their Trainer (accelerate, clipping, EMA, tqdm), which itself takes only folders of images."""
     from accelerate import Accelerator
     from denoising_diffusion_pytorch import GaussianDiffusion
