@@ -7,6 +7,7 @@ rounds: a machine that is twice as slow in the second half changes the times, bu
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +19,18 @@ Steps = Iterator[object]
 
 @dataclass
 class Contest:
-    """Who takes part. A contender that needs a package which is not installed is left out, and a line says so."""
+    """Who takes part. A contender that needs what is not installed is left out, and a line says so."""
 
     entries: dict[str, Callable[[], Steps]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, name: str, start: Callable[[], Steps], *, needs: Sequence[str] = ()) -> None:
-        """`start` builds the contender; nothing is built before the contest is run."""
-        if missing := [module for module in needs if find_spec(module) is None]:
+    def add(
+        self, name: str, start: Callable[[], Steps], *, needs: Sequence[str] = (), programs: Sequence[str] = ()
+    ) -> None:
+        """`start` builds the contender, once the contest is run. It needs these modules, and these programs."""
+        missing = [module for module in needs if find_spec(module) is None]
+        missing += [program for program in programs if shutil.which(program) is None]
+        if missing:
             self.notes.append(f"Left out: {name}; {', '.join(missing)} not installed.")
         else:
             self.entries[name] = start

@@ -30,8 +30,7 @@ def section(name: str, found: Found) -> Iterator[str]:
         yield ""
         yield from table_lines(table)
     yield ""
-    yield from found["notes"]
-    yield machine_line(found)
+    yield from (f"- {line}" for line in (*found["notes"], machine_line(found)))
     yield ""
 
 

@@ -20,13 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import articles, ours, peers
 from benchmarks.findings import Comparison, Effort, Findings, Table, at_least, at_most, digits
 from benchmarks.measuring import Contest, Measured, Steps
-from benchmarks.tutorial import compiling
+from benchmarks.tutorial import COMPILED, COMPILER, EAGER, compiling
 from difftool import device as devices
 from difftool.experiment import prepare
 from difftool.recipe import Recipe
 
 DIFFUSERS, LUCIDRAINS = "diffusers", "lucidrains"
-BARE, LOOP, COMPILED = "difftool's network alone", "difftool", "difftool --compile"
+BARE, LOOP = "difftool's network alone", EAGER
 BARE_BF16, LOOP_BF16 = f"{BARE}, bf16", "difftool --precision bf16"
 BATCH, SIZE, THREADS, TIMESTEPS = 16, 32, 2, 1000
 
@@ -44,8 +44,8 @@ def run(effort: Effort) -> Findings:
         entries = contest(made, effort)
         measured = entries.run(warmup=effort(3, 1), steps=effort(2, 1), rounds=effort(12, 2))
         tables = [speeds(measured), losses(made, steps=effort(100, 4))]
-        notes = [*entries.notes, *sizes(made, entries)]
-    return Findings(tables, [*notes, compiling(measured)] if COMPILED in measured.first else notes)
+        notes = [*entries.notes, *sizes(made, entries), *compiling(measured)]
+    return Findings(tables, notes)
 
 
 def contest(made: Recipe, effort: Effort) -> Contest:
@@ -59,7 +59,7 @@ def contest(made: Recipe, effort: Effort) -> Contest:
     entries.add(BARE_BF16, lambda: ours.bare(bf16))
     entries.add(LOOP_BF16, lambda: ours.loop(bf16))
     if not effort.quick:
-        entries.add(COMPILED, lambda: ours.loop(made.with_training(compile=True)))
+        entries.add(COMPILED, lambda: ours.loop(made.with_training(compile=True)), programs=COMPILER)
     return entries
 
 
