@@ -24,7 +24,7 @@ ROW = 54
 CURVE, LEFT, BELOW = 240, 56, 50
 """Height of a curve's panel, and the room for its numbers."""
 LEGEND = 60
-BAR_SHARE = 0.86
+BAR_SHARE = 0.8
 """Of a panel's width, for the longest bar; the rest is for the numbers."""
 WORDS = (
     "Blue: difftool.  Grey: others, and networks without a loop.  Black strokes: goals.  "
@@ -38,6 +38,8 @@ class Bars:
 
     title: str
     about: str
+    better: str
+    """Which bars are better."""
     values: Mapping[str, Spread]
     goals: Sequence[tuple[str, float]]
     """(contender, where its bar should reach, or end)."""
@@ -47,11 +49,11 @@ class Bars:
         if table["kind"] == "speed":
             reference = main_reference(table)
             values = {name: speed(table, name, reference) for name in table["values"]}
-            about = f"times as fast as {reference}"
+            about, better = f"times as fast as {reference}", "longer is better"
         else:
             values = {name: Spread.of(values) for name, values in table["values"].items()}
-            about = f"{table['title']}, {table['unit']}"
-        return cls(title, about, values, [*goals(table, values)])
+            about, better = f"{table['title']}, {table['unit']}", "shorter is better"
+        return cls(title.replace("`", ""), about, better, values, [*goals(table, values)])
 
 
 def main_reference(table: Found) -> str:
@@ -107,7 +109,10 @@ def legend(figure: Figure) -> None:
 def draw_bars(figure: Figure, panel: Bars, where: tuple[float, float], top: float) -> None:
     left, width = where
     style.write(figure, left, top, panel.title, size=style.LABEL + 1, va="top", weight="bold")
-    style.write(figure, left, top + 27, panel.about, size=style.SMALL, color=style.FAINT, va="top")
+    style.write(figure, left, top + 43, panel.about, size=style.SMALL, color=style.FAINT, va="baseline")
+    style.write(
+        figure, left + width, top + 43, panel.better, size=style.SMALL, color=style.FAINT, va="baseline", ha="right"
+    )
     box = style.rectangle(figure, left, top + HEADING, width, ROW * len(panel.values))
     axes = figure.add_axes(box)
     style.quiet(axes)
@@ -146,8 +151,8 @@ def draw_curve(figure: Figure, table: Found, where: tuple[float, float], top: fl
     left, width = where
     axes = figure.add_axes(style.rectangle(figure, left + LEFT, top + HEADING, width - LEFT, CURVE))
     heading, _, rest = table["title"].partition(", ")
-    style.write(figure, left, top, heading, size=style.LABEL, va="top", weight="bold")
-    style.write(figure, left, top + 27, rest or "a training step", size=style.SMALL, color=style.FAINT, va="top")
+    style.write(figure, left, top + 18, heading, size=style.LABEL, va="baseline", weight="bold")
+    style.write(figure, left, top + 43, rest or "a training step", size=style.SMALL, color=style.FAINT, va="baseline")
     sizes = list(table["sizes"].values())
     ratios = [Spread(1.0, 1.0, 1.0), *(Spread(row["median"], row["low"], row["high"]) for row in table["comparisons"])]
     axes.fill_between(sizes, [r.low for r in ratios], [r.high for r in ratios], color=style.SAMPLES, alpha=0.2, lw=0)
@@ -155,7 +160,7 @@ def draw_curve(figure: Figure, table: Found, where: tuple[float, float], top: fl
     axes.plot(sizes, [size / sizes[0] for size in sizes], color=style.FAINT, linewidth=0.9, linestyle=style.DASHES[1])
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_ylim(0.7, max(3.0, 1.6 * max(r.high for r in ratios)))
+    axes.set_ylim(min(0.7, 0.8 * min(r.low for r in ratios)), max(3.0, 1.6 * max(r.high for r in ratios)))
     dress(axes, sizes)
 
 

@@ -56,7 +56,7 @@ def distances(roll: Roll, floor: Sequence[float], samples: dict[str, list[Points
     }
     goal = at_most(max(floor))
     comparisons = [Comparison(FLOOR), *(Comparison(name, None, goal) for name in values)]
-    return Table("Sliced Wasserstein-2 to fresh points", "standard deviations", {FLOOR: floor, **values}, comparisons)
+    return Table("Sliced Wasserstein-2", "standard deviations", {FLOOR: floor, **values}, comparisons)
 
 
 def to_curve(roll: Roll, samples: dict[str, list[Points]]) -> Table:
