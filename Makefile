@@ -24,7 +24,7 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Some quarter of an hour on two cores; best on a machine that does nothing else.
+# Some twenty minutes on two cores; best on a machine that does nothing else.
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks --docs
 

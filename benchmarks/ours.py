@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def loop(made: Recipe) -> Steps:
     return watched(prepare(made, CPU))
 
 
-def watched(experiment: Experiment) -> Iterator[None]:
+def watched(experiment: Experiment) -> Generator[None, None, None]:
     """An experiment that is there already, step by step."""
     with tempfile.TemporaryDirectory() as place, open(os.devnull, "w") as nowhere:
         folder = create(experiment.recipe, Path(place) / "run", overwrite=False)

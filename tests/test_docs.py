@@ -62,7 +62,7 @@ def commands(text: str) -> list[list[str]]:
 GENERATED = ("swiss-roll", "two-moons", "gaussian-mixture", "gradients", "rings")
 """Datasets that are made in the size that one asks for."""
 NOT_HERE = ("make ", "python -m benchmarks")
-"""Runs these very tests, or takes a quarter of an hour."""
+"""Runs these very tests, or takes many minutes."""
 
 
 def smaller(words: Sequence[str]) -> list[str]:
