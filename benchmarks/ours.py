@@ -1,0 +1,108 @@
+"""difftool as a contender: its real loop, as `difftool train` runs it, and its networks without any loop."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor, nn
+
+from benchmarks.measuring import Steps
+from difftool import device as devices
+from difftool.cli.console import Bar
+from difftool.cli.train import _Words  # the bar's words are part of what is measured
+from difftool.components import Dataset
+from difftool.data import Scaling
+from difftool.experiment import Experiment, load_samples, prepare
+from difftool.facts import DataFacts
+from difftool.model import build_network
+from difftool.recipe import Recipe, compose
+from difftool.runs import create
+
+CPU = torch.device("cpu")
+Document = Mapping[str, Mapping[str, object]]
+
+ENDLESS: dict[str, object] = {"steps": 10**8, "checkpoint_every": "999999999", "preview_every": "0"}
+"""Training that saves and draws nothing on the way: neither do the loops beside it."""
+
+
+def recipe(document: Document, **training: object) -> Recipe:
+    """The recipe of a document's tables, trained without an end, with these settings over its own."""
+    return compose({**document, "training": {**document.get("training", {}), **ENDLESS, **training}})
+
+
+def data(part: Dataset) -> Tensor:
+    """The items of a dataset as other loops take them: float32 (N, *shape) in model units."""
+    samples = load_samples(part, 0)
+    assert isinstance(samples.items, Tensor)
+    return Scaling.of(samples).to_model(samples.items)
+
+
+def loop(made: Recipe) -> Steps:
+    """`difftool train`: batches, network, optimizer, average and metrics, under a terminal's bar that nobody sees."""
+    return watched(prepare(made, CPU))
+
+
+def watched(experiment: Experiment) -> Generator[None, None, None]:
+    """An experiment that is there already, step by step."""
+    with tempfile.TemporaryDirectory() as place, open(os.devnull, "w") as nowhere:
+        folder = create(experiment.recipe, Path(place) / "run", overwrite=False)
+        terminal = Console(file=nowhere, force_terminal=True, _environ={"TERM": "xterm"})
+        words = _Words(experiment.recipe.training.batch_size)
+        with experiment.held(folder):
+            bar = Bar("training", experiment.steps, terminal)
+            try:
+                for update in experiment.run():
+                    if update.metrics is not None:
+                        words.see(update.metrics)
+                    bar.update(update.step, words)
+                    yield
+            finally:
+                bar.close()
+
+
+def bare(made: Recipe) -> Steps:
+    """The network of a recipe and nothing else: forward, backward and fused Adam on one batch, again and again."""
+    experiment = prepare(made, CPU)
+    settings = made.training
+    batch = batch_of(experiment, settings.batch_size)
+    optimizer = torch.optim.Adam(experiment.state.network.parameters(), lr=settings.lr, fused=True)
+    context = devices.autocast(CPU, settings.precision) or nullcontext
+    return steps_of(experiment.state.network.train(), batch, optimizer, context)
+
+
+def batch_of(experiment: Experiment, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(x_t, t, eps) as the network gets them: images channels last."""
+    layout = torch.channels_last if experiment.data.is_image else torch.contiguous_format
+    shape = (size, *experiment.data.shape)
+    return torch.randn(shape).contiguous(memory_format=layout), torch.rand(size) * 1000, torch.randn(shape)
+
+
+def steps_of(
+    network: nn.Module,
+    batch: tuple[Tensor, Tensor, Tensor],
+    optimizer: torch.optim.Optimizer,
+    context: Callable[[], Any],
+) -> Iterator[None]:
+    x_t, t, eps = batch
+    while True:
+        with context():
+            answer = network(x_t, t)
+        loss = F.mse_loss(answer.float(), eps)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        yield
+
+
+def network_of(made: Recipe) -> nn.Module:
+    """The untrained network of a recipe."""
+    samples = load_samples(made.dataset, 0)
+    return build_network(made, DataFacts.of(samples))
