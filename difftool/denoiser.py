@@ -29,6 +29,9 @@ GUESS_RANGE = 4.0
 """Self-conditioning keeps the guess of unbounded data within this many standard deviations: at the noisy end an
 estimate from eps may be off by hundreds."""
 
+ROUNDING = 1e-12
+"""A scale this near to 1 is 1: the norm of a variance-preserving level, worked out in float64."""
+
 SMALLEST_STD = 1e-8
 """An item flatter than this is not scaled up to a standard deviation."""
 
@@ -54,18 +57,14 @@ class Denoiser:
         self._guess: Tensor | None = None
 
     def __call__(self, x: Tensor, level: Level) -> Estimate:
-        if not math.isnan(level.t):
-            return self._ask(x, level)
-        # a level between those of the table: the table's own of that signal-to-noise ratio, with x at its norm
-        own = self.spec.schedule.at(self.spec.schedule.t_of(level.log_snr))
-        found = self._ask(x * (own.norm / level.norm), own)
-        return with_x_0(found, found.x_0, x, level)
-
-    @torch.no_grad()
-    def _ask(self, x: Tensor, level: Level) -> Estimate:
-        t = torch.full((len(x),), self.spec.schedule.time(level.t), dtype=torch.float32, device=x.device)
+        if torch.is_grad_enabled():  # not in a walk: whatever is made of the answer later has no gradient either
+            with torch.no_grad():
+                return self(x.detach(), level)
+        if math.isnan(level.t):
+            return self._between(x, level)
+        t = torch.full((x.size(0),), self.spec.schedule.time(level.t), dtype=torch.float32, device=x.device)
         scale = self.prediction.input_scale(level, self.spec)
-        net_input = x if scale == 1.0 else x * scale
+        net_input = x if abs(scale - 1.0) < ROUNDING else x * scale
         if self.self_condition:
             net_input = with_guess(net_input, self._guess)
         if self.autocast is None:
@@ -73,11 +72,19 @@ class Denoiser:
         else:
             with self.autocast():
                 output = self.network(net_input, t, self.cond)
-        answer, part = split_answer(output.to(x.dtype)) if self.learned_variance else (output.to(x.dtype), None)
-        found = replace(estimate(self.prediction, answer, x, level, self.spec), variance_part=part)
+        if output.dtype is not x.dtype:
+            output = output.to(x.dtype)
+        answer, part = split_answer(output) if self.learned_variance else (output, None)
+        found = estimate(self.prediction, answer, x, level, self.spec, part)
         if self.self_condition:
             self._guess = bounded_guess(found.x_0, self.bounds, self.spec.sigma_data)
         return found
+
+    def _between(self, x: Tensor, level: Level) -> Estimate:
+        """At a level of no table: asked at the table's own of that signal-to-noise ratio, with x at its norm."""
+        own = self.spec.schedule.at(self.spec.schedule.t_of(level.log_snr))
+        found = self(x * (own.norm / level.norm), own)
+        return found.with_x_0(found.x_0, x, level)
 
 
 def with_guess(net_input: Tensor, guess: Tensor | None) -> Tensor:
@@ -117,7 +124,7 @@ class Guided:
         x_0 = torch.lerp(u.x_0, c.x_0, self.scale)
         if self.rescale > 0.0:
             factor = item_std(c.x_0) / item_std(x_0).clamp_min(SMALLEST_STD)
-            return with_x_0(c, torch.lerp(x_0, factor * x_0, self.rescale), x, level)
+            return c.with_x_0(torch.lerp(x_0, factor * x_0, self.rescale), x, level)
         return replace(c, x_0=x_0, eps=torch.lerp(u.eps, c.eps, self.scale))
 
 
@@ -143,11 +150,6 @@ class Within:
         return denoise(x, level)
 
 
-def with_x_0(estimate: Estimate, x_0: Tensor, x: Tensor, level: Level) -> Estimate:
-    """The estimate with this x_0: eps is derived again, so that both describe the same x_t."""
-    return replace(estimate, x_0=x_0, eps=(x - level.alpha * x_0) / level.sigma)
-
-
 class Corrected(ABC):
     """A denoiser whose x_0 is corrected; eps is derived again."""
 
@@ -156,7 +158,7 @@ class Corrected(ABC):
 
     def __call__(self, x: Tensor, level: Level) -> Estimate:
         estimate = self.denoise(x, level)
-        return with_x_0(estimate, self.correct(estimate.x_0), x, level)
+        return estimate.with_x_0(self.correct(estimate.x_0), x, level)
 
     @abstractmethod
     def correct(self, x_0: Tensor) -> Tensor:

@@ -25,13 +25,24 @@ def determinant(level: Level, a: float, b: float) -> float:
     return level.alpha * b - level.sigma * a
 
 
-def estimate(prediction: Prediction, output: Tensor, x_t: Tensor, level: Level, spec: ObjectiveSpec) -> Estimate:
+def estimate(
+    prediction: Prediction,
+    output: Tensor,
+    x_t: Tensor,
+    level: Level,
+    spec: ObjectiveSpec,
+    variance_part: Tensor | None = None,
+) -> Estimate:
     """x_0 and eps from the network's answer: both equations solved."""
     a, b = prediction.coefficients(level, spec)
     det = determinant(level, a, b)
-    x_0 = torch.add(x_t * (b / det), output, alpha=-level.sigma / det)
-    eps = torch.add(output * (level.alpha / det), x_t, alpha=-a / det)
-    return Estimate(x_0, eps)
+    return Estimate.linear(
+        x_t,
+        output,
+        x_0=(b / det, -level.sigma / det),
+        eps=(-a / det, level.alpha / det),
+        variance_part=variance_part,
+    )
 
 
 def tables(prediction: Prediction, spec: ObjectiveSpec) -> tuple[Tensor, Tensor, Tensor]:

@@ -127,9 +127,9 @@ class Plan:
         return f"{self.sampler.name}-{self.steps}"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen, which would take five times as long in each step
 class Progress:
-    """The state of one batch at one level, x_T first. Tensors stay on the device."""
+    """The state of one batch at one level, x_T first. Tensors stay on the device; the walk goes on from x itself."""
 
     batch: int
     first: int
@@ -287,28 +287,44 @@ def rehearse(sampler: Sampler, levels: Sequence[Level]) -> tuple[int, bool]:
     return denoise.calls, bool(asked)
 
 
-@torch.no_grad()
 def walk(source: Source, plan: Plan, batch: int, first: int, count: int) -> Iterator[Progress]:
     """Walk the samples first..first+count-1."""
-    draw = partial(sample_noise, first, count, source.data.shape, plan.seed, "step", device=source.device)
-    denoise, asked = denoiser_of(source, plan, count)
-    x = start(source, plan, first, count)
+    what, step, steps = f"sampler {plan.sampler.name}", 0, plan.steps
+    with torch.no_grad():
+        denoise, asked = denoiser_of(source, plan, count)
+        x = start(source, plan, first, count)
+        shape = x.shape
     yield Progress(batch, first, 0, False, plan.levels[0], x, None)
-    step = 0
-    what = f"sampler {plan.sampler.name}"
+    draw = partial(sample_noise, first, count, source.data.shape, plan.seed, "step", device=source.device)
     walked = plan.sampler.walk(denoise, x, plan.levels, draw)
-    while True:
-        try:
-            with blaming(what, StopIteration):
-                state = next(walked)
-        except StopIteration:
-            break
-        except ValueError as error:
-            raise DifftoolError(f"{what}: {error}") from error
-        step += 1
-        if not isinstance(state, Step) or state.x.shape != x.shape:
-            raise DifftoolError(f"{what}: step {step} gave no state shaped {tuple(x.shape)}")
-        calls = sum(denoiser.calls for denoiser in asked)
-        yield Progress(batch, first, step, step == plan.steps, state.level, state.x, state.estimate, calls)
-    if step != plan.steps:
-        raise DifftoolError(f"sampler {plan.sampler.name} made {step} steps of {plan.steps}")
+    for step, state in enumerate(without_gradients(walked, what), start=1):
+        if not isinstance(state, Step) or state.x.shape != shape:
+            raise DifftoolError(f"{what}: step {step} gave no state shaped {tuple(shape)}")
+        calls = sum([denoiser.calls for denoiser in asked])
+        yield Progress(batch, first, step, step == steps, state.level, state.x, state.estimate, calls)
+    if step != steps:
+        raise DifftoolError(f"{what} made {step} steps of {steps}")
+
+
+def without_gradients(walked: Iterator[Step], what: str) -> Iterator[Step]:
+    """The steps of a sampler, made without gradients; what goes wrong in it becomes one line.
+
+    Between steps the caller's own mode holds. Nothing else is entered and left in each step: that would take as long as
+    the arithmetic of a small one.
+    """
+    try:
+        with blaming(what):
+            while True:
+                gradients = torch.is_grad_enabled()
+                if gradients:
+                    torch.set_grad_enabled(False)
+                try:
+                    state = next(walked)
+                except StopIteration:
+                    return
+                finally:
+                    if gradients:
+                        torch.set_grad_enabled(True)
+                yield state
+    except ValueError as error:
+        raise DifftoolError(f"{what}: {error}") from error

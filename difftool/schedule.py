@@ -96,7 +96,7 @@ class Schedule:
         return cls(alpha_bars.sqrt(), (1.0 - alpha_bars).sqrt())
 
     def __len__(self) -> int:
-        return len(self.alpha)
+        return self.alpha.size(0)
 
     def __getitem__(self, t: int) -> Level:
         """The level of table row t."""

@@ -129,11 +129,13 @@ def repeats_itself(walker: Walker) -> str:
 
 
 def leaves_states_alone(walker: Walker) -> str:
-    """Neither the noise it starts from, nor a state it has yielded, nor what the denoiser said changes afterwards."""
-    levels, told_by = walker.levels(10), list[tuple[Tensor, Tensor]]()
+    """Neither the noise it starts from, nor a state it has asked about or yielded, nor what the denoiser said changes
+    afterwards: what a denoiser says of a state may be worked out only when it is asked for."""
+    levels, told_by, asked = walker.levels(10), list[tuple[Tensor, Tensor]](), list[tuple[Tensor, Tensor]]()
 
     def denoise(x: Tensor, level: Level) -> Estimate:
         estimate = mixture(x, level)
+        asked.append((x, x.clone()))
         told_by.extend((part, part.clone()) for part in (estimate.x_0, estimate.eps))
         return estimate
 
@@ -145,6 +147,8 @@ def leaves_states_alone(walker: Walker) -> str:
     for number, (x, then) in enumerate(kept, start=1):
         if not torch.equal(x, then):
             raise Broken(f"the state of step {number} was changed in place later; make new tensors")
+    if not all(torch.equal(x, then) for x, then in asked):
+        raise Broken("a state that the denoiser was asked about was changed in place later; make new tensors")
     if not all(torch.equal(part, then) for part, then in told_by):
         raise Broken("an estimate of the denoiser was changed in place; make new tensors")
     return f"{len(kept)} states and {len(told_by) // 2} estimates unchanged"

@@ -25,6 +25,8 @@ def shares(t: Level, s: Level, eta: float) -> tuple[float, float]:
 
     The fresh noise has eta times the posterior's standard deviation (Song et al., 2021, DDIM, eq. 16).
     """
+    if eta == 0.0:
+        return s.sigma, 0.0
     spread = 1 - ratio(t, s) ** 2
     # sqrt(sigma_s^2 - drawn^2), which rounding cannot make negative in this form
     return s.sigma * math.sqrt(1 - eta**2 * spread), eta * s.sigma * math.sqrt(spread)
@@ -49,10 +51,11 @@ class DDPM(Sampler, name="ddpm"):
         for i, (t, s) in enumerate(pairwise(levels)):
             estimate = denoise(x, t)
             q = ratio(t, s)
-            # the posterior mean, written in x_0 and x_t (eq. 7, for any gap)
-            x = s.alpha * (1 - q * q) * estimate.x_0 + q * s.sigma / t.sigma * x
+            # the posterior mean (eq. 7, for any gap): so much of x_0 and so much of x_t = alpha_t x_0 + sigma_t eps
+            of_x_0, of_x_t = s.alpha * (1 - q * q), q * s.sigma / t.sigma
+            x = estimate.at(of_x_0 + of_x_t * t.alpha, of_x_t * t.sigma)
             if s.sigma > 0.0:
-                x = x + self.std(t, s, estimate.variance_part) * noise(i)
+                x.add_(self.std(t, s, estimate.variance_part) * noise(i))
             yield Step(x, s, estimate)
 
     def std(self, t: Level, s: Level, part: Tensor | None = None) -> float | Tensor:
@@ -83,9 +86,9 @@ class DDIM(Sampler, name="ddim"):
         for i, (t, s) in enumerate(pairwise(levels)):
             estimate = denoise(x, t)
             kept, d = shares(t, s, self.eta)
-            x = s.alpha * estimate.x_0 + kept * estimate.eps
+            x = estimate.at(s.alpha, kept)
             if d > 0.0:
-                x = x + d * noise(i)
+                x.add_(noise(i), alpha=d)
             yield Step(x, s, estimate)
 
 
@@ -108,5 +111,5 @@ class EulerAncestral(Sampler, name="euler-ancestral"):
             down = Level(s.t, s.alpha, kept)
             x = turn(x, velocity(estimate, t), t, down) if s.sigma > 0.0 else estimate.x_0
             if d > 0.0:
-                x = x + d * noise(i)
+                x.add_(noise(i), alpha=d)
             yield Step(x, s, estimate)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from difftool import Sampler, option
-from difftool_plugins.samplers.steps import REACH, angular_step, exponential_step, extrapolated, lam, ratio
+from difftool_plugins.samplers.steps import REACH, angular_step, exponential_step, extrapolated, ratio
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,23 +25,26 @@ def midpoint_steps(
     """DPM-Solver++(2M) with a share eta of the SDE's noise (Lu et al., 2022, algorithm 2 and app. E.2)."""
     from difftool import Step
 
-    last: tuple[Level, Tensor] | None = None
+    last: Estimate | None = None
+    h = math.inf
     for i, (t, s) in enumerate(pairwise(levels)):
-        estimate = denoise(x, t)
-        D, q = estimate.x_0, ratio(t, s)
+        estimate, q = denoise(x, t), ratio(t, s)
+        h_last, h = h, -math.log(q) if q > 0.0 else math.inf  # the steps in lambda
+        slope = slope_weight(h_last, h)
+        # so much of x_t = alpha_t x_0 + sigma_t eps, and so much of D = x_0 + slope (x_0 - the last x_0)
+        of_x_t, of_D = s.sigma / t.sigma * q**eta, s.alpha * (1 - q ** (1 + eta))
+        x = estimate.at(of_x_t * t.alpha + of_D * (1 + slope), of_x_t * t.sigma)
         if last is not None:
-            D = D + slope_weight(last[0], t, s) * (D - last[1])
-        x = s.sigma / t.sigma * q**eta * x + s.alpha * (1 - q ** (1 + eta)) * D
+            last.at(-of_D * slope, 0.0, onto=x)
         if eta > 0.0 and s.sigma > 0.0:
-            x = x + s.sigma * math.sqrt(1 - q ** (2 * eta)) * noise(i)
-        last = t, estimate.x_0
+            x.add_(noise(i), alpha=s.sigma * math.sqrt(1 - q ** (2 * eta)))
+        last = estimate
         yield Step(x, s, estimate)
 
 
-def slope_weight(last: Level, t: Level, s: Level) -> float:
+def slope_weight(h_last: float, h: float) -> float:
     """1/(2 w), half the step over the last one in lambda: 0 after a level without signal, and to the clean end."""
-    relative = (lam(s) - lam(t)) / (lam(t) - lam(last))
-    return relative / 2 if relative <= REACH else 0.0
+    return h / h_last / 2 if h < math.inf and h <= REACH * h_last else 0.0
 
 
 class DPMpp2M(Sampler, name="dpmpp-2m"):

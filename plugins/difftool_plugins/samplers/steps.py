@@ -41,12 +41,12 @@ def lam(level: Level) -> float:
 
 def velocity(estimate: Estimate, level: Level) -> Tensor:
     """v = cos(theta) eps - sin(theta) x_0, the derivative of x/norm by theta."""
-    return level.alpha / level.norm * estimate.eps - level.sigma / level.norm * estimate.x_0
+    return estimate.at(-level.sigma / level.norm, level.alpha / level.norm)
 
 
 def turn(x: Tensor, v: Tensor, t: Level, s: Level) -> Tensor:
     """Euler's step in theta: the normalised state moves by (theta_s - theta_t) v."""
-    return s.norm * (x / t.norm + (s.theta - t.theta) * v)
+    return (s.norm / t.norm * x).add_(v, alpha=s.norm * (s.theta - t.theta))
 
 
 def quadrature(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
@@ -101,7 +101,7 @@ def integral(nodes: Sequence[float], values: Sequence[Tensor], moments: Callable
     weights = quadrature([nodes[i] for i in kept], moments(len(kept)))
     total = weights[0] * values[kept[0]]
     for weight, i in zip(weights[1:], kept[1:], strict=True):
-        total = total + weight * values[i]
+        total.add_(values[i], alpha=weight)
     return total
 
 
@@ -116,7 +116,7 @@ def exponential_step(x: Tensor, t: Level, s: Level, estimates: Sequence[tuple[Le
     h = lam(s) - lam(t)
     nodes = [0.0, *((lam(level) - lam(t)) / h for level, _ in estimates[1:])]
     D = integral(nodes, [e.x_0 for _, e in estimates], partial(exponential_moments, h))
-    return s.sigma / t.sigma * x + s.alpha * D
+    return (s.sigma / t.sigma * x).add_(D, alpha=s.alpha)
 
 
 def extrapolated(steps: Iterable[Step], levels: Sequence[Level]) -> Iterator[Step]:
