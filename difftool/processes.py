@@ -7,9 +7,11 @@ imported only where there are more. Nobody is waited for without end, and where 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -215,8 +217,12 @@ def joined(device: torch.device | None = None) -> Iterator[Team]:
 
                 torch.cuda.set_device(device)
             yield Joined(here, device)
+        except BaseException as error:  # what its frames hold keeps connections open, on which the others wait
+            traceback.clear_frames(error.__traceback__)
+            raise
         finally:
             dist.destroy_process_group()
+            gc.collect()
 
 
 _counter = count()
@@ -265,9 +271,12 @@ def settled(code: int, message: str, *, died: bool) -> Iterator[tuple[int, bool]
     except Exception:  # nobody can be asked
         yield code, True
         return
-    reasons = {rank: one for rank, one in known.items() if not one["died"]} or known
-    alike = [rank for rank, one in reasons.items() if one["message"] == message or one["died"]]
-    yield reasons[min(reasons)]["code"], here.rank in alike[:1]
+    reasons = {rank: one for rank, one in known.items() if not one["died"]}
+    if reasons:
+        alike = [rank for rank, one in reasons.items() if one["message"] == message]
+        yield reasons[min(reasons)]["code"], here.rank in alike[:1]
+    else:  # they notice one after the other: who is first tells it
+        yield code, store.add("death told", 1) == 1
     if len(known) == here.size:
         with contextlib.suppress(Exception):
             _meet(store, "told", SHORT_FAREWELL, failures=False)
