@@ -7,11 +7,9 @@ imported only where there are more. Nobody is waited for without end, and where 
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,8 +31,9 @@ ALIVE = timedelta(seconds=60)
 at once; this is for machines that vanish."""
 PATIENCE = timedelta(minutes=30)
 """The same where one may be at work that the others wait for: reading data, drawing, saving."""
-FAREWELL, SHORT_FAREWELL = 10.0, 3.0
-"""Seconds that a process which fails waits for the others to fail too: by itself, or because another has died."""
+FAREWELL, SHORT_FAREWELL = 10.0, 1.0
+"""Seconds that a process which fails waits for the others to fail too: by itself, or because another has died. The
+latter pass it on one by one, as each that ends is noticed by the next."""
 POLL = 0.02
 
 
@@ -217,12 +216,8 @@ def joined(device: torch.device | None = None) -> Iterator[Team]:
 
                 torch.cuda.set_device(device)
             yield Joined(here, device)
-        except BaseException as error:  # what its frames hold keeps connections open, on which the others wait
-            traceback.clear_frames(error.__traceback__)
-            raise
         finally:
             dist.destroy_process_group()
-            gc.collect()
 
 
 _counter = count()
@@ -279,7 +274,7 @@ def settled(code: int, message: str, *, died: bool) -> Iterator[tuple[int, bool]
         yield code, store.add("death told", 1) == 1
     if len(known) == here.size:
         with contextlib.suppress(Exception):
-            _meet(store, "told", SHORT_FAREWELL, failures=False)
+            _meet(store, "told", FAREWELL, failures=False)
 
 
 def _exchanged(store: Any, here: World, own: dict[str, Any]) -> dict[int, dict[str, Any]]:
