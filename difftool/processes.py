@@ -31,8 +31,9 @@ ALIVE = timedelta(seconds=60)
 at once; this is for machines that vanish."""
 PATIENCE = timedelta(minutes=30)
 """The same where one may be at work that the others wait for: reading data, drawing, saving."""
-FAREWELL, SHORT_FAREWELL = 10.0, 3.0
-"""Seconds that a process which fails waits for the others to fail too: by itself, or because another has died."""
+FAREWELL, SHORT_FAREWELL = 10.0, 1.0
+"""Seconds that a process which fails waits for the others to fail too: by itself, or because another has died. The
+latter pass it on one by one, as each that ends is noticed by the next."""
 POLL = 0.02
 
 
@@ -265,12 +266,15 @@ def settled(code: int, message: str, *, died: bool) -> Iterator[tuple[int, bool]
     except Exception:  # nobody can be asked
         yield code, True
         return
-    reasons = {rank: one for rank, one in known.items() if not one["died"]} or known
-    alike = [rank for rank, one in reasons.items() if one["message"] == message or one["died"]]
-    yield reasons[min(reasons)]["code"], here.rank in alike[:1]
+    reasons = {rank: one for rank, one in known.items() if not one["died"]}
+    if reasons:
+        alike = [rank for rank, one in reasons.items() if one["message"] == message]
+        yield reasons[min(reasons)]["code"], here.rank in alike[:1]
+    else:  # they notice one after the other: who is first tells it
+        yield code, store.add("death told", 1) == 1
     if len(known) == here.size:
         with contextlib.suppress(Exception):
-            _meet(store, "told", SHORT_FAREWELL, failures=False)
+            _meet(store, "told", FAREWELL, failures=False)
 
 
 def _exchanged(store: Any, here: World, own: dict[str, Any]) -> dict[int, dict[str, Any]]:

@@ -58,6 +58,7 @@ class Environment:
         modules = {
             "python": [],
             "difftool": ["-m", "difftool"],
+            "torchrun": ["-m", "torch.distributed.run"],
             "pytest": ["-m", "pytest", "-q", "-p", "no:cacheprovider"],
         }
         assert program in modules, f"these tests do not know how to run {program}"
