@@ -66,7 +66,8 @@ def _announcement() -> None:
 def _words(one: Announced) -> str:
     if one.distribution == BUILT_IN:
         return "Built in; its --help says more."
-    return f"{one.summary or 'Of a package'} ({one.distribution} {one.version})"
+    package = f"{one.distribution} {one.version}".rstrip()
+    return f"{one.summary or 'Of a package'} ({package})"
 
 
 def _loaded(name: str, one: Announced) -> Any:
@@ -85,7 +86,7 @@ def _loaded(name: str, one: Announced) -> Any:
         component, what = make_from_flags(cls, given_values(ctx)[cls.kind], group), f"command {cls.name}"
         try:
             with blaming(what, OSError):
-                _print(component.run())
+                _print(component.run(), what)
         except ValueError as error:
             raise UsageError(f"{what}: {said(error)}") from None
         except OSError as error:
@@ -105,13 +106,13 @@ def _typer_command(name: str, function: Any, **settings: Any) -> Any:
     return typer.main.get_command(app)
 
 
-def _print(value: object) -> None:
-    """A result of `Command.run` on stdout."""
+def _print(value: object, what: str) -> None:
+    """A result of `Command.run` on stdout; `what` is the command."""
     if isinstance(value, Mapping):
         try:
             result_json(value)
         except ValueError as error:  # NaN, or a mapping that holds itself
-            raise DifftoolError(f"the result is no JSON: {said(error)}") from error
+            raise DifftoolError(f"{what}: its result is no JSON: {said(error)}") from error
     elif isinstance(value, Iterable) and not isinstance(value, (str, bytes, PathLike)):
         for line in value:
             result(str(line))
