@@ -8,17 +8,16 @@ compiles; options are never built by hand, since their constructor is private to
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from rich.markup import escape
 
 from difftool.components import Command, Component, Options
-from difftool.errors import InvalidOption, printable
+from difftool.errors import InvalidOption
+from difftool.markup import help_text
 from difftool.validation import Field, fields, make, spelled
 
 NOUNS: Mapping[Any, str] = {int: "a whole number", float: "a number"}
@@ -156,17 +155,6 @@ def _positional(name: str, annotation: Any, f: Field, text: str, **extra: Any) -
 def _optional(name: str, annotation: Any, parameter: Any) -> inspect.Parameter:
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=None, annotation=Annotated[annotation | None, parameter])
-
-
-def help_text(text: str, note: str = "") -> str:
-    """Help as the markup of Typer's help wants it, with a dim note such as `[default: 3]` behind it."""
-    return _plainly(text) + (f" [dim]{_plainly(f'[{note}]')}[/dim]" if note else "")
-
-
-def _plainly(text: str) -> str:
-    """Text that markup shows as it stands, without control characters, tags, or rich's names of pictures (`:fire:`)."""
-    lines = "\n".join(printable(line) for line in text.splitlines())
-    return re.sub(r":(?=\S+:)", ":[none][/none]", escape(lines))
 
 
 def _default(group: Group, f: Field) -> str:

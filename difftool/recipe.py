@@ -147,7 +147,9 @@ def _default(base: type[C], name: str, asker: type[Component] | None) -> type[C]
     except (UnknownComponent, PluginFailure) as error:
         if asker is None:
             raise
-        raise UsageError(f"{asker.kind} {asker.name} asks for another: {error}; give --{base.kind}") from None
+        raise UsageError(
+            f"{asker.kind} {asker.name} goes with what is not here: {error}; give another --{base.kind}"
+        ) from None
 
 
 def training_values(backbone: type[Backbone], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,12 +19,39 @@ from conftest import Run, tree
 import difftool
 from difftool import Command, DifftoolError, UsageError, finding, hookimpl, option
 from difftool.cli import app
+from difftool.cli.console import stderr, stdout
 from difftool.finding import Announced, announced
 from difftool.loading import Plugin, Problem
+from difftool.markup import help_text
 from difftool.plugins import _set_aside_unannounced
 from difftool.testing import PluginManager, check_component
 
 # ── commands ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Odd(BaseException):
+    pass
+
+
+def raising(error: BaseException) -> Any:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+ROUND: dict[str, Any] = {}
+ROUND["self"] = ROUND
+STRANGE = {
+    "stop": raising(StopIteration("x")),
+    "odd": raising(Odd("x")),
+    "exit": raising(SystemExit(0)),
+    "interrupt": raising(KeyboardInterrupt()),
+    "library": raising(OSError("no route")),
+    "system": raising(FileNotFoundError(2, "No such file", "there")),
+    "nan": lambda: {"a": float("nan")},
+    "round": lambda: ROUND,
+}
 
 
 class Greet(Command, name="greet"):
@@ -46,6 +73,8 @@ class Greet(Command, name="greet"):
             raise UsageError("WHO: too many")
         if self.who == "zero":
             return 1 / 0
+        if self.who in STRANGE:
+            return STRANGE[self.who]()
         text = " ".join([f"hello {self.who}"] * self.times)
         results: Mapping[str, object] = {
             "plain": text,
@@ -95,12 +124,48 @@ def test_a_mapping_is_json(run: Run, greet: None) -> None:
         (("nobody",), 1, "error: there is nobody"),
         (("everybody",), 2, "WHO: too many"),
         (("zero",), 1, "command greet failed: ZeroDivisionError: division by zero"),
+        (("stop",), 1, "command greet failed: StopIteration: x"),
+        (("odd",), 1, "command greet failed: Odd: x"),
+        (("exit",), 1, "command greet failed: SystemExit: 0"),
+        (("interrupt",), 1, "command greet failed: KeyboardInterrupt"),
+        (("library",), 1, "command greet failed: OSError: no route"),
+        (("system",), 1, "error: there: No such file"),
+        (("nan",), 1, "command greet: its result is no JSON: Out of range float values"),
+        (("round",), 1, "command greet: its result is no JSON: Circular reference"),
     ],
 )
 def test_a_command_that_cannot_be(run: Run, greet: None, arguments: tuple[Any, ...], code: int, message: str) -> None:
     outcome = run("greet", *arguments)
     assert (outcome.code, outcome.out) == (code, "")
     assert message in outcome.error
+
+
+def test_what_stands_behind_two_dashes_is_no_option_of_the_program(run: Run, greet: None) -> None:
+    assert run("greet", "--", "--debug").out == "hello --debug\n"
+    assert run("greet", "--", "--no-plugins").out == "hello --no-plugins\n"
+
+
+def test_help_shows_foreign_text_as_it_stands() -> None:
+    from rich.text import Text
+
+    text = "a :fire: b:x:c [red] \x1b[31m\n:one:two: 12:30"
+    assert Text.from_markup(help_text(text, ":x:")).plain == "a :fire: b:x:c [red] \\x1b[31m\n:one:two: 12:30 [:x:]"
+
+
+def test_tables_show_foreign_text_as_it_stands() -> None:
+    for console in (stdout(), stderr()):
+        assert console.render_str(":fire:").plain == ":fire:"
+
+
+def test_a_command_that_was_set_aside_is_told_with_the_reason(run: Run, plugin_manager: PluginManager) -> None:
+    unfinished = type("Unfinished", (Command,), {"__doc__": "No run."}, name="unfinished")
+    plugin_manager.register(SimpleNamespace(__name__="mine", difftool_commands=hookimpl(lambda: [unfinished])))
+    outcome = run("unfinished")
+    assert outcome.code == 1
+    assert "plugin tested:mine was set aside: command 'unfinished': run() is not defined" in outcome.error
+    other = run("unheard-of")
+    assert other.code == 2
+    assert "No such command 'unheard-of'; 1 plugin was set aside, see 'difftool plugins'" in other.error
 
 
 def test_help_of_and_about_commands(run: Run, greet: None) -> None:
@@ -246,6 +311,10 @@ def test_a_new_plugin_is_typed(run: Run, tmp_path: Path, kind: str) -> None:
         (("random", "--kind", "sampler"), 2, "NAME: a module called random is there already"),
         (("torch", "--kind", "backbone"), 2, "NAME: a module called torch is there already"),
         (("class", "--kind", "sampler"), 2, "NAME: a module called class is there already"),
+        (("difftool-none", "--kind", "sampler"), 2, "NAME: nothing can be called difftool-none"),
+        (("true", "--kind", "sampler"), 2, "NAME: nothing can be called true"),
+        (("con", "--kind", "sampler"), 2, "NAME: nothing can be called con"),
+        (("lpt1", "--kind", "sampler"), 2, "NAME: nothing can be called lpt1"),
         (("difftool-ddim", "--kind", "sampler"), 2, "NAME: there is a sampler called ddim already"),
         (("x" * 61, "--kind", "sampler"), 2, "NAME: must have at most 60 letters"),
         (("taken", "--kind", "sampler"), 1, "taken exists already; give another name, or remove it"),

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import pytest
 
-from difftool import Backbone, Component, Dataset, Sampler, Spacing, option
+from difftool import Backbone, Command, Component, Dataset, Logger, NoiseSchedule, Sampler, Spacing, Writer, option
 from difftool.components import KINDS, Details, Options
 from difftool.errors import InvalidOption, UsageError
 from difftool.plugins import registry
@@ -377,6 +377,58 @@ def _path_like() -> type[Component]:
     return Bad
 
 
+def made(base: type[Component], **space: Any) -> Callable[[], type[Component]]:
+    """A component of that base with what is in the space; annotations as a class has them."""
+
+    def make_it() -> type[Component]:
+        methods = {name: lambda self: None for name in ("load", "build", "walk", "open", "write", "run")}
+        return type("Made", (base,), {"__doc__": "Made.", **methods, **space}, name="made")
+
+    return make_it
+
+
+def optioned(base: type[Component] = Command, **options: tuple[Any, Any]) -> Callable[[], type[Component]]:
+    """A component with these options, each as (type, field)."""
+    kinds = {name: kind for name, (kind, _) in options.items()}
+    return made(base, __annotations__=kinds, **{name: value for name, (_, value) in options.items()})
+
+
+MISFITS: dict[str, Callable[[], type[Component]]] = {
+    "suffixes must be tuple[str, ...], not None": made(Writer, suffixes=None),
+    "suffixes must be tuple[str, ...], not '.foo'": made(Writer, suffixes=".foo"),
+    "suffixes must be tuple[str, ...], not ('.foo', 3)": made(Writer, suffixes=(".foo", 3)),
+    "suffixes must be such as '.jpg', in lower case, or '' for a folder, not 'foo'": made(Writer, suffixes=("foo",)),
+    "folder, not '.FOO'": made(Writer, suffixes=("", ".FOO")),
+    "folder, not '.tar.gz'": made(Writer, suffixes=(".tar.gz",)),
+    "default_backbone must be str, not 5": made(Dataset, default_backbone=5),
+    "default_prediction must be str, not None": made(NoiseSchedule, default_prediction=None),
+    "default_steps must be int | None, not 'many'": made(Sampler, default_steps="many"),
+    "default_steps must be at least 1, not 0": made(Sampler, default_steps=0),
+    "training_defaults must be Mapping[str, object], not [1]": made(Backbone, training_defaults=[1]),
+    "there is no setting 'stesp'; did you mean 'steps'?": made(Backbone, training_defaults={"stesp": 1}),
+    "training_defaults: 'lr' cannot be 'x'": made(Backbone, training_defaults={"lr": "x"}),
+    "requires must be Mapping[str, str], not ['x']": made(Logger, requires=["x"]),
+    "option 'a' has help=None, which must be str": optioned(a=(int, option(default=1, help=None))),  # type: ignore[arg-type]
+    "option 'a' has ge='0', which must be float | None": optioned(a=(int, option(default=1, ge="0"))),  # type: ignore[arg-type]
+    "option 'a' has the short flag 'k'": optioned(a=(int, option(default=1, short="k"))),
+    "and -h asks for help": optioned(a=(int, option(default=1, short="-h"))),
+    "only commands have short flags": optioned(Sampler, a=(int, option(default=1, short="-k"))),
+    "option 'b' has the flag -x, which option 'a' has": optioned(
+        a=(int, option(default=1, short="-x")), b=(int, option(default=1, short="-x"))
+    ),
+    "option 'a_b' has the flag --a-b, which option 'a_b_' has": optioned(Sampler, a_b_=(int, 1), a_b=(int, 2)),
+    "option 'no_a' has the flag --no-a, which option 'a' has": optioned(a=(bool, False), no_a=(int, 1)),
+    "has the flag --debug, which difftool has": optioned(debug=(bool, False)),
+    "has the flag --no-plugins, which difftool has": optioned(plugins=(bool, False)),
+    "has the flag --help, which difftool has": optioned(help=(str, "")),
+    "option '_' has no name that a flag can be made of": optioned(Sampler, _=(int, 1)),
+    "is positional and true or false": optioned(a=(bool, option(default=False, positional=True))),
+    "option 'b' must be given and stands behind 'a', which need not": optioned(
+        a=(tuple[str, ...], option(default=(), positional=True)), b=(str, option(positional=True))
+    ),
+}
+
+
 @pytest.mark.parametrize(
     ("bad", "piece"),
     [
@@ -397,6 +449,7 @@ def _path_like() -> type[Component]:
         (_nameless, "name must be lower-case words joined by '-', not ''"),
         (_shouting, "not 'Bad Name'"),
         (_path_like, "not '../x'"),
+        *((bad, piece) for piece, bad in MISFITS.items()),
     ],
 )
 def test_what_cannot_be_offered_is_told(bad: Callable[[], type[Component]], piece: str) -> None:

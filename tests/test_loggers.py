@@ -97,7 +97,9 @@ def test_others_can_be_named_on_the_way(run: Run) -> None:
         ),
         (("--logger", "csv", "--logger.pth", "x"), 2, "there is no option --logger.pth"),
         (("--config", "unknown.toml"), 2, "unknown.toml: loggers: no logger is called 'prom'"),
-        (("--config", "flat.toml"), 2, "csv must be a table, [loggers.csv]"),
+        (("--config", "flat.toml"), 2, "flat.toml, line 1: loggers: csv must be a table, [loggers.csv]"),
+        (("--logger", "csv", "--logger", "difftool:csv"), 2, "logger csv: is named twice; name it once"),
+        (("--logger", "nested"), 1, "logger nested: needs the module 'no_such_thing.part', which is not installed"),
         (("--config", "option.toml"), 2, "option.toml, line 3: loggers.jsonl.pth: there is no such option"),
         (
             ("--logger", "absent"),
@@ -109,7 +111,7 @@ def test_others_can_be_named_on_the_way(run: Run) -> None:
 def test_what_cannot_be_is_refused_before_anything_is_made(
     run: Run, plugin_manager: PluginManager, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
-    plugin_manager.register(module(Absent))
+    plugin_manager.register(module(Absent, Nested))
     Path("unknown.toml").write_text("[loggers.prom]\n[plugins]\ndifftool-prom = '1.2'\n")
     Path("flat.toml").write_text("[loggers]\ncsv = 3\n")
     Path("option.toml").write_text("[loggers.jsonl]\npath = 'x'\npth = 'y'\n")
@@ -135,6 +137,42 @@ class Absent(Logger, name="absent"):
 
     def open(self, run: RunContext) -> Any:
         raise AssertionError("never opened")
+
+
+class Nested(Absent, name="nested"):
+    """Needs a part of what is not there."""
+
+    requires = {"no_such_thing.part": "no-such-thing"}
+
+
+class Leaves(Logger, name="leaves"):
+    """Raises what is no `Exception`, at a step or when closed."""
+
+    closing: bool = option(default=False, help="when closed")
+
+    @contextlib.contextmanager
+    def open(self, run: RunContext) -> Iterator[Callable[[Row], None]]:
+        def log(row: Row) -> None:
+            if not self.closing:
+                raise SystemExit(0)
+
+        yield log
+        raise KeyboardInterrupt
+
+
+class NeverOpens(Logger, name="never-opens"):
+    """Ends the program when it is opened."""
+
+    def open(self, run: RunContext) -> Any:
+        raise SystemExit(0)
+
+
+class OtherCsv(Logger, name="csv"):
+    """Of the same name as a built-in."""
+
+    @contextlib.contextmanager
+    def open(self, run: RunContext) -> Iterator[Callable[[Row], None]]:
+        yield TOLD.append
 
 
 class Fails(Logger, name="fails"):
@@ -181,7 +219,7 @@ def module(*loggers: type[Logger]) -> Any:
 @pytest.fixture
 def others(plugin_manager: PluginManager) -> None:
     TOLD.clear()
-    assert not plugin_manager.register(module(Fails, Remembers)).problems
+    assert not plugin_manager.register(module(Fails, Remembers, Leaves, NeverOpens)).problems
 
 
 @pytest.mark.parametrize(
@@ -200,6 +238,38 @@ def test_a_logger_that_fails_ends_no_run(run: Run, others: None, at: int, words:
     straight = run("train", *SMALL, "--steps", 6, "--out", "s")
     assert straight.code == 0
     assert Path("r/model.safetensors").read_bytes() == Path("s/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "logger leaves failed at step 1 and is told no more (SystemExit: 0)"),
+        (("--logger.closing",), "logger leaves could not be closed (KeyboardInterrupt)"),
+    ],
+)
+def test_a_logger_that_would_end_the_program_ends_no_run(
+    run: Run, others: None, options: tuple[str, ...], words: str
+) -> None:
+    outcome = run("train", *SMALL, "--steps", 3, "--logger", "leaves", *options, "--out", "r")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count(words) == 1
+    assert Path("r/model.safetensors").exists()
+    refused = run("train", *SMALL, "--steps", 3, "--logger", "never-opens", "--out", "s")
+    assert refused.code == 1
+    assert "logger never-opens failed: SystemExit: 0" in refused.error
+
+
+@pytest.mark.parametrize("names", [("csv", "other:csv"), ("other:csv", "csv")])
+def test_two_loggers_of_one_name_get_their_own_rows(
+    run: Run, plugin_manager: PluginManager, names: tuple[str, str]
+) -> None:
+    TOLD.clear()
+    plugin_manager.register(module(OtherCsv), "other")
+    named = [word for name in names for word in ("--logger", name)]
+    assert run("train", *SMALL, "--steps", 3, *named, "--out", "r").code == 0
+    assert [row.step for row in TOLD if row.metrics] == [1, 2, 3]
+    assert [row["step"] for row in rows_of(Path("r/logs/metrics.csv"))] == ["1", "2", "3"]
+    assert set(tomllib.loads(Path("r/config.toml").read_text())["loggers"]) == {"csv", "other:csv"}
 
 
 def test_a_logger_that_cannot_be_opened_ends_the_run_before_training(run: Run, others: None) -> None:

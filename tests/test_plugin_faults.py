@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,10 +27,15 @@ from difftool import (
     Spacing,
     Step,
     UsageError,
+    Writer,
+    hookimpl,
     load,
     points,
 )
-from difftool.recipe import compose
+from difftool.contracts import DrawingSpec
+from difftool.recipe import compose, dump_toml
+from difftool.testing import PluginManager
+from difftool.writing import needed_states, write
 
 
 class Raises(Sampler, name="raises"):
@@ -170,3 +178,88 @@ def test_a_model_is_sampled_where_its_dataset_is_not_installed(points_run: Any, 
     model, own = load(tmp_path / "m.safetensors"), load(points_run)
     assert torch.equal(model.sample(5, steps=3), own.sample(5, steps=3))
     assert model.recipe.name == "scans-mlp"
+
+
+class Odd(BaseException):
+    pass
+
+
+def leave(error: BaseException) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_text("half")
+        raise error
+
+    return write
+
+
+def writer(does: Callable[[Path], Any], **space: Any) -> Writer:
+    methods = {"write": lambda self, drawing, path: does(path), **space}
+    return type("Made", (Writer,), {"suffixes": (".foo", ""), **methods}, name="made")()
+
+
+def nothing(path: Path) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["out.foo", "folder"])
+@pytest.mark.parametrize(
+    ("does", "message"),
+    [
+        (nothing, "writer made wrote nothing"),
+        (lambda path: _inside(path).mkdir(), "which is no regular file"),
+        (lambda path: os.symlink("secret", _inside(path)), "which is no regular file"),
+        (lambda path: leave(SystemExit(0))(_inside(path)), "writer made failed: SystemExit: 0"),
+        (lambda path: leave(Odd("x"))(_inside(path)), "writer made failed: Odd: x"),
+        (lambda path: leave(ValueError("no"))(_inside(path)), "was not written: no"),
+    ],
+)
+def test_writers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, does: Callable[[Path], Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    secret.chmod(0o600)
+    drawing: Any = SimpleNamespace(x=torch.zeros(1, 2))
+    with pytest.raises(DifftoolError, match=message):
+        write(writer(does), drawing, Path(name), overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["secret"]
+    assert secret.stat().st_mode & 0o777 == 0o600
+
+
+def _inside(path: Path) -> Path:
+    """Where to write: a path without a suffix is a folder that is there already."""
+    return path / "0.foo" if path.is_dir() else path
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        (lambda self, spec: 1 / 0, "writer made failed: ZeroDivisionError"),
+        (lambda self, spec: None, "writer made failed: TypeError: 'NoneType'"),
+        (lambda self, spec: ["a", 1.5], "writer made failed: TypeError: 'str' object cannot be interpreted"),
+        (lambda self, spec: int("x"), "writer made: invalid literal"),
+    ],
+)
+def test_states_that_a_writer_needs(states: Any, message: str) -> None:
+    with pytest.raises(DifftoolError, match=message):
+        needed_states([writer(nothing, states=states)], DrawingSpec(shape=(2,), steps=3))
+
+
+class Unsuited(NoiseSchedule, name="unsuited"):
+    """Goes with what nobody has."""
+
+    default_prediction = "nope"
+
+    def build(self, timesteps: int) -> Schedule:
+        raise AssertionError
+
+
+def test_a_default_that_is_not_here_is_told_with_who_asks_for_it(plugin_manager: PluginManager) -> None:
+    plugin_manager.register(SimpleNamespace(difftool_schedules=hookimpl(lambda: [Unsuited])))
+    with pytest.raises(UsageError, match=r"schedule unsuited goes with what is not here: no prediction .*--prediction"):
+        compose({"schedule": {"name": "unsuited"}})
+
+
+def test_no_config_says_null() -> None:
+    with pytest.raises(TypeError, match="None"):
+        dump_toml({"plugins": {"p": None}})

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from difftool import Component, Dataset, Sampler, hookimpl, option
+from difftool import Component, Dataset, Sampler, finding, hookimpl, option
 from difftool.errors import PluginFailure, UnknownComponent
-from difftool.finding import choose
-from difftool.loading import Plugin, load
+from difftool.finding import choose, installed
+from difftool.loading import Plugin, load, unreadable
 from difftool.plugins import Registry
 from difftool.plugins import registry as real_registry
 
@@ -39,6 +41,29 @@ class FakeEntryPoint:
         if isinstance(self.loads, BaseException):
             raise self.loads
         return self.loads
+
+
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Unshown:
+    def __repr__(self) -> str:
+        raise RuntimeError("no picture")
+
+
+class Refusing:
+    """As a module whose `__getattr__` raises."""
+
+    __name__ = "refusing"
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("lazy " + name)
+
+
+class Odd(BaseException):
+    pass
 
 
 def dataset(called: str, **space: Any) -> type[Dataset]:
@@ -107,6 +132,24 @@ def _hook_that_raises() -> Any:
     raise RuntimeError("boom")
 
 
+def raising(error: BaseException) -> Callable[[], Any]:
+    def hook() -> Any:
+        raise error
+
+    return hook
+
+
+class Renamed(Dataset, name="renamed"):
+    def load(self, context: Any) -> Any: ...
+
+
+Renamed.name = 5  # type: ignore[assignment]
+
+
+class Strayed(Dataset, name="strayed", kind="nowhere"):
+    def load(self, context: Any) -> Any: ...
+
+
 class NoLoad(Dataset, name="no-load"):
     pass
 
@@ -136,6 +179,17 @@ class NoLoad(Dataset, name="no-load"):
         (module(lambda: [NoLoad]), "dataset 'no-load': load() is not defined"),
         (module(lambda: [dataset("Bad_Name")]), "name must be lower-case words joined by '-', not 'Bad_Name'"),
         (module(lambda: [dataset("twice"), dataset("twice")]), "dataset 'twice': provided twice by broken:x"),
+        (Odd("x"), "failed to import: Odd: x"),
+        (GeneratorExit(), "failed to import: GeneratorExit"),
+        (Speechless(), "failed to import: Speechless"),
+        (module(raising(SystemExit(0))), "difftool_datasets() failed: SystemExit: 0"),
+        (module(raising(Odd())), "difftool_datasets() failed: Odd"),
+        (module(raising(Speechless())), "difftool_datasets() failed: Speechless"),
+        (Refusing(), "failed when it was asked what it brings: RuntimeError: lazy difftool_api"),
+        (SimpleNamespace(difftool_api=Unshown()), "failed when it was asked what it brings: RuntimeError: no picture"),
+        (module(lambda: [Unshown()]), "what difftool_datasets() gave cannot be examined: RuntimeError: no picture"),
+        (module(lambda: [Renamed]), "Renamed: name must be lower-case words joined by '-', not 5"),
+        (module(lambda: [Strayed]), "Strayed: kind must be left as Dataset has it, 'dataset'"),
     ],
 )
 def test_a_broken_plugin_is_set_aside_and_stops_nobody(loads: Any, piece: str) -> None:
@@ -164,6 +218,92 @@ def test_a_broken_hook_leaves_its_neighbours() -> None:
 def test_keyboard_interrupt_is_no_problem_of_the_plugin() -> None:
     with pytest.raises(KeyboardInterrupt):
         registry_of(point("slow", "x", KeyboardInterrupt()))
+
+
+@pytest.mark.parametrize("loads", [KeyboardInterrupt(), module(raising(KeyboardInterrupt()))])
+def test_a_keyboard_interrupt_of_a_plugins_own_is(loads: Any) -> None:
+    """Under the command line's handlers, which raise another exception."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        registry = registry_of(point("broken", "x", loads), SOUND)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "failed" in only_problem(registry, "broken:x")
+    assert registry.names("dataset") == ["sound-data"]
+
+
+def test_a_class_of_another_plugin_is_not_taken_from_it() -> None:
+    ours = dataset("rings")
+    registry = registry_of(
+        point("difftool", "x", providing(ours)), point("aa", "x", providing(ours, dataset("own"))), SOUND
+    )
+    assert registry.get("dataset", "rings") is ours
+    assert registry.reference(ours) == "rings"
+    assert only_problem(registry, "aa:x") == "dataset 'rings': it is a class of difftool:x"
+    assert registry.names("dataset") == ["own", "rings", "sound-data"]
+
+
+def test_two_entry_points_of_one_module() -> None:
+    one = providing(dataset("rings"))
+    registry = registry_of(point("aa", "x", one), point("aa", "y", one))
+    assert only_problem(registry, "aa:y") == "it names the same module as aa:x"
+    assert registry.names("dataset") == ["rings"]
+
+
+@pytest.mark.parametrize("value", ["", ":", "p ep", "p:"])
+def test_an_entry_point_that_names_no_module(value: str) -> None:
+    strange: Any = FakeEntryPoint("x", Distribution("aa"), None, value=value)
+    assert only_problem(registry_of(strange, SOUND), "aa:x") == f"the entry point {value!r} names no module"
+
+
+METADATA = "Metadata-Version: 2.1\nName: my-made\nVersion: 1.0\n"
+
+
+def installed_package(
+    folder: Path, metadata: str | None, entry_points: str = "[difftool]\nx = my_made_module\n"
+) -> None:
+    """A package of one module as pip leaves it, with these metadata."""
+    (folder / "my_made_module.py").write_text(
+        "from difftool import Spacing, hookimpl\n"
+        "class S(Spacing, name='made'):\n"
+        "    def levels(self, schedule, steps): ...\n"
+        "@hookimpl\n"
+        "def difftool_spacings(): return [S]\n"
+    )
+    info = folder / "my_made-1.0.dist-info"
+    info.mkdir()
+    if metadata is not None:
+        (info / "METADATA").write_text(metadata)
+    (info / "entry_points.txt").write_text(entry_points)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "entry_points", "problem"),
+    [
+        (METADATA, "[difftool]\nx = my_made_module\n", ""),
+        ("Metadata-Version: 2.1\nName: my-made\n", "[difftool]\nx = my_made_module\n", ""),
+        ("Metadata-Version: 2.1\nVersion: 1\n", "[difftool]\nx = my_made_module\n", "do not say what the package is"),
+        (None, "[difftool]\nx = my_made_module\n", "its metadata do not say what the package is called"),
+        (METADATA, "[difftool]\nno equals sign\n", "entry_points.txt cannot be read"),
+    ],
+)
+def test_metadata_of_every_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metadata: str | None, entry_points: str, problem: str
+) -> None:
+    from difftool import plugins
+
+    installed_package(tmp_path, metadata, entry_points)
+    monkeypatch.syspath_prepend(tmp_path)
+    found, broken = installed("difftool")
+    assert any(entry_point.dist is not None and entry_point.dist.name == "difftool" for entry_point in found)
+    registry = Registry([*load(e for e in found if e.name == "x"), *map(unreadable, broken)])
+    (plugin,) = registry.plugins
+    assert plugin.distribution == "my-made"
+    assert isinstance(plugin.version, str)
+    assert problem in "".join(p.reason for p in plugin.problems)
+    assert registry.names("spacing") == ([] if problem else ["made"])
+    finding.announcements.__wrapped__(None, "")
+    assert plugins._installed.__wrapped__("", "").set_aside == []  # nobody asked for it
 
 
 def test_a_built_in_keeps_its_name() -> None:
@@ -299,6 +439,14 @@ def test_the_cause_told_is_that_of_the_component_asked_for() -> None:
         registry.get("dataset", "no-load")
 
 
+def test_the_cause_told_is_none_of_another_component() -> None:
+    registry = registry_of(point("half", "x", module(lambda: [NoLoad], difftool_samplers=lambda: 1 / 0)))
+    with pytest.raises(UnknownComponent, match="1 plugin was set aside"):
+        registry.get("dataset", "half:rings")
+    with pytest.raises(PluginFailure, match=r"difftool_samplers\(\) failed"):
+        registry.get("sampler", "half:walk")
+
+
 def test_names_are_never_paths_or_imports() -> None:
     registry = registry_of(SOUND)
     for name in ("os:system", "../../x", "", "sound:", ":", "sound-data ", "SOUND-DATA"):
@@ -348,6 +496,70 @@ def test_who_imports_torch_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     heavy: Any = Heavy()
     assert [p.imports_torch for p in load([heavy, SOUND])] == [True, False]
+
+
+class Proxy:
+    """As a lazy one, whose every attribute is looked up in what is not there yet."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("working outside of a request")
+
+
+class Bare:
+    __slots__ = ()
+
+
+class Lazy(ModuleType):
+    """A module that is imported when it is first used."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError("used")
+
+
+def torch_part() -> None: ...
+
+
+torch_part.__module__ = "torch.nn"
+
+
+def holding(value: object) -> ModuleType:
+    made = ModuleType("holding")
+    made.__dict__["value"] = value
+    return made
+
+
+@pytest.mark.parametrize(
+    ("left", "heavy"),
+    [
+        (lambda: None, False),
+        (Bare, False),
+        (Proxy, False),
+        (lambda: Lazy("lazy"), False),
+        (lambda: holding(Proxy()), False),
+        (lambda: holding(Lazy("lazy")), False),
+        (lambda: holding(torch_part), True),
+        (lambda: holding(type("Part", (), {"__module__": "torch"})), True),
+        (lambda: holding(ModuleType("torch")), True),
+    ],
+)
+def test_whatever_stands_among_the_modules_is_looked_over(
+    monkeypatch: pytest.MonkeyPatch, left: Callable[[], Any], heavy: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+
+    @dataclass(frozen=True)
+    class Leaves:
+        name: str = "x"
+        dist: Distribution = Distribution("leaves")
+        value: str = "leaves"
+
+        def load(self) -> Any:
+            monkeypatch.setitem(sys.modules, "left", left())
+            return providing(dataset("light"))
+
+    leaves: Any = Leaves()
+    (plugin,) = load([leaves])
+    assert (plugin.problems, plugin.imports_torch) == ([], heavy)
 
 
 def test_a_registry_of_nothing() -> None:

@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from typer.core import TyperGroup
 
 from difftool.finding import BUILT_IN, Announced, announced
+from difftool.markup import help_text
 from difftool.version import __version__
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -80,7 +80,7 @@ def _of_plugin(name: str) -> Any:
 
 def _stand_in(name: str, text: str, panel: str | None = None) -> Any:
     program = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    program.command(name, help=escape(text), rich_help_panel=panel)(_not_called)
+    program.command(name, help=help_text(text), rich_help_panel=panel)(_not_called)
     return typer.main.get_command(program)
 
 
@@ -91,7 +91,8 @@ def _not_called() -> None:
 def _words(one: Announced) -> str:
     if one.distribution == BUILT_IN:
         return "Built in; its --help says more."
-    return f"{one.summary or 'Of a package'} ({one.distribution} {one.version})"
+    package = f"{one.distribution} {one.version}".rstrip()
+    return f"{one.summary or 'Of a package'} ({package})"
 
 
 app = typer.Typer(

@@ -17,7 +17,8 @@ from typer.core import TyperCommand
 from difftool.cli.console import results_alone
 from difftool.components import KINDS, Component
 from difftool.errors import UsageError
-from difftool.options import Group, compile_options, given, help_text
+from difftool.markup import help_text
+from difftool.options import Group, compile_options, given
 from difftool.plugins import registry
 from difftool.validation import fields, suggestion
 

@@ -14,7 +14,8 @@ from difftool.cli.console import result, result_json
 from difftool.components import Command
 from difftool.errors import DifftoolError, PluginFailure, UnknownComponent, UsageError, blaming, said, told
 from difftool.finding import Announced
-from difftool.options import Group, help_text, make_from_flags
+from difftool.markup import help_text
+from difftool.options import Group, make_from_flags
 from difftool.plugins import registry
 from difftool.validation import suggestion
 
@@ -50,7 +51,7 @@ def loaded(name: str, one: Announced) -> Any:
         component, what = make_from_flags(cls, given_values(ctx)[cls.kind], group), f"command {cls.name}"
         try:
             with blaming(what, OSError):
-                _print(component.run())
+                _print(component.run(), what)
         except ValueError as error:
             raise UsageError(f"{what}: {said(error)}") from None
         except OSError as error:
@@ -70,13 +71,13 @@ def _typer_command(name: str, function: Any, **settings: Any) -> Any:
     return typer.main.get_command(app)
 
 
-def _print(value: object) -> None:
-    """A result of `Command.run` on stdout."""
+def _print(value: object, what: str) -> None:
+    """A result of `Command.run` on stdout; `what` is the command."""
     if isinstance(value, Mapping):
         try:
             result_json(value)
         except ValueError as error:  # NaN, or a mapping that holds itself
-            raise DifftoolError(f"the result is no JSON: {said(error)}") from error
+            raise DifftoolError(f"{what}: its result is no JSON: {said(error)}") from error
     elif isinstance(value, Iterable) and not isinstance(value, (str, bytes, PathLike)):
         for line in value:
             result(str(line))

@@ -27,7 +27,8 @@ from difftool.components import Options, Sampler, Spacing, option
 from difftool.errors import printable
 from difftool.figures.formats import PICTURES
 from difftool.files import numbered
-from difftool.options import Group, help_text, make_from_flags
+from difftool.markup import help_text
+from difftool.options import Group, make_from_flags
 from difftool.plugins import registry
 from difftool.settings import LARGEST_SEED, Sampling
 

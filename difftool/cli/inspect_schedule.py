@@ -21,7 +21,8 @@ from difftool.components import NoiseSchedule
 from difftool.errors import UsageError
 from difftool.figures.formats import PICTURES
 from difftool.files import numbered
-from difftool.options import Group, help_text, make_from_flags, own
+from difftool.markup import help_text
+from difftool.options import Group, make_from_flags, own
 from difftool.plugins import registry
 from difftool.validation import fields
 

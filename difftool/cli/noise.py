@@ -18,7 +18,8 @@ from difftool.components import Dataset, NoiseSchedule, Options, option
 from difftool.errors import DifftoolError, UsageError, printable
 from difftool.figures.formats import FILMS, PICTURES
 from difftool.files import numbered
-from difftool.options import Group, help_text, make_from_flags
+from difftool.markup import help_text
+from difftool.options import Group, make_from_flags
 from difftool.settings import LARGEST_SEED
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from difftool.cli.console import note, result_json, stdout
 from difftool.errors import BadFile, printable
-from difftool.options import help_text
+from difftool.markup import help_text
 
 if TYPE_CHECKING:
     from difftool.runs import RunFolder

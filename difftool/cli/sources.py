@@ -12,7 +12,8 @@ import typer
 from difftool.cli.command import name_option, named, names_of
 from difftool.components import Component, Dataset, NoiseSchedule, Oracle
 from difftool.errors import UsageError
-from difftool.options import Group, help_text, make_from_flags
+from difftool.markup import help_text
+from difftool.options import Group, make_from_flags
 from difftool.settings import Sampling
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from difftool.errors import (
     UsageError,
     spending,
 )
-from difftool.options import Group, flag_of, help_text, own
+from difftool.markup import help_text
+from difftool.options import Group, flag_of, own
 from difftool.processes import joined, telling_of_peers
 from difftool.provenance import made_with
 from difftool.recipe import (
