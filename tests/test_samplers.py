@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import difftool
 from difftool import CLEAN, Denoise, Estimate, Level, ObjectiveSpec, Sampler, Schedule, Spacing, Step
 from difftool.denoiser import Denoiser
+from difftool.sampling import Plan, sample
+from difftool.settings import Sampling
 from difftool.testing.known import flow, ve, zero_terminal_snr
 from difftool.validation import problem
 from difftool_plugins.objectives.predictions import EpsPrediction
@@ -649,6 +655,43 @@ def test_a_walk_leaves_its_start_alone(sampler: Sampler) -> None:
     kept = start.clone()
     walk(sampler, gaussian, start, [*Trailing().levels(LINEAR, 5), CLEAN])
     assert torch.equal(start, kept)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch is asked for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "points", "images"),
+    [
+        (DDIM(), 2, 5),
+        (DPMpp2M(), 4, 6),
+        (Euler(), 4, 7),
+    ],
+    ids=["ddim", "dpmpp-2m", "euler"],
+)
+def test_a_step_asks_torch_for_little(
+    sampler: Sampler, points: int, images: int, points_run: Path, images_run: Path
+) -> None:
+    """Beside the network's one operation and its time: two for a state that is linear in two tensors, one for each more
+    of them; clipping makes x_0, clips it, and begins anew. And between steps gradients are what they were."""
+    for run, most in ((points_run, points), (images_run, images)):
+        model = difftool.load(run, device="cpu")
+        model.forward = lambda x, t, cond: torch.neg(x)
+        walked = sample(model, Plan.of(model, Sampling(steps=10, num_samples=2), sampler=sampler))
+        next(walked)
+        for _ in range(9):  # the step to the clean end may be cheaper
+            with Operations() as asked:
+                step = next(walked)
+            assert asked.count - 2 <= most, f"step {step.step} of {run.name}"
+            assert torch.is_grad_enabled()
+            assert not step.x.requires_grad
 
 
 def test_the_hooks_offer_sound_components() -> None:

@@ -350,6 +350,17 @@ class Meddles(Good, name="meddles"):
             yield Step(x, s, estimate)
 
 
+class Reuses(Good, name="reuses"):
+    """Asks about a tensor that it then goes on with."""
+
+    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+        x = x.clone()
+        for t, s in pairwise(levels):
+            estimate = denoise(x, t)
+            x.copy_(s.alpha * estimate.x_0 + s.sigma * estimate.eps)
+            yield Step(x.clone(), s, estimate)
+
+
 class Fussy(Good, name="fussy"):
     """Takes tables that preserve the variance alone."""
 
@@ -406,6 +417,7 @@ WALKS, FAR = "walks the levels it is given", "reaches the distribution"
         (WrongTime(), {WALKS}, "but that t is another level's"),
         (OwnLevels(), set(), ""),
         (Meddles(), {"leaves states alone"}, "an estimate of the denoiser was changed in place"),
+        (Reuses(), {"leaves states alone"}, "a state that the denoiser was asked about was changed in place"),
         (Fussy(), set(), ""),
         (Pictures(), set(), ""),
         (Refuses(), {"can be examined"}, "it refuses everything: points on linear: not today; points on flow"),
