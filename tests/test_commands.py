@@ -165,7 +165,7 @@ def test_a_command_that_was_set_aside_is_told_with_the_reason(run: Run, plugin_m
     assert "plugin tested:mine was set aside: command 'unfinished': run() is not defined" in outcome.error
     other = run("unheard-of")
     assert other.code == 2
-    assert "No such command 'unheard-of'; 1 plugin was set aside, see 'difftool plugins'" in other.error
+    assert "there is no command 'unheard-of'; 1 plugin was set aside, see 'difftool plugins'" in other.error
 
 
 def test_help_of_and_about_commands(run: Run, greet: None) -> None:
