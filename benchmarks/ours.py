@@ -25,6 +25,7 @@ from difftool.facts import DataFacts
 from difftool.model import build_network
 from difftool.recipe import Recipe, compose
 from difftool.runs import create
+from difftool.training import layout_of
 
 CPU = torch.device("cpu")
 Document = Mapping[str, Mapping[str, object]]
@@ -79,10 +80,10 @@ def bare(made: Recipe) -> Steps:
 
 
 def batch_of(experiment: Experiment, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(x_t, t, eps) as the network gets them: images channels last."""
-    layout = torch.channels_last if experiment.data.is_image else torch.contiguous_format
-    shape = (size, *experiment.data.shape)
-    return torch.randn(shape).contiguous(memory_format=layout), torch.rand(size) * 1000, torch.randn(shape)
+    """(x_t, t, eps) as the network gets them, laid out as suits it."""
+    layout, shape = layout_of(experiment.state.network), (size, *experiment.data.shape)
+    x_t, eps = (torch.randn(shape).contiguous(memory_format=layout) for _ in range(2))
+    return x_t, torch.rand(size) * 1000, eps
 
 
 def steps_of(
