@@ -165,27 +165,31 @@ def _walk(
 
     drawn = not all(writer.holds_arrays for writer in writers)
     reference = reference_points_of(model) if drawn and len(spec.shape) == 1 else None
-    states: dict[int, list[Tensor]] = {step: [] for step in needed_states(writers, spec)}
-    names: dict[int, str] = {}
-    x: list[Tensor] = []
+    places = {step: k for k, step in enumerate(needed_states(writers, spec))}
+    names = [""] * len(places)
+    # filled as batches come: a list of them would be there twice in the end, and scattered over the memory that the
+    # network takes and gives back, which would then be several times as much
+    x = torch.empty(plan.num_samples, *spec.shape)
+    states = torch.empty(len(places), plan.num_samples, *spec.shape)
     with bar("sampling", plan.batches * plan.steps) as shown:
         for at in walk(model, plan):
-            if at.step in states:
-                states[at.step].append(at.x.cpu())
-                names[at.step] = f"t = {at.level.t:.0f}" if at.level.sigma > 0 else "x_0"
+            end = at.first + len(at.x)
+            if at.step in places:
+                k = places[at.step]
+                states[k, at.first : end] = at.x
+                names[k] = f"t = {at.level.t:.0f}" if at.level.sigma > 0 else "x_0"
             if at.done:
-                x.append(at.x.cpu())
-            made = min(at.first + len(at.x), plan.num_samples) if at.done else at.first
+                x[at.first : end] = at.x
+            made = end if at.done else at.first
             shown.update(at.batch * plan.steps + at.step, f"{made:,}/{plan.num_samples:,} samples")
-    result = torch.cat(x)
     drawing = Drawing(
-        x=result,
+        x=x,
         scaling=model.data.scaling,
         title=", ".join(_title(model, plan)),
-        states=torch.stack([torch.cat(states[step]) for step in states]) if states else None,
-        state_labels=[names[step] for step in states],
-        state_steps=list(states),
-        labels=None if plan.label is None else torch.full((len(result),), plan.label),
+        states=states if places else None,
+        state_labels=names,
+        state_steps=list(places),
+        labels=None if plan.label is None else torch.full((len(x),), plan.label),
         reference=reference,
         columns=columns or _columns(plan),
         given=_given(plan),
