@@ -142,11 +142,11 @@ class Scaling:
     def to_data(self, x: Tensor) -> Tensor:
         """Model units -> data units, float."""
         shift, scale = self._broadcast(x)
-        return x * scale + shift
+        return (x * scale).add_(shift)
 
     def to_pixels(self, x: Tensor) -> Tensor:
         """Images in model units -> uint8, rounded: all 256 values survive the round trip. Data units are 0..255."""
-        return self.to_data(x).round().clamp(0, 255).to(torch.uint8)
+        return self.to_data(x).round_().clamp_(0, 255).to(torch.uint8)
 
     def _broadcast(self, x: Tensor) -> tuple[Tensor, Tensor]:
         ends = (1,) * (x.ndim - 2)

@@ -191,30 +191,35 @@ def _walk(
 
     drawn = not all(writer.holds_arrays for writer in writers) and team.first
     reference = reference_points_of(model) if drawn and len(spec.shape) == 1 else None
-    states: dict[int, list[Tensor]] = {step: [] for step in needed_states(writers, spec)}
-    names: dict[int, str] = {}
-    x: list[Tensor] = []
-    calls, own = 0, range(plan.batches)[team.world.rank :: team.size]
+    places = {step: k for k, step in enumerate(needed_states(writers, spec))}
+    names = [""] * len(places)
+    # filled as batches come: a list of them would be there twice in the end, and scattered over the memory that the
+    # network takes and gives back, which would then be several times as much
+    x = torch.empty(plan.num_samples, *spec.shape)
+    states = torch.empty(len(places), plan.num_samples, *spec.shape)
+    calls, made, own = 0, 0, range(plan.batches)[team.world.rank :: team.size]
     with bar("sampling", len(own) * plan.steps) as shown:
         for at in walk(model, plan, own):
-            if at.step in states:
-                states[at.step].append(at.x.cpu())
-                names[at.step] = f"t = {at.level.t:.0f}" if at.level.sigma > 0 else "x_0"
+            end = at.first + len(at.x)
+            if at.step in places:
+                k = places[at.step]
+                states[k, at.first : end] = at.x
+                names[k] = f"t = {at.level.t:.0f}" if at.level.sigma > 0 else "x_0"
             if at.done:
-                x.append(at.x.cpu())
-            made = min(at.first + len(at.x), plan.num_samples) if at.done else at.first
-            calls = at.calls
-            shown.update(len(x) * plan.steps + (0 if at.done else at.step), f"{made:,}/{plan.num_samples:,} samples")
-    result = _together(x, plan, team, spec.shape)
-    kept = [_together(states[step], plan, team, spec.shape) for step in states]
+                x[at.first : end] = at.x
+                made += 1
+            calls, steps = at.calls, made * plan.steps + (0 if at.done else at.step)
+            shown.update(steps, f"{end if at.done else at.first:,}/{plan.num_samples:,} samples")
+    for whole in (x, *states):
+        _gather(whole, plan, team)
     drawing = Drawing(
-        x=result,
+        x=x,
         scaling=model.data.scaling,
         title=", ".join(_title(model, plan)),
-        states=torch.stack(kept) if kept else None,
-        state_labels=[names.get(step, "") for step in states],
-        state_steps=list(states),
-        labels=None if plan.label is None else torch.full((len(result),), plan.label),
+        states=states if places else None,
+        state_labels=names,
+        state_steps=list(places),
+        labels=None if plan.label is None else torch.full((len(x),), plan.label),
         reference=reference,
         columns=columns or _columns(plan),
         given=_given(plan),
@@ -226,22 +231,17 @@ def _walk(
     return drawing, calls
 
 
-def _together(own: Sequence[Tensor], plan: Plan, team: Team, shape: tuple[int, ...]) -> Tensor:
-    """The batches in their order, from whichever process walked them; at others than the first its own alone."""
-    import torch
-
-    if not team.first:
-        for batch in own:
-            team.give(batch)
-        return torch.cat([torch.empty(0, *shape), *own])
-    left = iter(own)
-    owners = [batch % team.size for batch in range(plan.batches)]
-    return torch.cat(
-        [
-            team.take(own[0].new_empty(plan.count(batch), *shape), owner) if owner else next(left)
-            for batch, owner in enumerate(owners)
-        ]
-    )
+def _gather(x: Tensor, plan: Plan, team: Team) -> None:
+    """Bring the batches that other processes walked to their place at the first one."""
+    if team.size == 1:
+        return
+    for batch in range(plan.batches):
+        owner, first = batch % team.size, batch * plan.batch_size
+        part = x[first : first + plan.count(batch)]
+        if team.first and owner:
+            team.take(part, owner)
+        elif owner == team.world.rank and not team.first:
+            team.give(part)
 
 
 def _title(model: Source, plan: Plan) -> Iterator[str]:
