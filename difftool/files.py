@@ -34,21 +34,17 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     refused, also one that appears in the meantime.
     """
     try:
-        folder = _temporary_folder(path.parent)
-        try:
+        with _temporary_folder(path.parent) as folder:
             temporary = folder / path.name
             yield temporary
-            os.chmod(
-                temporary, folder.stat().st_mode & 0o666
-            )  # writers may not ask the umask; the folder was made by it
+            # writers may not ask the umask; the folder was made by it
+            os.chmod(temporary, folder.stat().st_mode & 0o666)
             _sync(temporary)
             if overwrite:
                 os.replace(temporary, path)
             else:
                 _move_to_new(temporary, path)
             _sync(path.parent)
-        finally:
-            _remove(folder)
     except FileExistsError:
         raise DifftoolError(f"{path} exists already; give another name, or --overwrite") from None
     except OSError as error:
@@ -64,8 +60,7 @@ def atomic_folder(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise DifftoolError(f"{path} is a file; a folder is to be written there")
     try:
-        folder = _temporary_folder(path.parent)
-        try:
+        with _temporary_folder(path.parent) as folder:
             yield folder
             new = sorted(p for p in folder.iterdir() if p.is_file())
             make_folder(path)
@@ -74,8 +69,6 @@ def atomic_folder(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
                     os.replace(file, temporary)
             if overwrite:
                 _remove_numbered(path, [file.name for file in new])
-        finally:
-            _remove(folder)
     except OSError as error:
         raise DifftoolError(f"{path} could not be written: {error.strerror or error}") from None
 
@@ -166,11 +159,16 @@ def _move_to_new(temporary: Path, path: Path) -> None:
         os.rename(temporary, path)
 
 
-def _temporary_folder(parent: Path) -> Path:
-    make_folder(parent)
+@contextlib.contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder of a name that nobody has; after the block it is gone, also where a signal came as it was made."""
     folder = parent / f"{TEMPORARY}-{secrets.token_hex(8)}"
-    folder.mkdir()
-    return folder
+    try:
+        make_folder(parent)
+        folder.mkdir()
+        yield folder
+    finally:
+        _remove(folder)
 
 
 def _remove(folder: Path) -> None:

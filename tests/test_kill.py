@@ -741,7 +741,7 @@ from difftool.cli import main
 main(sys.argv[3:])
 """
 IMPORTED = {"typer": signal.SIGHUP, "torch._C": signal.SIGINT, "torch.nn.functional": signal.SIGTERM}
-ALSO = ("rich.console", "pydantic", "numpy", "numpy.linalg", "torch", "torch.optim", "torch._dynamo")
+ALSO = ("rich.console", "pydantic", "numpy", "numpy.linalg", "torch", "torch.optim")
 IMPORTS = [
     *IMPORTED.items(),
     *(pytest.param(*pair, marks=SLOW) for pair in zip(ALSO, itertools.cycle(SIGNALS))),
