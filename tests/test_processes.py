@@ -348,7 +348,8 @@ mlp = difftool.component("backbone", "mlp", width=16, depth=1)
 data = difftool.component("dataset", "swiss-roll", n=500)
 for out in ("x", "y"):
     model = difftool.train(dataset=data, backbone=mlp, steps=5, batch_size=64, out=out)
-print(os.environ["RANK"], float(sum(p.double().sum() for p in model.network.parameters())))
+total = float(sum(p.double().sum() for p in model.network.parameters()))
+os.write(1, f"{os.environ['RANK']} {total}\n".encode())  # whole, whatever the other process prints
 """
 
 
