@@ -342,7 +342,7 @@ def test_two_processes_go_on_where_one_stopped(torchrun: Callable[..., Torchrun]
     assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
 
 
-SCRIPT = """
+SCRIPT = r"""
 import difftool, os
 mlp = difftool.component("backbone", "mlp", width=16, depth=1)
 data = difftool.component("dataset", "swiss-roll", n=500)
