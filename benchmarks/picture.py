@@ -32,6 +32,10 @@ WORDS = (
 )
 
 
+ROOM = 36
+"""Letters that fit beside "shorter is better"."""
+
+
 @dataclass(frozen=True)
 class Bars:
     """The first table of a benchmark, as bars."""
@@ -53,6 +57,7 @@ class Bars:
         else:
             values = {name: Spread.of(values) for name, values in table["values"].items()}
             about, better = f"{table['title']}, {table['unit']}", "shorter is better"
+            about = about if len(about) <= ROOM else table["title"]
         return cls(title.replace("`", ""), about, better, values, [*goals(table, values)])
 
 
