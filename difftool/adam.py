@@ -34,6 +34,11 @@ def adam(weights: Tensor, gradient: Tensor, moments: Moments, lr: Tensor) -> tup
     return weights - lr / (1 - BETA1**steps) * mean / (unbiased + EPS), Moments(mean, square, steps)
 
 
+def shrinking(largest: float, norm: Tensor) -> Tensor:
+    """What gradients of this norm are multiplied by so that it is at most so large."""
+    return (largest / (norm + 1e-6)).clamp(max=1.0)
+
+
 class Adam:
     """The moments of every weight, and the step they make. Small networks' are kept in one vector."""
 
@@ -66,30 +71,29 @@ class Adam:
 
     def norm(self) -> Tensor:
         """Of all gradients together, a scalar on the device."""
-        gradients = [g for g in self._gradients() if g is not None]
+        gradients = [*self._gradients().values()]
         of_each: Tensor = gradients[0] if len(gradients) == 1 else torch.stack(torch._foreach_norm(gradients))
         norm: Tensor = torch.linalg.vector_norm(of_each)
         return norm
 
     def clip(self, largest: float, norm: Tensor) -> None:
         """Shrink the gradients so that their norm, given as it is now, is at most so large."""
-        gradients = [g for g in self._gradients() if g is not None]
-        torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_([*self._gradients().values()], shrinking(largest, norm))
 
     def step(self, lr: float, sound: Tensor) -> None:
         """Move the weights; where `sound`, a boolean on the device, is false, nothing changes."""
         moving = sound.to(torch.float32)
-        moved = [(i, gradient) for i, gradient in enumerate(self._gradients()) if gradient is not None]
-        if not moved:
+        gradients = self._gradients()
+        if not gradients:
             return
-        counts = [self._counts[i] for i, _ in moved]
+        counts = [self._counts[i] for i in gradients]
         torch._foreach_add_(counts, moving)
         with torch.no_grad():
             torch._fused_adam_(
-                [self._weights[i] for i, _ in moved],
-                [gradient for _, gradient in moved],
-                [self._means[i] for i, _ in moved],
-                [self._squares[i] for i, _ in moved],
+                [self._weights[i] for i in gradients],
+                [*gradients.values()],
+                [self._means[i] for i in gradients],
+                [self._squares[i] for i in gradients],
                 [],
                 counts,
                 lr=lr,
@@ -121,8 +125,11 @@ class Adam:
             means[i].copy_(slots["exp_avg"])
             squares[i].copy_(slots["exp_avg_sq"])
 
-    def _gradients(self) -> list[Tensor | None]:
-        return [self._gradient] if self._gradient is not None else [p.grad for p in self.parameters]
+    def _gradients(self) -> dict[int, Tensor]:
+        """By the index of what is moved; of a weight that is never used there is none."""
+        if self._gradient is not None:
+            return {0: self._gradient}
+        return {i: p.grad for i, p in enumerate(self.parameters) if p.grad is not None}
 
     def _by_parameter(self, moments: list[Tensor]) -> list[Tensor]:
         return moments if self._gradient is None else laid_out(moments[0], self.parameters)

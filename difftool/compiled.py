@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value
 
-from difftool.adam import Moments, adam
+from difftool.adam import Moments, adam, shrinking
 from difftool.training import Outcome, TrainState, TrainStep, eager_step
 from difftool.weights import laid_out
 
@@ -55,7 +55,7 @@ def whole_step(
         norm = torch.linalg.vector_norm(gradient)
         sound = norm < math.inf
         if settings.clip:
-            gradient = gradient * (settings.clip / (norm + 1e-6)).clamp(max=1.0)
+            gradient = gradient * shrinking(settings.clip, norm)
         moved, after = adam(weights, gradient, moments, lr)
         for kept, new in zip((weights, *moments), (moved, *after), strict=True):
             kept.copy_(torch.where(sound, new, kept))
