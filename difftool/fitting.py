@@ -55,17 +55,17 @@ def fitting_batch(
     """
 
     def speed(size: int) -> float:
-        tried = replace(settings, batch_size=size, accumulate=1)
-        return _speed(copy.deepcopy(network), samples, objective, tried, classes)
+        return _speed(copy.deepcopy(network), samples, objective, replace(settings, batch_size=size), classes)
 
-    return search(speed, min(LARGEST, len(samples)), lambda: _crowded(objective.device))
+    parts = settings.accumulate  # each has an item at least
+    return search(speed, max(parts, min(LARGEST, len(samples))), lambda: _crowded(objective.device), smallest=parts)
 
 
-def search(speed: Callable[[int], float], largest: int, crowded: Callable[[], bool]) -> Found:
+def search(speed: Callable[[int], float], largest: int, crowded: Callable[[], bool], *, smallest: int = 1) -> Found:
     """Doubles the batch size until memory is short or speed grows no more; `speed` raises where memory runs out."""
     speeds: dict[int, float] = {}
     reason = ""
-    for size in _doublings(largest):
+    for size in _doublings(smallest, largest):
         try:
             speeds[size] = speed(size)
         except Exception as error:
@@ -84,8 +84,7 @@ def search(speed: Callable[[int], float], largest: int, crowded: Callable[[], bo
     return Found(min(size for size, found in speeds.items() if found >= NEARLY * best), speeds, reason)
 
 
-def _doublings(largest: int) -> Iterator[int]:
-    size = 1
+def _doublings(size: int, largest: int) -> Iterator[int]:
     while size <= largest:
         yield size
         size *= 2

@@ -89,6 +89,14 @@ def test_a_run_records_what_was_found(run: Run, tmp_path: Path) -> None:
     assert "found" not in again.err
 
 
+def test_each_part_of_a_batch_has_an_item(run: Run, tmp_path: Path) -> None:
+    outcome = run(
+        "train", "--dataset.n", 2, "--backbone.width", 8, "--batch-size", "auto", "--accumulate", 3, "--dry-run"
+    )
+    assert outcome.code == 0, outcome.err
+    assert "batch size 3 found; samples/s by batch size: 3: " in outcome.err
+
+
 def test_auto_is_said_in_a_file_too(run: Run, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('[training]\nbatch_size = "auto"\n')
     outcome = run("train", "--config", "c.toml", "--dataset.n", 64, "--backbone.width", 8, "--dry-run")
