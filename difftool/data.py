@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from difftool.errors import DifftoolError
+from difftool.errors import DifftoolError, said
 from difftool.keys import generator, permutation
 from difftool.mixture import Mixture
 
@@ -109,7 +109,7 @@ class Samples:
             try:
                 items = torch.stack([self.items[int(i)] for i in indices])
             except (ValueError, OSError) as error:
-                raise DifftoolError(" ".join(str(error).split())) from error
+                raise DifftoolError(said(error)) from error
         return items, None if self.labels is None else self.labels[torch.as_tensor(indices)]
 
 
@@ -329,7 +329,7 @@ class Batches:
             items, labels = next(read)
             self.waited += time.perf_counter() - asked
             if isinstance(items, Exception):  # of a worker, whose own traceback would drown the message
-                raise DifftoolError(" ".join(str(items).split())) from items
+                raise DifftoolError(said(items)) from items
             yield Batch(
                 items.to(self.device, non_blocking=cuda),
                 None if labels is None else labels.to(self.device, non_blocking=cuda),

@@ -24,7 +24,7 @@ from difftool.compiled import compiled_step
 from difftool.components import Dataset, Logger
 from difftool.contracts import ObjectiveSpec, Row, RunContext
 from difftool.data import Batches, DatasetContext, Samples, identity, split
-from difftool.errors import DifftoolError, InvalidOption, UsageError, blaming
+from difftool.errors import DifftoolError, InvalidOption, UsageError, blaming, said
 from difftool.facts import DataFacts
 from difftool.fitting import Found, fitting_batch
 from difftool.keys import seed_globally
@@ -380,4 +380,4 @@ def loading(dataset: Dataset) -> Iterator[None]:
             f"dataset {dataset.name}: needs the module {error.name!r}, which is not installed"
         ) from None
     except (ValueError, OSError) as error:
-        raise DifftoolError(f"dataset {dataset.name}: {' '.join(str(error).split())}") from None
+        raise DifftoolError(f"dataset {dataset.name}: {said(error)}") from None

@@ -26,7 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from difftool.errors import printable
+from difftool.errors import printable, said
 from difftool.files import open_regular
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # large pictures are refused here; small damage is no concern
@@ -144,4 +144,4 @@ def _reason(error: Exception) -> str:
         return f"is not an image of the formats {', '.join(FORMATS)}, or is damaged"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return "cannot be decoded: " + (" ".join(str(error).split()) or type(error).__name__)
+    return "cannot be decoded: " + (said(error) or type(error).__name__)

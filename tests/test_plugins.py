@@ -28,6 +28,13 @@ class Distribution:
 
 
 @dataclass(frozen=True)
+class Doing:
+    """What a module does when it is imported."""
+
+    load: Callable[[], Any]
+
+
+@dataclass(frozen=True)
 class FakeEntryPoint:
     """What `importlib.metadata` finds, as far as difftool looks."""
 
@@ -40,7 +47,7 @@ class FakeEntryPoint:
     def load(self) -> Any:
         if isinstance(self.loads, BaseException):
             raise self.loads
-        return self.loads
+        return self.loads.load() if isinstance(self.loads, Doing) else self.loads
 
 
 class Speechless(Exception):
@@ -488,17 +495,11 @@ def test_importing_the_built_ins_imports_no_torch() -> None:
 def test_who_imports_torch_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch", raising=False)
 
-    @dataclass(frozen=True)
-    class Heavy:
-        name: str = "x"
-        dist: Distribution = Distribution("heavy")
-        value: str = "heavy"
+    def imports() -> Any:
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace())  # type: ignore[arg-type]
+        return providing(dataset("heavy"))
 
-        def load(self) -> Any:
-            monkeypatch.setitem(sys.modules, "torch", SimpleNamespace())  # type: ignore[arg-type]
-            return providing(dataset("heavy"))
-
-    heavy: Any = Heavy()
+    heavy = point("heavy", "x", Doing(imports))
     assert [p.imports_torch for p in load([heavy, SOUND])] == [True, False]
 
 
@@ -551,18 +552,11 @@ def test_whatever_stands_among_the_modules_is_looked_over(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
 
-    @dataclass(frozen=True)
-    class Leaves:
-        name: str = "x"
-        dist: Distribution = Distribution("leaves")
-        value: str = "leaves"
+    def leaves() -> Any:
+        monkeypatch.setitem(sys.modules, "left", left())
+        return providing(dataset("light"))
 
-        def load(self) -> Any:
-            monkeypatch.setitem(sys.modules, "left", left())
-            return providing(dataset("light"))
-
-    leaves: Any = Leaves()
-    (plugin,) = load([leaves])
+    (plugin,) = load([point("leaves", "x", Doing(leaves))])
     assert (plugin.problems, plugin.imports_torch) == ([], heavy)
 
 

@@ -23,6 +23,7 @@ from difftool.errors import (
     PeerDied,
     UnknownComponent,
     UsageError,
+    said,
     spending,
 )
 from difftool.markup import help_text
@@ -361,7 +362,7 @@ def _attempt(what: str, draw: Callable[[], T]) -> T | None:
     try:
         return draw()
     except Exception as error:
-        note(f"no {what}: {' '.join(str(error).split())}")
+        note(f"no {what}: {said(error)}")
         return None
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from difftool import errors
 from difftool.components import Backbone, Dataset
 from difftool.contracts import BackboneSpec
 from difftool.data import DatasetContext, Samples, Scaling
@@ -118,7 +119,7 @@ def items_are_read_alike_anywhere(loaded: Loaded) -> str:
     try:
         size = len(ForkingPickler.dumps(items))
     except Exception as error:
-        raise Broken(f"their source cannot be sent to a worker: {type(error).__name__}: {error}") from None
+        raise Broken(f"their source cannot be sent to a worker: {errors.told(error)}") from None
     return f"{len(some)} items; their source takes {size / 1024:.0f} KiB to send"
 
 

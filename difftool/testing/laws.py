@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+from difftool import errors
 from difftool.components import Component
 from difftool.validation import make
 
@@ -129,12 +130,11 @@ def hold(law: Law, subject: object) -> Finding:
 
 def told(error: BaseException) -> str:
     """What an unexpected exception says, and where in the author's code it was raised."""
-    text = " ".join(str(error).split())
     ours = [str(Path(__file__).parents[1]), *(str(Path(m.__file__).parent) for m in _libraries() if m.__file__)]
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if not frame.filename.startswith(tuple(ours))]
     where = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
-    return f"raised {type(error).__name__}{': ' if text else ''}{text}{where}"
+    return f"raised {errors.told(error)}{where}"
 
 
 def _libraries() -> Iterator[ModuleType]:
