@@ -25,6 +25,7 @@ SETTINGS: Mapping[str, object] = {
     "lr_schedule": "constant",
     "warmup": 0,
     "ema": 0.999,
+    "stratified": False,
     "seed": 0,
 }
 """The tutorials' settings, and the average that difftool keeps beside them."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from difftool.contracts import Estimate, ObjectiveSpec
+from difftool.schedule import CLEAN
 
 if TYPE_CHECKING:
     from difftool.components import Prediction
@@ -55,6 +56,18 @@ def tables(prediction: Prediction, spec: ObjectiveSpec) -> tuple[Tensor, Tensor,
 def native_weight(det: Tensor, sigma: Tensor) -> Tensor:
     """What a squared error of the answer weighs in x_0 space: an error e of x_0 is one of e det/sigma in the answer."""
     return (det / sigma).square()
+
+
+def first_step_gain(prediction: Prediction, spec: ObjectiveSpec) -> float:
+    """What an error of the network's answer is multiplied by in DDIM's first step, from the last level to the next.
+
+    Where hardly any signal is left, x_0 from eps is off by sigma/alpha times the error of eps. Over even small steps
+    that is taken back, but not where alpha grows many times over in the first.
+    """
+    schedule, last = spec.schedule, len(spec.schedule) - 1
+    t, s = schedule[last], schedule[last - 1] if last else CLEAN
+    det = determinant(t, *prediction.coefficients(t, spec))
+    return abs(s.sigma * t.alpha - s.alpha * t.sigma) / abs(det)
 
 
 def check(prediction: Prediction, spec: ObjectiveSpec) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from difftool import Estimate, Level, ObjectiveSpec, Prediction, Schedule
+from difftool import CLEAN, Estimate, Level, NoiseSchedule, ObjectiveSpec, Prediction, Schedule
 from difftool.denoiser import Clipped, Denoiser
-from difftool.prediction import check, determinant, estimate, native_weight, tables
+from difftool.plugins import registry
+from difftool.prediction import check, determinant, estimate, first_step_gain, native_weight, tables
 from difftool.validation import problem
 from difftool_plugins.objectives import difftool_predictions
 from difftool_plugins.objectives.predictions import (
@@ -23,6 +25,7 @@ from difftool_plugins.objectives.predictions import (
     VPrediction,
     X0Prediction,
 )
+from difftool_plugins.schedules import difftool_schedules
 from difftool_plugins.schedules.log_snr import Laplace, LogLinear
 from difftool_plugins.schedules.paths import VE, Flow
 from difftool_plugins.schedules.variance_preserving import Cosine, Linear
@@ -338,3 +341,28 @@ def test_the_hook_offers_sound_components() -> None:
     offered = difftool_predictions()
     assert {c.name for c in offered} == {"eps", "x0", "v", "flow", "mean", "edm"}
     assert {problem(c) for c in offered} == {None}
+
+
+@pytest.mark.parametrize("T", [1, 2, 1000])
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Laplace(), Flow(), VE()], ids=lambda s: s.name)
+def test_the_gain_of_the_first_step_is_that_of_ddim(schedule: NoiseSchedule, T: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # betas that are capped where T is small
+        about = ObjectiveSpec(schedule=schedule.build(T))
+    levels = [*about.schedule]
+    t, s = levels[-1], levels[-2] if T > 1 else CLEAN
+    x, answer = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for prediction in (VPrediction(), X0Prediction(), FlowPrediction()):
+        right, wrong = (estimate(prediction, a, x, t, about) for a in (answer, answer + 0.5))
+        moved = float((wrong.at(s.alpha, s.sigma) - right.at(s.alpha, s.sigma)).abs() / 0.5)
+        assert first_step_gain(prediction, about) == pytest.approx(moved, rel=1e-9)
+
+
+def test_no_schedule_suits_a_prediction_that_cannot_begin() -> None:
+    """From eps alone, the first step of cosine would multiply each error by 31."""
+    assert first_step_gain(EpsPrediction(), ObjectiveSpec(schedule=Cosine().build(1000))) == pytest.approx(
+        30.6, abs=0.1
+    )
+    for cls in difftool_schedules():
+        suited = registry().of_kind(Prediction, cls.default_prediction)()
+        assert first_step_gain(suited, ObjectiveSpec(schedule=cls().build(1000))) < 1

@@ -180,6 +180,7 @@ def test_the_hook_offers_them_all() -> None:
     assert {c.name for c in offered} == {*IDS[:5], "laplace", "log-linear", "flow", "ve"}
     assert [problem(c) for c in offered] == [None] * 9
     assert {c.name: c.default_prediction for c in offered if c.default_prediction != "eps"} == {
+        "cosine": "v",
         "flow": "flow",
         "ve": "edm",
     }

@@ -11,7 +11,7 @@ from benchmarks.findings import Effort, Findings
 
 DOCUMENT: ours.Document = {
     "dataset": {"name": "swiss-roll", "n": 10_000},
-    "backbone": {"name": "mlp", "width": 128, "depth": 4, "activation": "relu", "time": "plain"},
+    "backbone": {"name": "mlp", "width": 128, "depth": 4, "activation": "relu", "residual": False, "time": "plain"},
     "training": {**tutorial.SETTINGS, "timesteps": 50},
 }
 

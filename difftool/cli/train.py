@@ -52,6 +52,9 @@ T = TypeVar("T")
 
 PANEL = "Components"
 
+LARGEST_GAIN = 4.0
+"""Of an error of the network in the first step of a walk, from which on it is worth a line."""
+
 WORTH_SAYING = 0.02
 """Share of the time spent waiting for data from which on the bar shows it."""
 
@@ -406,6 +409,8 @@ def _draw_loss(experiment: Experiment, rows: list[dict[str, Any]]) -> None:
 
 
 def _introduce(experiment: Experiment, device: str) -> None:
+    from difftool.prediction import first_step_gain
+
     recipe, settings = experiment.recipe, experiment.recipe.training
     note(
         f"{recipe.dataset.name} ({len(experiment.train):,} x {'x'.join(map(str, experiment.data.shape))}) / "
@@ -419,6 +424,11 @@ def _introduce(experiment: Experiment, device: str) -> None:
         note(
             f"the last level is not noise: {100 * left**0.5:.0f} % of the signal is left (alpha-bar {left:.3f}); "
             "sampling starts from N(0, I) all the same"
+        )
+    if (gain := first_step_gain(recipe.prediction, experiment.objective.spec)) > LARGEST_GAIN:
+        note(
+            f"at the last level {recipe.prediction.name} hardly tells x_0: the first step of a walk multiplies what "
+            f"it gets wrong by {gain:.0f}, and shorter walks by more; --prediction v has no such level"
         )
 
 

@@ -19,19 +19,23 @@ class MLP(Backbone, name="mlp"):
     default_dataset = "swiss-roll"
     self_conditioning = True
     training_defaults: ClassVar[Mapping[str, object]] = {
-        "steps": 9000,
-        "batch_size": 512,
-        "lr": 4e-3,
+        "steps": 6000,
+        "batch_size": 256,
+        "lr": 6e-3,
         "lr_schedule": "cosine",
         "warmup": 100,
         "ema": 0.999,
+        "stratified": True,
         "threads": 1,
     }
 
-    width: int = option(default=128, ge=1, le=16384, help="units of a hidden layer")
-    depth: int = option(default=4, ge=1, le=64, help="hidden layers")
+    width: int = option(default=96, ge=1, le=16384, help="units of a hidden layer")
+    depth: int = option(default=6, ge=1, le=64, help="hidden layers")
     activation: Literal["silu", "relu", "gelu", "tanh"] = option(
         default="silu", help="nonlinearity after each hidden layer"
+    )
+    residual: bool = option(
+        default=True, help="add what goes into a hidden layer, the first aside, to what comes out of it"
     )
     time: Literal["embedding", "plain"] = option(
         default="embedding", help="add an embedding of time to the first layer, or give t/1000 as one more input"

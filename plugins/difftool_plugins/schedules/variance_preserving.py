@@ -79,6 +79,9 @@ class ScaledLinear(Quadratic, name="scaled-linear"):
 class Cosine(VariancePreserving, name="cosine"):
     """alpha-bar falls as a squared cosine (Nichol & Dhariwal, 2021, eq. 17)."""
 
+    # The last level keeps 1/20,000 of the signal, so that x_0 from eps is off by as many times the error of eps.
+    default_prediction = "v"
+
     s: float = option(default=0.008, ge=0, le=1, help="offset that keeps the first betas from vanishing")
     beta_max: float = option(default=0.999, gt=0, lt=1, help="betas are clipped here; at 0.999 just the last one is")
 

@@ -25,6 +25,7 @@ class MLPNetwork(nn.Module):
 
     With `embedding`, time and label are added to the first layer's sums. With `plain`, t/1000 and the label (one-hot,
     "no class" all zeros) are further inputs: depth 1 is Linear(D + 1, width), activation, Linear(width, D).
+    With `residual` (He et al., 2016) a hidden layer after the first is h + activation(linear(h)).
     """
 
     def __init__(self, options: MLP, spec: BackboneSpec) -> None:
@@ -38,10 +39,9 @@ class MLPNetwork(nn.Module):
         else:
             inputs += 1 + (spec.classes or 0)
         self.first = nn.Linear(inputs, width)
-        rest: list[nn.Module] = [activation()]
-        for _ in range(options.depth - 1):
-            rest += [nn.Linear(width, width), activation()]
-        self.rest = nn.Sequential(*rest, nn.Linear(width, outputs))
+        self.activation, self.residual = activation(), options.residual
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(options.depth - 1))
+        self.last = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         flat = x.flatten(1)
@@ -49,7 +49,11 @@ class MLPNetwork(nn.Module):
             h = self.first(torch.cat([flat, *self.plain(flat, t, cond)], dim=1))
         else:
             h = self.first(flat) + self.embedding(t, cond)
-        answer: Tensor = self.rest(h).unflatten(1, self.shape)
+        h = self.activation(h)
+        for layer in self.hidden:
+            out = self.activation(layer(h))
+            h = h + out if self.residual else out
+        answer: Tensor = self.last(h).unflatten(1, self.shape)
         return answer
 
     def plain(self, x: Tensor, t: Tensor, cond: Tensor | None) -> list[Tensor]:
