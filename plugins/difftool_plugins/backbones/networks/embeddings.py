@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,12 @@ def refuse_labels(cond: Tensor | None) -> None:
     """For networks without classes: a label that is silently ignored would be a wrong answer."""
     if cond is not None:
         raise ValueError("this network was built without classes and takes no labels")
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast off. What is worked out of time is a few numbers that each pixel is multiplied by: rounded to bfloat16
+    they would blunt all of the network, and in float32 they cost nothing."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 class Embedding(nn.Module):

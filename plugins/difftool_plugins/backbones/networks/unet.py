@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from difftool_plugins.backbones.networks.attention import Attention, FullAttention, LinearAttention
-from difftool_plugins.backbones.networks.embeddings import Embedding
+from difftool_plugins.backbones.networks.embeddings import Embedding, full_precision
 
 if TYPE_CHECKING:
     from difftool import BackboneSpec
@@ -57,13 +57,14 @@ class Block(nn.Module):
         return self.compute(x, embedding)
 
     def compute(self, x: Tensor, embedding: Tensor) -> Tensor:
-        time = self.time(embedding)[:, :, None, None]
+        with full_precision(x.device):
+            time = self.time(embedding)[:, :, None, None]
         h = self.norm1(self.conv1(x))
         if self.scales:
             scale, shift = time.chunk(2, dim=1)
-            h = torch.addcmul(shift, h, scale + 1)
+            h = torch.addcmul(shift.to(h.dtype), h, (scale + 1).to(h.dtype))
         else:
-            h = h + time
+            h = h + time.to(h.dtype)
         h = self.dropout(F.silu(h))
         h = F.silu(self.norm2(self.conv2(h)))
         answer: Tensor = h + self.shortcut(x)
@@ -129,7 +130,8 @@ class UNetNetwork(nn.Module):
         nn.init.zeros_(self.answer.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        embedding = F.silu(self.embedding(t, cond))
+        with full_precision(x.device):
+            embedding = F.silu(self.embedding(t, cond))
         x = first = self.first(x)
         skips: list[Tensor] = []
         for i, down in enumerate(self.downs):
