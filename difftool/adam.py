@@ -103,7 +103,7 @@ class Adam:
                 weight_decay=0.0,
                 amsgrad=False,
                 maximize=False,
-                found_inf=torch.logical_not(sound).to(torch.float32),
+                found_inf=1.0 - moving,
             )
 
     def state(self) -> dict[int, dict[str, Tensor]]:

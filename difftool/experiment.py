@@ -27,7 +27,7 @@ from difftool.data import Batches, DatasetContext, Samples, identity, split
 from difftool.errors import DifftoolError, InvalidOption, UsageError, blaming, said
 from difftool.facts import DataFacts
 from difftool.fitting import Found, fitting_batch
-from difftool.keys import seed_globally
+from difftool.keys import key, seed_globally
 from difftool.loggers import Loggers, opened
 from difftool.metrics import Meter, scalars
 from difftool.model import Model, build_network, build_schedule
@@ -305,7 +305,7 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         raise InvalidOption("held_out", str(error), where="--held-out") from None
     with loading(recipe.dataset):
         data = DataFacts.of(samples)
-    seed_globally(device, settings.seed, "weights")
+    seed_globally(device, key(settings.seed, "weights"))
     network = build_network(recipe, data).to(device)
     if data.is_image:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

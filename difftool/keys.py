@@ -33,16 +33,16 @@ def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Ge
     return torch.Generator(device=device).manual_seed(key(*parts))
 
 
-def seed_globally(device: torch.device, *parts: int | str) -> None:
+def seed_globally(device: torch.device, seed: int) -> None:
     """Seed the global generators that a network's own randomness (initialisation, dropout) draws from.
 
     `torch.manual_seed` also queues a call, with a stack trace, for every kind of device that is not there.
     """
-    torch.default_generator.manual_seed(key(*parts))
+    torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(key(*parts))
+        torch.cuda.manual_seed(seed)
     elif device.type == "mps":
-        torch.mps.manual_seed(key(*parts))
+        torch.mps.manual_seed(seed)
 
 
 def permutation(n: int, *parts: int | str) -> Tensor:

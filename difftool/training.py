@@ -148,8 +148,9 @@ def train(
         classes=classes,
         layout=layout_of(state.network),
     )
+    own = key(settings.seed, "step", *team.own)
     for inputs in stream:
-        seed_globally(device, settings.seed, "step", state.step, *team.own)  # dropout
+        seed_globally(device, own + state.step)  # for dropout
         lr = learning_rate(state.step, steps, settings)
         guess = objective.self_condition and key(settings.seed, "guess", state.step) % 2 == 0  # every other step
         outcome = step(inputs, lr, guess)
