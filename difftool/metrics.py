@@ -19,7 +19,7 @@ KEPT_ELEMENTS = 2**20
 
 
 @dataclass(frozen=True)
-class Moments:
+class Statistics:
     """Mean and variance of some numbers."""
 
     count: int
@@ -27,11 +27,11 @@ class Moments:
     variance: float
 
     @classmethod
-    def of(cls, x: Tensor) -> Moments:
+    def of(cls, x: Tensor) -> Statistics:
         return cls(x.numel(), float(x.mean()), float(x.var(correction=0)))
 
     @classmethod
-    def pooled(cls, parts: Sequence[Moments]) -> Moments:
+    def pooled(cls, parts: Sequence[Statistics]) -> Statistics:
         """Those of all the numbers together."""
         total = sum(part.count for part in parts)
         mean = sum(part.count * part.mean for part in parts) / total
@@ -49,8 +49,8 @@ class Gathered:
     """Unweighted, of each item of each step, in any order."""
     t: Tensor
     """The level of each item."""
-    prediction: Moments
-    input: Moments
+    prediction: Statistics
+    input: Statistics
 
     def of_all(self, team: Team) -> Gathered:
         """That of the whole batches, where this process sees a part of them."""
@@ -62,8 +62,8 @@ class Gathered:
             torch.stack([part.losses for part in parts]).mean(0),
             torch.cat([part.items for part in parts]),
             torch.cat([part.t for part in parts]),
-            Moments.pooled([part.prediction for part in parts]),
-            Moments.pooled([part.input for part in parts]),
+            Statistics.pooled([part.prediction for part in parts]),
+            Statistics.pooled([part.input for part in parts]),
         )
 
 
@@ -110,8 +110,8 @@ class Meter:
             losses=torch.stack(self._losses),
             items=torch.cat(self._items),
             t=torch.cat(self._t),
-            prediction=Moments.of(record.answer.float()),
-            input=Moments.of(record.inputs.x_t),
+            prediction=Statistics.of(record.answer.float()),
+            input=Statistics.of(record.inputs.x_t),
         ).of_all(team)
         items, t = seen.items, seen.t
         quartile = (t * 4).div(len(self.objective), rounding_mode="floor")

@@ -26,7 +26,7 @@ from difftool import processes, state
 from difftool.checkpoint import load
 from difftool.data import Batches, Samples
 from difftool.errors import UsageError
-from difftool.metrics import Moments
+from difftool.metrics import Statistics
 from difftool.processes import ALONE, Team, World, joined, world
 from difftool.runs import RunFolder
 
@@ -199,7 +199,7 @@ def test_parts_are_a_whole_and_weigh_as_much(n: int, size: int) -> None:
 
 def test_moments_are_pooled() -> None:
     x = torch.randn(100) * 3 + 1
-    pooled, whole = Moments.pooled([Moments.of(x[:30]), Moments.of(x[30:])]), Moments.of(x)
+    pooled, whole = Statistics.pooled([Statistics.of(x[:30]), Statistics.of(x[30:])]), Statistics.of(x)
     assert (pooled.count, pooled.mean) == (100, pytest.approx(whole.mean, abs=1e-6))
     assert pooled.variance == pytest.approx(whole.variance, rel=1e-6)
 
