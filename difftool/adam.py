@@ -25,13 +25,17 @@ class Moments(NamedTuple):
     steps: Tensor
 
 
-def adam(weights: Tensor, gradient: Tensor, moments: Moments, lr: Tensor) -> tuple[Tensor, Moments]:
-    """One step written out (algorithm 1), for a compiler to fuse: the weights moved, and the moments after it."""
-    steps = moments.steps + 1
+def adam(weights: Tensor, gradient: Tensor, moments: Moments, lr: Tensor, bias: Tensor) -> tuple[Tensor, Moments]:
+    """One step written out (algorithm 1), for a compiler to fuse: the weights moved, and the moments after it.
+
+    The two moments began at 0, and are divided by their `bias` 1 - beta^steps (2,). It comes from outside, since a
+    compiler would take its powers anew for each weight.
+    """
     mean = torch.lerp(moments.mean, gradient, 1 - BETA1)
     square = torch.lerp(moments.square, gradient * gradient, 1 - BETA2)
-    unbiased = (square / (1 - BETA2**steps)).sqrt()
-    return weights - lr / (1 - BETA1**steps) * mean / (unbiased + EPS), Moments(mean, square, steps)
+    of_mean, of_square = bias
+    moved = weights - lr / of_mean * mean / ((square / of_square).sqrt() + EPS)
+    return moved, Moments(mean, square, moments.steps + 1)
 
 
 def shrinking(largest: float, norm: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value
 
-from difftool.adam import Moments, adam, shrinking
+from difftool.adam import BETA1, BETA2, Moments, adam, shrinking
 from difftool.training import Outcome, TrainState, TrainStep, eager_step
 from difftool.weights import laid_out
 
@@ -50,13 +50,13 @@ def whole_step(
         output = objective.ask(lambda *shown: functional_call(network, views, shown), inputs)
         return objective.loss(output, inputs), output
 
-    def step(inputs: Inputs, lr: Tensor, decay: Tensor) -> Outcome:
+    def step(inputs: Inputs, lr: Tensor, decay: Tensor, bias: Tensor) -> Outcome:
         gradient, (loss, answer) = grad_and_value(loss_of, has_aux=True)(weights, inputs)
         norm = torch.linalg.vector_norm(gradient)
         sound = norm < math.inf
         if settings.clip:
             gradient = gradient * shrinking(settings.clip, norm)
-        moved, after = adam(weights, gradient, moments, lr)
+        moved, after = adam(weights, gradient, moments, lr, bias)
         for kept, new in zip((weights, *moments), (moved, *after), strict=True):
             kept.copy_(torch.where(sound, new, kept))
         if average is not None:
@@ -65,11 +65,12 @@ def whole_step(
 
     fused = torch.compile(step, fullgraph=True, dynamic=False)
     rate, decay = torch.zeros(()), torch.zeros(())  # as plain numbers they would be compiled in
+    betas = torch.tensor([BETA1, BETA2], device=weights.device)
 
     def whole(inputs: Inputs, lr: float, guess: bool) -> Outcome:
         rate.fill_(lr)
         decay.fill_(state.ema.decay if state.ema else 0.0)
-        outcome: Outcome = fused(inputs, rate, decay)
+        outcome: Outcome = fused(inputs, rate, decay, 1 - betas ** (moments.steps + 1))
         if state.ema is not None:
             state.ema.updates += 1
         return outcome

@@ -84,7 +84,7 @@ def calls() -> Iterator[None]:
 
 
 def by_hand() -> Iterator[None]:
-    """x_s = alpha_s/alpha_t x_t + (sigma_s - alpha_s/alpha_t sigma_t) eps, with any two numbers for the coefficients."""
+    """x_s = alpha_s/alpha_t x_t + (sigma_s - alpha_s/alpha_t sigma_t) eps, with any two numbers for these."""
     zero = torch.zeros(())
     while True:
         x = torch.randn(COUNT, *SHAPE)
