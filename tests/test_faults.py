@@ -848,7 +848,7 @@ RESUME_ROWS = [
     *(
         Fault(f"config.toml edited: {new}", RESUME, 1, ANOTHER_RUN, (copied(), edited("r/config.toml", old, new)))
         for old, new in {
-            "lr = 0.004": "lr = 0.003",
+            "lr = 0.006": "lr = 0.003",
             "seed = 0": "seed = 1",
             "n = 500": "n = 400",
             "width = 16": "width = 8",

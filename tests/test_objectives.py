@@ -390,7 +390,7 @@ def test_the_network_sees_inputs_of_its_scale_and_time_in_0_to_1000(name: str) -
     ("flags", "name"),
     [
         (("--schedule.zero-snr",), "linear"),
-        (("--schedule", "cosine", "--schedule.zero-snr"), "cosine"),
+        (("--schedule", "cosine", "--schedule.zero-snr", "--prediction", "eps"), "cosine"),
         (("--schedule", "flow", "--prediction", "eps"), "flow"),
     ],
 )
