@@ -66,8 +66,8 @@ def first_step_gain(prediction: Prediction, spec: ObjectiveSpec) -> float:
     """
     schedule, last = spec.schedule, len(spec.schedule) - 1
     t, s = schedule[last], schedule[last - 1] if last else CLEAN
-    det = determinant(t, *prediction.coefficients(t, spec))
-    return abs(s.sigma * t.alpha - s.alpha * t.sigma) / abs(det)
+    # the state at s, s.alpha x_0 + s.sigma eps, holds so much of the answer; the rest is a part of x_t, which is known
+    return abs(determinant(t, s.alpha, s.sigma) / determinant(t, *prediction.coefficients(t, spec)))
 
 
 def check(prediction: Prediction, spec: ObjectiveSpec) -> None:

@@ -370,6 +370,23 @@ class TestUNet:
         assert close(standard(x), nn.functional.conv2d(x, weight, conv.bias), 1e-4)
         assert not close(standard(x), conv(x), 0.1)
 
+    @pytest.mark.parametrize("time", ["shift", "scale-shift"])
+    def test_time_keeps_full_precision_under_autocast(self, time: str) -> None:
+        item = spec(3, 8, 8)
+        network = awake(UNet(**SMALL, time=time).build(item))
+        seen: list[Tensor] = []
+        for name, layer in network.named_modules():
+            if name.endswith(".time"):
+                layer.register_forward_hook(lambda _layer, _given, answer: seen.append(answer))
+        network(*inputs(item))
+        plain, count = [*seen], len(seen)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert network(*inputs(item)).dtype == torch.bfloat16
+        assert count > 4
+        for before, under in zip(plain, seen[count:], strict=True):
+            assert under.dtype == torch.float32
+            assert torch.equal(before, under)
+
     def test_dropout_only_while_training(self) -> None:
         item = spec(3, 8, 8)
         network = awake(UNet(**SMALL, dropout=0.5).build(item))
