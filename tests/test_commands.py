@@ -272,9 +272,11 @@ def test_a_new_plugin_is_clean(run: Run, tmp_path: Path, kind: str) -> None:
     ruff = Path(sys.executable).with_name("ruff")
     if not ruff.exists():
         pytest.skip("ruff is not installed")
-    assert run("new-plugin", "demo", "--kind", kind).code == 0
+    assert run("new-plugin", "difftool-mine", "--kind", kind).code == 0
     for check in (("check",), ("format", "--check")):
-        done = subprocess.run([ruff, *check, "--no-cache", "."], cwd=tmp_path / "demo", capture_output=True, text=True)
+        done = subprocess.run(
+            [ruff, *check, "--no-cache", "."], cwd=tmp_path / "difftool-mine", capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -282,10 +284,10 @@ def test_a_new_plugin_is_clean(run: Run, tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_plugin_is_typed(run: Run, tmp_path: Path, kind: str) -> None:
     pytest.importorskip("mypy")
-    assert run("new-plugin", "demo", "--kind", kind).code == 0
+    assert run("new-plugin", "difftool-mine", "--kind", kind).code == 0
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--cache-dir", tmp_path / "cache"],
-        cwd=tmp_path / "demo",
+        cwd=tmp_path / "difftool-mine",
         env={
             **os.environ,
             "MYPYPATH": str(Path(difftool.__file__).parents[1]),
