@@ -15,17 +15,17 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from benchmarks.measuring import Steps
-from difftool import device as devices
+from difftool import devices
 from difftool.cli.console import Bar
 from difftool.cli.train import _Words  # the bar's words are part of what is measured
 from difftool.components import Dataset
-from difftool.data import Scaling
-from difftool.experiment import Experiment, load_samples, prepare
-from difftool.facts import DataFacts
-from difftool.model import build_network
-from difftool.recipe import Recipe, compose
-from difftool.runs import create
-from difftool.training import layout_of
+from difftool.data.facts import DataFacts
+from difftool.data.samples import Scaling
+from difftool.runs.folder import create
+from difftool.runs.recipe import Recipe, compose
+from difftool.sampling.model import build_network
+from difftool.training.experiment import Experiment, load_samples, prepare
+from difftool.training.loop import layout_of
 
 CPU = torch.device("cpu")
 Document = Mapping[str, Mapping[str, object]]

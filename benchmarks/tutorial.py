@@ -10,8 +10,8 @@ from torch import nn
 from benchmarks import articles, ours
 from benchmarks.findings import Comparison, Effort, Findings, Table, at_least, digits
 from benchmarks.measuring import Contest, Measured
-from difftool import device as devices
-from difftool.recipe import Recipe
+from difftool import devices
+from difftool.runs.recipe import Recipe
 
 ARTICLE, ACCELERATE = "the tutorial's loop", "accelerate and diffusers' scheduler"
 BARE, EAGER, COMPILED = "the network alone", "difftool", "difftool --compile"

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
         Writer,
         option,
     )
-    from difftool.contracts import (
+    from difftool.data.images import BadImage, check_image, read_image
+    from difftool.data.samples import PIXELS, DatasetContext, Samples, points
+    from difftool.diffusion.estimate import (
         BackboneSpec,
         Denoise,
         DrawingSpec,
@@ -39,14 +41,12 @@ if TYPE_CHECKING:
         RunContext,
         Step,
     )
-    from difftool.data import PIXELS, DatasetContext, Samples, points
+    from difftool.diffusion.schedule import CLEAN, TIME_RANGE, Level, Schedule
     from difftool.errors import DifftoolError, UsageError, printable
     from difftool.figures.drawing import Drawing
     from difftool.hookspecs import hookimpl
-    from difftool.images import BadImage, check_image, read_image
-    from difftool.model import Model
-    from difftool.naming import component, names
-    from difftool.schedule import CLEAN, TIME_RANGE, Level, Schedule
+    from difftool.plugins.naming import component, names
+    from difftool.sampling.model import Model
 
 _LAZY = {
     "api": ("load", "train"),
@@ -68,8 +68,8 @@ _LAZY = {
     ),
     "errors": ("DifftoolError", "UsageError", "printable"),
     "hookspecs": ("hookimpl",),
-    "data": ("PIXELS", "DatasetContext", "Samples", "points"),
-    "contracts": (
+    "data.samples": ("PIXELS", "DatasetContext", "Samples", "points"),
+    "diffusion.estimate": (
         "BackboneSpec",
         "Denoise",
         "DrawingSpec",
@@ -80,10 +80,10 @@ _LAZY = {
         "Step",
     ),
     "figures.drawing": ("Drawing",),
-    "images": ("BadImage", "check_image", "read_image"),
-    "model": ("Model",),
-    "naming": ("component", "names"),
-    "schedule": ("CLEAN", "TIME_RANGE", "Level", "Schedule"),
+    "data.images": ("BadImage", "check_image", "read_image"),
+    "sampling.model": ("Model",),
+    "plugins.naming": ("component", "names"),
+    "diffusion.schedule": ("CLEAN", "TIME_RANGE", "Level", "Schedule"),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 

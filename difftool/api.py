@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from difftool.components import Component, Logger
-from difftool.model import Model
-from difftool.plugins import registry
-from difftool.recipe import compose
-from difftool.validation import make
+from difftool.options import make
+from difftool.plugins.registry import registry
+from difftool.runs.recipe import compose
+from difftool.sampling.model import Model
 
 
 def load(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Model:
@@ -18,9 +18,9 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Mod
 
     `weights="raw"` takes those that were being trained, from the run's state.
     """
-    from difftool import device as devices
-    from difftool.runs import find_model
-    from difftool.state import read_model
+    from difftool import devices
+    from difftool.runs.folder import find_model
+    from difftool.training.state import read_model
 
     return read_model(*find_model(Path(path)), weights).to(devices.choose(device))
 
@@ -46,11 +46,11 @@ def train(
     Components are names, or instances with options; `training` takes the settings of `difftool train`:
     `train(dataset="swiss-roll", backbone=component("backbone", "mlp", width=64), steps=2000, seed=1)`.
     """
-    from difftool import device as devices
-    from difftool.experiment import prepare
-    from difftool.loggers import check_requirements
-    from difftool.processes import joined
-    from difftool.runs import check_run_output, create
+    from difftool import devices
+    from difftool.distributed import joined
+    from difftool.runs.folder import check_run_output, create
+    from difftool.training.experiment import prepare
+    from difftool.training.loggers import check_requirements
 
     given = {
         "dataset": dataset,

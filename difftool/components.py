@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from difftool.contracts import BackboneSpec, Denoise, DrawingSpec, ObjectiveSpec, Row, RunContext, Step
-    from difftool.data import DatasetContext, Samples
+    from difftool.data.samples import DatasetContext, Samples
+    from difftool.diffusion.estimate import BackboneSpec, Denoise, DrawingSpec, ObjectiveSpec, Row, RunContext, Step
+    from difftool.diffusion.schedule import Level, Schedule
     from difftool.figures.drawing import Drawing
-    from difftool.schedule import Level, Schedule
 
 
 LARGEST_SHOWN = 10**5

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difftool import weights
-from difftool.adam import Adam
-from difftool.ema import EMA
-from difftool.weights import joined, laid_out
+from difftool.training import weights
+from difftool.training.ema import EMA
+from difftool.training.optimizer import Adam
+from difftool.training.weights import joined, laid_out
 
 
 class Net(nn.Module):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from difftool import Backbone, BackboneSpec
 from difftool.errors import InvalidOption
-from difftool.plugins import registry
-from difftool.validation import make, plain
+from difftool.options import make, plain
+from difftool.plugins.registry import registry
 from difftool_plugins.backbones import MLP, UNet
 from difftool_plugins.backbones.networks.attention import FullAttention, LinearAttention
 from difftool_plugins.backbones.networks.embeddings import sinusoidal

@@ -15,7 +15,7 @@ from conftest import IMAGES, POINTS, Run, tree
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from difftool import checkpoint
+from difftool.runs import checkpoint
 
 FEW = ("-n", 6, "--steps", 3)
 FILES = ("config.toml", "lock", "loss.png", "metrics.jsonl", "model.safetensors")

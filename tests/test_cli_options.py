@@ -11,7 +11,7 @@ import pytest
 from conftest import IMAGES, Run
 
 from difftool import Backbone
-from difftool.plugins import registry
+from difftool.plugins.registry import registry
 
 DRY = ("train", "--dry-run", "--json", "--dataset.n", 64)
 

@@ -17,13 +17,14 @@ import pytest
 from conftest import Run, tree
 
 import difftool
-from difftool import Command, DifftoolError, UsageError, finding, hookimpl, option
+from difftool import Command, DifftoolError, UsageError, hookimpl, option
 from difftool.cli import app
 from difftool.cli.console import stderr, stdout
-from difftool.finding import Announced, announced
-from difftool.loading import Plugin, Problem
-from difftool.markup import help_text
-from difftool.plugins import _set_aside_unannounced
+from difftool.cli.markup import help_text
+from difftool.plugins import discovery as finding
+from difftool.plugins.discovery import Announced, announced
+from difftool.plugins.loading import Plugin, Problem
+from difftool.plugins.registry import _set_aside_unannounced
 from difftool.testing import PluginManager, check_component
 
 # ── commands ────────────────────────────────────────────────────────────────────────────────────

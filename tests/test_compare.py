@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from difftool import CLEAN, Denoise, Level, Sampler, Samples, Schedule, Step, component
-from difftool.comparison import (
+from difftool.errors import DifftoolError
+from difftool.figures.comparison import Point, comparison_figure
+from difftool.sampling.comparison import (
     CLEANEST,
     Exact,
     FreshData,
@@ -28,10 +30,8 @@ from difftool.comparison import (
     rms,
     steps_within,
 )
-from difftool.errors import DifftoolError
-from difftool.figures.comparison import Point, comparison_figure
-from difftool.oracle import OracleSource
-from difftool.sampling import Plan, sample
+from difftool.sampling.loop import Plan, sample
+from difftool.sampling.oracle import OracleSource
 from difftool.settings import Sampling
 
 LINEAR: Schedule = component("schedule", "linear").build(1000)  # type: ignore[attr-defined]

@@ -11,8 +11,8 @@ import torch
 from test_training import CPU, Net, cloud, loop, new_state, objective, settings, state_dict
 from torch import Tensor, nn
 
-from difftool.compiled import compiled_step
-from difftool.training import TrainState, settle
+from difftool.training.compiled import compiled_step
+from difftool.training.loop import TrainState, settle
 
 
 class Plain(Net):

@@ -15,10 +15,10 @@ import pytest
 from difftool import Backbone, Command, Component, Dataset, Logger, NoiseSchedule, Sampler, Spacing, Writer, option
 from difftool.components import KINDS, Details, Options
 from difftool.errors import InvalidOption, UsageError
-from difftool.plugins import registry
-from difftool.recipe import dump_toml
+from difftool.options import LONGEST_TUPLE, fields, make, plain, problem, suggestion
+from difftool.plugins.registry import registry
+from difftool.runs.recipe import dump_toml
 from difftool.settings import Sampling, Training
-from difftool.validation import LONGEST_TUPLE, fields, make, plain, problem, suggestion
 
 
 class Everything(Options):

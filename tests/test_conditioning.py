@@ -17,10 +17,10 @@ from torch import Tensor
 
 import difftool
 from difftool import CLEAN, Denoise, DifftoolError, Estimate, Level, Schedule, UsageError
-from difftool.denoiser import Clipped, Counted, Guided, Inpainted, Thresholded, Within
+from difftool.data.own_images import own_mask
 from difftool.errors import InvalidOption
-from difftool.own_images import own_mask
-from difftool.sampling import Plan, last_part, sample, slerp
+from difftool.sampling.denoiser import Clipped, Counted, Guided, Inpainted, Thresholded, Within
+from difftool.sampling.loop import Plan, last_part, sample, slerp
 from difftool.settings import Sampling
 from difftool_plugins.samplers.spacings import Trailing
 from difftool_plugins.schedules.variance_preserving import Linear

@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 from difftool.components import Dataset
-from difftool.data import Batches, DatasetContext, Samples, Scaling, split
+from difftool.data.images import BadImage, cover_box, opened, read_image
+from difftool.data.samples import Batches, DatasetContext, Samples, Scaling, split
 from difftool.errors import InvalidOption
-from difftool.images import BadImage, cover_box, opened, read_image
-from difftool.plugins import registry
-from difftool.validation import make
+from difftool.options import make
+from difftool.plugins.registry import registry
 from difftool_plugins.datasets import GaussianMixture, Gradients, ImageFolder, SwissRoll, TwoMoons
 
 CONTEXT = DatasetContext(seed=3)
@@ -878,7 +878,7 @@ def test_digits_plugin_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES / "plugins" / "difftool-digits" / "src")
     import difftool_digits
 
-    from difftool.validation import problem
+    from difftool.options import problem
 
     (digits,) = difftool_digits.difftool_datasets()
     assert problem(digits) is None

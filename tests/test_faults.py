@@ -33,9 +33,9 @@ import torch
 from conftest import IMAGES, POINTS, Outcome, invoke, spawn, tree
 from PIL import Image
 
-from difftool import checkpoint
 from difftool.files import TEMPORARY
-from difftool.runs import RunFolder
+from difftool.runs import checkpoint
+from difftool.runs.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes, links, limits and modes as POSIX has them")
 

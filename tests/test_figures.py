@@ -21,14 +21,14 @@ from PIL import Image, ImageSequence
 from safetensors.torch import load_file
 
 from difftool import DrawingSpec, Writer
-from difftool.data import PIXELS, Scaling, points
+from difftool.data.samples import PIXELS, Scaling, points
+from difftool.diffusion.schedule import Schedule
 from difftool.errors import DifftoolError, UsageError
 from difftool.figures import films, formats, loss, samples, schedules, style
 from difftool.figures.drawing import Drawing
-from difftool.loading import Plugin
-from difftool.plugins import Registry, registry, standing_in
-from difftool.schedule import Schedule
-from difftool.writing import check, needed_states, write, writer_of
+from difftool.plugins.loading import Plugin
+from difftool.plugins.registry import Registry, registry, standing_in
+from difftool.sampling.writers import check, needed_states, write, writer_of
 from difftool_plugins.writers import NPY, Film, Picture
 
 PIXEL_SCALING = Scaling(PIXELS["shift"], PIXELS["scale"], True)  # type: ignore[arg-type]

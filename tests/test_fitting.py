@@ -10,7 +10,7 @@ import pytest
 from conftest import POINTS, Run
 
 from difftool.errors import DifftoolError
-from difftool.fitting import search
+from difftool.training.batch_size import search
 
 
 def machine(*, overhead: float, item: float, room: int = 10**9) -> Callable[[int], float]:

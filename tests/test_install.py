@@ -54,6 +54,6 @@ def test_the_wheel_names_the_program_and_the_plugins(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
         text = archive.read(name).decode()
-    assert "difftool = difftool.cli:main" in text
+    assert "difftool = difftool.cli.main:main" in text
     for kind in ("datasets", "schedules", "backbones", "samplers", "objectives"):
         assert f"{kind} = difftool_plugins.{kind}" in text

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from difftool.keys import generator, key, permutation, sample_noise
+from difftool.rng import generator, key, permutation, sample_noise
 
 PINNED = 720894899041660260
 
@@ -32,7 +32,7 @@ def test_keys_have_63_bits() -> None:
 def test_a_key_is_the_same_in_every_process() -> None:
     """Saved runs resume by it: this number must never change."""
     assert key(0, "noise", 0) == PINNED
-    code = "from difftool.keys import key; print(key(0, 'noise', 0))"
+    code = "from difftool.rng import key; print(key(0, 'noise', 0))"
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert int(printed.stdout) == PINNED

@@ -30,9 +30,9 @@ import pytest
 from conftest import IMAGES, POINTS, Outcome, invoke, tree
 from PIL import Image
 
-from difftool import checkpoint
 from difftool.files import TEMPORARY
-from difftool.runs import RunFolder
+from difftool.runs import checkpoint
+from difftool.runs.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals")
 
@@ -192,7 +192,7 @@ def quicken(pictures: bool = False) -> None:
 
 def program(*arguments: object, before: Job | None = None, pictures: bool = False) -> None:
     """The command line."""
-    from difftool.cli import main
+    from difftool.cli.main import main
 
     quicken(pictures)
     if before is not None:
@@ -737,7 +737,7 @@ def hook(event, arguments):
     if event == "import" and arguments[0] == module:
         os.kill(os.getpid(), number)
 sys.addaudithook(hook)
-from difftool.cli import main
+from difftool.cli.main import main
 main(sys.argv[3:])
 """
 IMPORTED = {"typer": signal.SIGHUP, "torch._C": signal.SIGINT, "torch.nn.functional": signal.SIGTERM}

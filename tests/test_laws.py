@@ -95,7 +95,7 @@ atexit.register(tell)
 if len(sys.argv) == 1:
     import difftool
 else:
-    from difftool.cli import main
+    from difftool.cli.main import main
     main(sys.argv[1:] if sys.argv[1] != "COMPLETE" else [])
 """
 

@@ -18,7 +18,7 @@ from conftest import POINTS, Run
 
 import difftool
 from difftool import Logger, Row, RunContext, hookimpl, option
-from difftool.runs import RunFolder
+from difftool.runs.folder import RunFolder
 from difftool.testing import PluginManager
 
 SMALL = (*POINTS, "--threads", 1, "--checkpoint-every", 4)

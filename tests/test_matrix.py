@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from difftool import CLEAN, Estimate, Level, NoiseSchedule, ObjectiveSpec, Prediction, Sampler, Schedule, Spacing
-from difftool.denoiser import Denoiser
-from difftool.plugins import registry
-from difftool.prediction import check
-from difftool.validation import fields, make
+from difftool.diffusion.prediction import check
+from difftool.options import fields, make
+from difftool.plugins.registry import registry
+from difftool.sampling.denoiser import Denoiser
 
 MEAN, STD = 0.7, 0.4
 """The data, in model units."""

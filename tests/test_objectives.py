@@ -11,11 +11,11 @@ from conftest import POINTS, Run
 from torch import Tensor
 
 from difftool import NoiseSchedule, ObjectiveSpec, Prediction, TimeDensity, Weighting
-from difftool.facts import DataFacts
-from difftool.inputs import StepNoise
-from difftool.objective import Objective, distribution
-from difftool.prediction import native_weight, tables
-from difftool.validation import problem
+from difftool.data.facts import DataFacts
+from difftool.diffusion.prediction import native_weight, tables
+from difftool.options import problem
+from difftool.training.inputs import StepNoise
+from difftool.training.loss import Objective, distribution
 from difftool_plugins.objectives import difftool_predictions, difftool_times, difftool_weightings
 from difftool_plugins.objectives.predictions import (
     EDMPrediction,

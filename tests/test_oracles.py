@@ -13,9 +13,9 @@ from conftest import Run
 from torch import Tensor
 
 from difftool import DatasetContext, Level, Oracle, Samples, component, points
+from difftool.data.mixture import Mixture
 from difftool.errors import UsageError
-from difftool.mixture import Mixture
-from difftool.oracle import OracleSource
+from difftool.sampling.oracle import OracleSource
 from difftool_plugins.oracles import difftool_oracles
 from difftool_plugins.oracles.exact import ClosedForm, Ideal
 from difftool_plugins.oracles.mixture import CHUNK, FEW, MixtureDenoiser

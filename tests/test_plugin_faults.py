@@ -32,10 +32,10 @@ from difftool import (
     load,
     points,
 )
-from difftool.contracts import DrawingSpec
-from difftool.recipe import compose, dump_toml
+from difftool.diffusion.estimate import DrawingSpec
+from difftool.runs.recipe import compose, dump_toml
+from difftool.sampling.writers import needed_states, write
 from difftool.testing import PluginManager
-from difftool.writing import needed_states, write
 
 
 class Raises(Sampler, name="raises"):
@@ -170,7 +170,7 @@ def test_a_model_that_never_saw_no_class_wants_a_label(tmp_path: Any) -> None:
 
 
 def test_a_model_is_sampled_where_its_dataset_is_not_installed(points_run: Any, tmp_path: Any) -> None:
-    from difftool import checkpoint
+    from difftool.runs import checkpoint
 
     tensors, document = checkpoint.load(points_run / "model.safetensors")
     absent = {"dataset": {"name": "scans", "colour": 3}, "weighting": {"name": "learned"}}

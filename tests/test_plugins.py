@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from difftool import Component, Dataset, Sampler, finding, hookimpl, option
+from difftool import Component, Dataset, Sampler, hookimpl, option
 from difftool.errors import PluginFailure, UnknownComponent
-from difftool.finding import choose, installed
-from difftool.loading import Plugin, load, unreadable
-from difftool.plugins import Registry
-from difftool.plugins import registry as real_registry
+from difftool.plugins import discovery as finding
+from difftool.plugins.discovery import choose, installed
+from difftool.plugins.loading import Plugin, load, unreadable
+from difftool.plugins.registry import Registry
+from difftool.plugins.registry import registry as real_registry
 
 
 @dataclass(frozen=True)
@@ -301,7 +302,7 @@ def installed_package(
 def test_metadata_of_every_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metadata: str | None, entry_points: str, problem: str
 ) -> None:
-    from difftool import plugins
+    from difftool.plugins import registry as plugins
 
     installed_package(tmp_path, metadata, entry_points)
     monkeypatch.syspath_prepend(tmp_path)

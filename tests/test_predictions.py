@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from difftool import CLEAN, Estimate, Level, NoiseSchedule, ObjectiveSpec, Prediction, Schedule
-from difftool.denoiser import Clipped, Denoiser
-from difftool.plugins import registry
-from difftool.prediction import check, determinant, estimate, first_step_gain, native_weight, tables
-from difftool.validation import problem
+from difftool.diffusion.prediction import check, determinant, estimate, first_step_gain, native_weight, tables
+from difftool.options import problem
+from difftool.plugins.registry import registry
+from difftool.sampling.denoiser import Clipped, Denoiser
 from difftool_plugins.objectives import difftool_predictions
 from difftool_plugins.objectives.predictions import (
     EDMPrediction,

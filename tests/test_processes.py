@@ -21,14 +21,15 @@ from conftest import IMAGES, POINTS, Outcome, invoke
 from PIL import Image
 from torch import Tensor
 
-from difftool import device as devices
-from difftool import processes, state
-from difftool.checkpoint import load
-from difftool.data import Batches, Samples
+from difftool import devices
+from difftool import distributed as processes
+from difftool.data.samples import Batches, Samples
+from difftool.distributed import ALONE, Team, World, joined, world
 from difftool.errors import UsageError
-from difftool.metrics import Statistics
-from difftool.processes import ALONE, Team, World, joined, world
-from difftool.runs import RunFolder
+from difftool.runs.checkpoint import load
+from difftool.runs.folder import RunFolder
+from difftool.training import state
+from difftool.training.metrics import Statistics
 
 PATIENCE = 120
 """Seconds until processes that do not get on fail their test."""

@@ -16,10 +16,10 @@ import torch
 from conftest import IMAGES, POINTS, Outcome, Run, invoke, spawn, tree
 from PIL import Image
 
-from difftool import checkpoint
 from difftool.errors import BadFile, DifftoolError
 from difftool.files import atomic, numbered, write_text
-from difftool.runs import RunFolder, all_runs, find_model
+from difftool.runs import checkpoint
+from difftool.runs.folder import RunFolder, all_runs, find_model
 
 LONG = (*POINTS, "--checkpoint-every", 7, "--lr-schedule", "constant", "--lr", 2e-3, "--warmup", 0, "--threads", 1)
 
@@ -229,7 +229,7 @@ def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> No
     path = tmp_path / "x.safetensors"
     checkpoint.save(path, {"a": torch.zeros(4)}, {"kind": "state"})
     code = (
-        "import resource, sys, signal, torch; from pathlib import Path; from difftool import checkpoint\n"
+        "import resource, sys, signal, torch; from pathlib import Path; from difftool.runs import checkpoint\n"
         "from difftool.errors import DifftoolError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"

@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import difftool
 from difftool import CLEAN, Denoise, Estimate, Level, ObjectiveSpec, Sampler, Schedule, Spacing, Step
-from difftool.denoiser import Denoiser
-from difftool.sampling import Plan, sample
+from difftool.options import problem
+from difftool.sampling.denoiser import Denoiser
+from difftool.sampling.loop import Plan, sample
 from difftool.settings import Sampling
 from difftool.testing.known import flow, ve, zero_terminal_snr
-from difftool.validation import problem
 from difftool_plugins.objectives.predictions import EpsPrediction
 from difftool_plugins.samplers import difftool_samplers, difftool_spacings
 from difftool_plugins.samplers.ancestral import DDIM, DDPM, EulerAncestral

@@ -10,7 +10,7 @@ import torch
 
 from difftool import CLEAN, Level, NoiseSchedule, Schedule
 from difftool.errors import InvalidOption
-from difftool.validation import make, problem
+from difftool.options import make, problem
 from difftool_plugins.samplers.ancestral import DDPM
 from difftool_plugins.schedules import difftool_schedules
 from difftool_plugins.schedules.log_snr import Laplace, LogLinear

@@ -46,8 +46,8 @@ from difftool import (
     option,
     points,
 )
-from difftool.loading import Plugin
-from difftool.plugins import registry
+from difftool.plugins.loading import Plugin
+from difftool.plugins.registry import registry
 from difftool.testing import (
     BrokenLaws,
     Finding,

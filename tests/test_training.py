@@ -13,24 +13,33 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difftool.adam import Adam
 from difftool.components import Backbone, NoiseSchedule, Prediction, TimeDensity, Weighting
-from difftool.contracts import BackboneSpec, ObjectiveSpec
-from difftool.data import Batches, DatasetContext, Samples, Scaling, points, split
-from difftool.denoiser import GUESS_RANGE, Denoiser
-from difftool.ema import EMA
+from difftool.data.facts import DataFacts
+from difftool.data.samples import Batches, DatasetContext, Samples, Scaling, points, split
+from difftool.diffusion.estimate import BackboneSpec, ObjectiveSpec
+from difftool.diffusion.schedule import Schedule
 from difftool.errors import DifftoolError, Diverged, UsageError
-from difftool.facts import DataFacts
-from difftool.inputs import BLOCK_STEPS, StepNoise
-from difftool.keys import generator, key, permutation
-from difftool.metrics import Meter
-from difftool.objective import Objective
-from difftool.plugins import registry
-from difftool.recipe import compose
-from difftool.schedule import Schedule
+from difftool.options import make
+from difftool.plugins.registry import registry
+from difftool.rng import generator, key, permutation
+from difftool.runs.recipe import compose
+from difftool.sampling.denoiser import GUESS_RANGE, Denoiser
 from difftool.settings import Training, is_due
-from difftool.training import MOST_SKIPS, Record, TrainState, TrainStep, held_out_loss, learning_rate, settle, train
-from difftool.validation import make
+from difftool.training.ema import EMA
+from difftool.training.inputs import BLOCK_STEPS, StepNoise
+from difftool.training.loop import (
+    MOST_SKIPS,
+    Record,
+    TrainState,
+    TrainStep,
+    held_out_loss,
+    learning_rate,
+    settle,
+    train,
+)
+from difftool.training.loss import Objective
+from difftool.training.metrics import Meter
+from difftool.training.optimizer import Adam
 
 CPU = torch.device("cpu")
 T = 100

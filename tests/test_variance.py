@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from difftool import Schedule, load
-from difftool.facts import DataFacts
-from difftool.variance import VarianceBound, split_answer
+from difftool.data.facts import DataFacts
+from difftool.diffusion.variance import VarianceBound, split_answer
 from difftool_plugins.schedules.variance_preserving import Linear
 
 CPU = torch.device("cpu")

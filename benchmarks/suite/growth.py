@@ -24,10 +24,9 @@ from torch import Tensor
 from benchmarks import ours
 from benchmarks.findings import Comparison, Effort, Findings, Goal, Table, at_most
 from benchmarks.measuring import Contest, Steps
-from difftool import Dataset, DatasetContext, Samples, option
-from difftool import device as devices
-from difftool.data import PIXELS
-from difftool.recipe import compose
+from difftool import Dataset, DatasetContext, Samples, devices, option
+from difftool.data.samples import PIXELS
+from difftool.runs.recipe import compose
 
 PEAK = Path(__file__).resolve().parents[1] / "peak.py"
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.findings import Comparison, Effort, Findings, Table, at_most
-from difftool.runs import RunFolder
+from difftool.runs.folder import RunFolder
 
 Points = NDArray[np.floating[Any]]
 COUNT, DIRECTIONS, PAIRS = 10_000, 200, 25

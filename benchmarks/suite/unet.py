@@ -22,10 +22,10 @@ from benchmarks import articles, ours, peers
 from benchmarks.findings import Comparison, Effort, Findings, Table, at_least, at_most, digits
 from benchmarks.measuring import Contest, Measured, Steps
 from benchmarks.tutorial import COMPILED, COMPILER, EAGER, compiling
-from difftool import device as devices
-from difftool.experiment import prepare
-from difftool.recipe import Recipe
-from difftool.training import held_out_loss
+from difftool import devices
+from difftool.runs.recipe import Recipe
+from difftool.training.experiment import prepare
+from difftool.training.loop import held_out_loss
 
 DIFFUSERS, LUCIDRAINS = "diffusers", "lucidrains"
 BARE, LOOP = "difftool's network alone", EAGER

@@ -19,16 +19,15 @@ from torch import Tensor
 
 from benchmarks.findings import Comparison, Effort, Findings, Table, at_most, digits
 from benchmarks.measuring import Contest
-from difftool import Denoise, ObjectiveSpec, Samples
-from difftool import device as devices
+from difftool import Denoise, ObjectiveSpec, Samples, devices
 from difftool.components import NoiseSchedule, Prediction
-from difftool.denoiser import Denoiser
-from difftool.facts import DataFacts
-from difftool.model import build_schedule
-from difftool.plugins import registry
-from difftool.sampling import Plan, sample
+from difftool.data.facts import DataFacts
+from difftool.plugins.registry import registry
+from difftool.sampling.denoiser import Denoiser
+from difftool.sampling.loop import Plan, sample
+from difftool.sampling.model import build_schedule
+from difftool.sampling.source import Autocast, Source
 from difftool.settings import Sampling
-from difftool.source import Autocast, Source
 
 SHAPE, COUNT, STEPS, TIMESTEPS = (3, 8, 8), 16, 50, 1000
 NETWORK, BY_HAND = "the network alone", "DDIM by hand"

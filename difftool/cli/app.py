@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from difftool.finding import BUILT_IN, Announced, announced
-from difftool.markup import help_text
+from difftool.cli.markup import help_text
+from difftool.plugins.discovery import BUILT_IN, Announced, announced
 from difftool.version import __version__
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -58,7 +58,7 @@ class Commands(TyperGroup):
         except typer.TyperException as error:
             if args[0].startswith("-"):
                 raise
-            from difftool.cli.commands import unknown
+            from difftool.cli.plugin_command import unknown
 
             raise unknown(args[0], self.list_commands(ctx)) from error
         if name is None:
@@ -73,7 +73,7 @@ def _own(name: str) -> Any:
 
 
 def _of_plugin(name: str) -> Any:
-    from difftool.cli.commands import loaded
+    from difftool.cli.plugin_command import loaded
 
     return loaded(name, announced(COMMANDS)[name])
 

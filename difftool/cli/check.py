@@ -14,13 +14,13 @@ from rich.table import Table
 
 from difftool.cli.command import component_command, given_values
 from difftool.cli.console import bar, result, result_json, stdout
+from difftool.cli.flags import Group, flag_of, make_from_flags, own, shown
 from difftool.components import KINDS, Component
 from difftool.errors import DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError, printable
-from difftool.finding import distribution_name
-from difftool.loading import Plugin
-from difftool.options import Group, flag_of, make_from_flags, own, shown
-from difftool.plugins import registry
-from difftool.validation import fields, suggestion
+from difftool.options import fields, suggestion
+from difftool.plugins.discovery import distribution_name
+from difftool.plugins.loading import Plugin
+from difftool.plugins.registry import registry
 
 if TYPE_CHECKING:
     from difftool.testing import Finding

@@ -15,14 +15,14 @@ import typer
 from typer.core import TyperCommand
 
 from difftool.cli.console import results_alone
+from difftool.cli.flags import Group, compile_options, given
+from difftool.cli.markup import help_text
 from difftool.components import KINDS, Component
 from difftool.errors import UsageError
-from difftool.markup import help_text
-from difftool.options import Group, compile_options, given
-from difftool.plugins import registry
-from difftool.validation import fields, suggestion
+from difftool.options import fields, suggestion
+from difftool.plugins.registry import registry
 
-GROUPS, OPTIONS, GIVEN = "difftool.groups", "difftool.options", "difftool.given"
+GROUPS, OPTIONS, GIVEN = "difftool.groups", "difftool.cli.flags", "difftool.given"
 
 C = TypeVar("C", bound=Component)
 

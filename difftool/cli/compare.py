@@ -12,6 +12,8 @@ import typer
 
 from difftool.cli.command import component_command, given_values
 from difftool.cli.console import bar, note, show
+from difftool.cli.flags import Group, make_from_flags
+from difftool.cli.markup import help_text
 from difftool.cli.outputs import check_out, report
 from difftool.cli.sources import (
     Asked,
@@ -27,13 +29,11 @@ from difftool.components import Options, Sampler, Spacing, option
 from difftool.errors import printable
 from difftool.figures.formats import PICTURES
 from difftool.files import numbered
-from difftool.markup import help_text
-from difftool.options import Group, make_from_flags
-from difftool.plugins import registry
+from difftool.plugins.registry import registry
 from difftool.settings import LARGEST_SEED, Sampling
 
 if TYPE_CHECKING:
-    from difftool.comparison import Exact, FreshData, Measured
+    from difftool.sampling.comparison import Exact, FreshData, Measured
 
 
 class Comparing(Options):
@@ -90,8 +90,8 @@ def compare(
     if out is not None:
         check_out(out, overwrite=overwrite, suffixes=PICTURES)
 
-    from difftool import comparison
-    from difftool import device as devices
+    from difftool import devices
+    from difftool.sampling import comparison
 
     chosen = devices.choose(device)
     opened = asked.open(chosen)
@@ -173,7 +173,7 @@ def _cell(own: Sequence[Measured], most: int, measure: str) -> str:
 
 def _facts(measured: Sequence[Measured], exact: Exact, fresh: FreshData | None) -> dict[str, Any]:
     """Plain numbers; None stands for what was not measured, or diverged, for JSON has no infinity."""
-    from difftool.comparison import SOLVER
+    from difftool.sampling.comparison import SOLVER
 
     def plain(value: float | None) -> float | None:
         return value if value is not None and math.isfinite(value) else None

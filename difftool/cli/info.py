@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from difftool.cli.console import result_json, stdout
+from difftool.cli.markup import help_text
 from difftool.errors import BadFile, printable
-from difftool.markup import help_text
 
 if TYPE_CHECKING:
-    from difftool.runs import RunFolder
+    from difftool.runs.folder import RunFolder
 
 DEEPEST = 4
 """Levels of nesting that are printed."""
@@ -53,8 +53,8 @@ def add_to(app: typer.Typer) -> None:
 
 def describe(target: Path | None) -> dict[str, Any]:
     """The facts of a run folder, a model file or a training state."""
-    from difftool.checkpoint import load
-    from difftool.runs import all_runs, open_run
+    from difftool.runs.checkpoint import load
+    from difftool.runs.folder import all_runs, open_run
 
     if target is None:
         runs = all_runs()
@@ -83,7 +83,7 @@ def _run(run: RunFolder) -> dict[str, Any]:
 
 def _state(path: Path) -> dict[str, Any] | None:
     """A training state, whole or not; None where the run that is being trained has just put another in its place."""
-    from difftool.state import check
+    from difftool.training.state import check
 
     try:
         size = path.stat().st_size
@@ -100,7 +100,7 @@ def _state(path: Path) -> dict[str, Any] | None:
 
 def _model(path: Path) -> dict[str, Any] | None:
     """The model of a run, whole or not; a damaged one is a fact of the run like others."""
-    from difftool.checkpoint import load
+    from difftool.runs.checkpoint import load
 
     if not path.exists():
         return None
@@ -120,7 +120,7 @@ def _version(distribution: str, recorded: str) -> str:
 
 
 def find_nothing() -> Path:
-    from difftool.runs import find_model
+    from difftool.runs.folder import find_model
 
     return find_model(None)[0]
 

@@ -16,18 +16,18 @@ import typer
 
 from difftool.cli.command import component_command, given_values, names_of
 from difftool.cli.console import encodable, note, result, result_json, show, stderr
+from difftool.cli.flags import Group, make_from_flags, own
+from difftool.cli.markup import help_text
 from difftool.cli.outputs import check_out
 from difftool.components import NoiseSchedule
 from difftool.errors import UsageError
 from difftool.figures.formats import PICTURES
 from difftool.files import numbered
-from difftool.markup import help_text
-from difftool.options import Group, make_from_flags, own
-from difftool.plugins import registry
-from difftool.validation import fields
+from difftool.options import fields
+from difftool.plugins.registry import registry
 
 if TYPE_CHECKING:
-    from difftool.schedule import Schedule
+    from difftool.diffusion.schedule import Schedule
 
 KIND = NoiseSchedule.kind
 
@@ -95,7 +95,7 @@ def _components(wanted: list[str], given: Mapping[str, Any]) -> dict[str, NoiseS
 
 
 def _tables(components: Mapping[str, NoiseSchedule], timesteps: int) -> dict[str, Schedule]:
-    from difftool.model import build_schedule
+    from difftool.sampling.model import build_schedule
 
     return {name: build_schedule(component, timesteps) for name, component in components.items()}
 

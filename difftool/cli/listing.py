@@ -10,11 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from difftool.cli.console import note, result_json, stdout
+from difftool.cli.flags import shown
 from difftool.components import KINDS, Component
 from difftool.errors import UsageError, printable
-from difftool.options import shown
-from difftool.plugins import Registry, registry
-from difftool.validation import Field, fields, suggestion
+from difftool.options import Field, fields, suggestion
+from difftool.plugins.registry import Registry, registry
 
 
 def listing(

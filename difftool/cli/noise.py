@@ -12,22 +12,22 @@ import typer
 
 from difftool.cli.command import component_command, given_values, name_option, named
 from difftool.cli.console import bar, note
+from difftool.cli.flags import Group, make_from_flags
+from difftool.cli.markup import help_text
 from difftool.cli.outputs import check_out, report
 from difftool.cli.reconstruct import check_levels, reconstruct_items
 from difftool.components import Dataset, NoiseSchedule, Options, option
 from difftool.errors import DifftoolError, UsageError, printable
 from difftool.figures.formats import FILMS, PICTURES
 from difftool.files import numbered
-from difftool.markup import help_text
-from difftool.options import Group, make_from_flags
 from difftool.settings import LARGEST_SEED
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from difftool.data import Scaling
-    from difftool.schedule import Schedule
+    from difftool.data.samples import Scaling
+    from difftool.diffusion.schedule import Schedule
 
 DATASET, SCHEDULE = "swiss-roll", "linear"
 FILM_FRAMES = 60
@@ -132,8 +132,8 @@ def noise(
     for path in out or ():
         check_out(path, overwrite=overwrite, suffixes=(*PICTURES, *FILMS))
 
-    from difftool import device as devices
-    from difftool.model import build_schedule
+    from difftool import devices
+    from difftool.sampling.model import build_schedule
 
     table = build_schedule(component, settings.timesteps)
     x_0, scaling, name = _own(images, settings) if images else _of_dataset(source, settings)
@@ -194,7 +194,7 @@ class _Process:
 
     @property
     def at(self) -> list[int]:
-        from difftool.forward import five_levels
+        from difftool.diffusion.forward import five_levels
 
         if self.settings.at is not None:
             return list(self.settings.at)
@@ -216,7 +216,7 @@ class _Process:
             self.states[t] = x_t.cpu()
 
     def _states(self, wanted: set[int]) -> Iterator[tuple[int, Tensor]]:
-        from difftool.forward import iterate, noised
+        from difftool.diffusion.forward import iterate, noised
 
         if not self.settings.iterative:
             for t in sorted(wanted):
@@ -233,7 +233,7 @@ class _Process:
 
     def moments(self) -> list[dict[str, Any]]:
         """Mean and standard deviation of x_t at the levels shown, and what the closed form gives."""
-        from difftool.forward import moments, noised
+        from difftool.diffusion.forward import moments, noised
 
         rows = []
         for t in self.at:
@@ -300,8 +300,8 @@ def _own(paths: Sequence[Path], settings: Noising) -> tuple[Tensor, Scaling, str
     """The user's images in model units; all take the size of the first."""
     import torch
 
-    from difftool.data import PIXELS, Scaling
-    from difftool.images import BadImage, read_image
+    from difftool.data.images import BadImage, read_image
+    from difftool.data.samples import PIXELS, Scaling
 
     size: tuple[int, int] | None = None
     if settings.size is not None:
@@ -322,8 +322,8 @@ def _own(paths: Sequence[Path], settings: Noising) -> tuple[Tensor, Scaling, str
 
 def _of_dataset(dataset: Any, settings: Noising) -> tuple[Tensor, Scaling, str]:
     """The first samples of a dataset in model units."""
-    from difftool.data import Scaling
-    from difftool.experiment import load_samples, loading
+    from difftool.data.samples import Scaling
+    from difftool.training.experiment import load_samples, loading
 
     samples = load_samples(dataset, settings.seed)
     count = min(settings.num_samples or (ROWS if samples.is_image else POINTS), len(samples))

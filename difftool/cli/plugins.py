@@ -14,9 +14,9 @@ from rich.table import Table
 from difftool.cli.console import result_json, stdout
 from difftool.components import KINDS
 from difftool.errors import DifftoolError, printable
-from difftool.finding import ALLOW, DENY, names_in
-from difftool.loading import Plugin
-from difftool.plugins import Registry, registry
+from difftool.plugins.discovery import ALLOW, DENY, names_in
+from difftool.plugins.loading import Plugin
+from difftool.plugins.registry import Registry, registry
 
 SLOW = 0.2
 """Seconds of an import that every command would wait for."""

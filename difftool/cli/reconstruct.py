@@ -15,8 +15,8 @@ from difftool.files import numbered
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from difftool.model import Model
-    from difftool.reconstruction import Reconstruction
+    from difftool.sampling.model import Model
+    from difftool.sampling.reconstruction import Reconstruction
 
 POINTS, IMAGES = 2_000, 1
 """Items of the run's dataset when the user does not say."""
@@ -38,11 +38,11 @@ def reconstruct_items(
     for path in out:
         check_out(path, overwrite=overwrite, suffixes=PICTURES)
 
-    from difftool import device as devices
-    from difftool.forward import five_levels, noise_of
-    from difftool.reconstruction import reconstruct
-    from difftool.runs import find_model
-    from difftool.state import read_model
+    from difftool import devices
+    from difftool.diffusion.forward import five_levels, noise_of
+    from difftool.runs.folder import find_model
+    from difftool.sampling.reconstruction import reconstruct
+    from difftool.training.state import read_model
 
     model = read_model(*find_model(run), "ema").to(devices.choose(device))
     if undrawable(model.data.shape):
@@ -85,7 +85,7 @@ def own_items(model: Model, images: Sequence[Path]) -> tuple[Tensor, None, list[
     """The user's images in model units, without labels, and their names."""
     import torch
 
-    from difftool.own_images import own_image
+    from difftool.data.own_images import own_image
 
     if model.needs_label:
         raise UsageError(
@@ -97,7 +97,7 @@ def own_items(model: Model, images: Sequence[Path]) -> tuple[Tensor, None, list[
 
 def items_of_run(model: Model, num_samples: int | None) -> tuple[Tensor, Tensor | None, list[str]]:
     """The first items of the run's dataset in model units, their labels, and numbers as names."""
-    from difftool.experiment import loading
+    from difftool.training.experiment import loading
 
     samples = model.load_samples()
     count = min(num_samples or (IMAGES if samples.is_image else POINTS), len(samples))
@@ -113,7 +113,7 @@ def draw(
     """A row for each level; of images, for each image and level."""
     from difftool.figures.style import save
     from difftool.files import atomic
-    from difftool.reconstruction import panel
+    from difftool.sampling.reconstruction import panel
 
     rows, labels = list(made), [f"t = {one.level.t:.0f}" for one in made]
     if model.data.is_image and len(names) > 1:

@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from difftool.cli.console import note, result_json, stdout
+from difftool.cli.markup import help_text
 from difftool.errors import BadFile, printable
-from difftool.markup import help_text
 
 if TYPE_CHECKING:
-    from difftool.runs import RunFolder
+    from difftool.runs.folder import RunFolder
 
 COLUMNS = ("run", "started", "status", "step", "loss", "what")
 
@@ -28,7 +28,7 @@ def runs(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List the runs in a folder, the newest first."""
-    from difftool.runs import ROOT, all_runs
+    from difftool.runs.folder import ROOT, all_runs
 
     root = folder or ROOT
     if folder is not None and not folder.is_dir():
@@ -54,7 +54,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _facts(run: RunFolder) -> dict[str, Any]:
-    from difftool.recipe import PARTS
+    from difftool.runs.recipe import PARTS
 
     rows = run.read_metrics()
     config = run.readable_config()

@@ -11,6 +11,7 @@ import typer
 
 from difftool.cli.command import component_command, given_values, name_option, named
 from difftool.cli.console import bar, note
+from difftool.cli.flags import Group, make_from_flags, own
 from difftool.cli.outputs import check_outs, naming_out, report
 from difftool.cli.sources import (
     Asked,
@@ -23,23 +24,22 @@ from difftool.cli.sources import (
     source_groups,
 )
 from difftool.components import Component, Sampler, Spacing, Writer
+from difftool.distributed import joined, world
 from difftool.errors import UsageError, printable, spending
 from difftool.files import numbered
-from difftool.options import Group, make_from_flags, own
-from difftool.processes import joined, world
+from difftool.options import plain
+from difftool.sampling.writers import check, needed_states, suffixes_of_arrays, write, writer_of
 from difftool.settings import STRENGTH, Sampling
-from difftool.validation import plain
-from difftool.writing import check, needed_states, suffixes_of_arrays, write, writer_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from difftool.contracts import DrawingSpec
+    from difftool.diffusion.estimate import DrawingSpec
+    from difftool.distributed import Team
     from difftool.figures.drawing import Drawing
-    from difftool.processes import Team
-    from difftool.runs import RunFolder
-    from difftool.sampling import Plan
-    from difftool.source import Source
+    from difftool.runs.folder import RunFolder
+    from difftool.sampling.loop import Plan
+    from difftool.sampling.source import Source
 
 CHOICES: dict[str, tuple[type[Component], str]] = {"sampler": (Sampler, "ddim"), "spacing": (Spacing, "trailing")}
 """The components this command chooses, and those it takes by itself."""
@@ -105,9 +105,9 @@ def sample(
     writers = {path: make_from_flags(cls, own(cls, given.get("writer", {}))) for path, cls in _by_path(out).items()}
     _check_arrays(writers.values(), trajectory=trajectory, raw=raw)
 
-    from difftool import device as devices
-    from difftool.contracts import DrawingSpec
-    from difftool.sampling import Plan
+    from difftool import devices
+    from difftool.diffusion.estimate import DrawingSpec
+    from difftool.sampling.loop import Plan
 
     chosen = devices.choose(device)
     opened = asked.open(chosen, compiled=settings.compile)
@@ -186,8 +186,8 @@ def _walk(
     import torch
 
     from difftool.figures.drawing import Drawing
-    from difftool.previews import reference_points_of
-    from difftool.sampling import sample as walk
+    from difftool.sampling.loop import sample as walk
+    from difftool.training.previews import reference_points_of
 
     drawn = not all(writer.holds_arrays for writer in writers) and team.first
     reference = reference_points_of(model) if drawn and len(spec.shape) == 1 else None

@@ -13,8 +13,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from difftool.distributed import world
 from difftool.errors import Stopped
-from difftool.processes import world
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 

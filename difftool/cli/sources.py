@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from difftool.cli.command import name_option, named, names_of
+from difftool.cli.flags import Group, make_from_flags
+from difftool.cli.markup import help_text
 from difftool.components import Component, Dataset, NoiseSchedule, Oracle
 from difftool.errors import UsageError
-from difftool.markup import help_text
-from difftool.options import Group, make_from_flags
 from difftool.settings import Sampling
 
 if TYPE_CHECKING:
     import torch
 
-    from difftool.runs import RunFolder
-    from difftool.source import Source
+    from difftool.runs.folder import RunFolder
+    from difftool.sampling.source import Source
 
 PARTS: dict[str, tuple[type[Component], str]] = {
     "oracle": (Oracle, "ideal"),
@@ -120,8 +120,8 @@ class Asked:
         return self._oracle(device) if self.parts else self._model(device, compiled)
 
     def _model(self, device: torch.device, compiled: bool) -> Opened:
-        from difftool.runs import find_model
-        from difftool.state import read_model
+        from difftool.runs.folder import find_model
+        from difftool.training.state import read_model
 
         path, run = find_model(self.run)
         model = read_model(path, run, self.weights or "ema").to(device)
@@ -134,8 +134,8 @@ class Asked:
         return Opened(model, where, model.recipe.dataset, run, model.recipe.training.threads, facts)
 
     def _oracle(self, device: torch.device) -> Opened:
-        from difftool.oracle import TIMESTEPS, OracleSource
-        from difftool.recipe import component_document
+        from difftool.runs.recipe import component_document
+        from difftool.sampling.oracle import TIMESTEPS, OracleSource
 
         timesteps = TIMESTEPS if self.timesteps is None else self.timesteps
         oracle, dataset, schedule = (self.parts[kind] for kind in PARTS)

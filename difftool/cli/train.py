@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from difftool import loggers
 from difftool.cli.command import component_command, given_values, name_option, names_of
 from difftool.cli.console import bar, note, result, result_json
+from difftool.cli.flags import Group, flag_of, own
+from difftool.cli.markup import help_text
 from difftool.cli.signals import Signals, signals
 from difftool.components import Component, Logger, Options
+from difftool.distributed import joined, telling_of_peers
 from difftool.errors import (
     DifftoolError,
     Interrupted,
@@ -26,11 +28,9 @@ from difftool.errors import (
     said,
     spending,
 )
-from difftool.markup import help_text
-from difftool.options import Group, flag_of, own
-from difftool.processes import joined, telling_of_peers
-from difftool.provenance import made_with
-from difftool.recipe import (
+from difftool.options import make
+from difftool.runs.provenance import made_with
+from difftool.runs.recipe import (
     PARTS,
     Recipe,
     choose,
@@ -42,11 +42,11 @@ from difftool.recipe import (
     training_values,
 )
 from difftool.settings import Training
-from difftool.validation import make
+from difftool.training import loggers
 
 if TYPE_CHECKING:
-    from difftool.experiment import Experiment
-    from difftool.runs import RunFolder
+    from difftool.runs.folder import RunFolder
+    from difftool.training.experiment import Experiment
 
 T = TypeVar("T")
 
@@ -74,11 +74,11 @@ def _file(params: Mapping[str, Any]) -> dict[str, Any]:
     if config is not None:
         document = read_toml(Path(config))
     elif resume is not None:
-        from difftool.runs import open_run
+        from difftool.runs.folder import open_run
 
         document = open_run(Path(resume)).read_config()
     try:
-        from difftool.recipe import check_tables
+        from difftool.runs.recipe import check_tables
 
         check_tables(document)
         loggers.tables(document)
@@ -198,8 +198,8 @@ def train(
     place = _Place(out, overwrite, resume, new_data)
     place.check(recipe)
 
-    from difftool import device as devices
-    from difftool.experiment import prepare
+    from difftool import devices
+    from difftool.training.experiment import prepare
 
     where = devices.choose(device)
     with devices.threads(recipe.training.threads):
@@ -240,7 +240,7 @@ class _Place:
 
     def check(self, recipe: Recipe) -> None:
         """Refuse, before any work, a folder that cannot be taken, or a run that was another than this recipe's."""
-        from difftool.runs import check_run_output, open_run
+        from difftool.runs.folder import check_run_output, open_run
 
         if self.resume is None:
             if self.new_data:
@@ -260,7 +260,7 @@ class _Place:
 
     def folder(self, recipe: Recipe) -> RunFolder:
         """The folder, made where it is new."""
-        from difftool.runs import RunFolder, create
+        from difftool.runs.folder import RunFolder, create
 
         return create(recipe, self.out, overwrite=self.overwrite) if self.resume is None else RunFolder(self.resume)
 
@@ -350,8 +350,8 @@ def _conclude(experiment: Experiment, words: _Words) -> None:
 
 def _preview(experiment: Experiment) -> list[Path]:
     """Draw a preview, and tell the loggers of it."""
-    from difftool import previews
-    from difftool.contracts import Row
+    from difftool.diffusion.estimate import Row
+    from difftool.training import previews
 
     step = experiment.state.step
     drawn = _attempt(f"preview after step {step}", lambda: previews.draw(experiment)) or []
@@ -409,7 +409,7 @@ def _draw_loss(experiment: Experiment, rows: list[dict[str, Any]]) -> None:
 
 
 def _introduce(experiment: Experiment, device: str) -> None:
-    from difftool.prediction import first_step_gain
+    from difftool.diffusion.prediction import first_step_gain
 
     recipe, settings = experiment.recipe, experiment.recipe.training
     note(
@@ -445,7 +445,7 @@ def _dry_run(experiment: Experiment, *, as_json: bool) -> None:
     if as_json:
         result_json(facts)
         return
-    from difftool.recipe import dump_toml
+    from difftool.runs.recipe import dump_toml
 
     note(
         f"{experiment.steps} steps, {experiment.steps_per_epoch} an epoch; "

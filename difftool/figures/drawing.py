@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from difftool.data import Scaling
+from difftool.data.samples import Scaling
 from difftool.figures import films, style
 from difftool.figures.films import image_frames, scatter_frames
 from difftool.figures.samples import image_grid, image_table, point_limits, scatter, scatter_table

@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from difftool.diffusion.schedule import Schedule
 from difftool.figures import style
-from difftool.schedule import Schedule
 
 Values = NDArray[np.float64]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from difftool import checkpoint
 from difftool.components import Backbone
-from difftool.contracts import BackboneSpec
-from difftool.keys import generator
+from difftool.diffusion.estimate import BackboneSpec
+from difftool.rng import generator
+from difftool.runs import checkpoint
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Broken, NotAsked, accelerators, told
 

@@ -14,12 +14,12 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 
 from difftool.cli.command import component_command, given_values
+from difftool.cli.flags import Group
 from difftool.components import Command, Component
 from difftool.errors import InvalidOption
-from difftool.options import Group
-from difftool.recipe import dump_toml
+from difftool.options import Field, fields, make, plain, problem
+from difftool.runs.recipe import dump_toml
 from difftool.testing.laws import Broken, NotAsked
-from difftool.validation import Field, fields, make, plain, problem
 
 HEAVY = ("torch", "numpy", "matplotlib")
 """What importing a component must leave unimported."""

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from difftool import errors
 from difftool.components import Backbone, Dataset
-from difftool.contracts import BackboneSpec
-from difftool.data import DatasetContext, Samples, Scaling
-from difftool.facts import DataFacts
-from difftool.keys import generator
-from difftool.plugins import registry
+from difftool.data.facts import DataFacts
+from difftool.data.samples import DatasetContext, Samples, Scaling
+from difftool.diffusion.estimate import BackboneSpec
+from difftool.options import make
+from difftool.plugins.registry import registry
+from difftool.rng import generator
 from difftool.testing.laws import Broken, NotAsked
-from difftool.validation import make
 
 LOOKED_AT = 512
 """Items that are read, evenly spread over all."""

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from difftool.contracts import Estimate
-from difftool.schedule import CLEAN, Level, Schedule
+from difftool.diffusion.estimate import Estimate
+from difftool.diffusion.schedule import CLEAN, Level, Schedule
 
 WEIGHTS = torch.tensor([0.2, 0.45, 0.35], dtype=torch.float64)
 MEANS = torch.tensor([-1.2, 0.1, 1.1], dtype=torch.float64)

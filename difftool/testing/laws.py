@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from difftool import errors
 from difftool.components import Component
-from difftool.validation import make
+from difftool.options import make
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +112,7 @@ def hold(law: Law, subject: object) -> Finding:
     """
     import torch
 
-    from difftool.device import threads
+    from difftool.devices import threads
 
     name, state = name_of(law), random.getstate()
     try:
@@ -145,7 +145,7 @@ def accelerators() -> list[torch.device]:
     """The devices here beside the CPU. Raises `NotAsked` where there is none."""
     import torch
 
-    from difftool.device import available
+    from difftool.devices import available
 
     found = [torch.device(name) for name in available() if name != "cpu"]
     if not found:

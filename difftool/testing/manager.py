@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from difftool.finding import GROUP, choose, installed
-from difftool.loading import Plugin, ask, load, new_manager
-from difftool.plugins import Registry, standing_in
+from difftool.plugins.discovery import GROUP, choose, installed
+from difftool.plugins.loading import Plugin, ask, load, new_manager
+from difftool.plugins.registry import Registry, standing_in
 
 
 class PluginManager:
@@ -62,7 +62,7 @@ class Outcome:
 
 def invoke(*arguments: object) -> Outcome:
     """The command line in this process: `invoke("train", "--steps", 3)`."""
-    from difftool.cli import main
+    from difftool.cli.main import main
 
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     show, interrupt, code = warnings.showwarning, signal.getsignal(signal.SIGINT), 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from difftool.components import Oracle
-from difftool.data import Samples, points
-from difftool.keys import generator
+from difftool.data.samples import Samples, points
+from difftool.rng import generator
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Broken
 

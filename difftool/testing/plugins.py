@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from difftool.loading import Plugin
+from difftool.plugins.loading import Plugin
 from difftool.testing.common import counted
 from difftool.testing.laws import Broken, Finding, hold
 

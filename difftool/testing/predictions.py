@@ -7,8 +7,8 @@ import math
 import torch
 
 from difftool.components import Prediction
-from difftool.contracts import ObjectiveSpec
-from difftool.prediction import check, estimate
+from difftool.diffusion.estimate import ObjectiveSpec
+from difftool.diffusion.prediction import check, estimate
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Broken
 

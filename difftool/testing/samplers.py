@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from difftool.components import Sampler
-from difftool.contracts import Estimate, Step
-from difftool.denoiser import Counted
-from difftool.keys import sample_noise
-from difftool.schedule import CLEAN, Level, Schedule
+from difftool.diffusion.estimate import Estimate, Step
+from difftool.diffusion.schedule import CLEAN, Level, Schedule
+from difftool.rng import sample_noise
+from difftool.sampling.denoiser import Counted
 from difftool.testing.known import DEVIATION, TABLES, distance, evenly, grid, mixture, quantiles
 from difftool.testing.laws import Broken, NotAsked, accelerators, told
 

@@ -9,14 +9,14 @@ from itertools import pairwise
 import torch
 
 from difftool.components import NoiseSchedule, Prediction
-from difftool.contracts import ObjectiveSpec
+from difftool.diffusion.estimate import ObjectiveSpec
+from difftool.diffusion.prediction import check
+from difftool.diffusion.schedule import CLEAN, LARGEST_SIGNAL_LEFT, Schedule
 from difftool.errors import UsageError
-from difftool.plugins import registry
-from difftool.prediction import check
-from difftool.schedule import CLEAN, LARGEST_SIGNAL_LEFT, Schedule
+from difftool.options import make
+from difftool.plugins.registry import registry
 from difftool.testing.known import distance, evenly, grid, mixture, quantiles
 from difftool.testing.laws import Broken, NotAsked, told
-from difftool.validation import make
 
 LENGTHS = (50, 250, 1000, 4000)
 """Numbers of timesteps to ask for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from difftool.components import Spacing
 from difftool.errors import DifftoolError
-from difftool.sampling import grid_levels
+from difftool.sampling.loop import grid_levels
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Broken
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from difftool.components import TimeDensity
-from difftool.contracts import ObjectiveSpec
-from difftool.objective import distribution
+from difftool.diffusion.estimate import ObjectiveSpec
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Broken
+from difftool.training.loss import distribution
 
 
 def is_a_distribution(time: TimeDensity) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from difftool.components import Weighting
-from difftool.contracts import ObjectiveSpec
+from difftool.diffusion.estimate import ObjectiveSpec
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Broken
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from difftool.components import Writer
-from difftool.contracts import DrawingSpec
-from difftool.data import PIXELS, Scaling
+from difftool.data.samples import PIXELS, Scaling
+from difftool.diffusion.estimate import DrawingSpec
 from difftool.errors import UsageError
 from difftool.figures.drawing import Drawing
-from difftool.keys import generator
+from difftool.rng import generator
+from difftool.sampling.writers import check, needed_states, write
 from difftool.testing.laws import Broken
-from difftool.writing import check, needed_states, write
 
 COUNT, STEPS = 6, 8
 

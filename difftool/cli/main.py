@@ -1,0 +1,228 @@
+"""The command line: one file a command. `main` is the one place that turns exceptions into a line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from difftool.cli.signals import signals
+from difftool.distributed import forget, hush, settled, world
+from difftool.errors import (
+    OUT_OF_MEMORY,
+    DifftoolError,
+    Interrupted,
+    PeerDied,
+    Stopped,
+    UsageError,
+    is_signal,
+    out_of_memory,
+    printable,
+    reader_died,
+    reader_left,
+    said,
+)
+
+BUG = "this is a bug in difftool or a plugin: run again with --debug and report what it prints"
+DEBUG, NO_PLUGINS = "--debug", "--no-plugins"
+"""Options of the program itself, wherever they stand before a `--`."""
+COMPLETE = "_DIFFTOOL_COMPLETE"
+"""The variable by which a shell asks for completions."""
+BROKEN_PIPE = 141  # 128 + SIGPIPE, as any tool whose reader has gone
+LAST_STREAM = 2
+TOGETHER = ("train", "sample")
+"""Commands that many processes share; of others the first does all the work."""
+TOO_LONG = r"\S{300,}"
+"""Words that a message tells the ends of: no path is as long by accident."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    with signals.caught():
+        code = _exit_code(list(sys.argv[1:] if arguments is None else arguments))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nothing is left to do: end without a traceback
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
+
+
+def _exit_code(given: list[str]) -> int:
+    """Run a command; what goes wrong is said in one line."""
+    warnings.showwarning = _warn
+    _mend_streams()
+    end = given.index("--") if "--" in given else len(given)
+    options, values = given[:end], given[end:]
+    try:
+        if NO_PLUGINS in options:
+            os.environ["DIFFTOOL_PLUGINS"] = ""  # also for the processes that this one starts
+        with _first_alone_speaks():
+            code = _run([*(a for a in options if a not in (DEBUG, NO_PLUGINS)), *values])
+        sys.stdout.flush()
+        return code
+    except Stopped as stopped:
+        return stopped.exit_code
+    except BrokenPipeError:
+        _forget_stdout()
+        return BROKEN_PIPE
+    except BaseException as error:
+        if reader_left(error):
+            _forget_stdout()
+            return BROKEN_PIPE
+        if is_signal(error):
+            return 130
+        if signals.number is not None and not isinstance(error, DifftoolError):  # what others made of a signal
+            return 128 + signals.number
+        if isinstance(error, SystemExit) and COMPLETE in os.environ:  # how Typer ends a completion
+            raise
+        return _end(error, debug=DEBUG in options)
+
+
+def _end(error: BaseException, *, debug: bool) -> int:
+    """Tell a failure, once where many processes have it, and end all alike."""
+    own, message = failure(error)
+    if world().size > 1:
+        signals.settle()
+    with settled(own, message, died=isinstance(error, PeerDied)) as (code, told_here):
+        if told_here and debug:
+            import traceback
+
+            traceback.print_exception(error)
+            _say(_versions())
+        if told_here:
+            _say(message)
+    return code
+
+
+@contextlib.contextmanager
+def _first_alone_speaks() -> Iterator[None]:
+    """Of many processes the others print nothing in this block."""
+    if world().first:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def _run(arguments: list[str]) -> int:
+    import typer
+
+    from difftool.cli.app import app
+
+    try:
+        os.getcwd()
+    except OSError as error:  # nor could torch be loaded there
+        raise DifftoolError(f"the current folder cannot be used ({error.strerror}); change to another") from None
+    _refuse_empty(arguments)
+    if world().size > 1:
+        if next((a for a in arguments if not a.startswith("-")), "") in TOGETHER:
+            hush()
+        elif world().first:
+            forget()
+        else:
+            return 0
+    outcome = typer.main.get_command(app).main(arguments, prog_name="difftool", standalone_mode=False)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """No option takes an empty text, and a path of that kind would be the current folder."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument == "--":
+            return
+        name, equals, value = argument.partition("=")
+        if argument == "" or (equals and value == "" and name.startswith("-")):
+            where = name or (before if before.startswith("-") else "an argument")
+            raise UsageError(f"{where}: must not be empty")
+
+
+def failure(error: BaseException) -> tuple[int, str]:
+    """Exit code and the one line for an exception."""
+    import typer
+
+    if isinstance(error, Interrupted):
+        return error.exit_code, str(error)
+    if isinstance(error, DifftoolError):
+        return error.exit_code, f"error: {error}"
+    if isinstance(error, typer.TyperException):
+        return error.exit_code, f"error: {_usage(error)}"
+    if out_of_memory(error):
+        return 1, f"error: {OUT_OF_MEMORY.format('')}"
+    if reader_died(error):
+        return 1, "error: a process that reads data was killed, perhaps for want of memory; try --workers 0"
+    if isinstance(error, OSError) and error.strerror:
+        return 1, f"error: {error.filename or 'the output'}: {error.strerror}"
+    return 1, f"error: unexpected {type(error).__name__}: {said(error)}; {BUG}"
+
+
+def _usage(error: Any) -> str:
+    """Typer's finding as one line in our words."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return "name a command, such as 'difftool train'"
+    text = " ".join(str(error.format_message()).split()).rstrip(".")
+    if text.lower().startswith("no such option"):
+        near = getattr(error, "possibilities", None)
+        text = f"there is no option {error.option_name}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    text = re.sub(r"^Invalid value for '?(-[^:']*?|[A-Z]+)'?( / [^:]*)?: ", lambda m: f"{m[1].split(' / ')[0]}: ", text)
+    text = text.replace(": Value error, ", ": ").replace(": Input should be", ": must be")
+    if text.startswith("Got unexpected extra argument"):
+        text = text[0].lower() + text[1:] + "; options begin with --"
+    if ctx := getattr(error, "ctx", None):
+        text += f" (see '{ctx.command_path} --help')"
+    return text
+
+
+def _say(message: str) -> None:
+    line = printable(re.sub(TOO_LONG, _shortened, " ".join(message.split())))
+    try:
+        sys.stderr.write(f"difftool: {line}\n")
+    except UnicodeEncodeError:
+        sys.stderr.write(f"difftool: {line.encode('ascii', 'backslashreplace').decode()}\n")
+    except OSError:
+        pass
+
+
+def _versions() -> str:
+    """What a report of a bug should say."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ", ".join(f"{name} {version(name)}" for name in ("difftool", "torch", "typer", "pluggy", "safetensors"))
+    return f"{packages}, Python {platform.python_version()}, {platform.platform()}"
+
+
+def _shortened(word: re.Match[str]) -> str:
+    return f"{word[0][:60]}[...]{word[0][-20:]}"
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Warnings as one line; those meant for programmers are passed over."""
+    if not issubclass(category, (DeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)):
+        _say(f"warning: {message}")
+
+
+def _mend_streams() -> None:
+    """A closed stream is a silent one, and names that a stream cannot spell are escaped rather than fatal.
+
+    The numbers of closed streams are taken first, or a file opened later would get one, and stray output with it.
+    """
+    if os.environ.get("COLUMNS", "").strip("0") == "":  # rich would print nothing in none
+        os.environ.pop("COLUMNS", None)
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= LAST_STREAM:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open for as long as the process
+        elif hasattr(stream := getattr(sys, name), "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _forget_stdout() -> None:
+    """What is still buffered has nowhere to go: the reader has gone, or the disk is full."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

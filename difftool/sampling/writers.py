@@ -1,0 +1,102 @@
+"""Which writer a file of samples goes to, and that the file appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from operator import index
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from difftool.components import Writer
+from difftool.errors import DifftoolError, UsageError, blaming, said
+from difftool.files import atomic, atomic_folder, check_output
+from difftool.plugins.discovery import DENY, winner_of
+from difftool.plugins.registry import registry
+
+if TYPE_CHECKING:
+    from difftool.diffusion.estimate import DrawingSpec
+    from difftool.figures.drawing import Drawing
+
+
+def writer_of(path: Path) -> type[Writer]:
+    """The writer of a path's suffix; a path without one is a folder. Raises `UsageError` where there is none."""
+    found, suffix = registry(), path.suffix.lower()
+    known = [suffix for writer in found.all_of(Writer) for suffix in writer.suffixes]
+    if not suffix and path.name.lower() in known:
+        raise UsageError(f"{path} is a suffix without a name; write for example samples{path.name.lower()}")
+    claims = [writer for writer in found.all_of(Writer) if suffix in writer.suffixes]
+    if not claims:
+        what = f"cannot write {suffix} files" if suffix else "has no suffix"
+        folder = ", and a name without suffix for a folder of images" if "" in known else ""
+        raise UsageError(f"{path}: {what}; known are {' '.join(filter(None, known))}{folder}{found.missing_too()}")
+    winner = winner_of([(writer, _built_in(writer)) for writer in claims])
+    if winner is None:
+        names = [found.reference(writer) for writer in claims]
+        owners = [owner.distribution for writer in claims if (owner := found.owner(writer))]
+        raise UsageError(f"{path}: both {' and '.join(names)} write {suffix}; leave one out by {DENY}={owners[0]}")
+    return winner
+
+
+def suffixes_of_arrays() -> list[str]:
+    """The endings that keep the numbers themselves."""
+    return [suffix for writer in registry().all_of(Writer) if writer.holds_arrays for suffix in writer.suffixes]
+
+
+def check(writer: Writer, path: Path, spec: DrawingSpec) -> None:
+    """Refuse a file that cannot show samples of this kind. Raises `UsageError`."""
+    try:
+        with blaming(f"writer {writer.name}"):
+            writer.check(spec)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}; write {', '.join(suffixes_of_arrays())} instead") from None
+
+
+def needed_states(writers: Iterable[Writer], spec: DrawingSpec) -> list[int]:
+    """The steps after which one of the writers needs the state of the walk, in order."""
+    return sorted({step for writer in writers for step in _states(writer, spec) if 0 <= step <= spec.steps})
+
+
+def _states(writer: Writer, spec: DrawingSpec) -> list[int]:
+    what = f"writer {writer.name}"
+    try:
+        with blaming(what):
+            return [index(step) for step in writer.states(spec)]
+    except ValueError as error:
+        raise DifftoolError(f"{what}: {said(error)}") from None
+
+
+def write(writer: Writer, drawing: Drawing, path: Path, *, overwrite: bool) -> None:
+    """Write the samples, whole or not at all. Raises `DifftoolError`."""
+    import torch
+
+    if len(drawing.x) == 0:
+        raise DifftoolError(f"there are no samples to write to {path}")
+    if not bool(torch.isfinite(drawing.x).all()):
+        raise DifftoolError(
+            f"the samples hold NaN or infinite numbers, so {path} was not written: the network's estimates ran away; "
+            "train longer, or take another --sampler, --spacing or, in training, --prediction"
+        )
+    check_output(path, overwrite=overwrite, folder=not path.suffix)
+    opened = atomic if path.suffix else atomic_folder
+    try:
+        with opened(path, overwrite=overwrite) as temporary:
+            with blaming(f"writer {writer.name}", OSError):
+                writer.write(drawing, temporary)
+            _check_written(writer, [temporary] if path.suffix else [*temporary.iterdir()])
+    except ValueError as error:
+        raise DifftoolError(f"{path} was not written: {said(error)}") from None
+
+
+def _check_written(writer: Writer, files: Sequence[Path]) -> None:
+    """Raise `ValueError` unless there are files, and regular ones: a link would be followed."""
+    if not any(os.path.lexists(file) for file in files):
+        raise ValueError(f"writer {writer.name} wrote nothing")
+    if strange := [file.name for file in files if not stat.S_ISREG(file.lstat().st_mode)]:
+        raise ValueError(f"writer {writer.name} made {strange[0]}, which is no regular file")
+
+
+def _built_in(writer: type[Writer]) -> bool:
+    owner = registry().owner(writer)
+    return owner is not None and owner.built_in

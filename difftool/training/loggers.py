@@ -1,0 +1,118 @@
+"""The loggers of a run: which, opened before it is trained, and told of every row."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from difftool.components import Logger
+from difftool.errors import DifftoolError, InvalidOption, UsageError, blaming, is_signal, told
+from difftool.options import plain
+from difftool.plugins.registry import registry
+
+if TYPE_CHECKING:
+    from difftool.diffusion.estimate import Row, RunContext
+
+Log = Callable[["Row"], None]
+TABLE = "loggers"
+"""Of a config file: a table for each logger, by its name."""
+
+
+def tables(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The options of each logger that a config file names. Raises `InvalidOption`."""
+    found = document.get(TABLE, {})
+    for name, options in found.items():
+        if not isinstance(options, Mapping):
+            raise InvalidOption(TABLE, f"{name} must be a table, [{TABLE}.{name}]")
+    return dict(found)
+
+
+def classes(names: Sequence[str]) -> dict[str, type[Logger]]:
+    """The logger classes, each once. Raises `UsageError`."""
+    return {name: registry().of_kind(Logger, name) for name in dict.fromkeys(names)}
+
+
+def document_of(loggers: Sequence[Logger]) -> dict[str, dict[str, Any]]:
+    """As `tables` reads them."""
+    return {name_of(logger): plain(logger) for logger in loggers}
+
+
+def check_requirements(loggers: Sequence[Logger]) -> None:
+    """Refuse, before anything is made, a logger whose library is not installed, and one that is named twice."""
+    classes = [type(logger) for logger in loggers]
+    for logger in loggers:
+        if classes.count(type(logger)) > 1:  # its rows would go to the same place twice
+            raise UsageError(f"logger {name_of(logger)}: is named twice; name it once")
+        for module, what in logger.requires.items():
+            if not _is_there(module):
+                reason = f"needs the module {module!r}, which is not installed: pip install {what!r}"
+                raise DifftoolError(f"logger {name_of(logger)}: {reason}")
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module is installed. Of one in a package, the package is imported."""
+    try:
+        return find_spec(module) is not None
+    except Exception:  # the package is not there, or not whole
+        return False
+
+
+class Loggers:
+    """The open loggers of a run. One that fails is told and left out from then on; the run goes on."""
+
+    def __init__(self, logs: Iterable[tuple[str, Log]]) -> None:
+        self._logs = list(logs)
+
+    def __call__(self, row: Row) -> None:
+        for one in [*self._logs]:
+            name, log = one
+            try:
+                log(row)
+            except BaseException as error:
+                if is_signal(error):
+                    raise
+                self._logs = [other for other in self._logs if other is not one]
+                _complain(name, f"failed at step {row.step} and is told no more", error)
+
+
+@contextlib.contextmanager
+def opened(loggers: Sequence[Logger], run: RunContext) -> Iterator[Loggers]:
+    """Open them all, and close them when the run ends, however it does. Raises `DifftoolError` where one cannot be."""
+    with contextlib.ExitStack() as stack:
+        yield Loggers([(name_of(logger), stack.enter_context(_opened(logger, run))) for logger in loggers])
+
+
+def name_of(logger: Logger) -> str:
+    return registry().reference(type(logger))
+
+
+@contextlib.contextmanager
+def _opened(logger: Logger, run: RunContext) -> Iterator[Log]:
+    name = name_of(logger)
+    try:
+        with blaming(f"logger {name}"):
+            context = logger.open(run)
+            if not hasattr(context, "__enter__"):
+                raise ValueError(f"open() gave a {type(context).__name__}, no context")
+            log = context.__enter__()
+    except ValueError as error:
+        raise DifftoolError(f"logger {name}: {error}") from None
+    try:
+        yield log
+    finally:
+        ending = sys.exc_info()
+        try:
+            context.__exit__(*ending)
+        except BaseException as error:
+            if is_signal(error):
+                raise
+            if error is not ending[1]:
+                _complain(name, "could not be closed", error)
+
+
+def _complain(name: str, what: str, error: BaseException) -> None:
+    warnings.warn(f"logger {name} {what} ({told(error)})", stacklevel=3)

@@ -1,0 +1,107 @@
+"""Pictures of a run while it trains: samples, and what the network sees and says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from difftool.errors import DifftoolError
+from difftool.files import atomic
+from difftool.rng import sample_noise
+from difftool.settings import Sampling
+
+if TYPE_CHECKING:
+    from difftool.data.samples import Samples
+    from difftool.sampling.source import Source
+    from difftool.training.experiment import Experiment
+
+STEPS = 25
+"""DDIM steps of a preview: quick, and good enough to see progress."""
+POINTS, IMAGES = 1_000, 16
+REFERENCE = 5_000
+"""Data points drawn under samples."""
+PANEL_LEVELS = (0.1, 0.3, 0.5, 0.8)
+"""Where in the schedule the panel looks, as parts of T."""
+
+
+def draw(experiment: Experiment) -> list[Path]:
+    """Write `previews/samples-<step>` and `previews/panel-<step>`; data other than points and images have none."""
+    shape = experiment.data.shape
+    if not experiment.data.is_image and len(shape) != 1:
+        return []
+    step, folder = experiment.state.step, experiment.folder.previews
+    samples, panel = folder / f"samples-{step:06d}.png", folder / f"panel-{step:06d}.png"
+    network = experiment.model.network
+    training = network.training
+    network.eval()
+    try:
+        draw_samples(experiment, samples)
+        draw_panel(experiment, panel)
+    finally:
+        network.train(training)
+    return [samples, panel]
+
+
+def draw_samples(experiment: Experiment, path: Path) -> None:
+    """A few samples of what would be saved now, always from the same noise."""
+    from difftool.figures.drawing import Drawing
+    from difftool.sampling.loop import Plan, sample
+
+    model = experiment.model
+    steps = min(STEPS, len(model.schedule))
+    n = IMAGES if model.data.is_image else POINTS
+    plan = Plan.of(model, Sampling(steps=steps, num_samples=n, label="0" if model.needs_label else None))
+    x = torch.cat([p.x for p in sample(model, plan) if p.done]).cpu()
+    title = f"{model.recipe.name}, step {experiment.state.step}, ddim {steps} steps"
+    reference = reference_points(experiment)
+    with atomic(path) as temporary:
+        Drawing(x=x, scaling=model.data.scaling, title=title, reference=reference).save_figure(temporary)
+
+
+def draw_panel(experiment: Experiment, path: Path) -> None:
+    """Original, noisy, true noise, predicted noise and reconstruction, at several levels."""
+    from difftool.figures.style import save
+    from difftool.sampling.reconstruction import panel, reconstruct
+
+    model, schedule = experiment.model, experiment.model.schedule
+    count = 1 if model.data.is_image else POINTS
+    x_0, labels = some_items(experiment, count * len(PANEL_LEVELS))
+    made = []
+    for row, part in enumerate(PANEL_LEVELS):
+        own = slice(row * count, (row + 1) * count)
+        eps = sample_noise(row * count, len(x_0[own]), model.data.shape, 0, "panel", device=experiment.device)
+        level = schedule[int(part * (len(schedule) - 1))]
+        made.append(reconstruct(model, x_0[own], level, eps, None if labels is None else labels[own]))
+    rows = [f"t = {one.level.t:.0f}" for one in made]
+    figure = panel(made, model.data, rows=rows, title=f"{model.recipe.name}, step {experiment.state.step}")
+    with atomic(path) as temporary:
+        save(figure, temporary)
+
+
+def some_items(experiment: Experiment, count: int) -> tuple[Tensor, Tensor | None]:
+    """Training items in model units, spread over the data, and their labels; repeated where there are fewer."""
+    n = len(experiment.train)
+    indices = [i * max(1, n // count) % n for i in range(count)]
+    items, labels = experiment.train.take(indices)
+    return experiment.data.scaling.to_model(items.to(experiment.device)), labels
+
+
+def reference_points(experiment: Experiment) -> Tensor | None:
+    """Data to draw under samples of points, in data units."""
+    return _some_points(experiment.train)
+
+
+def reference_points_of(source: Source) -> Tensor | None:
+    """Data points of a source in data units, made again; None where they cannot be had here."""
+    try:
+        return _some_points(source.load_samples())
+    except DifftoolError:
+        return None
+
+
+def _some_points(samples: Samples) -> Tensor | None:
+    items = samples.items
+    return items[:REFERENCE].float().cpu() if isinstance(items, Tensor) and items.ndim == 2 else None
