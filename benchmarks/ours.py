@@ -21,10 +21,10 @@ from difftool.cli.train import _Words  # the bar's words are part of what is mea
 from difftool.components import Dataset
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Scaling
+from difftool.plugins.build import build_network, load_samples
 from difftool.runs.folder import create
 from difftool.runs.recipe import Recipe, compose
-from difftool.sampling.model import build_network
-from difftool.training.experiment import Experiment, load_samples, prepare
+from difftool.training.experiment import Experiment, prepare
 from difftool.training.loop import layout_of
 
 CPU = torch.device("cpu")
@@ -106,4 +106,4 @@ def steps_of(
 def network_of(made: Recipe) -> nn.Module:
     """The untrained network of a recipe."""
     samples = load_samples(made.dataset, 0)
-    return build_network(made, DataFacts.of(samples))
+    return build_network(made.backbone, DataFacts.of(samples), made.training)

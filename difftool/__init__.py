@@ -1,7 +1,7 @@
 """difftool: a plugin-based toolkit for diffusion models.
 
-This module offers everything a plugin author or a script needs, and nothing more. Names are imported on first use (PEP
-562), so that importing difftool costs nothing.
+This module offers everything that a plugin author or a script needs, and nothing more. Names are imported on first use
+(PEP 562), so that `import difftool` stays fast.
 """
 
 from __future__ import annotations
@@ -9,131 +9,91 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from difftool.version import API_VERSION, __version__
+from difftool.version import API_VERSION as API_VERSION
+from difftool.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from difftool.api import load, train
-    from difftool.components import (
-        Backbone,
-        Command,
-        Component,
-        Dataset,
-        Logger,
-        NoiseSchedule,
-        Oracle,
-        Prediction,
-        Sampler,
-        Spacing,
-        TimeDensity,
-        Weighting,
-        Writer,
-        option,
-    )
-    from difftool.data.images import BadImage, check_image, read_image
-    from difftool.data.samples import PIXELS, DatasetContext, Samples, points
-    from difftool.diffusion.estimate import (
-        BackboneSpec,
-        Denoise,
-        DrawingSpec,
-        Estimate,
-        ObjectiveSpec,
-        Row,
-        RunContext,
-        Step,
-    )
-    from difftool.diffusion.schedule import CLEAN, TIME_RANGE, Level, Schedule
-    from difftool.errors import DifftoolError, UsageError, printable
-    from difftool.figures.drawing import Drawing
-    from difftool.hookspecs import hookimpl
-    from difftool.plugins.naming import component, names
-    from difftool.sampling.model import Model
+    from difftool.api import load as load
+    from difftool.api import train as train
+    from difftool.components import Backbone as Backbone
+    from difftool.components import BackboneSpec as BackboneSpec
+    from difftool.components import Command as Command
+    from difftool.components import Component as Component
+    from difftool.components import Dataset as Dataset
+    from difftool.components import Logger as Logger
+    from difftool.components import NoiseSchedule as NoiseSchedule
+    from difftool.components import ObjectiveSpec as ObjectiveSpec
+    from difftool.components import Oracle as Oracle
+    from difftool.components import Prediction as Prediction
+    from difftool.components import Row as Row
+    from difftool.components import RunContext as RunContext
+    from difftool.components import Sampler as Sampler
+    from difftool.components import Spacing as Spacing
+    from difftool.components import TimeDensity as TimeDensity
+    from difftool.components import Weighting as Weighting
+    from difftool.components import Writer as Writer
+    from difftool.data.images import BadImage as BadImage
+    from difftool.data.images import check_image as check_image
+    from difftool.data.images import read_image as read_image
+    from difftool.data.samples import PIXELS as PIXELS
+    from difftool.data.samples import DatasetContext as DatasetContext
+    from difftool.data.samples import Samples as Samples
+    from difftool.data.samples import points as points
+    from difftool.diffusion.estimate import Denoise as Denoise
+    from difftool.diffusion.estimate import Estimate as Estimate
+    from difftool.diffusion.estimate import Step as Step
+    from difftool.diffusion.schedule import CLEAN as CLEAN
+    from difftool.diffusion.schedule import TIME_RANGE as TIME_RANGE
+    from difftool.diffusion.schedule import Level as Level
+    from difftool.diffusion.schedule import Schedule as Schedule
+    from difftool.errors import DifftoolError as DifftoolError
+    from difftool.errors import UsageError as UsageError
+    from difftool.errors import printable as printable
+    from difftool.figures.drawing import Drawing as Drawing
+    from difftool.figures.formats import DrawingSpec as DrawingSpec
+    from difftool.hookspecs import hookimpl as hookimpl
+    from difftool.options import option as option
+    from difftool.plugins.registry import component as component
+    from difftool.plugins.registry import names as names
+    from difftool.sampling.model import Model as Model
 
-_LAZY = {
+_NAMES: dict[str, tuple[str, ...]] = {
     "api": ("load", "train"),
     "components": (
         "Backbone",
+        "BackboneSpec",
         "Command",
         "Component",
         "Dataset",
         "Logger",
         "NoiseSchedule",
+        "ObjectiveSpec",
         "Oracle",
         "Prediction",
+        "Row",
+        "RunContext",
         "Sampler",
         "Spacing",
         "TimeDensity",
         "Weighting",
         "Writer",
-        "option",
     ),
-    "errors": ("DifftoolError", "UsageError", "printable"),
-    "hookspecs": ("hookimpl",),
-    "data.samples": ("PIXELS", "DatasetContext", "Samples", "points"),
-    "diffusion.estimate": (
-        "BackboneSpec",
-        "Denoise",
-        "DrawingSpec",
-        "Estimate",
-        "ObjectiveSpec",
-        "Row",
-        "RunContext",
-        "Step",
-    ),
-    "figures.drawing": ("Drawing",),
     "data.images": ("BadImage", "check_image", "read_image"),
-    "sampling.model": ("Model",),
-    "plugins.naming": ("component", "names"),
+    "data.samples": ("PIXELS", "DatasetContext", "Samples", "points"),
+    "diffusion.estimate": ("Denoise", "Estimate", "Step"),
     "diffusion.schedule": ("CLEAN", "TIME_RANGE", "Level", "Schedule"),
+    "errors": ("DifftoolError", "UsageError", "printable"),
+    "figures.drawing": ("Drawing",),
+    "figures.formats": ("DrawingSpec",),
+    "hookspecs": ("hookimpl",),
+    "options": ("option",),
+    "plugins.registry": ("component", "names"),
+    "sampling.model": ("Model",),
 }
-_HOME = {name: module for module, names in _LAZY.items() for name in names}
+"""The public names, by the module that defines each."""
 
-__all__ = [
-    "API_VERSION",
-    "CLEAN",
-    "PIXELS",
-    "TIME_RANGE",
-    "Backbone",
-    "BackboneSpec",
-    "BadImage",
-    "Command",
-    "Component",
-    "Dataset",
-    "DatasetContext",
-    "Denoise",
-    "DifftoolError",
-    "Drawing",
-    "DrawingSpec",
-    "Estimate",
-    "Level",
-    "Logger",
-    "Model",
-    "NoiseSchedule",
-    "ObjectiveSpec",
-    "Oracle",
-    "Prediction",
-    "Row",
-    "RunContext",
-    "Sampler",
-    "Samples",
-    "Schedule",
-    "Spacing",
-    "Step",
-    "TimeDensity",
-    "UsageError",
-    "Weighting",
-    "Writer",
-    "__version__",
-    "check_image",
-    "component",
-    "hookimpl",
-    "load",
-    "names",
-    "option",
-    "points",
-    "printable",
-    "read_image",
-    "train",
-]
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = ["API_VERSION", "__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

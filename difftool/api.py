@@ -19,10 +19,9 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Mod
     `weights="raw"` takes those that were being trained, from the run's state.
     """
     from difftool import devices
-    from difftool.runs.folder import find_model
-    from difftool.training.state import read_model
+    from difftool.sampling.model import load_model
 
-    return read_model(*find_model(Path(path)), weights).to(devices.choose(device))
+    return load_model(Path(path), weights, device=devices.choose(device))
 
 
 def train(

@@ -13,82 +13,85 @@ method makes the part. Subclassing is all it takes:
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from difftool.options import Options
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from difftool.data.samples import DatasetContext, Samples
-    from difftool.diffusion.estimate import BackboneSpec, Denoise, DrawingSpec, ObjectiveSpec, Row, RunContext, Step
+    from difftool.diffusion.estimate import Denoise, Step
     from difftool.diffusion.schedule import Level, Schedule
     from difftool.figures.drawing import Drawing
+    from difftool.figures.formats import DrawingSpec
 
 
-LARGEST_SHOWN = 10**5
-"""Upper bounds from here on only guard against absurd sizes in files; help does not show them."""
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """What a backbone is asked to build. May grow fields."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Details:
-    """What a field says beyond its type, kept in the field's metadata: help, range, short flag, what None means, ..."""
-
-    help: str = ""
-    ge: float | None = None
-    gt: float | None = None
-    le: float | None = None
-    lt: float | None = None
-    short: str = ""
-    otherwise: str = ""
-    positional: bool = False
-    zero: str = ""
+    shape: tuple[int, ...]
+    """Shape of one item, channels (or coordinates) first: (2,), (3, 32, 32)."""
+    out_channels: int
+    """Channels of the answer; the rest of its shape is the item's."""
+    classes: int | None = None
+    """Number of classes; index `classes` itself means "no class". None: the network takes no condition."""
+    sigma_data: float = 1.0
+    """Standard deviation of the data in model units."""
+    self_condition: bool = False
+    """Whether the last estimate of x_0 comes beside x_t, as further channels."""
 
     @property
-    def range(self) -> str:
-        """The range as a reader expects it: `0<=x<=1`, `x>0`, or nothing."""
-        low = f"{self.ge:g}<=" if self.ge is not None else f"{self.gt:g}<" if self.gt is not None else ""
-        guard = self.le is not None and self.le >= LARGEST_SHOWN
-        high = f"<={self.le:g}" if self.le is not None and not guard else f"<{self.lt:g}" if self.lt is not None else ""
-        if low and not high:
-            return f"x>={self.ge:g}" if self.ge is not None else f"x>{self.gt:g}"
-        return f"{low}x{high}" if low or high else ""
+    def in_channels(self) -> int:
+        """Channels of the network's input."""
+        return self.shape[0] * (2 if self.self_condition else 1)
 
 
-def option(
-    *,
-    default: Any = dataclasses.MISSING,
-    help: str = "",
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-    short: str = "",
-    otherwise: str = "",
-    positional: bool = False,
-    zero: str = "",
-) -> Any:
-    """An option of a component. Without a default the user must give it; bounds hold for each item of a tuple.
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSpec:
+    """What prediction types, weightings and time densities are told. May grow fields."""
 
-    `short` is a flag such as `-n`; a `positional` one is given without a flag; only commands have these two.
-    `otherwise` says in the help what happens where the default is None. `zero` is a word for 0, such as `auto`, where
-    the number itself is out of bounds.
-    """
-    details = Details(help, ge, gt, le, lt, short, otherwise, positional, zero)
-    return dataclasses.field(default=default, metadata={Details: details})
+    schedule: Schedule
+    sigma_data: float = 1.0
+    """Standard deviation of the data in model units."""
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
-class Options:
-    """A frozen, keyword-only record of options; subclasses need no decorator."""
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What a logger is told of the run that it logs. May grow fields."""
 
-    def __init_subclass__(cls, **keywords: Any) -> None:
-        super().__init_subclass__(**keywords)
-        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    folder: Path
+    """The run folder."""
+    logs: Path
+    """Where a logger may keep files of its own: a folder in the run folder that may not be there yet."""
+    name: str
+    """Such as `swiss-roll-mlp`."""
+    config: Mapping[str, Mapping[str, Any]]
+    """The components and settings of the run as plain values, a table for each."""
+    started: str
+    """When the run began, ISO 8601 in UTC; the same after each resume."""
+    step: int = 0
+    """Completed steps when training goes on; 0 for a new run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is logged at a step. May grow fields."""
+
+    step: int
+    """Completed steps."""
+    metrics: Mapping[str, float | None]
+    """By name, the same names in each row of numbers; None where one was not measured. Empty where there are only
+    pictures."""
+    pictures: tuple[Path, ...] = ()
+    """Pictures that were drawn at this step."""
 
 
 class Component(Options):

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from difftool.components import Options, option
+from difftool.options import Options, option
 
 LARGEST_SEED = 2**63 - 1
 LARGEST_STEP = 10**9

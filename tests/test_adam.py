@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difftool.training import weights
+from difftool.training import optimizer as weights
 from difftool.training.ema import EMA
-from difftool.training.optimizer import Adam
-from difftool.training.weights import joined, laid_out
+from difftool.training.optimizer import Adam, joined, laid_out
 
 
 class Net(nn.Module):

@@ -19,8 +19,7 @@ from conftest import Run, tree
 import difftool
 from difftool import Command, DifftoolError, UsageError, hookimpl, option
 from difftool.cli import app
-from difftool.cli.console import stderr, stdout
-from difftool.cli.markup import help_text
+from difftool.cli.console import help_text, stderr, stdout
 from difftool.plugins import discovery as finding
 from difftool.plugins.discovery import Announced, announced
 from difftool.plugins.loading import Plugin, Problem

@@ -11,8 +11,9 @@ import torch
 from test_training import CPU, Net, cloud, loop, new_state, objective, settings, state_dict
 from torch import Tensor, nn
 
-from difftool.training.compiled import compiled_step
-from difftool.training.loop import TrainState, settle
+from difftool.training.loop import settle
+from difftool.training.state import TrainState
+from difftool.training.step import compiled_step
 
 
 class Plain(Net):

@@ -13,10 +13,11 @@ from typing import Any, Literal, get_args
 import pytest
 
 from difftool import Backbone, Command, Component, Dataset, Logger, NoiseSchedule, Sampler, Spacing, Writer, option
-from difftool.components import KINDS, Details, Options
+from difftool.components import KINDS
 from difftool.errors import InvalidOption, UsageError
-from difftool.options import LONGEST_TUPLE, fields, make, plain, problem, suggestion
+from difftool.options import LONGEST_TUPLE, Details, Options, fields, make, plain, suggestion
 from difftool.plugins.registry import registry
+from difftool.plugins.validation import problem
 from difftool.runs.recipe import dump_toml
 from difftool.settings import Sampling, Training
 

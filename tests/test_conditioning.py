@@ -17,9 +17,10 @@ from torch import Tensor
 
 import difftool
 from difftool import CLEAN, Denoise, DifftoolError, Estimate, Level, Schedule, UsageError
-from difftool.data.own_images import own_mask
+from difftool.data.images import own_mask
 from difftool.errors import InvalidOption
-from difftool.sampling.denoiser import Clipped, Counted, Guided, Inpainted, Thresholded, Within
+from difftool.sampling.denoiser import Clipped, Counted, Inpainted, Thresholded
+from difftool.sampling.guidance import Guided, Within
 from difftool.sampling.loop import Plan, last_part, sample, slerp
 from difftool.settings import Sampling
 from difftool_plugins.samplers.spacings import Trailing
@@ -368,12 +369,12 @@ def test_a_mask_is_cropped_as_its_image_and_never_blended(images_run: Path, tmp_
     pixels = np.zeros((40, 60), dtype=np.uint8)
     pixels[:, 30:], pixels[0, 0] = 128, 255
     Image.fromarray(pixels).save(tmp_path / "m.png")
-    found = own_mask(tmp_path / "m.png", model, "--mask")
+    found = own_mask(tmp_path / "m.png", model.data, "--mask")
     assert (found.dtype, found.shape) == (torch.bool, (1, 8, 8))
     assert torch.equal(found, (torch.arange(8) >= 4).expand(1, 8, 8))
     Image.fromarray(np.uint8([[127, 128], [0, 255]]).repeat(4, 0).repeat(4, 1)).save(tmp_path / "exact.png")
     expected = torch.tensor([[False, True], [False, True]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
-    assert torch.equal(own_mask(tmp_path / "exact.png", model, "--mask")[0], expected)
+    assert torch.equal(own_mask(tmp_path / "exact.png", model.data, "--mask")[0], expected)
 
 
 @pytest.mark.parametrize(("value", "piece"), [(255, "all white: all of the image is painted anew"), (0, "all black")])

@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 
 from difftool.components import Dataset
+from difftool.data.batches import Batches
 from difftool.data.images import BadImage, cover_box, opened, read_image
-from difftool.data.samples import Batches, DatasetContext, Samples, Scaling, split
+from difftool.data.samples import DatasetContext, Samples, Scaling, split
 from difftool.errors import InvalidOption
 from difftool.options import make
 from difftool.plugins.registry import registry
@@ -878,7 +879,7 @@ def test_digits_plugin_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES / "plugins" / "difftool-digits" / "src")
     import difftool_digits
 
-    from difftool.options import problem
+    from difftool.plugins.validation import problem
 
     (digits,) = difftool_digits.difftool_datasets()
     assert problem(digits) is None

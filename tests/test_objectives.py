@@ -13,7 +13,7 @@ from torch import Tensor
 from difftool import NoiseSchedule, ObjectiveSpec, Prediction, TimeDensity, Weighting
 from difftool.data.facts import DataFacts
 from difftool.diffusion.prediction import native_weight, tables
-from difftool.options import problem
+from difftool.plugins.validation import problem
 from difftool.training.inputs import StepNoise
 from difftool.training.loss import Objective, distribution
 from difftool_plugins.objectives import difftool_predictions, difftool_times, difftool_weightings

@@ -13,9 +13,11 @@ from conftest import Run
 from torch import Tensor
 
 from difftool import DatasetContext, Level, Oracle, Samples, component, points
-from difftool.data.mixture import Mixture
+from difftool.data.samples import Mixture
 from difftool.errors import UsageError
+from difftool.sampling.loop import Plan, draw
 from difftool.sampling.oracle import OracleSource
+from difftool.settings import Sampling
 from difftool_plugins.oracles import difftool_oracles
 from difftool_plugins.oracles.exact import ClosedForm, Ideal
 from difftool_plugins.oracles.mixture import CHUNK, FEW, MixtureDenoiser
@@ -208,7 +210,7 @@ def test_a_mixture_is_checked() -> None:
 @pytest.mark.parametrize("oracle", ["ideal", "closed-form"])
 def test_samples_come_in_data_units(oracle: str) -> None:
     made = source(oracle, "gaussian-mixture", n=2000, components=2, radius=3.0, std=0.25)
-    x = made.sample(2000, sampler="ddim", spacing="log-snr", steps=40)
+    x = draw(made, Plan.of(made, Sampling(num_samples=2000, steps=40), sampler="ddim", spacing="log-snr"))
     assert x.dtype == torch.float32
     right = x[:, 0] > 0
     assert float(right.float().mean()) == pytest.approx(0.5, abs=0.05)
@@ -239,7 +241,7 @@ def test_each_sample_of_its_own_class() -> None:
         own = made.denoiser(6, label=k)(x, at)
         torch.testing.assert_close(both.x_0[labels == k], own.x_0[labels == k])
         torch.testing.assert_close(both.eps[labels == k], own.eps[labels == k])
-    x = made.sample(50, label="1", spacing="log-snr", steps=10)
+    x = draw(made, Plan.of(made, Sampling(num_samples=50, label="1", steps=10), spacing="log-snr"))
     torch.testing.assert_close(x.mean(0), torch.tensor([0.0, 1.0]), atol=0.1, rtol=0)
 
 

@@ -32,7 +32,7 @@ from difftool import (
     load,
     points,
 )
-from difftool.diffusion.estimate import DrawingSpec
+from difftool.figures.formats import DrawingSpec
 from difftool.runs.recipe import compose, dump_toml
 from difftool.sampling.writers import needed_states, write
 from difftool.testing import PluginManager

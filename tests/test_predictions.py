@@ -13,8 +13,8 @@ from torch import Tensor
 
 from difftool import CLEAN, Estimate, Level, NoiseSchedule, ObjectiveSpec, Prediction, Schedule
 from difftool.diffusion.prediction import check, determinant, estimate, first_step_gain, native_weight, tables
-from difftool.options import problem
 from difftool.plugins.registry import registry
+from difftool.plugins.validation import problem
 from difftool.sampling.denoiser import Clipped, Denoiser
 from difftool_plugins.objectives import difftool_predictions
 from difftool_plugins.objectives.predictions import (

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from difftool import devices
 from difftool import distributed as processes
-from difftool.data.samples import Batches, Samples
+from difftool.data.batches import Batches
+from difftool.data.samples import Samples
 from difftool.distributed import ALONE, Team, World, joined, world
 from difftool.errors import UsageError
 from difftool.runs.checkpoint import load

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import difftool
 from difftool import CLEAN, Denoise, Estimate, Level, ObjectiveSpec, Sampler, Schedule, Spacing, Step
-from difftool.options import problem
+from difftool.plugins.validation import problem
 from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import Plan, sample
 from difftool.settings import Sampling

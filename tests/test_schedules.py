@@ -10,7 +10,8 @@ import torch
 
 from difftool import CLEAN, Level, NoiseSchedule, Schedule
 from difftool.errors import InvalidOption
-from difftool.options import make, problem
+from difftool.options import make
+from difftool.plugins.validation import problem
 from difftool_plugins.samplers.ancestral import DDPM
 from difftool_plugins.schedules import difftool_schedules
 from difftool_plugins.schedules.log_snr import Laplace, LogLinear

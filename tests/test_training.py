@@ -13,33 +13,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difftool.components import Backbone, NoiseSchedule, Prediction, TimeDensity, Weighting
+from difftool.components import Backbone, BackboneSpec, NoiseSchedule, ObjectiveSpec, Prediction, TimeDensity, Weighting
+from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
-from difftool.data.samples import Batches, DatasetContext, Samples, Scaling, points, split
-from difftool.diffusion.estimate import BackboneSpec, ObjectiveSpec
+from difftool.data.samples import DatasetContext, Samples, Scaling, points, split
+from difftool.diffusion.estimate import GUESS_RANGE
 from difftool.diffusion.schedule import Schedule
 from difftool.errors import DifftoolError, Diverged, UsageError
 from difftool.options import make
 from difftool.plugins.registry import registry
 from difftool.rng import generator, key, permutation
 from difftool.runs.recipe import compose
-from difftool.sampling.denoiser import GUESS_RANGE, Denoiser
+from difftool.sampling.denoiser import Denoiser
 from difftool.settings import Training, is_due
 from difftool.training.ema import EMA
 from difftool.training.inputs import BLOCK_STEPS, StepNoise
-from difftool.training.loop import (
-    MOST_SKIPS,
-    Record,
-    TrainState,
-    TrainStep,
-    held_out_loss,
-    learning_rate,
-    settle,
-    train,
-)
+from difftool.training.loop import MOST_SKIPS, Record, held_out_loss, learning_rate, settle, train
 from difftool.training.loss import Objective
 from difftool.training.metrics import Meter
 from difftool.training.optimizer import Adam
+from difftool.training.state import TrainState
+from difftool.training.step import TrainStep
 
 CPU = torch.device("cpu")
 T = 100

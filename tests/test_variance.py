@@ -11,9 +11,11 @@ from conftest import POINTS, Run
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from difftool import Schedule, load
+from difftool import Schedule, component, load
 from difftool.data.facts import DataFacts
 from difftool.diffusion.variance import VarianceBound, split_answer
+from difftool.plugins.build import build_network
+from difftool.settings import Training
 from difftool_plugins.schedules.variance_preserving import Linear
 
 CPU = torch.device("cpu")
@@ -76,9 +78,10 @@ def test_the_best_variance_is_what_the_error_asks_for() -> None:
 
 
 def test_a_network_answers_twice_the_channels() -> None:
-    facts = DataFacts(shape=(3, 8, 8), shift=(0.0,), scale=(1.0,))
-    assert facts.spec().out_channels == 3
-    assert facts.spec(learn_variance=True).out_channels == 6
+    backbone = component("backbone", "mlp")
+    for settings, channels in ((Training(), 3), (Training(learn_variance=True), 6)):
+        network = build_network(backbone, DataFacts(shape=(3, 8, 8)), settings)
+        assert network(torch.zeros(2, 3, 8, 8), torch.zeros(2)).shape == (2, channels, 8, 8)
     answer, part = split_answer(torch.cat([torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)], dim=1))
     assert float(answer.abs().max()) == 0.0
     assert float(part.min()) == float(part.max()) == 1.0

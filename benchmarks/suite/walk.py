@@ -22,10 +22,10 @@ from benchmarks.measuring import Contest
 from difftool import Denoise, ObjectiveSpec, Samples, devices
 from difftool.components import NoiseSchedule, Prediction
 from difftool.data.facts import DataFacts
+from difftool.plugins.build import build_schedule
 from difftool.plugins.registry import registry
 from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import Plan, sample
-from difftool.sampling.model import build_schedule
 from difftool.sampling.source import Autocast, Source
 from difftool.settings import Sampling
 

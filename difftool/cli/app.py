@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from difftool.cli.markup import help_text
+from difftool.cli.console import help_text
 from difftool.plugins.discovery import BUILT_IN, Announced, announced
 from difftool.version import __version__
 

@@ -59,7 +59,7 @@ def check(
     given = given_values(ctx)
     sizes = _shape(shape)
     cases = [case for name in dict.fromkeys(names) for case in _cases(name, given, sizes)]
-    from difftool.testing.laws import laws_of
+    from difftool.testing.examine import laws_of
     from difftool.testing.plugins import LAWS
 
     total = sum(len(LAWS if case.kind == "plugin" else laws_of(case.kind)) for case in cases)
@@ -97,7 +97,8 @@ class _Case:
 
 def _cases(name: str, given: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...] | None) -> Iterator[_Case]:
     """The plugins of a package and all their components, or the components of that name. Raises `UsageError`."""
-    from difftool.testing.laws import Finding, examine
+    from difftool.testing.examine import examine
+    from difftool.testing.laws import Finding
     from difftool.testing.plugins import examine_plugin
 
     plugins = _plugins(name)

@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperCommand
 
-from difftool.cli.console import results_alone
+from difftool.cli.console import help_text, results_alone
 from difftool.cli.flags import Group, compile_options, given
-from difftool.cli.markup import help_text
 from difftool.components import KINDS, Component
 from difftool.errors import UsageError
 from difftool.options import fields, suggestion

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difftool.cli.command import component_command, given_values
-from difftool.cli.console import bar, note, show
+from difftool.cli.console import bar, help_text, note, show
 from difftool.cli.flags import Group, make_from_flags
-from difftool.cli.markup import help_text
 from difftool.cli.outputs import check_out, report
 from difftool.cli.sources import (
     Asked,
@@ -25,10 +24,11 @@ from difftool.cli.sources import (
     Weights,
     source_groups,
 )
-from difftool.components import Options, Sampler, Spacing, option
+from difftool.components import Sampler, Spacing
 from difftool.errors import printable
 from difftool.figures.formats import PICTURES
 from difftool.files import numbered
+from difftool.options import Options, option
 from difftool.plugins.registry import registry
 from difftool.settings import LARGEST_SEED, Sampling
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -169,3 +171,14 @@ def bar(title: str, total: int) -> Iterator[Bar]:
         yield shown
     finally:
         shown.close()
+
+
+def help_text(text: str, note: str = "") -> str:
+    """Help that stands as it was written, with a dim note such as `[default: 3]` behind it."""
+    return _plainly(text) + (f" [dim]{_plainly(f'[{note}]')}[/dim]" if note else "")
+
+
+def _plainly(text: str) -> str:
+    """Text that markup shows as it stands, without control characters, tags, or rich's names of pictures (`:fire:`)."""
+    lines = "\n".join(printable(line) for line in text.splitlines())
+    return re.sub(r":(?=\S+:)", ":[none][/none]", escape(lines))

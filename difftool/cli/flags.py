@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from difftool.cli.markup import help_text
-from difftool.components import Command, Component, Options
+from difftool.cli.console import help_text
+from difftool.components import Command, Component
 from difftool.errors import InvalidOption
-from difftool.options import Field, fields, make, spelled
+from difftool.options import Field, Options, fields, make, spelled
 
 NOUNS: Mapping[Any, str] = {int: "a whole number", float: "a number"}
 OFF = "__off"

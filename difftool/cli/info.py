@@ -12,8 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from difftool.cli.console import result_json, stdout
-from difftool.cli.markup import help_text
+from difftool.cli.console import help_text, result_json, stdout
 from difftool.errors import BadFile, printable
 
 if TYPE_CHECKING:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difftool.cli.command import component_command, given_values, names_of
-from difftool.cli.console import encodable, note, result, result_json, show, stderr
+from difftool.cli.console import encodable, help_text, note, result, result_json, show, stderr
 from difftool.cli.flags import Group, make_from_flags, own
-from difftool.cli.markup import help_text
 from difftool.cli.outputs import check_out
 from difftool.components import NoiseSchedule
 from difftool.errors import UsageError
@@ -95,7 +94,7 @@ def _components(wanted: list[str], given: Mapping[str, Any]) -> dict[str, NoiseS
 
 
 def _tables(components: Mapping[str, NoiseSchedule], timesteps: int) -> dict[str, Schedule]:
-    from difftool.sampling.model import build_schedule
+    from difftool.plugins.build import build_schedule
 
     return {name: build_schedule(component, timesteps) for name, component in components.items()}
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difftool.cli.command import component_command, given_values, name_option, named
-from difftool.cli.console import bar, note
+from difftool.cli.console import bar, help_text, note
 from difftool.cli.flags import Group, make_from_flags
-from difftool.cli.markup import help_text
 from difftool.cli.outputs import check_out, report
 from difftool.cli.reconstruct import check_levels, reconstruct_items
-from difftool.components import Dataset, NoiseSchedule, Options, option
+from difftool.components import Dataset, NoiseSchedule
 from difftool.errors import DifftoolError, UsageError, printable
 from difftool.figures.formats import FILMS, PICTURES
 from difftool.files import numbered
+from difftool.options import Options, option
 from difftool.settings import LARGEST_SEED
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def noise(
         check_out(path, overwrite=overwrite, suffixes=(*PICTURES, *FILMS))
 
     from difftool import devices
-    from difftool.sampling.model import build_schedule
+    from difftool.plugins.build import build_schedule
 
     table = build_schedule(component, settings.timesteps)
     x_0, scaling, name = _own(images, settings) if images else _of_dataset(source, settings)
@@ -323,7 +323,7 @@ def _own(paths: Sequence[Path], settings: Noising) -> tuple[Tensor, Scaling, str
 def _of_dataset(dataset: Any, settings: Noising) -> tuple[Tensor, Scaling, str]:
     """The first samples of a dataset in model units."""
     from difftool.data.samples import Scaling
-    from difftool.training.experiment import load_samples, loading
+    from difftool.plugins.build import load_samples, loading
 
     samples = load_samples(dataset, settings.seed)
     count = min(settings.num_samples or (ROWS if samples.is_image else POINTS), len(samples))

@@ -10,9 +10,8 @@ from typing import Any
 import typer
 
 from difftool.cli.command import component_command, given_values
-from difftool.cli.console import result, result_json
+from difftool.cli.console import help_text, result, result_json
 from difftool.cli.flags import Group, make_from_flags
-from difftool.cli.markup import help_text
 from difftool.components import Command
 from difftool.errors import DifftoolError, PluginFailure, UnknownComponent, UsageError, blaming, said, told
 from difftool.options import suggestion

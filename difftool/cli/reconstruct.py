@@ -40,11 +40,10 @@ def reconstruct_items(
 
     from difftool import devices
     from difftool.diffusion.forward import five_levels, noise_of
-    from difftool.runs.folder import find_model
+    from difftool.sampling.model import load_model
     from difftool.sampling.reconstruction import reconstruct
-    from difftool.training.state import read_model
 
-    model = read_model(*find_model(run), "ema").to(devices.choose(device))
+    model = load_model(run, device=devices.choose(device))
     if undrawable(model.data.shape):
         raise DifftoolError(f"{run}: only points and images can be drawn, not shape {model.data.shape}")
     levels = at or five_levels(len(model.schedule))
@@ -85,19 +84,20 @@ def own_items(model: Model, images: Sequence[Path]) -> tuple[Tensor, None, list[
     """The user's images in model units, without labels, and their names."""
     import torch
 
-    from difftool.data.own_images import own_image
+    from difftool.data.images import own_image
 
     if model.needs_label:
         raise UsageError(
             f"image: {model.name} was trained with --label-dropout 0 and knows no images without a class; "
             "name none, and items of its dataset are taken"
         )
-    return torch.stack([own_image(p, model, "image") for p in images]), None, [printable(p.stem) for p in images]
+    x_0 = torch.stack([own_image(p, model.data, model.name, "image") for p in images])
+    return x_0.to(model.device), None, [printable(p.stem) for p in images]
 
 
 def items_of_run(model: Model, num_samples: int | None) -> tuple[Tensor, Tensor | None, list[str]]:
     """The first items of the run's dataset in model units, their labels, and numbers as names."""
-    from difftool.training.experiment import loading
+    from difftool.plugins.build import loading
 
     samples = model.load_samples()
     count = min(num_samples or (IMAGES if samples.is_image else POINTS), len(samples))

@@ -34,9 +34,9 @@ from difftool.settings import STRENGTH, Sampling
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from difftool.diffusion.estimate import DrawingSpec
     from difftool.distributed import Team
     from difftool.figures.drawing import Drawing
+    from difftool.figures.formats import DrawingSpec
     from difftool.runs.folder import RunFolder
     from difftool.sampling.loop import Plan
     from difftool.sampling.source import Source
@@ -106,7 +106,7 @@ def sample(
     _check_arrays(writers.values(), trajectory=trajectory, raw=raw)
 
     from difftool import devices
-    from difftool.diffusion.estimate import DrawingSpec
+    from difftool.figures.formats import DrawingSpec
     from difftool.sampling.loop import Plan
 
     chosen = devices.choose(device)
@@ -187,7 +187,7 @@ def _walk(
 
     from difftool.figures.drawing import Drawing
     from difftool.sampling.loop import sample as walk
-    from difftool.training.previews import reference_points_of
+    from difftool.sampling.source import reference_points_of
 
     drawn = not all(writer.holds_arrays for writer in writers) and team.first
     reference = reference_points_of(model) if drawn and len(spec.shape) == 1 else None

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from difftool.cli.command import name_option, named, names_of
+from difftool.cli.console import help_text
 from difftool.cli.flags import Group, make_from_flags
-from difftool.cli.markup import help_text
 from difftool.components import Component, Dataset, NoiseSchedule, Oracle
 from difftool.errors import UsageError
 from difftool.settings import Sampling
@@ -120,15 +120,15 @@ class Asked:
         return self._oracle(device) if self.parts else self._model(device, compiled)
 
     def _model(self, device: torch.device, compiled: bool) -> Opened:
-        from difftool.runs.folder import find_model
-        from difftool.training.state import read_model
+        from difftool.sampling.model import load_model
 
-        path, run = find_model(self.run)
-        model = read_model(path, run, self.weights or "ema").to(device)
+        model = load_model(self.run, self.weights or "ema", device=device)
+        run = model.run
         if compiled:
             import torch
 
             model.forward = torch.compile(model.network)
+        path = run.model if run else model.source
         facts = {"model": str(path), "weights": model.weights}
         where = str(run.path if run else path)
         return Opened(model, where, model.recipe.dataset, run, model.recipe.training.threads, facts)

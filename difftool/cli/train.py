@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from difftool.cli.command import component_command, given_values, name_option, names_of
-from difftool.cli.console import bar, note, result, result_json
+from difftool.cli.console import bar, help_text, note, result, result_json
 from difftool.cli.flags import Group, flag_of, own
-from difftool.cli.markup import help_text
 from difftool.cli.signals import Signals, signals
-from difftool.components import Component, Logger, Options
+from difftool.components import Component, Logger
 from difftool.distributed import joined, telling_of_peers
 from difftool.errors import (
     DifftoolError,
@@ -28,15 +27,16 @@ from difftool.errors import (
     said,
     spending,
 )
-from difftool.options import make
-from difftool.runs.provenance import made_with
+from difftool.options import Options, make
 from difftool.runs.recipe import (
     PARTS,
+    TABLE,
     Recipe,
     choose,
     compose,
     contradictions,
     line_of,
+    made_with,
     merge,
     read_toml,
     training_values,
@@ -134,7 +134,7 @@ def _loggers(params: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str
         return loggers.classes([*loggers.tables(document)])
     except UnknownComponent as error:
         path = _config_path(params)
-        raise UsageError(f"{path}: {loggers.TABLE}: {error}{made_with(document.get('plugins'))}") from None
+        raise UsageError(f"{path}: {TABLE}: {error}{made_with(document.get('plugins'))}") from None
 
 
 def train(
@@ -350,7 +350,7 @@ def _conclude(experiment: Experiment, words: _Words) -> None:
 
 def _preview(experiment: Experiment) -> list[Path]:
     """Draw a preview, and tell the loggers of it."""
-    from difftool.diffusion.estimate import Row
+    from difftool.components import Row
     from difftool.training import previews
 
     step = experiment.state.step
@@ -462,7 +462,7 @@ def _maker(given: Mapping[str, Mapping[str, Any]], config: Path | None) -> Calla
             return make(record, values)
         except InvalidOption as error:
             key = record.kind if issubclass(record, Component) else "training"
-            table = f"{loggers.TABLE}.{record.name}" if issubclass(record, Logger) else key
+            table = f"{TABLE}.{record.name}" if issubclass(record, Logger) else key
             if config is not None and error.field in values and error.field not in given.get(key, {}):
                 raise _located(error, config, table, error.field) from None
             raise InvalidOption(error.field, error.reason, where=flag_of(record, error.field)) from None

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from difftool.data.samples import Samples, Scaling
-from difftool.diffusion.estimate import BackboneSpec
 
 LARGEST_UNIT = 1e30
 """Shift, scale and bounds in a file stay below this, or float32 would overflow."""
@@ -25,8 +24,8 @@ class DataFacts:
     """What a model must remember of its data. It travels with the weights."""
 
     shape: tuple[int, ...]
-    shift: tuple[float, ...]
-    scale: tuple[float, ...]
+    shift: tuple[float, ...] = (0.0,)
+    scale: tuple[float, ...] = (1.0,)
     bounds: tuple[float, float] | None = None
     class_names: tuple[str, ...] = ()
     std: float = 1.0
@@ -65,15 +64,6 @@ class DataFacts:
     @property
     def classes(self) -> int | None:
         return len(self.class_names) or None
-
-    def spec(self, *, self_condition: bool = False, learn_variance: bool = False) -> BackboneSpec:
-        return BackboneSpec(
-            shape=self.shape,
-            out_channels=self.shape[0] * (2 if learn_variance else 1),
-            classes=self.classes,
-            sigma_data=self.std,
-            self_condition=self_condition,
-        )
 
     def document(self) -> dict[str, Any]:
         return {

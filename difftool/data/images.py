@@ -19,6 +19,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,8 +27,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from difftool.errors import printable, said
+from difftool.errors import DifftoolError, UsageError, printable, said
 from difftool.files import open_regular
+
+if TYPE_CHECKING:
+    from difftool.data.facts import DataFacts
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # large pictures are refused here; small damage is no concern
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of damaged files would reach the terminal
@@ -145,3 +149,41 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return "cannot be decoded: " + (said(error) or type(error).__name__)
+
+
+THRESHOLD = 128
+"""A mask's gray values from here on are white."""
+
+
+def own_image(path: Path, data: DataFacts, name: str, option: str) -> Tensor:
+    """(*shape) in model units: scaled and cropped by the rules above.
+
+    `name` is the model's, and `option` where the path was given. Raises `UsageError` for a model of other data,
+    `DifftoolError` for the file.
+    """
+    shape = data.shape
+    if not data.is_image:
+        raise UsageError(f"{option}: {name} is no model of images")
+    if shape[0] not in (1, 3):
+        raise UsageError(f"{option}: image files are read with 1 or 3 channels, but {name} has {shape[0]}")
+    pixels = _read(path, option, channels=shape[0], size=(shape[1], shape[2]))
+    return data.scaling.to_model(pixels[None])[0]
+
+
+def own_mask(path: Path, data: DataFacts, option: str) -> Tensor:
+    """bool (1, H, W), true where the mask is white: cropped as images are, its pixels never blended."""
+    _, height, width = data.shape
+    own = Image.fromarray(_read(path, option, channels=1)[0].numpy())
+    box = cover_box(own.width, own.height, width, height)
+    mask = torch.from_numpy(np.array(own.resize((width, height), Image.Resampling.NEAREST, box=box)) >= THRESHOLD)
+    if bool(mask.all()) or not bool(mask.any()):
+        what = "white: all of the image is painted anew" if bool(mask.any()) else "black: nothing is painted"
+        warnings.warn(f"{option}: {path} is all {what}", stacklevel=2)
+    return mask[None]
+
+
+def _read(path: Path, option: str, *, channels: int, size: tuple[int, int] | None = None) -> Tensor:
+    try:
+        return read_image(path, channels=channels, size=size)
+    except BadImage as error:
+        raise DifftoolError(f"{option}: {error}") from None

@@ -2,48 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from difftool.figures.formats import undrawable
-
 if TYPE_CHECKING:
-    from difftool.diffusion.schedule import Level, Schedule
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneSpec:
-    """What a backbone is asked to build. May grow fields."""
-
-    shape: tuple[int, ...]
-    """Shape of one item, channels (or coordinates) first: (2,), (3, 32, 32)."""
-    out_channels: int
-    """Channels of the answer; the rest of its shape is the item's."""
-    classes: int | None = None
-    """Number of classes; index `classes` itself means "no class". None: the network takes no condition."""
-    sigma_data: float = 1.0
-    """Standard deviation of the data in model units."""
-    self_condition: bool = False
-    """Whether the last estimate of x_0 comes beside x_t, as further channels."""
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of the network's input."""
-        return self.shape[0] * (2 if self.self_condition else 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveSpec:
-    """What prediction types, weightings and time densities are told. May grow fields."""
-
-    schedule: Schedule
-    sigma_data: float = 1.0
-    """Standard deviation of the data in model units."""
+    from difftool.diffusion.schedule import Level
 
 
 ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
@@ -126,63 +92,23 @@ class Step:
     estimate: Estimate
 
 
-@dataclass(frozen=True, kw_only=True)
-class DrawingSpec:
-    """What a writer is told before anything is sampled. May grow fields."""
-
-    shape: tuple[int, ...]
-    """Shape of a sample, channels (or coordinates) first."""
-    steps: int
-    """Steps of the walk."""
-    strip: int | None = None
-    """So many states of the walk are to be drawn instead of the result alone."""
-    trajectory: bool = False
-    """Arrays are to hold the states of the walk too."""
-
-    def evenly(self, count: int) -> list[int]:
-        """The steps after which to keep a state so that `count` of them cover the walk; 0 is x_T."""
-        if count == 1:
-            return [self.steps]
-        return sorted({round(i * self.steps / (count - 1)) for i in range(count)})
-
-    def check_drawable(self) -> None:
-        """Raise `ValueError` where no picture can show samples of this shape."""
-        if reason := undrawable(self.shape):
-            raise ValueError(reason)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunContext:
-    """What a logger is told of the run that it logs. May grow fields."""
-
-    folder: Path
-    """The run folder."""
-    logs: Path
-    """Where a logger may keep files of its own: a folder in the run folder that may not be there yet."""
-    name: str
-    """Such as `swiss-roll-mlp`."""
-    config: Mapping[str, Mapping[str, Any]]
-    """The components and settings of the run as plain values, a table for each."""
-    started: str
-    """When the run began, ISO 8601 in UTC; the same after each resume."""
-    step: int = 0
-    """Completed steps when training goes on; 0 for a new run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """What is logged at a step. May grow fields."""
-
-    step: int
-    """Completed steps."""
-    metrics: Mapping[str, float | None]
-    """By name, the same names in each row of numbers; None where one was not measured. Empty where there are only
-    pictures."""
-    pictures: tuple[Path, ...] = ()
-    """Pictures that were drawn at this step."""
-
-
 class Denoise(Protocol):
     """x (B, *shape) at a level -> Estimate, which may keep x: it is not to be changed in place afterwards."""
 
     def __call__(self, x: Tensor, level: Level) -> Estimate: ...
+
+
+GUESS_RANGE = 4.0
+"""Self-conditioning keeps the guess of unbounded data within this many standard deviations: at the noisy end an
+estimate from eps may be off by hundreds."""
+
+
+def with_guess(net_input: Tensor, guess: Tensor | None) -> Tensor:
+    """The network's input with the last estimate of x_0 beside it, zeros before there is one (Chen et al., 2023)."""
+    return torch.cat([net_input, torch.zeros_like(net_input) if guess is None else guess], dim=1)
+
+
+def bounded_guess(x_0: Tensor, bounds: tuple[float, float] | None, sigma_data: float) -> Tensor:
+    """An estimate as self-conditioning shows it to the network, the same in training and sampling."""
+    low, high = bounds or (-GUESS_RANGE * sigma_data, GUESS_RANGE * sigma_data)
+    return x_0.clamp(low, high)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from difftool.diffusion.estimate import Estimate, ObjectiveSpec
+from difftool.components import ObjectiveSpec
+from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN
 
 if TYPE_CHECKING:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from difftool.errors import UsageError
+
+if TYPE_CHECKING:
+    pass
 
 PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".pdf")
 FILMS = (".gif",)
@@ -29,3 +34,28 @@ def undrawable(shape: Sequence[int]) -> str:
     if len(shape) not in (1, 3):
         return f"only points and images can be drawn, but a sample has shape {size}"
     return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingSpec:
+    """What a writer is told before anything is sampled. May grow fields."""
+
+    shape: tuple[int, ...]
+    """Shape of a sample, channels (or coordinates) first."""
+    steps: int
+    """Steps of the walk."""
+    strip: int | None = None
+    """So many states of the walk are to be drawn instead of the result alone."""
+    trajectory: bool = False
+    """Arrays are to hold the states of the walk too."""
+
+    def evenly(self, count: int) -> list[int]:
+        """The steps after which to keep a state so that `count` of them cover the walk; 0 is x_T."""
+        if count == 1:
+            return [self.steps]
+        return sorted({round(i * self.steps / (count - 1)) for i in range(count)})
+
+    def check_drawable(self) -> None:
+        """Raise `ValueError` where no picture can show samples of this shape."""
+        if reason := undrawable(self.shape):
+            raise ValueError(reason)

@@ -20,8 +20,8 @@ import pluggy
 from difftool import hookspecs
 from difftool.components import KINDS, Component
 from difftool.errors import is_signal, said, told
-from difftool.options import problem
 from difftool.plugins.discovery import BUILT_IN, ENTRY_POINTS, GROUP, Unreadable, distribution_of, readable, version_of
+from difftool.plugins.validation import problem
 from difftool.version import API_VERSION, OLDEST_API
 
 API = "difftool_api"

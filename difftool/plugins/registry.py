@@ -8,11 +8,11 @@ import functools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from difftool.components import KINDS, Command, Component
-from difftool.errors import PluginFailure, UnknownComponent
-from difftool.options import suggestion
+from difftool.errors import PluginFailure, UnknownComponent, UsageError
+from difftool.options import make, suggestion
 from difftool.plugins.discovery import (
     ALLOW,
     COMMANDS,
@@ -174,3 +174,19 @@ def _set_aside_unannounced(plugin: Plugin, known: set[tuple[str, str]]) -> None:
                 f'put {component.name} = "{plugin.module}" under [project.entry-points."{COMMANDS}"] and install again'
             )
             plugin.problems.append(Problem(reason, cure, component.kind, component.name))
+
+
+def component(kind: str, name: str, **options: Any) -> Component:
+    """A component with its options: `component("backbone", "unet", dim=64)`. Raises `UsageError`."""
+    return make(registry().get(_known(kind), name), options)
+
+
+def names(kind: str) -> list[str]:
+    """The names of all components of a kind that are installed: `names("sampler")`. Raises `UsageError`."""
+    return registry().names(_known(kind))
+
+
+def _known(kind: str) -> str:
+    if kind not in KINDS:
+        raise UsageError(f"there is no kind {kind!r}{suggestion(kind, KINDS)}; the kinds are {', '.join(KINDS)}")
+    return kind

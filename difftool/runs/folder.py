@@ -22,12 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from difftool.components import Logger
 from difftool.errors import BadFile, DifftoolError, UsageError
-from difftool.files import TEMPORARY, check_output, make_folder, sweep, write_text
-from difftool.lock import hold, holder, in_use
+from difftool.files import TEMPORARY, check_output, hold, holder, in_use, make_folder, sweep, write_text
 from difftool.runs.recipe import Recipe, dump_toml, read_toml
-from difftool.training.loggers import TABLE, document_of
 
 ROOT = Path("runs")
 LOCK = "lock"
@@ -111,11 +108,12 @@ class RunFolder:
             if path.suffix != DAMAGED:
                 path.rename(path.with_name(path.name + DAMAGED))
 
-    def write_config(self, recipe: Recipe, recorded: Mapping[str, Any], loggers: Sequence[Logger] = ()) -> None:
-        """`config.toml`: the recipe and the loggers, and what is recorded but not read back."""
+    def write_config(
+        self, document: Mapping[str, Any], recorded: Mapping[str, Any], plugins: Mapping[str, str]
+    ) -> None:
+        """`config.toml`: the tables of recipe and loggers, and what is recorded but not read back."""
         run = {k: v for k, v in recorded.items() if v is not None}
-        logs = {TABLE: document_of(loggers)} if loggers else {}
-        tables = {"run": run, **recipe.document(), **logs, "plugins": recipe.plugins(loggers)}
+        tables = {"run": run, **document, "plugins": plugins}
         head = "# Written by difftool; `difftool train --config` reads it. [run] and [plugins] only record.\n\n"
         write_text(self.config, head + dump_toml(tables))
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from difftool.components import (
     Backbone,
@@ -22,12 +23,24 @@ from difftool.components import (
     TimeDensity,
     Weighting,
 )
-from difftool.errors import InvalidOption, PluginFailure, UnknownComponent, UsageError
+from difftool.errors import (
+    BadFile,
+    InvalidOption,
+    PluginFailure,
+    UnknownComponent,
+    UsageError,
+)
 from difftool.files import open_regular
 from difftool.options import fields, make, plain, suggestion
+from difftool.plugins.discovery import ALLOW, DENY
 from difftool.plugins.registry import registry
 from difftool.settings import Training
-from difftool.training.loggers import TABLE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from difftool.components import ObjectiveSpec
+    from difftool.data.samples import DatasetContext, Samples
 
 C = TypeVar("C", bound=Component)
 
@@ -272,3 +285,89 @@ def _toml_value(value: Any) -> str:
     if value is None:
         raise TypeError("TOML has no word for None; leave the key out")
     return json.dumps(value)
+
+
+def made_with(recorded: object) -> str:
+    """What to install or change, where a file was made with packages that are not here as it knew them.
+
+    `recorded` is what the file says: distributions and their versions.
+    """
+    if not isinstance(recorded, Mapping):
+        return ""
+    return "".join(
+        f"; the file says that it was made with {name} {version}, {reason}"
+        for name, version in recorded.items()
+        if is_release(name, version) and (reason := _absence(name, version))
+    )
+
+
+def is_release(name: object, version: object) -> bool:
+    """Whether a stranger's text is no more than the name and the version that a package can have (PEP 508, PEP 440)."""
+    return all(isinstance(text, str) and re.fullmatch(r"[A-Za-z0-9][\w.+!-]{0,99}", text) for text in (name, version))
+
+
+def _absence(name: str, version: str) -> str:
+    """Why a package's components are not here as they were, or an empty text."""
+    here = [plugin for plugin in registry().plugins if plugin.distribution == name]
+    if any(identity.partition(":")[0] == name for identity in registry().left_out):
+        return f"which {ALLOW} or {DENY} leaves out"
+    if not here:
+        return f"which is not installed: pip install {name}=={version}, if you trust it"
+    if problems := [problem for plugin in here for problem in plugin.problems]:
+        return f"which was set aside: {problems[0]}"
+    return "" if here[0].version == version else f"and {here[0].version} is installed: pip install {name}=={version}"
+
+
+class AbsentDataset(Dataset):
+    """Stands for a dataset whose plugin is not here: sampling needs none."""
+
+    def load(self, context: DatasetContext) -> Samples:
+        raise ValueError("its plugin is not installed")
+
+
+class AbsentWeighting(Weighting):
+    """Stands for a weighting whose plugin is not here: only training needs it."""
+
+    def weight(self, native: Tensor, spec: ObjectiveSpec) -> Tensor:
+        raise ValueError("its plugin is not installed")
+
+
+class AbsentTime(TimeDensity):
+    """Stands for a time density whose plugin is not here: only training needs it."""
+
+    def density(self, spec: ObjectiveSpec) -> Tensor:
+        raise ValueError("its plugin is not installed")
+
+
+STAND_INS: Mapping[str, type[Component]] = {base.kind: base for base in (AbsentDataset, AbsentWeighting, AbsentTime)}
+"""What sampling does not need, by kind: a file may name one whose plugin is not here, or none."""
+
+
+def _absent(tables: Mapping[str, Any]) -> dict[str, Component]:
+    """Stand-ins, by kind, for what a file names, this machine has not, and sampling does not need."""
+    absent: dict[str, Component] = {}
+    for kind, base in STAND_INS.items():
+        name = tables.get(kind, {}).get("name", "")
+        if re.fullmatch(r"[\w.:-]{1,100}", name) and name not in registry().names(kind):
+            named = types.new_class(base.__name__, (base,), {"name": name})
+            absent[kind] = named()
+    return absent
+
+
+def read_recipe(path: Path, document: Mapping[str, Any]) -> Recipe:
+    """The recipe in a file's metadata, through the register and the components' own validation."""
+    tables = {kind: document[kind] for kind in (*PARTS, "training") if kind in document}
+    for kind in (*PARTS, "training"):
+        table = tables.get(kind, {"name": ""} if kind in STAND_INS else None)
+        if not isinstance(table, Mapping) or (kind in PARTS and not isinstance(table.get("name"), str)):
+            raise BadFile(f"{path}: its metadata name no {kind}")
+    try:
+        return compose(tables, parts=_absent(tables))
+    except InvalidOption as error:
+        raise BadFile(f"{path}: its metadata are refused: {error}{made_with(document.get('plugins'))}") from None
+    except UsageError as error:
+        raise BadFile(f"{path}: {error}{made_with(document.get('plugins'))}") from None
+
+
+TABLE = "loggers"
+"""Of a config file: a table for each logger, by its name."""

@@ -21,12 +21,12 @@ from difftool.data.samples import Samples, Scaling
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError
 from difftool.options import fields
+from difftool.plugins.build import load_samples
 from difftool.plugins.registry import registry
 from difftool.rng import generator, permutation
 from difftool.sampling.loop import Plan, grid_levels, rehearse, sample
 from difftool.sampling.source import Source
 from difftool.settings import Sampling
-from difftool.training.experiment import load_samples
 
 SOLVER = "dpmpp-3m"
 """Walks the reference: of third order."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from difftool.diffusion.estimate import Denoise, Estimate, ObjectiveSpec
+from difftool.components import ObjectiveSpec
+from difftool.diffusion.estimate import Denoise, Estimate, bounded_guess, with_guess
 from difftool.diffusion.prediction import estimate
 from difftool.diffusion.variance import split_answer
 
@@ -25,15 +25,9 @@ if TYPE_CHECKING:
     from difftool.components import Prediction
     from difftool.diffusion.schedule import Level
 
-GUESS_RANGE = 4.0
-"""Self-conditioning keeps the guess of unbounded data within this many standard deviations: at the noisy end an
-estimate from eps may be off by hundreds."""
 
 ROUNDING = 1e-12
 """A scale this near to 1 is 1: the norm of a variance-preserving level, worked out in float64."""
-
-SMALLEST_STD = 1e-8
-"""An item flatter than this is not scaled up to a standard deviation."""
 
 
 class Denoiser:
@@ -87,17 +81,6 @@ class Denoiser:
         return found.with_x_0(found.x_0, x, level)
 
 
-def with_guess(net_input: Tensor, guess: Tensor | None) -> Tensor:
-    """The network's input with the last estimate of x_0 beside it, zeros before there is one (Chen et al., 2023)."""
-    return torch.cat([net_input, torch.zeros_like(net_input) if guess is None else guess], dim=1)
-
-
-def bounded_guess(x_0: Tensor, bounds: tuple[float, float] | None, sigma_data: float) -> Tensor:
-    """An estimate as self-conditioning shows it to the network, the same in training and sampling."""
-    low, high = bounds or (-GUESS_RANGE * sigma_data, GUESS_RANGE * sigma_data)
-    return x_0.clamp(low, high)
-
-
 class Counted:
     """Counts the questions put to a denoiser: network calls."""
 
@@ -107,47 +90,6 @@ class Counted:
     def __call__(self, x: Tensor, level: Level) -> Estimate:
         self.calls += 1
         return self.denoise(x, level)
-
-
-class Guided:
-    """Classifier-free guidance (Ho & Salimans, 2022): u + w (c - u). With w = 1 use the conditional alone.
-
-    With rescale phi > 0, x_0 is brought back towards the standard deviation of the conditional's, item by item (Lin et
-    al., 2024, section 3.4): phi x_0 std(c)/std(x_0) + (1 - phi) x_0.
-    """
-
-    def __init__(self, conditional: Denoise, unconditional: Denoise, scale: float, *, rescale: float = 0.0) -> None:
-        self.conditional, self.unconditional, self.scale, self.rescale = conditional, unconditional, scale, rescale
-
-    def __call__(self, x: Tensor, level: Level) -> Estimate:
-        c, u = self.conditional(x, level), self.unconditional(x, level)
-        x_0 = torch.lerp(u.x_0, c.x_0, self.scale)
-        if self.rescale > 0.0:
-            factor = item_std(c.x_0) / item_std(x_0).clamp_min(SMALLEST_STD)
-            return c.with_x_0(torch.lerp(x_0, factor * x_0, self.rescale), x, level)
-        return replace(c, x_0=x_0, eps=torch.lerp(u.eps, c.eps, self.scale))
-
-
-def item_std(x: Tensor) -> Tensor:
-    """Standard deviation of each item: (B, *shape) -> (B, 1, ...)."""
-    return x.std(dim=tuple(range(1, x.ndim)), correction=0, keepdim=True)
-
-
-class Within:
-    """Asks one denoiser where sigma/alpha lies in an interval and another elsewhere.
-
-    Guidance pays at the middle levels and harms at the ends (Kynkäänniemi et al., 2024): there the conditional alone is
-    asked, and the unconditional network costs nothing.
-    """
-
-    def __init__(self, interval: tuple[float, float], inside: Denoise, outside: Denoise) -> None:
-        self.interval, self.inside, self.outside = interval, inside, outside
-
-    def __call__(self, x: Tensor, level: Level) -> Estimate:
-        low, high = self.interval
-        # not divided: alpha may be 0
-        denoise = self.inside if low * level.alpha <= level.sigma <= high * level.alpha else self.outside
-        return denoise(x, level)
 
 
 class Corrected(ABC):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from difftool.components import Sampler, Spacing
-from difftool.data.own_images import own_image, own_mask
+from difftool.data.images import own_image, own_mask
 from difftool.devices import autocast, check_precision
 from difftool.diffusion.estimate import Denoise, Estimate, Step
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
@@ -24,7 +24,8 @@ from difftool.errors import DifftoolError, UsageError, blaming
 from difftool.options import make
 from difftool.plugins.registry import registry
 from difftool.rng import sample_noise
-from difftool.sampling.denoiser import Clipped, Counted, Guided, Inpainted, Thresholded, Within
+from difftool.sampling.denoiser import Clipped, Counted, Inpainted, Thresholded
+from difftool.sampling.guidance import Guided, Within
 from difftool.settings import STRENGTH, Sampling
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Hole:
     def of(cls, source: Source, settings: Sampling) -> Hole | None:
         if settings.inpaint is None or settings.mask is None:
             return None
-        return cls(own_image(settings.inpaint, source, "--inpaint"), own_mask(settings.mask, source, "--mask"))
+        image = own_image(settings.inpaint, source.data, source.name, "--inpaint")
+        return cls(image.to(source.device), own_mask(settings.mask, source.data, "--mask").to(source.device))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,7 +94,9 @@ class Plan:
                 f"--interpolate: the sampler {walker.name} draws noise, so its samples are no function of where they "
                 "start; take one that draws none, such as ddim with eta 0"
             )
-        init = None if settings.init is None else own_image(settings.init, source, "--init")
+        init = None
+        if settings.init is not None:
+            init = own_image(settings.init, source.data, source.name, "--init").to(source.device)
         return cls(
             sampler=walker,
             spacing=grid,
@@ -182,6 +186,11 @@ def sample(source: Source, plan: Plan, batches: Iterable[int] | None = None) -> 
     """Walk every batch, or these, yielding x_T and the state after each step."""
     for batch in range(plan.batches) if batches is None else batches:
         yield from walk(source, plan, batch, batch * plan.batch_size, plan.count(batch))
+
+
+def draw(source: Source, plan: Plan) -> Tensor:
+    """All samples of a plan (N, *shape), in data units."""
+    return source.data.scaling.to_data(torch.cat([batch.x for batch in sample(source, plan) if batch.done]))
 
 
 def last_part(levels: Sequence[Level], strength: float) -> Sequence[Level]:

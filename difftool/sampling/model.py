@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import re
-import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from difftool.components import Component, Dataset, TimeDensity, Weighting
+from difftool.components import ObjectiveSpec
 from difftool.data.facts import DataFacts
-from difftool.data.samples import DatasetContext, Samples
-from difftool.diffusion.estimate import Denoise, ObjectiveSpec
-from difftool.diffusion.prediction import check
-from difftool.errors import BadFile, DifftoolError, InvalidOption, UsageError, blaming
-from difftool.plugins.registry import registry
+from difftool.data.samples import Samples
+from difftool.diffusion.estimate import Denoise
+from difftool.errors import BadFile, DifftoolError, UsageError
+from difftool.options import make
+from difftool.plugins.build import build_network, build_schedule, load_samples
 from difftool.runs import checkpoint
-from difftool.runs.provenance import made_with
-from difftool.runs.recipe import PARTS, Recipe, compose
+from difftool.runs.folder import RunFolder, find_model, step_of
+from difftool.runs.recipe import Recipe, made_with, read_recipe
 from difftool.sampling.denoiser import Denoiser
+from difftool.sampling.loop import Plan, draw
 from difftool.sampling.source import Autocast, Source
-from difftool.settings import LARGEST_STEP
+from difftool.settings import LARGEST_STEP, Sampling
 
 if TYPE_CHECKING:
-    from difftool.components import NoiseSchedule, Prediction
+    from difftool.components import Sampler, Spacing
     from difftool.diffusion.schedule import Schedule
 
 LARGEST_MODEL = 10**10
@@ -46,6 +45,9 @@ class Model(Source):
     """Which weights these are: the average (`ema`) or the trained ones (`raw`)."""
     step: int = 0
     source: Path | None = None
+    """The file that it was read from."""
+    run: RunFolder | None = None
+    """The run that it belongs to, where it was found in one."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     forward: Callable[..., Tensor] | None = None
     """Stands in for the network where it was compiled."""
@@ -67,7 +69,7 @@ class Model(Source):
         if weights not in ("ema", "raw") or type(step) is not int or not 0 <= step <= LARGEST_STEP:
             raise BadFile(f"{path}: its metadata are malformed")
         try:
-            network = build_network(recipe, data, expected=tensors, path=path)
+            network = _network(path, recipe, data, tensors)
         except DifftoolError as error:
             raise BadFile(f"{error}{made_with(document.get('plugins'))}") from None
         network.load_state_dict(tensors)
@@ -124,104 +126,61 @@ class Model(Source):
             autocast=autocast,
         )
 
-    def load_samples(self) -> Samples:
-        from difftool.training.experiment import load_samples
+    def sample(
+        self, n: int = 16, *, sampler: str | Sampler = "ddim", spacing: str | Spacing = "trailing", **settings: Any
+    ) -> Tensor:
+        """n samples (n, *shape) in data units: float32, for images on the scale of pixel values 0..255.
 
+        `settings` are those of `difftool sample`: steps, seed, label, guidance, batch_size, ...
+        """
+        plan = Plan.of(self, make(Sampling, {"num_samples": n, **settings}), sampler=sampler, spacing=spacing)
+        return draw(self, plan)
+
+    def load_samples(self) -> Samples:
         return load_samples(self.recipe.dataset, self.recipe.training.seed)
 
 
-def read_recipe(path: Path, document: Mapping[str, Any]) -> Recipe:
-    """The recipe in a file's metadata, through the register and the components' own validation."""
-    tables = {kind: document[kind] for kind in (*PARTS, "training") if kind in document}
-    for kind in (*PARTS, "training"):
-        table = tables.get(kind, {"name": ""} if kind in STAND_INS else None)
-        if not isinstance(table, Mapping) or (kind in PARTS and not isinstance(table.get("name"), str)):
-            raise BadFile(f"{path}: its metadata name no {kind}")
-    try:
-        return compose(tables, parts=_absent(tables))
-    except InvalidOption as error:
-        raise BadFile(f"{path}: its metadata are refused: {error}{made_with(document.get('plugins'))}") from None
-    except UsageError as error:
-        raise BadFile(f"{path}: {error}{made_with(document.get('plugins'))}") from None
+def _network(path: Path, recipe: Recipe, data: DataFacts, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The network that a file describes, compared with the tensors of the file before memory is taken."""
+    with torch.device("meta"):
+        sketch = build_network(recipe.backbone, data, recipe.training)
+    if sum(p.numel() for p in sketch.parameters()) > LARGEST_MODEL:
+        raise BadFile(f"{path}: its metadata ask for more than {LARGEST_MODEL:,} parameters")
+    if rows := checkpoint.differences(sketch.state_dict(), tensors):
+        raise BadFile(f"{path}: its weights do not fit its {recipe.backbone.name}: {rows}")
+    return build_network(recipe.backbone, data, recipe.training)
 
 
-class AbsentDataset(Dataset):
-    """Stands for a dataset whose plugin is not here: sampling needs none."""
+def load_model(path: Path | None, weights: str = "ema", *, device: torch.device | str = "cpu") -> Model:
+    """The model of a run folder or a model file, by default the newest run's.
 
-    def load(self, context: DatasetContext) -> Samples:
-        raise ValueError("its plugin is not installed")
-
-
-class AbsentWeighting(Weighting):
-    """Stands for a weighting whose plugin is not here: only training needs it."""
-
-    def weight(self, native: Tensor, spec: ObjectiveSpec) -> Tensor:
-        raise ValueError("its plugin is not installed")
-
-
-class AbsentTime(TimeDensity):
-    """Stands for a time density whose plugin is not here: only training needs it."""
-
-    def density(self, spec: ObjectiveSpec) -> Tensor:
-        raise ValueError("its plugin is not installed")
-
-
-STAND_INS: Mapping[str, type[Component]] = {base.kind: base for base in (AbsentDataset, AbsentWeighting, AbsentTime)}
-"""What sampling does not need, by kind: a file may name one whose plugin is not here, or none."""
-
-
-def _absent(tables: Mapping[str, Any]) -> dict[str, Component]:
-    """Stand-ins, by kind, for what a file names, this machine has not, and sampling does not need."""
-    absent: dict[str, Component] = {}
-    for kind, base in STAND_INS.items():
-        name = tables.get(kind, {}).get("name", "")
-        if re.fullmatch(r"[\w.:-]{1,100}", name) and name not in registry().names(kind):
-            named = types.new_class(base.__name__, (base,), {"name": name})
-            absent[kind] = named()
-    return absent
-
-
-def build_schedule(component: NoiseSchedule, timesteps: int, prediction: Prediction | None = None) -> Schedule:
-    """The table of a schedule, checked against the prediction type it is to be used with, if any.
-
-    Raises `UsageError` for values that make none.
+    A model file holds one kind of weights, the newest state of its run the other. Raises `DifftoolError`.
     """
-    what = f"schedule {component.name}"
-    try:
-        with blaming(what):
-            schedule = component.build(timesteps)
-            if prediction is not None:
-                check(prediction, ObjectiveSpec(schedule=schedule))
-    except ValueError as error:
-        raise UsageError(f"{what}: {error}") from None
-    if len(schedule) != timesteps:
-        raise DifftoolError(f"{what} gave {len(schedule)} levels, not {timesteps}")
-    return schedule
+    source, run = find_model(path)
+    model = replace(Model.read(source), run=run)
+    if weights == "raw" and model.weights == "ema":  # a run without an average (--ema 0) has raw weights alone
+        if run is None:
+            raise UsageError(
+                f"--weights raw: {source} holds the average alone; name the run folder, its state has them"
+            )
+        model = raw_model(model, run)
+    return model.to(device)
 
 
-def build_network(
-    recipe: Recipe,
-    data: DataFacts,
-    *,
-    expected: Mapping[str, Tensor] | None = None,
-    path: Path | None = None,
-) -> nn.Module:
-    """The network of a recipe. With the tensors of a file they are compared first, before memory is taken."""
-    what = f"backbone {recipe.backbone.name}"
-    settings = recipe.training
-    spec = data.spec(self_condition=settings.self_condition, learn_variance=settings.learn_variance)
-    try:
-        if expected is not None:
-            with torch.device("meta"), blaming(what):
-                sketch = recipe.backbone.build(spec)
-            if sum(p.numel() for p in sketch.parameters()) > LARGEST_MODEL:
-                raise BadFile(f"{path}: its metadata ask for more than {LARGEST_MODEL:,} parameters")
-            if rows := checkpoint.differences(sketch.state_dict(), expected):
-                raise BadFile(f"{path}: its weights do not fit its {recipe.backbone.name}: {rows}")
-        with blaming(what):
-            network = recipe.backbone.build(spec)
-    except ValueError as error:
-        raise UsageError(f"{what}: {error}") from None
-    if not isinstance(network, nn.Module):
-        raise DifftoolError(f"{what} built a {type(network).__name__}, not a module")
-    return network
+def raw_model(model: Model, run: RunFolder) -> Model:
+    """The model with the weights that were being trained, from the newest state of its run."""
+    reasons = []
+    for path in run.saved_states():
+        try:
+            tensors, document = checkpoint.load(path)
+            if document.get("kind") != "state" or document.get("step") != step_of(path):
+                raise BadFile(f"{path} is not the training state that its name says")
+        except BadFile as error:
+            reasons.append(str(error))
+            continue
+        raw = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        if rows := checkpoint.differences(model.network.state_dict(), raw):
+            raise BadFile(f"{path}: its weights do not fit: {rows}")
+        model.network.load_state_dict(raw)
+        return replace(model, weights="raw", step=step_of(path), source=path)
+    raise BadFile(reasons[0] if reasons else f"run {run.path} has no training state, so its raw weights are gone")

@@ -13,9 +13,8 @@ from difftool.data.samples import Samples
 from difftool.diffusion.estimate import Denoise, Estimate
 from difftool.diffusion.schedule import Level, Schedule
 from difftool.errors import UsageError, blaming
-from difftool.sampling.model import build_schedule
+from difftool.plugins.build import build_schedule, load_samples, loading
 from difftool.sampling.source import Autocast, Source
-from difftool.training.experiment import load_samples, loading
 
 TIMESTEPS = 1000
 

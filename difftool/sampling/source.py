@@ -5,16 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from difftool.errors import UsageError
+from difftool.errors import DifftoolError, UsageError
 from difftool.options import suggestion
 
 if TYPE_CHECKING:
-    from difftool.components import Sampler, Spacing
     from difftool.data.facts import DataFacts
     from difftool.data.samples import Samples
     from difftool.diffusion.estimate import Denoise
@@ -83,17 +82,19 @@ class Source(ABC):
             f"the {len(names)} classes are {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
         )
 
-    def sample(
-        self, n: int = 16, *, sampler: str | Sampler = "ddim", spacing: str | Spacing = "trailing", **settings: Any
-    ) -> Tensor:
-        """n samples (n, *shape) in data units: float32, for images on the scale of pixel values 0..255.
 
-        `settings` are those of `difftool sample`: steps, seed, label, guidance, batch_size, ...
-        """
-        from difftool.options import make
-        from difftool.sampling.loop import Plan, sample
-        from difftool.settings import Sampling
+REFERENCE = 5_000
+"""Data points drawn under samples."""
 
-        plan = Plan.of(self, make(Sampling, {"num_samples": n, **settings}), sampler=sampler, spacing=spacing)
-        batches = [batch.x for batch in sample(self, plan) if batch.done]
-        return self.data.scaling.to_data(torch.cat(batches))
+
+def reference_points_of(source: Source) -> Tensor | None:
+    """Data points of a source in data units, made again; None where they cannot be had here."""
+    try:
+        return _some_points(source.load_samples())
+    except DifftoolError:
+        return None
+
+
+def _some_points(samples: Samples) -> Tensor | None:
+    items = samples.items
+    return items[:REFERENCE].float().cpu() if isinstance(items, Tensor) and items.ndim == 2 else None

@@ -16,8 +16,8 @@ from difftool.plugins.discovery import DENY, winner_of
 from difftool.plugins.registry import registry
 
 if TYPE_CHECKING:
-    from difftool.diffusion.estimate import DrawingSpec
     from difftool.figures.drawing import Drawing
+    from difftool.figures.formats import DrawingSpec
 
 
 def writer_of(path: Path) -> type[Writer]:

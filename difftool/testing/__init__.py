@@ -14,7 +14,8 @@ fixture `plugin_manager`, gives a register in which nothing but the built-ins an
 from __future__ import annotations
 
 from difftool.components import Backbone, Component, Dataset, NoiseSchedule, Sampler
-from difftool.testing.laws import BrokenLaws, Finding, examine, laws_of, made
+from difftool.testing.examine import examine, laws_of
+from difftool.testing.laws import BrokenLaws, Finding, made
 from difftool.testing.manager import Outcome, PluginManager, invoke
 
 __all__ = [

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from difftool.components import Backbone
-from difftool.diffusion.estimate import BackboneSpec
+from difftool.components import Backbone, BackboneSpec
 from difftool.rng import generator
 from difftool.runs import checkpoint
+from difftool.testing.examine import told
 from difftool.testing.known import TABLES
-from difftool.testing.laws import Broken, NotAsked, accelerators, told
+from difftool.testing.laws import Broken, NotAsked, accelerators
 
 SHAPES: Sequence[tuple[int, ...]] = (
     *((2,), (3, 8, 8), (3, 16, 16), (3, 32, 32), (1, 8, 8), (1, 16, 16), (1, 28, 28), (1, 32, 32)),

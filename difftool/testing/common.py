@@ -17,7 +17,8 @@ from difftool.cli.command import component_command, given_values
 from difftool.cli.flags import Group
 from difftool.components import Command, Component
 from difftool.errors import InvalidOption
-from difftool.options import Field, fields, make, plain, problem
+from difftool.options import Field, fields, make, plain
+from difftool.plugins.validation import problem
 from difftool.runs.recipe import dump_toml
 from difftool.testing.laws import Broken, NotAsked
 

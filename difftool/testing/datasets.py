@@ -17,10 +17,12 @@ from difftool import errors
 from difftool.components import Backbone, Dataset
 from difftool.data.facts import DataFacts
 from difftool.data.samples import DatasetContext, Samples, Scaling
-from difftool.diffusion.estimate import BackboneSpec
+from difftool.errors import UsageError
 from difftool.options import make
+from difftool.plugins.build import build_network
 from difftool.plugins.registry import registry
 from difftool.rng import generator
+from difftool.settings import Training
 from difftool.testing.laws import Broken, NotAsked
 
 LOOKED_AT = 512
@@ -202,12 +204,12 @@ def suits_its_backbone(loaded: Loaded) -> str:
     """Its `default_backbone` is installed, and can be built for its items."""
     name = loaded.dataset.default_backbone
     backbone = make(registry().of_kind(Backbone, name), {})
-    spec: BackboneSpec = DataFacts.of(loaded.samples).spec()
+    facts = DataFacts.of(loaded.samples)
     try:
         with torch.device("meta"):
-            network = backbone.build(spec)
-    except ValueError as error:
-        raise Broken(f"{name}: {error}") from None
+            network = build_network(backbone, facts, Training())
+    except UsageError as error:
+        raise Broken(str(error)) from None
     return f"{name}, {sum(p.numel() for p in network.parameters()):,} parameters"
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from difftool.plugins.loading import Plugin
 from difftool.testing.common import counted
-from difftool.testing.laws import Broken, Finding, hold
+from difftool.testing.examine import hold
+from difftool.testing.laws import Broken, Finding
 
 
 def is_found_whole(plugin: Plugin) -> str:

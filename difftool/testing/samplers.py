@@ -16,8 +16,9 @@ from difftool.diffusion.estimate import Estimate, Step
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.rng import sample_noise
 from difftool.sampling.denoiser import Counted
+from difftool.testing.examine import told
 from difftool.testing.known import DEVIATION, TABLES, distance, evenly, grid, mixture, quantiles
-from difftool.testing.laws import Broken, NotAsked, accelerators, told
+from difftool.testing.laws import Broken, NotAsked, accelerators
 
 ROUNDING = 1e-9
 """How far float64 results may differ that should be the same."""

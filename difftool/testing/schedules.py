@@ -8,15 +8,15 @@ from itertools import pairwise
 
 import torch
 
-from difftool.components import NoiseSchedule, Prediction
-from difftool.diffusion.estimate import ObjectiveSpec
+from difftool.components import NoiseSchedule, ObjectiveSpec, Prediction
 from difftool.diffusion.prediction import check
 from difftool.diffusion.schedule import CLEAN, LARGEST_SIGNAL_LEFT, Schedule
 from difftool.errors import UsageError
 from difftool.options import make
 from difftool.plugins.registry import registry
+from difftool.testing.examine import told
 from difftool.testing.known import distance, evenly, grid, mixture, quantiles
-from difftool.testing.laws import Broken, NotAsked, told
+from difftool.testing.laws import Broken, NotAsked
 
 LENGTHS = (50, 250, 1000, 4000)
 """Numbers of timesteps to ask for."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from difftool.components import TimeDensity
-from difftool.diffusion.estimate import ObjectiveSpec
+from difftool.components import ObjectiveSpec, TimeDensity
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Broken
 from difftool.training.loss import distribution

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from difftool.components import Weighting
-from difftool.diffusion.estimate import ObjectiveSpec
+from difftool.components import ObjectiveSpec, Weighting
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Broken
 

@@ -10,9 +10,9 @@ import torch
 
 from difftool.components import Writer
 from difftool.data.samples import PIXELS, Scaling
-from difftool.diffusion.estimate import DrawingSpec
 from difftool.errors import UsageError
 from difftool.figures.drawing import Drawing
+from difftool.figures.formats import DrawingSpec
 from difftool.rng import generator
 from difftool.sampling.writers import check, needed_states, write
 from difftool.testing.laws import Broken

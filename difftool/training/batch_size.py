@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from difftool.data.samples import Batches, Samples, Scaling
+from difftool.data.batches import Batches
+from difftool.data.samples import Samples, Scaling
 from difftool.errors import OUT_OF_MEMORY, DifftoolError, out_of_memory
-from difftool.training.loop import TrainState, train
+from difftool.training.loop import train
+from difftool.training.state import TrainState
 
 if TYPE_CHECKING:
     from torch import nn

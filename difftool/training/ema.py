@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from difftool.training.weights import joined
+from difftool.training.optimizer import joined
 
 
 class EMA:

@@ -7,39 +7,38 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from difftool import devices
-from difftool.components import Dataset, Logger
+from difftool.components import Logger, ObjectiveSpec, Row, RunContext
+from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
-from difftool.data.samples import Batches, DatasetContext, Samples, identity, split
-from difftool.diffusion.estimate import ObjectiveSpec, Row, RunContext
+from difftool.data.samples import Samples, identity, split
 from difftool.diffusion.schedule import Schedule
 from difftool.distributed import ALONE, Team, world
-from difftool.errors import DifftoolError, InvalidOption, UsageError, blaming, said
+from difftool.errors import DifftoolError, InvalidOption, UsageError
+from difftool.plugins.build import build_network, build_schedule, load_samples, loading
 from difftool.rng import key, seed_globally
 from difftool.runs.folder import RunFolder, now
-from difftool.runs.recipe import Recipe
-from difftool.sampling.model import Model, build_network, build_schedule
+from difftool.runs.recipe import TABLE, Recipe
+from difftool.sampling.model import Model
 from difftool.settings import AUTO, is_due
 from difftool.training import loop as training
 from difftool.training import state
 from difftool.training.batch_size import Found, fitting_batch
-from difftool.training.compiled import compiled_step
-from difftool.training.loggers import Loggers, opened
-from difftool.training.loop import Record, TrainState, TrainStep, eager_step
+from difftool.training.loggers import Loggers, document_of, opened
+from difftool.training.loop import Record
 from difftool.training.loss import Objective
 from difftool.training.metrics import Meter, scalars
-from difftool.training.state import Circumstances
+from difftool.training.state import Circumstances, TrainState
+from difftool.training.step import TrainStep, compiled_step, eager_step
 
 PREVIEWS = 4
 """How many previews a run draws when the user does not say."""
@@ -147,7 +146,8 @@ class Experiment:
                 self._take_up(new_data)
             started = (folder.started if resume else "") or now()
             recorded = {"started": started, **devices.machine(self.device), "steps": self.steps, "data": self.identity}
-            folder.write_config(self.recipe, recorded, loggers)
+            tables = {TABLE: document_of(loggers)} if loggers else {}
+            folder.write_config({**self.recipe.document(), **tables}, recorded, self.recipe.plugins(loggers))
             context = RunContext(
                 folder=folder.path,
                 logs=folder.logs,
@@ -292,7 +292,7 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     schedule = build_schedule(recipe.schedule, recipe.training.timesteps, recipe.prediction)
     if (shape := recipe.dataset.item_shape()) is not None:  # a size that does not fit is refused before data are read
         with torch.device("meta"):
-            build_network(recipe, DataFacts(shape=shape, shift=(0.0,), scale=(1.0,)))
+            build_network(recipe.backbone, DataFacts(shape=shape), recipe.training)
     settings = recipe.training
     if (many := world().size) > 1 and settings.batch_size == AUTO:
         raise InvalidOption("batch_size", "auto is for one process; name a number", where="--batch-size")
@@ -307,7 +307,7 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     with loading(recipe.dataset):
         data = DataFacts.of(samples)
     seed_globally(device, key(settings.seed, "weights"))
-    network = build_network(recipe, data).to(device)
+    network = build_network(recipe.backbone, data, settings).to(device)
     if data.is_image:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective = build_objective(recipe, schedule, data, device)
@@ -349,36 +349,3 @@ def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device:
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
-
-
-def load_samples(dataset: Dataset, seed: int) -> Samples:
-    """The data of a dataset. Raises `DifftoolError`."""
-    with loading(dataset):
-        samples = dataset.load(DatasetContext(seed=seed, cache=cache_folder()))
-    if not isinstance(samples, Samples):
-        raise DifftoolError(f"dataset {dataset.name} gave a {type(samples).__name__}, not Samples")
-    return samples
-
-
-def cache_folder() -> Path | None:
-    """Where datasets may keep indexes: the user's cache, if the user has one."""
-    if root := os.environ.get("XDG_CACHE_HOME"):
-        return Path(root) / "difftool"
-    try:
-        return Path.home() / ".cache" / "difftool"
-    except RuntimeError:  # no HOME, and no entry for the user
-        return None
-
-
-@contextlib.contextmanager
-def loading(dataset: Dataset) -> Iterator[None]:
-    """What a dataset raises while it loads becomes one line that names it."""
-    try:
-        with blaming(f"dataset {dataset.name}", ModuleNotFoundError, OSError):
-            yield
-    except ModuleNotFoundError as error:
-        raise DifftoolError(
-            f"dataset {dataset.name}: needs the module {error.name!r}, which is not installed"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise DifftoolError(f"dataset {dataset.name}: {said(error)}") from None

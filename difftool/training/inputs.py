@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import repeat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from difftool.rng import generator
+from difftool.training.loss import Inputs
 
 if TYPE_CHECKING:
-    from difftool.data.samples import Batches, Scaling
+    from difftool.data.batches import Batches
+    from difftool.data.samples import Scaling
     from difftool.settings import Training
     from difftool.training.loss import Objective
 
@@ -25,32 +26,6 @@ BLOCK_STEPS = 16
 """Inputs are made for up to this many steps at once ..."""
 BLOCK_ELEMENTS = 2**22
 """... as long as the block stays below about this many numbers."""
-
-
-class Inputs(NamedTuple):
-    """What the network is shown of some items, and what it should answer."""
-
-    x_0: Tensor
-    """(B, *shape), in model units."""
-    eps: Tensor
-    """(B, *shape)."""
-    t: Tensor
-    """The level of each item (B,), int64."""
-    cond: Tensor | None
-    """Labels (B,), some of them hidden; None where there are no classes."""
-    x_t: Tensor
-    """The noised items (B, *shape)."""
-    net_input: Tensor
-    """x_t as the network sees it."""
-    time: Tensor
-    """The level as the network sees it (B,)."""
-    target: Tensor
-    """What the network should answer (B, *shape)."""
-
-    def split(self, size: int) -> Iterator[Inputs]:
-        """The same in parts of so many items; the last one may be smaller."""
-        columns = (repeat(None) if field is None else torch.split(field, size) for field in self)
-        return map(Inputs._make, zip(*columns, strict=False))
 
 
 class StepNoise:

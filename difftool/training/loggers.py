@@ -13,13 +13,12 @@ from difftool.components import Logger
 from difftool.errors import DifftoolError, InvalidOption, UsageError, blaming, is_signal, told
 from difftool.options import plain
 from difftool.plugins.registry import registry
+from difftool.runs.recipe import TABLE
 
 if TYPE_CHECKING:
-    from difftool.diffusion.estimate import Row, RunContext
+    from difftool.components import Row, RunContext
 
 Log = Callable[["Row"], None]
-TABLE = "loggers"
-"""Of a config file: a table for each logger, by its name."""
 
 
 def tables(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

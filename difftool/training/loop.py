@@ -7,74 +7,27 @@ Nothing in a step waits for the device: a gradient that is not finite masks its 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from difftool.data.samples import Batches, Samples, Scaling
-from difftool.devices import autocast
+from difftool.data.batches import Batches
+from difftool.data.samples import Samples, Scaling
 from difftool.distributed import ALONE, Team
 from difftool.errors import Diverged
 from difftool.rng import key, sample_noise, seed_globally
-from difftool.training.ema import EMA
-from difftool.training.inputs import Inputs, prepared
-from difftool.training.loss import Objective
-from difftool.training.optimizer import Adam
+from difftool.training.inputs import prepared
+from difftool.training.loss import Inputs, Objective
+from difftool.training.state import TrainState
+from difftool.training.step import TrainStep, eager_step
 
 if TYPE_CHECKING:
     from difftool.settings import Training
 
 MOST_SKIPS = 20
 """Steps in a row that fp16 may skip: its first scale of 2^16 is halved in each, and below 1 that helps no more."""
-
-
-@dataclass
-class TrainState:
-    """What changes while training: network, optimizer, average, step."""
-
-    network: nn.Module
-    optimizer: Adam
-    ema: EMA | None
-    scaler: torch.amp.GradScaler
-    step: int = 0
-    """Completed steps."""
-    skipped: int = 0
-    """Of these, how many changed nothing, since a gradient overflowed in fp16: as far as `settle` has looked."""
-    skipped_in_a_row: int = 0
-    unsettled: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """(whether the gradient was finite, the loss) of the last steps, which nobody has looked at yet."""
-
-    @classmethod
-    def new(cls, network: nn.Module, settings: Training, device: torch.device) -> TrainState:
-        """Before the first step."""
-        scaled = settings.precision == "fp16" and device.type == "cuda"
-        return cls(
-            network,
-            Adam(network.parameters()),
-            EMA(network, settings.ema) if settings.ema else None,
-            torch.amp.GradScaler(device.type, enabled=scaled),
-        )
-
-
-class Outcome(NamedTuple):
-    """What a step came to, on the device."""
-
-    loss: Tensor
-    """What was minimised, a scalar."""
-    answer: Tensor
-    """What the network said (B, *shape)."""
-    grad_norm: Tensor
-    """Of all gradients together, before they are clipped."""
-    sound: Tensor
-    """Whether that is finite; else the step changed nothing."""
-
-
-TrainStep = Callable[[Inputs, float, bool], Outcome]
-"""(inputs, learning rate, whether to guess x_0 first): moves the weights and their average."""
 
 
 class Record(NamedTuple):
@@ -96,16 +49,6 @@ def layout_of(network: nn.Module) -> torch.memory_format:
     """Convolutions are faster with the channels of a pixel side by side; for others it would be a detour."""
     convolves = any(weight.ndim == 4 for weight in network.parameters())
     return torch.channels_last if convolves else torch.contiguous_format
-
-
-def parts(inputs: Inputs, count: int) -> Iterator[tuple[Inputs, float]]:
-    """A batch in at most so many parts, each with its share of the items: their losses, so weighted, add up."""
-    size = len(inputs.t)
-    if count == 1:
-        yield inputs, 1.0
-        return
-    for part in inputs.split(-(-size // count)):
-        yield part, len(part.t) / size
 
 
 def learning_rate(step: int, total: int, settings: Training) -> float:
@@ -159,51 +102,6 @@ def train(
         yield Record(state.step, outcome.loss, inputs, outcome.answer, outcome.grad_norm, lr)
         if state.step >= steps:
             return
-
-
-def eager_step(
-    state: TrainState,
-    objective: Objective,
-    settings: Training,
-    device: torch.device,
-    forward: Callable[..., Tensor] | None = None,
-    *,
-    balance: float = 1.0,
-) -> TrainStep:
-    """A step as torch runs it, call by call.
-
-    `forward` stands in for the network where it was compiled, or wrapped to share gradients; then the loss is
-    multiplied by the `balance` of this process's part.
-    """
-    network: Callable[..., Tensor] = state.network if forward is None else forward
-    optimizer, scaler = state.optimizer, state.scaler
-    context = autocast(device, settings.precision) or nullcontext
-
-    def step(inputs: Inputs, lr: float, guess: bool) -> Outcome:
-        losses, answers = [], []
-        optimizer.clear()
-        for part, share in parts(inputs, settings.accumulate):
-            with context():
-                output = objective.ask(network, part, guess=guess)
-            loss, weight = objective.loss(output, part), share * balance
-            loss = loss if weight == 1.0 else weight * loss
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-            answers.append(objective.answer(output).detach())
-        scaler.unscale_(optimizer)  # type: ignore[arg-type]
-        norm = optimizer.norm()
-        sound = norm < math.inf
-        if settings.clip:
-            optimizer.clip(settings.clip, norm)
-        optimizer.step(lr, sound)
-        scaler.update()
-        if state.ema is not None:  # what a masked step left alone may be averaged as well
-            state.ema.update()
-        if len(losses) == 1:
-            return Outcome(losses[0], answers[0], norm, sound)
-        return Outcome(torch.stack(losses).sum(), torch.cat(answers), norm, sound)
-
-    return step
 
 
 def settle(state: TrainState, settings: Training, team: Team = ALONE) -> None:

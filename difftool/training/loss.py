@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import repeat
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difftool.diffusion.estimate import ObjectiveSpec
+from difftool.components import ObjectiveSpec
+from difftool.diffusion.estimate import bounded_guess, with_guess
 from difftool.diffusion.prediction import native_weight, tables
 from difftool.diffusion.variance import VarianceBound, split_answer
 from difftool.errors import DifftoolError
-from difftool.sampling.denoiser import bounded_guess, with_guess
-from difftool.training.inputs import Inputs
 
 if TYPE_CHECKING:
     from difftool.components import Prediction, TimeDensity, Weighting
@@ -178,3 +178,29 @@ def distribution(time: TimeDensity, spec: ObjectiveSpec) -> Tensor:
         raise ValueError(f"time {time.name} gives no distribution over the levels of this schedule")
     cumulative = density.cumsum(0)
     return cumulative / cumulative[-1]
+
+
+class Inputs(NamedTuple):
+    """What the network is shown of some items, and what it should answer."""
+
+    x_0: Tensor
+    """(B, *shape), in model units."""
+    eps: Tensor
+    """(B, *shape)."""
+    t: Tensor
+    """The level of each item (B,), int64."""
+    cond: Tensor | None
+    """Labels (B,), some of them hidden; None where there are no classes."""
+    x_t: Tensor
+    """The noised items (B, *shape)."""
+    net_input: Tensor
+    """x_t as the network sees it."""
+    time: Tensor
+    """The level as the network sees it (B,)."""
+    target: Tensor
+    """What the network should answer (B, *shape)."""
+
+    def split(self, size: int) -> Iterator[Inputs]:
+        """The same in parts of so many items; the last one may be smaller."""
+        columns = (repeat(None) if field is None else torch.split(field, size) for field in self)
+        return map(Inputs._make, zip(*columns, strict=False))

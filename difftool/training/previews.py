@@ -8,21 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from difftool.errors import DifftoolError
 from difftool.files import atomic
 from difftool.rng import sample_noise
+from difftool.sampling.source import _some_points
 from difftool.settings import Sampling
 
 if TYPE_CHECKING:
-    from difftool.data.samples import Samples
-    from difftool.sampling.source import Source
     from difftool.training.experiment import Experiment
 
 STEPS = 25
 """DDIM steps of a preview: quick, and good enough to see progress."""
 POINTS, IMAGES = 1_000, 16
-REFERENCE = 5_000
-"""Data points drawn under samples."""
 PANEL_LEVELS = (0.1, 0.3, 0.5, 0.8)
 """Where in the schedule the panel looks, as parts of T."""
 
@@ -92,16 +88,3 @@ def some_items(experiment: Experiment, count: int) -> tuple[Tensor, Tensor | Non
 def reference_points(experiment: Experiment) -> Tensor | None:
     """Data to draw under samples of points, in data units."""
     return _some_points(experiment.train)
-
-
-def reference_points_of(source: Source) -> Tensor | None:
-    """Data points of a source in data units, made again; None where they cannot be had here."""
-    try:
-        return _some_points(source.load_samples())
-    except DifftoolError:
-        return None
-
-
-def _some_points(samples: Samples) -> Tensor | None:
-    items = samples.items
-    return items[:REFERENCE].float().cpu() if isinstance(items, Tensor) and items.ndim == 2 else None

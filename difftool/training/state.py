@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from difftool.errors import BadFile, DifftoolError, UsageError
+from difftool.errors import BadFile, DifftoolError
 from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
-from difftool.runs.recipe import Recipe, contradictions
-from difftool.sampling.model import Model, read_recipe
+from difftool.runs.recipe import Recipe, contradictions, read_recipe
 from difftool.settings import LARGEST_STEP
-from difftool.training.loop import TrainState
+from difftool.training.ema import EMA
+from difftool.training.optimizer import Adam
+
+if TYPE_CHECKING:
+    from difftool.settings import Training
 
 ADAM = ("step", "exp_avg", "exp_avg_sq")
 """What the optimizer keeps of each weight."""
@@ -184,28 +187,29 @@ def _counters(path: Path, document: Mapping[str, Any]) -> tuple[dict[str, int], 
     return {name: document[name] for name in counters}, circumstances
 
 
-def read_model(source: Path, run: RunFolder | None, weights: str) -> Model:
-    """The model of a file, with the weights asked for: the file holds one kind, its run's state the other."""
-    model = Model.read(source)
-    if weights == "ema" or model.weights == "raw":  # a run without an average (--ema 0) has raw weights alone
-        return model
-    if run is None:
-        raise UsageError(f"--weights raw: {source} holds the average alone; name the run folder, its state has them")
-    return raw_model(model, run)
+@dataclass
+class TrainState:
+    """What changes while training: network, optimizer, average, step."""
 
+    network: nn.Module
+    optimizer: Adam
+    ema: EMA | None
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    """Completed steps."""
+    skipped: int = 0
+    """Of these, how many changed nothing, since a gradient overflowed in fp16: as far as `settle` has looked."""
+    skipped_in_a_row: int = 0
+    unsettled: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """(whether the gradient was finite, the loss) of the last steps, which nobody has looked at yet."""
 
-def raw_model(model: Model, run: RunFolder) -> Model:
-    """The model with the weights that were being trained, from the newest state of its run."""
-    reasons = []
-    for path in run.saved_states():
-        try:
-            tensors, document = checkpoint.load(path)
-        except BadFile as error:
-            reasons.append(str(error))
-            continue
-        raw = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-        if rows := checkpoint.differences(model.network.state_dict(), raw):
-            raise BadFile(f"{path}: its weights do not fit: {rows}")
-        model.network.load_state_dict(raw)
-        return replace(model, weights="raw", step=_counters(path, document)[0]["step"], source=path)
-    raise BadFile(reasons[0] if reasons else f"run {run.path} has no training state, so its raw weights are gone")
+    @classmethod
+    def new(cls, network: nn.Module, settings: Training, device: torch.device) -> TrainState:
+        """Before the first step."""
+        scaled = settings.precision == "fp16" and device.type == "cuda"
+        return cls(
+            network,
+            Adam(network.parameters()),
+            EMA(network, settings.ema) if settings.ema else None,
+            torch.amp.GradScaler(device.type, enabled=scaled),
+        )

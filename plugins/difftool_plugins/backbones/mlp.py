@@ -49,4 +49,14 @@ class MLP(Backbone, name="mlp"):
     def build(self, spec: BackboneSpec) -> nn.Module:
         from difftool_plugins.backbones.networks.mlp import MLPNetwork
 
-        return MLPNetwork(self, spec)
+        return MLPNetwork(
+            in_channels=spec.in_channels,
+            shape=(spec.out_channels, *spec.shape[1:]),
+            classes=spec.classes,
+            width=self.width,
+            depth=self.depth,
+            activation=self.activation,
+            residual=self.residual,
+            time=self.time,
+            time_dim=self.time_dim,
+        )

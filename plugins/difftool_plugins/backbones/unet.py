@@ -94,7 +94,25 @@ class UNet(Backbone, name="unet"):
         self._check(spec.shape)
         from difftool_plugins.backbones.networks.unet import UNetNetwork
 
-        return UNetNetwork(self, spec)
+        return UNetNetwork(
+            in_channels=spec.in_channels,
+            out_channels=spec.out_channels,
+            classes=spec.classes,
+            dim=self.dim,
+            init_dim=self.init_dim or self.dim,
+            widths=self.widths,
+            blocks=self.blocks,
+            attention=self.attention_by_level,
+            middle=self.middle,
+            heads=self.heads,
+            head_dim=self.head_dim,
+            time=self.time,
+            groups=self.groups,
+            dropout=self.dropout,
+            checkpointing=self.checkpointing,
+            standardize=self.standardize,
+            downsample=self.downsample,
+        )
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if len(shape) != 3:

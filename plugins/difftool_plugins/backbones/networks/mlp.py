@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from difftool_plugins.backbones.networks.embeddings import Embedding, labels, refuse_labels
-
-if TYPE_CHECKING:
-    from difftool import BackboneSpec
-    from difftool_plugins.backbones.mlp import MLP
 
 TIME_RANGE = 1000.0
 
@@ -28,20 +23,33 @@ class MLPNetwork(nn.Module):
     With `residual` (He et al., 2016) a hidden layer after the first is h + activation(linear(h)).
     """
 
-    def __init__(self, options: MLP, spec: BackboneSpec) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        shape: tuple[int, ...],
+        classes: int | None = None,
+        width: int,
+        depth: int,
+        activation: str = "silu",
+        residual: bool = True,
+        time: str = "embedding",
+        time_dim: int = 64,
+    ) -> None:
+        """`shape` is that of one item of the output, channels first."""
         super().__init__()
-        self.shape, self.classes = (spec.out_channels, *spec.shape[1:]), spec.classes
-        activation = ACTIVATIONS[options.activation]
-        inputs, outputs, width = spec.in_channels * math.prod(spec.shape[1:]), math.prod(self.shape), options.width
+        self.shape, self.classes = shape, classes
+        nonlinearity = ACTIVATIONS[activation]
+        inputs = in_channels * math.prod(shape[1:])
         self.embedding: Embedding | None = None
-        if options.time == "embedding":
-            self.embedding = Embedding(options.time_dim, width, spec.classes, activation)
+        if time == "embedding":
+            self.embedding = Embedding(time_dim, width, classes, nonlinearity)
         else:
-            inputs += 1 + (spec.classes or 0)
+            inputs += 1 + (classes or 0)
         self.first = nn.Linear(inputs, width)
-        self.activation, self.residual = activation(), options.residual
-        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(options.depth - 1))
-        self.last = nn.Linear(width, outputs)
+        self.activation, self.residual = nonlinearity(), residual
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.last = nn.Linear(width, math.prod(shape))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         flat = x.flatten(1)

@@ -8,8 +8,9 @@ Level i is dim * dim_mults[i] channels wide, at 2^-i of the image's height and w
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 from difftool_plugins.backbones.networks.attention import Attention, FullAttention, LinearAttention
 from difftool_plugins.backbones.networks.embeddings import Embedding, full_precision
-
-if TYPE_CHECKING:
-    from difftool import BackboneSpec
-    from difftool_plugins.backbones.unet import UNet
 
 
 class StandardizedConv2d(nn.Conv2d):
@@ -38,16 +35,27 @@ class StandardizedConv2d(nn.Conv2d):
 class Block(nn.Module):
     """shortcut(x) + twice convolution, normalisation, SiLU; time shifts, or scales and shifts, the first of them."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, options: UNet) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        embedding: int,
+        time: str,
+        groups: int,
+        dropout: float,
+        checkpointing: bool,
+        standardize: bool,
+    ) -> None:
         super().__init__()
-        conv = StandardizedConv2d if options.standardize else nn.Conv2d
-        self.scales, self.checkpointing = options.time == "scale-shift", options.checkpointing
+        conv = StandardizedConv2d if standardize else nn.Conv2d
+        self.scales, self.checkpointing = time == "scale-shift", checkpointing
         self.time = nn.Linear(embedding, (2 if self.scales else 1) * outputs)
         self.conv1 = conv(inputs, outputs, 3, padding=1)
-        self.norm1 = nn.GroupNorm(options.groups, outputs)
-        self.dropout = nn.Dropout(options.dropout)
+        self.norm1 = nn.GroupNorm(groups, outputs)
+        self.dropout = nn.Dropout(dropout)
         self.conv2 = conv(outputs, outputs, 3, padding=1)
-        self.norm2 = nn.GroupNorm(options.groups, outputs)
+        self.norm2 = nn.GroupNorm(groups, outputs)
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -74,12 +82,9 @@ class Block(nn.Module):
 class Down(nn.Module):
     """A level on the way to the middle. `skips` gets the result of each block, the last one after its attention."""
 
-    def __init__(self, inputs: int, width: int, embedding: int, attention: str, options: UNet) -> None:
+    def __init__(self, blocks: Iterable[nn.Module], attention: nn.Module) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            Block(width if i else inputs, width, embedding, options) for i in range(options.blocks)
-        )
-        self.attention = make_attention(attention, width, options)
+        self.blocks, self.attention = nn.ModuleList(blocks), attention
 
     def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
         last = len(self.blocks) - 1
@@ -93,10 +98,9 @@ class Down(nn.Module):
 class Up(nn.Module):
     """A level on the way to the answer. Each block joins the last of `skips`, and takes it away."""
 
-    def __init__(self, width: int, embedding: int, attention: str, options: UNet) -> None:
+    def __init__(self, blocks: Iterable[nn.Module], attention: nn.Module) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(2 * width, width, embedding, options) for _ in range(options.blocks))
-        self.attention = make_attention(attention, width, options)
+        self.blocks, self.attention = nn.ModuleList(blocks), attention
 
     def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
         for block in self.blocks:
@@ -108,24 +112,55 @@ class Up(nn.Module):
 class UNetNetwork(nn.Module):
     """x (B, C, H, W), t (B,), cond (B,) -> (B, out_channels, H, W). Starts with the answer 0 everywhere."""
 
-    def __init__(self, options: UNet, spec: BackboneSpec) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        classes: int | None = None,
+        dim: int,
+        init_dim: int,
+        widths: Sequence[int],
+        blocks: int = 1,
+        attention: Sequence[str],
+        middle: str = "full",
+        heads: int = 4,
+        head_dim: int = 32,
+        time: str = "scale-shift",
+        groups: int = 8,
+        dropout: float = 0.0,
+        checkpointing: bool = False,
+        standardize: bool = False,
+        downsample: str = "stride",
+    ) -> None:
+        """`widths` and `attention` have one entry a level, fine to coarse."""
         super().__init__()
-        widths, kinds = options.widths, options.attention_by_level
-        first, coarsest, embedding = options.init_dim or options.dim, widths[-1], 4 * options.dim
-        self.embedding = Embedding(embedding, embedding, spec.classes)
-        self.first = nn.Conv2d(spec.in_channels, first, 3, padding=1)
+        embedding, coarsest = 4 * dim, widths[-1]
+        block = partial(
+            Block,
+            embedding=embedding,
+            time=time,
+            groups=groups,
+            dropout=dropout,
+            checkpointing=checkpointing,
+            standardize=standardize,
+        )
+        attend = partial(make_attention, heads=heads, head_dim=head_dim, groups=groups)
+        self.embedding = Embedding(embedding, embedding, classes)
+        self.first = nn.Conv2d(in_channels, init_dim, 3, padding=1)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
-        for i, (width, kind) in enumerate(zip(widths, kinds, strict=True)):
-            self.downs.append(Down(width if i else first, width, embedding, kind, options))
-            self.ups.append(Up(width, embedding, kind, options))
+        for i, (width, kind) in enumerate(zip(widths, attention, strict=True)):
+            inputs = [width if i else init_dim, *[width] * (blocks - 1)]
+            self.downs.append(Down([block(n, width) for n in inputs], attend(kind, width)))
+            self.ups.append(Up([block(2 * width, width) for _ in range(blocks)], attend(kind, width)))
         steps = list(pairwise(widths))
-        self.halvings = nn.ModuleList(halving(options.downsample, fine, coarse) for fine, coarse in steps)
+        self.halvings = nn.ModuleList(halving(downsample, fine, coarse) for fine, coarse in steps)
         self.doublings = nn.ModuleList(doubling(coarse, fine) for fine, coarse in steps)
-        self.middle1 = Block(coarsest, coarsest, embedding, options)
-        self.attention = make_attention(options.middle, coarsest, options)
-        self.middle2 = Block(coarsest, coarsest, embedding, options)
-        self.last = Block(widths[0] + first, widths[0], embedding, options)
-        self.answer = nn.Conv2d(widths[0], spec.out_channels, 1)
+        self.middle1 = block(coarsest, coarsest)
+        self.attention = attend(middle, coarsest)
+        self.middle2 = block(coarsest, coarsest)
+        self.last = block(widths[0] + init_dim, widths[0])
+        self.answer = nn.Conv2d(widths[0], out_channels, 1)
         nn.init.zeros_(self.answer.weight)
         nn.init.zeros_(self.answer.bias)  # type: ignore[arg-type]
 
@@ -145,11 +180,11 @@ class UNetNetwork(nn.Module):
         return answer
 
 
-def make_attention(kind: str, channels: int, options: UNet) -> nn.Module:
+def make_attention(kind: str, channels: int, *, heads: int, head_dim: int, groups: int) -> nn.Module:
     if kind == "none":
         return nn.Identity()
     attention: type[Attention] = FullAttention if kind == "full" else LinearAttention
-    return attention(channels, options.heads, options.head_dim, options.groups)
+    return attention(channels, heads, head_dim, groups)
 
 
 def halving(kind: str, fine: int, coarse: int) -> nn.Module:

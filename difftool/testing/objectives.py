@@ -6,8 +6,7 @@ import math
 
 import torch
 
-from difftool.components import Prediction
-from difftool.diffusion.estimate import ObjectiveSpec
+from difftool.components import ObjectiveSpec, Prediction
 from difftool.diffusion.prediction import check, estimate
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Broken

@@ -1,26 +1,97 @@
-"""Compiled training: of a small network the whole step, forward, backward, Adam and average, as one function.
-
-Its layers are too small for compiling them alone to pay; what costs is the way from one to the next.
-"""
+"""One training step."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value
 
-from difftool.training.loop import Outcome, TrainState, TrainStep, eager_step
-from difftool.training.optimizer import BETA1, BETA2, Moments, adam, shrinking
-from difftool.training.weights import laid_out
+from difftool.devices import autocast
+from difftool.training.loss import Inputs, Objective
+from difftool.training.optimizer import BETA1, BETA2, Moments, adam, laid_out, shrinking
+from difftool.training.state import TrainState
 
 if TYPE_CHECKING:
     from difftool.settings import Training
-    from difftool.training.inputs import Inputs
-    from difftool.training.loss import Objective
+    from difftool.training.loss import Inputs, Objective
+
+
+class Outcome(NamedTuple):
+    """What a step came to, on the device."""
+
+    loss: Tensor
+    """What was minimised, a scalar."""
+    answer: Tensor
+    """What the network said (B, *shape)."""
+    grad_norm: Tensor
+    """Of all gradients together, before they are clipped."""
+    sound: Tensor
+    """Whether that is finite; else the step changed nothing."""
+
+
+TrainStep = Callable[[Inputs, float, bool], Outcome]
+"""(inputs, learning rate, whether to guess x_0 first): moves the weights and their average."""
+
+
+def parts(inputs: Inputs, count: int) -> Iterator[tuple[Inputs, float]]:
+    """A batch in at most so many parts, each with its share of the items: their losses, so weighted, add up."""
+    size = len(inputs.t)
+    if count == 1:
+        yield inputs, 1.0
+        return
+    for part in inputs.split(-(-size // count)):
+        yield part, len(part.t) / size
+
+
+def eager_step(
+    state: TrainState,
+    objective: Objective,
+    settings: Training,
+    device: torch.device,
+    forward: Callable[..., Tensor] | None = None,
+    *,
+    balance: float = 1.0,
+) -> TrainStep:
+    """A step as torch runs it, call by call.
+
+    `forward` stands in for the network where it was compiled, or wrapped to share gradients; then the loss is
+    multiplied by the `balance` of this process's part.
+    """
+    network: Callable[..., Tensor] = state.network if forward is None else forward
+    optimizer, scaler = state.optimizer, state.scaler
+    context = autocast(device, settings.precision) or nullcontext
+
+    def step(inputs: Inputs, lr: float, guess: bool) -> Outcome:
+        losses, answers = [], []
+        optimizer.clear()
+        for part, share in parts(inputs, settings.accumulate):
+            with context():
+                output = objective.ask(network, part, guess=guess)
+            loss, weight = objective.loss(output, part), share * balance
+            loss = loss if weight == 1.0 else weight * loss
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+            answers.append(objective.answer(output).detach())
+        scaler.unscale_(optimizer)  # type: ignore[arg-type]
+        norm = optimizer.norm()
+        sound = norm < math.inf
+        if settings.clip:
+            optimizer.clip(settings.clip, norm)
+        optimizer.step(lr, sound)
+        scaler.update()
+        if state.ema is not None:  # what a masked step left alone may be averaged as well
+            state.ema.update()
+        if len(losses) == 1:
+            return Outcome(losses[0], answers[0], norm, sound)
+        return Outcome(torch.stack(losses).sum(), torch.cat(answers), norm, sound)
+
+    return step
 
 
 def compiled_step(state: TrainState, objective: Objective, settings: Training, device: torch.device) -> TrainStep:

@@ -1,0 +1,172 @@
+"""Batches as a function of the step."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difftool.data.samples import Augment, Samples
+from difftool.errors import DifftoolError, said
+from difftool.rng import generator, permutation
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The batches of one or more steps, or this process's part of each, on the device: raw items and labels."""
+
+    items: Tensor
+    labels: Tensor | None
+
+
+class Batches:
+    """Endless batches, each a function of (seed, step): every epoch visits each item once, in its own order.
+
+    Data that fit live on the device and are gathered there by index; others are read by worker processes. Where several
+    processes train, each has its part of every batch.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+        part: slice | None = None,
+    ) -> None:
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.device, self.workers = torch.device(device), workers
+        self.part = part or slice(0, batch_size)
+        self.size = self.part.stop - self.part.start
+        """Items of a batch that are read here."""
+        self.waited = 0.0
+        """Seconds that training has waited for worker processes."""
+        self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(samples), seed, "order", epoch))
+        if isinstance(samples.items, Tensor):
+            self._items = samples.items.to(self.device)
+            self._labels = None if samples.labels is None else samples.labels.to(self.device)
+
+    def indices(self, step: int, count: int = 1) -> Tensor:
+        """Which items the steps from this one on use. Sample counter i is item i mod N of epoch i div N."""
+        n, first = len(self.samples), step * self.batch_size
+        last = first + count * self.batch_size
+        parts = []
+        while first < last:
+            epoch, at = divmod(first, n)
+            end = min(n, at + last - first)
+            parts.append(self._order(epoch)[at:end])
+            first += end - at
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def own_indices(self, step: int, count: int = 1) -> Tensor:
+        """Which of them are read here."""
+        return self.indices(step, count).view(count, self.batch_size)[:, self.part].flatten()
+
+    def start(self, step: int, *, block: int = 1) -> Iterator[Batch]:
+        """The items, or this process's part of them, of this step and of all that follow.
+
+        Where they are in memory they come for several steps at once: up to the next multiple of `block`.
+        """
+        batches = self._from_memory(step, block) if isinstance(self.samples.items, Tensor) else self._from_source(step)
+        augment = self.samples.augment
+        for batch in batches:
+            if augment is None:
+                yield batch
+            else:
+                steps = enumerate(torch.split(batch.items, self.size), start=step)
+                yield Batch(torch.cat([self._augmented(augment, items, at) for at, items in steps]), batch.labels)
+            step += len(batch.items) // self.size
+
+    def _augmented(self, augment: Augment, items: Tensor, step: int) -> Tensor:
+        """A step's items changed at random: as part of the batch that they belong to, so that each has its own luck."""
+        random = generator(self.seed, "augment", step, device=self.device)
+        if self.size == self.batch_size:
+            return augment(items, random)
+        whole = items.new_zeros(self.batch_size, *items.shape[1:])
+        whole[self.part] = items
+        return augment(whole, random)[self.part]
+
+    def _from_memory(self, step: int, block: int) -> Iterator[Batch]:
+        while True:
+            count = block - step % block
+            indices = self.own_indices(step, count).to(self.device)
+            labels = None if self._labels is None else self._labels.index_select(0, indices)
+            yield Batch(self._items.index_select(0, indices), labels)
+            step += count
+
+    def _from_source(self, step: int) -> Iterator[Batch]:
+        from torch.utils.data import DataLoader
+
+        cuda = self.device.type == "cuda"
+        loader: DataLoader[Any] = DataLoader(
+            _Reader(self.samples),
+            batch_sampler=_Order(self, step),
+            num_workers=self.workers,
+            pin_memory=cuda,
+            prefetch_factor=4 if self.workers else None,
+            multiprocessing_context="spawn" if self.workers and cuda else None,
+            collate_fn=_collate,
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
+        read = iter(loader)
+        while True:
+            asked = time.perf_counter()
+            items, labels = next(read)
+            self.waited += time.perf_counter() - asked
+            if isinstance(items, Exception):  # of a worker, whose own traceback would drown the message
+                raise DifftoolError(said(items)) from items
+            yield Batch(
+                items.to(self.device, non_blocking=cuda),
+                None if labels is None else labels.to(self.device, non_blocking=cuda),
+            )
+
+
+class _Order:
+    """The endless batch sampler of `Batches`, for a DataLoader."""
+
+    def __init__(self, batches: Batches, step: int) -> None:
+        self.batches, self.step = batches, step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.step
+        while True:
+            yield self.batches.own_indices(step).tolist()
+            step += 1
+
+
+class _Reader(torch.utils.data.Dataset[Any]):
+    def __init__(self, samples: Samples) -> None:
+        self.items, self.labels = samples.items, samples.labels
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> tuple[Any, Tensor | None]:
+        try:
+            return self.items[i], None if self.labels is None else self.labels[i]
+        except (ValueError, OSError) as error:
+            return error, None
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Ctrl-C in a terminal reaches every process; the one that trains ends the others once its step is done."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _collate(pairs: list[tuple[Any, Tensor | None]]) -> tuple[Any, Tensor | None]:
+    """A batch, or the first error met while reading it."""
+    for item, _ in pairs:
+        if isinstance(item, Exception):
+            return item, None
+    labels = [label for _, label in pairs if label is not None]
+    return torch.stack([item for item, _ in pairs]), torch.stack(labels) if labels else None
