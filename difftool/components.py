@@ -8,7 +8,7 @@ method makes the part. Subclassing is all it takes:
 
         eta: float = option(default=0.0, ge=0, le=1, help="0 is deterministic, 1 has DDPM's noise")
 
-        def walk(self, denoise, x, levels, noise): ...
+        def sample(self, denoise, x, levels, noise): ...
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class Sampler(Component, kind="sampler"):
         return steps
 
     @abstractmethod
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         """Walk x from `levels[0]` to `levels[-1]`, which is clean; yield a `Step` after each step.

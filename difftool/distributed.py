@@ -16,7 +16,7 @@ from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from difftool.errors import DifftoolError, PeerDied, said
+from difftool.errors import DifftoolError, PeerDied, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -234,7 +234,7 @@ def telling_of_peers() -> Iterator[None]:
             raise
         import torch.distributed as dist
 
-        text = said(error)
+        text = one_line(error)
         if any(word in text for word in GONE):
             raise PeerDied("another process of this run died") from error
         if isinstance(error, dist.DistError):

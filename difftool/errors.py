@@ -89,7 +89,7 @@ def reader_left(error: BaseException) -> bool:
     return isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
 
 
-def said(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What an exception says, on one line; not all can be made text."""
     try:
         return " ".join(str(error).split())
@@ -97,32 +97,34 @@ def said(error: BaseException) -> str:
         return ""
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Class and text of an exception, on one line: `KeyError: 'x'`."""
-    text = said(error)
+    text = one_line(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @contextlib.contextmanager
-def blaming(what: str, *passing: type[Exception]) -> Iterator[None]:
-    """What a plugin's code raises becomes one line that names the component (`sampler ddim`).
+def blaming(what: str, *passing: type[Exception], refusal: type[DifftoolError] = DifftoolError) -> Iterator[None]:
+    """Report what a component's own code raises on one line that names the component (`sampler ddim`).
 
-    `ValueError` is the way for a component to refuse, `DifftoolError` says enough, and no memory is no fault of its.
-    Exceptions of the classes in `passing` are somebody else's to tell.
+    A component refuses by raising `ValueError`, which becomes a `refusal`. `DifftoolError` says enough already, running
+    out of memory is nobody's fault, and exceptions of the classes in `passing` are for the caller to report.
     """
     try:
         yield
-    except (DifftoolError, ValueError, MemoryError, GeneratorExit):  # the last: a generator around this is closed
+    except (DifftoolError, MemoryError, GeneratorExit):  # the last: a generator around this is closed
         raise
     except BaseException as error:
-        if is_signal(error) or reader_left(error) or out_of_memory(error) or isinstance(error, passing):
+        if isinstance(error, passing) or is_signal(error) or reader_left(error) or out_of_memory(error):
             raise
-        raise DifftoolError(f"{what} failed: {told(error)}") from error
+        if isinstance(error, ValueError):
+            raise refusal(f"{what}: {one_line(error)}") from error
+        raise DifftoolError(f"{what} failed: {describe(error)}") from error
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory, of whatever device, ran out: libraries say so in different classes."""
-    text = said(error).lower()
+    text = one_line(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
 
 

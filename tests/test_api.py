@@ -23,7 +23,7 @@ class Careful(Sampler, name="careful"):
 
     shrink: float = option(default=1.0, gt=0, le=1, help="factor on x_0")
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         for t, s in pairwise(levels):
@@ -51,8 +51,8 @@ def test_samplers_of_ones_own_need_no_registration(points_run: Path) -> None:
 
 def test_a_sampler_that_loses_a_step_is_told(points_run: Path) -> None:
     class Short(Careful, name="short"):
-        def walk(self, denoise, x, levels, noise):  # type: ignore[no-untyped-def]
-            yield from list(super().walk(denoise, x, levels, noise))[:-1]
+        def sample(self, denoise, x, levels, noise):  # type: ignore[no-untyped-def]
+            yield from list(super().sample(denoise, x, levels, noise))[:-1]
 
     with pytest.raises(DifftoolError, match="sampler short made 2 steps of 3"):
         difftool.load(points_run).sample(4, sampler=Short(), steps=3)

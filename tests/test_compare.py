@@ -73,7 +73,7 @@ def test_calls_are_counted_before_any_walk() -> None:
 class Greedy(Sampler, name="greedy"):
     """Three calls a step."""
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         for t, s in pairwise(levels):
@@ -90,7 +90,7 @@ def test_a_sampler_that_needs_more_calls_is_left_out() -> None:
 
 def test_a_sampler_that_fails_is_named() -> None:
     class Broken(Sampler, name="broken"):
-        def walk(self, denoise: Denoise, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
+        def sample(self, denoise: Denoise, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
             raise ZeroDivisionError("oops")
 
     with pytest.raises(DifftoolError, match="sampler broken failed: ZeroDivisionError: oops"):

@@ -87,7 +87,7 @@ def test_fields_of_a_subclass_follow_those_of_its_base() -> None:
 
 def test_a_component_takes_its_name_and_kind_from_the_class_line() -> None:
     class Mine(Sampler, name="mine"):
-        def walk(self, denoise, x, levels, noise): ...  # type: ignore[no-untyped-def]
+        def sample(self, denoise, x, levels, noise): ...  # type: ignore[no-untyped-def]
 
     class Unnamed(Mine):
         pass
@@ -382,7 +382,7 @@ def made(base: type[Component], **space: Any) -> Callable[[], type[Component]]:
     """A component of that base with what is in the space; annotations as a class has them."""
 
     def make_it() -> type[Component]:
-        methods = {name: lambda self: None for name in ("load", "build", "walk", "open", "write", "run")}
+        methods = {name: lambda self: None for name in ("load", "build", "sample", "open", "write", "run")}
         return type("Made", (base,), {"__doc__": "Made.", **methods, **space}, name="made")
 
     return make_it

@@ -112,14 +112,15 @@ def refused(name: str, outcome: Outcome, code: int, pieces: Sequence[str]) -> No
 def snapshot(folder: Path) -> dict[str, object]:
     """All that lies in a folder, but for locks of runs, which carry the number of the last process."""
 
-    def told(path: Path) -> object:
+    def describe(path: Path) -> object:
         if path.is_symlink():
             return ("link", os.readlink(path))
         if path.is_dir():
             return "folder"
         return path.read_bytes() if path.is_file() else "special"
 
-    return {str(p.relative_to(folder)): told(p) for p in sorted(folder.rglob("*")) if p.name != "lock" or p.is_dir()}
+    found = (p for p in sorted(folder.rglob("*")) if p.name != "lock" or p.is_dir())
+    return {str(p.relative_to(folder)): describe(p) for p in found}
 
 
 class Waits(BaseException):

@@ -102,7 +102,7 @@ def noise(i: int) -> Tensor:
 
 def samples(sampler: str, levels: list[Level], denoise: object) -> Tensor:
     walker: Sampler = make(registry().of_kind(Sampler, sampler), {})
-    *_, last = walker.walk(denoise, levels[0].norm * noise(-1), levels, noise)  # type: ignore[arg-type]
+    *_, last = walker.sample(denoise, levels[0].norm * noise(-1), levels, noise)  # type: ignore[arg-type]
     x: Tensor = last.x
     return x
 

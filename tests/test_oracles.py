@@ -263,7 +263,7 @@ def test_the_contract_of_third_parties() -> None:
             raise ZeroDivisionError("oops")
 
     data, schedule = component("dataset", "swiss-roll", n=9), component("schedule", "linear")
-    with pytest.raises(Exception, match="oracle mean failed: ZeroDivisionError: oops"):
+    with pytest.raises(Exception, match="oracle mean, dataset swiss-roll failed: ZeroDivisionError: oops"):
         OracleSource.of(Mean(), data, schedule)  # type: ignore[arg-type]
 
 

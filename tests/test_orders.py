@@ -70,7 +70,7 @@ def no_noise(i: int) -> Tensor:
 
 def error(sampler: Sampler, levels: Sequence[Level]) -> float:
     """Root mean square against the exact flow, at the level where the walk ends."""
-    *_, last = sampler.walk(mixture, exact(levels[0]), levels, no_noise)
+    *_, last = sampler.sample(mixture, exact(levels[0]), levels, no_noise)
     return float((last.x - exact(last.level)).square().mean().sqrt())
 
 

@@ -39,18 +39,24 @@ from difftool.testing import PluginManager
 
 
 class Raises(Sampler, name="raises"):
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]) -> Iterator[Step]:
+    def sample(
+        self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
+    ) -> Iterator[Step]:
         yield Step(x, levels[1], denoise(x, levels[0]))
         raise KeyError("x")
 
 
 class Shrinks(Sampler, name="shrinks"):
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]) -> Iterator[Step]:
+    def sample(
+        self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
+    ) -> Iterator[Step]:
         yield Step(x[:, :1], levels[1], denoise(x, levels[0]))
 
 
 class Stops(Sampler, name="stops"):
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]) -> Iterator[Step]:
+    def sample(
+        self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
+    ) -> Iterator[Step]:
         yield Step(x, levels[1], denoise(x, levels[0]))
 
 

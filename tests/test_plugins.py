@@ -128,7 +128,7 @@ def test_a_sound_plugin_is_found_with_its_version() -> None:
 
 def test_several_hooks_of_one_module() -> None:
     class Walk(Sampler, name="walk"):
-        def walk(self, denoise, x, levels, noise): ...  # type: ignore[no-untyped-def]
+        def sample(self, denoise, x, levels, noise): ...  # type: ignore[no-untyped-def]
 
     both = module(difftool_datasets=lambda: (dataset("a"), dataset("b")), difftool_samplers=lambda: iter([Walk]))
     registry = registry_of(point("both", "x", both))
@@ -348,7 +348,7 @@ def test_of_two_strangers_neither_gets_the_name() -> None:
 
 def test_one_name_in_two_kinds_is_no_duplicate() -> None:
     class Rings(Sampler, name="rings"):
-        def walk(self, denoise, x, levels, noise): ...  # type: ignore[no-untyped-def]
+        def sample(self, denoise, x, levels, noise): ...  # type: ignore[no-untyped-def]
 
     registry = registry_of(
         point("aa", "x", providing(dataset("rings"))), point("bb", "x", module(difftool_samplers=lambda: [Rings]))

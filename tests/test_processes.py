@@ -104,7 +104,7 @@ def codes(outcome: Outcome) -> set[int]:
     return {int(code) for code in re.findall(r"exitcode\s*: (-?\d+)", outcome.err)}
 
 
-def said(outcome: Outcome) -> list[str]:
+def one_line(outcome: Outcome) -> list[str]:
     """The lines of difftool that end a run."""
     return [line for line in outcome.err.splitlines() if line.startswith("difftool: ") and "warning: " not in line]
 
@@ -314,7 +314,7 @@ def test_a_signal_to_one_process_stops_all_and_one_goes_on(
     os.kill(run.pid(rank), signal.SIGTERM)
     outcome = run.end()
     stopped = state_step(tmp_path / "two")
-    assert said(outcome) == [
+    assert one_line(outcome) == [
         f"difftool: stopped after step {stopped} of 400; everything is saved; go on with: difftool train --resume two"
     ]
     assert 3 < stopped < 400
@@ -379,7 +379,7 @@ def test_a_process_that_dies_ends_the_others(torchrun: Callable[..., Torchrun], 
     os.kill(run.pid(rank), signal.SIGKILL)
     outcome = run.end(30)
     newest = RunFolder(tmp_path / "two").saved_states()[0]
-    assert said(outcome) == [
+    assert one_line(outcome) == [
         f"difftool: error: another process of this run died; the last state is {newest.relative_to(tmp_path)}; "
         "go on with: difftool train --resume two"
     ]
@@ -406,7 +406,7 @@ def test_what_all_find_wrong_is_said_once(torchrun: Callable[..., Torchrun], tmp
 def test_a_gradient_that_is_infinite_is_said_once(torchrun: Callable[..., Torchrun]) -> None:
     depth = ("--backbone.depth", 64, "--backbone.activation", "relu", "--warmup", 0, "--lr", 10)
     outcome = torchrun("train", *POINTS, *depth, "--steps", 50, "--out", "x").end()
-    (error,) = said(outcome)
+    (error,) = one_line(outcome)
     assert "try a lower --lr or --clip 1; no state was saved before" in error
     assert codes(outcome) == {1}
 
@@ -418,7 +418,7 @@ def test_what_one_process_alone_finds_wrong_ends_all(torchrun: Callable[..., Tor
     broken = tmp_path / "photos" / "cat" / "07.png"
     broken.write_bytes(broken.read_bytes()[:60])
     outcome = torchrun("train", *STREAMED, "--steps", 100, "--out", "x").end()
-    (error,) = said(outcome)
+    (error,) = one_line(outcome)
     assert "07.png" in error
     assert codes(outcome) == {1}
 
@@ -430,7 +430,7 @@ def test_what_the_first_process_finds_wrong_ends_all(torchrun: Callable[..., Tor
     for path in RunFolder(tmp_path / "x").saved_states():
         path.unlink()
     outcome = torchrun("train", "--resume", "x", "--steps", 4).end()
-    (error,) = said(outcome)
+    (error,) = one_line(outcome)
     assert "the training states of x are gone" in error
     assert codes(outcome) == {1}
 

@@ -88,7 +88,7 @@ def normal(shape: Sequence[int], seed: int = 0) -> Callable[[int], Tensor]:
 
 
 def walk(sampler: Sampler, denoise: Denoise, x: Tensor, levels: Sequence[Level], seed: int = 0) -> list[Step]:
-    return list(sampler.walk(denoise, x, levels, normal(x.shape, seed)))
+    return list(sampler.sample(denoise, x, levels, normal(x.shape, seed)))
 
 
 # Level grids
@@ -212,7 +212,7 @@ def test_a_ddpm_step_is_the_textbook_posterior() -> None:
         )
         deviations = {"fixed-small": beta[t] * (1 - a[t - 1]) / (1 - a[t]), "fixed-large": beta[t]}
         for sampler in (DDPM(), DDPM(variance="fixed-large")):
-            (step,) = sampler.walk(
+            (step,) = sampler.sample(
                 lambda x, level: Estimate(x_0, (x - level.alpha * x_0) / level.sigma),
                 x,
                 [LINEAR[t], LINEAR[t - 1]],
@@ -237,7 +237,7 @@ def test_ddim_with_eta_0_draws_no_noise() -> None:
         raise AssertionError("noise was drawn")
 
     levels = [*Trailing().levels(LINEAR, 10), CLEAN]
-    assert len(list(DDIM().walk(gaussian, torch.zeros(3, dtype=torch.float64), levels, noise))) == 10
+    assert len(list(DDIM().sample(gaussian, torch.zeros(3, dtype=torch.float64), levels, noise))) == 10
 
 
 # Whole walks
@@ -442,8 +442,8 @@ def test_exponential_steps_begin_as_ddim(table: Schedule) -> None:
     t, s = table[999], table[700]
     x = t.norm * normal([50])(-1)
     estimate = gaussian(x, t)
-    (ddim_step,) = DDIM().walk(gaussian, x, [t, s], normal([50]))
-    (first,) = DPMpp2M().walk(gaussian, x, [t, s], normal([50]))
+    (ddim_step,) = DDIM().sample(gaussian, x, [t, s], normal([50]))
+    (first,) = DPMpp2M().sample(gaussian, x, [t, s], normal([50]))
     torch.testing.assert_close(first.x, ddim_step.x, rtol=0, atol=1e-12)
     torch.testing.assert_close(exponential_step(x, t, s, [(t, estimate)]), ddim_step.x, rtol=0, atol=1e-12)
 
@@ -452,8 +452,8 @@ def test_exponential_steps_begin_as_ddim(table: Schedule) -> None:
 def test_one_step_of_the_full_sde_is_ddpm(table: Schedule) -> None:
     t, s = table[999], table[700]
     x, z = t.norm * normal([50])(-1), normal([50])
-    (sde,) = DPMpp2MSDE().walk(gaussian, x, [t, s], z)
-    (posterior,) = DDPM().walk(gaussian, x, [t, s], z)
+    (sde,) = DPMpp2MSDE().sample(gaussian, x, [t, s], z)
+    (posterior,) = DDPM().sample(gaussian, x, [t, s], z)
     torch.testing.assert_close(sde.x, posterior.x, rtol=0, atol=1e-12)
 
 
@@ -551,7 +551,7 @@ def test_restart_walks_its_interval_again() -> None:
         return normal([4])(i)
 
     start = normal([4])(-1)
-    steps = list(Restart(low=1.5, high=3, repeats=2).walk(denoise, start, levels, noise))
+    steps = list(Restart(low=1.5, high=3, repeats=2).sample(denoise, start, levels, noise))
     assert [step.level for step in steps] == levels[1:]
     assert drawn == [11, 12]
     assert ratios[5] > 3 >= ratios[6] > 1.5 >= ratios[7]  # t = 399 and 299
@@ -560,11 +560,11 @@ def test_restart_walks_its_interval_again() -> None:
     # on a grid that stays above `low`, from its last noisy level
     drawn.clear()
     asked.clear()
-    list(Restart(low=0.01, high=1).walk(denoise, start, levels, noise))
+    list(Restart(low=0.01, high=1).sample(denoise, start, levels, noise))
     assert drawn == [11]
     assert len(asked) == 19 + 2
     drawn.clear()
-    list(Restart(low=0.01, high=0.02).walk(denoise, start, levels, noise))
+    list(Restart(low=0.01, high=0.02).sample(denoise, start, levels, noise))
     assert drawn == []
 
 
@@ -645,7 +645,7 @@ def test_every_sampler_keeps_the_contract(sampler: Sampler, table: Schedule, ste
 def test_samplers_keep_the_dtype(sampler: Sampler, table: Schedule) -> None:
     levels = [*Trailing().levels(table, 5), CLEAN]
     noise = normal([8])
-    steps = list(sampler.walk(gaussian, noise(-1).float(), levels, lambda i: noise(i).float()))
+    steps = list(sampler.sample(gaussian, noise(-1).float(), levels, lambda i: noise(i).float()))
     assert {step.x.dtype for step in steps} == {torch.float32}
 
 

@@ -219,7 +219,7 @@ class Good(Sampler, name="good"):
     def claimed_order(self) -> int | None:
         return 1
 
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
         for t, s in pairwise(levels):
             estimate = denoise(x, t)
             x = s.alpha * estimate.x_0 + s.sigma * estimate.eps
@@ -227,10 +227,10 @@ class Good(Sampler, name="good"):
 
 
 class Twice(Good, name="twice"):
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
         for t, s in pairwise(levels):
             denoise(x, t)
-            yield from Good.walk(self, denoise, x, [t, s], noise)
+            yield from Good.sample(self, denoise, x, [t, s], noise)
             estimate = denoise(x, t)
             x = s.alpha * estimate.x_0 + s.sigma * estimate.eps
 
@@ -239,18 +239,18 @@ class Unkeyed(Good, name="unkeyed"):
     def claimed_order(self) -> int | None:
         return None
 
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-        for step in super().walk(denoise, x, levels, noise):
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+        for step in super().sample(denoise, x, levels, noise):
             yield replace(step, x=step.x + 1e-4 * torch.randn_like(step.x))
 
 
 class Together(Good, name="together"):
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-        yield from super().walk(denoise, x + 1e-3 * x.mean(0), levels, noise)
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+        yield from super().sample(denoise, x + 1e-3 * x.mean(0), levels, noise)
 
 
 class InPlace(Good, name="in-place"):
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
         for t, s in pairwise(levels):
             estimate = denoise(x.clone(), t)
             x.copy_(s.alpha * estimate.x_0 + s.sigma * estimate.eps)
@@ -263,7 +263,7 @@ class Loud(Good, name="loud"):
     def claimed_order(self) -> int | None:
         return None
 
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
         for i, (t, s) in enumerate(pairwise(levels)):
             estimate = denoise(x, t)
             q = t.alpha * s.sigma / (s.alpha * t.sigma)
@@ -286,33 +286,33 @@ class AsksTheClean(Good, name="asks-the-clean"):
     def claimed_calls(self, steps: int) -> int | None:
         return None
 
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-        for step in super().walk(denoise, x, levels, noise):
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+        for step in super().sample(denoise, x, levels, noise):
             denoise(step.x, step.level)
             yield step
 
 
 class Short(Good, name="short"):
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-        yield from super().walk(denoise, x, [levels[0], *levels[2:]] if len(levels) > 2 else levels, noise)
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+        yield from super().sample(denoise, x, [levels[0], *levels[2:]] if len(levels) > 2 else levels, noise)
 
 
 class Doubles(Good, name="doubles"):
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-        for step in super().walk(denoise, x, levels, noise):
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+        for step in super().sample(denoise, x, levels, noise):
             yield replace(step, x=step.x.double())
 
 
 class Elsewhere(Good, name="elsewhere"):
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-        for step in super().walk(denoise, x, levels, noise):
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+        for step in super().sample(denoise, x, levels, noise):
             yield replace(step, level=CLEAN)
 
 
 class Divides(Good, name="divides"):
     """Its step divides by alpha, which is 0 where there is no signal."""
 
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
         for t, s in pairwise(levels):
             estimate = denoise(x, t)
             signal = torch.as_tensor(t.alpha, dtype=x.dtype)
@@ -323,27 +323,27 @@ class Divides(Good, name="divides"):
 class WrongTime(Good, name="wrong-time"):
     """Asks at the right noise, but calls it another level's: a trained network would see that alone."""
 
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
         def asked(x: Tensor, level: Level) -> Any:
             return denoise(x, replace(level, t=0.0))
 
-        yield from super().walk(asked, x, levels, noise)
+        yield from super().sample(asked, x, levels, noise)
 
 
 class OwnLevels(Good, name="own-levels"):
     """Asks at levels of its own, and says so."""
 
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
         def asked(x: Tensor, level: Level) -> Any:
             return denoise(x, Level.of(level.alpha, level.sigma))
 
-        yield from super().walk(asked, x, levels, noise)
+        yield from super().sample(asked, x, levels, noise)
 
 
 class Meddles(Good, name="meddles"):
     """Changes what the denoiser said."""
 
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
         for t, s in pairwise(levels):
             estimate = denoise(x, t)
             x = (s.alpha * estimate.x_0).add_(estimate.eps.mul_(s.sigma))
@@ -353,7 +353,7 @@ class Meddles(Good, name="meddles"):
 class Reuses(Good, name="reuses"):
     """Asks about a tensor that it then goes on with."""
 
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
         x = x.clone()
         for t, s in pairwise(levels):
             estimate = denoise(x, t)
@@ -364,32 +364,32 @@ class Reuses(Good, name="reuses"):
 class Fussy(Good, name="fussy"):
     """Takes tables that preserve the variance alone."""
 
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
         if any(abs(level.norm - 1) > 1e-6 for level in levels):
             raise ValueError("takes schedules that preserve the variance alone")
-        yield from super().walk(denoise, x, levels, noise)
+        yield from super().sample(denoise, x, levels, noise)
 
 
 class Pictures(Good, name="pictures"):
     """Takes images alone."""
 
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
         if x.ndim != 4:
             raise ValueError("takes images alone")
-        yield from super().walk(denoise, x, levels, noise)
+        yield from super().sample(denoise, x, levels, noise)
 
 
 class Refuses(Good, name="refuses"):
     """Takes nothing."""
 
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
         raise ValueError("not today")
 
 
 class Stumbles(Good, name="stumbles"):
     """Divides by nothing."""
 
-    def walk(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    def sample(self, denoise: Any, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
         for t, s in pairwise(levels):
             estimate = denoise(x, t)
             x = s.alpha * estimate.x_0 + 0 / s.sigma * estimate.eps

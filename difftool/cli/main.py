@@ -21,11 +21,11 @@ from difftool.errors import (
     Stopped,
     UsageError,
     is_signal,
+    one_line,
     out_of_memory,
     printable,
     reader_died,
     reader_left,
-    said,
 )
 
 BUG = "this is a bug in difftool or a plugin: run again with --debug and report what it prints"
@@ -156,7 +156,7 @@ def failure(error: BaseException) -> tuple[int, str]:
         return 1, "error: a process that reads data was killed, perhaps for want of memory; try --workers 0"
     if isinstance(error, OSError) and error.strerror:
         return 1, f"error: {error.filename or 'the output'}: {error.strerror}"
-    return 1, f"error: unexpected {type(error).__name__}: {said(error)}; {BUG}"
+    return 1, f"error: unexpected {type(error).__name__}: {one_line(error)}; {BUG}"
 
 
 def _usage(error: Any) -> str:

@@ -13,7 +13,7 @@ from difftool.cli.command import component_command, given_values
 from difftool.cli.console import help_text, result, result_json
 from difftool.cli.flags import Group, make_from_flags
 from difftool.components import Command
-from difftool.errors import DifftoolError, PluginFailure, UnknownComponent, UsageError, blaming, said, told
+from difftool.errors import DifftoolError, PluginFailure, UnknownComponent, UsageError, blaming, describe, one_line
 from difftool.options import suggestion
 from difftool.plugins.discovery import Announced
 from difftool.plugins.registry import registry
@@ -49,14 +49,12 @@ def loaded(name: str, one: Announced) -> Any:
     def run(ctx: typer.Context) -> None:
         component, what = make_from_flags(cls, given_values(ctx)[cls.kind], group), f"command {cls.name}"
         try:
-            with blaming(what, OSError):
+            with blaming(what, OSError, refusal=UsageError):
                 _print(component.run(), what)
-        except ValueError as error:
-            raise UsageError(f"{what}: {said(error)}") from None
         except OSError as error:
             if error.strerror or isinstance(error, BrokenPipeError):
                 raise
-            raise DifftoolError(f"{what} failed: {told(error)}") from error  # a library's, which names no file
+            raise DifftoolError(f"{what} failed: {describe(error)}") from error  # a library's, which names no file
 
     def choose(_params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
         return [group]
@@ -76,7 +74,7 @@ def _print(value: object, what: str) -> None:
         try:
             result_json(value)
         except ValueError as error:  # NaN, or a mapping that holds itself
-            raise DifftoolError(f"{what}: its result is no JSON: {said(error)}") from error
+            raise DifftoolError(f"{what}: its result is no JSON: {one_line(error)}") from error
     elif isinstance(value, Iterable) and not isinstance(value, (str, bytes, PathLike)):
         for line in value:
             result(str(line))

@@ -24,7 +24,7 @@ from difftool.errors import (
     PeerDied,
     UnknownComponent,
     UsageError,
-    said,
+    one_line,
     spending,
 )
 from difftool.options import Options, make
@@ -365,7 +365,7 @@ def _attempt(what: str, draw: Callable[[], T]) -> T | None:
     try:
         return draw()
     except Exception as error:
-        note(f"no {what}: {said(error)}")
+        note(f"no {what}: {one_line(error)}")
         return None
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from difftool.data.samples import Augment, Samples
-from difftool.errors import DifftoolError, said
+from difftool.errors import DifftoolError, one_line
 from difftool.rng import generator, permutation
 
 
@@ -122,7 +122,7 @@ class Batches:
             items, labels = next(read)
             self.waited += time.perf_counter() - asked
             if isinstance(items, Exception):  # of a worker, whose own traceback would drown the message
-                raise DifftoolError(said(items)) from items
+                raise DifftoolError(one_line(items)) from items
             yield Batch(
                 items.to(self.device, non_blocking=cuda),
                 None if labels is None else labels.to(self.device, non_blocking=cuda),

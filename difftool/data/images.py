@@ -27,7 +27,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from difftool.errors import DifftoolError, UsageError, printable, said
+from difftool.errors import DifftoolError, UsageError, one_line, printable
 from difftool.files import open_regular
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _reason(error: Exception) -> str:
         return f"is not an image of the formats {', '.join(FORMATS)}, or is damaged"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return "cannot be decoded: " + (said(error) or type(error).__name__)
+    return "cannot be decoded: " + (one_line(error) or type(error).__name__)
 
 
 THRESHOLD = 128

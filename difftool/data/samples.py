@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from difftool.errors import DifftoolError, said
+from difftool.errors import DifftoolError, one_line
 from difftool.rng import generator
 
 
@@ -106,7 +106,7 @@ class Samples:
             try:
                 items = torch.stack([self.items[int(i)] for i in indices])
             except (ValueError, OSError) as error:
-                raise DifftoolError(said(error)) from error
+                raise DifftoolError(one_line(error)) from error
         return items, None if self.labels is None else self.labels[torch.as_tensor(indices)]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from difftool.components import BackboneSpec, Dataset, ObjectiveSpec
 from difftool.data.samples import DatasetContext, Samples
 from difftool.diffusion.prediction import check
-from difftool.errors import DifftoolError, UsageError, blaming, said
+from difftool.errors import DifftoolError, UsageError, blaming, one_line
 
 if TYPE_CHECKING:
     from difftool.components import Backbone, NoiseSchedule, Prediction
@@ -28,13 +28,10 @@ def build_schedule(component: NoiseSchedule, timesteps: int, prediction: Predict
     Raises `UsageError` for values that make none.
     """
     what = f"schedule {component.name}"
-    try:
-        with blaming(what):
-            schedule = component.build(timesteps)
-            if prediction is not None:
-                check(prediction, ObjectiveSpec(schedule=schedule))
-    except ValueError as error:
-        raise UsageError(f"{what}: {error}") from None
+    with blaming(what, refusal=UsageError):
+        schedule = component.build(timesteps)
+        if prediction is not None:
+            check(prediction, ObjectiveSpec(schedule=schedule))
     if len(schedule) != timesteps:
         raise DifftoolError(f"{what} gave {len(schedule)} levels, not {timesteps}")
     return schedule
@@ -50,11 +47,8 @@ def build_network(backbone: Backbone, data: DataFacts, settings: Training) -> nn
         sigma_data=data.std,
         self_condition=settings.self_condition,
     )
-    try:
-        with blaming(what):
-            network = backbone.build(spec)
-    except ValueError as error:
-        raise UsageError(f"{what}: {error}") from None
+    with blaming(what, refusal=UsageError):
+        network = backbone.build(spec)
     if not isinstance(network, nn.Module):
         raise DifftoolError(f"{what} built a {type(network).__name__}, not a module")
     return network
@@ -89,5 +83,5 @@ def loading(dataset: Dataset) -> Iterator[None]:
         raise DifftoolError(
             f"dataset {dataset.name}: needs the module {error.name!r}, which is not installed"
         ) from None
-    except (ValueError, OSError) as error:
-        raise DifftoolError(f"dataset {dataset.name}: {said(error)}") from None
+    except OSError as error:
+        raise DifftoolError(f"dataset {dataset.name}: {one_line(error)}") from None

@@ -19,7 +19,7 @@ import pluggy
 
 from difftool import hookspecs
 from difftool.components import KINDS, Component
-from difftool.errors import is_signal, said, told
+from difftool.errors import describe, is_signal, one_line
 from difftool.plugins.discovery import BUILT_IN, ENTRY_POINTS, GROUP, Unreadable, distribution_of, readable, version_of
 from difftool.plugins.validation import problem
 from difftool.version import API_VERSION, OLDEST_API
@@ -80,7 +80,7 @@ class Plugin:
 def unreadable(package: Unreadable) -> Plugin:
     """A package whose list of entry points cannot be read, as a plugin that is set aside."""
     plugin = Plugin(package.distribution, ENTRY_POINTS, package.version)
-    plugin.problems.append(Problem(f"{ENTRY_POINTS} cannot be read: {told(package.error)}", _again(plugin)))
+    plugin.problems.append(Problem(f"{ENTRY_POINTS} cannot be read: {describe(package.error)}", _again(plugin)))
     return plugin
 
 
@@ -175,7 +175,7 @@ def _setting_aside(plugin: Plugin, what: str, cure: str, kind: str = "") -> Iter
     except BaseException as error:
         if is_signal(error):
             raise
-        plugin.problems.append(Problem(f"{what}: {told(error)}", cure, kind))
+        plugin.problems.append(Problem(f"{what}: {describe(error)}", cure, kind))
 
 
 def _out_of_place(plugin: Plugin, component: type[Component], base: type[Component], hook: str) -> str | None:
@@ -249,7 +249,7 @@ def _import_problem(plugin: Plugin, error: BaseException) -> Problem:
         if missing == module.partition(".")[0]:
             return Problem(reason, _again(plugin))
         return Problem(reason, f"install what brings it, perhaps: pip install {missing}")
-    return Problem(f"failed to import: {told(error)}", _look(plugin))
+    return Problem(f"failed to import: {describe(error)}", _look(plugin))
 
 
 def _api_problem(plugin: Plugin, version: object) -> Problem | None:
@@ -271,7 +271,7 @@ def _hook_problem(manager: Any, loaded: object, error: Exception) -> Problem:
         near = difflib.get_close_matches(unknown[0], HOOKS, n=1)
         cure = f"did you mean {near[0]}?" if near else f"the hooks are {', '.join(HOOKS)}"
         return Problem(f"there is no hook {unknown[0]!r}", cure)
-    return Problem(said(error), "hooks take the arguments of difftool/hookspecs.py, or none")
+    return Problem(one_line(error), "hooks take the arguments of difftool/hookspecs.py, or none")
 
 
 def _unmarked(manager: Any, loaded: object) -> Iterator[Problem]:

@@ -21,7 +21,7 @@ from typing import (
 )
 
 from difftool.components import Backbone, Command, Component, Sampler, Writer
-from difftool.errors import said
+from difftool.errors import one_line
 from difftool.options import Details, Field, _as_written, fields, suggestion
 from difftool.plugins.discovery import is_name
 
@@ -91,7 +91,7 @@ def _misdeclared(component: type[Component], base: type[Component]) -> str | Non
     try:
         options = fields(component)
     except Exception as error:
-        return f"its annotations do not resolve ({said(error)})"
+        return f"its annotations do not resolve ({one_line(error)})"
     for f in options:
         if reason := _misoption(f, component, base):
             return f"option {f.name!r} {reason}"

@@ -154,11 +154,8 @@ def grid_levels(schedule: Schedule, spacing: Spacing, steps: int) -> Sequence[Le
     """The levels of a grid, checked: exactly `steps`, strictly from noisy to clean. Raises `UsageError`."""
     if steps > len(schedule):
         raise UsageError(f"--steps: {steps} is more than the schedule's {len(schedule)} levels")
-    try:
-        with blaming(f"spacing {spacing.name}"):
-            levels = list(spacing.levels(schedule, steps))
-    except ValueError as error:
-        raise UsageError(f"spacing {spacing.name}: {error}") from None
+    with blaming(f"spacing {spacing.name}", refusal=UsageError):
+        levels = list(spacing.levels(schedule, steps))
     angles = [level.theta for level in levels]
     if len(levels) != steps or any(a <= b for a, b in pairwise(angles)) or angles[-1] <= 0.0:
         raise DifftoolError(f"spacing {spacing.name} gave no strictly falling grid of {steps} levels")
@@ -286,13 +283,9 @@ def rehearse(sampler: Sampler, levels: Sequence[Level]) -> tuple[int, bool]:
         return Estimate(torch.zeros_like(x), torch.zeros_like(x))
 
     denoise = Counted(nothing)
-    what = f"sampler {sampler.name}"
-    try:
-        with blaming(what):
-            for _ in sampler.walk(denoise, torch.zeros(1, 1), levels, noise):
-                pass
-    except ValueError as error:
-        raise DifftoolError(f"{what}: {error}") from None
+    with blaming(f"sampler {sampler.name}"):
+        for _ in sampler.sample(denoise, torch.zeros(1, 1), levels, noise):
+            pass
     return denoise.calls, bool(asked)
 
 
@@ -305,7 +298,7 @@ def walk(source: Source, plan: Plan, batch: int, first: int, count: int) -> Iter
         shape = x.shape
     yield Progress(batch, first, 0, False, plan.levels[0], x, None)
     draw = partial(sample_noise, first, count, source.data.shape, plan.seed, "step", device=source.device)
-    walked = plan.sampler.walk(denoise, x, plan.levels, draw)
+    walked = plan.sampler.sample(denoise, x, plan.levels, draw)
     for step, state in enumerate(without_gradients(walked, what), start=1):
         if not isinstance(state, Step) or state.x.shape != shape:
             raise DifftoolError(f"{what}: step {step} gave no state shaped {tuple(shape)}")
@@ -321,19 +314,16 @@ def without_gradients(walked: Iterator[Step], what: str) -> Iterator[Step]:
     Between steps the caller's own mode holds. Nothing else is entered and left in each step: that would take as long as
     the arithmetic of a small one.
     """
-    try:
-        with blaming(what):
-            while True:
-                gradients = torch.is_grad_enabled()
+    with blaming(what):
+        while True:
+            gradients = torch.is_grad_enabled()
+            if gradients:
+                torch.set_grad_enabled(False)
+            try:
+                state = next(walked)
+            except StopIteration:
+                return
+            finally:
                 if gradients:
-                    torch.set_grad_enabled(False)
-                try:
-                    state = next(walked)
-                except StopIteration:
-                    return
-                finally:
-                    if gradients:
-                        torch.set_grad_enabled(True)
-                yield state
-    except ValueError as error:
-        raise DifftoolError(f"{what}: {error}") from error
+                    torch.set_grad_enabled(True)
+            yield state

@@ -76,11 +76,8 @@ class OracleSource(Source):
     def _of_class(self, label: int | None) -> Denoise:
         """Made once: an oracle remembers nothing between walks."""
         if label not in self._known:
-            try:
-                with blaming(f"oracle {self.oracle.name}"):
-                    self._known[label] = self.oracle.denoiser(self.samples, label, self.device)
-            except ValueError as error:
-                raise UsageError(f"oracle {self.oracle.name}, dataset {self.dataset.name}: {error}") from None
+            with blaming(f"oracle {self.oracle.name}, dataset {self.dataset.name}", refusal=UsageError):
+                self._known[label] = self.oracle.denoiser(self.samples, label, self.device)
         return self._known[label]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from difftool.components import Writer
-from difftool.errors import DifftoolError, UsageError, blaming, said
+from difftool.errors import DifftoolError, UsageError, blaming, one_line
 from difftool.files import atomic, atomic_folder, check_output
 from difftool.plugins.discovery import DENY, winner_of
 from difftool.plugins.registry import registry
@@ -47,7 +47,7 @@ def suffixes_of_arrays() -> list[str]:
 def check(writer: Writer, path: Path, spec: DrawingSpec) -> None:
     """Refuse a file that cannot show samples of this kind. Raises `UsageError`."""
     try:
-        with blaming(f"writer {writer.name}"):
+        with blaming(f"writer {writer.name}", ValueError):
             writer.check(spec)
     except ValueError as error:
         raise UsageError(f"{path}: {error}; write {', '.join(suffixes_of_arrays())} instead") from None
@@ -59,12 +59,8 @@ def needed_states(writers: Iterable[Writer], spec: DrawingSpec) -> list[int]:
 
 
 def _states(writer: Writer, spec: DrawingSpec) -> list[int]:
-    what = f"writer {writer.name}"
-    try:
-        with blaming(what):
-            return [index(step) for step in writer.states(spec)]
-    except ValueError as error:
-        raise DifftoolError(f"{what}: {said(error)}") from None
+    with blaming(f"writer {writer.name}"):
+        return [index(step) for step in writer.states(spec)]
 
 
 def write(writer: Writer, drawing: Drawing, path: Path, *, overwrite: bool) -> None:
@@ -82,11 +78,11 @@ def write(writer: Writer, drawing: Drawing, path: Path, *, overwrite: bool) -> N
     opened = atomic if path.suffix else atomic_folder
     try:
         with opened(path, overwrite=overwrite) as temporary:
-            with blaming(f"writer {writer.name}", OSError):
+            with blaming(f"writer {writer.name}", OSError, ValueError):
                 writer.write(drawing, temporary)
             _check_written(writer, [temporary] if path.suffix else [*temporary.iterdir()])
     except ValueError as error:
-        raise DifftoolError(f"{path} was not written: {said(error)}") from None
+        raise DifftoolError(f"{path} was not written: {one_line(error)}") from None
 
 
 def _check_written(writer: Writer, files: Sequence[Path]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from difftool.components import Backbone, BackboneSpec
 from difftool.rng import generator
 from difftool.runs import checkpoint
-from difftool.testing.examine import told
+from difftool.testing.examine import describe
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Broken, NotAsked, accelerators
 
@@ -92,7 +92,7 @@ def subject(backbone: Backbone, *, shape: tuple[int, ...] | None = None) -> Case
         try:
             case = case_of(backbone, one)
         except Exception as error:
-            reasons["x".join(map(str, one))] = str(error) if isinstance(error, ValueError) else told(error)
+            reasons["x".join(map(str, one))] = str(error) if isinstance(error, ValueError) else describe(error)
             continue
         built.append(case)
         try:
@@ -155,7 +155,7 @@ def check_answer(network: nn.Module, spec: BackboneSpec, count: int, name: str) 
         try:
             found = ask(network, x, t, None if label is None else torch.full((count,), label))
         except Exception as error:
-            raise Broken(f"{name}, {count} items{which}: {told(error)}") from None
+            raise Broken(f"{name}, {count} items{which}: {describe(error)}") from None
         due = (count, spec.out_channels, *spec.shape[1:])
         if tuple(found.shape) != due or found.dtype != torch.float32:
             raise Broken(f"{name}: it answered {tuple(found.shape)} {found.dtype}, not {due} torch.float32")
@@ -174,11 +174,11 @@ def refuses_what_it_cannot_take(case: Case) -> str:
             refused.append(size)
             continue
         except Exception as error:
-            raise Broken(f"build() for items of {size} {told(error)}; refuse them with ValueError") from None
+            raise Broken(f"build() for items of {size} {describe(error)}; refuse them with ValueError") from None
         try:
             ask(network, noise_like(spec, 2), 500.0, None)
         except Exception as error:
-            raise Broken(f"build() took items of {size}, which it cannot answer: {told(error)}") from None
+            raise Broken(f"build() took items of {size}, which it cannot answer: {describe(error)}") from None
         taken.append(size)
     return f"takes {', '.join(taken) or 'none'}; refuses {', '.join(refused) or 'none'}"
 

@@ -121,7 +121,7 @@ def items_are_read_alike_anywhere(loaded: Loaded) -> str:
     try:
         size = len(ForkingPickler.dumps(items))
     except Exception as error:
-        raise Broken(f"their source cannot be sent to a worker: {errors.told(error)}") from None
+        raise Broken(f"their source cannot be sent to a worker: {errors.describe(error)}") from None
     return f"{len(some)} items; their source takes {size / 1024:.0f} KiB to send"
 
 

@@ -71,18 +71,18 @@ def hold(law: Law, subject: object) -> Finding:
     except Broken as broken:
         return Finding(name, "broken", str(broken))
     except (Exception, SystemExit) as error:
-        return Finding(name, "broken", told(error))
+        return Finding(name, "broken", describe(error))
     finally:
         random.setstate(state)
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """What an unexpected exception says, and where in the author's code it was raised."""
     ours = [str(Path(__file__).parents[1]), *(str(Path(m.__file__).parent) for m in _libraries() if m.__file__)]
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if not frame.filename.startswith(tuple(ours))]
     where = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
-    return f"raised {errors.told(error)}{where}"
+    return f"raised {errors.describe(error)}{where}"
 
 
 def _libraries() -> Iterator[ModuleType]:

@@ -16,7 +16,7 @@ from difftool.diffusion.estimate import Estimate, Step
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.rng import sample_noise
 from difftool.sampling.denoiser import Counted
-from difftool.testing.examine import told
+from difftool.testing.examine import describe
 from difftool.testing.known import DEVIATION, TABLES, distance, evenly, grid, mixture, quantiles
 from difftool.testing.laws import Broken, NotAsked, accelerators
 
@@ -56,7 +56,7 @@ class Walker:
 
     def end(self, levels: Sequence[Level], count: int, first: int = 0) -> Tensor:
         """Where the samples first.. end."""
-        *_, last = self.sampler.walk(mixture, self.start(levels, count, first), levels, self.noise(count, first))
+        *_, last = self.sampler.sample(mixture, self.start(levels, count, first), levels, self.noise(count, first))
         return last.x
 
     def levels(self, steps: int) -> list[Level]:
@@ -66,7 +66,7 @@ class Walker:
     def flow(self, levels: Sequence[Level]) -> Step:
         """The last step of the walk that starts at the exact quantiles."""
         x = self.shaped(quantiles(levels[0]))
-        *_, last = self.sampler.walk(mixture, x, levels, self.noise(len(x)))
+        *_, last = self.sampler.sample(mixture, x, levels, self.noise(len(x)))
         return last
 
     def shaped(self, x: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def refusal(sampler: Sampler, schedule: Schedule, shape: tuple[int, ...]) -> str
     levels, asked = [*trailing(schedule, 2), CLEAN], Counted(mixture)
     x = levels[0].norm * noise_of(2, shape)(-1)
     try:
-        next(iter(sampler.walk(asked, x, levels, noise_of(2, shape))))
+        next(iter(sampler.sample(asked, x, levels, noise_of(2, shape))))
     except ValueError as error:
         return str(error) if asked.calls == 0 else ""
     except Exception:  # a fault, not a refusal: the laws will meet it
@@ -142,7 +142,7 @@ def leaves_states_alone(walker: Walker) -> str:
 
     start = walker.start(levels, 8)
     before = start.clone()
-    kept = [(step.x, step.x.clone()) for step in walker.sampler.walk(denoise, start, levels, walker.noise(8))]
+    kept = [(step.x, step.x.clone()) for step in walker.sampler.sample(denoise, start, levels, walker.noise(8))]
     if not torch.equal(start, before):
         raise Broken("the noise it started from was changed in place; make new tensors")
     for number, (x, then) in enumerate(kept, start=1):
@@ -188,7 +188,7 @@ def reaches_the_distribution(walker: Walker) -> str:
         levels = [*grid(table, STEPS), CLEAN]
         order = torch.randperm(POINTS, generator=torch.Generator().manual_seed(0))
         start = walker.shaped(quantiles(levels[0], evenly(POINTS))[order])
-        *_, last = walker.sampler.walk(mixture, start, levels, walker.noise(POINTS))
+        *_, last = walker.sampler.sample(mixture, start, levels, walker.noise(POINTS))
         found[name] = distance(last.x.flatten())
         if not found[name] <= FARTHEST:
             width = float(last.x.std(correction=0))
@@ -222,9 +222,9 @@ def works_on_every_device(walker: Walker) -> str:
     others = accelerators()
     levels, n = walker.levels(20), 64
     noise, start = walker.noise(n, dtype=torch.float32), walker.start(levels, n, dtype=torch.float32)
-    *_, here = walker.sampler.walk(mixture, start, levels, noise)
+    *_, here = walker.sampler.sample(mixture, start, levels, noise)
     for device in others:
-        *_, there = walker.sampler.walk(mixture, start.to(device), levels, partial(_on, device, noise))
+        *_, there = walker.sampler.sample(mixture, start.to(device), levels, partial(_on, device, noise))
         if not (apart := gap(there.x.cpu(), here.x)) <= 1e-3:
             raise Broken(f"{device} ends {apart:.2g} from the CPU")
     return ", ".join(map(str, others))
@@ -270,11 +270,11 @@ def check_walk(sampler: Sampler, schedule: Schedule, steps: int, shape: tuple[in
         return mixture(x, level)
 
     try:
-        walked = list(sampler.walk(denoise, start, levels, noise))
+        walked = list(sampler.sample(denoise, start, levels, noise))
     except Broken:
         raise
     except Exception as error:
-        raise Broken(told(error)) from None
+        raise Broken(describe(error)) from None
     for number, step in enumerate(walked, start=1):
         if not isinstance(step, Step):
             raise Broken(f"step {number} is a {type(step).__name__}, no Step")
@@ -312,7 +312,7 @@ def gap(a: Tensor, b: Tensor) -> float:
 
 def calls(walker: Walker, levels: Sequence[Level]) -> int:
     counted = Counted(mixture)
-    for _ in walker.sampler.walk(counted, walker.start(levels, 2), levels, walker.noise(2)):
+    for _ in walker.sampler.sample(counted, walker.start(levels, 2), levels, walker.noise(2)):
         pass
     return counted.calls
 
@@ -325,7 +325,7 @@ def draws_noise(walker: Walker) -> bool:
         return walker.noise(2)(step)
 
     levels = walker.levels(20)
-    for _ in walker.sampler.walk(mixture, walker.start(levels, 2), levels, noise):
+    for _ in walker.sampler.sample(mixture, walker.start(levels, 2), levels, noise):
         pass
     return bool(asked)
 

@@ -14,7 +14,7 @@ from difftool.diffusion.schedule import CLEAN, LARGEST_SIGNAL_LEFT, Schedule
 from difftool.errors import UsageError
 from difftool.options import make
 from difftool.plugins.registry import registry
-from difftool.testing.examine import told
+from difftool.testing.examine import describe
 from difftool.testing.known import distance, evenly, grid, mixture, quantiles
 from difftool.testing.laws import Broken, NotAsked
 
@@ -49,7 +49,7 @@ def _built(schedule: NoiseSchedule, timesteps: int) -> Schedule | str:
     try:
         table = schedule.build(timesteps)
     except Exception as error:
-        return told(error)
+        return describe(error)
     given: object = table
     if not isinstance(given, Schedule):
         return f"build() gave a {type(given).__name__}, not a Schedule"

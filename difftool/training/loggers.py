@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from difftool.components import Logger
-from difftool.errors import DifftoolError, InvalidOption, UsageError, blaming, is_signal, told
+from difftool.errors import DifftoolError, InvalidOption, UsageError, blaming, describe, is_signal
 from difftool.options import plain
 from difftool.plugins.registry import registry
 from difftool.runs.recipe import TABLE
@@ -92,14 +92,11 @@ def name_of(logger: Logger) -> str:
 @contextlib.contextmanager
 def _opened(logger: Logger, run: RunContext) -> Iterator[Log]:
     name = name_of(logger)
-    try:
-        with blaming(f"logger {name}"):
-            context = logger.open(run)
-            if not hasattr(context, "__enter__"):
-                raise ValueError(f"open() gave a {type(context).__name__}, no context")
-            log = context.__enter__()
-    except ValueError as error:
-        raise DifftoolError(f"logger {name}: {error}") from None
+    with blaming(f"logger {name}"):
+        context = logger.open(run)
+        if not hasattr(context, "__enter__"):
+            raise ValueError(f"open() gave a {type(context).__name__}, no context")
+        log = context.__enter__()
     try:
         yield log
     finally:
@@ -114,4 +111,4 @@ def _opened(logger: Logger, run: RunContext) -> Iterator[Log]:
 
 
 def _complain(name: str, what: str, error: BaseException) -> None:
-    warnings.warn(f"logger {name} {what} ({told(error)})", stacklevel=3)
+    warnings.warn(f"logger {name} {what} ({describe(error)})", stacklevel=3)

@@ -43,7 +43,7 @@ class DDPM(Sampler, name="ddpm"):
         "--learn-variance says",
     )
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         from difftool import Step
@@ -78,7 +78,7 @@ class DDIM(Sampler, name="ddim"):
     def claimed_order(self) -> int | None:
         return 1 if self.eta == 0.0 else None
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         from difftool import Step
@@ -100,7 +100,7 @@ class EulerAncestral(Sampler, name="euler-ancestral"):
     def claimed_order(self) -> int | None:
         return 1 if self.eta == 0.0 else None
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         from difftool import Level, Step

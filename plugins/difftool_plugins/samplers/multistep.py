@@ -55,7 +55,7 @@ class DPMpp2M(Sampler, name="dpmpp-2m"):
     def claimed_order(self) -> int:
         return 2
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         return midpoint_steps(denoise, x, levels, noise, eta=0.0)
@@ -71,7 +71,7 @@ class DPMpp2MSDE(Sampler, name="dpmpp-2m-sde"):
     def claimed_order(self) -> int | None:
         return 2 if self.eta == 0.0 else None
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         return midpoint_steps(denoise, x, levels, noise, self.eta)
@@ -113,7 +113,7 @@ class DPMpp3M(Sampler, name="dpmpp-3m"):
     def claimed_order(self) -> int:
         return 3
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         return extrapolated(multistep(exponential_step, denoise, x, levels, order=3, corrected=2), levels)
@@ -131,7 +131,7 @@ class UniPC(Sampler, name="unipc"):
     def claimed_order(self) -> int:
         return self.order + 1
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         steps = multistep(exponential_step, denoise, x, levels, order=self.order, corrected=len(levels))
@@ -148,7 +148,7 @@ class LMS(Sampler, name="lms"):
     def claimed_order(self) -> int:
         return self.order
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         steps = multistep(angular_step, denoise, x, levels, order=self.order, corrected=self.order - 1)

@@ -26,7 +26,7 @@ class Euler(Sampler, name="euler"):
     def claimed_order(self) -> int:
         return 1
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         from difftool import Step
@@ -63,7 +63,7 @@ class Heun(Sampler, name="heun"):
     def claimed_calls(self, steps: int) -> int:
         return 2 * steps - 1
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         return heun_steps(denoise, x, levels)
@@ -88,7 +88,7 @@ class Restart(Sampler, name="restart"):
     def claimed_calls(self, steps: int) -> int | None:
         return 2 * steps - 1 if self.repeats == 0 else None
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         top, bottom = self.interval(levels)

@@ -27,7 +27,7 @@ def test_it_is_found(plugin_manager: PluginManager) -> None:
 
 
 def end(sampler: difftool.Sampler, levels: list[Level], x: Tensor) -> Tensor:
-    *_, last = sampler.walk(mixture, x, levels, torch.zeros)
+    *_, last = sampler.sample(mixture, x, levels, torch.zeros)
     return last.x
 
 

@@ -23,7 +23,7 @@ class Odd(Sampler, name="odd"):
 
     table: dict[str, int] = option(default=None, help="a table")
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         raise AssertionError("never asked")
@@ -32,7 +32,7 @@ class Odd(Sampler, name="odd"):
 class Sound(Sampler, name="sound"):
     """DDIM once more: what is sound in a broken plugin can be used."""
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         from difftool import Step

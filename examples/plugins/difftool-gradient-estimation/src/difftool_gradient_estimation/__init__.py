@@ -29,7 +29,7 @@ class GradientEstimation(Sampler, name="gradient-estimation"):
     def claimed_order(self) -> int:
         return 1
 
-    def walk(
+    def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
         from difftool import Step
