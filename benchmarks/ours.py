@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from benchmarks.measuring import Steps
 from difftool import devices
 from difftool.cli.console import Bar
-from difftool.cli.train import _Words  # the bar's words are part of what is measured
-from difftool.components import Dataset
+from difftool.cli.training import _Words  # the bar's words are part of what is measured
+from difftool.components import Backbone, Dataset
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Scaling
 from difftool.plugins.build import build_network, load_samples
 from difftool.runs.folder import create
-from difftool.runs.recipe import Recipe, compose
+from difftool.runs.recipe import Recipe, build_recipe
 from difftool.training.experiment import Experiment, prepare
 from difftool.training.loop import layout_of
 
@@ -36,7 +36,7 @@ ENDLESS: dict[str, object] = {"steps": 10**8, "checkpoint_every": "999999999", "
 
 def recipe(document: Document, **training: object) -> Recipe:
     """The recipe of a document's tables, trained without an end, with these settings over its own."""
-    return compose({**document, "training": {**document.get("training", {}), **ENDLESS, **training}})
+    return build_recipe({**document, "training": {**document.get("training", {}), **ENDLESS, **training}})
 
 
 def data(part: Dataset) -> Tensor:
@@ -56,7 +56,7 @@ def watched(experiment: Experiment) -> Generator[None, None, None]:
     with tempfile.TemporaryDirectory() as place, open(os.devnull, "w") as nowhere:
         folder = create(experiment.recipe, Path(place) / "run", overwrite=False)
         terminal = Console(file=nowhere, force_terminal=True, _environ={"TERM": "xterm"})
-        words = _Words(experiment.recipe.training.batch_size)
+        words = _Words(experiment.batch_size)
         with experiment.held(folder):
             bar = Bar("training", experiment.steps, terminal)
             try:
@@ -73,7 +73,7 @@ def bare(made: Recipe) -> Steps:
     """The network of a recipe and nothing else: forward, backward and fused Adam on one batch, again and again."""
     experiment = prepare(made, CPU)
     settings = made.training
-    batch = batch_of(experiment, settings.batch_size)
+    batch = batch_of(experiment, experiment.batch_size)
     optimizer = torch.optim.Adam(experiment.state.network.parameters(), lr=settings.lr, fused=True)
     context = devices.autocast(CPU, settings.precision) or nullcontext
     return steps_of(experiment.state.network.train(), batch, optimizer, context)
@@ -105,5 +105,5 @@ def steps_of(
 
 def network_of(made: Recipe) -> nn.Module:
     """The untrained network of a recipe."""
-    samples = load_samples(made.dataset, 0)
-    return build_network(made.backbone, DataFacts.of(samples), made.training)
+    samples = load_samples(made[Dataset], 0)
+    return build_network(made[Backbone], DataFacts.of(samples), made.training)

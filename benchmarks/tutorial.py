@@ -11,6 +11,7 @@ from benchmarks import articles, ours
 from benchmarks.findings import Comparison, Effort, Findings, Table, at_least, digits
 from benchmarks.measuring import Contest, Measured
 from difftool import devices
+from difftool.components import Dataset
 from difftool.runs.recipe import Recipe
 
 ARTICLE, ACCELERATE = "the tutorial's loop", "accelerate and diffusers' scheduler"
@@ -33,7 +34,7 @@ SETTINGS: Mapping[str, object] = {
 
 def contest(made: Recipe, *, depth: int, statistics: bool) -> Contest:
     """The loops of a tutorial, with one and the same network."""
-    items, timesteps = ours.data(made.dataset), made.training.timesteps
+    items, timesteps = ours.data(made[Dataset]), made.training.timesteps
     network = partial(articles.PlainTime, tuple(items.shape[1:]), depth=depth)
     check_same_size(made, network())
     entries = Contest()

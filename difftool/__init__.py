@@ -16,20 +16,16 @@ if TYPE_CHECKING:
     from difftool.api import load as load
     from difftool.api import train as train
     from difftool.components import Backbone as Backbone
-    from difftool.components import BackboneSpec as BackboneSpec
     from difftool.components import Command as Command
     from difftool.components import Component as Component
     from difftool.components import Dataset as Dataset
     from difftool.components import Logger as Logger
     from difftool.components import NoiseSchedule as NoiseSchedule
-    from difftool.components import ObjectiveSpec as ObjectiveSpec
     from difftool.components import Oracle as Oracle
     from difftool.components import Prediction as Prediction
-    from difftool.components import Row as Row
-    from difftool.components import RunContext as RunContext
     from difftool.components import Sampler as Sampler
     from difftool.components import Spacing as Spacing
-    from difftool.components import TimeDensity as TimeDensity
+    from difftool.components import TimestepSampling as TimestepSampling
     from difftool.components import Weighting as Weighting
     from difftool.components import Writer as Writer
     from difftool.data.images import BadImage as BadImage
@@ -56,25 +52,25 @@ if TYPE_CHECKING:
     from difftool.plugins.registry import component as component
     from difftool.plugins.registry import names as names
     from difftool.sampling.model import Model as Model
+    from difftool.specs import BackboneSpec as BackboneSpec
+    from difftool.specs import ObjectiveSpec as ObjectiveSpec
+    from difftool.specs import Row as Row
+    from difftool.specs import RunContext as RunContext
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "api": ("load", "train"),
     "components": (
         "Backbone",
-        "BackboneSpec",
         "Command",
         "Component",
         "Dataset",
         "Logger",
         "NoiseSchedule",
-        "ObjectiveSpec",
         "Oracle",
         "Prediction",
-        "Row",
-        "RunContext",
         "Sampler",
         "Spacing",
-        "TimeDensity",
+        "TimestepSampling",
         "Weighting",
         "Writer",
     ),
@@ -89,6 +85,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "options": ("option",),
     "plugins.registry": ("component", "names"),
     "sampling.model": ("Model",),
+    "specs": ("BackboneSpec", "ObjectiveSpec", "Row", "RunContext"),
 }
 """The public names, by the module that defines each."""
 

@@ -1,22 +1,23 @@
-"""The Python door to what the command line does: `train` and `load`."""
+"""The Python interface to what the command line does: `train` and `load`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from difftool.components import Component, Logger
+from difftool.components import Component
 from difftool.options import make
 from difftool.plugins.registry import registry
-from difftool.runs.recipe import compose
+from difftool.runs.recipe import Recipe, build_recipe, companion_kinds, recipe_kinds
 from difftool.sampling.model import Model
 
 
 def load(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Model:
-    """The model of a run folder, or of a model file: `load("runs/x").sample(64, sampler="ddim", steps=50)`.
+    """Return the model of a run folder or a model file: `load("runs/x").sample(64, sampler="ddim", steps=50)`.
 
-    `weights="raw"` takes those that were being trained, from the run's state.
+    `weights="raw"` takes the weights that were being trained, from the state of the run, instead of their average.
+    Raises `DifftoolError`.
     """
     from difftool import devices
     from difftool.sampling.model import load_model
@@ -24,26 +25,15 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Mod
     return load_model(Path(path), weights, device=devices.choose(device))
 
 
-def train(
-    *,
-    dataset: str | Component | None = None,
-    backbone: str | Component | None = None,
-    schedule: str | Component | None = None,
-    prediction: str | Component | None = None,
-    weighting: str | Component | None = None,
-    time: str | Component | None = None,
-    loggers: Sequence[str | Logger] = (),
-    out: str | Path | None = None,
-    overwrite: bool = False,
-    device: str = "auto",
-    **training: Any,
-) -> Model:
-    """Train as `difftool train` does, without its pictures, and return the model; `model.source` lies in its folder.
+def train(*, out: str | Path | None = None, overwrite: bool = False, device: str = "auto", **choices: Any) -> Model:
+    """Train as `difftool train` does, without its pictures, and return the model. Its run folder is `model.run`.
 
-    A script that torchrun starts trains with all its processes, and each gets the model.
+    `choices` are components by their kind, and settings by the names that `difftool train` gives them:
 
-    Components are names, or instances with options; `training` takes the settings of `difftool train`:
-    `train(dataset="swiss-roll", backbone=component("backbone", "mlp", width=64), steps=2000, seed=1)`.
+        train(dataset="swiss-roll", backbone=component("backbone", "mlp", width=64), loggers=["csv"], steps=2000)
+
+    A component is given by its name or as an instance with options. A script that torchrun starts trains with all its
+    processes, and each of them gets the model. Raises `DifftoolError`, and `TypeError` for a component of another kind.
     """
     from difftool import devices
     from difftool.distributed import joined
@@ -51,29 +41,49 @@ def train(
     from difftool.training.experiment import prepare
     from difftool.training.loggers import check_requirements
 
-    given = {
-        "dataset": dataset,
-        "backbone": backbone,
-        "schedule": schedule,
-        "prediction": prediction,
-        "weighting": weighting,
-        "time": time,
-    }
-    names = {kind: {"name": part} for kind, part in given.items() if isinstance(part, str)}
-    parts = {kind: part for kind, part in given.items() if isinstance(part, Component)}
-    recipe = compose({**names, "training": training}, parts=parts)
-    logs = [make(registry().of_kind(Logger, one), {}) if isinstance(one, str) else one for one in loggers]
-    check_requirements(logs)
-    check_run_output(None if out is None else Path(out), overwrite=overwrite)
-    where = devices.choose(device)
+    recipe, loggers = _recipe(choices), _companions(choices)
+    path = None if out is None else Path(out)
+    check_requirements(loggers)
+    check_run_output(path, overwrite=overwrite)
+    chosen = devices.choose(device)
     with devices.threads(recipe.training.threads):
-        experiment = prepare(recipe, where)
-        with joined(where) as team:
-            folder = team.by_first(lambda: create(recipe, None if out is None else Path(out), overwrite=overwrite))
-            with experiment.held(folder, loggers=logs, team=team):
+        experiment = prepare(recipe, chosen)
+        with joined(chosen) as team:
+            folder = team.by_first(lambda: create(recipe, path, overwrite=overwrite))
+            with experiment.held(folder, loggers=loggers, team=team):
                 for _ in experiment.run():
                     pass
                 experiment.save()
     model = experiment.model
-    model.source = folder.model
-    return model.to(where)
+    model.source, model.run = folder.model, folder
+    return model.to(chosen)
+
+
+def _recipe(choices: Mapping[str, Any]) -> Recipe:
+    """The recipe of the components and settings among the choices."""
+    kinds = {base.kind.replace("-", "_"): base for base in recipe_kinds().values()}
+    plurals = {plural.replace("-", "_") for plural in companion_kinds()}
+    training = {name: value for name, value in choices.items() if name not in kinds and name not in plurals}
+    names, parts = {}, {}
+    for name, base in kinds.items():
+        choice = choices.get(name)
+        if isinstance(choice, str):
+            names[base.kind] = {"name": choice}
+        elif choice is not None:
+            parts[base.kind] = _checked(choice, base)
+    return build_recipe({**names, "training": training}, parts=parts)
+
+
+def _companions(choices: Mapping[str, Any]) -> list[Any]:
+    """The components among the choices of which a run can have several, such as loggers."""
+    return [
+        make(registry().of_kind(base, choice), {}) if isinstance(choice, str) else _checked(choice, base)
+        for plural, base in companion_kinds().items()
+        for choice in choices.get(plural.replace("-", "_"), ())
+    ]
+
+
+def _checked(choice: object, base: type[Component]) -> Component:
+    if not isinstance(choice, base):
+        raise TypeError(f"a {base.kind} is given by its name or as a {base.__name__}, not as {type(choice).__name__}")
+    return choice

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         Prediction,
         Sampler,
         Spacing,
-        TimeDensity,
+        TimestepSampling,
         Weighting,
         Writer,
     )
@@ -68,8 +68,8 @@ def difftool_spacings() -> Iterable[type[Spacing]]:  # type: ignore[empty-body]
 
 
 @hookspec
-def difftool_times() -> Iterable[type[TimeDensity]]:  # type: ignore[empty-body]
-    """Time densities: how often each noise level is drawn in training."""
+def difftool_timestep_samplings() -> Iterable[type[TimestepSampling]]:  # type: ignore[empty-body]
+    """Timestep samplings: the distribution from which training draws noise levels."""
 
 
 @hookspec

@@ -1,6 +1,7 @@
-"""Option values, wherever they come from: command line, TOML, or the metadata of a stranger's file.
+"""Options: how a record declares them, and how values for them are checked.
 
-pydantic does the checking, once and strictly, over JSON; it is imported when there is something to check.
+Values come from the command line, from a TOML file, or from the metadata of a stranger's file. They all pass through
+`make`, where pydantic checks them strictly, as JSON; it is imported only when there is something to check.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import functools
 import json
 import os
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
+    Literal,
     TypeVar,
+    Union,
     dataclass_transform,
     get_args,
     get_origin,
@@ -27,15 +30,14 @@ from difftool.errors import InvalidOption
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-LONGEST_TUPLE = 64
-
 LARGEST_SHOWN = 10**5
-"""Upper bounds from here on only guard against absurd sizes in files; help does not show them."""
+"""Upper bounds from here on only guard against absurd sizes in files, so help does not show them."""
+LONGEST_TUPLE = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Details:
-    """What a field says beyond its type, kept in the field's metadata: help, range, short flag, what None means, ..."""
+    """The facts about an option beyond its type and default, kept in the metadata of its dataclass field."""
 
     help: str = ""
     ge: float | None = None
@@ -45,17 +47,22 @@ class Details:
     short: str = ""
     otherwise: str = ""
     positional: bool = False
-    zero: str = ""
+
+    @property
+    def bounds(self) -> dict[str, Any]:
+        """The bounds that are set, by the names that pydantic gives them."""
+        bounds = {"ge": self.ge, "gt": self.gt, "le": self.le, "lt": self.lt}
+        return {name: bound for name, bound in bounds.items() if bound is not None}
 
     @property
     def range(self) -> str:
-        """The range as a reader expects it: `0<=x<=1`, `x>0`, or nothing."""
-        low = f"{self.ge:g}<=" if self.ge is not None else f"{self.gt:g}<" if self.gt is not None else ""
-        guard = self.le is not None and self.le >= LARGEST_SHOWN
-        high = f"<={self.le:g}" if self.le is not None and not guard else f"<{self.lt:g}" if self.lt is not None else ""
+        """The bounds in the notation of the help: `0<=x<=1`, `x>0`, or nothing."""
+        shown = {name: f"{bound:g}" for name, bound in self.bounds.items() if name[0] == "g" or bound < LARGEST_SHOWN}
+        low = next((f"{shown[name]}{sign}" for name, sign in (("ge", "<="), ("gt", "<")) if name in shown), "")
+        high = next((f"{sign}{shown[name]}" for name, sign in (("le", "<="), ("lt", "<")) if name in shown), "")
         if low and not high:
-            return f"x>={self.ge:g}" if self.ge is not None else f"x>{self.gt:g}"
-        return f"{low}x{high}" if low or high else ""
+            return f"x>={shown['ge']}" if "ge" in shown else f"x>{shown['gt']}"
+        return f"{low}x{high}" if high else ""
 
 
 def option(
@@ -69,21 +76,19 @@ def option(
     short: str = "",
     otherwise: str = "",
     positional: bool = False,
-    zero: str = "",
 ) -> Any:
-    """An option of a component. Without a default the user must give it; bounds hold for each item of a tuple.
+    """Declare an option of a component. Without a default, the user has to give it.
 
-    `short` is a flag such as `-n`; a `positional` one is given without a flag; only commands have these two.
-    `otherwise` says in the help what happens where the default is None. `zero` is a word for 0, such as `auto`, where
-    the number itself is out of bounds.
+    The bounds hold for each entry of a tuple. `otherwise` tells the help what a default of None stands for. Only
+    options of commands can have a `short` flag such as `-n`, or be `positional`, which means given without a flag.
     """
-    details = Details(help, ge, gt, le, lt, short, otherwise, positional, zero)
+    details = Details(help, ge, gt, le, lt, short, otherwise, positional)
     return dataclasses.field(default=default, metadata={Details: details})
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
 class Options:
-    """A frozen, keyword-only record of options; subclasses need no decorator."""
+    """A frozen, keyword-only record of options. Subclasses need no decorator."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -95,7 +100,11 @@ T = TypeVar("T", bound=Options)
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One option of a record: its name, type, default and details."""
+    """One option of a record.
+
+    Its type is a scalar (bool, int, float, str, Path), a `Literal` of texts, a tuple of either, or a number that a word
+    can stand for (`int | Literal["auto"]`); `| None` makes any of them optional.
+    """
 
     name: str
     type: Any
@@ -108,29 +117,39 @@ class Field:
 
     @property
     def optional(self) -> bool:
-        """Whether None is a value (`int | None`)."""
-        return type(None) in get_args(self.type)
+        """Return whether None is a value."""
+        return type(None) in alternatives(self.type)
 
     @property
     def inner(self) -> Any:
-        """The type without `| None`."""
-        if not self.optional:
-            return self.type
-        (inner,) = (arg for arg in get_args(self.type) if arg is not type(None))
-        return inner
+        """The type without `| None` and without the words."""
+        kinds = [kind for kind in alternatives(self.type) if kind is not type(None)]
+        return next((kind for kind in kinds if get_origin(kind) is not Literal), kinds[0])
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that can stand for a number, such as `auto`."""
+        kinds = (kind for kind in alternatives(self.type) if kind is not self.inner)
+        return tuple(word for kind in kinds for word in get_args(kind))
 
     @property
     def scalar(self) -> Any:
-        """The type of one item: of a tuple's members, or the type itself."""
+        """The type of one entry of a tuple, or the type itself."""
         return get_args(self.inner)[0] if get_origin(self.inner) is tuple else self.inner
 
     @property
     def flag(self) -> str:
-        return spelled(self.name)
+        """The name on the command line: `dim-mults` for `dim_mults`, `kind` for `kind_`."""
+        return dashed(self.name)
 
 
-def spelled(name: str) -> str:
-    """A field's name as the command line has it: `dim-mults` for `dim_mults`, `kind` for `kind_`."""
+def alternatives(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type by itself."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def dashed(name: str) -> str:
+    """A Python name as the command line spells it."""
     return name.rstrip("_").replace("_", "-")
 
 
@@ -149,42 +168,44 @@ def _fields(record: Any) -> tuple[Field, ...]:
 
 
 def make(record: type[T], values: Mapping[str, object]) -> T:
-    """The record with these values; what is left out keeps its default. Raises `InvalidOption`."""
-    known = {f.name for f in fields(record)}
-    for name in values:
-        if name not in known:
-            raise InvalidOption(name, f"there is no such option{suggestion(name, known)}")
+    """Return the record with these values; options that are left out keep their defaults. Raises `InvalidOption`."""
     by_name = {f.name: f for f in fields(record)}
-    words = {f.name: f.details.zero for f in fields(record) if f.details.zero}
-    zeros = [name for name, value in values.items() if name in words and value == words[name]]
-    checked = {name: _as_written(by_name[name], value) for name, value in values.items() if name not in zeros}
-    pairs = (f"{json.dumps(name)}: {_dumped(name, value)}" for name, value in checked.items())
+    for name in values:
+        if name not in by_name:
+            raise InvalidOption(name, f"there is no such option{suggestion(name, by_name)}")
+    pairs = (f"{json.dumps(name)}: {_to_json(name, _normalised(by_name[name], v))}" for name, v in values.items())
     text = "{" + ", ".join(pairs) + "}"
     from pydantic import ValidationError
 
     try:
         key: Any = record
-        clean = _adapter(key).validate_json(text)
+        checked = _adapter(key).validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else next(iter(values), "")
-        raise InvalidOption(name, _reason(first)) from None
-    clean = {name: _at_home(name, value) for name, value in clean.items()}
+        raise InvalidOption(name, _reason(first, by_name.get(name))) from None
+    checked = {name: _expand_home(name, value) for name, value in checked.items()}
     try:
-        return record(**clean, **dict.fromkeys(zeros, 0))
-    except ValueError as error:  # the record's own __post_init__
+        return record(**checked)
+    except ValueError as error:  # from the record's own __post_init__: "name: reason"
         name, _, reason = str(error).partition(": ")
-        raise (InvalidOption(name, reason) if name in known else InvalidOption("", str(error))) from None
+        raise (InvalidOption(name, reason) if name in by_name else InvalidOption("", str(error))) from None
 
 
 def plain(record: Options) -> dict[str, Any]:
-    """The values of a record as JSON and TOML can hold them; options that are None are left out."""
+    """Return the values of a record as JSON and TOML hold them; options that are None are left out."""
     values = ((f.name, getattr(record, f.name)) for f in fields(type(record)))
-    return {name: _as_plain(value) for name, value in values if value is not None}
+    return {name: _to_plain(value) for name, value in values if value is not None}
 
 
-def suggestion(name: str, known: Any) -> str:
-    """`; did you mean 'x'?`, or nothing where no known name is near."""
+def options_of(record: type[Options], values: Mapping[str, object]) -> dict[str, object]:
+    """Return those of the values that are options of the record."""
+    names = {f.name for f in fields(record)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?`, or nothing if no known name is similar."""
     import difflib
 
     near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
@@ -193,33 +214,36 @@ def suggestion(name: str, known: Any) -> str:
 
 @functools.cache
 def _adapter(record: Any) -> TypeAdapter[dict[str, Any]]:
-    """A checker of the record's values. A TypedDict, so that a field may be called `copy` or `schema`."""
-    from typing import Annotated, NotRequired
+    """Return pydantic's checker of a record: a TypedDict, so that a field may be called `copy` or `schema`."""
+    from typing import NotRequired
 
     import pydantic
     from typing_extensions import TypedDict
 
-    def annotation(f: Field) -> Any:
-        limits = {
-            k: v for k, v in dataclasses.asdict(f.details).items() if k in ("ge", "gt", "le", "lt") and v is not None
-        }
-        scalar: Any = f.scalar
-        item: Any = Annotated[scalar, pydantic.Field(**limits)] if limits else scalar
-        if get_origin(f.inner) is tuple:
-            args = get_args(f.inner)
-            item = types.GenericAlias(tuple, (item, ...) if Ellipsis in args else (item,) * len(args))
-            item = Annotated[item, pydantic.Field(max_length=LONGEST_TUPLE)] if Ellipsis in args else item
-        if f.optional:
-            item = item | None
-        return item if f.required else NotRequired[item]
-
-    make_shape: Any = TypedDict  # built by name and dictionary, which no checker follows
-    shape = make_shape("Options", {f.name: annotation(f) for f in fields(record)})
+    annotations = {f.name: _annotation(f) if f.required else NotRequired[_annotation(f)] for f in fields(record)}
+    make_shape: Any = TypedDict  # called with a name and a dictionary, which type checkers do not follow
     config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    return pydantic.TypeAdapter(pydantic.with_config(config)(shape))
+    return pydantic.TypeAdapter(pydantic.with_config(config)(make_shape("Options", annotations)))
 
 
-_WORDS: Mapping[str, str] = {
+def _annotation(f: Field) -> Any:
+    """The type of an option with its bounds, as pydantic reads it."""
+    from typing import Annotated
+
+    import pydantic
+
+    bounds = f.details.bounds
+    kind: Any = Annotated[f.scalar, pydantic.Field(**bounds)] if bounds else f.scalar
+    if get_origin(f.inner) is tuple:
+        entries = get_args(f.inner)
+        kind = types.GenericAlias(tuple, (kind, ...) if Ellipsis in entries else (kind,) * len(entries))
+        kind = Annotated[kind, pydantic.Field(max_length=LONGEST_TUPLE)] if Ellipsis in entries else kind
+    if f.words:
+        kind = kind | Literal[f.words]
+    return kind | None if f.optional else kind
+
+
+_REASONS: Mapping[str, str] = {
     "missing": "must be given",
     "finite_number": "must be a finite number",
     "int_type": "must be a whole number",
@@ -231,50 +255,51 @@ _WORDS: Mapping[str, str] = {
 }
 
 
-def _reason(error: Any) -> str:
-    """pydantic's finding in the words of the command line."""
-    text = _WORDS.get(error["type"]) or error["msg"].replace("Input should be", "must be", 1)
+def _reason(error: Any, f: Field | None) -> str:
+    """What pydantic found wrong, in the words of the command line."""
+    text = _REASONS.get(error["type"]) or error["msg"].replace("Input should be", "must be", 1)
     if error["type"] == "missing":
         return text
     if error["type"] == "too_long":
         return f"must have at most {error['ctx']['max_length']} entries"
+    if f is not None and f.words:
+        text = f"{text} or {' or '.join(f.words)}"
     value = error["input"]
     return f"{text}, not {value if isinstance(value, (int, float)) else json.dumps(value)[:80]}"
 
 
-def _as_written(f: Field, value: object) -> object:
-    """What people write in a file where they mean a list of one (`size = 32`), or text (`preview_every = 200`)."""
+def _normalised(f: Field, value: object) -> object:
+    """Accept a scalar for a list of one (`size = 32`), and a number for a text (`preview_every = 200`)."""
     if get_origin(f.inner) is tuple and isinstance(value, (bool, int, float, str)):
         return [value]
     return str(value) if f.inner is str and type(value) is int else value
 
 
-def _dumped(name: str, value: object) -> str:
+def _to_json(name: str, value: object) -> str:
     try:
-        text = json.dumps(value, default=_as_json, ensure_ascii=False)
+        text = json.dumps(value, default=_path_to_text, ensure_ascii=False)
         text.encode()
         return text
-    except UnicodeEncodeError:  # a name of a file, as the system gave it; no config or model could keep it
+    except UnicodeEncodeError:  # a file name that is not UTF-8: no config file and no model could hold it
         raise InvalidOption(name, "must be UTF-8 text; rename the file or folder") from None
     except (TypeError, ValueError) as error:
         raise InvalidOption(name, f"not a plain value ({error})") from None
 
 
-def _as_json(value: object) -> Any:
+def _path_to_text(value: object) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise TypeError(f"{type(value).__name__} is not a plain value")
 
 
-def _as_plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_as_plain(v) for v in value]
+        return [_to_plain(v) for v in value]
     return str(value.absolute()) if isinstance(value, Path) else value
 
 
-def _at_home(name: str, value: Any) -> Any:
-    """A path with its ~ resolved."""
+def _expand_home(name: str, value: Any) -> Any:
     try:
         return value.expanduser() if isinstance(value, Path) else value
     except RuntimeError:
-        raise InvalidOption(name, f"{value}: the folder that ~ stands for is not known") from None
+        raise InvalidOption(name, f"{value}: the home folder is not known") from None

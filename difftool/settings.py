@@ -10,7 +10,7 @@ from difftool.options import Options, option
 
 LARGEST_SEED = 2**63 - 1
 LARGEST_STEP = 10**9
-AUTO = 0
+AUTO = "auto"
 """The batch size that stands for one to be searched for."""
 STRENGTH = 0.6
 """Share of the steps walked from an image when the user does not say."""
@@ -22,11 +22,10 @@ class Training(Options):
     timesteps: int = option(default=1000, ge=1, le=100_000, help="T, the number of noise levels")
     steps: int | None = option(default=None, ge=0, le=LARGEST_STEP, help="optimizer steps")
     epochs: int | None = option(default=None, ge=1, le=10**7, help="passes over the data, instead of --steps")
-    batch_size: int = option(
+    batch_size: int | Literal["auto"] = option(
         default=128,
         ge=1,
         le=10**6,
-        zero="auto",
         help="items a step; auto: so few that speed hardly suffers",
     )
     accumulate: int = option(
@@ -65,7 +64,7 @@ class Training(Options):
                 )
         if int(self.checkpoint_every.removesuffix("ep")) == 0:
             raise ValueError("checkpoint_every: must be at least 1")
-        if 0 < self.batch_size < self.accumulate:
+        if isinstance(self.batch_size, int) and self.batch_size < self.accumulate:
             raise ValueError(f"accumulate: a batch of {self.batch_size} has no {self.accumulate} parts")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("epochs: give either --steps or --epochs")

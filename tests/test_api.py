@@ -61,7 +61,7 @@ def test_a_sampler_that_loses_a_step_is_told(points_run: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "piece"),
     [
-        ({"sampler": "nope"}, UsageError, "no sampler is called 'nope'"),
+        ({"sampler": "nope"}, UsageError, "unknown sampler 'nope'"),
         ({"steps": 1001}, UsageError, "1001 is more than the schedule's 1000 levels"),
         ({"steps": 0}, InvalidOption, "steps: must be greater than or equal to 1"),
         ({"n": 0}, InvalidOption, "num_samples: must be greater than or equal to 1"),
@@ -107,7 +107,7 @@ def test_training_refuses_before_it_writes(tmp_path: Path, monkeypatch: pytest.M
         difftool.train(stepz=3)
     with pytest.raises(InvalidOption, match="lr: must be a finite number"):
         difftool.train(lr=float("nan"))
-    with pytest.raises(UsageError, match="no dataset is called 'nope'"):
+    with pytest.raises(UsageError, match="unknown dataset 'nope'"):
         difftool.train(dataset="nope")
     with pytest.raises(UsageError, match="banana"):
         difftool.train(device="banana", steps=1, out=tmp_path / "x")

@@ -16,7 +16,7 @@ BUILT_INS = PACKAGE.parent / "plugins" / "difftool_plugins"
 LAYERS = (
     ("version", "errors", "files", "rng"),
     ("distributed", "devices"),
-    ("options", "components", "settings", "hookspecs"),
+    ("options", "specs", "components", "settings", "hookspecs"),
     ("diffusion",),
     ("data",),
     ("figures",),

@@ -153,7 +153,7 @@ def test_help_with_a_config_shows_its_values(run: Run, tmp_path: Path) -> None:
 def test_help_with_an_unknown_component_is_refused(run: Run) -> None:
     outcome = run("train", "--backbone", "nope", "--help")
     assert outcome.code == 2
-    assert "no backbone is called 'nope'" in outcome.error
+    assert "unknown backbone 'nope'" in outcome.error
 
 
 @pytest.mark.parametrize(
@@ -200,9 +200,9 @@ def test_help_with_an_unknown_component_is_refused(run: Run) -> None:
         (["--backbone.dim", "3"], "--backbone.dim is an option of the backbone unet; choose it with --backbone unet"),
         (["--dataset.no-labels"], "--dataset.no-labels is an option of the datasets "),
         (["--schedule", "cosine", "--schedule.beta-min", "0.1"], "is an option of the schedules "),
-        (["--backbone", "nope"], "no backbone is called 'nope'"),
-        (["--backbone", "unett"], "no backbone is called 'unett'; did you mean 'unet'?"),
-        (["--backbone", "os:system"], "no backbone is called 'os:system'"),
+        (["--backbone", "nope"], "unknown backbone 'nope'"),
+        (["--backbone", "unett"], "unknown backbone 'unett'; did you mean 'unet'?"),
+        (["--backbone", "os:system"], "unknown backbone 'os:system'"),
         (["--schedule", "linaer"], "did you mean 'linear'"),
         (["--dataset", "image-folder"], "--dataset.path: must be given"),
         (["extra"], "unexpected extra argument"),
@@ -295,9 +295,9 @@ def test_a_resolved_config_is_a_config(run: Run, tmp_path: Path) -> None:
         ('[backbones]\nname = "mlp"\n', ["c.toml, line 1", "backbones", "did you mean 'backbone'?"]),
         ("backbone = 3\n", ["c.toml", "backbone: must be a table"]),
         ("[backbone]\nname = 3\n", ["the name of a backbone must be text"]),
-        ('[backbone]\nname = "nope"\n', ["no backbone is called 'nope'"]),
-        ("[backbone\n", ["config file c.toml is not TOML", "line 1"]),
-        ("[training]\nlr = \n", ["config file c.toml is not TOML", "line 2"]),
+        ('[backbone]\nname = "nope"\n', ["unknown backbone 'nope'"]),
+        ("[backbone\n", ["config file c.toml is not valid TOML", "line 1"]),
+        ("[training]\nlr = \n", ["config file c.toml is not valid TOML", "line 2"]),
         ("[training]\nwhen = 2020-01-01\n", ["training.when: there is no such option"]),
         ("[training]\nlr = 2020-01-01\n", ["c.toml, line 2", "training.lr: not a plain value"]),
         ("[training]\nlr = [1.0]\n", ["c.toml, line 2", "training.lr: must be a number"]),
@@ -318,7 +318,7 @@ def test_a_config_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name, piece in (
         ("missing.toml", "config file missing.toml does not exist"),
-        ("latin.toml", "config file latin.toml is not TOML"),
+        ("latin.toml", "config file latin.toml is not valid TOML"),
         ("folder", "config file folder cannot be read: Is a directory"),
     ):
         outcome = run("train", "--config", name)
@@ -380,9 +380,9 @@ def test_positional_schedules_take_the_options_they_have(run: Run) -> None:
     ("arguments", "piece"),
     [
         (["cosine", "--schedule.beta-min", "0.01"], "--schedule.beta-min"),
-        (["nope"], "no schedule is called 'nope'"),
+        (["nope"], "unknown schedule 'nope'"),
         (["linaer"], "did you mean 'linear' or 'log-linear'?"),
-        (["linear", "nope"], "no schedule is called 'nope'"),
+        (["linear", "nope"], "unknown schedule 'nope'"),
         (["linear", "--schedule.beta-max", "1"], "--schedule.beta-max: must be less than 1"),
         (["linear", "--schedule.beta-max", "nan"], "--schedule.beta-max: must be a finite number"),
         (["linear", "--timesteps", "0"], "--timesteps"),

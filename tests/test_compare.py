@@ -230,8 +230,8 @@ def test_stochastic_samplers_alone(run: Run) -> None:
 
 
 REFUSED = [
-    (("--samplers", "ddim,nope"), "no sampler is called 'nope'"),
-    (("--spacings", "trailng"), "no spacing is called 'trailng'; did you mean 'trailing'?"),
+    (("--samplers", "ddim,nope"), "unknown sampler 'nope'"),
+    (("--spacings", "trailng"), "unknown spacing 'trailng'; did you mean 'trailing'?"),
     (("--samplers", ","), "--samplers: must name at least one"),
     (("--calls", ","), "--calls: must name at least one"),
     (("--calls", "5,x"), "--calls: must be whole numbers joined by commas, such as 1,2,4, not '5,x'"),

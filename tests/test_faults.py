@@ -527,21 +527,21 @@ USAGE = [
     Fault("steps and epochs", (*TRAIN, "--epochs", 5), 2, ("--epochs", "--steps")),
     Fault("argument too many", ("train", "extra"), 2, ("unexpected extra argument", "extra")),
     Fault("two runs", ("sample", "POINTS", "LABELS"), 2, ("unexpected extra argument",)),
-    Fault("backbone unknown", ("train", "--backbone", "nope"), 2, ("no backbone is called 'nope'", "mlp, unet")),
+    Fault("backbone unknown", ("train", "--backbone", "nope"), 2, ("unknown backbone 'nope'", "mlp, unet")),
     Fault("backbone nearly known", ("train", "--backbone", "unett"), 2, ("did you mean 'unet'",)),
-    Fault("backbone an import path", ("train", "--backbone", "os:system"), 2, ("no backbone is called 'os:system'",)),
-    Fault("backbone a file", ("train", "--backbone", "../../x"), 2, ("no backbone is called '../../x'",)),
+    Fault("backbone an import path", ("train", "--backbone", "os:system"), 2, ("unknown backbone 'os:system'",)),
+    Fault("backbone a file", ("train", "--backbone", "../../x"), 2, ("unknown backbone '../../x'",)),
     Fault("backbone with escapes", ("train", "--backbone", ESCAPE), 2, (r"\x1b[31m",)),
-    Fault("backbone of 100,000 characters", ("train", "--backbone", "x" * 100_000), 2, ("no backbone is called 'xxx",)),
-    Fault("dataset unknown", ("train", "--dataset", "nope"), 2, ("no dataset is called 'nope'",)),
-    Fault("schedule unknown", ("noise", "--schedule", "nope"), 2, ("no schedule is called 'nope'",)),
-    Fault("schedules, one unknown", ("inspect-schedule", "linear", "nope"), 2, ("no schedule is called 'nope'",)),
-    Fault("prediction unknown", ("train", "--prediction", "nope"), 2, ("no prediction is called 'nope'",)),
-    Fault("weighting unknown", ("train", "--weighting", "nope"), 2, ("no weighting is called 'nope'", "'none'")),
-    Fault("time unknown", ("train", "--time", "nope"), 2, ("no time is called 'nope'",)),
+    Fault("backbone of 100,000 characters", ("train", "--backbone", "x" * 100_000), 2, ("unknown backbone 'xxx",)),
+    Fault("dataset unknown", ("train", "--dataset", "nope"), 2, ("unknown dataset 'nope'",)),
+    Fault("schedule unknown", ("noise", "--schedule", "nope"), 2, ("unknown schedule 'nope'",)),
+    Fault("schedules, one unknown", ("inspect-schedule", "linear", "nope"), 2, ("unknown schedule 'nope'",)),
+    Fault("prediction unknown", ("train", "--prediction", "nope"), 2, ("unknown prediction 'nope'",)),
+    Fault("weighting unknown", ("train", "--weighting", "nope"), 2, ("unknown weighting 'nope'", "'none'")),
+    Fault("time unknown", ("train", "--timestep-sampling", "nope"), 2, ("unknown timestep-sampling 'nope'",)),
     Fault("sampler nearly known", ("sample", "POINTS", "--sampler", "dimm"), 2, ("did you mean 'ddim'",)),
-    Fault("spacing unknown", ("sample", "POINTS", "--spacing", "ddim"), 2, ("no spacing is called 'ddim'",)),
-    Fault("oracle unknown", ("sample", "--oracle", "nope"), 2, ("no oracle is called 'nope'",)),
+    Fault("spacing unknown", ("sample", "POINTS", "--spacing", "ddim"), 2, ("unknown spacing 'ddim'",)),
+    Fault("oracle unknown", ("sample", "--oracle", "nope"), 2, ("unknown oracle 'nope'",)),
     Fault("samplers, one unknown", ("compare", "POINTS", "--samplers", "ddim,nope"), 2, ("'nope'",)),
     Fault("kind unknown", ("list", "smaplers"), 2, ("did you mean 'samplers'",)),
     Fault("loss unknown", ("train", "--loss", "l2"), 2, ("--loss", "'mse'")),
@@ -625,8 +625,8 @@ def test_no_command_is_answered_with_help() -> None:
 
 CONFIG = ("train", "--dry-run", "--config", "c.toml")
 CONFIGS: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
-    "no TOML": ("[[[", ("c.toml", "not TOML", "line 1")),
-    "a text": ('"x"', ("c.toml", "not TOML")),
+    "no TOML": ("[[[", ("c.toml", "not valid TOML", "line 1")),
+    "a text": ('"x"', ("c.toml", "not valid TOML")),
     "a table unknown": ("\n[modle]\n", ("c.toml, line 2", "modle")),
     "a table misspelt": ("[backbnoe]\n", ("c.toml, line 1", "did you mean 'backbone'")),
     "a table twice": ("[training]\n[training]\n", ("c.toml", "line 2")),
@@ -655,7 +655,7 @@ CONFIGS: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
     "a quoted key": ('["training"]\n"lr" = -1.0\n', ("c.toml, line 2", "training.lr")),
     "a dotted key": ("training.lr = -1.0\n", ("c.toml", "training.lr")),
     "a key behind a byte-order mark": ("\ufeff[training]\nlr = -1.0\n", ("c.toml, line 2", "training.lr")),
-    "a name unknown": ('\n\n[backbone]\nname = "nope"\n', ("c.toml, line 4", "no backbone is called 'nope'")),
+    "a name unknown": ('\n\n[backbone]\nname = "nope"\n', ("c.toml, line 4", "unknown backbone 'nope'")),
     "a name that is a path": ('[schedule]\nname = "../../x"\n', ("c.toml, line 2", "'../../x'")),
     "a name with escapes": ('[dataset]\nname = "a\\u001b[31m"\n', ("c.toml, line 2", r"\x1b[31m")),
     "a name that is a number": ("[backbone]\nname = 3\n", ("c.toml, line 2", "name", "text")),
@@ -668,7 +668,7 @@ CONFIGS: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
     "beta upside down": ("[schedule]\nbeta_min = 0.5\nbeta_max = 0.1\n", ("c.toml, line 3", "schedule.beta_max")),
     "dashes for underscores": ("[schedule]\nbeta-min = 0.5\n", ("c.toml, line 2", "beta_min")),
     "a network that does not fit": ('[backbone]\nname = "unet"\n[dataset]\nname = "swiss-roll"\n', ("needs images",)),
-    "nesting of 50,000": ("x = " + "[" * 50_000, ("c.toml", "not TOML")),
+    "nesting of 50,000": ("x = " + "[" * 50_000, ("c.toml", "not valid TOML")),
     "Latin-1": ('[dataset]\nname = "é"\n'.encode("latin1"), ("c.toml",)),
     "UTF-16": ("[training]\n".encode("utf-16"), ("c.toml",)),
     "NUL": ("\0", ("c.toml", "line 1")),
@@ -683,7 +683,7 @@ CONFIG_ROWS = [
     Fault("config without an end", ("train", "--dry-run", "--config", "/dev/zero"), 2, ("/dev/zero", "regular file")),
     Fault("config a link to itself", CONFIG, 2, ("c.toml",), (link("c.toml", "c.toml"),)),
     Fault("config a link to nothing", CONFIG, 2, ("c.toml does not exist",), (link("c.toml", "no"),)),
-    Fault("config a model", ("train", "--config", "POINTS/model.safetensors"), 2, ("not TOML",)),
+    Fault("config a model", ("train", "--config", "POINTS/model.safetensors"), 2, ("not valid TOML",)),
     Fault("config a run", ("train", "--config", "POINTS"), 2, ("points",)),
     Fault("config with escapes", ("train", "--config", ESCAPE), 2, (r"a\x1b[31m",)),
     Fault("config with NUL", ("train", "--config", "a\0b"), 2, ("--config",)),
@@ -860,7 +860,9 @@ RESUME_ROWS = [
         if "[x]" not in new
     ),
     Fault("config.toml emptied", RESUME, 1, ANOTHER_RUN, (copied(), put("r/config.toml", ""))),
-    Fault("config.toml no TOML", RESUME, 2, ("r/config.toml", "not TOML"), (copied(), put("r/config.toml", "[[["))),
+    Fault(
+        "config.toml no TOML", RESUME, 2, ("r/config.toml", "not valid TOML"), (copied(), put("r/config.toml", "[[["))
+    ),
     Fault("config.toml a folder", RESUME, 1, ("r is no run folder",), (copied(), folder("r/config.toml"))),
     Fault("config.toml a pipe", RESUME, 1, ("r is no run folder",), (copied(), fifo("r/config.toml"))),
     Fault(
@@ -881,7 +883,7 @@ RESUME_ROWS = [
         "config.toml with an unknown name",
         RESUME,
         2,
-        ("r/config.toml, line", "no backbone is called 'nope'"),
+        ("r/config.toml, line", "unknown backbone 'nope'"),
         (copied(), edited("r/config.toml", 'name = "mlp"', 'name = "nope"')),
     ),
     Fault(
@@ -1134,14 +1136,14 @@ FILES: dict[str, tuple[tuple[str, ...], Step]] = {
 }
 DOCUMENTS: list[tuple[str, object, tuple[str, ...]]] = [
     *(
-        ("backbone.name", name, ("m.safetensors: no backbone is called",))
+        ("backbone.name", name, ("m.safetensors: its metadata are refused: unknown backbone ",))
         for name in ("../../x", "os:system", "difftool:Model", "\x1b[31mx", "", "x" * 10**6, "mlp\n", "MLP", "mlp\0")
     ),
     *(("backbone.name", name, ("name no backbone",)) for name in (3, None, True, [], {}, ["mlp"])),
-    *(("schedule.name", name, ("no schedule is called",)) for name in ("../../x", "os:system", "x" * 10**6)),
-    ("prediction.name", "\x1b[31m", ("no prediction is called", r"\x1b[31m")),
-    ("dataset.name", "../../x", ("no dataset is called '../../x'",)),
-    ("weighting.name", "x" * 10**6, ("no weighting is called",)),
+    *(("schedule.name", name, ("unknown schedule ",)) for name in ("../../x", "os:system", "x" * 10**6)),
+    ("prediction.name", "\x1b[31m", ("unknown prediction ", r"\x1b[31m")),
+    ("dataset.name", "../../x", ("unknown dataset '../../x'",)),
+    ("weighting.name", "x" * 10**6, ("unknown weighting ",)),
     *(
         (part, value, (part,))
         for part in ("backbone", "schedule", "prediction", "training")
@@ -1219,7 +1221,7 @@ MODEL_ROWS = [
         "the plugin of a model",
         LOAD,
         1,
-        ("no backbone is called 'transformer'", "vit 2.1", "not installed"),
+        ("unknown backbone 'transformer'", "vit 2.1", "not installed"),
         (
             lambda at, world: checkpoint.save(
                 at / "m.safetensors",

@@ -27,7 +27,7 @@ from difftool.errors import DifftoolError, UsageError
 from difftool.figures import films, formats, loss, samples, schedules, style
 from difftool.figures.drawing import Drawing
 from difftool.plugins.loading import Plugin
-from difftool.plugins.registry import Registry, registry, standing_in
+from difftool.plugins.registry import Registry, registry, replaced_by
 from difftool.sampling.writers import check, needed_states, write, writer_of
 from difftool_plugins.writers import NPY, Film, Picture
 
@@ -823,7 +823,7 @@ def test_a_suffix_of_two_strangers_is_nobodys() -> None:
     ours, a, b, c = writing("ours", ".png"), writing("a", ".png", ".mp4"), writing("b", ".mp4"), writing("c", ".webm")
     plugins = [Plugin("difftool", "x", "1", components=[ours])]
     plugins += [Plugin(f"p-{one.name}", "x", "1", components=[one]) for one in (a, b, c)]
-    with standing_in(Registry(plugins)):
+    with replaced_by(Registry(plugins)):
         assert writer_of(Path("x.png")) is ours
         assert writer_of(Path("x.webm")) is c
         with pytest.raises(UsageError, match=r"both a and b write \.mp4; leave one out by .*=p-a$"):

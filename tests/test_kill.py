@@ -183,10 +183,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def quicken(pictures: bool = False) -> None:
     """Leave out what takes longer than tiny runs: pictures that are not asked for, and waits for the disk, which a kill
     does not clear (a power cut would)."""
-    import difftool.cli.train
+    import difftool.cli.training
 
     if not pictures:
-        difftool.cli.train._attempt = lambda what, draw: None
+        difftool.cli.training._attempt = lambda what, draw: None
     os.fsync = lambda file: None
 
 

@@ -88,7 +88,7 @@ def test_others_can_be_named_on_the_way(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--logger", "cvs"), 2, "no logger is called 'cvs'; did you mean 'csv'?"),
+        (("--logger", "cvs"), 2, "unknown logger 'cvs'; did you mean 'csv'?"),
         (("--logger", "jsonl"), 2, "--logger.path: must be given"),
         (
             ("--logger", "csv", "--logger.path", "x"),
@@ -96,7 +96,7 @@ def test_others_can_be_named_on_the_way(run: Run) -> None:
             "an option of the logger jsonl; choose it with --logger jsonl",
         ),
         (("--logger", "csv", "--logger.pth", "x"), 2, "there is no option --logger.pth"),
-        (("--config", "unknown.toml"), 2, "unknown.toml: loggers: no logger is called 'prom'"),
+        (("--config", "unknown.toml"), 2, "unknown.toml: loggers: unknown logger 'prom'"),
         (("--config", "flat.toml"), 2, "flat.toml, line 1: loggers: csv must be a table, [loggers.csv]"),
         (("--logger", "csv", "--logger", "difftool:csv"), 2, "logger csv: is named twice; name it once"),
         (("--logger", "nested"), 1, "logger nested: needs the module 'no_such_thing.part', which is not installed"),

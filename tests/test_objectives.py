@@ -10,13 +10,13 @@ import torch
 from conftest import POINTS, Run
 from torch import Tensor
 
-from difftool import NoiseSchedule, ObjectiveSpec, Prediction, TimeDensity, Weighting
+from difftool import NoiseSchedule, ObjectiveSpec, Prediction, TimestepSampling, Weighting
 from difftool.data.facts import DataFacts
 from difftool.diffusion.prediction import native_weight, tables
 from difftool.plugins.validation import problem
 from difftool.training.inputs import StepNoise
 from difftool.training.loss import Objective, distribution
-from difftool_plugins.objectives import difftool_predictions, difftool_times, difftool_weightings
+from difftool_plugins.objectives import difftool_predictions, difftool_timestep_samplings, difftool_weightings
 from difftool_plugins.objectives.predictions import (
     EDMPrediction,
     EpsPrediction,
@@ -24,7 +24,7 @@ from difftool_plugins.objectives.predictions import (
     VPrediction,
     X0Prediction,
 )
-from difftool_plugins.objectives.times import LogitNormal, LogNormal, Uniform
+from difftool_plugins.objectives.timestep_sampling import LogitNormal, LogNormal, Uniform
 from difftool_plugins.objectives.weightings import P2, SNR, EDMWeighting, MinSNR, SoftMinSNR, Unweighted
 from difftool_plugins.schedules.log_snr import Laplace
 from difftool_plugins.schedules.paths import VE, Flow
@@ -55,7 +55,7 @@ def objective(
     about: ObjectiveSpec,
     prediction: Prediction | None = None,
     weighting: Weighting | None = None,
-    time: TimeDensity | None = None,
+    time: TimestepSampling | None = None,
     **options: Any,
 ) -> Objective:
     return Objective(
@@ -237,7 +237,7 @@ def test_logit_normal_of_straight_paths_is_log_normal() -> None:
 
 @pytest.mark.parametrize("time", [Uniform(), LogNormal(), LogNormal(mean=9.0), LogitNormal()], ids=repr)
 @every_schedule
-def test_levels_are_drawn_as_often_as_they_should(time: TimeDensity, name: str) -> None:
+def test_levels_are_drawn_as_often_as_they_should(time: TimestepSampling, name: str) -> None:
     about, n = spec(name, 25), 200_000
     made = objective(about, VPrediction(), time=time)
     u = torch.rand(n, generator=torch.Generator().manual_seed(2))
@@ -259,13 +259,13 @@ def test_draws_at_both_ends_of_the_unit_interval() -> None:
 def test_every_density_is_one_for_every_length(name: str) -> None:
     for T in (2, 3, 1000):
         about = spec(name, 21 if T < 21 and name in ("linear", "zero-snr") else T)
-        for cls in difftool_times():
+        for cls in difftool_timestep_samplings():
             cumulative = distribution(cls(), about)
             assert float(cumulative[-1]) == 1.0
             assert bool((cumulative.diff() >= 0).all())
 
 
-class Broken(TimeDensity, name="broken"):
+class Broken(TimestepSampling, name="broken"):
     """Gives whatever it is told."""
 
     values: tuple[float, ...] = (1.0,)
@@ -284,7 +284,7 @@ def test_what_is_no_density_is_refused(values: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize("time", [Uniform(), LogNormal()], ids=repr)
-def test_every_stratum_gets_exactly_one(time: TimeDensity) -> None:
+def test_every_stratum_gets_exactly_one(time: TimestepSampling) -> None:
     B, about = 16, spec("cosine", 160)
     noise = StepNoise(3, B, (2,), objective(about, VPrediction(), time=time), stratified=True)
     cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), distribution(time, about)])
@@ -318,7 +318,7 @@ def test_stratified_levels_have_the_same_mean_and_a_lower_variance() -> None:
 
 @pytest.mark.parametrize("weighting", [Unweighted(), MinSNR(), P2(), SNR(), SoftMinSNR()], ids=repr)
 @pytest.mark.parametrize("time", [Uniform(), LogNormal(), LogitNormal()], ids=repr)
-def test_the_minimum_is_where_density_and_weight_put_it(weighting: Weighting, time: TimeDensity) -> None:
+def test_the_minimum_is_where_density_and_weight_put_it(weighting: Weighting, time: TimestepSampling) -> None:
     """The network c x_t asked for v of data of variance 1/4: c = sum p f E[v x_t] / sum p f E[x_t^2],
 
     with E[v x_t] = alpha sigma (1 - 1/4) and E[x_t^2] = alpha^2/4 + sigma^2.
@@ -405,9 +405,9 @@ def test_eps_where_no_signal_is_left_is_one_line(run: Run, tmp_path: Any, flags:
 @pytest.mark.parametrize(
     ("flags", "prediction"),
     [
-        (("--schedule.zero-snr", "--prediction", "v", "--time", "log-normal"), "v"),
-        (("--schedule", "flow", "--time", "logit-normal", "--stratified"), "flow"),
-        (("--schedule", "ve", "--time", "log-normal"), "edm"),
+        (("--schedule.zero-snr", "--prediction", "v", "--timestep-sampling", "log-normal"), "v"),
+        (("--schedule", "flow", "--timestep-sampling", "logit-normal", "--stratified"), "flow"),
+        (("--schedule", "ve", "--timestep-sampling", "log-normal"), "edm"),
         (("--schedule", "laplace", "--weighting", "p2", "--weighting.gamma", 0.5), "eps"),
         (("--schedule", "log-linear", "--weighting", "soft-min-snr", "--prediction", "mean"), "mean"),
         (("--schedule", "flow", "--timesteps", 1), "flow"),
@@ -427,5 +427,5 @@ def test_zero_snr_of_one_level_is_one_line(run: Run) -> None:
 
 def test_the_hooks_offer_sound_components() -> None:
     assert {c.name for c in difftool_weightings()} == {"none", "min-snr", "soft-min-snr", "p2", "edm", "snr"}
-    assert {c.name for c in difftool_times()} == {"uniform", "log-normal", "logit-normal"}
-    assert {problem(c) for c in (*difftool_weightings(), *difftool_times())} == {None}
+    assert {c.name for c in difftool_timestep_samplings()} == {"uniform", "log-normal", "logit-normal"}
+    assert {problem(c) for c in (*difftool_weightings(), *difftool_timestep_samplings())} == {None}

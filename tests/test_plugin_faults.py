@@ -33,7 +33,8 @@ from difftool import (
     points,
 )
 from difftool.figures.formats import DrawingSpec
-from difftool.runs.recipe import compose, dump_toml
+from difftool.runs.config import dump_toml
+from difftool.runs.recipe import build_recipe
 from difftool.sampling.writers import needed_states, write
 from difftool.testing import PluginManager
 
@@ -141,7 +142,7 @@ def test_training(tmp_path: Any, parts: dict[str, Any], message: str) -> None:
 
 
 def test_a_backbone_without_defaults_is_trained() -> None:
-    recipe = compose({}, parts={"dataset": Cloud(), "backbone": Narrow()})
+    recipe = build_recipe({}, parts={"dataset": Cloud(), "backbone": Narrow()})
     assert recipe.training.steps is not None
     assert recipe.training.steps > 0
 
@@ -262,8 +263,11 @@ class Unsuited(NoiseSchedule, name="unsuited"):
 
 def test_a_default_that_is_not_here_is_told_with_who_asks_for_it(plugin_manager: PluginManager) -> None:
     plugin_manager.register(SimpleNamespace(difftool_schedules=hookimpl(lambda: [Unsuited])))
-    with pytest.raises(UsageError, match=r"schedule unsuited goes with what is not here: no prediction .*--prediction"):
-        compose({"schedule": {"name": "unsuited"}})
+    with pytest.raises(
+        UsageError,
+        match=r"schedule unsuited suggests a prediction that is not installed: unknown prediction .*--prediction",
+    ):
+        build_recipe({"schedule": {"name": "unsuited"}})
 
 
 def test_no_config_says_null() -> None:

@@ -75,7 +75,7 @@ def test_the_environment_can_leave_them_out(here: Environment) -> None:
     assert "demo-sampler" not in here.check("difftool", "list", "samplers", "--no-plugins")
     asked = here.run("difftool", "--no-plugins", "sample", "--sampler", "demo-sampler")
     assert asked.returncode == 2
-    assert "no sampler is called 'demo-sampler'" in asked.stderr
+    assert "unknown sampler 'demo-sampler'" in asked.stderr
     assert "7 plugins were left out by the environment, see 'difftool plugins'" in asked.stderr
     told = json.loads(here.check("difftool", "plugins", "--json", DIFFTOOL_DISABLE_PLUGINS="difftool-dit"))
     assert told["left_out"] == ["difftool-dit:dit"]
@@ -123,7 +123,7 @@ def test_a_model_says_which_package_it_was_made_with(here: Environment, tmp_path
     for arguments in (("sample", run), ("sample", run / "model.safetensors"), ("train", "--resume", run, "--steps", 3)):
         hidden = here.run("difftool", *arguments, DIFFTOOL_PLUGINS="")
         assert hidden.returncode == (2 if "train" in arguments else 1)
-        assert "no backbone is called 'demo-backbone'" in hidden.stderr
+        assert "unknown backbone 'demo-backbone'" in hidden.stderr
         assert (
             "made with demo-backbone 0.1.0, which DIFFTOOL_PLUGINS or DIFFTOOL_DISABLE_PLUGINS leaves out"
             in hidden.stderr

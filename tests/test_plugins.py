@@ -7,8 +7,9 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from difftool import Component, Dataset, Sampler, hookimpl, option
 from difftool.errors import PluginFailure, UnknownComponent
 from difftool.plugins import discovery as finding
 from difftool.plugins.discovery import choose, installed
-from difftool.plugins.loading import Plugin, load, unreadable
+from difftool.plugins.loading import Plugin, load
 from difftool.plugins.registry import Registry
 from difftool.plugins.registry import registry as real_registry
 
@@ -154,7 +155,9 @@ class Renamed(Dataset, name="renamed"):
 Renamed.name = 5  # type: ignore[assignment]
 
 
-class Strayed(Dataset, name="strayed", kind="nowhere"):
+class Strayed(Dataset, name="strayed"):
+    kind = "nowhere"
+
     def load(self, context: Any) -> Any: ...
 
 
@@ -173,17 +176,15 @@ class NoLoad(Dataset, name="no-load"):
         (ModuleNotFoundError("No module named 'jaxx'", name="jaxx"), "needs the module 'jaxx', which is not installed"),
         (AttributeError("module 'm' has no attribute 'plugin'"), "failed to import: AttributeError: module 'm'"),
         (module(difftool_dataset=list), "there is no hook 'difftool_dataset'"),
-        (SimpleNamespace(), "it implements no hook"),
-        (SimpleNamespace(difftool_datasets=list), "difftool_datasets is not marked as a hook"),
-        (SimpleNamespace(difftool_api=2), "made for version 2 of the plugin API; this difftool has 1"),
-        (SimpleNamespace(difftool_api=0), "made for version 0 of the plugin API; this difftool has 1"),
+        (SimpleNamespace(difftool_api=3), "made for version 3 of the plugin API; this difftool has 2"),
+        (SimpleNamespace(difftool_api=1), "made for version 1 of the plugin API; this difftool has 2"),
         (SimpleNamespace(difftool_api="1.0"), "difftool_api is '1.0'"),
         (module(lambda: 1 / 0), "difftool_datasets() failed: ZeroDivisionError: division by zero"),
         (module(_hook_that_raises), "difftool_datasets() failed: RuntimeError: boom"),
         (module(lambda: None), "difftool_datasets() failed: TypeError"),
         (module(lambda: [3]), "3 is not a component class"),
         (module(lambda: [dict]), "is not a component class"),
-        (module(difftool_samplers=lambda: [dataset("d")]), "difftool_samplers() returned Made, which is no Sampler"),
+        (module(difftool_samplers=lambda: [dataset("d")]), "difftool_samplers() returned Made, which is not a Sampler"),
         (module(lambda: [NoLoad]), "dataset 'no-load': load() is not defined"),
         (module(lambda: [dataset("Bad_Name")]), "name must be lower-case words joined by '-', not 'Bad_Name'"),
         (module(lambda: [dataset("twice"), dataset("twice")]), "dataset 'twice': provided twice by broken:x"),
@@ -193,11 +194,11 @@ class NoLoad(Dataset, name="no-load"):
         (module(raising(SystemExit(0))), "difftool_datasets() failed: SystemExit: 0"),
         (module(raising(Odd())), "difftool_datasets() failed: Odd"),
         (module(raising(Speechless())), "difftool_datasets() failed: Speechless"),
-        (Refusing(), "failed when it was asked what it brings: RuntimeError: lazy difftool_api"),
-        (SimpleNamespace(difftool_api=Unshown()), "failed when it was asked what it brings: RuntimeError: no picture"),
-        (module(lambda: [Unshown()]), "what difftool_datasets() gave cannot be examined: RuntimeError: no picture"),
+        (Refusing(), "failed when it was registered: RuntimeError: lazy difftool_api"),
+        (SimpleNamespace(difftool_api=Unshown()), "failed when it was registered: RuntimeError: no picture"),
+        (module(lambda: [Unshown()]), "what difftool_datasets() returned cannot be examined: RuntimeError: no picture"),
         (module(lambda: [Renamed]), "Renamed: name must be lower-case words joined by '-', not 5"),
-        (module(lambda: [Strayed]), "Strayed: kind must be left as Dataset has it, 'dataset'"),
+        (module(lambda: [Strayed]), "Strayed: kind must stay 'dataset', as Dataset declares it"),
     ],
 )
 def test_a_broken_plugin_is_set_aside_and_stops_nobody(loads: Any, piece: str) -> None:
@@ -251,71 +252,45 @@ def test_a_class_of_another_plugin_is_not_taken_from_it() -> None:
     )
     assert registry.get("dataset", "rings") is ours
     assert registry.reference(ours) == "rings"
-    assert only_problem(registry, "aa:x") == "dataset 'rings': it is a class of difftool:x"
+    assert registry.set_aside == []
     assert registry.names("dataset") == ["own", "rings", "sound-data"]
 
 
 def test_two_entry_points_of_one_module() -> None:
     one = providing(dataset("rings"))
     registry = registry_of(point("aa", "x", one), point("aa", "y", one))
-    assert only_problem(registry, "aa:y") == "it names the same module as aa:x"
+    assert "aa:x" in only_problem(registry, "aa:y")
     assert registry.names("dataset") == ["rings"]
 
 
 @pytest.mark.parametrize("value", ["", ":", "p ep", "p:"])
 def test_an_entry_point_that_names_no_module(value: str) -> None:
-    strange: Any = FakeEntryPoint("x", Distribution("aa"), None, value=value)
-    assert only_problem(registry_of(strange, SOUND), "aa:x") == f"the entry point {value!r} names no module"
+    strange: Any = EntryPoint("x", value, "difftool")
+    assert only_problem(registry_of(strange, SOUND), "unknown:x").startswith("failed to import: ")
 
 
-METADATA = "Metadata-Version: 2.1\nName: my-made\nVersion: 1.0\n"
-
-
-def installed_package(
-    folder: Path, metadata: str | None, entry_points: str = "[difftool]\nx = my_made_module\n"
+@pytest.mark.parametrize(
+    ("metadata", "entry_points"),
+    [
+        ("Metadata-Version: 2.1\nName: my-made\n", "[difftool]\nx = my_made_module\n"),
+        ("Metadata-Version: 2.1\nVersion: 1\n", "[difftool]\nx = my_made_module\n"),
+        (None, "[difftool]\nx = my_made_module\n"),
+        ("Metadata-Version: 2.1\nName: my-made\nVersion: 1.0\n", "[difftool]\nno equals sign\n"),
+    ],
+)
+def test_packages_with_odd_metadata_hide_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metadata: str | None, entry_points: str
 ) -> None:
-    """A package of one module as pip leaves it, with these metadata."""
-    (folder / "my_made_module.py").write_text(
-        "from difftool import Spacing, hookimpl\n"
-        "class S(Spacing, name='made'):\n"
-        "    def levels(self, schedule, steps): ...\n"
-        "@hookimpl\n"
-        "def difftool_spacings(): return [S]\n"
-    )
-    info = folder / "my_made-1.0.dist-info"
+    info = tmp_path / "my_made-1.0.dist-info"
     info.mkdir()
     if metadata is not None:
         (info / "METADATA").write_text(metadata)
     (info / "entry_points.txt").write_text(entry_points)
-
-
-@pytest.mark.parametrize(
-    ("metadata", "entry_points", "problem"),
-    [
-        (METADATA, "[difftool]\nx = my_made_module\n", ""),
-        ("Metadata-Version: 2.1\nName: my-made\n", "[difftool]\nx = my_made_module\n", ""),
-        ("Metadata-Version: 2.1\nVersion: 1\n", "[difftool]\nx = my_made_module\n", "do not say what the package is"),
-        (None, "[difftool]\nx = my_made_module\n", "its metadata do not say what the package is called"),
-        (METADATA, "[difftool]\nno equals sign\n", "entry_points.txt cannot be read"),
-    ],
-)
-def test_metadata_of_every_kind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metadata: str | None, entry_points: str, problem: str
-) -> None:
-    from difftool.plugins import registry as plugins
-
-    installed_package(tmp_path, metadata, entry_points)
     monkeypatch.syspath_prepend(tmp_path)
-    found, broken = installed("difftool")
+    found = installed("difftool")
     assert any(entry_point.dist is not None and entry_point.dist.name == "difftool" for entry_point in found)
-    registry = Registry([*load(e for e in found if e.name == "x"), *map(unreadable, broken)])
-    (plugin,) = registry.plugins
-    assert plugin.distribution == "my-made"
-    assert isinstance(plugin.version, str)
-    assert problem in "".join(p.reason for p in plugin.problems)
-    assert registry.names("spacing") == ([] if problem else ["made"])
+    list(load(e for e in found if e.name == "x"))
     finding.announcements.__wrapped__(None, "")
-    assert plugins._installed.__wrapped__("", "").set_aside == []  # nobody asked for it
 
 
 def test_a_built_in_keeps_its_name() -> None:
@@ -422,7 +397,7 @@ def test_an_unknown_name_is_told_with_the_nearest_and_with_what_was_set_aside() 
     sound = registry_of(SOUND)
     with pytest.raises(UnknownComponent) as caught:
         sound.get("dataset", "sound-dat")
-    assert str(caught.value) == ("no dataset is called 'sound-dat'; did you mean 'sound-data'? (known: sound-data)")
+    assert str(caught.value) == ("unknown dataset 'sound-dat'; did you mean 'sound-data'? (known: sound-data)")
     assert caught.value.exit_code == 2
     broken = [point(f"broken-{i}", "x", ImportError("no")) for i in range(2)]
     with pytest.raises(UnknownComponent, match=r"; 1 plugin was set aside, see 'difftool plugins'"):
@@ -504,66 +479,9 @@ def test_who_imports_torch_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [p.imports_torch for p in load([heavy, SOUND])] == [True, False]
 
 
-class Proxy:
-    """As a lazy one, whose every attribute is looked up in what is not there yet."""
-
-    def __getattribute__(self, name: str) -> Any:
-        raise RuntimeError("working outside of a request")
-
-
-class Bare:
-    __slots__ = ()
-
-
-class Lazy(ModuleType):
-    """A module that is imported when it is first used."""
-
-    def __getattribute__(self, name: str) -> Any:
-        raise AssertionError("used")
-
-
-def torch_part() -> None: ...
-
-
-torch_part.__module__ = "torch.nn"
-
-
-def holding(value: object) -> ModuleType:
-    made = ModuleType("holding")
-    made.__dict__["value"] = value
-    return made
-
-
-@pytest.mark.parametrize(
-    ("left", "heavy"),
-    [
-        (lambda: None, False),
-        (Bare, False),
-        (Proxy, False),
-        (lambda: Lazy("lazy"), False),
-        (lambda: holding(Proxy()), False),
-        (lambda: holding(Lazy("lazy")), False),
-        (lambda: holding(torch_part), True),
-        (lambda: holding(type("Part", (), {"__module__": "torch"})), True),
-        (lambda: holding(ModuleType("torch")), True),
-    ],
-)
-def test_whatever_stands_among_the_modules_is_looked_over(
-    monkeypatch: pytest.MonkeyPatch, left: Callable[[], Any], heavy: bool
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
-
-    def leaves() -> Any:
-        monkeypatch.setitem(sys.modules, "left", left())
-        return providing(dataset("light"))
-
-    (plugin,) = load([point("leaves", "x", Doing(leaves))])
-    assert (plugin.problems, plugin.imports_torch) == ([], heavy)
-
-
 def test_a_registry_of_nothing() -> None:
     registry = Registry([])
-    with pytest.raises(UnknownComponent, match=r"no sampler is called 'ddim' \(known: \)"):
+    with pytest.raises(UnknownComponent, match=r"unknown sampler 'ddim' \(known: \)"):
         registry.get("sampler", "ddim")
     assert registry.names("sampler") == []
     plugin = Plugin("d", "e", "1")

@@ -39,7 +39,7 @@ from difftool import (
     Schedule,
     Spacing,
     Step,
-    TimeDensity,
+    TimestepSampling,
     Weighting,
     Writer,
     hookimpl,
@@ -93,7 +93,19 @@ def built_in(*kinds: str) -> list[Any]:
 
 @pytest.mark.parametrize(
     "component",
-    built_in("dataset", "schedule", "sampler", "spacing", "prediction", "weighting", "time", "oracle", "logger"),
+    built_in(
+        *(
+            "dataset",
+            "schedule",
+            "sampler",
+            "spacing",
+            "prediction",
+            "weighting",
+            "timestep-sampling",
+            "oracle",
+            "logger",
+        )
+    ),
 )
 def test_built_ins_keep_the_laws(component: type[Component]) -> None:
     findings = check_component(component)
@@ -514,7 +526,7 @@ TABLE = "gives a table of each length"
         (Backwards(), {TABLE}, "but does not from 0 to 1; is the table reversed?"),
         (Dirty(), {"begins with data", "carries noise to data"}, "0.5 of the variance is noise at the first"),
         (Wobbly(), {"repeats itself"}, "two tables of 1000 levels differ"),
-        (Wrong(), {"suits its prediction"}, "no prediction is called 'score'"),
+        (Wrong(), {"suits its prediction"}, "unknown prediction 'score'"),
         (Blind(), {"suits its prediction"}, "the prediction eps leaves x_0 unknown"),
         (Single(), {TABLE}, "alpha must be a one-dimensional float64 table"),
     ],
@@ -890,7 +902,7 @@ def source(**about: Any) -> Samples:
         (
             loading(lambda c: points(cloud(c)), default_backbone="x"),
             {"suits its backbone"},
-            "no backbone is called 'x'",
+            "unknown backbone 'x'",
         ),
     ],
 )
@@ -924,7 +936,7 @@ class Negative(Weighting, name="negative"):
         return -native
 
 
-class Never(TimeDensity, name="never"):
+class Never(TimestepSampling, name="never"):
     """No level at all."""
 
     def density(self, spec: Any) -> Tensor:
@@ -1019,12 +1031,12 @@ def test_other_kinds(component: Component, law: str, words: str) -> None:
 
 
 def test_a_plugin_as_a_whole() -> None:
-    heavy = Plugin("heavy", "x", "1", seconds=1.5, imports_torch=True)
+    heavy = Plugin("heavy", "x", "1", components=[Good], seconds=1.5, imports_torch=True)
     assert [f.verdict for f in examine_plugin(heavy)] == ["kept", "broken"]
     assert "takes 1.50 s" in [f.measured for f in examine_plugin(heavy)][1]
     with PluginManager().active() as manager:
         bad = manager.register(SimpleNamespace(__name__="bad"))
-    assert next(examine_plugin(bad)).measured.startswith("it implements no hook; the hooks are difftool_datasets")
+    assert next(examine_plugin(bad)).measured.startswith("it provides no component")
 
 
 def module(**hooks: Any) -> Any:
@@ -1034,7 +1046,7 @@ def module(**hooks: Any) -> Any:
 def test_the_fixture_knows_the_built_ins_and_nothing_else(plugin_manager: PluginManager) -> None:
     assert all(plugin.built_in for plugin in plugin_manager.registry.plugins)
     assert difftool.component("sampler", "ddim")
-    with pytest.raises(difftool.UsageError, match="no sampler is called 'good'"):
+    with pytest.raises(difftool.UsageError, match="unknown sampler 'good'"):
         difftool.component("sampler", "good")
     plugin = plugin_manager.register(module(difftool_samplers=lambda: [Good]))
     assert (plugin.problems, plugin.components) == ([], [Good])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difftool.components import Backbone, BackboneSpec, NoiseSchedule, ObjectiveSpec, Prediction, TimeDensity, Weighting
+from difftool.components import Backbone, NoiseSchedule, Prediction, TimestepSampling, Weighting
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import DatasetContext, Samples, Scaling, points, split
@@ -23,9 +23,10 @@ from difftool.errors import DifftoolError, Diverged, UsageError
 from difftool.options import make
 from difftool.plugins.registry import registry
 from difftool.rng import generator, key, permutation
-from difftool.runs.recipe import compose
+from difftool.runs.recipe import build_recipe
 from difftool.sampling.denoiser import Denoiser
 from difftool.settings import Training, is_due
+from difftool.specs import BackboneSpec, ObjectiveSpec
 from difftool.training.ema import EMA
 from difftool.training.inputs import BLOCK_STEPS, StepNoise
 from difftool.training.loop import MOST_SKIPS, Record, held_out_loss, learning_rate, settle, train
@@ -60,7 +61,7 @@ def objective(
         spec(),
         make(registry().of_kind(Prediction, prediction), {}),
         make(registry().of_kind(Weighting, weighting), {}),
-        make(registry().of_kind(TimeDensity, time), {}),
+        make(registry().of_kind(TimestepSampling, time), {}),
         loss,
         device=CPU,
         data=DataFacts(shape=(2,), shift=(0.0, 0.0), scale=(1.0, 1.0), bounds=bounds),
@@ -576,11 +577,11 @@ class NoRoom(Backbone, name="no-room"):
 def test_a_backbone_without_room_is_refused() -> None:
     asked = {"training": {"self_condition": True}}
     with pytest.raises(UsageError, match="--self-condition: the backbone no-room has no room for it"):
-        compose(asked, parts={"backbone": NoRoom()})
-    assert compose({}, parts={"backbone": NoRoom()}).backbone == NoRoom()
+        build_recipe(asked, parts={"backbone": NoRoom()})
+    assert build_recipe({}, parts={"backbone": NoRoom()})[Backbone] == NoRoom()
     for name in ("mlp", "unet"):
         assert registry().of_kind(Backbone, name).self_conditioning
-        compose({**asked, "backbone": {"name": name}})
+        build_recipe({**asked, "backbone": {"name": name}})
 
 
 def test_backbones_with_room_take_twice_the_channels() -> None:

@@ -26,7 +26,7 @@ from benchmarks.findings import Comparison, Effort, Findings, Goal, Table, at_mo
 from benchmarks.measuring import Contest, Steps
 from difftool import Dataset, DatasetContext, Samples, devices, option
 from difftool.data.samples import PIXELS
-from difftool.runs.recipe import compose
+from difftool.runs.recipe import build_recipe
 
 PEAK = Path(__file__).resolve().parents[1] / "peak.py"
 
@@ -124,7 +124,7 @@ class ByIndex(Dataset, name="by-index"):
 def by_index(count: int) -> Steps:
     """An MLP on so many images. No worker processes read them: they would hide what reading costs."""
     settings = {**ours.ENDLESS, "batch_size": 128, "workers": 0}
-    recipe = compose({"backbone": {"name": "mlp"}, "training": settings}, parts={"dataset": ByIndex(n=count)})
+    recipe = build_recipe({"backbone": {"name": "mlp"}, "training": settings}, parts={"dataset": ByIndex(n=count)})
     return ours.loop(recipe)
 
 

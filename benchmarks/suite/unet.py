@@ -23,6 +23,7 @@ from benchmarks.findings import Comparison, Effort, Findings, Table, at_least, a
 from benchmarks.measuring import Contest, Measured, Steps
 from benchmarks.tutorial import COMPILED, COMPILER, EAGER, compiling
 from difftool import devices
+from difftool.components import Dataset
 from difftool.runs.recipe import Recipe
 from difftool.training.experiment import prepare
 from difftool.training.loop import held_out_loss
@@ -52,7 +53,7 @@ def run(effort: Effort) -> Findings:
 
 def contest(made: Recipe, effort: Effort) -> Contest:
     """The loops; compiling takes too long for a quick run."""
-    items = ours.data(made.dataset)[:1000]
+    items = ours.data(made[Dataset])[:1000]
     entries, bf16 = Contest(), made.with_training(precision="bf16")
     entries.add(DIFFUSERS, partial(diffusers_loop, items), needs=("diffusers", "accelerate", "tqdm"))
     entries.add(LUCIDRAINS, partial(lucidrains_loop, items), needs=("denoising_diffusion_pytorch", "accelerate"))

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from difftool.cli.command import component_command, given_values
 from difftool.cli.console import bar, result, result_json, stdout
-from difftool.cli.flags import Group, flag_of, make_from_flags, own, shown
+from difftool.cli.flags import Group, flag_of, make_from_flags, text_of
 from difftool.components import KINDS, Component
 from difftool.errors import DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError, printable
-from difftool.options import fields, suggestion
+from difftool.options import fields, options_of, suggestion
 from difftool.plugins.discovery import distribution_name
 from difftool.plugins.loading import Plugin
 from difftool.plugins.registry import registry
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 STYLES = {"kept": "green", "broken": "bold red", "not asked": "dim"}
 
 
-def _choose(_params: dict[str, Any], args: list[str]) -> Sequence[Group]:
+def _choose(_ctx: typer.Context, _params: dict[str, Any], args: list[str]) -> Sequence[Group]:
     """Names are positionals, which a lenient pass cannot tell from values: take every argument that is one."""
     classes = dict.fromkeys(cls for name in args for cls in _components(name))
     kinds = {cls.kind: [c for c in classes if c.kind == cls.kind] for cls in classes}
@@ -109,7 +109,7 @@ def _cases(name: str, given: Mapping[str, Mapping[str, Any]], shape: tuple[int, 
         package = "" if owner is None else _package(owner)
         about = {"shape": shape} if cls.kind == "backbone" and shape else {}
         try:
-            component = make_from_flags(cls, own(cls, given.get(cls.kind, {})))
+            component = make_from_flags(cls, options_of(cls, given.get(cls.kind, {})))
         except InvalidOption as error:
             if not plugins:
                 raise
@@ -123,7 +123,7 @@ def _cases(name: str, given: Mapping[str, Mapping[str, Any]], shape: tuple[int, 
                 registry().get(kind, name)
         known = _known()
         raise UsageError(
-            f"there is no component or package called {name!r}{suggestion(name, known)}{registry().missing_too()}"
+            f"there is no component or package called {name!r}{suggestion(name, known)}{registry().missing_note()}"
         )
 
 
@@ -131,7 +131,7 @@ def _titled(component: Component) -> str:
     """Its name, and the options that it was given."""
     defaults = {f.name: f.default for f in fields(type(component))}
     values = {f.name: getattr(component, f.name) for f in fields(type(component))}
-    given = [f"{flag_of(type(component), n)} {shown(v)}" for n, v in values.items() if v != defaults[n]]
+    given = [f"{flag_of(type(component), n)} {text_of(v)}" for n, v in values.items() if v != defaults[n]]
     return " ".join([component.name, *given])
 
 

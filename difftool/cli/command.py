@@ -1,47 +1,51 @@
-"""A Typer command whose options depend on the components chosen on its own command line.
+"""A Typer command whose options depend on the components that its own command line names.
 
-`parse_args` parses twice: once leniently, with a throw-away context, to learn the choices (a command's `choose`), and
-once strictly with the options of what was chosen. Help and completion go through the same door. Typer calls such
-command-level customisation unsupported, so all of it stays in this file and Typer's version is capped and tested.
+`parse_args` parses twice: leniently, with a context of its own, to learn which components are named, and then strictly
+with their options. Help and completion go the same way. Typer calls such customisation of commands unsupported, so all
+of it stays in this file, and Typer's version is capped and tested.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import typer
 from typer.core import TyperCommand
 
-from difftool.cli.console import help_text, results_alone
-from difftool.cli.flags import Group, compile_options, given
-from difftool.components import KINDS, Component
+from difftool.cli.console import results_alone
+from difftool.cli.flags import Group, compile_names, compile_options, take_names, take_values
+from difftool.components import KINDS, Component, kinds_of
 from difftool.errors import UsageError
 from difftool.options import fields, suggestion
 from difftool.plugins.registry import registry
 
-GROUPS, OPTIONS, GIVEN = "difftool.groups", "difftool.cli.flags", "difftool.given"
+GROUPS, OPTIONS, VALUES, NAMES = "difftool.groups", "difftool.options", "difftool.values", "difftool.names"
 
 C = TypeVar("C", bound=Component)
 
-Choose = Callable[[dict[str, Any], list[str]], Sequence[Group]]
-"""(leniently parsed parameters, leftover arguments) -> the groups of options the command takes."""
+Choose = Callable[[Any, dict[str, Any], list[str]], Sequence[Group]]
+"""(context, leniently parsed parameters with component names by kind, arguments) -> the groups of options."""
 
 
 class ComponentCommand(TyperCommand):
     """Base of the classes that `component_command` makes."""
 
     choose: Choose
+    kinds: ClassVar[Mapping[str, type[Component]]]
+    """The kinds that the command takes by `--KIND NAME`."""
+    panels: ClassVar[Mapping[str, str]]
+    """Titles in the help for the names of some kinds; the others come under "Components"."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        groups = self._groups(ctx, args)
-        ctx.meta[GROUPS], ctx.meta[OPTIONS] = groups, compile_options(groups)
+        ctx.meta[GROUPS] = groups = self._groups(ctx, args)
+        ctx.meta[OPTIONS] = compile_options(groups)
         try:
             rest = super().parse_args(ctx, args)
         except typer.TyperException as error:
             raise explained(error, self.get_params(ctx)) from None
-        ctx.meta[GIVEN] = given(groups, ctx.params)
+        ctx.meta[VALUES], ctx.meta[NAMES] = take_values(groups, ctx.params), take_names(ctx.params)
         return rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -50,11 +54,12 @@ class ComponentCommand(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         *own, help_option = super().get_params(ctx)
-        return [*own, *ctx.meta.get(OPTIONS, ()), help_option]
+        names = compile_names(self.kinds, lambda kind: self.panels.get(kind, "Components"))
+        return [*names, *own, *ctx.meta.get(OPTIONS, ()), help_option]
 
     def _groups(self, ctx: Any, args: list[str]) -> Sequence[Group]:
-        """What the lenient first pass finds chosen. Under --help and completion a wrong choice is no error yet."""
-        peek = self.context_class(
+        """Return the options of what the lenient pass finds named. Help and completion do not mind a wrong name."""
+        lenient = self.context_class(
             self,
             info_name=ctx.info_name,
             parent=ctx.parent,
@@ -62,59 +67,71 @@ class ComponentCommand(TyperCommand):
             ignore_unknown_options=True,
             allow_extra_args=True,
         )
-        with peek:
-            super().parse_args(peek, list(args))
+        with lenient:
+            super().parse_args(lenient, list(args))
+        names = take_names(lenient.params)
         try:
-            return type(self).choose(peek.params, args)
+            return type(self).choose(ctx, {**lenient.params, **names}, args)
         except UsageError:
             if ctx.resilient_parsing:
                 return ()
             raise
 
 
-def component_command(choose: Choose) -> type[ComponentCommand]:
-    """The command class to pass as `cls=`."""
-    return type("ChosenComponentCommand", (ComponentCommand,), {"choose": staticmethod(choose)})
+def component_command(
+    choose: Choose, *, command: str = "", panels: Mapping[str, str] | None = None
+) -> type[ComponentCommand]:
+    """Return the command class to pass as `cls=`. It takes the names of the kinds that are declared for `command`."""
+    body = {"choose": staticmethod(choose), "kinds": kinds_of(command), "panels": panels or {}}
+    return type("ChosenComponentCommand", (ComponentCommand,), body)
 
 
 def given_values(ctx: typer.Context) -> dict[str, dict[str, Any]]:
-    """The component options and settings given on this command line, by group."""
-    values: dict[str, dict[str, Any]] = ctx.meta[GIVEN]
+    """Return the component options and settings given on the command line, by group."""
+    values: dict[str, dict[str, Any]] = ctx.meta[VALUES]
     return values
 
 
+def given_names(ctx: typer.Context) -> dict[str, Any]:
+    """Return the components named on the command line, by kind."""
+    names: dict[str, Any] = ctx.meta[NAMES]
+    return names
+
+
+def named(base: type[C], names: Mapping[str, Any]) -> type[C]:
+    """Return the component class that the command line names, or the kind's default. Raises `UsageError`."""
+    return registry().of_kind(base, names.get(base.kind, base.default))
+
+
 def explained(error: typer.TyperException, params: Sequence[Any]) -> Exception:
-    """An unknown option, told with the nearest ones or with the component it belongs to; other errors unchanged."""
+    """Return an error about an unknown option that names similar ones or the option's owner; others as they are."""
     name = getattr(error, "option_name", None)
     if name is None or "no such option" not in str(error).lower():
         return error
     if owner := _owner(name):
         return UsageError(owner)
-    known = [flag for p in params for flag in (*p.opts, *p.secondary_opts)]
-    prefix, dot, _ = name.partition(".")
-    if dot:  # compare what follows the dot, or every `--backbone.x` looks alike
-        tails = {k.partition(".")[2]: k for k in known if k.startswith(prefix + ".")}
-        near = suggestion(name.partition(".")[2], tails)
-        for tail, full in tails.items():
-            near = near.replace(f"'{tail}'", full)
-        return UsageError(f"there is no option {name}{near or _offer(prefix, tails)}")
-    return UsageError(f"there is no option {name}{_near(name, known)}")
+    flags = [flag for p in params for flag in (*p.opts, *p.secondary_opts)]
+    prefix, dot, rest = name.partition(".")
+    if not dot:
+        return UsageError(f"there is no option {name}{_similar(name, flags)}")
+    by_tail = {flag.partition(".")[2]: flag for flag in flags if flag.startswith(prefix + ".")}
+    similar = suggestion(rest, by_tail)  # of whole flags, all that begin with the prefix would look alike
+    for tail, flag in by_tail.items():
+        similar = similar.replace(f"'{tail}'", flag)
+    options = f"; {prefix.removeprefix('--')} takes {', '.join(sorted(by_tail.values()))}" if by_tail else ""
+    return UsageError(f"there is no option {name}{similar or options}")
 
 
-def _near(name: str, known: Sequence[str]) -> str:
-    """The nearest options, or those of components that are called so; the dashes that all begin with say nothing."""
-    if same := [flag for flag in known if flag.partition(".")[2] == name.lstrip("-")]:
+def _similar(name: str, flags: Sequence[str]) -> str:
+    """Return a note on similar flags, or on those of components that have the same name without the dashes."""
+    if same := [flag for flag in flags if flag.partition(".")[2] == name.lstrip("-")]:
         return f"; did you mean {' or '.join(same)}?"
-    near = suggestion(name.lstrip("-"), [flag.lstrip("-") for flag in known if flag.startswith("--")])
-    return re.sub(r"'(\S+)'", r"--\1", near)
-
-
-def _offer(prefix: str, tails: dict[str, str]) -> str:
-    return f"; {prefix.removeprefix('--')} takes {', '.join(sorted(tails.values()))}" if tails else ""
+    similar = suggestion(name.lstrip("-"), [flag.lstrip("-") for flag in flags if flag.startswith("--")])
+    return re.sub(r"'(\S+)'", r"--\1", similar)
 
 
 def _owner(option: str) -> str | None:
-    """`--backbone.depth` while another backbone is chosen: say whose option it is."""
+    """Say whose option it is, where `--backbone.depth` is given while another backbone is chosen."""
     kind, dot, rest = option.removeprefix("--").partition(".")
     if not dot or kind not in KINDS:
         return None
@@ -124,28 +141,3 @@ def _owner(option: str) -> str | None:
         return None
     names, kinds = ", ".join(map(registry().reference, owners)), f"{kind}s" if len(owners) > 1 else kind
     return f"{option} is an option of the {kinds} {names}; choose it with {owners[0].chosen_by()}"
-
-
-def names_of(kind: str) -> Callable[[str], list[str]]:
-    """Shell completion of a component's name."""
-
-    def complete(incomplete: str) -> list[str]:
-        return [name for name in registry().names(kind) if name.startswith(incomplete)]
-
-    return complete
-
-
-def name_option(kind: str, text: str, default: str, *, panel: str | None = None) -> Any:
-    """The option that names a component; `default` says in the help what is taken without it."""
-    return typer.Option(
-        f"--{kind}",
-        metavar="NAME",
-        autocompletion=names_of(kind),
-        help=help_text(text, f"default: {default}"),
-        rich_help_panel=panel,
-    )
-
-
-def named(base: type[C], name: str | None, default: str) -> type[C]:
-    """The component class of that name, or the default where none is given; an empty name is no name."""
-    return registry().of_kind(base, default if name is None else name)

@@ -10,20 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from difftool.cli.command import component_command, given_values
+from difftool.cli.command import component_command, given_names, given_values
 from difftool.cli.console import bar, help_text, note, show
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_out, report
-from difftool.cli.sources import (
-    Asked,
-    DatasetName,
-    OracleName,
-    RunArgument,
-    ScheduleName,
-    Timesteps,
-    Weights,
-    source_groups,
-)
+from difftool.cli.sources import PANELS, RunArgument, SourceRequest, Timesteps, Weights, source_groups
 from difftool.components import Sampler, Spacing
 from difftool.errors import printable
 from difftool.figures.formats import PICTURES
@@ -61,16 +52,13 @@ class Comparing(Options):
                 raise ValueError(f"{name}: must name at least one")
 
 
-def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
+def _choose(_ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
     return [*source_groups(params), Group("compare", (Comparing,), "Comparison")]
 
 
 def compare(
     ctx: typer.Context,
     model: RunArgument = None,
-    oracle: OracleName = None,
-    dataset: DatasetName = None,
-    schedule: ScheduleName = None,
     timesteps: Timesteps = None,
     weights: Weights = None,
     out: Annotated[
@@ -83,7 +71,7 @@ def compare(
 ) -> None:
     """Compare samplers and level grids on one model: a table here, a figure in a file."""
     given = given_values(ctx)
-    asked = Asked.of(ctx.params, given)
+    asked = SourceRequest.of(ctx.params, given_names(ctx), given)
     wanted = make_from_flags(Comparing, given["compare"])
     spacings = [make_from_flags(registry().of_kind(Spacing, name), {}) for name in dict.fromkeys(wanted.spacings)]
     named = [make_from_flags(registry().of_kind(Sampler, name), {}) for name in dict.fromkeys(wanted.samplers or ())]
@@ -132,7 +120,7 @@ def compare(
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command(cls=component_command(_choose))(compare)
+    app.command(cls=component_command(_choose, command="compare", panels=PANELS))(compare)
 
 
 def _print(measured: Sequence[Measured], calls: Sequence[int], fresh: FreshData | None) -> None:

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from difftool.cli.command import component_command, given_values, names_of
+from difftool.cli.command import component_command, given_values
 from difftool.cli.console import encodable, help_text, note, result, result_json, show, stderr
-from difftool.cli.flags import Group, make_from_flags, own
+from difftool.cli.flags import Group, make_from_flags, names_of
 from difftool.cli.outputs import check_out
 from difftool.components import NoiseSchedule
 from difftool.errors import UsageError
 from difftool.figures.formats import PICTURES
 from difftool.files import numbered
-from difftool.options import fields
+from difftool.options import fields, options_of
 from difftool.plugins.registry import registry
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 KIND = NoiseSchedule.kind
 
 
-def _choose(_params: dict[str, Any], args: list[str]) -> Sequence[Group]:
+def _choose(_ctx: typer.Context, _params: dict[str, Any], args: list[str]) -> Sequence[Group]:
     """Names are positionals, which a lenient pass cannot tell from values: take every argument that is one."""
     known = registry().names(KIND)
     named = [a for a in dict.fromkeys(args) if a in known]
@@ -90,7 +90,7 @@ def _components(wanted: list[str], given: Mapping[str, Any]) -> dict[str, NoiseS
     for option in given:
         if not any(f.name == option for cls in classes.values() for f in fields(cls)):
             raise UsageError(f"--{KIND}.{option.replace('_', '-')}: none of {', '.join(classes)} has it")
-    return {name: make_from_flags(cls, own(cls, given)) for name, cls in classes.items()}
+    return {name: make_from_flags(cls, options_of(cls, given)) for name, cls in classes.items()}
 
 
 def _tables(components: Mapping[str, NoiseSchedule], timesteps: int) -> dict[str, Schedule]:

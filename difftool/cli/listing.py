@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from difftool.cli.console import note, result_json, stdout
-from difftool.cli.flags import shown
+from difftool.cli.flags import text_of
 from difftool.components import KINDS, Component
 from difftool.errors import UsageError, printable
 from difftool.options import Field, fields, suggestion
@@ -20,9 +20,7 @@ from difftool.plugins.registry import Registry, registry
 def listing(
     kind: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[KIND]", help=f"One of {', '.join(k + 's' for k in KINDS)}.", autocompletion=lambda: _plurals()
-        ),
+        typer.Argument(metavar="[KIND]", help=f"One of {', '.join(_plurals())}.", autocompletion=lambda: _plurals()),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -30,11 +28,15 @@ def listing(
     kinds = [_singular(kind)] if kind else list(KINDS)
     found = registry()
     if json:
-        result_json({f"{k}s": {n: _component_json(found, found.get(k, n)) for n in found.names(k)} for k in kinds})
+        result_json(
+            {KINDS[k].plural(): {n: _component_json(found, found.get(k, n)) for n in found.names(k)} for k in kinds}
+        )
         return
     console = stdout()
     for k in kinds:
-        table = Table(title=f"{k}s", title_justify="left", title_style="bold", box=None, pad_edge=False, expand=False)
+        table = Table(
+            title=KINDS[k].plural(), title_justify="left", title_style="bold", box=None, pad_edge=False, expand=False
+        )
         table.add_column("name", style="cyan", no_wrap=True)
         table.add_column("what it is")
         table.add_column("options")
@@ -47,7 +49,7 @@ def listing(
         console.print(table)
         console.print()
     if found.set_aside:
-        note(found.missing_too().removeprefix("; "))
+        note(found.missing_note().removeprefix("; "))
 
 
 def add_to(app: typer.Typer) -> None:
@@ -55,12 +57,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _plurals() -> list[str]:
-    return [f"{kind}s" for kind in KINDS]
+    return [base.plural() for base in KINDS.values()]
 
 
 def _singular(kind: str) -> str:
-    for known in KINDS:
-        if kind in (known, f"{known}s"):
+    for known, base in KINDS.items():
+        if kind in (known, base.plural()):
             return known
     plurals = _plurals()
     raise UsageError(f"there is no kind {kind!r}{suggestion(kind, plurals)}; the kinds are {', '.join(plurals)}")
@@ -79,7 +81,7 @@ def _package(found: Registry, component: type[Component]) -> str:
 def _default(f: Field) -> str:
     if f.required:
         return "required"
-    return "auto" if f.default is None else shown(f.default)
+    return "auto" if f.default is None else text_of(f.default)
 
 
 def _type(f: Field) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from difftool.cli.command import component_command, given_values, name_option, named
+from difftool.cli.command import component_command, given_names, given_values, named
 from difftool.cli.console import bar, help_text, note
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_out, report
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from difftool.data.samples import Scaling
     from difftool.diffusion.schedule import Schedule
 
-DATASET, SCHEDULE = "swiss-roll", "linear"
 FILM_FRAMES = 60
 ROWS, POINTS = 4, 2_000
 LONGEST_SIDE = 512
@@ -57,11 +56,11 @@ class Noising(Options):
             raise ValueError("at: must name at least one level")
 
 
-def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
+def _choose(_ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
     """The dataset's options are offered beside images too: a lenient pass cannot tell images from values."""
     return [
-        Group.of(named(Dataset, params.get("dataset"), DATASET)),
-        Group.of(named(NoiseSchedule, params.get("schedule"), SCHEDULE)),
+        Group.of(named(Dataset, params)),
+        Group.of(named(NoiseSchedule, params)),
         Group("noise", (Noising,), "Forward process"),
     ]
 
@@ -70,14 +69,6 @@ def noise(
     ctx: typer.Context,
     images: Annotated[
         list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Own images, instead of a dataset.")
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        name_option("dataset", "A dataset.", "swiss-roll"),
-    ] = None,
-    schedule: Annotated[
-        str | None,
-        name_option("schedule", "Noise schedule.", "linear"),
     ] = None,
     reconstruct: Annotated[
         Path | None,
@@ -101,7 +92,8 @@ def noise(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the paths.")] = False,
 ) -> None:
     """Show how signal turns into noise: the clean x_0, then x_t at several levels."""
-    given = given_values(ctx)
+    given, names = given_values(ctx), given_names(ctx)
+    dataset, schedule = names.get(Dataset.kind), names.get(NoiseSchedule.kind)
     if images and (dataset is not None or given["dataset"]):
         raise UsageError("--dataset: give either images or a dataset")
     settings = make_from_flags(Noising, given["noise"])
@@ -123,10 +115,10 @@ def noise(
         )
         return
     check_levels(settings.at or (), settings.timesteps)
-    component = make_from_flags(named(NoiseSchedule, schedule, SCHEDULE), given["schedule"])
+    component = make_from_flags(named(NoiseSchedule, names), given["schedule"])
     source = None
     if not images:
-        source = make_from_flags(named(Dataset, dataset, DATASET), given["dataset"])
+        source = make_from_flags(named(Dataset, names), given["dataset"])
         if settings.size is not None:
             raise UsageError("--size: is for own images; a dataset has --dataset.size where it has sizes")
     for path in out or ():
@@ -179,7 +171,7 @@ def _check_own(given: Mapping[str, Mapping[str, Any]], *, dataset: str | None, s
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command(cls=component_command(_choose))(noise)
+    app.command(cls=component_command(_choose, command="noise"))(noise)
 
 
 @dataclass

@@ -31,7 +31,7 @@ def unknown(name: str, known: Sequence[str]) -> DifftoolError:
         return failure
     except UnknownComponent:
         pass
-    return UsageError(f"{text}{found.missing_too()} (see 'difftool --help')")
+    return UsageError(f"{text}{found.missing_note()} (see 'difftool --help')")
 
 
 def loaded(name: str, one: Announced) -> Any:
@@ -56,7 +56,7 @@ def loaded(name: str, one: Announced) -> Any:
                 raise
             raise DifftoolError(f"{what} failed: {describe(error)}") from error  # a library's, which names no file
 
-    def choose(_params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
+    def choose(_ctx: Any, _params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
         return [group]
 
     return _typer_command(name, run, cls=component_command(choose), help=help_text(inspect.getdoc(cls) or ""))

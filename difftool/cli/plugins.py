@@ -86,7 +86,7 @@ def _cost(p: Plugin) -> str:
 def _as_json(p: Plugin) -> dict[str, Any]:
     provides: dict[str, list[str]] = {}
     for component in p.components:
-        provides.setdefault(f"{component.kind}s", []).append(component.name)
+        provides.setdefault(component.plural(), []).append(component.name)
     return {
         "plugin": p.identity,
         "distribution": p.distribution,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from difftool.cli.console import note
 from difftool.cli.outputs import check_out, report
+from difftool.components import Dataset
 from difftool.errors import DifftoolError, UsageError, printable
 from difftool.figures.formats import PICTURES, undrawable
 from difftool.files import numbered
@@ -52,7 +53,7 @@ def reconstruct_items(
     eps = noise_of(x_0, seed)
     with devices.threads(None, model.recipe.training.threads):
         made = [reconstruct(model, x_0, model.schedule[t], eps, labels) for t in levels]
-    what = ", ".join(printable(path.name) for path in images) or f"{len(x_0):,} of {model.recipe.dataset.name}"
+    what = ", ".join(printable(path.name) for path in images) or f"{len(x_0):,} of {model.recipe[Dataset].name}"
     note(f"{model.description}: reconstructing {what} in one step; {devices.describe(model.device)}, seed {seed}")
     for one in made:
         note(
@@ -101,7 +102,7 @@ def items_of_run(model: Model, num_samples: int | None) -> tuple[Tensor, Tensor 
 
     samples = model.load_samples()
     count = min(num_samples or (IMAGES if samples.is_image else POINTS), len(samples))
-    with loading(model.recipe.dataset):  # items on disk are read here
+    with loading(model.recipe[Dataset]):  # items on disk are read here
         items, labels = samples.take(range(count))
     x_0 = model.data.scaling.to_model(items).to(model.device)
     return x_0, None if labels is None else labels.to(model.device), [f"item {i}" for i in range(count)]

@@ -53,11 +53,11 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _facts(run: RunFolder) -> dict[str, Any]:
-    from difftool.runs.recipe import PARTS
+    from difftool.runs.recipe import recipe_kinds
 
     rows = run.read_metrics()
     config = run.readable_config()
-    names = {kind: table.get("name") for kind in PARTS if isinstance(table := config.get(kind), dict)}
+    names = {kind: table.get("name") for kind in recipe_kinds() if isinstance(table := config.get(kind), dict)}
     return {
         "run": str(run.path),
         "started": run.started,

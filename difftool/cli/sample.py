@@ -9,25 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from difftool.cli.command import component_command, given_values, name_option, named
+from difftool.cli.command import component_command, given_names, given_values, named
 from difftool.cli.console import bar, note
-from difftool.cli.flags import Group, make_from_flags, own
+from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_outs, naming_out, report
-from difftool.cli.sources import (
-    Asked,
-    DatasetName,
-    OracleName,
-    RunArgument,
-    ScheduleName,
-    Timesteps,
-    Weights,
-    source_groups,
-)
-from difftool.components import Component, Sampler, Spacing, Writer
+from difftool.cli.sources import PANELS, RunArgument, SourceRequest, Timesteps, Weights, source_groups
+from difftool.components import Sampler, Spacing, Writer
 from difftool.distributed import joined, world
 from difftool.errors import UsageError, printable, spending
 from difftool.files import numbered
-from difftool.options import plain
+from difftool.options import options_of, plain
 from difftool.sampling.writers import check, needed_states, suffixes_of_arrays, write, writer_of
 from difftool.settings import STRENGTH, Sampling
 
@@ -41,16 +32,9 @@ if TYPE_CHECKING:
     from difftool.sampling.loop import Plan
     from difftool.sampling.source import Source
 
-CHOICES: dict[str, tuple[type[Component], str]] = {"sampler": (Sampler, "ddim"), "spacing": (Spacing, "trailing")}
-"""The components this command chooses, and those it takes by itself."""
 
-
-def _chosen(params: Mapping[str, Any]) -> dict[str, type[Component]]:
-    return {kind: named(base, params.get(kind), default) for kind, (base, default) in CHOICES.items()}
-
-
-def _choose(params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
-    groups = [Group.of(cls) for cls in _chosen(params).values()]
+def _choose(_ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
+    groups = [Group.of(named(Sampler, params)), Group.of(named(Spacing, params))]
     if writers := dict.fromkeys(_writer_of(Path(path)) for path in params.get("out") or ()):
         groups.append(Group.of(*writers))
     return [*source_groups(params), *groups, Group("sampling", (Sampling,), "Sampling")]
@@ -64,18 +48,7 @@ def _writer_of(path: Path) -> type[Writer]:
 def sample(
     ctx: typer.Context,
     model: RunArgument = None,
-    oracle: OracleName = None,
-    dataset: DatasetName = None,
-    schedule: ScheduleName = None,
     timesteps: Timesteps = None,
-    sampler: Annotated[
-        str | None,
-        name_option("sampler", "How to walk.", "ddim"),
-    ] = None,
-    spacing: Annotated[
-        str | None,
-        name_option("spacing", "Levels visited.", "trailing"),
-    ] = None,
     out: Annotated[
         list[Path] | None,
         typer.Option(
@@ -94,15 +67,18 @@ def sample(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the paths.")] = False,
 ) -> None:
     """Draw samples from a trained model, or from an oracle, and print the files written."""
-    given = given_values(ctx)
-    parts = {kind: make_from_flags(cls, given[kind]) for kind, cls in _chosen(ctx.params).items()}
-    settings = make_from_flags(Sampling, given["sampling"])
-    if settings.interpolate is not None and "seed" in given["sampling"]:
+    names, values = given_names(ctx), given_values(ctx)
+    sampler = make_from_flags(named(Sampler, names), values[Sampler.kind])
+    spacing = make_from_flags(named(Spacing, names), values[Spacing.kind])
+    settings = make_from_flags(Sampling, values["sampling"])
+    if settings.interpolate is not None and "seed" in values["sampling"]:
         raise UsageError("--seed: --interpolate names its own two seeds; leave it out")
-    asked = Asked.of(ctx.params, given)
-    asked.check(settings)
+    request = SourceRequest.of(ctx.params, names, values)
+    request.check(settings)
     check_outs(out or (), overwrite=overwrite)
-    writers = {path: make_from_flags(cls, own(cls, given.get("writer", {}))) for path, cls in _by_path(out).items()}
+    writers = {
+        path: make_from_flags(cls, options_of(cls, values.get(Writer.kind, {}))) for path, cls in _by_path(out).items()
+    }
     _check_arrays(writers.values(), trajectory=trajectory, raw=raw)
 
     from difftool import devices
@@ -110,9 +86,9 @@ def sample(
     from difftool.sampling.loop import Plan
 
     chosen = devices.choose(device)
-    opened = asked.open(chosen, compiled=settings.compile)
+    opened = request.open(chosen, compiled=settings.compile)
     loaded, run = opened.source, opened.run
-    plan = _divided(Plan.of(loaded, settings, sampler=parts["sampler"], spacing=parts["spacing"]))
+    plan = _divided(Plan.of(loaded, settings, sampler=sampler, spacing=spacing))
     if not writers:
         path = _default_out(loaded, plan, run)
         writers = {path: writer_of(path)()}
@@ -148,7 +124,7 @@ def sample(
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command(cls=component_command(_choose))(sample)
+    app.command(cls=component_command(_choose, command="sample", panels=PANELS))(sample)
 
 
 def _by_path(out: Sequence[Path] | None) -> dict[Path, type[Writer]]:

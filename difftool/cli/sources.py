@@ -1,4 +1,4 @@
-"""What commands draw samples from: a run or a model file, or an oracle that needs no training."""
+"""The source that commands draw samples from: a run or a model file, or an oracle that needs no training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from difftool.cli.command import name_option, named, names_of
+from difftool.cli.command import named
 from difftool.cli.console import help_text
 from difftool.cli.flags import Group, make_from_flags
 from difftool.components import Component, Dataset, NoiseSchedule, Oracle
@@ -22,13 +22,10 @@ if TYPE_CHECKING:
     from difftool.runs.folder import RunFolder
     from difftool.sampling.source import Source
 
-PARTS: dict[str, tuple[type[Component], str]] = {
-    "oracle": (Oracle, "ideal"),
-    "dataset": (Dataset, "swiss-roll"),
-    "schedule": (NoiseSchedule, "linear"),
-}
-"""The components of an oracle's source, and those it takes by itself."""
+ORACLE_PARTS: tuple[type[Component], ...] = (Oracle, Dataset, NoiseSchedule)
+"""The components that an oracle's source is made of; a trained model has its own."""
 PANEL = "Oracle, instead of RUN"
+PANELS = {base.kind: PANEL for base in ORACLE_PARTS}
 
 RunArgument = Annotated[
     Path | None,
@@ -38,17 +35,6 @@ Weights = Annotated[
     Literal["ema", "raw"] | None,
     typer.Option(help=help_text("The average, or the trained weights.", "default: ema")),
 ]
-OracleName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        autocompletion=names_of("oracle"),
-        help="A denoiser that needs no training: ideal, closed-form.",
-        rich_help_panel=PANEL,
-    ),
-]
-DatasetName = Annotated[str | None, name_option("dataset", "The data it knows.", "swiss-roll", panel=PANEL)]
-ScheduleName = Annotated[str | None, name_option("schedule", "Noise schedule.", "linear", panel=PANEL)]
 Timesteps = Annotated[
     int | None,
     typer.Option(
@@ -58,10 +44,10 @@ Timesteps = Annotated[
 
 
 def source_groups(params: Mapping[str, Any]) -> list[Group]:
-    """The options of an oracle's parts, once one of them is named."""
-    if all(params.get(kind) is None for kind in PARTS):
+    """Return the options of an oracle's parts, if one of them is named."""
+    if all(params.get(base.kind) is None for base in ORACLE_PARTS):
         return []
-    return [Group.of(named(base, params.get(kind), default)) for kind, (base, default) in PARTS.items()]
+    return [Group.of(named(base, params)) for base in ORACLE_PARTS]
 
 
 @dataclass(frozen=True)
@@ -70,43 +56,42 @@ class Opened:
 
     source: Source
     where: str
-    """Such as `runs/swiss-roll-mlp-001` or `oracle`."""
+    """A name for notes: `runs/swiss-roll-mlp-001` or `an oracle`."""
     dataset: Dataset
     run: RunFolder | None = None
     threads: int | None = None
-    """CPU threads that suit it."""
+    """The number of CPU threads that suits it."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """For --json."""
+    """What `--json` reports of it."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What to draw samples from, as the command line names it: checked, and nothing loaded."""
+class SourceRequest:
+    """A source as the command line names it: checked, and nothing loaded."""
 
     run: Path | None
     weights: Literal["ema", "raw"] | None
-    parts: Mapping[str, Any]
-    """Oracle, dataset and schedule by kind; none for a trained model."""
+    parts: Mapping[str, Component]
+    """Oracle, dataset and schedule by kind; empty for a trained model."""
     timesteps: int | None
 
     @classmethod
-    def of(cls, params: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -> Asked:
-        """From a command's parameters and the component options given. Raises `UsageError`."""
-        if params["oracle"] is None:
-            for flag in ("dataset", "schedule", "timesteps"):
-                if params[flag] is not None:
-                    raise UsageError(f"--{flag}: a trained model has its own; it is for --oracle")
-            run = params["model"]  # older versions of Typer make a path of it only for the function
-            return cls(None if run is None else Path(run), params["weights"], {}, None)
-        if params["model"] is not None:
-            raise UsageError(f"--oracle: give either an oracle or a run, not both ({params['model']})")
-        if params["weights"] is not None:
+    def of(
+        cls, params: Mapping[str, Any], names: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]
+    ) -> SourceRequest:
+        """Return the request of a command's parameters, component names and options. Raises `UsageError`."""
+        run, weights, timesteps = (params[key] for key in ("model", "weights", "timesteps"))
+        if Oracle.kind not in names:
+            flags = [base.flag for base in ORACLE_PARTS if base.kind in names]
+            for flag in (*flags, *(["--timesteps"] if timesteps is not None else [])):
+                raise UsageError(f"{flag}: a trained model has its own; this option is for --oracle")
+            return cls(None if run is None else Path(run), weights, {}, None)
+        if run is not None:
+            raise UsageError(f"--oracle: give either an oracle or a run, not both ({run})")
+        if weights is not None:
             raise UsageError("--weights: an oracle has none")
-        parts = {
-            kind: make_from_flags(named(base, params[kind], default), given[kind])
-            for kind, (base, default) in PARTS.items()
-        }
-        return cls(None, None, parts, params["timesteps"])
+        parts = {base.kind: make_from_flags(named(base, names), values[base.kind]) for base in ORACLE_PARTS}
+        return cls(None, None, parts, timesteps)
 
     def check(self, settings: Sampling) -> None:
         """Refuse settings of a network where there is none."""
@@ -117,9 +102,9 @@ class Asked:
 
     def open(self, device: torch.device, *, compiled: bool = False) -> Opened:
         """Read the model, or load the oracle's data. Raises `DifftoolError`."""
-        return self._oracle(device) if self.parts else self._model(device, compiled)
+        return self._open_oracle(device) if self.parts else self._open_model(device, compiled)
 
-    def _model(self, device: torch.device, compiled: bool) -> Opened:
+    def _open_model(self, device: torch.device, compiled: bool) -> Opened:
         from difftool.sampling.model import load_model
 
         model = load_model(self.run, self.weights or "ema", device=device)
@@ -131,15 +116,18 @@ class Asked:
         path = run.model if run else model.source
         facts = {"model": str(path), "weights": model.weights}
         where = str(run.path if run else path)
-        return Opened(model, where, model.recipe.dataset, run, model.recipe.training.threads, facts)
+        return Opened(model, where, model.recipe[Dataset], run, model.recipe.training.threads, facts)
 
-    def _oracle(self, device: torch.device) -> Opened:
-        from difftool.runs.recipe import component_document
+    def _open_oracle(self, device: torch.device) -> Opened:
+        from difftool.runs.recipe import component_table
         from difftool.sampling.oracle import TIMESTEPS, OracleSource
 
         timesteps = TIMESTEPS if self.timesteps is None else self.timesteps
-        oracle, dataset, schedule = (self.parts[kind] for kind in PARTS)
+        oracle, dataset, schedule = (self.parts[base.kind] for base in ORACLE_PARTS)
+        assert isinstance(oracle, Oracle)
+        assert isinstance(dataset, Dataset)
+        assert isinstance(schedule, NoiseSchedule)
         source = OracleSource.of(oracle, dataset, schedule, timesteps=timesteps, device=device)
-        facts = {kind: component_document(part) for kind, part in self.parts.items()}
-        # its work comes in pieces that fit the cache, over which threads mostly wait for each other
+        facts = {kind: component_table(part) for kind, part in self.parts.items()}
+        # an oracle works in pieces that fit the cache, so several threads would mostly wait for each other
         return Opened(source, "an oracle", dataset, threads=1, facts={**facts, "timesteps": timesteps})

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from difftool.components import ObjectiveSpec
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN
+from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
     from difftool.components import Prediction

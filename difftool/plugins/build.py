@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from difftool.components import BackboneSpec, Dataset, ObjectiveSpec
+from difftool.components import Dataset
 from difftool.data.samples import DatasetContext, Samples
 from difftool.diffusion.prediction import check
 from difftool.errors import DifftoolError, UsageError, blaming, one_line
+from difftool.specs import BackboneSpec, ObjectiveSpec
 
 if TYPE_CHECKING:
     from difftool.components import Backbone, NoiseSchedule, Prediction

@@ -1,7 +1,7 @@
-"""What is installed, by the packages' own words: entry points, read without importing anything of the packages.
+"""Installed plugins, found through the entry points of packages. Nothing of the packages is imported here.
 
 Environment: `DIFFTOOL_PLUGINS=a,b` allows only these distributions besides the built-ins (empty: the built-ins alone);
-`DIFFTOOL_DISABLE_PLUGINS=x` leaves distributions, or single `distribution:entry-point`s, out.
+`DIFFTOOL_DISABLE_PLUGINS=x` leaves out distributions, or single plugins as `distribution:entry-point`.
 """
 
 from __future__ import annotations
@@ -10,122 +10,92 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
-from pathlib import Path
+from importlib.metadata import EntryPoint, distributions, entry_points
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
 GROUP = "difftool"
 COMMANDS = "difftool.commands"
-"""The group whose entry points announce commands by their names, so that help can list them and load nothing."""
+"""The group whose entry points announce commands by name, so that the help can list them without importing anything."""
 BUILT_IN = "difftool"
+"""The distribution of the built-in plugins."""
 ALLOW, DENY = "DIFFTOOL_PLUGINS", "DIFFTOOL_DISABLE_PLUGINS"
-ENTRY_POINTS = "entry_points.txt"
-"""Where the metadata of a package list its entry points."""
 
 
-class Unreadable(NamedTuple):
-    """A package that may bring plugins, in a list that cannot be read."""
-
-    distribution: str
-    version: str
-    error: Exception
-
-
-def installed(group: str) -> tuple[list[EntryPoint], list[Unreadable]]:
-    """(the entry points of a group, the packages whose lists cannot be read and may have some)."""
+def installed(group: str) -> list[EntryPoint]:
+    """Return the entry points of a group, without those of packages whose metadata cannot be read."""
     try:
-        return list(entry_points(group=group)), []
-    except Exception:  # one list that cannot be read hides all others
-        return _one_by_one(group)
-
-
-def _one_by_one(group: str) -> tuple[list[EntryPoint], list[Unreadable]]:
-    """`installed`, each package read by itself."""
-    found: list[EntryPoint] = []
-    broken: list[Unreadable] = []
-    for distribution in distributions():
-        try:
-            found += [point for point in distribution.entry_points if point.group == group]
-        except Exception as error:
-            if GROUP in (distribution.read_text(ENTRY_POINTS) or ""):
-                broken.append(Unreadable(_name_of(distribution), _version_of(distribution), error))
-    return found, broken
+        return list(entry_points(group=group))
+    except Exception:  # one unreadable package hides all others, so read them one by one
+        found: list[EntryPoint] = []
+        for distribution in distributions():
+            try:
+                found += [point for point in distribution.entry_points if point.group == group]
+            except Exception:
+                continue
+        return found
 
 
 def choose(
     found: Iterable[EntryPoint], allowed: str | None = None, denied: str = ""
 ) -> tuple[list[EntryPoint], list[str]]:
-    """(the entry points that the two environment variables let through, the identities of the others)."""
-    kept, left_out = [], []
+    """Return the entry points that the two environment variables admit, and the identities of the others."""
+    admitted, left_out = [], []
     for entry_point in found:
-        identity = f"{distribution_of(entry_point)}:{entry_point.name}"
-        if let_through(identity, allowed, denied):
-            kept.append(entry_point)
+        name = distribution_of(entry_point)
+        identity = f"{name}:{entry_point.name}"
+        wanted = allowed is None or name in names_in(allowed)
+        if name == BUILT_IN or (wanted and not {name, identity} & names_in(denied)):
+            admitted.append(entry_point)
         else:
             left_out.append(identity)
-    return kept, left_out
-
-
-def let_through(identity: str, allowed: str | None, denied: str) -> bool:
-    name = identity.partition(":")[0]
-    wanted = allowed is None or name in names_in(allowed)
-    return name == BUILT_IN or (wanted and not {name, identity} & names_in(denied))
+    return admitted, left_out
 
 
 def names_in(text: str) -> set[str]:
-    """The distributions, or `distribution:entry-point`s, that an environment variable lists."""
+    """Return the distributions and identities that an environment variable lists."""
     return {distribution_name(part.strip()) for part in text.split(",") if part.strip()}
 
 
 def distribution_of(entry_point: EntryPoint) -> str:
-    return _name_of(entry_point.dist) if entry_point.dist else "unknown"
+    """Return the name of the distribution that brings an entry point."""
+    return distribution_name(_text(lambda: entry_point.dist.name) or "unknown")  # type: ignore[union-attr]
 
 
 def version_of(entry_point: EntryPoint) -> str:
-    return _version_of(entry_point.dist) if entry_point.dist else ""
-
-
-def _name_of(distribution: Distribution) -> str:
-    """Its name, or where its metadata have none, what their folder is called after."""
-    folder = Path(str(getattr(distribution, "_path", "unknown"))).name
-    return distribution_name(readable(lambda: distribution.name) or folder.partition("-")[0])
-
-
-def _version_of(distribution: Distribution) -> str:
-    return readable(lambda: distribution.version)
+    return _text(lambda: entry_point.dist.version)  # type: ignore[union-attr]
 
 
 def summary_of(entry_point: EntryPoint) -> str:
-    """Of its package, in a line."""
-    distribution = entry_point.dist
-    return readable(lambda: distribution.metadata["Summary"]) if distribution else ""
+    return _text(lambda: entry_point.dist.metadata["Summary"])  # type: ignore[union-attr]
 
 
-def readable(read: Callable[[], str | None]) -> str:
-    """A text of a package's metadata; empty where it is not there, or the metadata are not."""
+def _text(read: Callable[[], str | None]) -> str:
+    """Return a text of a distribution's metadata, empty if it is missing or cannot be read."""
     try:
         return read() or ""
-    except Exception:  # Python's versions raise different ones
+    except Exception:  # versions of Python differ in what they raise
         return ""
 
 
 def distribution_name(name: str) -> str:
-    """PEP 503: `My_Plugin` and `my-plugin` are one distribution."""
+    """Normalise a name as PEP 503 does: `My_Plugin` and `my-plugin` are one distribution."""
     head, colon, tail = name.partition(":")
     return re.sub(r"[-_.]+", "-", head).lower() + colon + tail
 
 
 def is_name(text: object) -> bool:
-    """Whether a component can be called so."""
+    """Return whether a component can have this name."""
     return isinstance(text, str) and re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", text) is not None
 
 
 def winner_of(claims: Sequence[tuple[T, bool]]) -> T | None:
-    """Who gets what several claim, given as (claimant, whether it is built in): a built-in, or the only one."""
-    built_in = [claimant for claimant, ours in claims if ours]
-    return built_in[0] if built_in else claims[0][0] if len(claims) == 1 else None
+    """Resolve a contested name, given (claimant, whether it is built in): the built-in, or else the only claimant."""
+    built_in = [claimant for claimant, is_built_in in claims if is_built_in]
+    if built_in:
+        return built_in[0]
+    return claims[0][0] if len(claims) == 1 else None
 
 
 class Announced(NamedTuple):
@@ -135,11 +105,11 @@ class Announced(NamedTuple):
     distribution: str
     version: str
     summary: str
-    """Of the package, in a line."""
+    """The summary of the package, one line."""
 
 
 def announced(taken: Iterable[str] = ()) -> dict[str, Announced]:
-    """The commands that packages announce, by the names they are called by; those in `taken` are given away already."""
+    """Return the commands that packages announce, by the names they are called by; names in `taken` are not free."""
     found = announcements(os.environ.get(ALLOW), os.environ.get(DENY, ""))
     names: dict[str, Announced] = {}
     for one in found:
@@ -151,9 +121,10 @@ def announced(taken: Iterable[str] = ()) -> dict[str, Announced]:
 
 @functools.cache
 def announcements(allowed: str | None, denied: str) -> list[Announced]:
-    kept, _ = choose(installed(COMMANDS)[0], allowed, denied)
-    found = {(distribution_of(e), e.name): e for e in kept if is_name(e.name)}
+    """Return the announced commands that the environment variables admit, sorted."""
+    admitted, _ = choose(installed(COMMANDS), allowed, denied)
+    found = {(distribution_of(e), e.name): e for e in admitted if is_name(e.name)}
     return [
-        Announced(name, owner, version_of(entry_point), summary_of(entry_point))
-        for (owner, name), entry_point in sorted(found.items(), key=lambda item: item[0])
+        Announced(name, distribution, version_of(entry_point), summary_of(entry_point))
+        for (distribution, name), entry_point in sorted(found.items(), key=lambda item: item[0])
     ]

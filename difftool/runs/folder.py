@@ -24,7 +24,8 @@ from typing import Any, Literal
 
 from difftool.errors import BadFile, DifftoolError, UsageError
 from difftool.files import TEMPORARY, check_output, hold, holder, in_use, make_folder, sweep, write_text
-from difftool.runs.recipe import Recipe, dump_toml, read_toml
+from difftool.runs.config import dump_toml, read_toml
+from difftool.runs.recipe import Recipe
 
 ROOT = Path("runs")
 LOCK = "lock"

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from difftool.components import ObjectiveSpec
 from difftool.diffusion.estimate import Denoise, Estimate, bounded_guess, with_guess
 from difftool.diffusion.prediction import estimate
 from difftool.diffusion.variance import split_answer
+from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

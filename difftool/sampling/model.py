@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from difftool.components import ObjectiveSpec
+from difftool.components import Backbone, Dataset, NoiseSchedule, Prediction
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples
 from difftool.diffusion.estimate import Denoise
@@ -24,6 +24,7 @@ from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import Plan, draw
 from difftool.sampling.source import Autocast, Source
 from difftool.settings import LARGEST_STEP, Sampling
+from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
     from difftool.components import Sampler, Spacing
@@ -73,7 +74,7 @@ class Model(Source):
         except DifftoolError as error:
             raise BadFile(f"{error}{made_with(document.get('plugins'))}") from None
         network.load_state_dict(tensors)
-        schedule = build_schedule(recipe.schedule, recipe.training.timesteps, recipe.prediction)
+        schedule = build_schedule(recipe[NoiseSchedule], recipe.training.timesteps, recipe[Prediction])
         model = cls(recipe, data, schedule, network, weights, step, path)
         return model.to(device)
 
@@ -102,7 +103,7 @@ class Model(Source):
 
     @property
     def schedule_name(self) -> str:
-        return self.recipe.schedule.name
+        return self.recipe[NoiseSchedule].name
 
     @property
     def description(self) -> str:
@@ -117,7 +118,7 @@ class Model(Source):
         index = null if label is None else label
         return Denoiser(
             self.network if self.forward is None else self.forward,
-            self.recipe.prediction,
+            self.recipe[Prediction],
             ObjectiveSpec(schedule=self.schedule, sigma_data=self.data.std),
             cond=None if index is None else torch.as_tensor(index, device=self.device).expand(count),
             self_condition=self.recipe.training.self_condition,
@@ -137,18 +138,18 @@ class Model(Source):
         return draw(self, plan)
 
     def load_samples(self) -> Samples:
-        return load_samples(self.recipe.dataset, self.recipe.training.seed)
+        return load_samples(self.recipe[Dataset], self.recipe.training.seed)
 
 
 def _network(path: Path, recipe: Recipe, data: DataFacts, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The network that a file describes, compared with the tensors of the file before memory is taken."""
     with torch.device("meta"):
-        sketch = build_network(recipe.backbone, data, recipe.training)
+        sketch = build_network(recipe[Backbone], data, recipe.training)
     if sum(p.numel() for p in sketch.parameters()) > LARGEST_MODEL:
         raise BadFile(f"{path}: its metadata ask for more than {LARGEST_MODEL:,} parameters")
     if rows := checkpoint.differences(sketch.state_dict(), tensors):
-        raise BadFile(f"{path}: its weights do not fit its {recipe.backbone.name}: {rows}")
-    return build_network(recipe.backbone, data, recipe.training)
+        raise BadFile(f"{path}: its weights do not fit its {recipe[Backbone].name}: {rows}")
+    return build_network(recipe[Backbone], data, recipe.training)
 
 
 def load_model(path: Path | None, weights: str = "ema", *, device: torch.device | str = "cpu") -> Model:

@@ -30,7 +30,7 @@ def writer_of(path: Path) -> type[Writer]:
     if not claims:
         what = f"cannot write {suffix} files" if suffix else "has no suffix"
         folder = ", and a name without suffix for a folder of images" if "" in known else ""
-        raise UsageError(f"{path}: {what}; known are {' '.join(filter(None, known))}{folder}{found.missing_too()}")
+        raise UsageError(f"{path}: {what}; known are {' '.join(filter(None, known))}{folder}{found.missing_note()}")
     winner = winner_of([(writer, _built_in(writer)) for writer in claims])
     if winner is None:
         names = [found.reference(writer) for writer in claims]

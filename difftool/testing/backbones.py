@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from difftool.components import Backbone, BackboneSpec
+from difftool.components import Backbone
 from difftool.rng import generator
 from difftool.runs import checkpoint
+from difftool.specs import BackboneSpec
 from difftool.testing.examine import describe
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Broken, NotAsked, accelerators

@@ -19,7 +19,7 @@ from difftool.components import Command, Component
 from difftool.errors import InvalidOption
 from difftool.options import Field, fields, make, plain
 from difftool.plugins.validation import problem
-from difftool.runs.recipe import dump_toml
+from difftool.runs.config import dump_toml
 from difftool.testing.laws import Broken, NotAsked
 
 HEAVY = ("torch", "numpy", "matplotlib")

@@ -8,11 +8,11 @@ import traceback
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from difftool import errors
-from difftool.components import Component
+from difftool.components import KINDS, Component
 from difftool.testing.laws import Broken, Finding, Law, NotAsked, name_of
 
 if TYPE_CHECKING:
@@ -90,4 +90,8 @@ def _libraries() -> Iterator[ModuleType]:
 
 
 def _module(kind: str) -> Any:
-    return import_module(f"difftool.testing.{kind}s" if kind != "prediction" else "difftool.testing.objectives")
+    modules = {"prediction": "objectives", **{k: f"{k.replace('-', '_')}s" for k in KINDS if k != "prediction"}}
+    try:
+        return import_module(f"difftool.testing.{modules[kind]}")
+    except ModuleNotFoundError:
+        return SimpleNamespace(LAWS=())

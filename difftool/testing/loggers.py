@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 
-from difftool.components import Logger, Row, RunContext
+from difftool.components import Logger
+from difftool.specs import Row, RunContext
 from difftool.testing.laws import Broken, NotAsked
 
 LOSSES = (0.71393, 0.51767, 0.31259)

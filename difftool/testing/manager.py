@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from difftool.plugins.discovery import GROUP, choose, installed
 from difftool.plugins.loading import Plugin, ask, load, new_manager
-from difftool.plugins.registry import Registry, standing_in
+from difftool.plugins.registry import Registry, replaced_by
 
 
 class PluginManager:
@@ -21,7 +21,7 @@ class PluginManager:
     """
 
     def __init__(self) -> None:
-        built_in, _ = choose(installed(GROUP)[0], allowed="")
+        built_in, _ = choose(installed(GROUP), allowed="")
         self._plugins = list(load(built_in))
         self._active: contextlib.ExitStack | None = None
 
@@ -34,7 +34,7 @@ class PluginManager:
         ask(new_manager(), new, plugin)
         self._plugins.append(new)
         if self._active is not None:
-            self._active.enter_context(standing_in(self.registry))
+            self._active.enter_context(replaced_by(self.registry))
         return next(p for p in self.registry.plugins if p.identity == new.identity)
 
     @property
@@ -46,7 +46,7 @@ class PluginManager:
     def active(self) -> Iterator[PluginManager]:
         """In this block difftool knows this register alone: the command line, `difftool.component`, files it opens."""
         with contextlib.ExitStack() as self._active:
-            self._active.enter_context(standing_in(self.registry))
+            self._active.enter_context(replaced_by(self.registry))
             yield self
         self._active = None
 

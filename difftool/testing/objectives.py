@@ -6,8 +6,9 @@ import math
 
 import torch
 
-from difftool.components import ObjectiveSpec, Prediction
+from difftool.components import Prediction
 from difftool.diffusion.prediction import check, estimate
+from difftool.specs import ObjectiveSpec
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Broken
 

@@ -14,6 +14,8 @@ def is_found_whole(plugin: Plugin) -> str:
     """It is loaded, its hooks are known and called, and nothing of it is set aside."""
     if plugin.problems:
         raise Broken("; ".join(map(str, plugin.problems)))
+    if not plugin.components:
+        raise Broken("it provides no component; put @difftool.hookimpl above its hooks")
     return counted(len(plugin.components), "component")
 
 

@@ -8,12 +8,13 @@ from itertools import pairwise
 
 import torch
 
-from difftool.components import NoiseSchedule, ObjectiveSpec, Prediction
+from difftool.components import NoiseSchedule, Prediction
 from difftool.diffusion.prediction import check
 from difftool.diffusion.schedule import CLEAN, LARGEST_SIGNAL_LEFT, Schedule
 from difftool.errors import UsageError
 from difftool.options import make
 from difftool.plugins.registry import registry
+from difftool.specs import ObjectiveSpec
 from difftool.testing.examine import describe
 from difftool.testing.known import distance, evenly, grid, mixture, quantiles
 from difftool.testing.laws import Broken, NotAsked

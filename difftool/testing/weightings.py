@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from difftool.components import ObjectiveSpec, Weighting
+from difftool.components import Weighting
+from difftool.specs import ObjectiveSpec
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Broken
 

@@ -57,7 +57,7 @@ def fitting_batch(
     """
 
     def speed(size: int) -> float:
-        return _speed(copy.deepcopy(network), samples, objective, replace(settings, batch_size=size), classes)
+        return _speed(copy.deepcopy(network), samples, objective, replace(settings, batch_size=size), classes, size)
 
     parts = settings.accumulate  # each has an item at least
     return search(speed, max(parts, min(LARGEST, len(samples))), lambda: _crowded(objective.device), smallest=parts)
@@ -98,10 +98,10 @@ def _levelled_off(speeds: list[float]) -> bool:
 
 
 def _speed(
-    network: nn.Module, samples: Samples, objective: Objective, settings: Training, classes: int | None
+    network: nn.Module, samples: Samples, objective: Objective, settings: Training, classes: int | None, size: int
 ) -> float:
     """Items a second, of the fastest step: others may have been held up by other programs."""
-    device, size = objective.device, settings.batch_size
+    device = objective.device
     state = TrainState.new(network, settings, device)
     steps = train(
         state,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from difftool import devices
-from difftool.components import Logger, ObjectiveSpec, Row, RunContext
+from difftool.components import Backbone, Dataset, Logger, NoiseSchedule, Prediction, TimestepSampling, Weighting
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples, identity, split
@@ -27,13 +27,14 @@ from difftool.errors import DifftoolError, InvalidOption, UsageError
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading
 from difftool.rng import key, seed_globally
 from difftool.runs.folder import RunFolder, now
-from difftool.runs.recipe import TABLE, Recipe
+from difftool.runs.recipe import Recipe, companion_tables
 from difftool.sampling.model import Model
 from difftool.settings import AUTO, is_due
+from difftool.specs import ObjectiveSpec, Row, RunContext
 from difftool.training import loop as training
 from difftool.training import state
 from difftool.training.batch_size import Found, fitting_batch
-from difftool.training.loggers import Loggers, document_of, opened
+from difftool.training.loggers import Loggers, opened
 from difftool.training.loop import Record
 from difftool.training.loss import Objective
 from difftool.training.metrics import Meter, scalars
@@ -85,22 +86,29 @@ class Experiment:
     meter: Meter = field(init=False)
 
     def __post_init__(self) -> None:
-        self.meter = Meter(self.objective, self.recipe.training.batch_size)
+        self.meter = Meter(self.objective, self.batch_size)
 
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.state.network.parameters())
 
     @property
+    def batch_size(self) -> int:
+        """The batch size, found by now if the user asked to search for one."""
+        size = self.recipe.training.batch_size
+        assert isinstance(size, int)
+        return size
+
+    @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.train) / self.recipe.training.batch_size)
+        return math.ceil(len(self.train) / self.batch_size)
 
     @property
     def steps(self) -> int:
         """The step training ends at."""
         settings = self.recipe.training
         if settings.epochs is not None:
-            return math.ceil(settings.epochs * len(self.train) / settings.batch_size)
+            return math.ceil(settings.epochs * len(self.train) / self.batch_size)
         return settings.steps if settings.steps is not None else 0
 
     @property
@@ -146,8 +154,9 @@ class Experiment:
                 self._take_up(new_data)
             started = (folder.started if resume else "") or now()
             recorded = {"started": started, **devices.machine(self.device), "steps": self.steps, "data": self.identity}
-            tables = {TABLE: document_of(loggers)} if loggers else {}
-            folder.write_config({**self.recipe.document(), **tables}, recorded, self.recipe.plugins(loggers))
+            folder.write_config(
+                {**self.recipe.document(), **companion_tables(loggers)}, recorded, self.recipe.plugins(loggers)
+            )
             context = RunContext(
                 folder=folder.path,
                 logs=folder.logs,
@@ -166,14 +175,14 @@ class Experiment:
         """
         settings = self.recipe.training
         preview_every = settings.preview_every or str(max(1, math.ceil(self.steps / PREVIEWS)))
-        due = partial(is_due, items=len(self.train), batch_size=settings.batch_size)
+        due = partial(is_due, items=len(self.train), batch_size=self.batch_size)
         batches = Batches(
             self.train,
-            settings.batch_size,
+            self.batch_size,
             seed=settings.seed,
             device=self.device,
             workers=settings.workers,
-            part=self.team.part(settings.batch_size),
+            part=self.team.part(self.batch_size),
         )
         self.meter.start(self.elapsed, self.state.skipped)
         start = time.perf_counter() - self.elapsed
@@ -216,7 +225,7 @@ class Experiment:
             return compiled_step(self.state, self.objective, settings, self.device) if settings.compile else None
         network = self.state.network
         shared = team.wrap(torch.compile(network) if settings.compile else network)  # type: ignore[arg-type]
-        balance = team.balance(settings.batch_size)
+        balance = team.balance(self.batch_size)
         return eager_step(self.state, self.objective, settings, self.device, shared, balance=balance)
 
     def _log(self, row: Mapping[str, Any]) -> None:
@@ -232,7 +241,7 @@ class Experiment:
             self.state.network,
             self.held_out,
             self.objective,
-            batch_size=self.recipe.training.batch_size,
+            batch_size=self.batch_size,
             scaling=self.data.scaling,
             classes=self.data.classes,
             team=self.team,
@@ -258,7 +267,7 @@ class Experiment:
         """Refuse to go on with other data; say where another machine may give other last digits."""
         if before.data != self.identity and not new_data:
             raise DifftoolError(
-                f"dataset {self.recipe.dataset.name}: its data have changed since the run was trained "
+                f"dataset {self.recipe[Dataset].name}: its data have changed since the run was trained "
                 f"({before.data}; now {self.identity}); put them back, or go on with these by --new-data"
             )
         then, here = {"processes": 1, **before.machine}, devices.machine(self.device)
@@ -289,25 +298,25 @@ class Experiment:
 def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     """Load the data and build the parts of a recipe; nothing is written. Raises `UsageError`, `DifftoolError`."""
     devices.check_precision(device, recipe.training.precision)
-    schedule = build_schedule(recipe.schedule, recipe.training.timesteps, recipe.prediction)
-    if (shape := recipe.dataset.item_shape()) is not None:  # a size that does not fit is refused before data are read
+    schedule = build_schedule(recipe[NoiseSchedule], recipe.training.timesteps, recipe[Prediction])
+    if (shape := recipe[Dataset].item_shape()) is not None:  # a size that does not fit is refused before data are read
         with torch.device("meta"):
-            build_network(recipe.backbone, DataFacts(shape=shape), recipe.training)
+            build_network(recipe[Backbone], DataFacts(shape=shape), recipe.training)
     settings = recipe.training
     if (many := world().size) > 1 and settings.batch_size == AUTO:
         raise InvalidOption("batch_size", "auto is for one process; name a number", where="--batch-size")
-    if AUTO < settings.batch_size < many:
+    if isinstance(settings.batch_size, int) and settings.batch_size < many:
         reason = f"{many} processes share each batch, so it has at least as many items, not {settings.batch_size}"
         raise InvalidOption("batch_size", reason, where="--batch-size")
-    samples = load_samples(recipe.dataset, settings.seed)
+    samples = load_samples(recipe[Dataset], settings.seed)
     try:
         train, held_out = split(samples, settings.held_out)
     except ValueError as error:
         raise InvalidOption("held_out", str(error), where="--held-out") from None
-    with loading(recipe.dataset):
+    with loading(recipe[Dataset]):
         data = DataFacts.of(samples)
     seed_globally(device, key(settings.seed, "weights"))
-    network = build_network(recipe.backbone, data, settings).to(device)
+    network = build_network(recipe[Backbone], data, settings).to(device)
     if data.is_image:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective = build_objective(recipe, schedule, data, device)
@@ -338,9 +347,9 @@ def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device:
     try:
         return Objective(
             ObjectiveSpec(schedule=schedule, sigma_data=data.std),
-            recipe.prediction,
-            recipe.weighting,
-            recipe.time,
+            recipe[Prediction],
+            recipe[Weighting],
+            recipe[TimestepSampling],
             settings.loss,
             device=device,
             self_condition=settings.self_condition,

@@ -5,39 +5,18 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from difftool.components import Logger
-from difftool.errors import DifftoolError, InvalidOption, UsageError, blaming, describe, is_signal
-from difftool.options import plain
+from difftool.errors import DifftoolError, UsageError, blaming, describe, is_signal
 from difftool.plugins.registry import registry
-from difftool.runs.recipe import TABLE
 
 if TYPE_CHECKING:
-    from difftool.components import Row, RunContext
+    from difftool.specs import Row, RunContext
 
 Log = Callable[["Row"], None]
-
-
-def tables(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The options of each logger that a config file names. Raises `InvalidOption`."""
-    found = document.get(TABLE, {})
-    for name, options in found.items():
-        if not isinstance(options, Mapping):
-            raise InvalidOption(TABLE, f"{name} must be a table, [{TABLE}.{name}]")
-    return dict(found)
-
-
-def classes(names: Sequence[str]) -> dict[str, type[Logger]]:
-    """The logger classes, each once. Raises `UsageError`."""
-    return {name: registry().of_kind(Logger, name) for name in dict.fromkeys(names)}
-
-
-def document_of(loggers: Sequence[Logger]) -> dict[str, dict[str, Any]]:
-    """As `tables` reads them."""
-    return {name_of(logger): plain(logger) for logger in loggers}
 
 
 def check_requirements(loggers: Sequence[Logger]) -> None:

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difftool.components import ObjectiveSpec
 from difftool.diffusion.estimate import bounded_guess, with_guess
 from difftool.diffusion.prediction import native_weight, tables
 from difftool.diffusion.variance import VarianceBound, split_answer
 from difftool.errors import DifftoolError
+from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
-    from difftool.components import Prediction, TimeDensity, Weighting
+    from difftool.components import Prediction, TimestepSampling, Weighting
     from difftool.data.facts import DataFacts
 
 VARIANCE_WEIGHT = 0.001
@@ -39,7 +39,7 @@ class Objective:
         spec: ObjectiveSpec,
         prediction: Prediction,
         weighting: Weighting,
-        time: TimeDensity,
+        time: TimestepSampling,
         loss: str,
         *,
         device: torch.device,
@@ -170,7 +170,7 @@ def per_item(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (x.ndim - 1))
 
 
-def distribution(time: TimeDensity, spec: ObjectiveSpec) -> Tensor:
+def distribution(time: TimestepSampling, spec: ObjectiveSpec) -> Tensor:
     """The distribution function over the levels: P(t <= i). Raises `ValueError`."""
     density = time.density(spec).to(torch.float64)
     total = float(density.sum())

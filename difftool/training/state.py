@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from difftool.errors import BadFile, DifftoolError
 from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
-from difftool.runs.recipe import Recipe, contradictions, read_recipe
+from difftool.runs.recipe import Recipe, differences, read_recipe
 from difftool.settings import LARGEST_STEP
 from difftool.training.ema import EMA
 from difftool.training.optimizer import Adam
@@ -113,7 +113,7 @@ def check(path: Path) -> str:
 def _restore_from(path: Path, state: TrainState, recipe: Recipe, config: Path) -> Circumstances:
     tensors, document = checkpoint.load(path)
     counters, circumstances = _counters(path, document)
-    if rows := contradictions(read_recipe(path, document), recipe):  # its weights would get another meaning in silence
+    if rows := differences(read_recipe(path, document), recipe):  # its weights would get another meaning in silence
         raise DifftoolError(
             f"{config} describes another run than {path.name} was trained in: {'; '.join(rows)}; "
             "restore that file, or start a new run"

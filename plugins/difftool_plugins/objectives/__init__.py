@@ -1,6 +1,6 @@
 """Built-in prediction types, loss weightings and time densities."""
 
-from difftool import Prediction, TimeDensity, Weighting, hookimpl
+from difftool import Prediction, TimestepSampling, Weighting, hookimpl
 from difftool_plugins.objectives.predictions import (
     EDMPrediction,
     EpsPrediction,
@@ -9,7 +9,7 @@ from difftool_plugins.objectives.predictions import (
     VPrediction,
     X0Prediction,
 )
-from difftool_plugins.objectives.times import LogitNormal, LogNormal, Uniform
+from difftool_plugins.objectives.timestep_sampling import LogitNormal, LogNormal, Uniform
 from difftool_plugins.objectives.weightings import P2, SNR, EDMWeighting, MinSNR, SoftMinSNR, Unweighted
 
 
@@ -24,5 +24,5 @@ def difftool_weightings() -> list[type[Weighting]]:
 
 
 @hookimpl
-def difftool_times() -> list[type[TimeDensity]]:
+def difftool_timestep_samplings() -> list[type[TimestepSampling]]:
     return [Uniform, LogNormal, LogitNormal]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from difftool import TimeDensity, option
+from difftool import TimestepSampling, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from difftool import ObjectiveSpec
 
 
-class Uniform(TimeDensity, name="uniform"):
+class Uniform(TimestepSampling, name="uniform"):
     """Every level as often (Ho et al., 2020, algorithm 1)."""
 
     def density(self, spec: ObjectiveSpec) -> Tensor:
         return spec.schedule.alpha.new_ones(len(spec.schedule))
 
 
-class LogNormal(TimeDensity, name="log-normal"):
+class LogNormal(TimestepSampling, name="log-normal"):
     """ln(sigma/alpha) is normally distributed (Karras et al., 2022, table 1)."""
 
     mean: float = option(default=-1.2, ge=-20, le=20, help="mean of ln(sigma/alpha)")
@@ -33,7 +33,7 @@ class LogNormal(TimeDensity, name="log-normal"):
         return masses(borders, self.mean, self.std)
 
 
-class LogitNormal(TimeDensity, name="logit-normal"):
+class LogitNormal(TimestepSampling, name="logit-normal"):
     """The logit of the place in the table, 0 clean to 1 noise, is normally distributed (Esser et al., 2024, eq. 19)."""
 
     mean: float = option(default=0.0, ge=-20, le=20, help="mean of the logit: above 0, more noise")

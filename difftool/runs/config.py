@@ -1,0 +1,56 @@
+"""Config files: tables of plain values as TOML, and the line on which a key stands, for error messages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from difftool.errors import UsageError
+from difftool.files import open_regular
+
+LARGEST_CONFIG = 2**20
+"""The size in bytes up to which a config file is read."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the tables of a config file. Raises `UsageError` with the file and the line."""
+    import tomllib
+
+    try:
+        return tomllib.loads(_text(path))
+    except FileNotFoundError:
+        raise UsageError(f"config file {path} does not exist") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"config file {path} is not valid TOML: {str(error).partition(';')[0]}") from None
+    except OSError as error:
+        raise UsageError(f"config file {path} cannot be read: {error.strerror}") from None
+
+
+def dump_toml(document: Mapping[str, Any]) -> str:
+    """Return tables of plain values as TOML. `read_toml` reads them back."""
+    import tomli_w
+
+    return tomli_w.dumps(document)
+
+
+def line_of(path: Path, table: str, key: str = "") -> int | None:
+    """Return the line of a key, or of the table itself, in a TOML file; None if it cannot be found."""
+    current = ""
+    for number, line in enumerate(_text(path, "replace").splitlines(), start=1):
+        if header := re.match(r"\s*\[([^\]]+)\]", line):
+            current = header[1].strip().strip("\"'")
+            if current == table and not key:
+                return number
+        elif current == table and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
+            return number
+    return None
+
+
+def _text(path: Path, errors: str = "strict") -> str:
+    with open_regular(path) as file:
+        data = file.read(LARGEST_CONFIG + 1)
+    if len(data) > LARGEST_CONFIG:
+        raise ValueError(f"it is larger than {LARGEST_CONFIG >> 20} MiB")
+    return data.decode("utf-8-sig", errors)

@@ -1,0 +1,72 @@
+"""The records that components receive beside their options. They may grow fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from difftool.diffusion.schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """The input and output of a network that a backbone has to build."""
+
+    shape: tuple[int, ...]
+    """Shape of one item, channels (or coordinates) first: (2,), (3, 32, 32)."""
+    out_channels: int
+    """Channels of the output, which otherwise has the shape of the item."""
+    classes: int | None = None
+    """Number of classes; index `classes` itself means "no class". None: the network takes no condition."""
+    sigma_data: float = 1.0
+    """Standard deviation of the data in model units."""
+    self_condition: bool = False
+    """Whether the last estimate of x_0 comes beside x_t, as further channels."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the network's input."""
+        return self.shape[0] * (2 if self.self_condition else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSpec:
+    """The setting of a prediction type, a weighting or a timestep sampling."""
+
+    schedule: Schedule
+    sigma_data: float = 1.0
+    """Standard deviation of the data in model units."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """The run that a logger logs."""
+
+    folder: Path
+    """The run folder."""
+    logs: Path
+    """A folder in the run folder where a logger may keep files of its own. It may not exist yet."""
+    name: str
+    """A name such as `swiss-roll-mlp`."""
+    config: Mapping[str, Mapping[str, Any]]
+    """The components and settings of the run as plain values, a table for each."""
+    started: str
+    """The time at which the run began, ISO 8601 in UTC; the same after each resume."""
+    step: int = 0
+    """Completed steps when training resumes; 0 for a new run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The numbers and pictures logged at one step."""
+
+    step: int
+    """Completed steps."""
+    metrics: Mapping[str, float | None]
+    """Numbers by name, the same names in each row; None for one that was not measured. Empty where there are only
+    pictures."""
+    pictures: tuple[Path, ...] = ()
+    """Pictures that were drawn at this step."""
