@@ -130,8 +130,8 @@ def test_a_mapping_is_json(run: Run, greet: None) -> None:
         (("interrupt",), 1, "command greet failed: KeyboardInterrupt"),
         (("library",), 1, "command greet failed: OSError: no route"),
         (("system",), 1, "error: there: No such file"),
-        (("nan",), 1, "command greet: its result is no JSON: Out of range float values"),
-        (("round",), 1, "command greet: its result is no JSON: Circular reference"),
+        (("nan",), 1, "command greet: its result cannot be written as JSON: Out of range float values"),
+        (("round",), 1, "command greet: its result cannot be written as JSON: Circular reference"),
     ],
 )
 def test_a_command_that_cannot_be(run: Run, greet: None, arguments: tuple[Any, ...], code: int, message: str) -> None:
@@ -184,7 +184,7 @@ def test_help_of_and_about_commands(run: Run, greet: None) -> None:
 def test_a_command_that_was_only_promised(run: Run, greet: None) -> None:
     outcome = run("promised")
     assert outcome.code == 1
-    assert "difftool-greet 1.2 announces the command 'promised' and does not provide it" in outcome.error
+    assert "difftool-greet 1.2 announces the command 'promised' but does not provide it" in outcome.error
     assert "Of a package (difftool-greet 1.2)" in run("--help").out
 
 
@@ -233,7 +233,7 @@ def test_names_that_are_taken_are_reached_by_their_package(monkeypatch: pytest.M
 
 def test_the_help_says_of_each_command_what_its_own_help_says_first() -> None:
     for name, (_, text) in app.COMMANDS.items():
-        assert app._own(name).get_short_help_str(limit=1000) == text
+        assert app._load(name).get_short_help_str(limit=1000) == text
 
 
 # ── new-plugin ──────────────────────────────────────────────────────────────────────────────────

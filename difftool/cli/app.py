@@ -1,6 +1,6 @@
-"""The Typer application: its commands are named here, and imported when they are called.
+"""The Typer application. Its commands are named here, and imported only when they are called.
 
-The help of the program itself must not cost more than that of any small program, and importing all commands would.
+The help of the program must not cost more than that of any small program, and importing all commands would.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "plugins": ("plugins", "List the plugins found, what they provide and cost, and why any was set aside."),
     "check": ("check", "Prove that components keep the laws of their kind: how far each holds, and a verdict."),
 }
-"""By name: the module in `difftool.cli` that adds the command, and what the first line of its own help says."""
+"""The module in `difftool.cli` that adds each command, and the first line of its own help."""
 PANEL = "Commands of plugins"
 
 
@@ -45,54 +45,57 @@ class Commands(TyperGroup):
         return [*COMMANDS, *announced(COMMANDS)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """What stands for the command in the help."""
+        """Return a placeholder with the command's name and first line, which is all that the help needs."""
         if cmd_name in COMMANDS:
-            return _stand_in(cmd_name, COMMANDS[cmd_name][1])
+            return _placeholder(cmd_name, COMMANDS[cmd_name][1])
         if (one := announced(COMMANDS).get(cmd_name)) is not None:
-            return _stand_in(cmd_name, _words(one), PANEL)
+            return _placeholder(cmd_name, _summary(one), PANEL)
         return None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Import the command that is called."""
         try:
             name, _, rest = super().resolve_command(ctx, args)
         except typer.TyperException as error:
             if args[0].startswith("-"):
                 raise
-            from difftool.cli.plugin_command import unknown
+            from difftool.cli.plugin_command import unknown_command
 
-            raise unknown(args[0], self.list_commands(ctx)) from error
+            raise unknown_command(args[0], self.list_commands(ctx)) from error
         if name is None:
             return name, None, rest
-        return name, _own(name) if name in COMMANDS else _of_plugin(name), rest
+        return name, _load(name), rest
 
 
-def _own(name: str) -> Any:
-    program = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+def _load(name: str) -> Any:
+    if name not in COMMANDS:
+        from difftool.cli.plugin_command import load_command
+
+        return load_command(name, announced(COMMANDS)[name])
+    program = new_program()
     import_module(f"difftool.cli.{COMMANDS[name][0]}").add_to(program)
     return typer.main.get_command(program)
 
 
-def _of_plugin(name: str) -> Any:
-    from difftool.cli.plugin_command import loaded
+def _placeholder(name: str, text: str, panel: str | None = None) -> Any:
+    program = new_program()
 
-    return loaded(name, announced(COMMANDS)[name])
+    @program.command(name, help=help_text(text), rich_help_panel=panel)
+    def placeholder() -> None: ...
 
-
-def _stand_in(name: str, text: str, panel: str | None = None) -> Any:
-    program = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    program.command(name, help=help_text(text), rich_help_panel=panel)(_not_called)
     return typer.main.get_command(program)
 
 
-def _not_called() -> None:
-    """Stands for a command that is not loaded."""
-
-
-def _words(one: Announced) -> str:
+def _summary(one: Announced) -> str:
     if one.distribution == BUILT_IN:
         return "Built in; its --help says more."
     package = f"{one.distribution} {one.version}".rstrip()
-    return f"{one.summary or 'Of a package'} ({package})"
+    return f"{one.summary or 'From a package'} ({package})"
+
+
+def new_program() -> typer.Typer:
+    """Return a Typer application for a single command, without completion and tracebacks of its own."""
+    return typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 
 app = typer.Typer(
@@ -118,9 +121,11 @@ def difftool(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure; works anywhere.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of a failure; works anywhere on the command line.")
+    ] = False,
     no_plugins: Annotated[
-        bool, typer.Option("--no-plugins", help="Take the built-ins alone, whatever is installed; works anywhere.")
+        bool, typer.Option("--no-plugins", help="Use only the built-ins; works anywhere on the command line.")
     ] = False,
 ) -> None:
     pass

@@ -19,62 +19,53 @@ from difftool.plugins.discovery import Announced
 from difftool.plugins.registry import registry
 
 
-def unknown(name: str, known: Sequence[str]) -> DifftoolError:
-    """That there is no such command, and why, where a plugin that was set aside is the reason, or may be."""
+def unknown_command(name: str, known: Sequence[str]) -> DifftoolError:
+    """Return the error for an unknown command, which mentions a plugin that was set aside if it may be the cause."""
     text = f"there is no command {name!r}"
-    if near := suggestion(name, known):
-        return UsageError(f"{text}{near} (see 'difftool --help')")
-    found = registry()
+    if similar := suggestion(name, known):
+        return UsageError(f"{text}{similar} (see 'difftool --help')")
     try:
-        found.get(Command.kind, name)
+        registry().get(Command.kind, name)
     except PluginFailure as failure:
         return failure
     except UnknownComponent:
         pass
-    return UsageError(f"{text}{found.missing_note()} (see 'difftool --help')")
+    return UsageError(f"{text}{registry().missing_note()} (see 'difftool --help')")
 
 
-def loaded(name: str, one: Announced) -> Any:
-    """The command itself. Raises `PluginFailure` where its package does not provide it."""
+def load_command(name: str, announced: Announced) -> Any:
+    """Return the command that a package announces. Raises `PluginFailure` if the package does not provide it."""
     try:
-        cls = registry().of_kind(Command, f"{one.distribution}:{one.command}")
+        cls = registry().of_kind(Command, f"{announced.distribution}:{announced.command}")
     except UnknownComponent:
         raise PluginFailure(
-            f"{one.distribution} {one.version} announces the command {one.command!r} and does not provide it; "
-            "see 'difftool plugins'"
+            f"{announced.distribution} {announced.version} announces the command {announced.command!r} but does not "
+            "provide it; see 'difftool plugins'"
         ) from None
-
     group = Group.of_command(cls)
+    program = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
+    @program.command(name, cls=component_command(lambda *_: [group]), help=help_text(inspect.getdoc(cls) or ""))
     def run(ctx: typer.Context) -> None:
         component, what = make_from_flags(cls, given_values(ctx)[cls.kind], group), f"command {cls.name}"
         try:
             with blaming(what, OSError, refusal=UsageError):
-                _print(component.run(), what)
+                _print_result(component.run(), what)
         except OSError as error:
             if error.strerror or isinstance(error, BrokenPipeError):
                 raise
-            raise DifftoolError(f"{what} failed: {describe(error)}") from error  # a library's, which names no file
+            raise DifftoolError(f"{what} failed: {describe(error)}") from error  # a library's own, which names no file
 
-    def choose(_ctx: Any, _params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
-        return [group]
-
-    return _typer_command(name, run, cls=component_command(choose), help=help_text(inspect.getdoc(cls) or ""))
+    return typer.main.get_command(program)
 
 
-def _typer_command(name: str, function: Any, **settings: Any) -> Any:
-    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    app.command(name, **settings)(function)
-    return typer.main.get_command(app)
-
-
-def _print(value: object, what: str) -> None:
-    """A result of `Command.run` on stdout; `what` is the command."""
+def _print_result(value: object, what: str) -> None:
+    """Print what `Command.run` returned on stdout: a mapping as JSON, other iterables one entry a line."""
     if isinstance(value, Mapping):
         try:
             result_json(value)
         except ValueError as error:  # NaN, or a mapping that holds itself
-            raise DifftoolError(f"{what}: its result is no JSON: {one_line(error)}") from error
+            raise DifftoolError(f"{what}: its result cannot be written as JSON: {one_line(error)}") from error
     elif isinstance(value, Iterable) and not isinstance(value, (str, bytes, PathLike)):
         for line in value:
             result(str(line))
