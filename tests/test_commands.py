@@ -185,7 +185,7 @@ def test_a_command_that_was_only_promised(run: Run, greet: None) -> None:
     outcome = run("promised")
     assert outcome.code == 1
     assert "difftool-greet 1.2 announces the command 'promised' but does not provide it" in outcome.error
-    assert "Of a package (difftool-greet 1.2)" in run("--help").out
+    assert "From a package (difftool-greet 1.2)" in run("--help").out
 
 
 def test_commands_keep_the_laws() -> None:
