@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint format bench clean
 
 demo: $(VENV)/.installed
-	$(BIN)/difftool train --seed 0 --out demo/swiss-roll --overwrite
-	$(BIN)/difftool sample demo/swiss-roll --overwrite --out demo/samples.png --out demo/walk.gif
+	$(BIN)/difftool train --seed 0 --out runs/demo --overwrite
+	$(BIN)/difftool sample runs/demo --overwrite --out demo/samples.png --out demo/trajectory.gif
 	$(BIN)/difftool noise --dataset swiss-roll --overwrite --out demo/noise.png
 	$(BIN)/difftool inspect-schedule linear cosine --overwrite --out demo/schedules.png
-	@echo "Look at demo/samples.png, demo/walk.gif, demo/noise.png and demo/schedules.png"
+	@echo "Look at demo/samples.png, demo/trajectory.gif, demo/noise.png and demo/schedules.png."
+	@echo "Then: source $(VENV)/bin/activate; difftool sample --sampler dpmpp-2m --spacing log-snr --steps 10"
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto
@@ -29,7 +30,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks --docs
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo runs/demo
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "difftool needs Python 3.11 or newer; name one with make PYTHON=...")'
