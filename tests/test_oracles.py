@@ -15,8 +15,9 @@ from torch import Tensor
 from difftool import DatasetContext, Level, Oracle, Samples, component, points
 from difftool.data.samples import Mixture
 from difftool.errors import UsageError
-from difftool.sampling.loop import Plan, draw
+from difftool.sampling.loop import draw
 from difftool.sampling.oracle import OracleSource
+from difftool.sampling.plan import Plan
 from difftool.settings import Sampling
 from difftool_plugins.oracles import difftool_oracles
 from difftool_plugins.oracles.exact import ClosedForm, Ideal

@@ -25,7 +25,8 @@ from difftool.data.facts import DataFacts
 from difftool.plugins.build import build_schedule
 from difftool.plugins.registry import registry
 from difftool.sampling.denoiser import Denoiser
-from difftool.sampling.loop import Plan, sample
+from difftool.sampling.loop import sample
+from difftool.sampling.plan import Plan
 from difftool.sampling.source import Autocast, Source
 from difftool.settings import Sampling
 
