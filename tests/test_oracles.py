@@ -21,7 +21,7 @@ from difftool.sampling.plan import Plan
 from difftool.settings import Sampling
 from difftool_plugins.oracles import difftool_oracles
 from difftool_plugins.oracles.exact import ClosedForm, Ideal
-from difftool_plugins.oracles.mixture import CHUNK, FEW, MixtureDenoiser
+from difftool_plugins.oracles.mixture import CHUNK, FEW_COORDINATES, MixtureDenoiser
 
 CPU = torch.device("cpu")
 
@@ -64,7 +64,7 @@ def brute_force(x: Tensor, items: Tensor, at: Level) -> Tensor:
 
 
 @every_level
-@pytest.mark.parametrize("width", [1, 2, FEW + 1])
+@pytest.mark.parametrize("width", [1, 2, FEW_COORDINATES + 1])
 def test_ideal_is_the_formula(at: Level, width: int) -> None:
     items = normal(40, width)
     x = at.alpha * items[:10] + at.sigma * normal(10, width, seed=1)
