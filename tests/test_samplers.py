@@ -17,7 +17,7 @@ import difftool
 from difftool import CLEAN, Denoise, Estimate, Level, ObjectiveSpec, Sampler, Schedule, Spacing, Step
 from difftool.plugins.validation import problem
 from difftool.sampling.denoiser import Denoiser
-from difftool.sampling.loop import sample
+from difftool.sampling.loop import collect, draw, sample
 from difftool.sampling.plan import Plan
 from difftool.settings import Sampling
 from difftool.testing.known import flow, ve, zero_terminal_snr
@@ -134,8 +134,9 @@ def test_levels_fall_strictly_and_are_complete(spacing: Spacing, steps: int) -> 
 
 
 def test_trailing_at_every_number_of_steps() -> None:
+    rows: Any = [*LINEAR]  # a spacing asks a schedule for its length and its rows, and a list gives them faster
     for steps in range(1, 1001):
-        t = indices(Trailing(), steps)
+        t = indices(Trailing(), steps, rows)
         assert len(t) == steps
         assert t[0] == 999
         assert t[-1] >= 0
@@ -648,6 +649,22 @@ def test_every_sampler_keeps_the_contract(sampler: Sampler) -> None:
         levels, noise = [*Trailing().levels(table, 5), CLEAN], normal([8])
         taken = list(sampler.sample(gaussian, noise(-1).float(), levels, lambda i, noise=noise: noise(i).float()))  # type: ignore[misc]
         assert {step.x.dtype for step in taken} == {torch.float32}
+
+
+def test_collected_states_are_those_of_the_steps(points_run: Path) -> None:
+    model = difftool.load(points_run, device="cpu")
+    plan = Plan.of(model, Sampling(steps=4, num_samples=10, batch_size=4), sampler="heun")
+    watched: list[Step] = []
+    found = collect(model, plan, (0, 3), watch=watched.append)
+    assert [(step.first, step.number) for step in watched] == [(b, n) for b in (0, 4, 8) for n in range(5)]
+    assert [step.done for step in watched[:5]] == [False, False, False, False, True]
+    for x, number in ((found.x, 4), (found.states[0], 0), (found.states[1], 3)):
+        assert torch.equal(x, torch.cat([step.x for step in watched if step.number == number]))
+    assert list(found.levels) == [plan.levels[0], plan.levels[3]]
+    assert found.calls == watched[-1].calls == 7
+    middle = collect(model, plan, batches=[1])
+    assert torch.equal(middle.x[4:8], found.x[4:8])
+    assert torch.equal(draw(model, plan), model.data.scaling.to_data(found.x))
 
 
 class Operations(TorchDispatchMode):
