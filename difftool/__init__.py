@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from difftool.data.samples import points as points
     from difftool.diffusion.estimate import Denoise as Denoise
     from difftool.diffusion.estimate import Estimate as Estimate
+    from difftool.diffusion.estimate import Noise as Noise
     from difftool.diffusion.estimate import Step as Step
     from difftool.diffusion.schedule import CLEAN as CLEAN
     from difftool.diffusion.schedule import TIME_RANGE as TIME_RANGE
@@ -76,7 +77,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     ),
     "data.images": ("BadImage", "check_image", "read_image"),
     "data.samples": ("PIXELS", "DatasetContext", "Samples", "points"),
-    "diffusion.estimate": ("Denoise", "Estimate", "Step"),
+    "diffusion.estimate": ("Denoise", "Estimate", "Noise", "Step"),
     "diffusion.schedule": ("CLEAN", "TIME_RANGE", "Level", "Schedule"),
     "errors": ("DifftoolError", "UsageError", "printable"),
     "figures.drawing": ("Drawing",),

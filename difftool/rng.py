@@ -1,6 +1,6 @@
-"""Randomness without state: everything random is a function of (seed, purpose, counter).
+"""Randomness without state: all random numbers are a function of (seed, purpose, counter).
 
-That makes resuming exact for free, and lets neither batch size nor the number of processes change a result.
+Therefore a resumed run goes on exactly, and neither the batch size nor the number of processes changes a result.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 BLOCK_ELEMENTS = 16_384
-"""Sampling noise is drawn in whole blocks of samples with about this many numbers: `torch.randn` is not
-prefix-stable, so a sample's noise must not depend on how many samples are drawn beside it."""
+"""Sampling noise is drawn in whole blocks of samples with about this many numbers. The first numbers of `torch.randn`
+depend on how many are drawn, and the noise of a sample must not depend on the samples beside it."""
 
 
 def key(*parts: int | str) -> int:
-    """63 bits of SHA-256 over the parts; Python's own `hash` collides (-1 and -2) and varies by process."""
+    """Return 63 bits of SHA-256 over the parts: Python's own `hash` collides (-1 and -2) and varies by process."""
     text = ", ".join(str(part) if type(part) is int else _quoted(part) for part in parts)
     digest = hashlib.sha256(f"[{text}]".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
@@ -29,14 +29,14 @@ _quoted = lru_cache(maxsize=64)(json.dumps)
 
 
 def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for these parts, conventionally (seed, purpose, counter, ...)."""
+    """Return a generator seeded by the parts, conventionally (seed, purpose, counter, ...)."""
     return torch.Generator(device=device).manual_seed(key(*parts))
 
 
 def seed_globally(device: torch.device, seed: int) -> None:
-    """Seed the global generators that a network's own randomness (initialisation, dropout) draws from.
+    """Seed the global generators, which initialisation and dropout draw from.
 
-    `torch.manual_seed` also queues a call, with a stack trace, for every kind of device that is not there.
+    `torch.manual_seed` would also queue a call, with a stack trace, for every kind of device that is absent.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -46,16 +46,16 @@ def seed_globally(device: torch.device, seed: int) -> None:
 
 
 def permutation(n: int, *parts: int | str) -> Tensor:
-    """A permutation of 0..n-1, int64, on the CPU."""
+    """Return a permutation of 0..n-1, int64, on the CPU."""
     return torch.randperm(n, generator=generator(*parts))
 
 
 def sample_noise(
     first: int, count: int, shape: tuple[int, ...], *parts: int | str, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Standard normal noise (count, *shape) of the samples numbered first..first+count-1.
+    """Return the standard normal noise (count, *shape) of the samples numbered first..first+count-1.
 
-    Sample k gets the same numbers whichever range it is drawn in.
+    Sample k gets the same numbers in every range that it is drawn in.
     """
     if count == 0:
         return torch.empty(0, *shape, device=device)

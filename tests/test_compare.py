@@ -20,18 +20,18 @@ from difftool.errors import DifftoolError
 from difftool.figures.comparison import Point, comparison_figure
 from difftool.sampling.comparison import (
     CLEANEST,
-    Exact,
     FreshData,
-    adds_noise,
-    calls_of,
+    Reference,
     deterministic,
-    plan_walks,
+    draws_noise,
+    entries,
     reference_levels,
     rms,
     steps_within,
 )
-from difftool.sampling.loop import Plan, sample
+from difftool.sampling.loop import sample
 from difftool.sampling.oracle import OracleSource
+from difftool.sampling.plan import Plan, dry_run
 from difftool.settings import Sampling
 
 LINEAR: Schedule = component("schedule", "linear").build(1000)  # type: ignore[attr-defined]
@@ -59,12 +59,12 @@ def levels(steps: int) -> tuple[Level, ...]:
 
 def test_calls_are_counted_before_any_walk() -> None:
     ddim, heun, ddpm = named("ddim", "heun", "ddpm")
-    assert [calls_of(ddim, levels(n)) for n in (1, 7)] == [1, 7]
-    assert [calls_of(heun, levels(n)) for n in (1, 7)] == [1, 13]
+    assert [dry_run(ddim, levels(n)).calls for n in (1, 7)] == [1, 7]
+    assert [dry_run(heun, levels(n)).calls for n in (1, 7)] == [1, 13]
     assert [steps_within(n, heun, TRAILING, LINEAR) for n in (1, 2, 5, 10, 160)] == [1, 1, 3, 5, 80]  # type: ignore[arg-type]
     assert steps_within(10**5, ddim, TRAILING, LINEAR) == 1000  # type: ignore[arg-type]
-    assert not adds_noise(ddim, TRAILING, LINEAR)  # type: ignore[arg-type]
-    assert adds_noise(ddpm, TRAILING, LINEAR)  # type: ignore[arg-type]
+    assert not draws_noise(ddim, TRAILING, LINEAR)  # type: ignore[arg-type]
+    assert draws_noise(ddpm, TRAILING, LINEAR)  # type: ignore[arg-type]
     quiet = [s.name for s in deterministic(LINEAR, TRAILING)]  # type: ignore[arg-type]
     assert {"ddim", "heun", "dpmpp-2m"} <= set(quiet)
     assert "ddpm" not in quiet
@@ -84,8 +84,8 @@ class Greedy(Sampler, name="greedy"):
 
 def test_a_sampler_that_needs_more_calls_is_left_out() -> None:
     assert steps_within(2, Greedy(), TRAILING, LINEAR) is None  # type: ignore[arg-type]
-    walks = plan_walks(source(n=10), [Greedy()], [TRAILING], [2, 4, 5, 6], Sampling(num_samples=2))  # type: ignore[list-item]
-    assert [(walk.plan.steps, walk.calls) for walk in walks] == [(1, 3), (2, 6)]
+    found = entries(source(n=10), [Greedy()], [TRAILING], [2, 4, 5, 6], Sampling(num_samples=2))  # type: ignore[list-item]
+    assert [(entry.plan.steps, entry.calls) for entry in found] == [(1, 3), (2, 6)]
 
 
 def test_a_sampler_that_fails_is_named() -> None:
@@ -94,7 +94,7 @@ def test_a_sampler_that_fails_is_named() -> None:
             raise ZeroDivisionError("oops")
 
     with pytest.raises(DifftoolError, match="sampler broken failed: ZeroDivisionError: oops"):
-        calls_of(Broken(), levels(3))
+        dry_run(Broken(), levels(3))
 
 
 # Error
@@ -116,20 +116,20 @@ def test_the_exact_solution_of_one_gaussian() -> None:
     """x_0 = m + s / sqrt(alpha^2 s^2 + sigma^2) (x_T - alpha m): the flow keeps the quantile."""
     made = source(**GAUSSIAN)
     settings = Sampling(num_samples=200, seed=3)
-    exact = Exact(made, settings, 400)
+    reference = Reference(made, settings, 400)
     scaling = made.data.scaling
     mean = scaling.to_model(made.samples.mixture.means)[0]  # type: ignore[union-attr]
     std = 0.5 / torch.tensor(made.data.scale)
     for first in (LINEAR[999], LINEAR[700]):
-        x_T = next(sample(made, Plan(**{**vars(exact.plan), "levels": (first, CLEAN)}))).x
-        assert first not in exact
-        calls = list(exact.solve(first))
-        assert first in exact
+        x_T = next(sample(made, Plan(**{**vars(reference.plan), "levels": (first, CLEAN)}))).x
+        assert first not in reference
+        calls = list(reference.solve(first))
+        assert first in reference
         assert calls == sorted(calls)
         assert len(calls) == 2 + calls[-1]
         spread = (first.alpha**2 * std**2 + first.sigma**2).sqrt()
-        assert exact.error(mean + std / spread * (x_T - first.alpha * mean), first) < 1e-3
-    assert 0 < exact.doubt < 1e-3
+        assert reference.distance(mean + std / spread * (x_T - first.alpha * mean), first) < 1e-3
+    assert 0 < reference.error < 1e-3
 
 
 def test_rms() -> None:
@@ -143,7 +143,7 @@ def test_rms() -> None:
 def test_sliced_distance() -> None:
     grid = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
     fresh = FreshData([grid], [grid])
-    assert fresh.floor == 0
+    assert fresh.data_distance == 0
     assert fresh.distance(grid.flip(0)) == pytest.approx(0, abs=1e-6)
     # a shift c moves every projection by <c, direction>, on average |c| / sqrt(2)
     assert fresh.distance(grid + torch.tensor([3.0, 4.0])) == pytest.approx(5 / math.sqrt(2), rel=0.1)
@@ -161,7 +161,7 @@ def test_fresh_data_share_no_item() -> None:
     for label, count, size in ((None, 1000, 50), (None, 10, 10), (1, 1000, 25), (1, 7, 7)):
         fresh = FreshData.of(Numbers(), scaling, label, count)  # type: ignore[arg-type]
         assert fresh.count == size
-        assert fresh.floor > 0
+        assert fresh.data_distance > 0
 
 
 # The command

@@ -19,9 +19,11 @@ import difftool
 from difftool import CLEAN, Denoise, DifftoolError, Estimate, Level, Schedule, UsageError
 from difftool.data.images import own_mask
 from difftool.errors import InvalidOption
-from difftool.sampling.denoiser import Clipped, Counted, Inpainted, Thresholded
-from difftool.sampling.guidance import Guided, Within
-from difftool.sampling.loop import Plan, last_part, sample, slerp
+from difftool.sampling.denoiser import Counted, clipped, inpainted, thresholded
+from difftool.sampling.guidance import classifier_free_guidance as cfg
+from difftool.sampling.guidance import within_interval
+from difftool.sampling.loop import sample, slerp
+from difftool.sampling.plan import Plan, last_levels
 from difftool.settings import Sampling
 from difftool_plugins.samplers.spacings import Trailing
 from difftool_plugins.schedules.variance_preserving import Linear
@@ -75,7 +77,7 @@ def normal(shape: Sequence[int], seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.0, 7.5])
 def test_guidance_extrapolates_from_the_unconditional(scale: float) -> None:
     c_0, c_eps, u_0, u_eps = normal([4, 3, 30]).unbind()
-    guided = Guided(lambda x, level: Estimate(c_0, c_eps), lambda x, level: Estimate(u_0, u_eps), scale)
+    guided = cfg(lambda x, level: Estimate(c_0, c_eps), lambda x, level: Estimate(u_0, u_eps), scale)
     found = guided(torch.zeros(3, 30, dtype=torch.float64), LINEAR[500])
     torch.testing.assert_close(found.x_0, u_0 + scale * (c_0 - u_0), rtol=0, atol=1e-13)
     torch.testing.assert_close(found.eps, u_eps + scale * (c_eps - u_eps), rtol=0, atol=1e-13)
@@ -87,7 +89,7 @@ def test_guidance_extrapolates_from_the_unconditional(scale: float) -> None:
 def test_rescaled_guidance_has_the_deviation_of_the_conditional(phi: float) -> None:
     """Lin et al. (2024), eq. 15-16, item by item."""
     x, level = normal([5, 3, 4, 4]), LINEAR[400]
-    found = Guided(gaussian, opposite, 4.0, rescale=phi)(x, level).x_0
+    found = cfg(gaussian, opposite, 4.0, rescale=phi)(x, level).x_0
     c, u = gaussian(x, level).x_0, opposite(x, level).x_0
     plain = u + 4 * (c - u)
     for i in range(5):
@@ -99,26 +101,26 @@ def test_rescaled_guidance_has_the_deviation_of_the_conditional(phi: float) -> N
 
 def test_a_flat_image_survives_rescaling() -> None:
     flat = of(lambda x: torch.full_like(x, 0.5))
-    found = Guided(flat, flat, 3.0, rescale=1.0)(normal([2, 3, 4, 4]), LINEAR[400])
+    found = cfg(flat, flat, 3.0, rescale=1.0)(normal([2, 3, 4, 4]), LINEAR[400])
     assert bool(torch.isfinite(found.x_0).all())
 
 
 def test_guidance_within_an_interval_asks_the_unconditional_only_there() -> None:
     conditional, unconditional = Counted(gaussian), Counted(opposite)
     low, high = 0.5, 3.0
-    denoise = Within((low, high), inside=Guided(conditional, unconditional, 3.0), outside=conditional)
+    denoise = within_interval((low, high), inside=cfg(conditional, unconditional, 3.0), outside=conditional)
     x, levels = normal([4, 2]), Trailing().levels(LINEAR, 20)
     inside = [low <= level.sigma / level.alpha <= high for level in levels]
     assert 3 < sum(inside) < 17
     for level, guided in zip(levels, inside, strict=True):
-        expected = Guided(gaussian, opposite, 3.0) if guided else gaussian
+        expected = cfg(gaussian, opposite, 3.0) if guided else gaussian
         assert torch.equal(denoise(x, level).x_0, expected(x, level).x_0)
     assert (conditional.calls, unconditional.calls) == (20, sum(inside))
 
 
 def test_no_signal_lies_beyond_every_interval() -> None:
     asked = Counted(gaussian)
-    Within((0.1, 1e6), inside=opposite, outside=asked)(normal([2, 2]), Level(999.0, 0.0, 1.0))
+    within_interval((0.1, 1e6), inside=opposite, outside=asked)(normal([2, 2]), Level(999.0, 0.0, 1.0))
     assert asked.calls == 1
 
 
@@ -129,17 +131,17 @@ def test_no_signal_lies_beyond_every_interval() -> None:
 def test_clipping_derives_eps_again(table: Schedule) -> None:
     level = table[600]
     x = 5 * table.prior_std * normal([100, 1])
-    raw, clipped = gaussian(x, level), Clipped(gaussian, (0.5, 0.9))(x, level)
-    assert torch.equal(clipped.x_0, raw.x_0.clamp(0.5, 0.9))
-    assert not torch.equal(clipped.x_0, raw.x_0)
-    torch.testing.assert_close(level.alpha * clipped.x_0 + level.sigma * clipped.eps, x, rtol=1e-12, atol=1e-12)
+    raw, found = gaussian(x, level), clipped(gaussian, (0.5, 0.9))(x, level)
+    assert torch.equal(found.x_0, raw.x_0.clamp(0.5, 0.9))
+    assert not torch.equal(found.x_0, raw.x_0)
+    torch.testing.assert_close(level.alpha * found.x_0 + level.sigma * found.eps, x, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0), (-2.0, 6.0)])
 def test_dynamic_thresholding_is_the_published_rule(bounds: tuple[float, float]) -> None:
     """Saharia et al. (2022), figure A.10, measured from the middle of the bounds."""
     x_0 = torch.stack([0.2 * normal([3, 5, 5], 1), 9.0 * normal([3, 5, 5], 2)])
-    found = Thresholded(of(lambda x: x_0), bounds, 0.9)(normal([2, 3, 5, 5]), LINEAR[300]).x_0
+    found = thresholded(of(lambda x: x_0), bounds, 0.9)(normal([2, 3, 5, 5]), LINEAR[300]).x_0
     middle, half = sum(bounds) / 2, (bounds[1] - bounds[0]) / 2
     for before, after in zip(x_0.numpy() - middle, found.numpy() - middle, strict=True):
         s = max(half, np.quantile(np.abs(before), 0.9))
@@ -149,7 +151,7 @@ def test_dynamic_thresholding_is_the_published_rule(bounds: tuple[float, float])
 
 def test_thresholding_leaves_an_item_within_its_bounds_alone() -> None:
     x_0 = normal([3, 8]).clamp(-1, 1)
-    found = Thresholded(of(lambda x: x_0), (-1.0, 1.0), 0.5)(normal([3, 8]), LINEAR[300]).x_0
+    found = thresholded(of(lambda x: x_0), (-1.0, 1.0), 0.5)(normal([3, 8]), LINEAR[300]).x_0
     torch.testing.assert_close(found, x_0, rtol=0, atol=1e-15)
 
 
@@ -157,12 +159,12 @@ def test_thresholding_leaves_an_item_within_its_bounds_alone() -> None:
 @pytest.mark.parametrize(
     "around",
     [
-        lambda: Guided(gaussian, opposite, 3.0),
-        lambda: Guided(gaussian, opposite, 3.0, rescale=0.7),
-        lambda: Within((0.1, 2.0), inside=Guided(gaussian, opposite, 3.0), outside=gaussian),
-        lambda: Clipped(gaussian, (0.5, 0.9)),
-        lambda: Thresholded(gaussian, (0.5, 0.9), 0.9),
-        lambda: Inpainted(gaussian, torch.zeros(30).double(), torch.arange(30) < 10),
+        lambda: cfg(gaussian, opposite, 3.0),
+        lambda: cfg(gaussian, opposite, 3.0, rescale=0.7),
+        lambda: within_interval((0.1, 2.0), inside=cfg(gaussian, opposite, 3.0), outside=gaussian),
+        lambda: clipped(gaussian, (0.5, 0.9)),
+        lambda: thresholded(gaussian, (0.5, 0.9), 0.9),
+        lambda: inpainted(gaussian, torch.zeros(30).double(), torch.arange(30) < 10),
     ],
     ids=["guided", "rescaled", "interval", "clipped", "thresholded", "inpainted"],
 )
@@ -177,15 +179,15 @@ def test_what_else_an_estimate_says_is_kept() -> None:
     part = normal([2, 3])
 
     def learned(x: Tensor, level: Level) -> Estimate:
-        return Estimate(x, x, variance_part=part)
+        return Estimate(x, x, variance_fraction=part)
 
     x, level = normal([2, 3]), LINEAR[100]
     for denoise in (
-        Clipped(learned, (-1, 1)),
-        Guided(learned, gaussian, 2.0),
-        Guided(learned, gaussian, 2.0, rescale=1),
+        clipped(learned, (-1, 1)),
+        cfg(learned, gaussian, 2.0),
+        cfg(learned, gaussian, 2.0, rescale=1),
     ):
-        assert denoise(x, level).variance_part is part
+        assert denoise(x, level).variance_fraction is part
 
 
 # The path between two seeds
@@ -281,7 +283,7 @@ def test_strength_takes_the_last_steps_of_the_grid(images_run: Path, picture: Pa
         assert plan.steps == steps
     assert Plan.of(model, Sampling(steps=10, init=picture)).steps == 6
     with pytest.raises(UsageError, match=r"--strength: 0.04 of 10 steps leaves none; take at least 0.1"):
-        last_part(Trailing().levels(model.schedule, 10), 0.04)
+        last_levels(Trailing().levels(model.schedule, 10), 0.04)
 
 
 def test_a_walk_starts_from_the_noised_image(images_run: Path, picture: Path) -> None:
@@ -342,8 +344,8 @@ WALKS = [("ddim", 5), ("ddpm", 5), ("heun", 4), ("dpmpp-2m", 4), ("dpmpp-2m-sde"
 def test_known_pixels_come_out_exactly(images_run: Path, picture: Path, mask: Path, sampler: str, steps: int) -> None:
     model = difftool.load(images_run, device="cpu")
     plan = Plan.of(model, Sampling(inpaint=picture, mask=mask))
-    assert plan.hole is not None
-    known = model.data.scaling.to_pixels(plan.hole.image[None])[0]
+    assert plan.inpainting is not None
+    known = model.data.scaling.to_pixels(plan.inpainting.image[None])[0]
     drawn = model.sample(6, inpaint=picture, mask=mask, sampler=sampler, steps=steps).round().to(torch.uint8)
     assert torch.equal(drawn[..., 4:, :], known[:, 4:].expand(6, 3, 4, 8))
     painted = drawn[..., :4, :].float()

@@ -15,12 +15,13 @@ from torch import Tensor
 from difftool import DatasetContext, Level, Oracle, Samples, component, points
 from difftool.data.samples import Mixture
 from difftool.errors import UsageError
-from difftool.sampling.loop import Plan, draw
+from difftool.sampling.loop import draw
 from difftool.sampling.oracle import OracleSource
+from difftool.sampling.plan import Plan
 from difftool.settings import Sampling
 from difftool_plugins.oracles import difftool_oracles
 from difftool_plugins.oracles.exact import ClosedForm, Ideal
-from difftool_plugins.oracles.mixture import CHUNK, FEW, MixtureDenoiser
+from difftool_plugins.oracles.mixture import CHUNK, FEW_COORDINATES, MixtureDenoiser
 
 CPU = torch.device("cpu")
 
@@ -63,7 +64,7 @@ def brute_force(x: Tensor, items: Tensor, at: Level) -> Tensor:
 
 
 @every_level
-@pytest.mark.parametrize("width", [1, 2, FEW + 1])
+@pytest.mark.parametrize("width", [1, 2, FEW_COORDINATES + 1])
 def test_ideal_is_the_formula(at: Level, width: int) -> None:
     items = normal(40, width)
     x = at.alpha * items[:10] + at.sigma * normal(10, width, seed=1)

@@ -81,7 +81,7 @@ def test_samplers(points_run: Any, sampler: Sampler, message: str) -> None:
 
 
 def test_spacings(points_run: Any) -> None:
-    with pytest.raises(DifftoolError, match="spacing crooked gave no strictly falling grid of 3 levels"):
+    with pytest.raises(DifftoolError, match="spacing crooked did not give 3 strictly falling levels"):
         load(points_run).sample(4, spacing=Crooked(), steps=3)
 
 

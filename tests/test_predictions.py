@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from difftool import CLEAN, Estimate, Level, NoiseSchedule, ObjectiveSpec, Predi
 from difftool.diffusion.prediction import check, determinant, estimate, first_step_gain, native_weight, tables
 from difftool.plugins.registry import registry
 from difftool.plugins.validation import problem
-from difftool.sampling.denoiser import Clipped, Denoiser
+from difftool.sampling.denoiser import Denoiser
 from difftool_plugins.objectives import difftool_predictions
 from difftool_plugins.objectives.predictions import (
     EDMPrediction,
@@ -94,56 +92,24 @@ def test_any_answer_describes_x_t(prediction: Prediction, name: str) -> None:
         assert float((again - x_t).abs().max()) < 1e-14 * (1 + scale), level
 
 
-@pytest.mark.parametrize("clipped", [False, True])
-@every_prediction
-@every_schedule
-def test_an_estimate_goes_to_any_level_at_once(prediction: Prediction, name: str, clipped: bool) -> None:
-    """at(alpha, sigma) is alpha x_0 + sigma eps, and x_t at the estimate's own level."""
-    x_t, answer = pair()
-
-    def denoise(x: Tensor, level: Level) -> Estimate:
-        return estimate(prediction, answer, x, level, spec(name))
-
-    for t in levels(prediction, name):
-        found = (Clipped(denoise, (-0.5, 0.5)) if clipped else denoise)(x_t, t)
-        scale = float((t.alpha * found.x_0).abs().max() + (t.sigma * found.eps).abs().max())
-        assert float((found.at(t.alpha, t.sigma) - x_t).abs().max()) < 1e-14 * (1 + scale), t
-        assert torch.equal(found.at(1.0, 0.0), found.x_0)
-        assert torch.equal(found.at(0.0, 1.0), found.eps)
-        for alpha, sigma in ((0.9, 0.3), (0.2, 0.0), (0.0, -4.0), (0.0, 0.0)):
-            expected = alpha * found.x_0 + sigma * found.eps
-            scale = float((alpha * found.x_0).abs().max() + (sigma * found.eps).abs().max())
-            there = found.at(alpha, sigma)
-            assert float((there - expected).abs().max()) <= 1e-14 * scale, t
-            onto = x_t.clone()
-            assert found.at(alpha, sigma, onto=onto) is onto
-            torch.testing.assert_close(onto, x_t + there, rtol=1e-14, atol=1e-14 * (1 + scale))
+def test_another_x_0_brings_its_eps() -> None:
+    """x_t = alpha x_0 + sigma eps holds of it again, and the learned variance stays."""
+    x_t, x_0 = pair()
+    fraction = torch.ones(2)
+    for level in SCHEDULES["linear"][500], SCHEDULES["ve"][99], SCHEDULES["flow"][99]:
+        found = Estimate(x_t, x_t, fraction).with_x_0(x_0, x_t, level)
+        assert found.x_0 is x_0
+        assert found.variance_fraction is fraction
+        torch.testing.assert_close(level.alpha * found.x_0 + level.sigma * found.eps, x_t, rtol=1e-13, atol=1e-13)
 
 
-def test_an_estimate_is_a_record_of_two_tensors() -> None:
-    x_0, eps = pair()
-    part = torch.ones(2)
-    plain = Estimate(x_0, eps=eps, variance_part=part)
-    assert (plain.x_0, plain.eps, plain.variance_part) == (x_0, eps, part)
-    assert Estimate(x_0, eps).variance_part is None
-    lazy = Estimate.linear(x_0, eps, x_0=(1.0, 2.0), eps=(0.0, -1.0), variance_part=part)
-    torch.testing.assert_close(lazy.x_0, x_0 + 2 * eps)
-    assert lazy.x_0 is lazy.x_0  # made once
-    assert torch.equal(copy.copy(lazy).eps, -eps)
-    for one in (plain, lazy):
-        other = replace(one, x_0=eps)
-        assert (other.x_0, other.eps, other.variance_part) == (eps, one.eps, part)
-        assert torch.equal(other.at(2.0, 0.0), 2 * eps)
-        with pytest.raises(AttributeError, match="'Estimate' object has no attribute 'x_1'"):
-            _ = one.x_1  # type: ignore[attr-defined]
-
-
-def test_what_is_made_of_an_answer_later_has_no_gradient() -> None:
+def test_an_estimate_has_no_gradient() -> None:
     network = torch.nn.Linear(32, 32).double()
     x = pair()[0][None].requires_grad_()
     denoise = Denoiser(lambda x, t, cond: network(x), EpsPrediction(), spec("linear"))
     found = denoise(x, SCHEDULES["linear"][500])
-    assert not any(made.requires_grad for made in (found.x_0, found.eps, found.at(0.5, 0.5)))
+    assert not found.x_0.requires_grad
+    assert not found.eps.requires_grad
     assert torch.is_grad_enabled()
 
 
@@ -354,7 +320,8 @@ def test_the_gain_of_the_first_step_is_that_of_ddim(schedule: NoiseSchedule, T: 
     x, answer = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for prediction in (VPrediction(), X0Prediction(), FlowPrediction()):
         right, wrong = (estimate(prediction, a, x, t, about) for a in (answer, answer + 0.5))
-        moved = float((wrong.at(s.alpha, s.sigma) - right.at(s.alpha, s.sigma)).abs() / 0.5)
+        ends = [s.alpha * found.x_0 + s.sigma * found.eps for found in (right, wrong)]
+        moved = float((ends[1] - ends[0]).abs() / 0.5)
         assert first_step_gain(prediction, about) == pytest.approx(moved, rel=1e-9)
 
 

@@ -1009,7 +1009,7 @@ DATES = itertools.count()
 @pytest.mark.parametrize(
     ("component", "law", "words"),
     [
-        (Rising(), "gives as many levels as asked", "gave no strictly falling grid of 2 levels"),
+        (Rising(), "gives as many levels as asked", "did not give 2 strictly falling levels"),
         (Nowhere(), "tells data and noise", "leaves x_0 or eps unknown somewhere on each of linear, flow, ve"),
         (Negative(), "weighs every level", "linear, eps: weights reach from -"),
         (Never(), "is a distribution", "gives no distribution"),

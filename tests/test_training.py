@@ -17,8 +17,8 @@ from difftool.components import Backbone, NoiseSchedule, Prediction, TimestepSam
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import DatasetContext, Samples, Scaling, points, split
-from difftool.diffusion.estimate import GUESS_RANGE
 from difftool.diffusion.schedule import Schedule
+from difftool.diffusion.self_conditioning import SELF_COND_RANGE
 from difftool.errors import DifftoolError, Diverged, UsageError
 from difftool.options import make
 from difftool.plugins.registry import registry
@@ -479,7 +479,7 @@ def noised_batch() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0", "edm"])
-@pytest.mark.parametrize(("bounds", "limit"), [(None, GUESS_RANGE), ((-0.5, 0.5), 0.5)])
+@pytest.mark.parametrize(("bounds", "limit"), [(None, SELF_COND_RANGE), ((-0.5, 0.5), 0.5)])
 def test_the_first_of_two_passes_makes_the_guess(
     prediction: str, bounds: tuple[float, float] | None, limit: float
 ) -> None:
@@ -558,9 +558,9 @@ def test_a_walk_shows_the_last_estimate() -> None:
     denoise(x, schedule()[10])
     guesses = [seen[:, 2:] for seen, _ in network.seen]
     assert not guesses[0].any()
-    assert bool((first.x_0.abs() > GUESS_RANGE).any())
-    torch.testing.assert_close(guesses[1], first.x_0.clamp(-GUESS_RANGE, GUESS_RANGE))
-    torch.testing.assert_close(guesses[2], second.x_0.clamp(-GUESS_RANGE, GUESS_RANGE))
+    assert bool((first.x_0.abs() > SELF_COND_RANGE).any())
+    torch.testing.assert_close(guesses[1], first.x_0.clamp(-SELF_COND_RANGE, SELF_COND_RANGE))
+    torch.testing.assert_close(guesses[2], second.x_0.clamp(-SELF_COND_RANGE, SELF_COND_RANGE))
     bounded = Denoiser(network, eps, spec(), self_condition=True, bounds=(-1.0, 1.0))
     found = bounded(x, schedule()[99])
     bounded(x, schedule()[50])

@@ -13,7 +13,7 @@ from torch.distributions import Normal, kl_divergence
 
 from difftool import Schedule, component, load
 from difftool.data.facts import DataFacts
-from difftool.diffusion.variance import VarianceBound, split_answer
+from difftool.diffusion.variance import VarianceBound, split_variance
 from difftool.plugins.build import build_network
 from difftool.settings import Training
 from difftool_plugins.schedules.variance_preserving import Linear
@@ -53,14 +53,14 @@ def test_the_last_step_spreads_over_all_pixel_values(mean: float) -> None:
     pixels = (torch.arange(256) / 127.5 - 1)[:, None]
     bound = VarianceBound(TABLE, device=CPU, pixel_range=(-1.0, 1.0))
     log_variance = torch.full_like(pixels, math.log(0.01))
-    surprise = bound.surprise(pixels, torch.full_like(pixels, mean), log_variance)
+    surprise = bound.decoder_nll(pixels, torch.full_like(pixels, mean), log_variance)
     assert float((-surprise).exp().sum()) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_the_last_step_of_points_is_a_density() -> None:
     x_0, mean = torch.randn(2, 20, 2).unbind()
     bound = VarianceBound(TABLE, device=CPU)
-    found = bound.surprise(x_0, mean, torch.full_like(x_0, math.log(0.09)))
+    found = bound.decoder_nll(x_0, mean, torch.full_like(x_0, math.log(0.09)))
     torch.testing.assert_close(found, -Normal(mean, 0.3).log_prob(x_0), rtol=1e-5, atol=1e-5)
 
 
@@ -82,7 +82,7 @@ def test_a_network_answers_twice_the_channels() -> None:
     for settings, channels in ((Training(), 3), (Training(learn_variance=True), 6)):
         network = build_network(backbone, DataFacts(shape=(3, 8, 8)), settings)
         assert network(torch.zeros(2, 3, 8, 8), torch.zeros(2)).shape == (2, channels, 8, 8)
-    answer, part = split_answer(torch.cat([torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)], dim=1))
+    answer, part = split_variance(torch.cat([torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)], dim=1))
     assert float(answer.abs().max()) == 0.0
     assert float(part.min()) == float(part.max()) == 1.0
 

@@ -24,7 +24,7 @@ from difftool.plugins.registry import registry
 from difftool.settings import LARGEST_SEED, Sampling
 
 if TYPE_CHECKING:
-    from difftool.sampling.comparison import Exact, FreshData, Measured
+    from difftool.sampling.comparison import FreshData, Reference, Result
 
 
 class Comparing(Options):
@@ -88,42 +88,44 @@ def compare(
         num_samples=wanted.num_samples, batch_size=wanted.batch_size, seed=wanted.seed, label=wanted.label
     )
     with devices.threads(wanted.threads, opened.threads):
-        exact = comparison.Exact(source, settings, wanted.reference)
+        reference = comparison.Reference(source, settings, wanted.reference)
         samplers = named or comparison.deterministic(source.schedule, spacings[0])
         calls = sorted(set(wanted.calls))
-        walks = comparison.plan_walks(source, samplers, spacings, calls, settings)
-        count = exact.plan.num_samples
+        entries = comparison.entries(source, samplers, spacings, calls, settings)
+        count = reference.plan.num_samples
         note(
             f"comparing {len(samplers)} samplers on {opened.where} ({source.description}): {count:,} samples; "
             f"{devices.describe(chosen)}, seed {wanted.seed}"
         )
-        fresh = comparison.fresh_data(source, opened.dataset, exact.plan)
+        fresh = comparison.fresh_data(source, opened.dataset, reference.plan)
         measured = []
-        with bar("comparing", len(walks)) as shown:
-            for i, walk in enumerate(walks):
-                measured.append(comparison.measure(source, walk, exact, fresh, partial(shown.update, i)))
-            shown.update(len(walks), f"{len(walks)} walks")
+        with bar("comparing", len(entries)) as shown:
+            for i, entry in enumerate(entries):
+                measured.append(comparison.measure(source, entry, reference, fresh, partial(shown.update, i)))
+            shown.update(len(entries), f"{len(entries)} trajectories")
     note(
         f"error: RMS distance in model units to the exact solution from the same x_T, {comparison.SOLVER} in "
-        f"{exact.steps} steps; in half as many it ends {exact.doubt:.1e} away"
+        f"{reference.steps} steps; in half as many it ends {reference.error:.1e} away"
     )
     if fresh is None:
         note("sliced W2: the data cannot be had here")
     else:
-        note(f"sliced W2: against {fresh.count:,} fresh items; two such sets of data are {fresh.floor:.4f} apart")
+        note(
+            f"sliced W2: against {fresh.count:,} fresh items; two such sets of data are {fresh.data_distance:.4f} apart"
+        )
     _print(measured, calls, fresh)
     path = out or numbered(Path(), f"compare-{source.name}", ".png")
     title = f"{source.title}, {count:,} samples, seed {wanted.seed}"
     _draw(measured, fresh, title, path, overwrite=overwrite)
     facts = {**opened.facts, "num_samples": count, "seed": wanted.seed}
-    report([path], {**facts, **_facts(measured, exact, fresh)}, as_json=json)
+    report([path], {**facts, **_facts(measured, reference, fresh)}, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose, command="compare", panels=PANELS))(compare)
 
 
-def _print(measured: Sequence[Measured], calls: Sequence[int], fresh: FreshData | None) -> None:
+def _print(measured: Sequence[Result], calls: Sequence[int], fresh: FreshData | None) -> None:
     """A table for each measure, on stderr: stdout is for the figure's path."""
     from rich.table import Table
 
@@ -142,24 +144,24 @@ def _print(measured: Sequence[Measured], calls: Sequence[int], fresh: FreshData 
             table.add_column(column, no_wrap=True)
         for most in calls:
             table.add_column(str(most), justify="right", no_wrap=True)
-        for sampler, spacing in dict.fromkeys(m.walk.key[:2] for m in measured):
-            own = [m for m in measured if m.walk.key[:2] == (sampler, spacing)]
+        for sampler, spacing in dict.fromkeys(m.entry.key[:2] for m in measured):
+            own = [m for m in measured if m.entry.key[:2] == (sampler, spacing)]
             cells = [_cell(own, most, measure) for most in calls]
             table.add_row(printable(sampler), printable(spacing), *cells)
         show(table)
         show("")
 
 
-def _cell(own: Sequence[Measured], most: int, measure: str) -> str:
-    """The value of the longest walk that these calls allow."""
-    fitting = [m for m in own if m.walk.calls <= most]
-    value = getattr(max(fitting, key=lambda m: m.walk.calls), measure) if fitting else None
+def _cell(own: Sequence[Result], most: int, measure: str) -> str:
+    """Return the value of the most steps that these calls allow."""
+    fitting = [m for m in own if m.entry.calls <= most]
+    value = getattr(max(fitting, key=lambda m: m.entry.calls), measure) if fitting else None
     if value is None:
         return "-"
     return f"{value:.2g}" if math.isfinite(value) else "diverges"
 
 
-def _facts(measured: Sequence[Measured], exact: Exact, fresh: FreshData | None) -> dict[str, Any]:
+def _facts(measured: Sequence[Result], reference: Reference, fresh: FreshData | None) -> dict[str, Any]:
     """Plain numbers; None stands for what was not measured, or diverged, for JSON has no infinity."""
     from difftool.sampling.comparison import SOLVER
 
@@ -168,10 +170,10 @@ def _facts(measured: Sequence[Measured], exact: Exact, fresh: FreshData | None) 
 
     walks = [
         {
-            "sampler": m.walk.key[0],
-            "spacing": m.walk.key[1],
-            "steps": m.walk.plan.steps,
-            "calls": m.walk.calls,
+            "sampler": m.entry.key[0],
+            "spacing": m.entry.key[1],
+            "steps": m.entry.plan.steps,
+            "calls": m.entry.calls,
             "error": plain(m.error),
             "sliced_w2": plain(m.sliced_w2),
             "finite": all(v is None or math.isfinite(v) for v in (m.error, m.sliced_w2)),
@@ -180,21 +182,21 @@ def _facts(measured: Sequence[Measured], exact: Exact, fresh: FreshData | None) 
         for m in measured
     ]
     return {
-        "reference": {"sampler": SOLVER, "steps": exact.steps, "doubt": plain(exact.doubt)},
-        "data": None if fresh is None else {"items": fresh.count, "floor": fresh.floor},
+        "reference": {"sampler": SOLVER, "steps": reference.steps, "doubt": plain(reference.error)},
+        "data": None if fresh is None else {"items": fresh.count, "floor": fresh.data_distance},
         "walks": walks,
     }
 
 
-def _draw(measured: Sequence[Measured], fresh: FreshData | None, title: str, path: Path, *, overwrite: bool) -> None:
+def _draw(measured: Sequence[Result], fresh: FreshData | None, title: str, path: Path, *, overwrite: bool) -> None:
     from difftool.figures.comparison import Point, comparison_figure
     from difftool.figures.style import save
     from difftool.files import atomic
 
     curves: dict[str, dict[str, list[Point]]] = {}
     for m in measured:
-        sampler, spacing, _ = m.walk.key
+        sampler, spacing, _ = m.entry.key
         points = curves.setdefault(spacing, {}).setdefault(sampler, [])
-        points.append(Point(m.walk.calls, m.error, m.sliced_w2))
+        points.append(Point(m.entry.calls, m.error, m.sliced_w2))
     with atomic(path, overwrite=overwrite) as temporary:
-        save(comparison_figure(curves, floor=None if fresh is None else fresh.floor, title=title), temporary)
+        save(comparison_figure(curves, floor=None if fresh is None else fresh.data_distance, title=title), temporary)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from difftool.figures.drawing import Drawing
     from difftool.figures.formats import DrawingSpec
     from difftool.runs.folder import RunFolder
-    from difftool.sampling.loop import Plan
+    from difftool.sampling.plan import Plan
     from difftool.sampling.source import Source
 
 
@@ -83,7 +83,7 @@ def sample(
 
     from difftool import devices
     from difftool.figures.formats import DrawingSpec
-    from difftool.sampling.loop import Plan
+    from difftool.sampling.plan import Plan
 
     chosen = devices.choose(device)
     opened = request.open(chosen, compiled=settings.compile)
@@ -162,7 +162,7 @@ def _walk(
     import torch
 
     from difftool.figures.drawing import Drawing
-    from difftool.sampling.loop import sample as walk
+    from difftool.sampling.loop import sample as sampling_steps
     from difftool.sampling.source import reference_points_of
 
     drawn = not all(writer.holds_arrays for writer in writers) and team.first
@@ -175,16 +175,16 @@ def _walk(
     states = torch.empty(len(places), plan.num_samples, *spec.shape)
     calls, made, own = 0, 0, range(plan.batches)[team.world.rank :: team.size]
     with bar("sampling", len(own) * plan.steps) as shown:
-        for at in walk(model, plan, own):
+        for at in sampling_steps(model, plan, own):
             end = at.first + len(at.x)
-            if at.step in places:
-                k = places[at.step]
+            if at.number in places:
+                k = places[at.number]
                 states[k, at.first : end] = at.x
                 names[k] = f"t = {at.level.t:.0f}" if at.level.sigma > 0 else "x_0"
             if at.done:
                 x[at.first : end] = at.x
                 made += 1
-            calls, steps = at.calls, made * plan.steps + (0 if at.done else at.step)
+            calls, steps = at.calls, made * plan.steps + (0 if at.done else at.number)
             shown.update(steps, f"{end if at.done else at.first:,}/{plan.num_samples:,} samples")
     for whole in (x, *states):
         _gather(whole, plan, team)
@@ -257,7 +257,7 @@ def _columns(plan: Plan) -> int | None:
     """A path of images is one row."""
     if plan.settings.interpolate is None:
         return None
-    return plan.num_samples + (plan.init is not None) + (plan.hole is not None)
+    return plan.num_samples + (plan.init is not None) + (plan.inpainting is not None)
 
 
 def _given(plan: Plan) -> Tensor | None:
@@ -265,8 +265,8 @@ def _given(plan: Plan) -> Tensor | None:
     import torch
 
     images = [] if plan.init is None else [plan.init]
-    if plan.hole is not None:
-        images.append(torch.where(plan.hole.unknown, torch.zeros_like(plan.hole.image), plan.hole.image))
+    if plan.inpainting is not None:
+        images.append(torch.where(plan.inpainting.mask, torch.zeros_like(plan.inpainting.image), plan.inpainting.image))
     return torch.stack(images).cpu() if images else None
 
 

@@ -1,4 +1,4 @@
-"""The forward process: from x_0 to noise, in closed form and step by step."""
+"""The forward process, from x_0 to noise: in closed form and step by step."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from torch import Tensor
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.rng import sample_noise
 
-PARTS = (0.05, 0.2, 0.4, 0.7, 1.0)
-"""Where the five levels lie that are picked when none are given, as parts of T - 1."""
+FRACTIONS = (0.05, 0.2, 0.4, 0.7, 1.0)
+"""The levels that are shown when the user names none, as fractions of T - 1."""
 
 
 def five_levels(timesteps: int) -> tuple[int, ...]:
-    """Table rows from clean to noisy; fewer where T is small."""
-    return tuple(sorted({round(part * (timesteps - 1)) for part in PARTS}))
+    """Return up to five table rows, from clean to noisy; fewer if T is small."""
+    return tuple(sorted({round(fraction * (timesteps - 1)) for fraction in FRACTIONS}))
 
 
 def noise_of(x_0: Tensor, seed: int) -> Tensor:
-    """eps (N, *shape) of these items: the same at every level."""
+    """Return eps (N, *shape) for these items: the same at every level."""
     return sample_noise(0, len(x_0), tuple(x_0.shape[1:]), seed, "forward", device=x_0.device)
 
 
 def noised(x_0: Tensor, level: Level, seed: int) -> Tensor:
-    """x_t = alpha_t x_0 + sigma_t eps, in one go (Ho et al., 2020, eq. 4)."""
+    """Return x_t = alpha_t x_0 + sigma_t eps (Ho et al., 2020, eq. 4)."""
     return level.alpha * x_0 + level.sigma * noise_of(x_0, seed)
 
 
 def iterate(x_0: Tensor, schedule: Schedule, seed: int) -> Iterator[Tensor]:
-    """x_0 -> x_1 -> ..., each from the one before (eq. 2), for t = 0..T-1.
+    """Yield x_t for t = 0..T-1, each drawn from the one before (Ho et al., 2020, eq. 2).
 
-    q(x_t | x_s) has mean (alpha_t/alpha_s) x_s and variance sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2: for adjacent
-    levels of a variance-preserving table, sqrt(1 - beta_t) x_s and beta_t.
+    q(x_t | x_s) has mean (alpha_t/alpha_s) x_s and variance sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2. For adjacent
+    levels of a variance-preserving table these are sqrt(1 - beta_t) x_s and beta_t.
     """
     x, s = x_0, CLEAN
     for i in range(len(schedule)):
@@ -46,5 +46,5 @@ def iterate(x_0: Tensor, schedule: Schedule, seed: int) -> Iterator[Tensor]:
 
 
 def moments(x: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation over everything."""
+    """Return the mean and the standard deviation over all elements."""
     return float(x.mean()), float(x.std(correction=0))

@@ -14,29 +14,31 @@ import torch
 from torch import Tensor
 
 LARGEST_SIGNAL_LEFT = 0.01
+"""The largest alpha-bar at which the last level still counts as noise."""
 TIME_RANGE = 1000.0
-"""Networks see time as a float in [0, 1000), whatever T is."""
+"""Networks see time as a float in [0, 1000) for every T."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """A noise level: t (table index, may be fractional; -1 is the clean end, NaN a level of no table), alpha, sigma."""
+    """A noise level, at which x_t = alpha x_0 + sigma eps."""
 
     t: float
+    """Index into the schedule's table, possibly fractional. -1 is the clean end, NaN a level that no table holds."""
     alpha: float
     sigma: float
 
     @classmethod
     def of(cls, alpha: float, sigma: float) -> Level:
-        """A level between those that a sampler is given; a denoiser finds its time by its signal-to-noise ratio.
+        """Return a level of your own, such as one between two that a sampler was given.
 
-        Only their ratio matters to a network: x_t = alpha x_0 + sigma eps is brought to the norm of the table.
+        A denoiser finds its time by its signal-to-noise ratio, and scales x_t to the norm that the table has there.
         """
         return cls(math.nan, alpha, sigma)
 
     @property
     def theta(self) -> float:
-        """Angle between signal and noise: 0 is clean, pi/2 is pure noise."""
+        """Angle between signal and noise, atan2(sigma, alpha): 0 is clean, pi/2 is pure noise."""
         return math.atan2(self.sigma, self.alpha)
 
     @property
@@ -53,12 +55,15 @@ class Level:
 
 
 CLEAN = Level(t=-1.0, alpha=1.0, sigma=0.0)
-"""The last level of every walk. A denoiser is never asked there."""
+"""The last level that a sampler reaches. Denoisers are never called there."""
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """Tables alpha[T] and sigma[T], float64 on the CPU, their signal-to-noise ratio strictly falling."""
+    """Tables alpha (T,) and sigma (T,), float64 on the CPU, whose signal-to-noise ratio falls strictly.
+
+    Raises `ValueError` for tables that are not of this kind.
+    """
 
     alpha: Tensor
     sigma: Tensor
@@ -82,7 +87,10 @@ class Schedule:
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> Schedule:
-        """Variance preserving: alpha-bar is the cumulative product of 1 - beta."""
+        """Return a variance-preserving schedule: alpha-bar is the cumulative product of 1 - beta.
+
+        Raises `ValueError` unless every beta lies between 0 and 1.
+        """
         betas = torch.as_tensor(betas, dtype=torch.float64)
         if len(wrong := (~((betas > 0) & (betas < 1))).nonzero()):
             t = int(wrong[0])
@@ -91,7 +99,7 @@ class Schedule:
 
     @classmethod
     def from_alpha_bars(cls, alpha_bars: Tensor) -> Schedule:
-        """Variance preserving: alpha = sqrt(alpha-bar), sigma = sqrt(1 - alpha-bar)."""
+        """Return a variance-preserving schedule: alpha = sqrt(alpha-bar), sigma = sqrt(1 - alpha-bar)."""
         alpha_bars = torch.as_tensor(alpha_bars, dtype=torch.float64)
         return cls(alpha_bars.sqrt(), (1.0 - alpha_bars).sqrt())
 
@@ -99,11 +107,11 @@ class Schedule:
         return self.alpha.size(0)
 
     def __getitem__(self, t: int) -> Level:
-        """The level of table row t."""
+        """Return the level of table row t."""
         return Level(float(t), float(self.alpha[t]), float(self.sigma[t]))
 
     def __iter__(self) -> Iterator[Level]:
-        """The levels from clean to noisy."""
+        """Yield the levels from clean to noisy."""
         for t, (alpha, sigma) in enumerate(zip(self.alpha.tolist(), self.sigma.tolist(), strict=True)):
             yield Level(float(t), alpha, sigma)
 
@@ -117,7 +125,7 @@ class Schedule:
 
     @property
     def alpha_bars(self) -> Tensor:
-        """alpha^2 / (alpha^2 + sigma^2): the share of signal in the variance."""
+        """alpha^2 / (alpha^2 + sigma^2): the fraction of the variance that is signal."""
         return self.alpha.square() / (self.alpha.square() + self.sigma.square())
 
     @property
@@ -128,7 +136,7 @@ class Schedule:
 
     @property
     def snr(self) -> Tensor:
-        """alpha^2 / sigma^2, infinite where sigma is 0."""
+        """alpha^2 / sigma^2; infinite where sigma is 0."""
         return self.alpha.square() / self.sigma.square()
 
     @property
@@ -137,43 +145,43 @@ class Schedule:
 
     @property
     def prior_std(self) -> float:
-        """Standard deviation a walk starts from: sqrt(alpha_T^2 + sigma_T^2), whatever signal is left."""
+        """Standard deviation of x_T, sqrt(alpha_T^2 + sigma_T^2), however much signal is left."""
         return self[len(self) - 1].norm
 
     @property
     def signal_left(self) -> float | None:
-        """Alpha-bar of the last level where it is too much to call that level noise, else None."""
-        left = float(self.alpha_bars[-1])
-        return left if left > LARGEST_SIGNAL_LEFT else None
+        """alpha-bar of the last level, if it is too large for that level to count as noise; else None."""
+        last = float(self.alpha_bars[-1])
+        return last if last > LARGEST_SIGNAL_LEFT else None
 
     def time(self, t: float) -> float:
-        """The time a network sees for table index t: t 1000/T, and 0 for less noise than the table has."""
+        """Return the time that a network sees for table index t: t 1000/T, and 0 for levels cleaner than the table."""
         return max(t, 0.0) * TIME_RANGE / len(self)
 
     def at(self, t: float) -> Level:
-        """The level at a fractional index in [-1, T-1]: angle and norm interpolate linearly between rows.
+        """Return the level at a fractional index in [-1, T-1], where -1 is the clean end.
 
-        The clean end stands before the first row, at -1.
+        The angle theta and the norm are interpolated linearly between rows. Raises `ValueError` for other indices.
         """
         last = len(self) - 1
         if not -1.0 <= t <= last:
             raise ValueError(f"t must lie between -1 and {last}, not {t}")
         low = math.floor(t)
-        part = t - low
+        fraction = t - low
         a = self[low] if low >= 0 else CLEAN
-        if part == 0.0:
+        if fraction == 0.0:
             return a
         b = self[low + 1]
-        theta = a.theta + part * (b.theta - a.theta)
-        norm = a.norm + part * (b.norm - a.norm)
+        theta = a.theta + fraction * (b.theta - a.theta)
+        norm = a.norm + fraction * (b.norm - a.norm)
         return Level(t, norm * math.cos(theta), norm * math.sin(theta))
 
     def t_of(self, log_snr: float) -> float:
-        """The fractional index at which the log signal-to-noise ratio is `log_snr`, at most T-1.
+        """Return the fractional index of the level with this log-SNR, at most T-1.
 
         Levels cleaner than the table lie between -1 and 0.
         """
-        theta = math.atan(math.exp(-0.5 * log_snr)) if log_snr > -1400.0 else math.pi / 2
+        theta = math.atan(math.exp(-0.5 * log_snr)) if log_snr > -1400.0 else math.pi / 2  # exp would overflow
         table = self.theta
         if theta >= float(table[-1]):
             return float(len(self) - 1)

@@ -1,37 +1,39 @@
 """Denoisers: network + schedule + prediction type make `denoise(x, level) -> Estimate`.
 
-A sampler sees nothing else. Guidance, clipping and inpainting are denoisers around a denoiser, so no sampler knows of
-them.
+A sampler sees nothing else. Guidance, clipping and inpainting are denoisers around a denoiser, so that no sampler knows
+of them.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from difftool.diffusion.estimate import Denoise, Estimate, bounded_guess, with_guess
+from difftool.diffusion.estimate import Denoise, Estimate
 from difftool.diffusion.prediction import estimate
-from difftool.diffusion.variance import split_answer
+from difftool.diffusion.self_conditioning import bounded_self_cond, with_self_cond
+from difftool.diffusion.variance import split_variance
 from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from difftool.components import Prediction
     from difftool.diffusion.schedule import Level
 
 
 ROUNDING = 1e-12
-"""A scale this near to 1 is 1: the norm of a variance-preserving level, worked out in float64."""
+"""An input scale this close to 1 counts as 1: the norm of a variance-preserving level, computed in float64."""
 
 
 class Denoiser:
-    """A trained network as a denoiser. Made fresh for each walk: self-conditioning remembers the last estimate."""
+    """A trained network as a denoiser, without gradients.
+
+    Make a new one for each trajectory: with self-conditioning it remembers its last estimate.
+    """
 
     def __init__(
         self,
@@ -47,42 +49,35 @@ class Denoiser:
     ) -> None:
         self.network, self.prediction, self.spec, self.cond = network, prediction, spec, cond
         self.self_condition, self.learned_variance = self_condition, learned_variance
-        self.bounds, self.autocast = bounds, autocast
-        self._guess: Tensor | None = None
+        self.bounds, self.autocast = bounds, autocast or nullcontext
+        self._x_self_cond: Tensor | None = None
 
+    @torch.no_grad()
     def __call__(self, x: Tensor, level: Level) -> Estimate:
-        if torch.is_grad_enabled():  # not in a walk: whatever is made of the answer later has no gradient either
-            with torch.no_grad():
-                return self(x.detach(), level)
         if math.isnan(level.t):
-            return self._between(x, level)
+            return self._at_own_level(x, level)
         t = torch.full((x.size(0),), self.spec.schedule.time(level.t), dtype=torch.float32, device=x.device)
         scale = self.prediction.input_scale(level, self.spec)
-        net_input = x if abs(scale - 1.0) < ROUNDING else x * scale
+        net_input = x if abs(scale - 1.0) < ROUNDING else scale * x
         if self.self_condition:
-            net_input = with_guess(net_input, self._guess)
-        if self.autocast is None:
-            output = self.network(net_input, t, self.cond)
-        else:
-            with self.autocast():
-                output = self.network(net_input, t, self.cond)
-        if output.dtype is not x.dtype:
-            output = output.to(x.dtype)
-        answer, part = split_answer(output) if self.learned_variance else (output, None)
-        found = estimate(self.prediction, answer, x, level, self.spec, part)
+            net_input = with_self_cond(net_input, self._x_self_cond)
+        with self.autocast():
+            output = self.network(net_input, t, self.cond).to(x.dtype)
+        output, fraction = split_variance(output) if self.learned_variance else (output, None)
+        found = estimate(self.prediction, output, x, level, self.spec, fraction)
         if self.self_condition:
-            self._guess = bounded_guess(found.x_0, self.bounds, self.spec.sigma_data)
+            self._x_self_cond = bounded_self_cond(found.x_0, self.bounds, self.spec.sigma_data)
         return found
 
-    def _between(self, x: Tensor, level: Level) -> Estimate:
-        """At a level of no table: asked at the table's own of that signal-to-noise ratio, with x at its norm."""
-        own = self.spec.schedule.at(self.spec.schedule.t_of(level.log_snr))
-        found = self(x * (own.norm / level.norm), own)
+    def _at_own_level(self, x: Tensor, level: Level) -> Estimate:
+        """Estimate at a level that is not of the table, by the table's level of the same signal-to-noise ratio."""
+        twin = self.spec.schedule.at(self.spec.schedule.t_of(level.log_snr))
+        found = self(x * (twin.norm / level.norm), twin)
         return found.with_x_0(found.x_0, x, level)
 
 
 class Counted:
-    """Counts the questions put to a denoiser: network calls."""
+    """A denoiser that counts its calls."""
 
     def __init__(self, denoise: Denoise) -> None:
         self.denoise, self.calls = denoise, 0
@@ -92,61 +87,42 @@ class Counted:
         return self.denoise(x, level)
 
 
-class Corrected(ABC):
-    """A denoiser whose x_0 is corrected; eps is derived again."""
+def corrected(denoise: Denoise, correct: Callable[[Tensor], Tensor]) -> Denoise:
+    """Return a denoiser whose x_0 (B, *shape) is corrected, and whose eps = (x_t - alpha x_0) / sigma follows it."""
 
-    def __init__(self, denoise: Denoise) -> None:
-        self.denoise = denoise
+    def denoise_and_correct(x: Tensor, level: Level) -> Estimate:
+        estimate = denoise(x, level)
+        return estimate.with_x_0(correct(estimate.x_0), x, level)
 
-    def __call__(self, x: Tensor, level: Level) -> Estimate:
-        estimate = self.denoise(x, level)
-        return estimate.with_x_0(self.correct(estimate.x_0), x, level)
-
-    @abstractmethod
-    def correct(self, x_0: Tensor) -> Tensor:
-        """x_0 (B, *shape) -> a better one."""
+    return denoise_and_correct
 
 
-class Clipped(Corrected):
-    """Clips x_0 to the data's bounds."""
-
-    def __init__(self, denoise: Denoise, bounds: tuple[float, float]) -> None:
-        super().__init__(denoise)
-        self.bounds = bounds
-
-    def correct(self, x_0: Tensor) -> Tensor:
-        return x_0.clamp(*self.bounds)
+def clipped(denoise: Denoise, bounds: tuple[float, float]) -> Denoise:
+    """Return a denoiser that clips x_0 to the data's bounds."""
+    return corrected(denoise, lambda x_0: x_0.clamp(*bounds))
 
 
-class Thresholded(Corrected):
-    """Dynamic thresholding (Saharia et al., 2022, section 2.3): an item that leaves the bounds is clipped and shrunk.
+def thresholded(denoise: Denoise, bounds: tuple[float, float], quantile: float) -> Denoise:
+    """Return a denoiser with dynamic thresholding: an item that leaves the bounds is clipped and shrunk.
 
-    With x_0 measured from the middle of the bounds +-b, each item has s = max(b, q-quantile of |x_0|); x_0 is clipped
-    to [-s, s] and multiplied by b/s. A strongly guided image keeps its contrasts where clipping would saturate it.
+    With y = x_0 measured from the middle of the bounds +-b, each item has s = max(b, q-quantile of |y|), and y becomes
+    clip(y, -s, s) b/s (Saharia et al., 2022, section 2.3). Thus a strongly guided image keeps its contrasts, where
+    clipping would saturate it.
     """
+    low, high = bounds
+    middle, b = (high + low) / 2, (high - low) / 2
 
-    def __init__(self, denoise: Denoise, bounds: tuple[float, float], quantile: float) -> None:
-        super().__init__(denoise)
-        self.bounds, self.quantile = bounds, quantile
-
-    def correct(self, x_0: Tensor) -> Tensor:
-        low, high = self.bounds
-        middle, b = (high + low) / 2, (high - low) / 2
+    def threshold(x_0: Tensor) -> Tensor:
         y = x_0 - middle
-        s = y.abs().flatten(1).quantile(self.quantile, dim=1).clamp_min(b).view(-1, *(1,) * (y.ndim - 1))
+        s = y.abs().flatten(1).quantile(quantile, dim=1).clamp_min(b).view(-1, *(1,) * (y.ndim - 1))
         return middle + b / s * torch.minimum(torch.maximum(y, -s), s)
 
+    return corrected(denoise, threshold)
 
-class Inpainted(Corrected):
-    """Keeps the known part of an image: there x_0 is the image's, elsewhere the denoiser's.
 
-    As x_0 is right where it is known, every sampler carries the noised image there and ends in its very pixels.
+def inpainted(denoise: Denoise, image: Tensor, mask: Tensor) -> Denoise:
+    """Return a denoiser whose x_0 is the image's (*shape) where the mask is false; the mask broadcasts over the image.
+
+    Since x_0 is right where it is known, every sampler carries the noised image there and ends in its very pixels.
     """
-
-    def __init__(self, denoise: Denoise, image: Tensor, unknown: Tensor) -> None:
-        """`image` (*shape) in model units; `unknown` is true where it is to be painted, and broadcasts over it."""
-        super().__init__(denoise)
-        self.image, self.unknown = image, unknown
-
-    def correct(self, x_0: Tensor) -> Tensor:
-        return torch.where(self.unknown, x_0, self.image)
+    return corrected(denoise, lambda x_0: torch.where(mask, x_0, image))

@@ -21,7 +21,8 @@ from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder, find_model, step_of
 from difftool.runs.recipe import Recipe, made_with, read_recipe
 from difftool.sampling.denoiser import Denoiser
-from difftool.sampling.loop import Plan, draw
+from difftool.sampling.loop import draw
+from difftool.sampling.plan import Plan
 from difftool.sampling.source import Autocast, Source
 from difftool.settings import LARGEST_STEP, Sampling
 from difftool.specs import ObjectiveSpec

@@ -1,7 +1,8 @@
-"""Sampling without training: an oracle of a dataset, with a noise schedule, as a source."""
+"""Sampling without training: an oracle that knows a dataset, with a noise schedule, as a source of samples."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +22,7 @@ TIMESTEPS = 1000
 
 @dataclass
 class OracleSource(Source):
-    """An oracle with the data it knows."""
+    """An oracle with the data that it knows."""
 
     oracle: Oracle
     dataset: Dataset
@@ -30,7 +31,7 @@ class OracleSource(Source):
     data: DataFacts
     schedule: Schedule
     device: torch.device
-    _known: dict[int | None, Denoise] = field(default_factory=dict, repr=False)
+    _denoisers: dict[int | None, Denoise] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -43,13 +44,13 @@ class OracleSource(Source):
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> OracleSource:
-        """Load the data (generated ones from the seed) and let the oracle see them. Raises `DifftoolError`."""
+        """Load the data, from the seed if they are generated, and show them to the oracle. Raises `DifftoolError`."""
         schedule = build_schedule(noise, timesteps)
         samples = load_samples(dataset, seed)
         with loading(dataset):
             facts = DataFacts.of(samples)
         source = cls(oracle, dataset, noise, samples, facts, schedule, torch.device(device))
-        source._of_class(None)  # an oracle that cannot know these data says so before any work
+        source._of_class(None)  # an oracle that cannot know these data refuses them before any work
         return source
 
     @property
@@ -68,29 +69,28 @@ class OracleSource(Source):
         if not isinstance(label, Tensor):
             return self._of_class(label)
         labels = label.to(self.device).expand(count)
-        return ByClass(labels, {k: self._of_class(k) for k in sorted(set(labels.tolist()))})
+        return by_class(labels, {k: self._of_class(k) for k in sorted(set(labels.tolist()))})
 
     def load_samples(self) -> Samples:
         return self.samples
 
     def _of_class(self, label: int | None) -> Denoise:
-        """Made once: an oracle remembers nothing between walks."""
-        if label not in self._known:
+        """Return the denoiser of a class. It is made once, since an oracle remembers nothing between trajectories."""
+        if label not in self._denoisers:
             with blaming(f"oracle {self.oracle.name}, dataset {self.dataset.name}", refusal=UsageError):
-                self._known[label] = self.oracle.denoiser(self.samples, label, self.device)
-        return self._known[label]
+                self._denoisers[label] = self.oracle.denoiser(self.samples, label, self.device)
+        return self._denoisers[label]
 
 
-class ByClass:
-    """Asks the denoiser of each sample's own class."""
+def by_class(labels: Tensor, denoisers: Mapping[int, Denoise]) -> Denoise:
+    """Return a denoiser that applies the denoiser of each sample's class; labels (B,)."""
 
-    def __init__(self, labels: Tensor, denoisers: dict[int, Denoise]) -> None:
-        self.labels, self.denoisers = labels, denoisers
-
-    def __call__(self, x: Tensor, level: Level) -> Estimate:
+    def denoise(x: Tensor, level: Level) -> Estimate:
         x_0, eps = torch.empty_like(x), torch.empty_like(x)
-        for label, denoise in self.denoisers.items():
-            own = self.labels == label
-            estimate = denoise(x[own], level)
-            x_0[own], eps[own] = estimate.x_0, estimate.eps
+        for label, denoise_class in denoisers.items():
+            rows = labels == label
+            estimate = denoise_class(x[rows], level)
+            x_0[rows], eps[rows] = estimate.x_0, estimate.eps
         return Estimate(x_0, eps)
+
+    return denoise

@@ -1,4 +1,4 @@
-"""What a network makes of a noised item in one step: the noise it sees, and the x_0 that leaves."""
+"""Reconstructions: items noised to a level, and the network's estimates of eps and x_0 in one step."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from difftool.diffusion.estimate import Denoise
-from difftool.sampling.denoiser import Clipped
+from difftool.sampling.denoiser import clipped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,12 +21,12 @@ if TYPE_CHECKING:
 
 COLUMNS = ("original", "noisy", "true noise", "predicted noise", "reconstruction")
 NOISE_COLUMNS = (2, 3)
-"""Columns of noise, shown from -3 to 3."""
+"""The columns that show noise, from -3 to 3."""
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Items (B, *shape) in model units, noised to a level and estimated in one step."""
+    """Items (B, *shape) in model units, noised to a level, with their estimates."""
 
     level: Level
     x_0: Tensor
@@ -46,37 +45,37 @@ class Reconstruction:
         return float((self.estimate.eps - self.eps).square().mean())
 
     def item(self, i: int) -> Reconstruction:
-        """Of one item alone."""
-        own, estimate = slice(i, i + 1), self.estimate
-        alone = replace(estimate, x_0=estimate.x_0[own], eps=estimate.eps[own])
-        return Reconstruction(self.level, self.x_0[own], self.eps[own], self.x_t[own], alone)
+        """Return the reconstruction of one item, as a batch of one."""
+        row, estimate = slice(i, i + 1), self.estimate
+        estimate = replace(estimate, x_0=estimate.x_0[row], eps=estimate.eps[row])
+        return Reconstruction(self.level, self.x_0[row], self.eps[row], self.x_t[row], estimate)
 
     @property
     def cells(self) -> list[Tensor]:
-        """One tensor a column, the noisy items at unit variance."""
+        """One tensor (B, *shape) per column, the noisy items at unit variance."""
         return [self.x_0, self.x_t / self.level.norm, self.eps, self.estimate.eps, self.estimate.x_0]
 
 
 @torch.no_grad()
 def reconstruct(source: Source, x_0: Tensor, level: Level, eps: Tensor, labels: Tensor | None = None) -> Reconstruction:
-    """Noise items to a level and ask a source for them; labels (B,) where it knows classes."""
+    """Noise items (B, *shape) to a level and estimate them again; labels (B,) count if the source has classes."""
     x_t = level.alpha * x_0 + level.sigma * eps
-    denoise: Denoise = source.denoiser(len(x_0), label=labels if source.data.classes else None)
+    denoise = source.denoiser(len(x_0), label=labels if source.data.classes else None)
     if source.data.bounds is not None:
-        denoise = Clipped(denoise, source.data.bounds)
+        denoise = clipped(denoise, source.data.bounds)
     return Reconstruction(level, x_0, eps, x_t, denoise(x_t, level))
 
 
-def panel(made: Sequence[Reconstruction], data: DataFacts, *, rows: Sequence[str], title: str) -> Figure:
-    """A row for each reconstruction: of one image, or of a cloud of points."""
+def panel(reconstructions: Sequence[Reconstruction], data: DataFacts, *, rows: Sequence[str], title: str) -> Figure:
+    """Draw a row for each reconstruction, of one image or of a cloud of points."""
     from difftool.figures.samples import image_table, scatter_table
 
     if not data.is_image:
-        points = [[cell.cpu().numpy() for cell in one.cells] for one in made]
+        points = [[cell.cpu().numpy() for cell in one.cells] for one in reconstructions]
         return scatter_table(points, columns=COLUMNS, rows=rows, title=title)
-    pixels = torch.stack([data.scaling.to_pixels(torch.cat(_shown(one)).cpu()) for one in made])
-    return image_table(pixels.movedim(-3, -1).numpy(), columns=COLUMNS, rows=rows, title=title)
-
-
-def _shown(one: Reconstruction) -> list[Tensor]:
-    return [cell / 3 if column in NOISE_COLUMNS else cell for column, cell in enumerate(one.cells)]
+    images = []
+    for one in reconstructions:
+        cells = [cell / 3 if column in NOISE_COLUMNS else cell for column, cell in enumerate(one.cells)]
+        images.append(data.scaling.to_pixels(torch.cat(cells).cpu()))
+    pixels = torch.stack(images).movedim(-3, -1)
+    return image_table(pixels.numpy(), columns=COLUMNS, rows=rows, title=title)

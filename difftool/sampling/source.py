@@ -1,4 +1,4 @@
-"""What samples can be drawn from: a trained model, or an oracle that needs no training."""
+"""Sources of samples: a trained model, or an oracle that needs no training."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from difftool.diffusion.schedule import Schedule
 
 Autocast = Callable[[], AbstractContextManager[object]]
-"""Makes the context that runs a network in lower precision."""
+"""Returns the context in which a network runs in lower precision."""
 
 
 class Source(ABC):
-    """A denoiser with the schedule it belongs to and the facts of its data."""
+    """A denoiser with its schedule and the facts of its data."""
 
     data: DataFacts
     schedule: Schedule
@@ -33,7 +33,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Such as `swiss-roll-mlp`."""
+        """A name such as `swiss-roll-mlp`."""
 
     @property
     @abstractmethod
@@ -43,31 +43,31 @@ class Source(ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """For a line that says what is sampled: `swiss-roll-mlp, step 6000, ema weights`."""
+        """A longer name, such as `swiss-roll-mlp, step 6000, ema weights`."""
 
     @property
     def needs_label(self) -> bool:
-        """Whether it knows no samples without a class."""
+        """True if every sample needs a class."""
         return False
 
     @abstractmethod
     def denoiser(self, count: int, *, label: int | Tensor | None = None, autocast: Autocast | None = None) -> Denoise:
-        """A fresh denoiser of `count` samples: of one class, of each its own (count,), or of none.
+        """Return a new denoiser of `count` samples: all of one class, each of its own (count,), or without a class.
 
-        It is bare: guidance and clipping are put around it.
+        It is bare: the caller puts guidance and clipping around it.
         """
 
     @abstractmethod
     def load_samples(self) -> Samples:
-        """The data it stands for, loaded again. Raises `DifftoolError` where they cannot be had here."""
+        """Load the data that the source stands for. Raises `DifftoolError` if they are not available here."""
 
     @property
     def title(self) -> str:
-        """For pictures: `swiss-roll-mlp, linear T = 1000`."""
+        """A title for pictures: `swiss-roll-mlp, linear T = 1000`."""
         return f"{self.name}, {self.schedule_name} T = {len(self.schedule)}"
 
     def label_index(self, label: str | int | None) -> int | None:
-        """The index of a class given by name or index. Raises `UsageError`."""
+        """Return the index of a class, given by name or index. Raises `UsageError` for an unknown one."""
         if label is None:
             return None
         names = self.data.class_names
@@ -84,17 +84,18 @@ class Source(ABC):
 
 
 REFERENCE = 5_000
-"""Data points drawn under samples."""
+"""Number of data points drawn under samples."""
 
 
 def reference_points_of(source: Source) -> Tensor | None:
-    """Data points of a source in data units, made again; None where they cannot be had here."""
+    """Load data points of a source (N, D), in data units; None for other data, or if they are not available here."""
     try:
-        return _some_points(source.load_samples())
+        return reference_points(source.load_samples())
     except DifftoolError:
         return None
 
 
-def _some_points(samples: Samples) -> Tensor | None:
+def reference_points(samples: Samples) -> Tensor | None:
+    """Return the first data points (N, D), in data units; None for other data."""
     items = samples.items
     return items[:REFERENCE].float().cpu() if isinstance(items, Tensor) and items.ndim == 2 else None

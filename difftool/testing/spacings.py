@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from difftool.components import Spacing
 from difftool.errors import DifftoolError
-from difftool.sampling.loop import grid_levels
+from difftool.sampling.plan import spaced_levels
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Broken
 
@@ -16,7 +16,7 @@ def gives_as_many_levels_as_asked(spacing: Spacing) -> str:
     for name, table in TABLES.items():
         for count in COUNTS:
             try:
-                grid_levels(table, spacing, count)
+                spaced_levels(table, spacing, count)
             except DifftoolError as error:
                 raise Broken(f"{count} levels of {name}: {error}") from None
     return f"{', '.join(map(str, COUNTS))} levels of {', '.join(TABLES)}"

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difftool.diffusion.estimate import bounded_guess, with_guess
 from difftool.diffusion.prediction import native_weight, tables
-from difftool.diffusion.variance import VarianceBound, split_answer
+from difftool.diffusion.self_conditioning import bounded_self_cond, with_self_cond
+from difftool.diffusion.variance import VarianceBound, split_variance
 from difftool.errors import DifftoolError
 from difftool.specs import ObjectiveSpec
 
@@ -100,7 +100,7 @@ class Objective:
         """The network's output. `guess`: self-conditioned, it is first asked for x_0."""
         net_input = inputs.net_input
         if self.self_condition:
-            net_input = with_guess(net_input, self._guess(network, inputs) if guess else None)
+            net_input = with_self_cond(net_input, self._guess(network, inputs) if guess else None)
         output = network(net_input, inputs.time, inputs.cond)
         if (answered := self.answer(output).shape) != inputs.target.shape:
             raise DifftoolError(f"the network answered {tuple(answered)}, not {tuple(inputs.target.shape)}")
@@ -108,10 +108,10 @@ class Objective:
 
     @torch.no_grad()
     def _guess(self, network: Callable[..., Tensor], inputs: Inputs) -> Tensor:
-        output = network(with_guess(inputs.net_input, None), inputs.time, inputs.cond).float()
+        output = network(with_self_cond(inputs.net_input, None), inputs.time, inputs.cond).float()
         torch.clear_autocast_cache()  # or weights cast without a gradient would be used again with one (torch < 2.10)
         x_0 = self.estimate(self.answer(output), inputs.x_t, inputs.t)
-        return bounded_guess(x_0, self.bounds, self.spec.sigma_data)
+        return bounded_self_cond(x_0, self.bounds, self.spec.sigma_data)
 
     def loss(self, output: Tensor, inputs: Inputs) -> Tensor:
         """What is minimised: the mean of the weighted losses, and what learning the variance adds to it."""
@@ -128,7 +128,7 @@ class Objective:
 
     def answer(self, output: Tensor) -> Tensor:
         """What the network says of x_0 and eps, without what it says of the variance."""
-        return output if self.bound is None else split_answer(output)[0]
+        return output if self.bound is None else split_variance(output)[0]
 
     def estimate(self, answer: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """x_0 from the network's answer."""
@@ -140,7 +140,7 @@ class Objective:
         Nichol & Dhariwal (2021), eq. 16; the mean takes no gradient from it.
         """
         assert self.bound is not None
-        answer, part = split_answer(output.float())
+        answer, part = split_variance(output.float())
         x_0_hat = self.estimate(answer.detach(), inputs.x_t, inputs.t)
         if self.bounds is not None:
             x_0_hat = x_0_hat.clamp(*self.bounds)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difftool.files import atomic
 from difftool.rng import sample_noise
-from difftool.sampling.source import _some_points
+from difftool.sampling.source import reference_points
 from difftool.settings import Sampling
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def draw(experiment: Experiment) -> list[Path]:
 def draw_samples(experiment: Experiment, path: Path) -> None:
     """A few samples of what would be saved now, always from the same noise."""
     from difftool.figures.drawing import Drawing
-    from difftool.sampling.loop import Plan, sample
+    from difftool.sampling.loop import sample
+    from difftool.sampling.plan import Plan
 
     model = experiment.model
     steps = min(STEPS, len(model.schedule))
@@ -52,7 +53,7 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
     plan = Plan.of(model, Sampling(steps=steps, num_samples=n, label="0" if model.needs_label else None))
     x = torch.cat([p.x for p in sample(model, plan) if p.done]).cpu()
     title = f"{model.recipe.name}, step {experiment.state.step}, ddim {steps} steps"
-    reference = reference_points(experiment)
+    reference = reference_points(experiment.train)
     with atomic(path) as temporary:
         Drawing(x=x, scaling=model.data.scaling, title=title, reference=reference).save_figure(temporary)
 
@@ -83,8 +84,3 @@ def some_items(experiment: Experiment, count: int) -> tuple[Tensor, Tensor | Non
     indices = [i * max(1, n // count) % n for i in range(count)]
     items, labels = experiment.train.take(indices)
     return experiment.data.scaling.to_model(items.to(experiment.device)), labels
-
-
-def reference_points(experiment: Experiment) -> Tensor | None:
-    """Data to draw under samples of points, in data units."""
-    return _some_points(experiment.train)

@@ -1,4 +1,4 @@
-"""What a network may be asked for, given x_t = alpha x_0 + sigma eps: (a, b) of a x_0 + b eps."""
+"""Prediction types: the network predicts a x_0 + b eps, given x_t = alpha x_0 + sigma eps."""
 
 from __future__ import annotations
 
@@ -42,13 +42,14 @@ class FlowPrediction(Prediction, name="flow"):
 class MeanPrediction(Prediction, name="mean"):
     """The mean of the posterior q(x_s | x_t, x_0), s one level cleaner than t (Ho et al., 2020, section 3.2).
 
-    For comparison: as in the paper's ablation it learns poorly, for x_0 moves the mean but little; not for ve.
+    It is here for comparison: as in the paper's ablation it learns poorly, since x_0 hardly moves the mean. It does not
+    suit the schedule ve.
     """
 
     def coefficients(self, level: Level, spec: ObjectiveSpec) -> tuple[float, float]:
         t, s = level, spec.schedule.at(level.t - 1.0 if level.t > 0.0 else -1.0)
         q = t.alpha * s.sigma / (s.alpha * t.sigma)
-        # s.alpha (1 - q^2) x_0 + q s.sigma/t.sigma x_t, and x_t = t.alpha x_0 + t.sigma eps
+        # the mean is s.alpha (1 - q^2) x_0 + q (s.sigma/t.sigma) x_t, where x_t = t.alpha x_0 + t.sigma eps
         return s.alpha * (1 - q * q) + q * s.sigma * t.alpha / t.sigma, q * s.sigma
 
 

@@ -1,4 +1,4 @@
-"""How often each noise level is drawn in training."""
+"""How often training draws each noise level."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class LogNormal(TimestepSampling, name="log-normal"):
 
     def density(self, spec: ObjectiveSpec) -> Tensor:
         theta = spec.schedule.theta
-        # A level stands for what lies nearer to it than to its neighbours. Halfway is meant in the angle theta, as
-        # between the rows of a schedule: the middle to a level without signal, ln(sigma/alpha) infinite, is finite.
+        # A level stands for all that lies nearer to it than to its neighbours. Borders lie halfway in the angle theta,
+        # in which schedules interpolate, so that they are finite even next to a level without signal.
         borders = ((theta[1:] + theta[:-1]) / 2).tan().log()
         return masses(borders, self.mean, self.std)
 
 
 class LogitNormal(TimestepSampling, name="logit-normal"):
-    """The logit of the place in the table, 0 clean to 1 noise, is normally distributed (Esser et al., 2024, eq. 19)."""
+    """The logit of t/T, from 0 (clean) to 1 (noise), is normally distributed (Esser et al., 2024, eq. 19)."""
 
     mean: float = option(default=0.0, ge=-20, le=20, help="mean of the logit: above 0, more noise")
     std: float = option(default=1.0, ge=0.01, le=100, help="its standard deviation")
@@ -45,7 +45,7 @@ class LogitNormal(TimestepSampling, name="logit-normal"):
 
 
 def masses(borders: Tensor, mean: float, std: float) -> Tensor:
-    """What a normal distribution holds between neighbouring borders, the two outer parts taking its tails."""
+    """Return the probability between neighbouring borders under a normal distribution; the outermost hold its tails."""
     import torch
 
     below = torch.special.ndtr((borders - mean) / std)

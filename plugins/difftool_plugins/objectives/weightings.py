@@ -1,7 +1,7 @@
-"""How much each noise level counts: weights of a squared error in x_0 space, from which all else follows.
+"""Weightings: the weight of a squared error of x_0 at each noise level.
 
-The papers give the factor of the loss they use; times the native weight of that loss it is one in x_0 space, snr for
-eps. Dividing by the native weight of another prediction type gives the factor there.
+A paper gives the factor of the loss that it uses. Multiplied by the native weight of that loss (snr for eps) it becomes
+a weight in x_0 space; divided by the native weight of another prediction type, it becomes the factor there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class MinSNR(Weighting, name="min-snr"):
 class SoftMinSNR(Weighting, name="soft-min-snr"):
     """snr gamma/(snr + gamma) in x_0 space: min-SNR without its kink (Crowson et al., 2024)."""
 
-    gamma: float = option(default=4.0, gt=0, help="what the weight tends to where there is little noise")
+    gamma: float = option(default=4.0, gt=0, help="the limit of the weight where there is little noise")
 
     def weight(self, native: Tensor, spec: ObjectiveSpec) -> Tensor:
         snr = spec.schedule.snr
@@ -43,7 +43,7 @@ class SoftMinSNR(Weighting, name="soft-min-snr"):
 
 
 class P2(Weighting, name="p2"):
-    """1/(k + snr)^gamma on the loss of eps, snr times that in x_0 space: less for fine detail (Choi et al., 2022)."""
+    """snr/(k + snr)^gamma in x_0 space, 1/(k + snr)^gamma for eps: less weight on fine detail (Choi et al., 2022)."""
 
     gamma: float = option(default=1.0, ge=0, le=10, help="how strongly; 0 is the plain loss of eps")
     k: float = option(default=1.0, gt=0, help="signal-to-noise ratio at which it sets in")
@@ -61,7 +61,7 @@ class EDMWeighting(Weighting, name="edm"):
 
 
 class SNR(Weighting, name="snr"):
-    """snr in x_0 space: the plain loss of eps, whatever the network is asked for (Ho et al., 2020, eq. 14)."""
+    """snr in x_0 space: the plain loss of eps, whatever the network predicts (Ho et al., 2020, eq. 14)."""
 
     def weight(self, native: Tensor, spec: ObjectiveSpec) -> Tensor:
         return spec.schedule.snr

@@ -1,4 +1,4 @@
-"""Denoisers that minimise the training loss exactly: of the items of a dataset, or of the distribution behind them."""
+"""Denoisers that minimise the training loss exactly, for the items of a dataset or for the distribution behind them."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 
 class Ideal(Oracle, name="ideal"):
-    """The exact minimiser for the items of a dataset: it gives back those items, and nothing new."""
+    """The exact minimiser for the items of a dataset: it samples these items, and nothing new."""
 
     # Karras et al. (2022), app. B.3: the mean of the items, weighted by how likely each is to have become x_t.
 
-    items: int | None = option(default=None, ge=1, le=10**8, help="use so many, evenly picked", otherwise="all")
+    items: int | None = option(default=None, ge=1, le=10**8, help="items to use, picked evenly", otherwise="all")
 
     def denoiser(self, samples: Samples, label: int | None, device: torch.device) -> Denoise:
         import torch
 
         from difftool_plugins.oracles.mixture import MixtureDenoiser
 
-        known = indices_of(samples.labels, label, len(samples))
-        few = min(self.items or len(known), len(known))
-        picked = known[torch.arange(few) * len(known) // few]
-        items, _ = samples.take(picked.tolist())
+        indices = indices_of(samples.labels, label, len(samples))
+        count = min(self.items or len(indices), len(indices))
+        indices = indices[torch.arange(count) * len(indices) // count]
+        items, _ = samples.take(indices.tolist())
         return MixtureDenoiser(in_model_units(items, samples).to(device), torch.zeros(1, device=device))
 
 
 class ClosedForm(Oracle, name="closed-form"):
-    """The exact minimiser for the distribution the data are drawn from, where a formula is known."""
+    """The exact minimiser for the distribution that the data are drawn from, if its formula is known."""
 
     def denoiser(self, samples: Samples, label: int | None, device: torch.device) -> Denoise:
         import torch
@@ -42,28 +42,28 @@ class ClosedForm(Oracle, name="closed-form"):
 
         mixture = samples.mixture
         if mixture is None:
-            raise ValueError("no formula is known of this dataset; take --oracle ideal, which needs its items alone")
+            raise ValueError("no formula is known of this dataset; take --oracle ideal, which needs only its items")
         means = mixture.means[indices_of(mixture.labels, label, len(mixture.means))]
         std = mixture.std / torch.tensor(samples.scale, dtype=torch.float64)
         return MixtureDenoiser(in_model_units(means, samples).to(device), std.to(device))
 
 
 def indices_of(labels: Tensor | None, label: int | None, n: int) -> Tensor:
-    """Which of n items have the label; all where none is asked for."""
+    """Return the indices of the items with a label, of all n without one. Raises `ValueError` if there are none."""
     import torch
 
     if label is None:
         return torch.arange(n)
     if labels is None:
         raise ValueError("it has no classes")
-    found = (labels == label).nonzero().flatten()
-    if len(found) == 0:
+    indices = (labels == label).nonzero().flatten()
+    if len(indices) == 0:
         raise ValueError(f"class {label} has no items")
-    return found
+    return indices
 
 
 def in_model_units(items: Tensor, samples: Samples) -> Tensor:
-    """(N, *shape) in data units -> (item - shift) / scale; float32, or float64 where the items are."""
+    """Return (item - shift) / scale for items (N, *shape) in data units; float64 if they are, else float32."""
     import torch
 
     items = items if items.dtype == torch.float64 else items.to(torch.float32)

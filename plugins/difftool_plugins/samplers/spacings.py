@@ -1,4 +1,4 @@
-"""Level grids: which of the T levels a walk of n steps visits. T = 1000, n = 10 gives the examples."""
+"""Spacings: the levels that a sampler visits in n steps. The examples are for T = 1000 and n = 10."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Trailing(Spacing, name="trailing"):
 
 
 class Leading(Spacing, name="leading"):
-    """900, 800, ..., 0: ends at the cleanest level, never visits the noisiest (Song et al., 2021)."""
+    """900, 800, ..., 0: ends at the cleanest level, never visits the noisiest (Song, Meng & Ermon, 2021)."""
 
     def levels(self, schedule: Schedule, steps: int) -> list[Level]:
         stride = len(schedule) // steps
@@ -36,7 +36,7 @@ class Linspace(Spacing, name="linspace"):
 
 
 class BetweenRows(Spacing):
-    """What the grids share that are laid in noise instead of rows: between which log-SNRs they lie."""
+    """The options of spacings that lie between two log-SNRs, and so between table rows."""
 
     floor: float = option(
         default=-10.2, ge=-60, le=0, help="log-SNR at which the noisy end is clipped (cosine reaches -20)"
@@ -45,39 +45,39 @@ class BetweenRows(Spacing):
         default=None,
         le=30,
         otherwise="the schedule's first level",
-        help="log-SNR at which the grid ends; above the schedule's range the walk ends finer",
+        help="log-SNR at which the levels end; above the schedule's range, the last step becomes finer",
     )
 
     def ends(self, schedule: Schedule) -> tuple[float, float]:
-        """The log-SNR of the noisy and of the clean end."""
+        """Return the log-SNR of the noisy and of the clean end. Raises `ValueError` if they leave no range."""
         noisy = max(schedule[len(schedule) - 1].log_snr, self.floor)
         clean = schedule[0].log_snr if self.ceiling is None else self.ceiling
         if clean == math.inf:
-            raise ValueError("the grid needs a schedule whose first level has some noise")
+            raise ValueError("it needs a schedule whose first level has some noise")
         if clean == -math.inf:
-            raise ValueError("the grid needs a schedule whose first level has some signal; take more timesteps")
+            raise ValueError("it needs a schedule whose first level has some signal; take more timesteps")
         if clean <= noisy and len(schedule) > 1:
             raise ValueError(f"ceiling: must be above the log-SNR of the noisy end, {noisy:.3g}, not {clean:g}")
         return noisy, clean
 
 
 class Karras(BetweenRows, name="karras"):
-    """Evenly spaced in the rho-th root of sigma/alpha (Karras et al., 2022, eq. 5), both ends, between table rows."""
+    """Evenly spaced in the rho-th root of sigma/alpha, both ends included (Karras et al., 2022, eq. 5)."""
 
     rho: float = option(default=7.0, ge=1, le=100, help="the larger, the more levels are near the clean end")
 
     def levels(self, schedule: Schedule, steps: int) -> list[Level]:
-        # in logarithms: sigma/alpha = e^(-log_snr / 2)
+        # sigma/alpha = e^(-log_snr / 2)
         noisy, clean = (math.exp(-end / (2 * self.rho)) for end in self.ends(schedule))
         roots = [noisy + (clean - noisy) * i / max(steps - 1, 1) for i in range(steps)]
         levels = [schedule.at(schedule.t_of(-2 * self.rho * math.log(root))) for root in roots]
         if self.ceiling is None and steps > 1:
-            levels[-1] = schedule[0]  # to the last bit
+            levels[-1] = schedule[0]  # exactly
         return levels
 
 
 class LogSNR(BetweenRows, name="log-snr"):
-    """Evenly spaced in log-SNR, between table rows (Lu et al., 2022): each level begins one of n equal parts."""
+    """Evenly spaced in log-SNR (Lu et al., 2022): each level begins one of n equal parts."""
 
     # The last part leads to the clean end. With a level at the very end too, few steps would be spent where the data
     # hardly change: ten steps of dpmpp-2m on the swiss roll came out 1.7 times the data's own distance, and so 1.4.

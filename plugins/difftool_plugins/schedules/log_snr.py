@@ -1,4 +1,4 @@
-"""Variance-preserving schedules that are drawn in log-SNR = ln(alpha^2/sigma^2)."""
+"""Variance-preserving schedules that are defined by their log-SNR, ln(alpha^2/sigma^2)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class Laplace(VariancePreserving, name="laplace"):
-    """log-SNR as a Laplace distribution has it: most levels where signal and noise balance (Hang & Gu, 2024)."""
+    """log-SNR with a Laplace distribution: most levels where signal and noise balance (Hang & Gu, 2024)."""
 
     mu: float = option(default=0.0, ge=-20, le=20, help="log-SNR around which the levels gather")
     b: float = option(
         default=1.0,
         gt=0,
         le=10,
-        help="how far they spread; the paper's 0.5 leaves 3 in 100 parts of signal in the last of 1000 levels",
+        help="how far they spread; the paper's 0.5 leaves 3 % of signal in the last of 1000 levels",
     )
 
     def table(self, timesteps: int) -> Schedule:
@@ -32,7 +32,7 @@ class Laplace(VariancePreserving, name="laplace"):
 
 
 class LogLinear(VariancePreserving, name="log-linear"):
-    """log-SNR falls linearly, at first in the range of variational diffusion models (Kingma et al., 2021, app. H)."""
+    """log-SNR falls linearly, by default in the range of variational diffusion models (Kingma et al., 2021, app. H)."""
 
     log_snr_max: float = option(default=13.3, ge=-30, le=30, help="log-SNR of the first level")
     log_snr_min: float = option(default=-5.0, ge=-30, le=30, help="log-SNR of the last level")

@@ -30,7 +30,7 @@ class Flow(NoiseSchedule, name="flow"):
 
         u = torch.arange(1, timesteps + 1, dtype=torch.float64) / timesteps
         whole = 1 + (self.shift - 1) * u
-        return from_alpha_sigma((1 - u) / whole, self.shift * u / whole)  # alpha is not 1 - sigma: at u = 1 it is 0
+        return from_alpha_sigma((1 - u) / whole, self.shift * u / whole)  # not 1 - sigma: alpha is exactly 0 at u = 1
 
 
 class VE(NoiseSchedule, name="ve"):

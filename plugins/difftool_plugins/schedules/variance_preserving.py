@@ -1,7 +1,7 @@
-"""Variance-preserving schedules, each in the letters of its paper: beta_t, alpha-bar_t, T levels.
+"""Variance-preserving schedules, alpha^2 + sigma^2 = 1, each in the letters of its paper: beta_t, alpha-bar_t.
 
-Ranges of beta are meant for T = 1000 and are rescaled by 1000/T: unscaled, 6 in 10 parts of the variance would still
-be signal after 50 steps of the linear schedule.
+Ranges of beta are meant for T = 1000 and are rescaled by 1000/T. Unscaled, 60 % of the variance would still be signal
+at the last of 50 levels of the linear schedule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class VariancePreserving(NoiseSchedule):
-    """alpha^2 + sigma^2 = 1, and the option to end in pure noise."""
+    """The base of these schedules, with the option to end in pure noise."""
 
     zero_snr: bool = option(
         default=False,
@@ -27,7 +27,7 @@ class VariancePreserving(NoiseSchedule):
 
     @abstractmethod
     def table(self, timesteps: int) -> Schedule:
-        """The table as its paper has it."""
+        """Return the table as the paper defines it."""
 
     def build(self, timesteps: int) -> Schedule:
         if not self.zero_snr:
@@ -40,7 +40,7 @@ class VariancePreserving(NoiseSchedule):
 
 
 class BetaRange(VariancePreserving):
-    """The options of a schedule that is defined by its first and last beta."""
+    """The options of a schedule with a first and a last beta."""
 
     beta_min: float = option(default=1e-4, gt=0, lt=1, help="beta of the first level, for T = 1000")
     beta_max: float = option(default=0.02, gt=0, lt=1, help="beta of the last level, for T = 1000")
@@ -79,11 +79,11 @@ class ScaledLinear(Quadratic, name="scaled-linear"):
 class Cosine(VariancePreserving, name="cosine"):
     """alpha-bar falls as a squared cosine (Nichol & Dhariwal, 2021, eq. 17)."""
 
-    # The last level keeps 1/20,000 of the signal, so that x_0 from eps is off by as many times the error of eps.
+    # alpha is 1/20,000 at the last level, so that an error of eps becomes one of x_0 that is 20,000 times as large.
     default_prediction = "v"
 
     s: float = option(default=0.008, ge=0, le=1, help="offset that keeps the first betas from vanishing")
-    beta_max: float = option(default=0.999, gt=0, lt=1, help="betas are clipped here; at 0.999 just the last one is")
+    beta_max: float = option(default=0.999, gt=0, lt=1, help="betas are clipped to this; 0.999 clips only the last one")
 
     def table(self, timesteps: int) -> Schedule:
         import math

@@ -1,4 +1,4 @@
-"""The sampler keeps the laws, is ddim where gamma is 1, and is what the paper writes."""
+"""The sampler passes the laws, is ddim if gamma is 1, and follows the formula of the paper."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from difftool.testing.known import TABLES, distance, evenly, grid, mixture, quan
 
 
 @pytest.mark.parametrize("gamma", [1.0, 1.5, 2.0, 3.0])
-def test_it_keeps_the_laws(gamma: float) -> None:
+def test_it_passes_the_laws(gamma: float) -> None:
     check_sampler(GradientEstimation(gamma=gamma))
 
 
@@ -40,15 +40,15 @@ def test_gamma_1_is_ddim(table: str) -> None:
 
 
 def test_it_is_the_formula_of_the_paper() -> None:
-    """There alpha is 1: x <- x + (sigma_s - sigma_t) (gamma eps + (1 - gamma) eps_last)."""
+    """With alpha = 1, x <- x + (sigma_s - sigma_t) (gamma eps + (1 - gamma) eps_last)."""
     table = TABLES["ve"]
     levels = [*(table[t] for t in range(999, 0, -90)), CLEAN]  # rows: between them alpha is not quite 1
     x = start = quantiles(levels[0])
-    last = None
+    eps_last = None
     for t, s in pairwise(levels):
         eps = mixture(x, t).eps
-        better = eps if last is None else 2.0 * eps - last
-        x, last = x + (s.sigma - t.sigma) * better, eps
+        extrapolated = eps if eps_last is None else 2.0 * eps - eps_last
+        x, eps_last = x + (s.sigma - t.sigma) * extrapolated, eps
     torch.testing.assert_close(end(GradientEstimation(gamma=2.0), levels, start), x, rtol=0, atol=1e-9)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -11,39 +11,41 @@ from difftool import Sampler, hookimpl, option
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from difftool import Denoise, Level, Step
+    from difftool import Denoise, Level, Noise, Step
 
 difftool_api = 1
 
 
 class GradientEstimation(Sampler, name="gradient-estimation"):
-    """DDIM that goes on from its last two estimates of the noise to where the next will be (Permenter & Yuan, 2024)."""
+    """DDIM that extrapolates eps from its last two estimates (Permenter & Yuan, 2024).
 
-    # eps points from the data to x_t, as the gradient of the distance to them does. Seen so, DDIM is gradient descent,
-    # and gamma eps + (1 - gamma) eps_last tells more of the gradient along the step than eps, with which it begins.
+    In place of eps, the step from t to s uses eps' = gamma eps + (1 - gamma) eps_last:
+
+        x_s/alpha_s = x_t/alpha_t + (sigma_s/alpha_s - sigma_t/alpha_t) eps'
+    """
+
+    # eps points from the data to x_t, as the gradient of the distance to the data does: DDIM is gradient descent. Along
+    # a step the gradient turns, and eps' is closer to its mean over the step than eps, its value at the beginning.
 
     default_steps = 20
 
-    gamma: float = option(default=2.0, ge=1, le=3, help="how far to go on from the last estimate; 1 is ddim")
+    gamma: float = option(default=2.0, ge=1, le=3, help="how far to extrapolate; 1 is ddim")
 
     def claimed_order(self) -> int:
         return 1
 
-    def sample(
-        self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
-    ) -> Iterator[Step]:
+    def sample(self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
         from difftool import Step
 
-        last: Tensor | None = None
+        eps_last: Tensor | None = None
         for t, s in pairwise(levels):
             estimate = denoise(x, t)
             eps = estimate.eps
-            x = s.alpha * estimate.x_0 + s.sigma * eps
-            if (
-                last is not None
-            ):  # what the better estimate, moved along sigma/alpha, adds to that; alpha_t is not 0 here
-                x = x + (s.sigma - s.alpha * t.sigma / t.alpha) * (self.gamma - 1) * (eps - last)
-            last = eps
+            x = s.alpha * estimate.x_0 + s.sigma * eps  # DDIM, exact also where alpha_t is 0
+            if eps_last is not None:
+                correction = (self.gamma - 1) * (eps - eps_last)  # eps' - eps
+                x = x + (s.sigma - s.alpha * t.sigma / t.alpha) * correction
+            eps_last = eps
             yield Step(x, s, estimate)
 
 

@@ -1,0 +1,206 @@
+"""Plans: a sampler, its levels and the settings of sampling, resolved against a source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from difftool.components import Sampler, Spacing
+from difftool.data.images import own_image, own_mask
+from difftool.devices import check_precision
+from difftool.diffusion.estimate import Estimate
+from difftool.diffusion.schedule import CLEAN, Level, Schedule
+from difftool.errors import DifftoolError, UsageError, blaming
+from difftool.options import make
+from difftool.plugins.registry import registry
+from difftool.sampling.denoiser import Counted
+from difftool.settings import STRENGTH, Sampling
+
+if TYPE_CHECKING:
+    from difftool.sampling.source import Source
+
+POINTS, IMAGES, PATH = 2_000, 16, 9
+"""Default numbers of samples; PATH along --interpolate."""
+BATCH_ELEMENTS, BATCH_SAMPLES = 2**17, 8_192
+"""Numbers and samples that a batch holds at most by default: larger batches fall out of the cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inpainting:
+    """An image of which a part is to be painted."""
+
+    image: Tensor
+    """(*shape) in model units."""
+    mask: Tensor
+    """bool (1, H, W): true where it is to be painted."""
+
+    @classmethod
+    def of(cls, source: Source, settings: Sampling) -> Inpainting | None:
+        """Read the image and the mask of --inpaint and --mask; None without them. Raises `DifftoolError`."""
+        if settings.inpaint is None or settings.mask is None:
+            return None
+        image = own_image(settings.inpaint, source.data, source.name, "--inpaint")
+        return cls(image.to(source.device), own_mask(settings.mask, source.data, "--mask").to(source.device))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """All that sampling needs to know beside its source: nothing is left to decide."""
+
+    sampler: Sampler
+    spacing: Spacing
+    levels: tuple[Level, ...]
+    """The levels visited; the last one is clean."""
+    settings: Sampling
+    num_samples: int
+    batch_size: int
+    label: int | None
+    init: Tensor | None = None
+    """(*shape) in model units: the image that trajectories start from, noised."""
+    inpainting: Inpainting | None = None
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        settings: Sampling | None = None,
+        *,
+        sampler: str | Sampler = "ddim",
+        spacing: str | Spacing = "trailing",
+    ) -> Plan:
+        """Resolve settings against a source.
+
+        Raises `UsageError` for what does not go together, and `DifftoolError` for images that cannot be read.
+        """
+        settings = settings or Sampling()
+        check_settings(source, settings)
+        if isinstance(sampler, str):
+            sampler = make(registry().of_kind(Sampler, sampler), {})
+        if isinstance(spacing, str):
+            spacing = make(registry().of_kind(Spacing, spacing), {})
+        T, shape = len(source.schedule), source.data.shape
+        levels = spaced_levels(source.schedule, spacing, settings.steps or min(sampler.default_steps or T, T))
+        if settings.interpolate is not None and dry_run(sampler, (*levels, CLEAN)).draws_noise:
+            raise UsageError(
+                f"--interpolate: the sampler {sampler.name} draws noise, so its samples are no function of where they "
+                "start; take one that draws none, such as ddim with eta 0"
+            )
+        init = None
+        if settings.init is not None:
+            init = own_image(settings.init, source.data, source.name, "--init").to(source.device)
+            levels = last_levels(levels, settings.strength or STRENGTH)
+        default_count = PATH if settings.interpolate is not None else IMAGES if source.data.is_image else POINTS
+        return cls(
+            sampler=sampler,
+            spacing=spacing,
+            levels=(*levels, CLEAN),
+            settings=settings,
+            init=init,
+            inpainting=Inpainting.of(source, settings),
+            num_samples=settings.num_samples or default_count,
+            batch_size=settings.batch_size or max(1, min(BATCH_SAMPLES, BATCH_ELEMENTS // math.prod(shape))),
+            label=source.label_index(settings.label),
+        )
+
+    @property
+    def seed(self) -> int:
+        return self.settings.seed
+
+    @property
+    def steps(self) -> int:
+        return len(self.levels) - 1
+
+    @property
+    def batches(self) -> int:
+        """Number of batches."""
+        return -(-self.num_samples // self.batch_size)
+
+    def count(self, batch: int) -> int:
+        """Return the number of samples in a batch: the last one may have fewer."""
+        return min(self.batch_size, self.num_samples - batch * self.batch_size)
+
+    @property
+    def stem(self) -> str:
+        """The beginning of file names, such as `ddim-50`."""
+        return f"{self.sampler.name}-{self.steps}"
+
+
+def check_settings(source: Source, settings: Sampling) -> None:
+    """Raise `UsageError` for settings that do not suit the source or its device."""
+    check_precision(source.device, settings.precision)
+    if settings.guidance != 1.0 and not source.data.classes:
+        raise UsageError(f"--guidance: {source.name} has no classes")
+    if settings.guidance != 1.0 and settings.label is None:
+        raise UsageError("--guidance: needs a --label to guide towards")
+    if settings.label is None and source.needs_label:
+        raise UsageError("--label: this model was trained with --label-dropout 0 and knows no samples without a class")
+    if settings.guidance != 1.0 and source.needs_label:
+        raise UsageError("--guidance: this model was trained with --label-dropout 0 and has nothing to guide away from")
+    if settings.guidance_rescale and not source.data.is_image:
+        raise UsageError(f"--guidance-rescale: brings back the contrast of images, and {source.name} has none")
+    if settings.threshold is not None and source.data.bounds is None:
+        raise UsageError(f"--threshold: the data of {source.name} have no bounds")
+
+
+def spaced_levels(schedule: Schedule, spacing: Spacing, steps: int) -> Sequence[Level]:
+    """Return the levels of a spacing, from noisy to clean.
+
+    Raises `UsageError` if the schedule has fewer, and `DifftoolError` unless they are `steps` strictly falling ones.
+    """
+    if steps > len(schedule):
+        raise UsageError(f"--steps: {steps} is more than the schedule's {len(schedule)} levels")
+    with blaming(f"spacing {spacing.name}", refusal=UsageError):
+        levels = list(spacing.levels(schedule, steps))
+    angles = [level.theta for level in levels]
+    if len(levels) != steps or any(a <= b for a, b in pairwise(angles)) or angles[-1] <= 0.0:
+        raise DifftoolError(f"spacing {spacing.name} did not give {steps} strictly falling levels")
+    return levels
+
+
+def last_levels(levels: Sequence[Level], strength: float) -> Sequence[Level]:
+    """Return the last levels, as large a part of them as the strength: 0.6 of 50 steps are the last 30.
+
+    Raises `UsageError` if none is left.
+    """
+    steps = round(strength * len(levels))
+    if steps == 0:
+        raise UsageError(
+            f"--strength: {strength:g} of {len(levels)} steps leaves none; take at least {1 / len(levels):.2g}, "
+            "or more --steps"
+        )
+    return levels[-steps:]
+
+
+class DryRun(NamedTuple):
+    """What a trajectory asks for."""
+
+    calls: int
+    """Network calls."""
+    draws_noise: bool
+
+
+def dry_run(sampler: Sampler, levels: Sequence[Level]) -> DryRun:
+    """Sample one number with a denoiser that always estimates 0, and return what the sampler asked for.
+
+    Raises `DifftoolError` if the sampler fails.
+    """
+    drawn: list[int] = []
+
+    def noise(step: int) -> Tensor:
+        drawn.append(step)
+        return torch.zeros(1, 1)
+
+    def zero(x: Tensor, level: Level) -> Estimate:
+        return Estimate(torch.zeros_like(x), torch.zeros_like(x))
+
+    denoise = Counted(zero)
+    with blaming(f"sampler {sampler.name}"):
+        for _ in sampler.sample(denoise, torch.zeros(1, 1), levels, noise):
+            pass
+    return DryRun(denoise.calls, bool(drawn))
