@@ -722,7 +722,7 @@ FAILING_NETWORKS = {
     backbones.learns_to_denoise: {"at most 0.6 is required": Numb},
     backbones.uses_the_label: {"with the label of class": Deaf},
     backbones.uses_the_time: {"outputs at t = 20 and t = 900 differ by 0,": Timeless},
-    backbones.uses_self_conditioning: {"outputs with and without an estimate differ by 0,": LooksAtXAlone},
+    backbones.uses_the_last_estimate: {"outputs with and without an estimate differ by 0,": LooksAtXAlone},
     backbones.treats_items_independently: {
         "outputs alone and in a batch differ by 0.": Mixing,
         "outputs alone and in a batch differ by": OneTime,

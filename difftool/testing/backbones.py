@@ -253,9 +253,9 @@ def uses_the_time(case: Case) -> str:
     return rows
 
 
-def uses_self_conditioning(case: Case) -> str:
-    """If the backbone declares self-conditioning, the estimate beside x_t changes the output of a network that was
-    trained with it."""
+def uses_the_last_estimate(case: Case) -> str:
+    """If the backbone declares self-conditioning, the last estimate of x_0, which is passed beside x_t, changes the
+    output of a network that was trained with it."""
     if not case.backbone.self_conditioning:
         raise Skipped("it does not declare self-conditioning")
     network = case.build(replace(case.spec, self_condition=True))
@@ -303,8 +303,8 @@ def can_be_saved_and_loaded(case: Case) -> str:
 
 
 def works_in_bf16(case: Case) -> str:
-    """Under autocast to bfloat16 its outputs are finite and differ from those in float32 by a tenth on average, at
-    most."""
+    """Under autocast to bfloat16 its outputs are finite, and differ from those in float32 by at most a tenth on
+    average."""
     x = noise(case.spec, 4)
     full = case.reference(x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -317,7 +317,7 @@ def works_in_bf16(case: Case) -> str:
 
 
 def works_on_every_device(case: Case) -> str:
-    """On each accelerator of the machine its output differs from the one on the CPU by a hundredth at most."""
+    """On each accelerator of the machine its output differs from the one on the CPU by at most a hundredth."""
     devices, x = accelerators(), noise(case.spec, 4)
     expected, state = case.reference(x), case.training[0].state_dict()
     for device in devices:
@@ -338,7 +338,7 @@ LAWS = (
     learns_to_denoise,
     uses_the_label,
     uses_the_time,
-    uses_self_conditioning,
+    uses_the_last_estimate,
     treats_items_independently,
     can_be_saved_and_loaded,
     works_in_bf16,

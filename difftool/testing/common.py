@@ -75,22 +75,22 @@ def _import_in_new_process(module: str, python_path: str) -> subprocess.Complete
 
 
 def options_survive_the_command_line(component: Component) -> str:
-    """The component, with its own options and with each one changed in turn, is the same after its options were typed
-    as flags and parsed."""
+    """The component's options, as they are and with each one changed in turn, are unchanged after they were typed as
+    flags and parsed."""
     return _check_round_trip(component, _through_flags)
 
 
 def options_survive_a_config_file(component: Component) -> str:
-    """The component, with its own options and with each one changed in turn, is the same after its options were written
-    to and read from the TOML of a run's `config.toml`."""
+    """The component's options, as they are and with each one changed in turn, are unchanged after they were written to
+    and read from the TOML of a run's `config.toml`."""
     return _check_round_trip(
         component, lambda one: make(type(one), tomllib.loads(dump_toml({"table": plain(one)}))["table"])
     )
 
 
 def options_survive_a_model_file(component: Component) -> str:
-    """The component, with its own options and with each one changed in turn, is the same after its options were written
-    to and read from the JSON metadata of `model.safetensors`."""
+    """The component's options, as they are and with each one changed in turn, are unchanged after they were written to
+    and read from the JSON metadata of `model.safetensors`."""
     return _check_round_trip(
         component, lambda one: make(type(one), json.loads(json.dumps(plain(one), allow_nan=False)))
     )

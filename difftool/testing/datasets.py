@@ -184,8 +184,8 @@ def augments_reproducibly(case: Case) -> str:
 
 
 def can_be_stored_in_a_model_file(case: Case) -> str:
-    """The facts that a model file keeps of the data are the same after they were read back, and `item_ids`, by which
-    items are held out, are unique."""
+    """What a model file stores of the data is unchanged after it was written and read, and `item_ids`, by which items
+    are held out, are unique."""
     facts = DataFacts.of(case.samples)
     try:
         result = DataFacts.read(facts.document())

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 
+from PIL import Image
+
 from difftool.components import Logger, Row, RunContext
 from difftool.testing.laws import Failed, Skipped
 
@@ -24,7 +26,7 @@ def logs_and_resumes_a_run(logger: Logger) -> str:
         folder = Path(name) / "run"
         folder.mkdir()
         picture = folder / "samples-000002.png"
-        _draw(picture)
+        Image.new("RGB", (8, 8)).save(picture)
         _log(logger, folder, picture, first=0)
         before = _texts(folder / "logs")
         _log(logger, folder, picture, first=1)
@@ -84,9 +86,3 @@ def _texts(folder: Path) -> dict[str, str]:
         except UnicodeDecodeError:
             continue
     return texts
-
-
-def _draw(path: Path) -> None:
-    from PIL import Image
-
-    Image.new("RGB", (8, 8)).save(path)

@@ -168,7 +168,7 @@ def is_independent_of_the_batch_size(case: Case) -> str:
 
 
 def makes_the_calls_it_claims(case: Case) -> str:
-    """The number of denoiser calls is what `claimed_calls` returns, on every schedule."""
+    """If `claimed_calls` returns a number, it is the number of denoiser calls on every schedule."""
     rows = []
     for steps in (1, 2, 10, 50):
         claimed, made = case.sampler.claimed_calls(steps), set()
@@ -222,7 +222,7 @@ def has_the_order_it_claims(case: Case) -> str:
 
 
 def works_on_every_device(case: Case) -> str:
-    """On each accelerator of the machine its float32 samples differ from those on the CPU by 1e-3 at most."""
+    """On each accelerator of the machine its float32 samples differ from those on the CPU by at most 1e-3."""
     devices, levels = accelerators(), case.levels(20)
     noise = case.noise(64, dtype=torch.float32)
 
