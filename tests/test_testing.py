@@ -295,13 +295,18 @@ def ddim(denoise: Any, x: Tensor, levels: Any) -> Iterator[Step]:
 def sampler(sample: Callable[..., Iterator[Step]], order: int | None = 1) -> Sampler:
     """Make a sampler from the function `sample(denoise, x, levels, noise)`."""
     space = {"sample": lambda self, *arguments: sample(*arguments), "order": order, "__module__": __name__}
-    made: Any = type(sample.__name__, (DDIM,), space, name="sound")
+    made: Any = type("Made", (DDIM,), space, name="sound")
     return made()  # type: ignore[no-any-return]
 
 
-def own_levels(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
-    """Call the denoiser at levels of its own, made by `Level.of`."""
-    return ddim(lambda x, level: denoise(x, Level.of(level.alpha, level.sigma)), x, levels)
+def stepwise(change: Callable[[Step], Any]) -> Any:
+    """Make a sampler that changes each step of DDIM."""
+    return lambda denoise, x, levels, noise: map(change, ddim(denoise, x, levels))
+
+
+def at_levels(change: Callable[[Level], Level]) -> Any:
+    """Make a sampler that calls the denoiser of DDIM at changed levels."""
+    return lambda denoise, x, levels, noise: ddim(lambda x, level: denoise(x, change(level)), x, levels)
 
 
 def variance_preserving_only(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
@@ -316,7 +321,14 @@ def images_only(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[St
     yield from ddim(denoise, x, levels)
 
 
-@pytest.mark.parametrize("sample", [own_levels, variance_preserving_only, images_only])
+@pytest.mark.parametrize(
+    "sample",
+    [
+        at_levels(lambda level: Level.of(level.alpha, level.sigma)),  # levels of its own
+        variance_preserving_only,
+        images_only,
+    ],
+)
 def test_sound_samplers_pass(sample: Callable[..., Iterator[Step]]) -> None:
     assert failed_laws(sampler(sample)) == {}
 
@@ -325,31 +337,6 @@ def clean_end(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Step
     for step in ddim(denoise, x, levels):
         denoise(step.x, step.level)
         yield step
-
-
-def wrong_time(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
-    """Call the denoiser at the right noise with the t of another level, which is all that a network sees."""
-    return ddim(lambda x, level: denoise(x, replace(level, t=0.0)), x, levels)
-
-
-def one_short(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
-    return ddim(denoise, x, [levels[0], *levels[2:]] if len(levels) > 2 else levels)
-
-
-def double(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
-    return (replace(step, x=step.x.double()) for step in ddim(denoise, x, levels))
-
-
-def asks_in_double(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
-    return ddim(lambda x, level: denoise(x.double(), level), x, levels)
-
-
-def bare_states(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Any]:
-    return (step.x for step in ddim(denoise, x, levels))
-
-
-def always_clean(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
-    return (replace(step, level=CLEAN) for step in ddim(denoise, x, levels))
 
 
 def divides_by_zero(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
@@ -365,19 +352,6 @@ def divides_by_the_signal(denoise: Any, x: Tensor, levels: Any, noise: Any) -> I
         signal = torch.as_tensor(t.alpha, dtype=x.dtype)
         x = s.alpha / signal * x + (s.sigma - s.alpha * t.sigma / signal) * estimate.eps
         yield Step(x, s, estimate)
-
-
-def global_noise(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
-    return (replace(step, x=step.x + 1e-4 * torch.randn_like(step.x)) for step in ddim(denoise, x, levels))
-
-
-def mixes_the_batch(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
-    return ddim(denoise, x + 1e-3 * x.mean(0), levels)
-
-
-def changes_the_start(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
-    for step in ddim(denoise, x.clone(), levels):
-        yield replace(step, x=x.copy_(step.x))
 
 
 def changes_yielded_states(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
@@ -401,10 +375,6 @@ def changes_estimates(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Itera
         yield Step(x, s, estimate)
 
 
-def calls_twice(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
-    return ddim(lambda x, level: (denoise(x, level), denoise(x, level))[1], x, levels)
-
-
 def too_quiet(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iterator[Step]:
     """Scale the noise of a step by the posterior's variance instead of its standard deviation: a published bug."""
     for i, (t, s) in enumerate(pairwise(levels)):
@@ -422,24 +392,39 @@ def refuses_everything(denoise: Any, x: Tensor, levels: Any, noise: Any) -> Iter
 FAILING_SAMPLERS = {
     samplers.visits_the_given_levels: {
         "the denoiser was called at the clean end": clean_end,
-        "but that t belongs to another level": wrong_time,
-        "2 steps of linear, items (1,), float32: it yielded 1 steps": one_short,
-        "step 1 has (3, 1) float64, not (3, 1) float32": double,
-        "the denoiser was called with (3, 1) float64, not (3, 1) float32": asks_in_double,
-        "step 1 is a Tensor, not a Step": bare_states,
-        "step 1 claims to be at Level(t=-1.0": always_clean,
+        # the right noise with the t of another level, and t is all that a network sees
+        "but that t belongs to another level": at_levels(lambda level: replace(level, t=0.0)),
+        "2 steps of linear, items (1,), float32: it yielded 1 steps": lambda denoise, x, levels, noise: ddim(
+            denoise, x, [levels[0], *levels[2:]] if len(levels) > 2 else levels
+        ),
+        "step 1 has (3, 1) float64, not (3, 1) float32": stepwise(lambda step: replace(step, x=step.x.double())),
+        "the denoiser was called with (3, 1) float64, not (3, 1) float32": lambda denoise, x, levels, noise: ddim(
+            lambda x, level: denoise(x.double(), level), x, levels
+        ),
+        "step 1 is a Tensor, not a Step": stepwise(lambda step: step.x),
+        "step 1 claims to be at Level(t=-1.0": stepwise(lambda step: replace(step, level=CLEAN)),
         "ZeroDivisionError: float division by zero (test_testing.py, line ": divides_by_zero,
         "1 steps of flow, items (1,), float32: the state of step 1 is not finite": divides_by_the_signal,
     },
-    samplers.is_reproducible: {"draw all noise by noise(i)": global_noise},
-    samplers.is_independent_of_the_batch_size: {"between batches of 1, 5 and 12": mixes_the_batch},
+    samplers.is_reproducible: {
+        "draw all noise by noise(i)": stepwise(lambda step: replace(step, x=step.x + 1e-4 * torch.randn_like(step.x)))
+    },
+    samplers.is_independent_of_the_batch_size: {
+        "between batches of 1, 5 and 12": lambda denoise, x, levels, noise: ddim(denoise, x + 1e-3 * x.mean(0), levels)
+    },
     samplers.modifies_no_tensor_in_place: {
-        "the noise that it starts from was changed in place": changes_the_start,
+        "the noise that it starts from was changed in place": lambda denoise, x, levels, noise: (
+            replace(step, x=x.copy_(step.x)) for step in ddim(denoise, x.clone(), levels)
+        ),
         "the state of step 1 was changed in place later": changes_yielded_states,
         "a state that was passed to the denoiser was changed in place later": changes_passed_states,
         "an estimate of the denoiser was changed in place": changes_estimates,
     },
-    samplers.makes_the_calls_it_claims: {"2 calls in 1 steps of linear, but claimed_calls(1) is 1": calls_twice},
+    samplers.makes_the_calls_it_claims: {
+        "2 calls in 1 steps of linear, but claimed_calls(1) is 1": lambda denoise, x, levels, noise: ddim(
+            lambda x, level: (denoise(x, level), denoise(x, level))[1], x, levels
+        )
+    },
     samplers.reaches_the_data_distribution: {"it ends at a Wasserstein-1 distance of 0.": too_quiet},
     samplers.has_the_order_it_claims: {"claims order 1, but draws noise": too_quiet},
 }
@@ -595,16 +580,18 @@ def backbone(net: Callable[[BackboneSpec], Any], **space: Any) -> Backbone:
     return made()  # type: ignore[no-any-return]
 
 
-class Deaf(Net):
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return super().forward(x, t, None)
+def altered(forward: Callable[..., Any]) -> type[nn.Module]:
+    """Make a network from `forward(original, x, t, cond)`, where `original` is the forward of the sound network."""
+
+    class Altered(Net):
+        def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Any:
+            return forward(super().forward, x, t, cond)
+
+    return Altered
 
 
-class NoNull(Net):
-    """Takes "no class" for class 0."""
-
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return super().forward(x, t, None if cond is None else torch.where(cond == 3, 0, cond))
+TIMELESS = altered(lambda net, x, t, cond: net(x, 0 * t, cond))
+NOISY = altered(lambda net, x, t, cond: net(x, t, cond) + 0.01 * torch.rand(1))
 
 
 class OneShort(Net):
@@ -613,56 +600,6 @@ class OneShort(Net):
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__(spec)
         self.label = nn.Embedding(spec.classes or 1, 64)
-
-
-class Timeless(Net):
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return super().forward(x, torch.zeros_like(t), cond)
-
-
-class OneTime(Net):
-    """Takes the first item's time for all."""
-
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return super().forward(x, torch.full_like(t, float(t[0])), cond)
-
-
-class Mixing(Net):
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return super().forward(x - 0.1 * x.mean(0), t, cond)
-
-
-class Noisy(Net):
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return super().forward(x, t, cond) + 0.01 * torch.rand(1)
-
-
-class Numb(Net):
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return 1e-9 * super().forward(x, t, cond)
-
-
-class Rough(Net):
-    """Adds and subtracts what bfloat16 cannot hold."""
-
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        out = super().forward(x, t, cond)
-        return (out + 1000) - 1000
-
-
-class Flat(Net):
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return super().forward(x, t, cond)[:, :2]
-
-
-class Listing(Net):
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Any:
-        return [super().forward(x, t, cond)]
-
-
-class Spoils(Net):
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return super().forward(x.mul_(2), t, cond)
 
 
 class Idle(Net):
@@ -710,26 +647,30 @@ class LooksAtXAlone(Net):
 FAILING_NETWORKS = {
     backbones.returns_the_right_shape: {
         "no class (cond 3): raised IndexError: index out of range": OneShort,
-        "it returned a list, not a tensor": Listing,
-        "learned variance: it returned (1, 2) torch.float32, not (1, 4)": Flat,
-        "it changes x in place": Spoils,
+        "it returned a list, not a tensor": altered(lambda net, x, t, cond: [net(x, t, cond)]),
+        "learned variance: it returned (1, 2) torch.float32, not (1, 4)": altered(
+            lambda net, x, t, cond: net(x, t, cond)[:, :2]
+        ),
+        "it changes x in place": altered(lambda net, x, t, cond: net(x.mul_(2), t, cond)),
     },
     backbones.has_reproducible_initial_weights: {
         "on the meta device it has other weights": OtherOnMeta,
         "number differs between two networks of one seed": Unseeded,
     },
     backbones.trains_every_parameter: {"no gradient reaches spare.weight, spare.bias": Idle},
-    backbones.learns_to_denoise: {"at most 0.6 is required": Numb},
-    backbones.uses_the_label: {"with the label of class": Deaf},
-    backbones.uses_the_time: {"outputs at t = 20 and t = 900 differ by 0,": Timeless},
+    backbones.learns_to_denoise: {"at most 0.6 is required": altered(lambda net, x, t, cond: 1e-9 * net(x, t, cond))},
+    backbones.uses_the_label: {"with the label of class": altered(lambda net, x, t, cond: net(x, t, None))},
+    backbones.uses_the_time: {"outputs at t = 20 and t = 900 differ by 0,": TIMELESS},
     backbones.uses_the_last_estimate: {"outputs with and without an estimate differ by 0,": LooksAtXAlone},
     backbones.treats_items_independently: {
-        "outputs alone and in a batch differ by 0.": Mixing,
-        "outputs alone and in a batch differ by": OneTime,
-        "two calls in evaluation mode give two outputs": Noisy,
+        "outputs alone and in a batch differ by 0.": altered(lambda net, x, t, cond: net(x - 0.1 * x.mean(0), t, cond)),
+        "outputs alone and in a batch differ by": altered(lambda net, x, t, cond: net(x, t[0].expand_as(t), cond)),
+        "two calls in evaluation mode give two outputs": NOISY,
     },
     backbones.can_be_saved_and_loaded: {"must be a parameter or a buffer": Unsaved},
-    backbones.works_in_bf16: {"at most a tenth is required": Rough},
+    backbones.works_in_bf16: {
+        "at most a tenth is required": altered(lambda net, x, t, cond: (net(x, t, cond) + 1000) - 1000),
+    },
 }
 
 
@@ -739,16 +680,17 @@ def test_networks_that_fail_a_law(short_training: None, net: type[nn.Module], la
 
 
 def test_a_network_that_confuses_a_class_with_no_class() -> None:
-    assert "class 0 and no class have the same output" in failure(backbone(NoNull), backbones.uses_the_label)
+    null_as_0 = altered(lambda net, x, t, cond: net(x, t, None if cond is None else torch.where(cond == 3, 0, cond)))
+    assert "class 0 and no class have the same output" in failure(backbone(null_as_0), backbones.uses_the_label)
 
 
 def test_a_network_that_fails_one_law_passes_the_others(short_training: None) -> None:
-    assert list(failed_laws(backbone(Timeless))) == ["uses the time"]
+    assert list(failed_laws(backbone(TIMELESS))) == ["uses the time"]
 
 
 def test_outputs_that_vary_cannot_be_compared() -> None:
     with pytest.raises(Skipped, match="its outputs differ from one call to the next"):
-        backbones.can_be_saved_and_loaded(backbones.Case(backbone(Noisy), (2,)))
+        backbones.can_be_saved_and_loaded(backbones.Case(backbone(NOISY), (2,)))
 
 
 class NoLabels(Points, name="no-labels"):
