@@ -562,7 +562,7 @@ def test_control_characters_of_files_never_reach_the_terminal(run: Run, tmp_path
 def test_an_image_that_the_unet_cannot_halve(run: Run, tmp_path: Path) -> None:
     outcome = run("train", *IMAGES, "--dataset.size", "8,9")
     assert outcome.code == 2
-    assert "8x9 does not fit; nearest sizes that do: 8x8, 8x10" in outcome.error
+    assert "8x9 does not fit; the nearest size is 8x8 or 8x10" in outcome.error
     assert list(tmp_path.iterdir()) == []
 
 

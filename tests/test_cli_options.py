@@ -191,8 +191,11 @@ def test_help_with_an_unknown_component_is_refused(run: Run) -> None:
         (["--backbone", "unet", "--backbone.dim-mults", "1,x"], "--backbone.dim-mults"),
         (["--backbone", "unet", "--backbone.dim-mults", ""], "--backbone.dim-mults: must not be empty"),
         (["--backbone", "unet", "--backbone.dim-mults", "1,0"], "--backbone.dim-mults: must be greater than or equal"),
-        (["--backbone", "unet", "--backbone.groups", "7"], "--backbone.groups: 7 must divide the channels"),
-        (["--backbone", "unet", "--dataset.size", "10"], "10x10 does not fit; nearest sizes that do: 8x8, 12x12"),
+        (
+            ["--backbone", "unet", "--backbone.groups", "7"],
+            "--backbone.groups: must divide the channels of every level",
+        ),
+        (["--backbone", "unet", "--dataset.size", "10"], "10x10 does not fit; the nearest size is 8x8 or 12x12"),
         (["--backbone", "unet", "--dataset", "swiss-roll"], "unet needs images"),
         (["--backbone.widht", "3"], "there is no option --backbone.widht; did you mean --backbone.width?"),
         (["--backbone.zzz", "3"], "there is no option --backbone.zzz; backbone takes --backbone.activation"),

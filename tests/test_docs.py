@@ -22,6 +22,7 @@ from environment import Environment
 
 from difftool.components import KINDS
 from difftool.testing import laws_of
+from difftool.testing.examine import PLUGIN_LAWS
 from difftool.testing.laws import name_of, text_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -185,7 +186,6 @@ def test_links_and_pictures_are_there(page: Path) -> None:
 
 HEADINGS = {
     "schedule": "noise schedule",
-    "spacing": "level grid",
     "timestep-sampling": "timestep sampling",
     "weighting": "loss weighting",
 }
@@ -198,9 +198,7 @@ def laws() -> Iterator[str]:
         if own := laws_of(kind)[len(common) :]:
             title = HEADINGS.get(kind, kind)
             yield from _table(f"A{'n' if title[0] in 'aeiou' else ''} {title}:", own)
-    from difftool.testing.plugins import LAWS as of_plugins
-
-    yield from _table("A package as a whole:", of_plugins)
+    yield from _table("A package as a whole:", PLUGIN_LAWS)
 
 
 def _table(heading: str, rows: Sequence[object]) -> Iterator[str]:
@@ -208,7 +206,7 @@ def _table(heading: str, rows: Sequence[object]) -> Iterator[str]:
         yield f"\n{heading}\n\n"
     else:
         yield "\n"
-    yield "| law | how it is found out |\n|---|---|\n"
+    yield "| law | how it is checked |\n|---|---|\n"
     for law in rows:
         yield f"| {name_of(law)} | {text_of(law)} |\n"  # type: ignore[arg-type]
 

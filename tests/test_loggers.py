@@ -382,5 +382,5 @@ def test_wandb_is_told_of_one_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     wandb.known = False
     refused = run("train", *SMALL, "--steps", 4, *about, "--out", "s")
     assert refused.code == 1
-    assert "nobody is logged in; run 'wandb login', or give --logger.mode offline" in refused.error
+    assert "you are not logged in; run 'wandb login', or choose --logger.mode offline" in refused.error
     assert run("train", *SMALL, "--steps", 1, *about, "--logger.mode", "offline", "--out", "t").code == 0

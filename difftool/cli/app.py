@@ -32,7 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "list": ("listing", "List the components that commands can be given, with their options."),
     "plugins": ("plugins", "List the plugins found, what they provide and cost, and why any was set aside."),
-    "check": ("check", "Prove that components keep the laws of their kind: how far each holds, and a verdict."),
+    "check": ("check", "Check components against the laws of their kind."),
 }
 """The module in `difftool.cli` that adds each command, and the first line of its own help."""
 PANEL = "Commands of plugins"

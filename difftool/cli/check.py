@@ -1,4 +1,4 @@
-"""`difftool check`: hold components, or all that a package brings, to the laws of their kinds."""
+"""`difftool check`: check components, or everything in a package, against the laws of their kinds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.table import Table
 from difftool.cli.command import component_command, given_values
 from difftool.cli.console import bar, result, result_json, stdout
 from difftool.cli.flags import Group, flag_of, make_from_flags, text_of
-from difftool.components import KINDS, Component
+from difftool.components import KINDS, Backbone, Component
 from difftool.errors import DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError, printable
 from difftool.options import fields, options_of, suggestion
 from difftool.plugins.discovery import distribution_name
@@ -25,11 +25,14 @@ from difftool.plugins.registry import registry
 if TYPE_CHECKING:
     from difftool.testing import Finding
 
-STYLES = {"kept": "green", "broken": "bold red", "not asked": "dim"}
+STYLES = {"passed": "green", "failed": "bold red", "skipped": "dim"}
 
 
 def _choose(_ctx: typer.Context, _params: dict[str, Any], args: list[str]) -> Sequence[Group]:
-    """Names are positionals, which a lenient pass cannot tell from values: take every argument that is one."""
+    """Return the options of the named components.
+
+    A first, lenient pass over the arguments cannot tell names from values, so every argument that is a name counts.
+    """
     classes = dict.fromkeys(cls for name in args for cls in _components(name))
     kinds = {cls.kind: [c for c in classes if c.kind == cls.kind] for cls in classes}
     return [Group.of(*some) for some in kinds.values()]
@@ -41,44 +44,42 @@ def check(
         list[str],
         typer.Argument(
             metavar="NAME...",
-            autocompletion=lambda incomplete: [name for name in _known() if name.startswith(incomplete)],
-            help="A component, such as ddim, or a package, such as difftool-digits, with all it brings.",
+            autocompletion=lambda incomplete: [name for name in _names() if name.startswith(incomplete)],
+            help="A component, such as ddim, or a package, such as difftool-digits.",
         ),
     ],
     shape: Annotated[
         str | None,
-        typer.Option(metavar="C,H,W", help="Items to ask a backbone with, where usual ones do not fit."),
+        typer.Option(metavar="C,H,W", help="Shape of the items that backbones are checked with."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Prove that components keep the laws of their kind: how far each holds, and a verdict.
+    """Check components against the laws of their kind.
 
-    The laws are those of [bold]difftool.testing[/bold], which a package's own tests can ask too; docs/plugins.md lists
-    them. Exits with 1 where one is broken.
+    The laws are those of [bold]difftool.testing[/bold], for use in the tests of a package; docs/plugins.md lists them.
+    For each law, the command prints a verdict and what was measured. It exits with 1 if a law fails.
     """
-    given = given_values(ctx)
-    sizes = _shape(shape)
-    cases = [case for name in dict.fromkeys(names) for case in _cases(name, given, sizes)]
-    from difftool.testing.examine import laws_of
-    from difftool.testing.plugins import LAWS
+    values, item_shape = given_values(ctx), _shape(shape)
+    cases = [case for name in dict.fromkeys(names) for case in _cases(name, values, item_shape)]
+    from difftool.testing.examine import PLUGIN_LAWS, laws_of
+    from difftool.testing.laws import counted
 
-    total = sum(len(LAWS if case.kind == "plugin" else laws_of(case.kind)) for case in cases)
-    found: list[tuple[_Case, list[Finding]]] = []
-    with bar("checking", total) as shown:
+    total = sum(len(PLUGIN_LAWS if case.kind == "plugin" else laws_of(case.kind)) for case in cases)
+    results: list[tuple[_Case, list[Finding]]] = []
+    with bar("checking", total) as progress:
         for case in cases:
-            found.append((case, findings := []))
+            results.append((case, findings := []))
             for finding in case.examine():
                 findings.append(finding)
-                shown.update(sum(len(some) for _, some in found), f"{case.kind} {case.name}: {finding.law}")
-    broken = [(case, finding) for case, findings in found for finding in findings if finding.broken]
+                progress.update(sum(len(some) for _, some in results), f"{case.kind} {case.name}: {finding.law}")
     if json:
-        result_json(_as_json(found))
+        result_json(_as_json(results))
     else:
-        _print(found)
-    if broken:
-        laws = f"{len(broken)} law{'s are' if len(broken) > 1 else ' is'} broken"
-        first, law = broken[0]
-        raise DifftoolError(f"{laws}: {first.kind} {first.name} {law.law}{', ...' if len(broken) > 1 else ''}")
+        _print(results)
+    failures = [f"{case.kind} {case.name} {f.law}" for case, findings in results for f in findings if f.failed]
+    if failures:
+        more = ", ..." if len(failures) > 1 else ""
+        raise DifftoolError(f"{counted(len(failures), 'law')} failed: {failures[0]}{more}")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -87,7 +88,7 @@ def add_to(app: typer.Typer) -> None:
 
 @dataclass(frozen=True)
 class _Case:
-    """What is held to laws: a component, or a plugin as a whole."""
+    """A component, or a plugin as a whole, that is checked."""
 
     kind: str
     name: str
@@ -95,11 +96,10 @@ class _Case:
     examine: Callable[[], Iterator[Finding]]
 
 
-def _cases(name: str, given: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...] | None) -> Iterator[_Case]:
-    """The plugins of a package and all their components, or the components of that name. Raises `UsageError`."""
-    from difftool.testing.examine import examine
+def _cases(name: str, values: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...] | None) -> Iterator[_Case]:
+    """Yield the plugins of a package and their components, or the components of this name. Raises `UsageError`."""
+    from difftool.testing.examine import examine, examine_plugin
     from difftool.testing.laws import Finding
-    from difftool.testing.plugins import examine_plugin
 
     plugins = _plugins(name)
     for plugin in plugins:
@@ -107,52 +107,51 @@ def _cases(name: str, given: Mapping[str, Mapping[str, Any]], shape: tuple[int, 
     for cls in _components(name):
         owner = registry().owner(cls)
         package = "" if owner is None else _package(owner)
-        about = {"shape": shape} if cls.kind == "backbone" and shape else {}
         try:
-            component = make_from_flags(cls, options_of(cls, given.get(cls.kind, {})))
+            component = make_from_flags(cls, options_of(cls, values.get(cls.kind, {})))
         except InvalidOption as error:
             if not plugins:
                 raise
-            reason = Finding("keeps the laws of its kind", "not asked", f"{error}; check {cls.name} by itself")
+            reason = Finding("can be checked", "skipped", f"{error}; check {cls.name} by itself")
             yield _Case(cls.kind, cls.name, package, partial(iter, [reason]))
             continue
-        yield _Case(cls.kind, _titled(component), package, partial(examine, component, **about))
+        item_shape = shape if cls.kind == Backbone.kind else None
+        yield _Case(cls.kind, _title(component), package, partial(examine, component, shape=item_shape))
     if not plugins and not _components(name):
-        for kind in KINDS:  # one that was set aside says why
+        for kind in KINDS:  # raises the reason for a component that was set aside
             with contextlib.suppress(UnknownComponent):
                 registry().get(kind, name)
-        known = _known()
         raise UsageError(
-            f"there is no component or package called {name!r}{suggestion(name, known)}{registry().missing_note()}"
+            f"there is no component or package called {name!r}{suggestion(name, _names())}{registry().missing_note()}"
         )
 
 
-def _titled(component: Component) -> str:
-    """Its name, and the options that it was given."""
-    defaults = {f.name: f.default for f in fields(type(component))}
-    values = {f.name: getattr(component, f.name) for f in fields(type(component))}
-    given = [f"{flag_of(type(component), n)} {text_of(v)}" for n, v in values.items() if v != defaults[n]]
-    return " ".join([component.name, *given])
+def _title(component: Component) -> str:
+    """Return the component's name, with the options that differ from their defaults."""
+    values = [(f, getattr(component, f.name)) for f in fields(type(component))]
+    changed = [f"{flag_of(type(component), f.name)} {text_of(value)}" for f, value in values if value != f.default]
+    return " ".join([component.name, *changed])
 
 
 def _plugins(name: str) -> list[Plugin]:
-    """The plugins of a package, or the one of that identity."""
+    """Return the plugins of a package, or the one with this identity."""
     wanted = distribution_name(name)
     return [p for p in registry().plugins if wanted in (p.distribution, p.identity)]
 
 
 def _components(name: str) -> list[type[Component]]:
-    """All that a package brings, or else the components of that name, of whatever kind."""
+    """Return the components of a package, or the components of this name, whatever their kind."""
     if plugins := _plugins(name):
         return [component for plugin in plugins for component in plugin.components]
-    found = []
+    components = []
     for kind in KINDS:
         with contextlib.suppress(UnknownComponent, PluginFailure):
-            found.append(registry().get(kind, name))
-    return found
+            components.append(registry().get(kind, name))
+    return components
 
 
-def _known() -> list[str]:
+def _names() -> list[str]:
+    """Return the names of all components and packages."""
     names = [name for kind in KINDS for name in registry().names(kind)]
     return sorted({*names, *(p.distribution for p in registry().plugins)})
 
@@ -169,14 +168,14 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1 or len(shape) > 4:
-        raise UsageError(f"--shape: must be one to four numbers from 1 on, such as 3,64,64, not {text!r}")
+        raise UsageError(f"--shape: must be one to four positive numbers, such as 3,64,64, not {text!r}")
     return shape
 
 
-def _print(found: Sequence[tuple[_Case, list[Finding]]]) -> None:
+def _print(results: Sequence[tuple[_Case, list[Finding]]]) -> None:
     console = stdout()
     counts = dict.fromkeys(STYLES, 0)
-    for case, findings in found:
+    for case, findings in results:
         title = f"{case.kind} {case.name}{f' ({case.package})' if case.package else ''}"
         table = Table(
             title=escape(printable(title)), title_justify="left", title_style="bold", box=None, pad_edge=False
@@ -189,12 +188,12 @@ def _print(found: Sequence[tuple[_Case, list[Finding]]]) -> None:
             table.add_row(verdict, escape(finding.law), escape(printable(finding.measured)))
         console.print(table)
         console.print()
-    result(f"{counts['kept']} laws kept, {counts['broken']} broken, {counts['not asked']} not asked")
+    result(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
 
 
-def _as_json(found: Sequence[tuple[_Case, list[Finding]]]) -> dict[str, Any]:
+def _as_json(results: Sequence[tuple[_Case, list[Finding]]]) -> dict[str, Any]:
     return {
-        "verdict": "broken" if any(f.broken for _, findings in found for f in findings) else "kept",
+        "verdict": "failed" if any(f.failed for _, findings in results for f in findings) else "passed",
         "checked": [
             {
                 "kind": case.kind,
@@ -202,6 +201,6 @@ def _as_json(found: Sequence[tuple[_Case, list[Finding]]]) -> dict[str, Any]:
                 "package": case.package,
                 "laws": [{"law": f.law, "verdict": f.verdict, "measured": f.measured} for f in findings],
             }
-            for case, findings in found
+            for case, findings in results
         ],
     }

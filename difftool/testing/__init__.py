@@ -1,26 +1,29 @@
-"""What a plugin author tests a component with: the laws that every component keeps.
+"""The law kit: tests for components, for use in the tests of a plugin.
 
     from difftool.testing import check_sampler
     from my_package import MySampler
 
-    def test_it_keeps_the_laws():
+    def test_laws():
         check_sampler(MySampler(eta=0.5))
 
-Each `check_...` takes a component, or a class to be made with its defaults, and raises `BrokenLaws`, which says of each
-broken law what was measured and what was due. `difftool check NAME` asks the same laws. `PluginManager`, or the pytest
-fixture `plugin_manager`, gives a register in which nothing but the built-ins and one's own plugin is found.
+Each `check_...` function takes a component, or a class that is then made with its defaults. It returns the findings, or
+raises `LawsFailed`, which says for each failed law what was measured and what is required. `difftool check NAME` runs
+the same laws on the command line.
+
+`PluginManager`, and the pytest fixture `plugin_manager`, hold the built-ins and the plugins that a test registers, and
+ignore every other installed plugin. `invoke` runs the command line in the current process.
 """
 
 from __future__ import annotations
 
 from difftool.components import Backbone, Component, Dataset, NoiseSchedule, Sampler
 from difftool.testing.examine import examine, laws_of
-from difftool.testing.laws import BrokenLaws, Finding, made
+from difftool.testing.laws import Finding, LawsFailed, instance
 from difftool.testing.manager import Outcome, PluginManager, invoke
 
 __all__ = [
-    "BrokenLaws",
     "Finding",
+    "LawsFailed",
     "Outcome",
     "PluginManager",
     "check_backbone",
@@ -35,37 +38,38 @@ __all__ = [
 
 
 def check_component(component: Component | type[Component]) -> list[Finding]:
-    """Hold a component of any kind to the laws of its kind. Raises `BrokenLaws`; returns what was found."""
-    return _hold(component)
+    """Check a component of any kind against the laws of that kind. Raises `LawsFailed`."""
+    return _check(component)
 
 
 def check_dataset(dataset: Dataset | type[Dataset]) -> list[Finding]:
-    """Hold a dataset to its laws: it loads what it says, the same each time, in a scale that a network can learn."""
-    return _hold(dataset)
+    """Check that a dataset loads what it declares, the same each time, scaled for a network. Raises `LawsFailed`."""
+    return _check(dataset)
 
 
 def check_schedule(schedule: NoiseSchedule | type[NoiseSchedule]) -> list[Finding]:
-    """Hold a schedule to its laws: signal falls strictly, from clean to noise, for every number of timesteps."""
-    return _hold(schedule)
+    """Check that a schedule falls strictly from data to noise, at every length. Raises `LawsFailed`."""
+    return _check(schedule)
 
 
 def check_backbone(backbone: Backbone | type[Backbone], *, shape: tuple[int, ...] | None = None) -> list[Finding]:
-    """Hold a backbone to its laws: shapes, labels and time are taken, it learns, and comes back from a file.
+    """Check that a network uses its inputs, learns, and can be saved and loaded. Raises `LawsFailed`.
 
-    `shape` is that of an item, such as (3, 224, 224); without it the smallest of some usual ones that fits is taken.
+    `shape` is the shape of one item, such as (3, 224, 224). By default it is the first of some small common shapes that
+    the network accepts.
     """
-    return _hold(backbone, shape=shape)
+    return _check(backbone, shape=shape)
 
 
 def check_sampler(sampler: Sampler | type[Sampler]) -> list[Finding]:
-    """Hold a sampler to its laws: it reaches a known distribution, in the order and the calls that it claims."""
-    return _hold(sampler)
+    """Check that a sampler reaches a known distribution with the order and the calls it claims. Raises `LawsFailed`."""
+    return _check(sampler)
 
 
-def _hold(component: Component | type[Component], **about: object) -> list[Finding]:
-    __tracebackhide__ = True  # pytest shows the line that asked
-    one = made(component)
-    findings = list(examine(one, **about))
-    if any(finding.broken for finding in findings):
-        raise BrokenLaws(one, findings)
+def _check(component: Component | type[Component], *, shape: tuple[int, ...] | None = None) -> list[Finding]:
+    __tracebackhide__ = True  # pytest then shows the caller's line
+    checked = instance(component)
+    findings = list(examine(checked, shape=shape))
+    if any(finding.failed for finding in findings):
+        raise LawsFailed(checked, findings)
     return findings

@@ -1,97 +1,139 @@
-"""Hold components, and plugins as a whole, to their laws."""
+"""Check components, and plugins as a whole, against their laws."""
 
 from __future__ import annotations
 
+import contextlib
 import random
-import sys
-import traceback
-from collections.abc import Iterator
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
 
-from difftool import errors
-from difftool.components import KINDS, Component
-from difftool.testing.laws import Broken, Finding, Law, NotAsked, name_of
+from difftool.components import (
+    Backbone,
+    Component,
+    Dataset,
+    Logger,
+    NoiseSchedule,
+    Oracle,
+    Prediction,
+    Sampler,
+    Spacing,
+    TimestepSampling,
+    Weighting,
+    Writer,
+)
+from difftool.plugins.loading import Plugin
+from difftool.testing.laws import Failed, Finding, KindLaws, Law, Skipped, counted, name_of, raised
 
-if TYPE_CHECKING:
-    pass
+
+def laws_by_kind() -> Mapping[str, KindLaws]:
+    """Return the laws of every kind that has laws of its own, beside those of every component."""
+    # imported here, since all of them import torch
+    from difftool.testing import backbones, datasets, loggers, objectives, oracles, samplers, schedules, writers
+
+    return {
+        Dataset.kind: KindLaws(datasets.LAWS, datasets.Case),
+        NoiseSchedule.kind: KindLaws(schedules.LAWS, schedules.prepare),
+        Backbone.kind: KindLaws(backbones.LAWS, backbones.prepare),
+        Sampler.kind: KindLaws(samplers.LAWS, samplers.prepare),
+        Spacing.kind: KindLaws(samplers.SPACING_LAWS),
+        Prediction.kind: KindLaws(objectives.PREDICTION_LAWS),
+        Weighting.kind: KindLaws(objectives.WEIGHTING_LAWS),
+        TimestepSampling.kind: KindLaws(objectives.TIMESTEP_SAMPLING_LAWS),
+        Oracle.kind: KindLaws(oracles.LAWS),
+        Logger.kind: KindLaws(loggers.LAWS),
+        Writer.kind: KindLaws(writers.LAWS),
+    }
 
 
 def laws_of(kind: str) -> tuple[Law, ...]:
-    """The laws of a kind, those of every component first."""
+    """Return the laws of a kind: those of every component, then its own."""
     from difftool.testing import common
 
-    return (*common.LAWS, *_module(kind).LAWS)
+    return (*common.LAWS, *laws_by_kind().get(kind, KindLaws()).laws)
 
 
-def examine(component: Component, **about: object) -> Iterator[Finding]:
-    """Hold a component to every law of its kind, one by one.
+def examine(component: Component, *, shape: tuple[int, ...] | None = None) -> Iterator[Finding]:
+    """Check a component against every law of its kind, one at a time.
 
-    `about` is what its laws are to be asked with, such as the shape of a backbone's items.
+    `shape` is the shape of the items that a backbone is checked with.
     """
     from difftool.testing import common
 
-    for law in common.LAWS:
-        yield hold(law, component)
-    module = _module(component.kind)
-    subject: Any = component
-    if prepare := getattr(module, "subject", None):
-        try:
-            subject = prepare(component, **about)
-        except Broken as error:
-            yield Finding("can be examined", "broken", str(error))
-            return
-    reasons: set[str] = set()
-    for law in module.LAWS:
-        finding = hold(law, subject)
-        if finding.broken and finding.measured in reasons:  # one cause is told once
-            finding = Finding(finding.law, "not asked", "it fails as above")
-        elif finding.broken:
-            reasons.add(finding.measured)
+    for common_law in common.LAWS:
+        yield check_law(common_law, component)
+    kind = laws_by_kind().get(component.kind, KindLaws())
+    try:
+        with undisturbed():
+            subject = kind.prepare(component) if shape is None else kind.prepare(component, shape=shape)
+    except Failed as error:
+        yield Finding("can be checked", "failed", str(error))
+        return
+    causes: set[str] = set()
+    for law in kind.laws:
+        finding = check_law(law, subject)
+        if finding.failed and finding.measured in causes:
+            finding = Finding(finding.law, "skipped", "it fails for the same reason as above")
+        elif finding.failed:
+            causes.add(finding.measured)
         yield finding
 
 
-def hold(law: Law, subject: object) -> Finding:
-    """Ask one law, on one thread: the work is tiny, and its last digits should not depend on the machine.
+def check_law(law: Law, subject: object) -> Finding:
+    """Check one law. Anything that the component raises makes the law fail."""
+    name = name_of(law)
+    try:
+        with undisturbed():
+            return Finding(name, "passed", law(subject))
+    except Skipped as reason:
+        return Finding(name, "skipped", str(reason))
+    except Failed as reason:
+        return Finding(name, "failed", str(reason))
+    except (Exception, SystemExit) as error:
+        return Finding(name, "failed", raised(error))
 
-    What it draws from the generators that a program shares changes nothing for whoever asked.
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Run on one CPU thread, and restore the global random generators of torch, numpy and Python afterwards.
+
+    The work is tiny, and its last digits should not depend on the number of cores.
     """
+    import numpy as np
     import torch
 
     from difftool.devices import threads
 
-    name, state = name_of(law), random.getstate()
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)
     try:
         with threads(1), torch.random.fork_rng(devices=()):
-            return Finding(name, "kept", law(subject))
-    except NotAsked as reason:
-        return Finding(name, "not asked", str(reason))
-    except Broken as broken:
-        return Finding(name, "broken", str(broken))
-    except (Exception, SystemExit) as error:
-        return Finding(name, "broken", describe(error))
+            yield
     finally:
-        random.setstate(state)
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
-def describe(error: BaseException) -> str:
-    """What an unexpected exception says, and where in the author's code it was raised."""
-    ours = [str(Path(__file__).parents[1]), *(str(Path(m.__file__).parent) for m in _libraries() if m.__file__)]
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not frame.filename.startswith(tuple(ours))]
-    where = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
-    return f"raised {errors.describe(error)}{where}"
+# ── plugins as a whole ──────────────────────────────────────────────────────────────────────────
 
 
-def _libraries() -> Iterator[ModuleType]:
-    return (sys.modules[name] for name in ("torch", "numpy", "contextlib") if name in sys.modules)
+def loads_completely(plugin: Plugin) -> str:
+    """The plugin is loaded, difftool knows and calls its hooks, and none of its components is set aside."""
+    if plugin.problems:
+        raise Failed("; ".join(map(str, plugin.problems)))
+    if not plugin.components:
+        raise Failed("it provides no component; put @difftool.hookimpl above its hooks")
+    return counted(len(plugin.components), "component")
 
 
-def _module(kind: str) -> Any:
-    modules = {"prediction": "objectives", **{k: f"{k.replace('-', '_')}s" for k in KINDS if k != "prediction"}}
-    try:
-        return import_module(f"difftool.testing.{modules[kind]}")
-    except ModuleNotFoundError:
-        return SimpleNamespace(LAWS=())
+def loads_without_torch(plugin: Plugin) -> str:
+    """Loading the plugin does not import torch, which would slow down every command and every `--help`."""
+    if plugin.imports_torch:
+        raise Failed(f"it imports torch and takes {plugin.seconds:.2f} s; import torch inside the methods that need it")
+    return f"{1000 * plugin.seconds:.1f} ms"
+
+
+PLUGIN_LAWS = (loads_completely, loads_without_torch)
+
+
+def examine_plugin(plugin: Plugin) -> Iterator[Finding]:
+    """Check a plugin against its laws, one at a time."""
+    for law in PLUGIN_LAWS:
+        yield check_law(law, plugin)

@@ -1,4 +1,4 @@
-"""Fixtures that pytest knows wherever difftool is installed."""
+"""Fixtures that pytest offers wherever difftool is installed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def plugin_manager() -> Iterator[PluginManager]:
-    """A register with the built-ins alone, in which a test registers its own plugin; no other entry point is read.
+    """A register of the built-ins, to which a test adds its own plugin. Other installed plugins are ignored.
 
-    def test_it_is_found(plugin_manager):
+    def test_registration(plugin_manager):
         plugin = plugin_manager.register(my_package)
         assert not plugin.problems
         assert difftool.component("sampler", "mine")

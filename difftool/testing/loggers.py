@@ -1,4 +1,4 @@
-"""Laws of loggers, asked with a run of three rows that is killed, and resumed after the first."""
+"""The laws of loggers, checked with a run of three rows that is killed and then resumed after the first."""
 
 from __future__ import annotations
 
@@ -7,41 +7,43 @@ from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 
+from PIL import Image
+
 from difftool.components import Logger
 from difftool.specs import Row, RunContext
-from difftool.testing.laws import Broken, NotAsked
+from difftool.testing.laws import Failed, Skipped
 
 LOSSES = (0.71393, 0.51767, 0.31259)
-"""Of the three steps: numbers that are found again in a file of text."""
+"""The losses of the three steps, which can be found in a text file."""
 
 
-def logs_a_run_and_goes_on(logger: Logger) -> str:
-    """It takes rows of numbers, some not measured, and of pictures. Where a killed run is taken up before the last row
-    it saw, rows up to `run.step` are still there, and those beyond it, which come again, are there once; seen in files
-    of text in `run.logs`, the place for a logger's own files."""
-    if missing := [what for module, what in logger.requires.items() if find_spec(module) is None]:
-        raise NotAsked(f"needs {missing[0]}")
+def logs_and_resumes_a_run(logger: Logger) -> str:
+    """It accepts rows of numbers, of which some may be missing, and of pictures. It keeps its files in `run.logs`.
+    After a run was killed and resumed at an earlier step, its text files hold the rows up to `run.step`, and the
+    repeated rows only once."""
+    if missing := [package for module, package in logger.requires.items() if find_spec(module) is None]:
+        raise Skipped(f"{missing[0]} is not installed")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "run"
         folder.mkdir()
         picture = folder / "samples-000002.png"
-        _draw(picture)
+        Image.new("RGB", (8, 8)).save(picture)
         _log(logger, folder, picture, first=0)
         before = _texts(folder / "logs")
         _log(logger, folder, picture, first=1)
         written = [path for path in folder.rglob("*") if path.is_file() and path != picture]
         if outside := [path for path in written if folder / "logs" not in path.parents]:
             where = outside[0].relative_to(folder)
-            raise Broken(f"it wrote {where} into the run folder; its own files go to run.logs")
+            raise Failed(f"it wrote {where} into the run folder; its own files belong in run.logs")
         _compare(before, _texts(folder / "logs"))
-        return f"{len(written)} files in run.logs, {len(before)} of text"
+        return f"{len(written)} files in run.logs, {len(before)} of them text"
 
 
-LAWS = (logs_a_run_and_goes_on,)
+LAWS = (logs_and_resumes_a_run,)
 
 
 def _log(logger: Logger, folder: Path, picture: Path, *, first: int) -> None:
-    """The rows after `first`."""
+    """Log the rows after step `first`."""
     run = RunContext(
         folder=folder,
         logs=folder / "logs",
@@ -50,12 +52,14 @@ def _log(logger: Logger, folder: Path, picture: Path, *, first: int) -> None:
         started="2026-01-01T00:00:00.000+00:00",
         step=first,
     )
-    opened = logger.open(run)
-    if not isinstance(opened, AbstractContextManager):
-        raise Broken(f"open() gave a {type(opened).__name__}, no context; put @contextlib.contextmanager above it")
-    with opened as log:
+    context = logger.open(run)
+    if not isinstance(context, AbstractContextManager):
+        raise Failed(
+            f"open() returned a {type(context).__name__}, not a context; put @contextlib.contextmanager above it"
+        )
+    with context as log:
         if not callable(log):
-            raise Broken(f"its context gave a {type(log).__name__}, not the function that is called with each row")
+            raise Failed(f"its context gave a {type(log).__name__}, not a function to call with each row")
         for step, loss in enumerate(LOSSES, start=1):
             if step > first:
                 log(Row(step=step, metrics={"loss": loss, "held_out_loss": None}))
@@ -63,27 +67,23 @@ def _log(logger: Logger, folder: Path, picture: Path, *, first: int) -> None:
 
 
 def _compare(before: dict[str, str], after: dict[str, str]) -> None:
-    """What a resumed run did to what was logged before."""
-    for name, text in before.items():
-        now = after.get(name, "")
-        if str(LOSSES[0]) in text and str(LOSSES[0]) not in now:
-            raise Broken(f"{name} lost the row of step 1 when the run was resumed after it; keep rows up to run.step")
-        if twice := [step for step, loss in enumerate(LOSSES, 1) if text.count(str(loss)) < now.count(str(loss))]:
-            raise Broken(f"{name} has the row of step {twice[0]} twice; a resumed run logs those after run.step again")
+    """Compare the text files before and after the run was resumed. Raises `Failed`."""
+    for name, old in before.items():
+        new = after.get(name, "")
+        if str(LOSSES[0]) in old and str(LOSSES[0]) not in new:
+            raise Failed(f"{name} lost the row of step 1 when the run was resumed after it; keep rows up to run.step")
+        if twice := [step for step, loss in enumerate(LOSSES, 1) if old.count(str(loss)) < new.count(str(loss))]:
+            raise Failed(
+                f"{name} has the row of step {twice[0]} twice; drop rows after run.step, which are logged again"
+            )
 
 
 def _texts(folder: Path) -> dict[str, str]:
-    """The files of text, by name."""
-    found = {}
+    """Return the content of each text file, by name."""
+    texts = {}
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         try:
-            found[str(path.relative_to(folder))] = path.read_text(encoding="utf-8") if path.is_file() else ""
+            texts[str(path.relative_to(folder))] = path.read_text(encoding="utf-8") if path.is_file() else ""
         except UnicodeDecodeError:
             continue
-    return found
-
-
-def _draw(path: Path) -> None:
-    from PIL import Image
-
-    Image.new("RGB", (8, 8)).save(path)
+    return texts

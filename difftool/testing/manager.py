@@ -1,4 +1,4 @@
-"""A register of one's own, and the command line in this process, for tests of plugins."""
+"""A register of plugins for tests, and the command line in the current process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from difftool.plugins.registry import Registry, replaced_by
 
 
 class PluginManager:
-    """The built-ins, and the plugins that are registered here; what else is installed is not looked at.
+    """The built-ins and the plugins that a test registers. Other installed plugins are ignored.
 
-    While it is `active`, it is where difftool finds its components.
+    While it is `active`, difftool finds its components here.
     """
 
     def __init__(self) -> None:
@@ -26,9 +26,10 @@ class PluginManager:
         self._active: contextlib.ExitStack | None = None
 
     def register(self, plugin: object, distribution: str = "tested") -> Plugin:
-        """Register a module, or any object with hooks, as if a package of that name had brought it.
+        """Register a module, or any object with hooks, as a plugin of a package.
 
-        What became of it is in `.components`, and what is wrong with it in `.problems` of the result.
+        Return the plugin. Its `components` are those that difftool accepted, and its `problems` are empty unless
+        something was set aside.
         """
         new = Plugin(distribution, getattr(plugin, "__name__", "plugin").replace(".", "-"), "0")
         ask(new_manager(), new, plugin)
@@ -39,12 +40,12 @@ class PluginManager:
 
     @property
     def registry(self) -> Registry:
-        """Names, and what they stand for: `manager.registry.get("sampler", "ddim")`."""
+        """The components by name: `manager.registry.get("sampler", "ddim")`."""
         return Registry(self._plugins)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[PluginManager]:
-        """In this block difftool knows this register alone: the command line, `difftool.component`, files it opens."""
+        """Let the command line, `difftool.component` and files that are loaded use this register alone."""
         with contextlib.ExitStack() as self._active:
             self._active.enter_context(replaced_by(self.registry))
             yield self
@@ -53,7 +54,7 @@ class PluginManager:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind."""
+    """The exit code of a command, and its output."""
 
     code: int
     out: str
@@ -61,7 +62,7 @@ class Outcome:
 
 
 def invoke(*arguments: object) -> Outcome:
-    """The command line in this process: `invoke("train", "--steps", 3)`."""
+    """Run the command line in the current process: `invoke("train", "--steps", 3)`."""
     from difftool.cli.main import main
 
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))

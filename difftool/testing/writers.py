@@ -1,4 +1,4 @@
-"""Laws of writers, asked with the walk of a few points and of a few images."""
+"""The laws of writers, checked with the trajectories of a few points and of a few images."""
 
 from __future__ import annotations
 
@@ -15,61 +15,63 @@ from difftool.figures.drawing import Drawing
 from difftool.figures.formats import DrawingSpec
 from difftool.rng import generator
 from difftool.sampling.writers import check, needed_states, write
-from difftool.testing.laws import Broken
+from difftool.testing.laws import Failed
 
 COUNT, STEPS = 6, 8
 
 
-def names_its_suffixes(writer: Writer) -> str:
-    """It has suffixes, in lower case, with a dot in front; an empty one stands for a folder."""
+def declares_valid_suffixes(writer: Writer) -> str:
+    """`suffixes` is a tuple of lower-case suffixes with a leading dot; an empty one stands for a folder."""
     if not writer.suffixes or not isinstance(writer.suffixes, tuple):
-        raise Broken(f"its suffixes are {writer.suffixes!r}; they must be a tuple, such as ('.webp',)")
+        raise Failed(f"its suffixes are {writer.suffixes!r}; they must be a tuple, such as ('.webp',)")
     for suffix in writer.suffixes:
         if suffix and not (suffix == suffix.lower() and Path(f"x{suffix}").suffix == suffix):
-            raise Broken(f"{suffix!r} is no suffix that a path can have; it must be lower-case, such as '.webp'")
+            raise Failed(
+                f"{suffix!r} is not a valid suffix; it must be lower-case and begin with a dot, such as '.webp'"
+            )
     return " ".join(suffix or "(folder)" for suffix in writer.suffixes)
 
 
-def writes_what_it_takes(writer: Writer) -> str:
-    """Of points and of images it writes a file of some content, the same bytes each time, or refuses them by `check`
-    with a ValueError; and takes one of the two."""
-    taken = []
+def writes_what_it_accepts(writer: Writer) -> str:
+    """It accepts points, images or both, and writes them to a file that is not empty and has the same bytes each time.
+    `check` refuses the others with a `ValueError`."""
+    accepted = []
     for name, drawing, spec in drawings(writer):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 check(writer, Path("x"), spec)
             except UsageError:
                 continue
-            taken.append(name)
+            accepted.append(name)
             for suffix in writer.suffixes:
                 a, b = (_written(writer, drawing, Path(folder) / f"{k}{suffix}") for k in "ab")
                 if not a:
-                    raise Broken(f"{suffix}: it wrote nothing of {name}")
+                    raise Failed(f"{suffix}: it wrote no content for {name}")
                 if a != b:
-                    raise Broken(f"{suffix}: the same {name} were written as other bytes")
-    if not taken:
-        raise Broken("it refuses points and images")
-    return f"{', '.join(taken)}"
+                    raise Failed(f"{suffix}: writing the same {name} twice gave different bytes")
+    if not accepted:
+        raise Failed("it refuses both points and images")
+    return ", ".join(accepted)
 
 
-LAWS = (names_its_suffixes, writes_what_it_takes)
+LAWS = (declares_valid_suffixes, writes_what_it_accepts)
 
 
 def drawings(writer: Writer) -> Iterator[tuple[str, Drawing, DrawingSpec]]:
-    """What there is to write: (name, drawing, spec), with the states that the writer asks for."""
+    """Yield (name, drawing, spec), with the states of the trajectory that the writer needs."""
     for name, shape, scaling in (
         ("points", (2,), Scaling((0.0,), (1.0,), False)),
         ("images", (3, 6, 5), Scaling(PIXELS["shift"], PIXELS["scale"], True)),
     ):
         spec = DrawingSpec(shape=shape, steps=STEPS)
-        walk = torch.randn(STEPS + 1, COUNT, *shape, generator=generator(0, "law")).clamp(-1, 1)
+        trajectory = torch.randn(STEPS + 1, COUNT, *shape, generator=generator(0, "law")).clamp(-1, 1)
         steps = needed_states([writer], spec)
-        states = walk[steps] if steps else None
-        yield name, Drawing(x=walk[-1], scaling=scaling, title="a law", states=states, state_steps=steps), spec
+        states = trajectory[steps] if steps else None
+        yield name, Drawing(x=trajectory[-1], scaling=scaling, title="a law", states=states, state_steps=steps), spec
 
 
 def _written(writer: Writer, drawing: Drawing, path: Path) -> dict[str, bytes]:
-    """The files, by name below the path."""
+    """Write the drawing, and return the content of each file by its name below the path."""
     write(writer, drawing, path, overwrite=False)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return {str(file.relative_to(path)): content for file in files if (content := file.read_bytes())}

@@ -1,4 +1,4 @@
-"""Built-in backbones: the options are here, the networks that they build are in `networks`."""
+"""The built-in backbones. Their options are in this folder, and their networks in `networks`."""
 
 from difftool import Backbone, hookimpl
 from difftool_plugins.backbones.mlp import MLP

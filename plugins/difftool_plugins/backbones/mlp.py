@@ -1,4 +1,4 @@
-"""The multilayer perceptron's options; the network is in `networks.mlp`."""
+"""The options of the multilayer perceptron; its network is in `networks.mlp`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class MLP(Backbone, name="mlp"):
-    """Fully connected layers: for points, and for tiny images as a tutorial takes them."""
+    """A multilayer perceptron, for points and tiny images."""
 
     default_dataset = "swiss-roll"
     self_conditioning = True
@@ -29,18 +29,17 @@ class MLP(Backbone, name="mlp"):
         "threads": 1,
     }
 
-    width: int = option(default=96, ge=1, le=16384, help="units of a hidden layer")
-    depth: int = option(default=6, ge=1, le=64, help="hidden layers")
+    width: int = option(default=96, ge=1, le=16384, help="units of each hidden layer")
+    depth: int = option(default=6, ge=1, le=64, help="number of hidden layers")
     activation: Literal["silu", "relu", "gelu", "tanh"] = option(
         default="silu", help="nonlinearity after each hidden layer"
     )
-    residual: bool = option(
-        default=True, help="add what goes into a hidden layer, the first aside, to what comes out of it"
-    )
+    residual: bool = option(default=True, help="add the input of each hidden layer but the first to its output")
     time: Literal["embedding", "plain"] = option(
-        default="embedding", help="add an embedding of time to the first layer, or give t/1000 as one more input"
+        default="embedding",
+        help="embedding: add an embedding of time to the first layer; plain: t/1000 is one more input",
     )
-    time_dim: int = option(default=64, ge=2, le=4096, help="sines and cosines that embed time; even")
+    time_dim: int = option(default=64, ge=2, le=4096, help="number of sines and cosines of t in the embedding; even")
 
     def __post_init__(self) -> None:
         if self.time_dim % 2:

@@ -1,4 +1,4 @@
-"""The U-Net's options; the network is in `networks.unet`."""
+"""The options of the U-Net; its network is in `networks.unet`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ if TYPE_CHECKING:
 
     from difftool import BackboneSpec
 
-WIDEST = 16384
-"""Most channels of a level."""
+MAX_CHANNELS = 16384
 
 
 class UNet(Backbone, name="unet"):
-    """Residual blocks on a pyramid of resolutions with attention (Ho et al., 2020)."""
+    """A U-Net for images: residual blocks and attention at several resolutions (Ho et al., 2020)."""
 
     default_dataset = "gradients"
     self_conditioning = True
@@ -31,60 +30,67 @@ class UNet(Backbone, name="unet"):
         "ema": 0.995,
     }
 
-    dim: int = option(default=32, ge=1, le=2048, help="channels at full resolution, before dim-mults")
+    dim: int = option(default=32, ge=1, le=2048, help="channels at full resolution, times the first of dim-mults")
     dim_mults: tuple[int, ...] = option(
         default=(1, 2, 4),
         ge=1,
         le=64,
-        help="channels of each level over dim, fine to coarse; each level halves the image",
+        help="channels of each level as multiples of dim, from fine to coarse; each level halves the image",
     )
     init_dim: int | None = option(
-        default=None, ge=1, le=WIDEST, help="channels of the first convolution", otherwise="dim"
+        default=None, ge=1, le=MAX_CHANNELS, help="channels of the first convolution", otherwise="dim"
     )
-    blocks: int = option(default=1, ge=1, le=16, help="residual blocks of a level, each way")
+    blocks: int = option(
+        default=1, ge=1, le=16, help="residual blocks of each level, in the encoder and in the decoder"
+    )
     attention: tuple[Literal["none", "linear", "full"], ...] | None = option(
         default=None,
-        help="attention of each level, fine to coarse, or one value for all",
-        otherwise="full at the coarsest",
+        help="attention of each level, from fine to coarse, or one value for all levels",
+        otherwise="full at the coarsest level",
     )
-    middle: Literal["none", "linear", "full"] = option(
-        default="full", help="attention between the way down and the way up"
-    )
-    heads: int = option(default=4, ge=1, le=64, help="heads of an attention")
-    head_dim: int = option(default=32, ge=1, le=512, help="size of a head")
+    middle: Literal["none", "linear", "full"] = option(default="full", help="attention between encoder and decoder")
+    heads: int = option(default=4, ge=1, le=64, help="heads of each attention")
+    head_dim: int = option(default=32, ge=1, le=512, help="channels of each head")
     time: Literal["shift", "scale-shift"] = option(
-        default="scale-shift", help="time is added to each block's features, or scales them too"
+        default="scale-shift",
+        help="shift: time is added to the features of each block; scale-shift: it also scales them",
     )
-    groups: int = option(default=8, ge=1, le=1024, help="groups of a normalisation; must divide every level's channels")
-    dropout: float = option(default=0.0, ge=0, lt=1, help="share of features dropped in each block while training")
+    groups: int = option(
+        default=8, ge=1, le=1024, help="groups of each normalisation; must divide the channels of every level"
+    )
+    dropout: float = option(default=0.0, ge=0, lt=1, help="share of the features that each block drops in training")
     checkpointing: bool = option(
-        default=False, help="keep less for the backward pass and compute it again: less memory, more time"
+        default=False, help="save memory: compute each block again in the backward pass instead of storing its features"
     )
     standardize: bool = option(default=False, help="standardise the weights of the blocks' convolutions")
     downsample: Literal["stride", "unshuffle"] = option(
-        default="stride", help="halve with a strided convolution, or by moving 2x2 pixels into channels"
+        default="stride",
+        help="stride: halve the image by a strided convolution; unshuffle: move 2x2 pixels into channels",
     )
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.dim_mults) <= 12:
-            raise ValueError(f"dim_mults: must name 1 to 12 levels, not {len(self.dim_mults)}")
-        if max(self.widths) > WIDEST:
-            raise ValueError(f"dim_mults: makes a level {max(self.widths)} channels wide; at most {WIDEST} are allowed")
+            raise ValueError(f"dim_mults: must have 1 to 12 levels, not {len(self.dim_mults)}")
+        if max(self.widths) > MAX_CHANNELS:
+            raise ValueError(f"dim_mults: a level has {max(self.widths)} channels; at most {MAX_CHANNELS} are allowed")
         if self.attention is not None and len(self.attention) not in (1, len(self.widths)):
             raise ValueError(
                 f"attention: must be one value, or one for each of the {len(self.widths)} levels of dim-mults, "
                 f"not {len(self.attention)}"
             )
-        if misfits := [width for width in self.widths if width % self.groups]:
-            raise ValueError(f"groups: {self.groups} must divide the channels of every level, but not {misfits[0]}")
+        if indivisible := [width for width in self.widths if width % self.groups]:
+            raise ValueError(
+                f"groups: must divide the channels of every level, but {self.groups} does not divide {indivisible[0]}"
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each level, fine to coarse."""
+        """The channels of each level, from fine to coarse."""
         return tuple(self.dim * mult for mult in self.dim_mults)
 
     @property
     def attention_by_level(self) -> tuple[str, ...]:
+        """The attention of each level, from fine to coarse."""
         levels = len(self.widths)
         if self.attention is None:
             return ("none",) * (levels - 1) + ("full",)
@@ -115,18 +121,17 @@ class UNet(Backbone, name="unet"):
         )
 
     def _check(self, shape: tuple[int, ...]) -> None:
+        """Raise `ValueError` for items that are not images, or cannot be halved often enough."""
         if len(shape) != 3:
-            raise ValueError(f"unet needs images (channels, height, width), not points of shape {shape}")
-        halvings = len(self.widths) - 1
+            raise ValueError(f"unet needs images (channels, height, width), not items of shape {shape}")
+        halvings, (height, width) = len(self.widths) - 1, shape[1:]
         factor = 2**halvings
-        size = shape[1:]
-        if all(n >= factor and n % factor == 0 for n in size):
+        if height % factor == 0 and width % factor == 0:
             return
-        below = [n // factor * factor for n in size]
-        above = [-(-n // factor) * factor for n in size]
-        fitting = [f"{h}x{w}" for h, w in (below, above) if h and w]
+        smaller = [n // factor * factor for n in (height, width)]
+        larger = [-(-n // factor) * factor for n in (height, width)]
+        nearest = " or ".join(f"{h}x{w}" for h, w in (smaller, larger) if h and w)
         raise ValueError(
-            f"the U-Net halves the image {halvings} time{'s' if halvings > 1 else ''}: {size[0]}x{size[1]} does not "
-            f"fit; nearest size{'s' if len(fitting) > 1 else ''} that do{'' if len(fitting) > 1 else 'es'}: "
-            f"{', '.join(fitting)}"
+            f"the U-Net halves the image {halvings} time{'s' if halvings > 1 else ''}, and {height}x{width} does not "
+            f"fit; the nearest size is {nearest}"
         )

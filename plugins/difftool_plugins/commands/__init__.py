@@ -1,4 +1,4 @@
-"""Built-in commands that a package could have brought."""
+"""The built-in commands that are plugins."""
 
 from difftool import Command, hookimpl
 from difftool_plugins.commands.new_plugin import NewPlugin

@@ -1,4 +1,4 @@
-"""Built-in datasets."""
+"""The built-in datasets."""
 
 from difftool import Dataset, hookimpl
 from difftool_plugins.datasets.gradients import Gradients

@@ -1,4 +1,4 @@
-"""Images of colour gradients: made up, yet images in every respect."""
+"""Generated images of colour gradients."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from difftool import DatasetContext, Samples
 
-MOST_BYTES = 8 * 2**30
-BLOCK = 2**20  # pixel values that are in float64 at a time
+MAX_BYTES = 8 * 2**30
+BLOCK = 2**20
+"""Pixel values that are computed in float64 at a time."""
 
 
 class Gradients(Dataset, name="gradients"):
@@ -26,14 +27,14 @@ class Gradients(Dataset, name="gradients"):
     size: tuple[int, ...] = option(
         default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH in pixels, or one number for squares"
     )
-    channels: int = option(default=3, ge=1, le=4, help="channels, each with two random ends of its own")
+    channels: int = option(default=3, ge=1, le=4, help="number of channels; each has two random values to blend")
 
     def __post_init__(self) -> None:
         height_width(self.size)
-        if (total := self.n * math.prod(self.item_shape())) > MOST_BYTES:
+        if (total := self.n * math.prod(self.item_shape())) > MAX_BYTES:
             raise ValueError(
-                f"n: {self.n} images of {'x'.join(map(str, self.item_shape()))} take {total / 2**30:.1f} GiB, "
-                f"more than the {MOST_BYTES >> 30} GiB allowed"
+                f"n: {self.n} images of {'x'.join(map(str, self.item_shape()))} take {total / 2**30:.1f} GiB; "
+                f"at most {MAX_BYTES >> 30} GiB are allowed"
             )
 
     def load(self, context: DatasetContext) -> Samples:
@@ -57,10 +58,10 @@ class Gradients(Dataset, name="gradients"):
 
 
 def ramp(height: int, width: int) -> Tensor:
-    """The blend (height, width), float64: rises linearly in i and j from 0 at the first pixel to 1 at the last.
+    """Return weights (height, width) that rise linearly in both directions, from 0 at the first pixel to 1 at the last.
 
-    (j W/(W-1) + i H/(H-1)) / (W + H), i the row and j the column, divided by its maximum (which is 1, unless W or H
-    is); the ramp of a single pixel is 0.
+    Row i and column j have (j W/(W-1) + i H/(H-1)) / (W + H), divided by the maximum. The weight of a single pixel is
+    0. The dtype is float64.
     """
     import torch
 

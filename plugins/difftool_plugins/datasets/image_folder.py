@@ -1,4 +1,4 @@
-"""A folder of image files: which files it holds, and what their classes are. Reading them is the work of `images`."""
+"""A folder of image files: find them, and derive classes from sub-folders. `images` reads them."""
 
 from __future__ import annotations
 
@@ -23,24 +23,28 @@ if TYPE_CHECKING:
     from difftool import BadImage, DatasetContext, Samples
     from difftool_plugins.datasets.images import ImageFiles
 
-HELD_GIB, HELD_FILES = 2.0, 20_000
-"""What is held in memory where the user does not say: so many files are decoded in seconds, more would delay the start
-of a run, and workers keep up with a network when they decode them as they are needed."""
+GIB_IN_MEMORY, FILES_IN_MEMORY = 2.0, 20_000
+"""Defaults for what is held in memory. This many files are decoded in seconds. More of them would delay the start of a
+run, and workers can decode them as fast as a network trains."""
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-MOST_LISTED = 10
+MAX_LISTED = 10
+"""Bad files that a warning names."""
+
+Stamp = list[int]
+"""Size in bytes and time of the last change in nanoseconds; empty for a file without a status."""
 
 
 class ImageFolder(Dataset, name="image-folder"):
     """Your own images: every PNG, JPEG, BMP, GIF, TIFF and WebP file in a folder and its sub-folders.
 
-    Each image is turned as its EXIF data say, laid over white where it is transparent, scaled until it covers the
-    size, and cropped around its centre. If all images lie in sub-folders, of which there are at least two, the
-    sub-folders are classes.
+    Each image is turned as its EXIF data say, put on a white background if it is transparent, scaled to cover the size,
+    and cropped around its centre. If there are at least two sub-folders and all images lie in them, the sub-folders are
+    classes.
     """
 
     default_backbone = "unet"
 
-    path: Path = option(help="the folder; names that begin with a dot are passed over")
+    path: Path = option(help="folder of images; hidden files and folders are skipped")
     size: tuple[int, ...] = option(
         default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH in pixels, or one number for squares"
     )
@@ -53,8 +57,8 @@ class ImageFolder(Dataset, name="image-folder"):
     memory: float | None = option(
         default=None,
         ge=0,
-        help="GiB of decoded images to hold; larger sets are decoded as they are needed",
-        otherwise=f"{HELD_GIB:g}, of at most {HELD_FILES:,} images",
+        help="GiB of decoded images to hold in memory; larger sets are decoded while training",
+        otherwise=f"{GIB_IN_MEMORY:g}, and at most {FILES_IN_MEMORY:,} images",
     )
 
     def __post_init__(self) -> None:
@@ -71,21 +75,21 @@ class ImageFolder(Dataset, name="image-folder"):
         channels, height, width = shape = self.item_shape()
         root = os.path.abspath(self.path.expanduser())
         files = ImageFiles(root, list_images(root), channels, (height, width), self.skip_bad)
-        names, fingerprint = files.names, ""
         items: Tensor | ImageFiles
-        if self._held(len(files), len(files) * math.prod(shape)):
+        if self._fits_in_memory(len(files), len(files) * math.prod(shape)):
             items, bad = read_all(files)
+            good = [i for i in range(len(files)) if i not in bad]
             if bad:
-                items = items[[i for i in range(len(files)) if i not in bad]]
+                items = items[good]
+            names, fingerprint = [files.names[i] for i in good], ""
         else:
             stamps = [_stamp(files.path(i)) for i in range(len(files))]
             bad = self._check(files, stamps, context.cache)
             good = [i for i in range(len(files)) if i not in bad]
-            items = files.with_names([names[i] for i in good])
-            fingerprint = _fingerprint(items.names, [stamps[i] for i in good])
+            names = [files.names[i] for i in good]
+            items, fingerprint = files.with_names(names), _fingerprint(names, [stamps[i] for i in good])
         if bad:
             _report(root, list(bad.values()), len(files))
-            names = [name for i, name in enumerate(names) if i not in bad]
         classes = class_folders(names) if self.labels == "auto" else ()
         number = {name: k for k, name in enumerate(classes)}
         return Samples(
@@ -102,38 +106,40 @@ class ImageFolder(Dataset, name="image-folder"):
     def item_shape(self) -> tuple[int, int, int]:
         return (self.channels, *height_width(self.size))
 
-    def _held(self, count: int, size: int) -> bool:
-        """Whether so many images, of `size` bytes together, are read into memory before training."""
+    def _fits_in_memory(self, count: int, size: int) -> bool:
+        """Decide if `count` images of `size` bytes in total are decoded before training."""
         if self.memory is None:
-            return count <= HELD_FILES and size <= HELD_GIB * 2**30
+            return count <= FILES_IN_MEMORY and size <= GIB_IN_MEMORY * 2**30
         return size <= self.memory * 2**30
 
     def _check(self, files: ImageFiles, stamps: Sequence[Stamp], cache: Path | None) -> dict[int, BadImage]:
-        """The bad among files that will not be held in memory: those whose header is none, or, when such files are to
-        be left out, those that cannot be decoded. Files found good are remembered until they change."""
+        """Return the errors of bad files by number, without holding the images in memory.
+
+        Good files are remembered in the cache folder until they change.
+        """
         from difftool_plugins.datasets.images import check_all
 
         key = hashlib.sha256(os.fsencode(f"{files.root}\0{self.skip_bad}")).hexdigest()[:16]
         index = cache / f"image-folder-{key}.json" if cache else None
-        known = _read_index(index) if index else {}
-        unknown = [i for i, name in enumerate(files.names) if not stamps[i] or known.get(name) != stamps[i]]
-        bad = check_all(files, unknown)
-        if index and unknown:
+        checked = _read_index(index) if index else {}
+        unchecked = [i for i, name in enumerate(files.names) if not stamps[i] or checked.get(name) != stamps[i]]
+        bad = check_all(files, unchecked)
+        if index and unchecked:
             _write_index(index, {name: stamps[i] for i, name in enumerate(files.names) if i not in bad})
         return bad
 
 
 def list_images(root: str) -> list[str]:
-    """Paths of the image files under a folder, relative to it, with '/' between the parts, in the order of their bytes.
+    """Return the paths of the image files below a folder, relative to it and separated by '/', in the order of bytes.
 
-    Links are followed, but no folder is entered twice, so loops end; links to folders come last, so that a folder keeps
-    its own name. Pipes and devices are passed over. Raises `ValueError`.
+    Links are followed. No folder is entered twice, so a loop of links ends, and links to folders come last, so a folder
+    keeps its own name. Pipes and devices are skipped. Raises `ValueError` if there are no images.
     """
     if not os.path.exists(root):
         raise ValueError(f"{printable(root)} does not exist")
     if not os.path.isdir(root):
         raise ValueError(f"{printable(root)} is not a folder")
-    found: list[str] = []
+    images: list[str] = []
     entered: set[tuple[int, int]] = set()
     folders, links = deque([""]), deque[str]()
     while folders or links:
@@ -154,10 +160,10 @@ def list_images(root: str) -> list[str]:
             if _is_folder(entry):
                 (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
             elif entry.name.lower().endswith(EXTENSIONS) and _is_file(entry):
-                found.append(prefix + entry.name)
-    if not found:
+                images.append(prefix + entry.name)
+    if not images:
         raise ValueError(f"no images in {printable(root)} or its sub-folders (looked for {' '.join(EXTENSIONS)})")
-    return sorted(found, key=os.fsencode)
+    return sorted(images, key=os.fsencode)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -165,14 +171,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """A plain file, or a link to one; also a link to nothing, which is better named than passed over."""
+    """Accept a regular file, a link to one, and a dangling link, which is better reported than skipped."""
     if entry.is_symlink():
         return os.path.isfile(entry.path) or not os.path.exists(entry.path)
     return entry.is_file()
 
 
 def class_folders(names: Sequence[str]) -> tuple[str, ...]:
-    """The first-level folders, sorted, if every file lies in one and there are at least two; otherwise none."""
+    """Return the top-level folders in order, if there are at least two and every file lies in one; otherwise ()."""
     folders = {name.partition("/")[0] for name in names if "/" in name}
     if len(folders) < 2 or not all("/" in name for name in names):
         return ()
@@ -180,15 +186,12 @@ def class_folders(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _report(root: str, bad: Sequence[BadImage], total: int) -> None:
+    """Warn of files that were left out. Raises `ValueError` if no file is left."""
     if len(bad) == total:
-        raise ValueError(f"none of the {total} images in {printable(root)} can be read; the first: {bad[0]}")
-    more = f"; and {len(bad) - MOST_LISTED} more" if len(bad) > MOST_LISTED else ""
-    listed = "; ".join(str(error) for error in bad[:MOST_LISTED])
+        raise ValueError(f"none of the {total} images in {printable(root)} can be read; the first error: {bad[0]}")
+    more = f"; and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
+    listed = "; ".join(str(error) for error in bad[:MAX_LISTED])
     warnings.warn(f"left out {len(bad)} of {total} image files: {listed}{more}", stacklevel=3)
-
-
-Stamp = list[int]
-"""Size in bytes and time of the last change in ns; empty of a file that cannot be looked at."""
 
 
 def _stamp(path: str) -> Stamp:
@@ -200,7 +203,7 @@ def _stamp(path: str) -> Stamp:
 
 
 def _fingerprint(names: Sequence[str], stamps: Sequence[Stamp]) -> str:
-    """SHA-256 over names and sizes. Times are left out: a copied folder holds the same data."""
+    """Return the SHA-256 of names and sizes, but not of times: a copy of the folder holds the same data."""
     sha = hashlib.sha256()
     for name, stamp in zip(names, stamps, strict=True):
         sha.update(os.fsencode(name) + b"\0%d\0" % sum(stamp[:1]))
@@ -208,7 +211,7 @@ def _fingerprint(names: Sequence[str], stamps: Sequence[Stamp]) -> str:
 
 
 def _read_index(file: Path) -> dict[str, Stamp]:
-    """The stamps in an index file; a missing or damaged one is empty, since it only saves time."""
+    """Return the stamps in an index file, or none if it is missing or damaged, since it only saves time."""
     try:
         index = json.loads(file.read_bytes())
     except (OSError, ValueError):
@@ -218,10 +221,10 @@ def _read_index(file: Path) -> dict[str, Stamp]:
 
 def _write_index(file: Path, stamps: dict[str, Stamp]) -> None:
     temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")
-    with contextlib.suppress(OSError):  # a full or read-only disk must not stop a run that can go on
+    with contextlib.suppress(OSError):  # a run can go on without an index, for example on a full or read-only disk
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(stamps))  # ASCII: undecodable names become lone surrogates, escaped
+            temporary.write_text(json.dumps(stamps))  # JSON in ASCII can hold the surrogates of undecodable names
             os.replace(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)

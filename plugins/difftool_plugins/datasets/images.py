@@ -1,4 +1,4 @@
-"""Many image files at once: as a source for worker processes, or read into memory on all cores."""
+"""Many image files: a source of items for worker processes, and functions that read or check files on all cores."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from torch import Tensor
 
 from difftool import BadImage, check_image, read_image
 
-PART = 16
-"""Files that a thread takes at once: enough to spare the threads from each other, few enough to stop soon."""
+CHUNK = 16
+"""Files that a thread reads in one go: enough to keep the overhead small, and few enough to stop soon."""
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files as a map-style source: item i is decoded anew each time it is asked for."""
+    """A map-style source of images. Item i is decoded each time it is read."""
 
     root: str
     names: list[str]
     channels: int
     size: tuple[int, int]
     skip_bad: bool
-    """Whether bad files are left out before training; if not, an error says that they could be."""
+    """Files that cannot be read are left out before training. Otherwise an error names the option for that."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, i: int) -> Tensor:
-        """uint8 (channels, height, width). Raises `BadImage`."""
-        with self._advising():
+        """Return uint8 pixels (channels, height, width). Raises `BadImage`."""
+        with self._advice():
             return read_image(self.path(i), channels=self.channels, size=self.size)
 
     def path(self, i: int) -> str:
@@ -43,14 +43,14 @@ class ImageFiles:
 
     def check(self, i: int) -> None:
         """Read the header alone. Raises `BadImage`."""
-        with self._advising():
+        with self._advice():
             check_image(self.path(i))
 
     def with_names(self, names: list[str]) -> ImageFiles:
         return replace(self, names=names)
 
     @contextlib.contextmanager
-    def _advising(self) -> Iterator[None]:
+    def _advice(self) -> Iterator[None]:
         try:
             yield
         except BadImage as error:
@@ -60,16 +60,17 @@ class ImageFiles:
 
 
 def read_all(files: ImageFiles) -> tuple[Tensor, dict[int, BadImage]]:
-    """All images, uint8 (N, channels, height, width), and the bad ones by number, whose pixels are undefined.
+    """Return all images as uint8 (N, channels, height, width), and the errors of bad files by number.
 
-    Without `skip_bad` the first bad one is raised.
+    The pixels of bad files are undefined. Raises `BadImage` for the first bad file, unless `files.skip_bad` is set, and
+    `ValueError` if the images do not fit into memory.
     """
     shape = (len(files), files.channels, *files.size)
     try:
         items = torch.empty(shape, dtype=torch.uint8)
     except RuntimeError:
         gib = math.prod(shape) / 2**30
-        raise ValueError(f"no room for {gib:.1f} GiB of images; a lower --dataset.memory needs less") from None
+        raise ValueError(f"{gib:.1f} GiB of images do not fit into memory; set a lower --dataset.memory") from None
 
     def read(i: int) -> None:
         items[i] = files[i]
@@ -78,7 +79,10 @@ def read_all(files: ImageFiles) -> tuple[Tensor, dict[int, BadImage]]:
 
 
 def check_all(files: ImageFiles, numbers: Sequence[int]) -> dict[int, BadImage]:
-    """The bad among these: by their headers, or, with `skip_bad`, by decoding them. Without, the first is raised."""
+    """Return the errors of bad files by number. With `files.skip_bad`, files are decoded; otherwise the header decides.
+
+    Raises `BadImage` for the first bad file, unless `files.skip_bad` is set.
+    """
 
     def decode(i: int) -> None:
         files[i]
@@ -87,30 +91,32 @@ def check_all(files: ImageFiles, numbers: Sequence[int]) -> dict[int, BadImage]:
 
 
 def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror about half of the images (B, C, H, W) left to right, each by a coin of its own."""
+    """Mirror each of the images (B, C, H, W) left to right with probability 1/2."""
     heads = torch.rand(len(x), generator=generator, device=x.device) < 0.5
     return torch.where(heads.view(-1, 1, 1, 1), x.flip(-1), x)
 
 
 def _survey(look: Callable[[int], object], numbers: Sequence[int], collect: bool) -> dict[int, BadImage]:
-    """Look at every file, on all cores (Pillow frees the interpreter while it decodes). The bad are collected, or the
-    first is raised."""
+    """Call `look` for every file, in threads, since Pillow releases the interpreter lock while it decodes.
 
-    def attempt(part: Sequence[int]) -> dict[int, BadImage]:
-        found = {}
-        for i in part:
+    Return the errors of bad files by number, or raise the first one unless they are collected.
+    """
+
+    def look_at(chunk: Sequence[int]) -> dict[int, BadImage]:
+        errors = {}
+        for i in chunk:
             try:
                 look(i)
             except BadImage as error:
-                found[i] = error
-        return found
+                errors[i] = error
+        return errors
 
     bad: dict[int, BadImage] = {}
-    parts = [numbers[start : start + PART] for start in range(0, len(numbers), PART)]
+    chunks = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore")  # of Pillow's: what matters is raised
-        for found in pool.map(attempt, parts):  # whatever ends this loop early also cancels the parts not begun
-            if found and not collect:
-                raise next(iter(found.values()))
-            bad |= found
+        warnings.simplefilter("ignore")  # Pillow warns of damage that does not matter, and raises the rest
+        for errors in pool.map(look_at, chunks):  # an exception in this loop cancels the chunks that are not yet begun
+            if errors and not collect:
+                raise next(iter(errors.values()))
+            bad |= errors
     return bad

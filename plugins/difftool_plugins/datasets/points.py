@@ -1,4 +1,4 @@
-"""Point clouds in the plane. They are drawn in float64, in the data's own units; `difftool.points` scales them."""
+"""Points in the plane, drawn in float64; `difftool.points` scales them for a network."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from difftool import Dataset, option
 if TYPE_CHECKING:
     from difftool import DatasetContext, Samples
 
-MOST = 10_000_000
+MAX_POINTS = 10_000_000
 
 
 class SwissRoll(Dataset, name="swiss-roll"):
-    """A spiral: (t cos t, t sin t) / 10 with t = 1.5 pi (1 + 2u), u uniform in [0, 1)."""
+    """A spiral: (t cos t, t sin t) / 10, where t = 1.5 pi (1 + 2u) and u is uniform in [0, 1)."""
 
-    n: int = option(default=100_000, ge=1, le=MOST, help="number of points")
-    noise: float = option(default=0.0, ge=0, help="standard deviation around the spiral, whose radius is 0.47 to 1.41")
+    n: int = option(default=100_000, ge=1, le=MAX_POINTS, help="number of points")
+    noise: float = option(
+        default=0.0, ge=0, help="standard deviation around the spiral, whose radius grows from 0.47 to 1.41"
+    )
 
     def load(self, context: DatasetContext) -> Samples:
         import torch
@@ -36,11 +38,11 @@ class SwissRoll(Dataset, name="swiss-roll"):
 
 
 class TwoMoons(Dataset, name="two-moons"):
-    """Two interleaved half circles of radius 1, around (0, 0) and (1, 0.5), with as many points each."""
+    """Two interleaved half circles of radius 1 around (0, 0) and (1, 0.5), with the same number of points."""
 
-    n: int = option(default=100_000, ge=1, le=MOST, help="number of points")
+    n: int = option(default=100_000, ge=1, le=MAX_POINTS, help="number of points")
     noise: float = option(default=0.05, ge=0, help="standard deviation around the half circles")
-    labels: bool = option(default=False, help="the moon is the class: upper or lower")
+    labels: bool = option(default=False, help="label each point with its half circle, upper or lower")
 
     def load(self, context: DatasetContext) -> Samples:
         import torch
@@ -61,13 +63,13 @@ class TwoMoons(Dataset, name="two-moons"):
 
 
 class GaussianMixture(Dataset, name="gaussian-mixture"):
-    """Round Gaussians evenly spaced on a circle, with as many points each; the first lies at (radius, 0)."""
+    """Round Gaussians evenly spaced on a circle, the first at (radius, 0), with the same number of points."""
 
-    n: int = option(default=100_000, ge=1, le=MOST, help="number of points")
+    n: int = option(default=100_000, ge=1, le=MAX_POINTS, help="number of points")
     components: int = option(default=8, ge=1, le=1000, help="number of Gaussians")
-    radius: float = option(default=1.0, ge=0, help="radius of the circle of means")
+    radius: float = option(default=1.0, ge=0, help="radius of the circle")
     std: float = option(default=0.05, ge=0, help="standard deviation of each Gaussian")
-    labels: bool = option(default=False, help="the component is the class, counted counter-clockwise from 0")
+    labels: bool = option(default=False, help="label each point with its Gaussian, counted counter-clockwise from 0")
 
     def load(self, context: DatasetContext) -> Samples:
         import torch

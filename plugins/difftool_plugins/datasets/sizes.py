@@ -1,11 +1,11 @@
-"""Image sizes as an option gives them."""
+"""Image sizes as options."""
 
 from __future__ import annotations
 
 
 def height_width(size: tuple[int, ...]) -> tuple[int, int]:
-    """(height, width) from `H,W`, or from one number for squares. Raises `ValueError` in the name of option size."""
+    """Return (height, width) of the option `size`, which has one number for square images. Raises `ValueError`."""
     if len(size) not in (1, 2) or min(size) < 1:
-        given = ",".join(map(str, size)) or "nothing"
-        raise ValueError(f"size: must be one positive number, or two as HEIGHT,WIDTH, not {given}")
+        text = ",".join(map(str, size)) or "nothing"
+        raise ValueError(f"size: must be one positive number, or two as HEIGHT,WIDTH, not {text}")
     return size[0], size[-1]

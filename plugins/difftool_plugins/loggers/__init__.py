@@ -1,4 +1,4 @@
-"""Built-in loggers."""
+"""The built-in loggers."""
 
 from difftool import Logger, hookimpl
 from difftool_plugins.loggers.services import TensorBoard, WandB

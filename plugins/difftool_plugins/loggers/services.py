@@ -1,4 +1,4 @@
-"""Loggers of services with a library of their own, which is installed as an extra."""
+"""Loggers for services whose libraries are extras of difftool."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 
 class TensorBoard(Logger, name="tensorboard"):
-    """Event files for TensorBoard: numbers, previews, and the configuration as text."""
+    """Event files for TensorBoard: numbers, previews and the configuration."""
 
     requires: ClassVar[Mapping[str, str]] = {"tensorboard": "difftool[tensorboard]"}
 
-    dir: Path | None = option(default=None, help="where the events go", otherwise="logs/tensorboard in the run folder")
+    dir: Path | None = option(
+        default=None, help="folder of the event files", otherwise="logs/tensorboard in the run folder"
+    )
 
     @contextlib.contextmanager
     def open(self, run: RunContext) -> Iterator[Callable[[Row], None]]:
@@ -29,7 +31,7 @@ class TensorBoard(Logger, name="tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run.logs / "tensorboard" if self.dir is None else self.dir / run.folder.name
-        # what a killed run logged beyond its last state is hidden, for it is logged again
+        # rows that a killed run logged after its last checkpoint are hidden, since they are logged again
         with SummaryWriter(str(folder), purge_step=run.step + 1) as writer:
             if run.step == 0:
                 writer.add_text("config", markdown(run.config), 0)
@@ -47,14 +49,14 @@ class TensorBoard(Logger, name="tensorboard"):
 
 
 class WandB(Logger, name="wandb"):
-    """Weights & Biases: numbers, previews and configuration; a resumed run goes on as the same one."""
+    """Weights & Biases: numbers, previews and the configuration. A resumed run continues the same W&B run."""
 
     requires: ClassVar[Mapping[str, str]] = {"wandb": "difftool[wandb]"}
 
-    project: str = option(default="difftool", help="project that the run belongs to")
-    entity: str | None = option(default=None, help="team or user", otherwise="the account's own")
+    project: str = option(default="difftool", help="project of the run")
+    entity: str | None = option(default=None, help="team or user", otherwise="the default of your account")
     mode: Literal["online", "offline"] | None = option(
-        default=None, help="send at once, or keep the files for wandb sync", otherwise="WANDB_MODE, or online"
+        default=None, help="online: send at once; offline: keep files for wandb sync", otherwise="WANDB_MODE, or online"
     )
 
     @contextlib.contextmanager
@@ -62,10 +64,10 @@ class WandB(Logger, name="wandb"):
         import wandb
 
         mode = self.mode or os.environ.get("WANDB_MODE", "online")
-        if mode == "online" and not wandb.login(prompt=False):  # init would ask, and wait for an answer
-            raise ValueError("nobody is logged in; run 'wandb login', or give --logger.mode offline")
+        if mode == "online" and not wandb.login(prompt=False):  # wandb.init would prompt, and wait for an answer
+            raise ValueError("you are not logged in; run 'wandb login', or choose --logger.mode offline")
         run.logs.mkdir(exist_ok=True)
-        started = wandb.init(
+        wandb_run = wandb.init(
             project=self.project,
             entity=self.entity,
             mode=mode,
@@ -75,23 +77,23 @@ class WandB(Logger, name="wandb"):
             resume="allow",
             config={table: dict(values) for table, values in run.config.items()},
         )
-        with started:  # a run that fails is marked as failed
+        with wandb_run:  # an exception marks it as failed
 
             def log(row: Row) -> None:
                 numbers = {name: value for name, value in row.metrics.items() if value is not None}
                 pictures = {tag_of(path): wandb.Image(str(path)) for path in row.pictures}
-                started.log({**numbers, **pictures}, step=row.step)
+                wandb_run.log({**numbers, **pictures}, step=row.step)
 
             yield log
 
 
 def tag_of(picture: Path) -> str:
-    """`samples` for samples-000500.png: the pictures of all steps under one name."""
+    """Return the name of a picture without its step: `samples` for samples-000500.png."""
     return picture.stem.rpartition("-")[0] or picture.stem
 
 
 def markdown(config: Mapping[str, Mapping[str, object]]) -> str:
-    """The configuration as indented text, which Markdown shows as it is."""
+    """Return the configuration as a Markdown code block."""
     lines = []
     for table, values in config.items():
         lines += [f"    [{table}]", *(f"    {key} = {value}" for key, value in values.items()), "    "]

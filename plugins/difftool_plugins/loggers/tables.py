@@ -1,4 +1,4 @@
-"""Loggers that write a file as rows, each whole and at once."""
+"""Loggers that write one row of a text file at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Nothing(Logger, name="none"):
-    """Nothing: a resumed run that had loggers goes on without."""
+    """No logging. It replaces the loggers of a run that is resumed."""
 
     @contextlib.contextmanager
     def open(self, run: RunContext) -> Iterator[Callable[[Row], None]]:
@@ -26,15 +26,15 @@ class Nothing(Logger, name="none"):
 
 
 class CSV(Logger, name="csv"):
-    """logs/metrics.csv in the run folder: a row a logged step, a column a number."""
+    """The file logs/metrics.csv in the run folder, with one row per logged step and one column per number."""
 
     @contextlib.contextmanager
     def open(self, run: RunContext) -> Iterator[Callable[[Row], None]]:
         run.logs.mkdir(exist_ok=True)
         path = run.logs / "metrics.csv"
-        before = [row for row in read_rows(path) if int(row["step"]) <= run.step]
-        header = list(before[0]) if before else []
-        replace(path, table(header, before))
+        rows = [row for row in read_rows(path) if int(row["step"]) <= run.step]
+        header = list(rows[0]) if rows else []
+        replace(path, table(header, rows))
         with open(path, "a", encoding="utf-8", newline="") as file:
 
             def log(row: Row) -> None:
@@ -51,24 +51,24 @@ class CSV(Logger, name="csv"):
 
 
 class JSONL(Logger, name="jsonl"):
-    """A JSON object a row, with the run's name, appended to a file that many runs may share."""
+    """A file of one JSON object per row, with the run's name. Several runs may append to the same file."""
 
-    # A run that was killed logs its last rows again, and the file is not only its own: of two rows of a step the later
-    # one counts.
+    # A resumed run appends some rows a second time, since a shared file cannot be rewritten. Of two rows of a step, the
+    # later one counts.
 
-    path: Path = option(help="the file; made where there is none, never replaced")
+    path: Path = option(help="the file; rows are appended if it exists")
 
     @contextlib.contextmanager
     def open(self, run: RunContext) -> Iterator[Callable[[Row], None]]:
-        about = {"run": str(run.folder), "started": run.started}
+        run_columns = {"run": str(run.folder), "started": run.started}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # one write of a line, to its end: so runs that share the file do not mix theirs
+        # each line is appended by one write, so lines of several runs do not mix
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
 
             def log(row: Row) -> None:
                 if row.metrics:
-                    os.write(descriptor, (json.dumps({**about, "step": row.step, **row.metrics}) + "\n").encode())
+                    os.write(descriptor, (json.dumps({**run_columns, "step": row.step, **row.metrics}) + "\n").encode())
 
             yield log
         finally:
@@ -76,7 +76,7 @@ class JSONL(Logger, name="jsonl"):
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a table that is there; half a line, as a killed run leaves it, is passed over."""
+    """Yield the rows of a table, if it exists. Incomplete lines, which a killed run may leave, are skipped."""
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(line for line in file if line.endswith("\n")):
             if None not in row and None not in row.values() and row.get("step", "").isdecimal():
@@ -84,7 +84,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def table(header: list[str], rows: list[dict[str, Any]]) -> str:
-    """Header and rows as text; nothing where there is no header yet."""
+    """Return header and rows as text, or an empty text without a header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, header, lineterminator="\n")
     if header:
@@ -94,7 +94,7 @@ def table(header: list[str], rows: list[dict[str, Any]]) -> str:
 
 
 def replace(path: Path, text: str) -> None:
-    """Put this text in the file's place, at once."""
+    """Replace the content of a file in one step."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(text, encoding="utf-8", newline="")
     os.replace(new, path)

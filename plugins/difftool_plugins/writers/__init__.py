@@ -1,4 +1,4 @@
-"""Built-in file formats of samples."""
+"""The built-in file formats of samples."""
 
 from difftool import Writer, hookimpl
 from difftool_plugins.writers.arrays import CSV, NPY, NPZ, SafeTensors

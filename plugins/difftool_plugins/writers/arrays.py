@@ -1,4 +1,4 @@
-"""Samples as numbers: pixels 0..255, or floats with --raw; points in data units."""
+"""Samples as arrays: pixels from 0 to 255, or floats with --raw; points in data units."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class NPY(Writer, name="npy"):
-    """One numpy array: the samples, or with --trajectory the states of their walk, x_T first."""
+    """One NumPy array of the samples, or with --trajectory of the states from x_T to the samples."""
 
     suffixes = (".npy",)
     holds_arrays = True
@@ -24,17 +24,17 @@ class NPY(Writer, name="npy"):
         import numpy as np
 
         arrays = drawing.arrays()
-        with open(path, "wb") as file:  # given a name, numpy would append .npy to one that ends in .NPY
+        with open(path, "wb") as file:  # for a name that ends in .NPY, numpy would append .npy
             np.save(file, arrays.get("states", arrays["samples"]))
 
 
 class NPZ(Writer, name="npz"):
-    """Named numpy arrays: samples, labels where there are classes, states with --trajectory."""
+    """NumPy arrays by name: samples, labels if there are classes, and states with --trajectory."""
 
     suffixes = (".npz",)
     holds_arrays = True
 
-    compress: bool = option(default=False, help="smaller, and slower to write")
+    compress: bool = option(default=False, help="compress the file, which takes longer to write")
 
     def write(self, drawing: Drawing, path: Path) -> None:
         import numpy as np
@@ -46,7 +46,7 @@ class NPZ(Writer, name="npz"):
 
 
 class SafeTensors(Writer, name="safetensors"):
-    """Named tensors as in npz; title and units are in the metadata."""
+    """Tensors by name, as in npz, with title and units in the metadata."""
 
     suffixes = (".safetensors",)
     holds_arrays = True
@@ -61,7 +61,7 @@ class SafeTensors(Writer, name="safetensors"):
 
 
 class CSV(Writer, name="csv"):
-    """One row a sample: x0, x1, ..., its label; with --trajectory one row a state and sample, both numbered."""
+    """One row per sample (x0, x1, ..., label); with --trajectory, one row per state and sample."""
 
     suffixes = (".csv",)
     holds_arrays = True

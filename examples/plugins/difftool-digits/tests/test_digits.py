@@ -1,4 +1,4 @@
-"""The plugin keeps difftool's laws, and the digits are digits."""
+"""The dataset passes the laws of its kind, and its images and labels are those of scikit-learn."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def load(size: int = 8) -> tuple[Samples, torch.Tensor]:
 
 
 @pytest.mark.parametrize("size", [8, 16])
-def test_it_keeps_the_laws(size: int) -> None:
+def test_laws(size: int) -> None:
     check_dataset(Digits(size=size))
 
 
-def test_it_is_found(plugin_manager: PluginManager) -> None:
+def test_registration(plugin_manager: PluginManager) -> None:
     assert not plugin_manager.register(difftool_digits).problems
     assert difftool.component("dataset", "digits", size=16) == Digits(size=16)
 
 
-def test_scans_survive_as_pixels() -> None:
+def test_pixels_are_the_scans() -> None:
     samples, items = load()
     assert items.dtype == torch.uint8
     assert (items.min(), items.max()) == (0, 255)
-    assert len(items.unique()) == 17  # every one of the values 0..16 is kept apart
+    assert len(items.unique()) == 17  # the values 0 to 16 stay distinct
     assert np.array_equal((items[:, 0].double() * 16 / 255).round(), load_digits().images)
     assert samples.bounds == (-1.0, 1.0)
 
@@ -47,7 +47,7 @@ def test_labels_are_the_digits() -> None:
 
 
 @pytest.mark.parametrize("size", [8, 16, 32])
-def test_scaled_up_they_are_the_same_pictures(size: int) -> None:
+def test_enlarged_images_show_the_same_digits(size: int) -> None:
     samples, items = load(size)
     assert samples.shape == (1, size, size)
     back = torch.nn.functional.adaptive_avg_pool2d(items.double(), 8)

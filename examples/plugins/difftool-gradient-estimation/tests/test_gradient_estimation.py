@@ -13,7 +13,7 @@ from torch import Tensor
 import difftool
 from difftool import CLEAN, Level
 from difftool.testing import PluginManager, check_sampler
-from difftool.testing.known import TABLES, distance, evenly, grid, mixture, quantiles
+from difftool.testing.known import TABLES, distance, evenly, log_snr_levels, mixture, quantiles
 
 
 @pytest.mark.parametrize("gamma", [1.0, 1.5, 2.0, 3.0])
@@ -33,7 +33,7 @@ def end(sampler: difftool.Sampler, levels: list[Level], x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("table", TABLES)
 def test_gamma_1_is_ddim(table: str) -> None:
-    levels = [*grid(TABLES[table], 15), CLEAN]
+    levels = [*log_snr_levels(TABLES[table], 15), CLEAN]
     x = quantiles(levels[0])
     expected = end(difftool.component("sampler", "ddim"), levels, x)
     torch.testing.assert_close(end(GradientEstimation(gamma=1.0), levels, x), expected, rtol=0, atol=1e-12)
@@ -55,7 +55,7 @@ def test_it_is_the_formula_of_the_paper() -> None:
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("calls", [5, 10, 20, 40])
 def test_it_ends_nearer_to_the_data_than_ddim(table: str, calls: int) -> None:
-    levels = [*grid(TABLES[table], calls), CLEAN]
+    levels = [*log_snr_levels(TABLES[table], calls), CLEAN]
     x = quantiles(levels[0], evenly(1000))
     ours, theirs = (distance(end(s, levels, x)) for s in (GradientEstimation(), difftool.component("sampler", "ddim")))
     assert ours < 0.9 * theirs

@@ -1,1 +1,1 @@
-"""The networks behind the built-in backbones; importing them imports torch."""
+"""The networks behind the built-in backbones. Importing them imports torch."""

@@ -1,5 +1,7 @@
-"""Self-attention over the pixels of a feature map (B, C, H, W). No positions are added: permuting the pixels of the
-input permutes those of the output."""
+"""Self-attention between the pixels of a feature map (B, C, H, W).
+
+No positions are added, so permuting the pixels of the input permutes those of the output.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,18 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """x + out(mix(q, k, v)) with q, k, v from the normalised x; starts as the identity (zero output weights)."""
+    """x + out(mix(q, k, v)), where q, k and v are linear in the normalised x.
 
-    def __init__(self, channels: int, heads: int, head_dim: int, groups: int) -> None:
+    The weights of `out` start at zero, so the module starts as the identity.
+
+    Args:
+        channels: Channels of x.
+        heads: Number of heads.
+        head_dim: Channels of q, k and v in each head.
+        groups: Groups of the normalisation; must divide `channels`.
+    """
+
+    def __init__(self, *, channels: int, heads: int, head_dim: int, groups: int) -> None:
         super().__init__()
         self.heads, self.head_dim = heads, head_dim
         self.norm = nn.GroupNorm(groups, channels)
@@ -27,17 +38,17 @@ class Attention(nn.Module):
         tokens = tokens.reshape(*tokens.shape[:2], 3, self.heads, self.head_dim)
         q, k, v = tokens.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = self.mix(q, k, v).transpose(1, 2).flatten(2).transpose(1, 2)
-        answer: Tensor = x + self.out(mixed.reshape(*mixed.shape[:2], *x.shape[2:]))
-        return answer
+        output: Tensor = x + self.out(mixed.reshape(*mixed.shape[:2], *x.shape[2:]))
+        return output
 
     @staticmethod
     @abstractmethod
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """All are (B, heads, pixels, head_dim)."""
+        """Mix the values of all pixels; arguments and result are (B, heads, pixels, head_dim)."""
 
 
 class FullAttention(Attention):
-    """softmax(q k^T / sqrt(head_dim)) v: cost grows with the square of the number of pixels."""
+    """softmax(q k^T / sqrt(head_dim)) v. The cost grows with the square of the number of pixels."""
 
     @staticmethod
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -45,7 +56,10 @@ class FullAttention(Attention):
 
 
 class LinearAttention(Attention):
-    """softmax_features(q) (softmax_pixels(k)^T v): cost grows with the number of pixels (Shen et al., 2021)."""
+    """softmax(q) (softmax(k)^T v), over the features of q and the pixels of k (Shen et al., 2021).
+
+    The cost grows linearly with the number of pixels.
+    """
 
     @staticmethod
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

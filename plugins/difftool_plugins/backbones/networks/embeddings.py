@@ -1,4 +1,4 @@
-"""How time and class labels enter a network."""
+"""Embeddings of time and class labels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 
 def sinusoidal(t: Tensor, size: int) -> Tensor:
-    """Sines and cosines of t (B,) in [0, 1000) at size/2 frequencies from 1 to 1e-4 radians, shaped (B, size).
+    """Return the sines and cosines (B, size) of t (B,), a time in [0, 1000).
 
-    Vaswani et al. (2017), as DDPM uses it. The table is computed, not stored: no cast of the network can blunt it.
+    The size/2 angular frequencies fall geometrically from 1 to 1e-4 (Vaswani et al., 2017; Ho et al., 2020). They are
+    computed and not stored, so a cast of the network to another dtype does not round them.
     """
     half = size // 2
     frequencies = torch.exp(torch.arange(half, device=t.device, dtype=t.dtype) * (-math.log(1e4) / half))
@@ -20,39 +21,51 @@ def sinusoidal(t: Tensor, size: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def labels(x: Tensor, cond: Tensor | None, classes: int) -> Tensor:
-    """The class index of each sample of x, (B,) int64; without `cond` all are `classes`, which means "no class"."""
+def labels_or_null(x: Tensor, cond: Tensor | None, classes: int) -> Tensor:
+    """Return the labels (B,) of the items of x; without `cond`, all of them are "no class", which is `classes`."""
     return torch.full((len(x),), classes, device=x.device) if cond is None else cond
 
 
 def refuse_labels(cond: Tensor | None) -> None:
-    """For networks without classes: a label that is silently ignored would be a wrong answer."""
+    """Raise `ValueError` for labels. A network without classes would ignore them, and its output would be wrong."""
     if cond is not None:
         raise ValueError("this network was built without classes and takes no labels")
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast off. What is worked out of time is a few numbers that each pixel is multiplied by: rounded to bfloat16
-    they would blunt all of the network, and in float32 they cost nothing."""
+    """Return a context in which autocast is off.
+
+    A few numbers that depend on time scale and shift all features. In bfloat16 their rounding errors would spread
+    through the network, and in float32 they cost next to nothing.
+    """
     return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 class Embedding(nn.Module):
-    """Time (B,) and class labels as one vector (B, width): MLP(sinusoidal(t)) + label vector."""
+    """Embed time t (B,) and labels cond (B,) as vectors (B, width): MLP(sinusoidal(t)) + table[cond].
 
-    def __init__(self, size: int, width: int, classes: int | None, activation: type[nn.Module] = nn.SiLU) -> None:
+    Args:
+        time_dim: Number of sines and cosines of t; even.
+        width: Size of the vectors.
+        classes: Number of classes, or None for a network that takes no labels. Index `classes` means "no class".
+        activation: Nonlinearity of the MLP.
+    """
+
+    def __init__(
+        self, *, time_dim: int, width: int, classes: int | None = None, activation: type[nn.Module] = nn.SiLU
+    ) -> None:
         super().__init__()
-        self.size, self.classes = size, classes
-        self.inner = nn.Linear(size, width)
+        self.time_dim, self.classes = time_dim, classes
+        self.inner = nn.Linear(time_dim, width)
         self.activation = activation()
         self.outer = nn.Linear(width, width)
-        self.label = nn.Embedding(classes + 1, width) if classes is not None else None
+        self.label = None if classes is None else nn.Embedding(classes + 1, width)
 
-    def forward(self, t: Tensor, cond: Tensor | None) -> Tensor:
-        features = sinusoidal(t, self.size).to(self.inner.weight.dtype)
-        vector: Tensor = self.outer(self.activation(self.inner(features)))
-        if self.label is not None and self.classes is not None:
-            vector = vector + self.label(labels(t, cond, self.classes))
-        else:
+    def forward(self, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        waves = sinusoidal(t, self.time_dim).to(self.inner.weight.dtype)
+        vectors: Tensor = self.outer(self.activation(self.inner(waves)))
+        if self.label is None or self.classes is None:
             refuse_labels(cond)
-        return vector
+        else:
+            vectors = vectors + self.label(labels_or_null(t, cond, self.classes))
+        return vectors

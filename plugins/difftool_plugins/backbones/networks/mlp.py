@@ -1,4 +1,4 @@
-"""The multilayer perceptron: the item is flattened, its shape restored at the end."""
+"""A multilayer perceptron for items of any shape: it flattens them, and restores the shape of the output."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from difftool_plugins.backbones.networks.embeddings import Embedding, labels, refuse_labels
+from difftool_plugins.backbones.networks.embeddings import Embedding, labels_or_null, refuse_labels
 
 TIME_RANGE = 1000.0
-
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
 
 class MLPNetwork(nn.Module):
-    """x (B, in_channels, *shape[1:]), t (B,), cond (B,) -> (B, out_channels, *shape[1:]).
+    """Map x (B, in_channels, *shape[1:]), t (B,) and cond (B,) to an output (B, *shape).
 
-    With `embedding`, time and label are added to the first layer's sums. With `plain`, t/1000 and the label (one-hot,
-    "no class" all zeros) are further inputs: depth 1 is Linear(D + 1, width), activation, Linear(width, D).
-    With `residual` (He et al., 2016) a hidden layer after the first is h + activation(linear(h)).
+    Args:
+        in_channels: Channels of x.
+        shape: Shape of one item of the output, channels first.
+        classes: Number of classes, or None for a network that takes no labels. Index `classes` means "no class".
+        width: Units of each hidden layer.
+        depth: Number of hidden layers.
+        activation: Nonlinearity after each hidden layer: silu, relu, gelu or tanh.
+        residual: Make each hidden layer but the first h + activation(linear(h)) (He et al., 2016).
+        time: With "embedding", an embedding of time and label is added to the first layer's output. With "plain",
+            t/1000 and the label are further inputs; the label is one-hot, and "no class" is all zeros.
+        time_dim: Number of sines and cosines of t in the embedding; even.
     """
 
     def __init__(
@@ -36,14 +43,13 @@ class MLPNetwork(nn.Module):
         time: str = "embedding",
         time_dim: int = 64,
     ) -> None:
-        """`shape` is that of one item of the output, channels first."""
         super().__init__()
         self.shape, self.classes = shape, classes
         nonlinearity = ACTIVATIONS[activation]
         inputs = in_channels * math.prod(shape[1:])
         self.embedding: Embedding | None = None
         if time == "embedding":
-            self.embedding = Embedding(time_dim, width, classes, nonlinearity)
+            self.embedding = Embedding(time_dim=time_dim, width=width, classes=classes, activation=nonlinearity)
         else:
             inputs += 1 + (classes or 0)
         self.first = nn.Linear(inputs, width)
@@ -54,21 +60,21 @@ class MLPNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         flat = x.flatten(1)
         if self.embedding is None:
-            h = self.first(torch.cat([flat, *self.plain(flat, t, cond)], dim=1))
+            h = self.first(torch.cat([flat, *self.columns(flat, t, cond)], dim=1))
         else:
             h = self.first(flat) + self.embedding(t, cond)
         h = self.activation(h)
         for layer in self.hidden:
             out = self.activation(layer(h))
             h = h + out if self.residual else out
-        answer: Tensor = self.last(h).unflatten(1, self.shape)
-        return answer
+        output: Tensor = self.last(h).unflatten(1, self.shape)
+        return output
 
-    def plain(self, x: Tensor, t: Tensor, cond: Tensor | None) -> list[Tensor]:
-        """Time and label as columns beside x (B, D)."""
+    def columns(self, x: Tensor, t: Tensor, cond: Tensor | None) -> list[Tensor]:
+        """Return time (B, 1), and the one-hot labels (B, classes) if there are classes, in the dtype of x."""
         time = (t / TIME_RANGE).to(x.dtype)[:, None]
         if self.classes is None:
             refuse_labels(cond)
             return [time]
-        chosen = labels(x, cond, self.classes)[:, None]
-        return [time, (chosen == torch.arange(self.classes, device=x.device)).to(x.dtype)]
+        labels = labels_or_null(x, cond, self.classes)[:, None]
+        return [time, (labels == torch.arange(self.classes, device=x.device)).to(x.dtype)]

@@ -1,9 +1,9 @@
-"""The U-Net of DDPM (Ho et al., 2020) and its family.
+"""The U-Net of DDPM (Ho et al., 2020) and its variants.
 
-    first conv ─► level 0 ─► halve ─► level 1 ─► ... ─► middle ─► ... ─► level 1 ─► double ─► level 0 ─► last block, 1x1
-                    └────────────────── each block's result joins its mirror ──────────────────┘
+    first conv ─► level 0 ─► half ─► level 1 ─► ... ─► middle ─► ... ─► level 1 ─► double ─► level 0 ─► last block, 1x1
+                    └────────────── skip connections from each block to its mirror ───────────────┘
 
-Level i is dim * dim_mults[i] channels wide, at 2^-i of the image's height and width.
+Level i has `widths[i]` channels at 2^-i of the image's height and width.
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ class StandardizedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        # the floor only guards against constant weights; any larger one would break the invariance to their scale
+        # the floor only guards against constant weights; a larger one would make the result depend on their scale
         weight = (self.weight - mean) * torch.rsqrt(variance.clamp_min(1e-12))
-        answer: Tensor = self._conv_forward(x, weight, self.bias)
-        return answer
+        output: Tensor = self._conv_forward(x, weight, self.bias)
+        return output
 
 
 class Block(nn.Module):
-    """shortcut(x) + twice convolution, normalisation, SiLU; time shifts, or scales and shifts, the first of them."""
+    """A residual block: shortcut(x) + two times convolution, normalisation and SiLU.
+
+    The features between the first normalisation and its SiLU are shifted by a function of time, or scaled and shifted.
+    """
 
     def __init__(
         self,
-        inputs: int,
-        outputs: int,
+        in_channels: int,
+        out_channels: int,
         *,
         embedding: int,
         time: str,
@@ -50,18 +53,18 @@ class Block(nn.Module):
         super().__init__()
         conv = StandardizedConv2d if standardize else nn.Conv2d
         self.scales, self.checkpointing = time == "scale-shift", checkpointing
-        self.time = nn.Linear(embedding, (2 if self.scales else 1) * outputs)
-        self.conv1 = conv(inputs, outputs, 3, padding=1)
-        self.norm1 = nn.GroupNorm(groups, outputs)
+        self.time = nn.Linear(embedding, (2 if self.scales else 1) * out_channels)
+        self.conv1 = conv(in_channels, out_channels, 3, padding=1)
+        self.norm1 = nn.GroupNorm(groups, out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = conv(outputs, outputs, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, outputs)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.conv2 = conv(out_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, out_channels)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            answer: Tensor = checkpoint(self.compute, x, embedding, use_reentrant=False)
-            return answer
+            output: Tensor = checkpoint(self.compute, x, embedding, use_reentrant=False)
+            return output
         return self.compute(x, embedding)
 
     def compute(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -75,12 +78,12 @@ class Block(nn.Module):
             h = h + time.to(h.dtype)
         h = self.dropout(F.silu(h))
         h = F.silu(self.norm2(self.conv2(h)))
-        answer: Tensor = h + self.shortcut(x)
-        return answer
+        output: Tensor = h + self.shortcut(x)
+        return output
 
 
 class Down(nn.Module):
-    """A level on the way to the middle. `skips` gets the result of each block, the last one after its attention."""
+    """A level of the encoder. It appends the output of each block to `skips`, the last one after the attention."""
 
     def __init__(self, blocks: Iterable[nn.Module], attention: nn.Module) -> None:
         super().__init__()
@@ -96,7 +99,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """A level on the way to the answer. Each block joins the last of `skips`, and takes it away."""
+    """A level of the decoder. Each of its blocks takes the last of `skips` as further channels."""
 
     def __init__(self, blocks: Iterable[nn.Module], attention: nn.Module) -> None:
         super().__init__()
@@ -105,12 +108,36 @@ class Up(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
         for block in self.blocks:
             x = block(torch.cat([x, skips.pop()], dim=1), embedding)
-        answer: Tensor = self.attention(x)
-        return answer
+        output: Tensor = self.attention(x)
+        return output
 
 
 class UNetNetwork(nn.Module):
-    """x (B, C, H, W), t (B,), cond (B,) -> (B, out_channels, H, W). Starts with the answer 0 everywhere."""
+    """Map x (B, in_channels, H, W), t (B,) and cond (B,) to an output (B, out_channels, H, W).
+
+    The weights of the last convolution start at zero, and so does the output. H and W must be multiples of
+    2^(len(widths) - 1).
+
+    Args:
+        in_channels: Channels of x.
+        out_channels: Channels of the output.
+        classes: Number of classes, or None for a network that takes no labels. Index `classes` means "no class".
+        dim: A quarter of the size of the embedding of time and label.
+        init_dim: Channels of the first convolution.
+        widths: Channels of each level, from fine to coarse.
+        blocks: Residual blocks of each level, in the encoder and in the decoder.
+        attention: Attention of each level, from fine to coarse: none, linear or full.
+        middle: Attention at the coarsest level, between encoder and decoder.
+        heads: Heads of each attention.
+        head_dim: Channels of each head.
+        time: With "shift", time is added to the features of each block; with "scale-shift", it also scales them.
+        groups: Groups of each normalisation; must divide all widths.
+        dropout: Share of the features that each block drops in training.
+        checkpointing: Compute each block again in the backward pass instead of storing what it computed.
+        standardize: Standardise the weights of the blocks' convolutions.
+        downsample: With "stride", halve the image by a strided convolution; with "unshuffle", move 2x2 pixels into
+            channels.
+    """
 
     def __init__(
         self,
@@ -133,7 +160,6 @@ class UNetNetwork(nn.Module):
         standardize: bool = False,
         downsample: str = "stride",
     ) -> None:
-        """`widths` and `attention` have one entry a level, fine to coarse."""
         super().__init__()
         embedding, coarsest = 4 * dim, widths[-1]
         block = partial(
@@ -146,23 +172,22 @@ class UNetNetwork(nn.Module):
             standardize=standardize,
         )
         attend = partial(make_attention, heads=heads, head_dim=head_dim, groups=groups)
-        self.embedding = Embedding(embedding, embedding, classes)
+        self.embedding = Embedding(time_dim=embedding, width=embedding, classes=classes)
         self.first = nn.Conv2d(in_channels, init_dim, 3, padding=1)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         for i, (width, kind) in enumerate(zip(widths, attention, strict=True)):
             inputs = [width if i else init_dim, *[width] * (blocks - 1)]
             self.downs.append(Down([block(n, width) for n in inputs], attend(kind, width)))
             self.ups.append(Up([block(2 * width, width) for _ in range(blocks)], attend(kind, width)))
-        steps = list(pairwise(widths))
-        self.halvings = nn.ModuleList(halving(downsample, fine, coarse) for fine, coarse in steps)
-        self.doublings = nn.ModuleList(doubling(coarse, fine) for fine, coarse in steps)
+        self.downsamples = nn.ModuleList(make_downsample(downsample, *pair) for pair in pairwise(widths))
+        self.upsamples = nn.ModuleList(make_upsample(coarse, fine) for fine, coarse in pairwise(widths))
         self.middle1 = block(coarsest, coarsest)
         self.attention = attend(middle, coarsest)
         self.middle2 = block(coarsest, coarsest)
         self.last = block(widths[0] + init_dim, widths[0])
-        self.answer = nn.Conv2d(widths[0], out_channels, 1)
-        nn.init.zeros_(self.answer.weight)
-        nn.init.zeros_(self.answer.bias)  # type: ignore[arg-type]
+        self.output = nn.Conv2d(widths[0], out_channels, 1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         with full_precision(x.device):
@@ -170,30 +195,31 @@ class UNetNetwork(nn.Module):
         x = first = self.first(x)
         skips: list[Tensor] = []
         for i, down in enumerate(self.downs):
-            x = down(self.halvings[i - 1](x) if i else x, embedding, skips)
+            x = down(self.downsamples[i - 1](x) if i else x, embedding, skips)
         x = self.middle2(self.attention(self.middle1(x, embedding)), embedding)
         for i in reversed(range(len(self.ups))):
             x = self.ups[i](x, embedding, skips)
-            x = self.doublings[i - 1](x) if i else x
+            x = self.upsamples[i - 1](x) if i else x
         x = self.last(torch.cat([x, first], dim=1), embedding)
-        answer: Tensor = self.answer(x)
-        return answer
+        output: Tensor = self.output(x)
+        return output
 
 
 def make_attention(kind: str, channels: int, *, heads: int, head_dim: int, groups: int) -> nn.Module:
+    """Return the attention of a level: none, linear or full."""
     if kind == "none":
         return nn.Identity()
     attention: type[Attention] = FullAttention if kind == "full" else LinearAttention
-    return attention(channels, heads, head_dim, groups)
+    return attention(channels=channels, heads=heads, head_dim=head_dim, groups=groups)
 
 
-def halving(kind: str, fine: int, coarse: int) -> nn.Module:
-    """(B, fine, H, W) -> (B, coarse, H/2, W/2)."""
+def make_downsample(kind: str, fine: int, coarse: int) -> nn.Module:
+    """Return a module that maps (B, fine, H, W) to (B, coarse, H/2, W/2)."""
     if kind == "stride":
         return nn.Conv2d(fine, coarse, 3, stride=2, padding=1)
     return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * fine, coarse, 1))
 
 
-def doubling(coarse: int, fine: int) -> nn.Module:
-    """(B, coarse, H, W) -> (B, fine, 2H, 2W)."""
+def make_upsample(coarse: int, fine: int) -> nn.Module:
+    """Return a module that maps (B, coarse, H, W) to (B, fine, 2H, 2W)."""
     return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(coarse, fine, 3, padding=1))

@@ -1,1 +1,1 @@
-"""Modules that are wrong, each in a way of its own; the README says how difftool takes them."""
+"""Modules that are broken, each in its own way. The README says what difftool does with them."""

@@ -1,4 +1,4 @@
-"""Works, but imports torch as soon as it is loaded: every command, and each --help, waits for it."""
+"""Works, but imports torch when it is loaded, which slows down every command and every --help."""
 
 import torch
 
@@ -6,7 +6,7 @@ from difftool import NoiseSchedule, Schedule, hookimpl
 
 
 class Heavy(NoiseSchedule, name="heavy"):
-    """DDPM's betas (Ho et al., 2020), once more."""
+    """The linear schedule of DDPM (Ho et al., 2020) again."""
 
     def build(self, timesteps: int) -> Schedule:
         return Schedule.from_betas(torch.linspace(0.1 / timesteps, 20.0 / timesteps, timesteps, dtype=torch.float64))

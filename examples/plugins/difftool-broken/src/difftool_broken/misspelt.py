@@ -1,4 +1,4 @@
-"""Implements a hook that there is not: it lacks an s."""
+"""Implements a hook that does not exist, since its name lacks the final s."""
 
 from difftool import Sampler, hookimpl
 

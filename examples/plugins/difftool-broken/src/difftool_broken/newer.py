@@ -1,3 +1,3 @@
-"""Was made for a difftool of the future."""
+"""Requires a future version of the plugin API."""
 
 difftool_api = 99

@@ -1,3 +1,3 @@
-"""Fails while it is imported."""
+"""Raises an exception when it is imported."""
 
 raise RuntimeError("no licence file found")

@@ -1,4 +1,4 @@
-"""Takes a name that a built-in has."""
+"""Uses the name of a built-in sampler."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from difftool_broken.wrong import Sound
 
 
 class DDIM(Sound, name="ddim"):
-    """Another DDIM, to be had as difftool-broken:ddim."""
+    """Another DDIM, available as difftool-broken:ddim."""
 
-    twist: float = option(default=0.5, help="changes nothing")
+    twist: float = option(default=0.5, help="has no effect")
 
 
 @hookimpl

@@ -1,10 +1,10 @@
-"""Brings a command that no entry point announces."""
+"""Provides a command that no entry point announces."""
 
 from difftool import Command, hookimpl
 
 
 class Secret(Command, name="secret"):
-    """Is never found."""
+    """A command that is never found."""
 
     def run(self) -> str:
         return "found"

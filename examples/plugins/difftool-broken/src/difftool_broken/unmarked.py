@@ -1,4 +1,4 @@
-"""Forgot to mark its hook, which would never be called."""
+"""Lacks the mark on its hook, so the hook is never called."""
 
 from difftool import Sampler
 

@@ -1,4 +1,4 @@
-"""Returns things that are no samplers, beside one that is."""
+"""Returns three objects that are not valid samplers, and one that is."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 
 class Unfinished(Sampler, name="unfinished"):
-    """Has no walk."""
+    """A sampler without `sample`."""
 
 
 class Odd(Sampler, name="odd"):
-    """Has an option that no file could keep."""
+    """A sampler with an option that no file could hold."""
 
     table: dict[str, int] = option(default=None, help="a table")
 
     def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]
     ) -> Iterator[Step]:
-        raise AssertionError("never asked")
+        raise AssertionError("never called")
 
 
 class Sound(Sampler, name="sound"):
-    """DDIM once more: what is sound in a broken plugin can be used."""
+    """DDIM again. The sound parts of a broken plugin can be used."""
 
     def sample(
         self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Callable[[int], Tensor]

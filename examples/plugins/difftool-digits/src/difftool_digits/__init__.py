@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 difftool_api = 1
 
 SCANNED = 8
-"""Side of the scans in pixels."""
+"""The side of the scans in pixels."""
 
 
 class Digits(Dataset, name="digits"):
-    """1,797 scans of handwritten digits, gray, 8x8, labelled 0 to 9 (scikit-learn; Alpaydin & Kaynak, 1998)."""
+    """1,797 gray scans of handwritten digits, 8x8, labelled 0 to 9 (scikit-learn; Alpaydin & Kaynak, 1998)."""
 
     default_backbone = "unet"
 
     size: int = option(
-        default=SCANNED, ge=SCANNED, le=256, help="side in pixels; beyond 8, the scans are scaled up (bicubic)"
+        default=SCANNED, ge=SCANNED, le=256, help="side in pixels; scans are enlarged beyond 8 pixels (bicubic)"
     )
 
     def load(self, context: DatasetContext) -> Samples:
@@ -31,7 +31,7 @@ class Digits(Dataset, name="digits"):
         from difftool import PIXELS, Samples
 
         scans = load_digits()
-        # 0 is paper and 16 is ink: one more than four bits hold, hence the division by 16
+        # values are from 0 (paper) to 16 (ink)
         items = torch.from_numpy(scans.images)[:, None] * (255 / 16)
         if self.size != SCANNED:
             items = torch.nn.functional.interpolate(items, size=(self.size, self.size), mode="bicubic")

@@ -1,46 +1,66 @@
-"""The diffusion transformer of Peebles & Xie (2023), "Scalable diffusion models with transformers", with adaLN-Zero.
+"""The diffusion transformer with adaLN-Zero of Peebles & Xie (2023), "Scalable diffusion models with transformers".
 
     image ─► patches ─► linear + positions ─► block ─► ... ─► block ─► norm, linear ─► patches ─► image
     t, label ─► one vector ─────────────────────┴───────────────┴────────┘ scales, shifts and gates
 
-B is the batch, N the number of patches, row by row, and dim what stands for each of them.
+In the shapes below, B is the batch size, N the number of patches, row by row, and dim the size of a token.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from difftool import BackboneSpec
-    from difftool_dit import DiT
-
-TIME_FEATURES = 256
-"""Sines and cosines that stand for t."""
+TIME_DIM = 256
+"""Number of sines and cosines of t."""
 LONGEST = 1e4
-"""The lowest frequency of an embedding is one radian in so many units, the highest one radian in one."""
+"""Angular frequencies of an embedding fall from 1 to 1/LONGEST."""
 
 
 class DiTNetwork(nn.Module):
-    """x (B, in_channels, H, W), t (B,), cond (B,) -> (B, out_channels, H, W). Starts with the answer 0 everywhere."""
+    """Map x (B, in_channels, H, W), t (B,) and cond (B,) to an output (B, out_channels, H, W).
+
+    The weights of the last layer start at zero, and so does the output.
+
+    Args:
+        in_channels: Channels of x.
+        out_channels: Channels of the output.
+        size: (H, W) of the images; multiples of `patch`.
+        classes: Number of classes, or None for a network that takes no labels. Index `classes` means "no class".
+        patch: Side of a patch in pixels.
+        dim: Size of a token; a multiple of 4 and of `heads`.
+        depth: Number of blocks.
+        heads: Heads of each attention.
+        mlp_ratio: Hidden units of each block's MLP as a multiple of `dim`.
+        dropout: Share of the features that each attention and each MLP drops in training.
+    """
 
     positions: Tensor
 
-    def __init__(self, options: DiT, spec: BackboneSpec) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        size: tuple[int, int],
+        classes: int | None = None,
+        patch: int = 2,
+        dim: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        mlp_ratio: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.patch, area = options.patch, options.patch**2
-        height, width = spec.shape[1:]
-        self.grid = (height // self.patch, width // self.patch)
-        self.condition = Condition(options.dim, spec.classes)
-        self.first = linear(spec.in_channels * area, options.dim)
-        # options and shape say it all, so the file of a model need not hold it
-        self.register_buffer("positions", grid_waves(*self.grid, options.dim), persistent=False)
-        self.blocks = nn.ModuleList(Block(options) for _ in range(options.depth))
-        self.modulation = Modulation(options.dim, 2)
-        self.answer = zero_linear(options.dim, spec.out_channels * area)
+        self.patch, self.grid = patch, (size[0] // patch, size[1] // patch)
+        self.condition = Condition(dim, classes)
+        self.first = linear(in_channels * patch**2, dim)
+        # the positions follow from the options and the size, so files of weights do not hold them
+        self.register_buffer("positions", grid_waves(*self.grid, dim), persistent=False)
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, dropout) for _ in range(depth))
+        self.modulation = Modulation(dim, 2)
+        self.output = zero_linear(dim, out_channels * patch**2)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         condition = self.condition(t, cond)
@@ -48,26 +68,26 @@ class DiTNetwork(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, condition)
         scale, shift = self.modulation(condition)
-        return unpatchify(self.answer(modulated(tokens, scale, shift)), self.patch, self.grid)
+        return unpatchify(self.output(modulate(tokens, scale, shift)), self.patch, self.grid)
 
 
 class Block(nn.Module):
-    """Attention between the tokens (B, N, dim), then an MLP on each; both are branches (figure 3)."""
+    """Attention between the tokens (B, N, dim), then an MLP on each of them; both are branches (figure 3)."""
 
-    def __init__(self, options: DiT) -> None:
+    def __init__(self, dim: int, heads: int, mlp_ratio: int, dropout: float) -> None:
         super().__init__()
-        dim, hidden = options.dim, options.mlp_ratio * options.dim
+        hidden = mlp_ratio * dim
         mlp = nn.Sequential(linear(dim, hidden), nn.GELU(approximate="tanh"), linear(hidden, dim))
-        self.attention = Branch(Attention(dim, options.heads), dim, options.dropout)
-        self.mlp = Branch(mlp, dim, options.dropout)
+        self.attention = Branch(Attention(dim, heads), dim, dropout)
+        self.mlp = Branch(mlp, dim, dropout)
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        answer: Tensor = self.mlp(self.attention(tokens, condition), condition)
-        return answer
+        output: Tensor = self.mlp(self.attention(tokens, condition), condition)
+        return output
 
 
 class Branch(nn.Module):
-    """tokens + gate * inner(modulated tokens): adaLN-Zero (section 3.2), for the gate is 0 at first."""
+    """tokens + gate * inner(modulated tokens). The gate starts at 0, which is adaLN-Zero (section 3.2)."""
 
     def __init__(self, inner: nn.Module, dim: int, dropout: float) -> None:
         super().__init__()
@@ -77,12 +97,12 @@ class Branch(nn.Module):
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
         scale, shift, gate = self.modulation(condition)
-        answer: Tensor = tokens + gate * self.dropout(self.inner(modulated(tokens, scale, shift)))
-        return answer
+        output: Tensor = tokens + gate * self.dropout(self.inner(modulate(tokens, scale, shift)))
+        return output
 
 
 class Modulation(nn.Module):
-    """So many vectors (B, 1, dim) that the condition (B, dim) sets; all are 0 at first."""
+    """Map the condition (B, dim) linearly to `count` vectors (B, 1, dim), which start at 0."""
 
     def __init__(self, dim: int, count: int) -> None:
         super().__init__()
@@ -95,7 +115,7 @@ class Modulation(nn.Module):
 
 
 class Attention(nn.Module):
-    """out(softmax(q k^T / sqrt(dim / heads)) v) of the tokens (B, N, dim), for each head a share of dim."""
+    """Multi-head self-attention of the tokens (B, N, dim): out(softmax(q k^T / sqrt(dim / heads)) v)."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -104,23 +124,23 @@ class Attention(nn.Module):
         self.out = linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        shares = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, heads, dim / heads)
-        q, k, v = shares.permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, heads, dim / heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, dim / heads)
-        answer: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
-        return answer
+        output: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return output
 
 
 class Condition(nn.Module):
-    """Time (B,) and label (B,) as one vector (B, dim): silu(MLP(waves(t)) + label vector).
+    """Embed time t (B,) and labels cond (B,) as vectors (B, dim): silu(MLP(waves(t)) + table[cond]).
 
-    Every `Modulation` begins with this silu, hence it is taken once, here.
+    The silu with which every modulation of the paper begins is computed once, here.
     """
 
     def __init__(self, dim: int, classes: int | None) -> None:
         super().__init__()
         self.classes = classes
-        self.time = nn.Sequential(nn.Linear(TIME_FEATURES, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time = nn.Sequential(nn.Linear(TIME_DIM, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = None if classes is None else nn.Embedding(classes + 1, dim)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -129,48 +149,49 @@ class Condition(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, t: Tensor, cond: Tensor | None) -> Tensor:
-        vector: Tensor = self.time(waves(t, TIME_FEATURES))
+        vector: Tensor = self.time(waves(t, TIME_DIM))
         if self.label is not None and self.classes is not None:
             vector = vector + self.label(torch.full_like(t, self.classes, dtype=torch.int64) if cond is None else cond)
-        elif cond is not None:  # a label that is silently ignored would be a wrong answer
+        elif cond is not None:  # to ignore a label would give a wrong output
             raise ValueError("this network was built without classes and takes no labels")
         return F.silu(vector)
 
 
-def modulated(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """(1 + scale) * norm(tokens) + shift; norm brings each token to mean 0 and variance 1, with no weights of its own.
+def modulate(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return (1 + scale) * norm(tokens) + shift, where norm gives each token mean 0 and variance 1.
 
-    tokens (B, N, dim); scale and shift (B, 1, dim).
+    tokens is (B, N, dim); scale and shift are (B, 1, dim).
     """
     return torch.addcmul(shift, F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6), 1 + scale)
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) -> (B, N, C patch^2): the patches row by row, each flattened."""
+    """Cut images (B, C, H, W) into flattened patches (B, N, C patch^2), row by row."""
     return F.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2)
 
 
 def unpatchify(tokens: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
-    """(B, N, C patch^2) -> (B, C, H, W), grid (H / patch, W / patch): undoes `patchify`."""
+    """Invert `patchify`: (B, N, C patch^2) to (B, C, H, W), where grid is (H / patch, W / patch)."""
     return F.pixel_shuffle(torch.unflatten(tokens.transpose(1, 2), 2, grid), patch)
 
 
-def waves(at: Tensor, size: int) -> Tensor:
-    """Sines and cosines of numbers (n,) at size/2 frequencies, as (n, size) float32 (Vaswani et al., 2017)."""
+def waves(values: Tensor, size: int) -> Tensor:
+    """Return the sines and cosines (n, size) of values (n,) at size/2 frequencies (Vaswani et al., 2017)."""
     half = size // 2
-    frequencies = LONGEST ** (-torch.arange(half, device=at.device) / half)
-    angles = at[:, None] * frequencies
+    frequencies = LONGEST ** (-torch.arange(half, device=values.device) / half)
+    angles = values[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def grid_waves(rows: int, columns: int, dim: int) -> Tensor:
-    """The embedding of each place of a grid, row by row: half of dim says the row, half the column; (N, dim)."""
+    """Return embeddings (N, dim) of the places of a grid; half of dim is for the row, and half for the column."""
     row = waves(torch.arange(rows), dim // 2)[:, None].expand(-1, columns, -1)
     column = waves(torch.arange(columns), dim // 2).expand(rows, -1, -1)
     return torch.cat([row, column], dim=-1).flatten(0, 1)
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
+    """Return a linear layer with Xavier-uniform weights and no bias at first."""
     layer = nn.Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -178,7 +199,7 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A layer that answers 0 until it is trained."""
+    """Return a linear layer whose output is 0 until it is trained."""
     layer = nn.Linear(inputs, outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
