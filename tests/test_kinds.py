@@ -70,7 +70,7 @@ def test_an_added_kind_has_its_flag_options_table_and_list() -> None:
     assert "The tint of the walls. [default: plain]" in text
     assert "--wall-tint.strength" in text
     assert json.loads(passed("list", "wall-tints", "--json").out)["wall-tints"]["plain"]["options"]["strength"]
-    assert "0 broken" in passed("check", "plain").out
+    assert "0 failed" in passed("check", "plain").out
 
 
 @pytest.mark.usefixtures("with_tints")

@@ -257,8 +257,10 @@ def test_options_of_every_type_survive(law: Law) -> None:
     assert int(finding.measured.split()[0]) >= 15
 
 
-class Gadget(Component, kind="gadget", name="gadget"):
+class Gadget(Component):
     """A component of a kind that has no laws of its own."""
+
+    kind, name = "gadget", "gadget"
 
 
 def test_a_kind_without_laws_of_its_own_has_the_common_ones() -> None:
