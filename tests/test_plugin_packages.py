@@ -154,9 +154,8 @@ REASONS = {
         'see where: python -c "import difftool_broken.raises"',
     ),
     "misspelt": ("there is no hook 'difftool_sampler'", "did you mean difftool_samplers?"),
-    "unmarked": ("difftool_samplers is not marked as a hook", "put @difftool.hookimpl above it"),
     "newer": (
-        "made for version 99 of the plugin API; this difftool has 1",
+        "made for version 99 of the plugin API; this difftool has 2",
         "pip install --upgrade difftool",
     ),
     "taken": ("sampler 'ddim': the name is taken by difftool", "reach it as difftool-broken:ddim"),
@@ -174,15 +173,18 @@ def test_a_broken_package_is_set_aside_with_reasons_and_cures(broken: Environmen
     wrong = found["difftool-broken:wrong"]
     assert [p["reason"] for p in wrong["problems"]] == [
         "'ddim' is not a component class",
-        "sampler 'unfinished': walk() is not defined",
+        "sampler 'unfinished': sample() is not defined",
         "sampler 'odd': option 'table' has a type that options cannot have: dict[str, int]",
     ]
     assert wrong["provides"] == {"samplers": ["sound"]}
     assert found["difftool-gradient-estimation:gradient-estimation"]["problems"] == []
     strict = broken.run("difftool", "plugins", "--strict")
     assert strict.returncode == 1
-    assert "error: 9 plugins were set aside: difftool-broken:missing, " in strict.stderr
+    assert "error: 8 plugins were set aside: difftool-broken:missing, " in strict.stderr
     assert "cure: did you mean difftool_samplers?" in strict.stdout
+    assert found["difftool-broken:unmarked"]["provides"] == {}
+    unmarked = broken.run("difftool", "check", "difftool-broken")
+    assert "it provides no component; put @difftool.hookimpl above its hooks" in unmarked.stdout
 
 
 def test_who_imports_torch_is_named_with_its_seconds(broken: Environment) -> None:
@@ -246,7 +248,7 @@ def test_every_command_still_works(broken: Environment) -> None:
     [
         (("sample", "--sampler", "missing"), 1, "plugin difftool-broken:missing was set aside: needs the module"),
         (("sample", "--sampler", "odd"), 1, "option 'table' has a type that options cannot have"),
-        (("sample", "--sampler", "nope"), 2, "; 9 plugins were set aside, see 'difftool plugins'"),
+        (("sample", "--sampler", "nope"), 2, "; 8 plugins were set aside, see 'difftool plugins'"),
         (("promised",), 1, "plugin difftool-broken:missing was set aside: needs the module"),
         (("secret",), 1, "command 'secret': no entry point announces it"),
         (("check", "difftool-broken"), 1, "laws failed: plugin difftool-broken:heavy loads without torch"),

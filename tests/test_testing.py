@@ -994,7 +994,7 @@ NUMBERS = itertools.count()
 
 
 FAILING_OTHERS = {
-    samplers.gives_the_requested_number_of_levels: {"gave no strictly falling grid of 2 levels": Rising()},
+    samplers.gives_the_requested_number_of_levels: {"did not give 2 strictly falling levels": Rising()},
     samplers.gives_the_same_levels_again: {"two calls for 61 levels differ": Drifting()},
     objectives.recovers_data_and_noise: {
         "leaves x_0 or eps unknown at some level of each of linear, flow, ve": Uninformative()
@@ -1030,13 +1030,13 @@ def test_other_kinds_that_fail_a_law(component: Component, law: Law, words: str)
 
 
 def test_a_plugin_as_a_whole() -> None:
-    heavy = Plugin("heavy", "x", "1", seconds=1.5, imports_torch=True)
+    heavy = Plugin("heavy", "x", "1", components=[DDIM], seconds=1.5, imports_torch=True)
     whole, light = examine_plugin(heavy)
     assert (whole.verdict, light.verdict) == ("passed", "failed")
     assert "takes 1.50 s" in light.measured
     with PluginManager().active() as manager:
         bad = manager.register(SimpleNamespace(__name__="bad"))
-    assert next(examine_plugin(bad)).measured.startswith("it implements no hook; the hooks are difftool_datasets")
+    assert next(examine_plugin(bad)).measured.startswith("it provides no component; put @difftool.hookimpl")
 
 
 def module(**hooks: Any) -> Any:

@@ -9,7 +9,7 @@ from difftool import Dataset, hookimpl, option
 if TYPE_CHECKING:
     from difftool import DatasetContext, Samples
 
-difftool_api = 1
+difftool_api = 2
 
 SCANNED = 8
 """The side of the scans in pixels."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # torch is imported only when a network is built
 
     from difftool import BackboneSpec
 
-difftool_api = 1
+difftool_api = 2
 
 
 class DiT(Backbone, name="dit"):

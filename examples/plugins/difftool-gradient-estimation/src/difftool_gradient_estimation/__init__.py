@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from difftool import Denoise, Level, Noise, Step
 
-difftool_api = 1
+difftool_api = 2
 
 
 class GradientEstimation(Sampler, name="gradient-estimation"):
