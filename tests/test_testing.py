@@ -52,6 +52,7 @@ from difftool.plugins.registry import registry
 from difftool.testing import (
     LawsFailed,
     PluginManager,
+    backbone_case,
     backbones,
     check_backbone,
     check_component,
@@ -681,6 +682,12 @@ def test_networks_that_fail_a_law(short_training: None, net: type[nn.Module], la
     assert words in failure(backbone(net, self_conditioning=net is LooksAtXAlone), law)
 
 
+def test_settings_that_difftool_train_does_not_have() -> None:
+    assert "training_defaults: warmpu" in failure(
+        backbone(Net, training_defaults={"warmpu": 5}), backbones.suggests_valid_settings
+    )
+
+
 def test_a_network_that_confuses_a_class_with_no_class() -> None:
     null_as_0 = altered(lambda net, x, t, cond: net(x, t, None if cond is None else torch.where(cond == 3, 0, cond)))
     assert "class 0 and no class have the same output" in failure(backbone(null_as_0), backbones.uses_the_label)
@@ -692,7 +699,7 @@ def test_a_network_that_fails_one_law_passes_the_others(short_training: None) ->
 
 def test_outputs_that_vary_cannot_be_compared() -> None:
     with pytest.raises(Skipped, match="its outputs differ from one call to the next"):
-        backbones.can_be_saved_and_loaded(backbones.Case(backbone(NOISY), (2,)))
+        backbones.can_be_saved_and_loaded(backbone_case.Case(backbone(NOISY), (2,)))
 
 
 class NoLabels(Points, name="no-labels"):

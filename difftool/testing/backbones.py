@@ -4,119 +4,32 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from difftool.components import Backbone
+from difftool.errors import InvalidOption
+from difftool.options import make
 from difftool.rng import generator
 from difftool.runs import checkpoint
+from difftool.settings import Training
 from difftool.specs import BackboneSpec
+from difftool.testing.backbone_case import GOAL, Case
 from difftool.testing.laws import Failed, Skipped, accelerators, counted, gap, largest, raised, size
-from difftool.testing.toy_task import CLASSES, LOOK_EVERY, ToyTask, mean_loss, noise, predict, train
+from difftool.testing.toy_task import LOOK_EVERY, mean_loss, noise, predict, train
 
-SHAPES: Sequence[tuple[int, ...]] = (
-    *((2,), (3, 8, 8), (3, 16, 16), (3, 32, 32), (1, 8, 8), (1, 16, 16), (1, 28, 28), (1, 32, 32)),
-    *((4, 32, 32), (3, 64, 64), (3, 128, 128)),
-)
-"""Shapes of items that are tried in turn."""
 ODD_SHAPES: Sequence[tuple[int, ...]] = ((1,), (5,), (1, 1, 1), (3, 7, 5), (1, 12, 8), (4, 6, 6), (2, 9))
 """Shapes that not every network accepts."""
-GOAL = 0.6
-"""Loss of a network that has learned, relative to one that predicts 0."""
 LABEL_GOAL = 0.5
 """Error with a label, relative to the error without one."""
 TOLERANCE = 1e-4
 """Change of an output with the other items of the batch, relative to the largest output."""
 SENSITIVITY = 1e-3
 """Smallest change of an output that counts as one, relative to the largest output."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A backbone, and the shape of the items that it is checked with."""
-
-    backbone: Backbone
-    shape: tuple[int, ...]
-    classes: int | None = CLASSES
-    """Number of classes, or None for a backbone that refuses labels."""
-
-    @property
-    def spec(self) -> BackboneSpec:
-        return BackboneSpec(shape=self.shape, out_channels=self.shape[0], classes=self.classes)
-
-    def build(self, spec: BackboneSpec | None = None, seed: int = 0) -> nn.Module:
-        """Build the network from a seed. Raises `Failed` if it is not a module."""
-        torch.manual_seed(seed)
-        network = self.backbone.build(spec or self.spec)
-        if not isinstance(network, nn.Module):
-            raise Failed(f"build() returned a {type(network).__name__}, not a module")
-        return network
-
-    @cached_property
-    def task(self) -> ToyTask:
-        return ToyTask.of_shape(self.shape, self.classes)
-
-    @cached_property
-    def training(self) -> tuple[nn.Module, list[float]]:
-        """The trained network, and its loss before, during and after training."""
-        network = self.build()
-        return network, train(network, self.task.noise_loss, GOAL)
-
-    def labels(self, count: int) -> Tensor | None:
-        """Return the labels of all classes and "no class" in turn, or None for a backbone that refuses labels."""
-        return None if self.classes is None else torch.arange(count) % (self.classes + 1)
-
-    def predict(self, x: Tensor, t: float | Tensor = 300.0) -> Tensor:
-        """Return the output of the trained network for items of all classes and of none."""
-        return predict(self.training[0], x, t, self.labels(len(x)))
-
-    def reference(self, x: Tensor) -> Tensor:
-        """Return the same output for comparisons. Raises `Skipped` if a second output differs from it."""
-        output = self.predict(x)
-        if not torch.equal(output, self.predict(x)):
-            raise Skipped("its outputs differ from one call to the next")
-        return output
-
-
-def prepare(backbone: Backbone, *, shape: tuple[int, ...] | None = None) -> Case:
-    """Choose the first shape that the network is built for and computes; else the first that it is built for.
-
-    Raises `Failed` if it is built for none.
-    """
-    built: list[Case] = []
-    reasons: list[str] = []
-    for candidate in SHAPES if shape is None else (shape,):
-        try:
-            case = case_of(backbone, candidate)
-        except Exception as error:
-            reasons.append(f"{size(candidate)}: {error if isinstance(error, (ValueError, Failed)) else raised(error)}")
-            continue
-        built.append(case)
-        try:
-            predict(case.build(), noise(case.spec, 2), 500.0, case.labels(2))
-        except Exception:
-            continue
-        return case
-    if built:  # the laws will say why it computes nothing
-        return built[0]
-    advice = "" if shape is not None else "; name one that fits by --shape, or check_backbone(..., shape=...)"
-    raise Failed(f"it accepts none of the shapes tried ({'; '.join(reasons)}){advice}")
-
-
-def case_of(backbone: Backbone, shape: tuple[int, ...]) -> Case:
-    """Return a case with labels, or without if the backbone refuses labels. Raises `ValueError` for a refused shape."""
-    case = Case(backbone, shape)
-    try:
-        case.build()
-    except ValueError:
-        case = Case(backbone, shape, classes=None)
-        case.build()
-    return case
 
 
 def returns_the_right_shape(case: Case) -> str:
@@ -263,8 +176,9 @@ def uses_the_last_estimate(case: Case) -> str:
     train(network, case.task.self_conditioning_loss, GOAL)
     x, x_0 = noise(case.spec, 4), torch.ones(4, *case.shape)
     outputs = [predict(network, torch.cat([x, beside], 1), 500.0, case.labels(4)) for beside in (x_0, 0 * x_0)]
-    rows = f"outputs with and without an estimate differ by {gap(*outputs):.2g}, the largest being "
-    rows += f"{largest(outputs[1]):.2g}"
+    rows = (
+        f"outputs with and without an estimate differ by {gap(*outputs):.2g}, the largest is {largest(outputs[1]):.2g}"
+    )
     if not gap(*outputs) > SENSITIVITY * largest(outputs[1]):
         raise Failed(rows)
     return rows
@@ -317,6 +231,15 @@ def works_in_bf16(case: Case) -> str:
     return rows
 
 
+def suggests_valid_settings(case: Case) -> str:
+    """`training_defaults` holds options of `difftool train` by their Python names, with values that these accept."""
+    try:
+        make(Training, dict(case.backbone.training_defaults))
+    except InvalidOption as error:
+        raise Failed(f"training_defaults: {error}") from None
+    return counted(len(case.backbone.training_defaults), "setting")
+
+
 def works_on_every_device(case: Case) -> str:
     """On each accelerator of the machine its output differs from the one on the CPU by at most a hundredth."""
     devices, x = accelerators(), noise(case.spec, 4)
@@ -343,5 +266,6 @@ LAWS = (
     treats_items_independently,
     can_be_saved_and_loaded,
     works_in_bf16,
+    suggests_valid_settings,
     works_on_every_device,
 )

@@ -27,12 +27,22 @@ from difftool.testing.laws import Failed, Finding, KindLaws, Law, Skipped, count
 def laws_by_kind() -> Mapping[str, KindLaws]:
     """Return the laws of every kind that has laws of its own, beside those of every component."""
     # imported here, since all of them import torch
-    from difftool.testing import backbones, datasets, loggers, objectives, oracles, samplers, schedules, writers
+    from difftool.testing import (
+        backbone_case,
+        backbones,
+        datasets,
+        loggers,
+        objectives,
+        oracles,
+        samplers,
+        schedules,
+        writers,
+    )
 
     return {
         Dataset.kind: KindLaws(datasets.LAWS, datasets.Case),
         NoiseSchedule.kind: KindLaws(schedules.LAWS, schedules.prepare),
-        Backbone.kind: KindLaws(backbones.LAWS, backbones.prepare),
+        Backbone.kind: KindLaws(backbones.LAWS, backbone_case.prepare),
         Sampler.kind: KindLaws(samplers.LAWS, samplers.prepare),
         Spacing.kind: KindLaws(samplers.SPACING_LAWS),
         Prediction.kind: KindLaws(objectives.PREDICTION_LAWS),
