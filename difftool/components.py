@@ -51,14 +51,13 @@ class Component(Options):
     flag: ClassVar[str | None] = None
     """The flag that chooses one by name, or None where something else does, such as the suffix of a file."""
     several: ClassVar[bool] = False
-    """Whether several can be chosen at once. They accompany a run, and are no part of what its weights depend on."""
+    """True if several can be chosen at once. They accompany a run, and its weights do not depend on them."""
     commands: ClassVar[tuple[str, ...]] = ()
     """The commands that take the flag."""
     default: ClassVar[str] = ""
-    """The name that is taken where the user gives none and no other component suggests one. A component suggests a
-    component of another kind by an attribute such as `default_backbone`."""
+    """The component used by default, unless one of another kind suggests another, as `Dataset.default_backbone` does."""
     needed_to_sample: ClassVar[bool] = True
-    """Whether sampling from a trained model needs the component it was trained with."""
+    """True if sampling from a trained model needs the component it was trained with."""
 
     def __init_subclass__(cls, *, name: str = "", **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -98,10 +97,7 @@ class Dataset(Component):
 
 
 class NoiseSchedule(Component):
-    """The noise schedule, which turns signal into noise.
-
-    It is a table of alpha_t and sigma_t in x_t = alpha_t x_0 + sigma_t eps.
-    """
+    """The noise schedule: a table of alpha_t and sigma_t in x_t = alpha_t x_0 + sigma_t eps."""
 
     kind = "schedule"
     hook = "difftool_schedules"
@@ -133,8 +129,7 @@ class Backbone(Component):
     """Defaults of `Training` that suit this network, such as `{"lr": 2e-4, "batch_size": 32}`."""
 
     self_conditioning: ClassVar[bool] = False
-    """Whether the network has room for the last estimate of x_0 beside x_t: `spec.in_channels` is then twice the
-    data's."""
+    """True if the network takes the last estimate of x_0 beside x_t: `spec.in_channels` is then twice the data's."""
 
     @abstractmethod
     def build(self, spec: BackboneSpec) -> nn.Module:
@@ -161,10 +156,7 @@ class Sampler(Component):
     """Steps when the user gives none; None stands for every level of the schedule."""
 
     def claimed_order(self) -> int | None:
-        """Return the order of convergence that `difftool check` holds the sampler to.
-
-        None where it claims none, as a sampler that adds noise must.
-        """
+        """Return the order of convergence that `difftool check` verifies, or None, as a sampler that adds noise must."""
         return None
 
     def claimed_calls(self, steps: int) -> int | None:
@@ -207,16 +199,10 @@ class Prediction(Component):
 
     @abstractmethod
     def coefficients(self, level: Level, spec: ObjectiveSpec) -> tuple[float, float]:
-        """Return (a, b) at a level.
-
-        A schedule is refused if alpha b = sigma a at one of its levels, since the output would leave x_0 unknown there.
-        """
+        """Return (a, b) at a level. Where alpha b = sigma a the output would leave x_0 unknown: difftool refuses that."""
 
     def input_scale(self, level: Level, spec: ObjectiveSpec) -> float:
-        """Return the factor of x_t in the input of the network.
-
-        By default it is 1/norm, which gives the input unit variance if the data have it.
-        """
+        """Return the factor of x_t in the network's input, by default 1/norm: unit variance if the data have it."""
         return 1.0 / level.norm
 
 
@@ -265,10 +251,7 @@ class Oracle(Component):
 
     @abstractmethod
     def denoiser(self, samples: Samples, label: int | None, device: torch.device) -> Denoise:
-        """Return the denoiser of the data in model units, or of one class of them.
-
-        Raise `ValueError` where there is none.
-        """
+        """Return the denoiser of the data in model units, or of one class. Raise `ValueError` where there is none."""
 
 
 class Logger(Component):
@@ -305,8 +288,7 @@ class Writer(Component):
     """The suffixes that it writes, such as `(".jpg", ".jpeg")`, in lower case; `""` stands for a folder."""
 
     holds_arrays: ClassVar[bool] = False
-    """Whether the format keeps the numbers themselves: it takes samples of any shape, and obeys `--raw` and
-    `--trajectory`."""
+    """True if the format keeps the numbers themselves, takes any shape, and obeys `--raw` and `--trajectory`."""
 
     @classmethod
     def chosen_by(cls) -> str:
