@@ -55,7 +55,7 @@ class Component(Options):
     commands: ClassVar[tuple[str, ...]] = ()
     """The commands that take the flag."""
     default: ClassVar[str] = ""
-    """The component used by default, unless one of another kind suggests another, as `Dataset.default_backbone` does."""
+    """The default, unless a component of another kind suggests another, as `Dataset.default_backbone` does."""
     needed_to_sample: ClassVar[bool] = True
     """True if sampling from a trained model needs the component it was trained with."""
 
@@ -156,7 +156,7 @@ class Sampler(Component):
     """Steps when the user gives none; None stands for every level of the schedule."""
 
     def claimed_order(self) -> int | None:
-        """Return the order of convergence that `difftool check` verifies, or None, as a sampler that adds noise must."""
+        """Return the order of convergence that `difftool check` verifies; None for one that adds noise."""
         return None
 
     def claimed_calls(self, steps: int) -> int | None:
@@ -199,7 +199,7 @@ class Prediction(Component):
 
     @abstractmethod
     def coefficients(self, level: Level, spec: ObjectiveSpec) -> tuple[float, float]:
-        """Return (a, b) at a level. Where alpha b = sigma a the output would leave x_0 unknown: difftool refuses that."""
+        """Return (a, b) at a level. difftool refuses alpha b = sigma a, which would leave x_0 unknown."""
 
     def input_scale(self, level: Level, spec: ObjectiveSpec) -> float:
         """Return the factor of x_t in the network's input, by default 1/norm: unit variance if the data have it."""
