@@ -34,59 +34,59 @@ hookimpl = pluggy.HookimplMarker("difftool")
 
 @hookspec
 def difftool_datasets() -> Iterable[type[Dataset]]:  # type: ignore[empty-body]
-    """Datasets: what there is to learn (samples, their shape, labels and scaling)."""
+    """Return datasets: samples to learn, with their shape, labels and scaling."""
 
 
 @hookspec
 def difftool_schedules() -> Iterable[type[NoiseSchedule]]:  # type: ignore[empty-body]
-    """Noise schedules: how signal turns into noise, as a table of alpha and sigma."""
+    """Return noise schedules: tables of alpha and sigma, from signal to noise."""
 
 
 @hookspec
 def difftool_backbones() -> Iterable[type[Backbone]]:  # type: ignore[empty-body]
-    """Backbones: the network, `net(x, t, cond)`, shaped as x."""
+    """Return backbones: networks `net(x, t, cond)` whose output has the shape of x."""
 
 
 @hookspec
 def difftool_samplers() -> Iterable[type[Sampler]]:  # type: ignore[empty-body]
-    """Samplers: how to walk from noise to data with a denoiser."""
+    """Return samplers: methods that go from noise to data by calls of a denoiser."""
 
 
 @hookspec
 def difftool_predictions() -> Iterable[type[Prediction]]:  # type: ignore[empty-body]
-    """Prediction types: what the network is asked for (eps, x_0, v, ...)."""
+    """Return predictions: quantities that a network predicts, such as eps, x_0 or v."""
 
 
 @hookspec
 def difftool_weightings() -> Iterable[type[Weighting]]:  # type: ignore[empty-body]
-    """Loss weightings: how much each noise level counts."""
+    """Return weightings: the weight of each noise level in the loss."""
 
 
 @hookspec
 def difftool_spacings() -> Iterable[type[Spacing]]:  # type: ignore[empty-body]
-    """Level grids: which levels a sampler visits."""
+    """Return spacings: choices of the levels that a sampler visits."""
 
 
 @hookspec
 def difftool_timestep_samplings() -> Iterable[type[TimestepSampling]]:  # type: ignore[empty-body]
-    """Timestep samplings: the distribution from which training draws noise levels."""
+    """Return timestep samplings: distributions from which training draws its noise levels."""
 
 
 @hookspec
 def difftool_oracles() -> Iterable[type[Oracle]]:  # type: ignore[empty-body]
-    """Oracles: denoisers that need no training, for they know the data."""
+    """Return oracles: denoisers that need no training, since they know the data."""
 
 
 @hookspec
 def difftool_loggers() -> Iterable[type[Logger]]:  # type: ignore[empty-body]
-    """Loggers: where the numbers of a training run go."""
+    """Return loggers: places to log the metrics of a training run."""
 
 
 @hookspec
 def difftool_writers() -> Iterable[type[Writer]]:  # type: ignore[empty-body]
-    """Writers: the file formats of `difftool sample --out`."""
+    """Return writers: file formats of `difftool sample --out`."""
 
 
 @hookspec
 def difftool_commands() -> Iterable[type[Command]]:  # type: ignore[empty-body]
-    """Commands: `difftool NAME`. Each is announced by an entry point of that name in the group `difftool.commands`."""
+    """Return commands of `difftool`. An entry point of the group `difftool.commands` announces each by its name."""

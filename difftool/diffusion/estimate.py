@@ -1,4 +1,4 @@
-"""What a denoiser estimates, and what passes between the sampling loop and a sampler."""
+"""The estimates of a denoiser, and the records that pass between the sampling loop and a sampler."""
 
 from __future__ import annotations
 

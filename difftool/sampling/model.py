@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from difftool.diffusion.schedule import Schedule
 
 LARGEST_MODEL = 10**10
-"""Parameters a file may ask for; counted before anything is allocated."""
+"""The largest number of parameters of a file's network. It is checked before memory is allocated."""
 
 
 @dataclass
@@ -44,19 +44,19 @@ class Model(Source):
     schedule: Schedule
     network: nn.Module
     weights: str = "ema"
-    """Which weights these are: the average (`ema`) or the trained ones (`raw`)."""
+    """The weights in the network: the average (`ema`) or the trained ones (`raw`)."""
     step: int = 0
     source: Path | None = None
-    """The file that it was read from."""
+    """The file that the model was read from."""
     run: RunFolder | None = None
-    """The run that it belongs to, where it was found in one."""
+    """The run that the model belongs to, if it was found in one."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     forward: Callable[..., Tensor] | None = None
-    """Stands in for the network where it was compiled."""
+    """The compiled network, which takes the place of `network` in calls."""
 
     @classmethod
     def read(cls, path: Path, *, device: torch.device | str = "cpu") -> Model:
-        """The model in a file. Raises `BadFile`, or `UnknownComponent` when a plugin is missing."""
+        """Read the model in a file. Raises `BadFile`, or `UnknownComponent` if a plugin is missing."""
         tensors, document = checkpoint.load(path)
         if document.get("kind") != "model":
             if document.get("kind") == "state":
@@ -80,7 +80,7 @@ class Model(Source):
         return model.to(device)
 
     def save(self, path: Path, *, overwrite: bool = True) -> None:
-        """Write the file that `read` reads."""
+        """Write the model to a safetensors file that `read` can read."""
         document = {
             **self.recipe.document(),
             "kind": "model",
@@ -131,9 +131,10 @@ class Model(Source):
     def sample(
         self, n: int = 16, *, sampler: str | Sampler = "ddim", spacing: str | Spacing = "trailing", **settings: Any
     ) -> Tensor:
-        """n samples (n, *shape) in data units: float32, for images on the scale of pixel values 0..255.
+        """Draw n samples (n, *shape), float32 in data units; those of images are pixel values from 0 to 255.
 
-        `settings` are those of `difftool sample`: steps, seed, label, guidance, batch_size, ...
+        `settings` are the options of `difftool sample`: steps, seed, label, guidance, batch_size, ... Raises
+        `DifftoolError`.
         """
         plan = Plan.of(self, make(Sampling, {"num_samples": n, **settings}), sampler=sampler, spacing=spacing)
         return draw(self, plan)
@@ -143,7 +144,7 @@ class Model(Source):
 
 
 def _network(path: Path, recipe: Recipe, data: DataFacts, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The network that a file describes, compared with the tensors of the file before memory is taken."""
+    """Build the network that a file describes. Its tensors are compared on the meta device, before memory is allocated."""
     with torch.device("meta"):
         sketch = build_network(recipe[Backbone], data, recipe.training)
     if sum(p.numel() for p in sketch.parameters()) > LARGEST_MODEL:
@@ -154,9 +155,10 @@ def _network(path: Path, recipe: Recipe, data: DataFacts, tensors: Mapping[str, 
 
 
 def load_model(path: Path | None, weights: str = "ema", *, device: torch.device | str = "cpu") -> Model:
-    """The model of a run folder or a model file, by default the newest run's.
+    """Load the model of a run folder or a model file, by default the model of the newest run.
 
-    A model file holds one kind of weights, the newest state of its run the other. Raises `DifftoolError`.
+    `weights` is "ema" (the average) or "raw" (the weights being trained, from the run's newest state). Raises
+    `DifftoolError`.
     """
     source, run = find_model(path)
     model = replace(Model.read(source), run=run)
@@ -170,7 +172,7 @@ def load_model(path: Path | None, weights: str = "ema", *, device: torch.device 
 
 
 def raw_model(model: Model, run: RunFolder) -> Model:
-    """The model with the weights that were being trained, from the newest state of its run."""
+    """Return the model with the weights that were being trained, from the newest readable state of its run."""
     reasons = []
     for path in run.saved_states():
         try:

@@ -42,7 +42,7 @@ class Finding:
     """The fact that was checked, such as `has the order it claims`."""
     verdict: Literal["passed", "failed", "skipped"]
     measured: str
-    """What was measured, and for a failed law what is required; the reason for a skipped one."""
+    """The measured value, for a failed law what is required, for a skipped one the reason."""
 
     @property
     def failed(self) -> bool:

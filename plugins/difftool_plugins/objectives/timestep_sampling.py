@@ -1,4 +1,4 @@
-"""How often training draws each noise level."""
+"""Distributions of the noise levels in training."""
 
 from __future__ import annotations
 

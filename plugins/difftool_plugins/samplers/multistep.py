@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Update = Callable[[Tensor, Level, Level, History], Tensor]
 
 MAX_GROWTH = 2.0
-"""How far a polynomial is trusted to extrapolate, in distances between its nodes. With the spacing `trailing`, no step
+"""The longest extrapolation of a polynomial, in distances between its nodes. With the spacing `trailing`, no step
 in lambda is longer than ln 2 / ln 1.5 = 1.71 times the one before, so that second order holds all the way."""
 
 FINE = 0.1
