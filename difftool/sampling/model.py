@@ -144,7 +144,7 @@ class Model(Source):
 
 
 def _network(path: Path, recipe: Recipe, data: DataFacts, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Build the network that a file describes. Its tensors are compared on the meta device, before memory is allocated."""
+    """Build the network that a file describes, once its tensors were compared on the meta device, without memory."""
     with torch.device("meta"):
         sketch = build_network(recipe[Backbone], data, recipe.training)
     if sum(p.numel() for p in sketch.parameters()) > LARGEST_MODEL:
