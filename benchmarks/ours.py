@@ -54,16 +54,15 @@ def loop(made: Recipe) -> Steps:
 def watched(experiment: Experiment) -> Generator[None, None, None]:
     """An experiment that is there already, step by step."""
     with tempfile.TemporaryDirectory() as place, open(os.devnull, "w") as nowhere:
-        folder = create(experiment.recipe, Path(place) / "run", overwrite=False)
         terminal = Console(file=nowhere, force_terminal=True, _environ={"TERM": "xterm"})
         words = _Words(experiment.batch_size)
-        with experiment.held(folder):
+        with experiment.open(lambda: create(experiment.recipe, Path(place) / "run", overwrite=False)):
             bar = Bar("training", experiment.steps, terminal)
             try:
-                for update in experiment.run():
-                    if update.metrics is not None:
-                        words.see(update.metrics)
-                    bar.update(update.step, words)
+                for result in experiment.run():
+                    if result.metrics is not None:
+                        words.see(result.metrics)
+                    bar.update(result.step, words)
                     yield
             finally:
                 bar.close()

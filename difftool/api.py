@@ -48,13 +48,12 @@ def train(*, out: str | Path | None = None, overwrite: bool = False, device: str
     chosen = devices.choose(device)
     with devices.threads(recipe.training.threads), connect(chosen) as group:
         experiment = prepare(recipe, chosen)
-        folder = group.on_main(lambda: create(recipe, path, overwrite=overwrite))
-        with experiment.held(folder, loggers=loggers, group=group):
+        with experiment.open(lambda: create(recipe, path, overwrite=overwrite), loggers=loggers, group=group):
             for _ in experiment.run():
                 pass
             experiment.save()
     model = experiment.model
-    model.source, model.run = folder.model, folder
+    model.source, model.run = experiment.folder.model, experiment.folder
     return model.to(chosen)
 
 

@@ -1,4 +1,4 @@
-"""Adam and the joined weights against torch's own optimizer, in both of their forms."""
+"""The optimizer and the joined weights against torch's own Adam, on one vector and on separate weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from difftool.training import optimizer as weights
 from difftool.training.ema import EMA
-from difftool.training.optimizer import Adam, joined, laid_out
+from difftool.training.optimizer import Adam, are_joined, join, views_of
 
 
 class Net(nn.Module):
@@ -54,11 +54,11 @@ def test_it_is_the_adam_of_torch(form: str) -> None:
     optimizer, expected = Adam(ours.parameters()), torch.optim.Adam(theirs.parameters(), lr=0.01, fused=True)
     for step, loss, other in zip(range(50), losses(ours), losses(theirs), strict=False):
         lr = 0.01 / (1 + step)
-        optimizer.clear()
+        optimizer.clear_gradients()
         loss.backward()
-        norm = optimizer.norm()
-        optimizer.clip(0.05, norm)
-        optimizer.step(lr, torch.isfinite(norm))
+        norm = optimizer.gradient_norm()
+        nn.utils.clip_grads_with_norm_(optimizer.parameters(), 0.05, norm)
+        optimizer.update(lr, torch.isfinite(norm))
         expected.zero_grad()
         other.backward()
         total = nn.utils.clip_grad_norm_(theirs.parameters(), 0.05)
@@ -70,20 +70,20 @@ def test_it_is_the_adam_of_torch(form: str) -> None:
     assert torch.equal(ours.unused, torch.ones(5))
 
 
-def test_a_step_that_is_not_sound_changes_nothing(form: str) -> None:
+def test_a_step_that_is_not_finite_changes_nothing(form: str) -> None:
     network = Net()
     optimizer, steps = Adam(network.parameters()), losses(network)
-    for sound in (True, False, True):
+    for finite in (True, False, True):
         before = [p.detach().clone() for p in network.parameters()]
-        state = {i: {k: v.clone() for k, v in slots.items()} for i, slots in optimizer.state().items()}
-        optimizer.clear()
-        (next(steps) * (1.0 if sound else torch.nan)).backward()
-        optimizer.step(0.01, torch.isfinite(optimizer.norm()))
-        assert sound != all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
-        if not sound:
-            after = optimizer.state()
+        state = {i: {k: v.clone() for k, v in slots.items()} for i, slots in optimizer.weight_state().items()}
+        optimizer.clear_gradients()
+        (next(steps) * (1.0 if finite else torch.nan)).backward()
+        optimizer.update(0.01, torch.isfinite(optimizer.gradient_norm()))
+        assert finite != all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+        if not finite:
+            after = optimizer.weight_state()
             assert all(torch.equal(v, after[i][k]) for i, slots in state.items() for k, v in slots.items())
-    assert {float(slots["step"]) for slots in optimizer.state().values()} == {2.0}
+    assert {float(slots["step"]) for slots in optimizer.weight_state().values()} == {2.0}
 
 
 def test_a_state_goes_from_one_form_to_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_a_state_goes_from_one_form_to_the_other(monkeypatch: pytest.MonkeyPatch
         optimizer, steps = Adam(network.parameters()), losses(network)
         for step in range(10):
             if step == 5:
-                state = {i: {k: v.clone() for k, v in slots.items()} for i, slots in optimizer.state().items()}
+                state = {i: {k: v.clone() for k, v in slots.items()} for i, slots in optimizer.weight_state().items()}
                 weight = {name: tensor.clone() for name, tensor in network.state_dict().items()}
                 monkeypatch.setattr(weights, "SMALL", second)
                 network = Net()
@@ -104,10 +104,10 @@ def test_a_state_goes_from_one_form_to_the_other(monkeypatch: pytest.MonkeyPatch
                 steps = (loss for loss, _ in zip(seen, iter(int, 1), strict=False))
                 for _ in range(5):
                     next(steps)
-                optimizer.load(state)
-            optimizer.clear()
+                optimizer.load_weight_state(state)
+            optimizer.clear_gradients()
             next(steps).backward()
-            optimizer.step(0.01, torch.tensor(True))
+            optimizer.update(0.01, torch.tensor(True))
         kept.append(network)
     same_weights(kept[0], kept[2])
     same_weights(kept[1], kept[2])
@@ -116,28 +116,30 @@ def test_a_state_goes_from_one_form_to_the_other(monkeypatch: pytest.MonkeyPatch
 def test_joined_weights_stay_what_they_were() -> None:
     network = Net()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    (vector,) = joined([*network.parameters()])
+    vector = join([*network.parameters()])
+    assert vector is not None
     assert vector.shape == (sum(p.numel() for p in network.parameters()),)
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name])
         assert tensor.stride() == before[name].stride()
-    (again,) = joined([*network.parameters()])
+    again = join([*network.parameters()])
+    assert again is not None
     assert again.data_ptr() == vector.data_ptr()
     vector.zero_()
     assert not any(bool(p.any()) for p in network.parameters())
-    views = laid_out(torch.arange(len(vector)).float(), [*network.parameters()])
+    views = views_of(torch.arange(len(vector)).float(), [*network.parameters()])
     assert sorted(torch.cat([view.flatten() for view in views]).tolist()) == list(range(len(vector)))
 
 
 @pytest.mark.parametrize("odd", ["dtype", "gap", "none"])
-def test_what_is_not_alike_stays_apart(odd: str) -> None:
+def test_weights_of_several_kinds_are_not_joined(odd: str) -> None:
     first = nn.Parameter(torch.ones(3))
     others = {"dtype": torch.ones(3, dtype=torch.float64), "gap": torch.ones(6)[::2], "none": None}
     other = others[odd]
     given = [first] if other is None else [first, nn.Parameter(other)]
-    kept = joined(given)
-    assert len(kept) == len(given)
-    assert joined([]) == []
+    assert (join(given) is None) == (other is not None)
+    assert are_joined(given) == (other is None)
+    assert join([]) is None
 
 
 def test_the_average_of_joined_weights(form: str) -> None:

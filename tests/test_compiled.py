@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import CPU, Net, cloud, loop, new_state, objective, settings, state_dict
+from test_training import Net, cloud, loop, new_state, objective, settings, state_dict
 from torch import Tensor, nn
 
-from difftool.training.loop import settle
+from difftool.training.loop import check_finite
 from difftool.training.state import TrainState
-from difftool.training.step import compiled_step
+from difftool.training.step import make_step
 
 
 class Plain(Net):
@@ -44,13 +44,10 @@ def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(network: nn.Module, *, compiled: bool, steps: int = 25, classes: int | None = None, **chosen: Any) -> Any:
-    state, given = new_state(network, ema=chosen.pop("ema", 0.9)), settings(**chosen)
+    state, given = new_state(network, ema=chosen.pop("ema", 0.9)), settings(compile=compiled, **chosen)
     about = {"weighting": "min-snr"} if classes else {}
-    step = compiled_step(state, objective(**about), given, CPU) if compiled else None
-    records = list(
-        loop(state, cloud(labels=classes is not None), given, steps=steps, classes=classes, step=step, **about)
-    )
-    settle(state, given)
+    records = list(loop(state, cloud(labels=classes is not None), given, steps=steps, **about))
+    check_finite(state, given)
     return state, records
 
 
@@ -62,9 +59,9 @@ def test_the_whole_step_is_the_step(chosen: dict[str, Any]) -> None:
     expected, others = trained(Plain(), compiled=False, **chosen)
     for a, b in zip(state.network.parameters(), expected.network.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    for i, slots in expected.optimizer.state().items():
+    for i, slots in expected.optimizer.weight_state().items():
         for slot, tensor in slots.items():
-            torch.testing.assert_close(state.optimizer.state()[i][slot], tensor, rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(state.optimizer.weight_state()[i][slot], tensor, rtol=1e-3, atol=1e-6)
     if expected.ema is not None:
         assert state.ema.updates == expected.ema.updates == 25
         for name, tensor in state_dict(expected.ema.network).items():
@@ -72,19 +69,19 @@ def test_the_whole_step_is_the_step(chosen: dict[str, Any]) -> None:
     for record, other in zip(records, others, strict=True):
         torch.testing.assert_close(record.loss, other.loss, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(record.grad_norm, other.grad_norm, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(record.answer, other.answer, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(record.prediction, other.prediction, rtol=1e-4, atol=1e-5)
 
 
-def test_a_compiled_step_that_is_not_sound_changes_nothing() -> None:
+def test_a_compiled_step_that_is_not_finite_changes_nothing() -> None:
     state = new_state(Plain())
-    given, about = settings(), objective()
-    step = compiled_step(state, about, given, CPU)
-    inputs = next(iter(loop(state, cloud(), given, steps=40, step=step))).inputs
+    given = settings(compile=True)
+    step = make_step(state, objective(), given)
+    inputs = next(iter(loop(state, cloud(), given, steps=40))).inputs
     before = state_dict(state.network)
     outcome = step(inputs._replace(target=inputs.target * math.nan), 0.01, False)
-    assert not bool(outcome.sound)
+    assert not bool(outcome.finite)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state_dict(state.network).items())
-    assert {float(slots["step"]) for slots in state.optimizer.state().values()} == {1.0}
+    assert {float(slots["step"]) for slots in state.optimizer.weight_state().values()} == {1.0}
 
 
 @pytest.mark.parametrize("network", [Detour, Net])

@@ -276,7 +276,7 @@ class Broken(TimestepSampling, name="broken"):
 
 @pytest.mark.parametrize("values", [(1.0,), (0.0, 0.0, 0.0), (1.0, -1.0, 1.0), (1.0, math.nan, 1.0), (math.inf,) * 3])
 def test_what_is_no_density_is_refused(values: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="time broken gives no distribution"):
+    with pytest.raises(ValueError, match="timestep sampling broken gives no distribution"):
         objective(spec("cosine", 3), time=Broken(values=values))
 
 
@@ -377,7 +377,7 @@ def test_the_network_sees_inputs_of_its_scale_and_time_in_0_to_1000(name: str) -
         seen.clear()
         made = objective(about, prediction)
         inputs = made.inputs(x_0, eps, torch.arange(50), None)
-        made.ask(network, inputs)
+        made.predict(network, inputs)
         scale = torch.tensor([prediction.input_scale(level, about) for level in about.schedule])
         torch.testing.assert_close(seen[0], scale[:, None] * inputs.x_t, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(seen[1], torch.arange(50) * 20.0)

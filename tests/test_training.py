@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from difftool.components import Backbone, NoiseSchedule, Prediction, TimestepSampling, Weighting
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
-from difftool.data.samples import DatasetContext, Samples, Scaling, points, split
+from difftool.data.samples import DatasetContext, Samples, points, split
 from difftool.diffusion.schedule import Schedule
 from difftool.diffusion.self_conditioning import SELF_COND_RANGE
 from difftool.errors import DifftoolError, Diverged, UsageError
@@ -29,12 +29,12 @@ from difftool.settings import Training, is_due
 from difftool.specs import BackboneSpec, ObjectiveSpec
 from difftool.training.ema import EMA
 from difftool.training.inputs import BLOCK_STEPS, StepNoise
-from difftool.training.loop import MOST_SKIPS, Record, held_out_loss, learning_rate, settle, train
+from difftool.training.loop import MAX_SKIPS, REPEATS, check_finite, held_out_loss, learning_rate, train
 from difftool.training.loss import Objective
 from difftool.training.metrics import Meter
 from difftool.training.optimizer import Adam
 from difftool.training.state import TrainState
-from difftool.training.step import TrainStep
+from difftool.training.step import StepResult
 
 CPU = torch.device("cpu")
 T = 100
@@ -55,6 +55,7 @@ def objective(
     time: str = "uniform",
     loss: str = "mse",
     bounds: tuple[float, float] | None = None,
+    data: DataFacts | None = None,
     **options: Any,
 ) -> Objective:
     return Objective(
@@ -64,7 +65,7 @@ def objective(
         make(registry().of_kind(TimestepSampling, time), {}),
         loss,
         device=CPU,
-        data=DataFacts(shape=(2,), shift=(0.0, 0.0), scale=(1.0, 1.0), bounds=bounds),
+        data=data or DataFacts(shape=(2,), shift=(0.0, 0.0), scale=(1.0, 1.0), bounds=bounds),
         **options,
     )
 
@@ -106,13 +107,11 @@ def loop(
     chosen: Training,
     *,
     steps: int,
-    classes: int | None = None,
-    step: TrainStep | None = None,
     **o: Any,
-) -> Iterator[Record]:
+) -> Iterator[StepResult]:
+    assert isinstance(chosen.batch_size, int)
     batches = Batches(samples, chosen.batch_size, seed=chosen.seed)
-    given: dict[str, Any] = {"scaling": Scaling.of(samples), "classes": classes, "device": CPU}
-    return train(state, batches, objective(**o), chosen, steps=steps, step=step, **given)
+    return train(state, batches, objective(data=DataFacts.of(samples), **o), chosen, steps=steps)
 
 
 def state_dict(network: nn.Module) -> dict[str, Tensor]:
@@ -298,7 +297,7 @@ def test_the_loss_is_the_weighted_mean_of_the_items() -> None:
     (record,) = islice(loop(state, cloud(), chosen, steps=5, weighting="min-snr"), 1)
     snr = schedule().snr[record.inputs.t]
     factor = snr.clamp(max=5) / snr
-    losses = (record.answer - record.inputs.target).square().mean(1)
+    losses = (record.prediction - record.inputs.target).square().mean(1)
     assert float(record.loss) == pytest.approx(float((losses * factor).mean()), rel=1e-5)
     assert float(record.loss) != pytest.approx(float(losses.mean()), rel=1e-3)
 
@@ -306,10 +305,10 @@ def test_the_loss_is_the_weighted_mean_of_the_items() -> None:
 @pytest.mark.parametrize("stops", [[1], [5, 16], [17, 18, 33]])
 def test_stopping_and_going_on_changes_nothing(stops: list[int]) -> None:
     straight, broken, samples, chosen = new_state(Net()), new_state(Net()), cloud(labels=True), settings()
-    for _ in loop(straight, samples, chosen, steps=40, classes=3):
+    for _ in loop(straight, samples, chosen, steps=40):
         pass
     for stop in [*stops, 40]:
-        steps = loop(broken, samples, chosen, steps=40, classes=3)
+        steps = loop(broken, samples, chosen, steps=40)
         for record in steps:
             if record.step == stop:
                 break
@@ -338,7 +337,7 @@ def test_a_yield_leaves_gradients_on() -> None:
 def test_labels_are_hidden_at_their_share() -> None:
     network, chosen = Net(), settings(batch_size=400, label_dropout=0.3)
     samples = cloud(400, labels=True)
-    for _ in loop(new_state(network), samples, chosen, steps=20, classes=3):
+    for _ in loop(new_state(network), samples, chosen, steps=20):
         pass
     conds = torch.cat([c for c in network.conds if c is not None])
     hidden = (conds == 3).float().mean()
@@ -349,7 +348,7 @@ def test_labels_are_hidden_at_their_share() -> None:
 @pytest.mark.parametrize(("dropout", "seen"), [(0.0, {0, 1, 2}), (1.0, {3})])
 def test_no_label_or_every_label_is_hidden(dropout: float, seen: set[int]) -> None:
     network = Net()
-    for _ in loop(new_state(network), cloud(labels=True), settings(label_dropout=dropout), steps=8, classes=3):
+    for _ in loop(new_state(network), cloud(labels=True), settings(label_dropout=dropout), steps=8):
         pass
     assert {int(i) for c in network.conds if c is not None for i in c} == seen
 
@@ -357,7 +356,7 @@ def test_no_label_or_every_label_is_hidden(dropout: float, seen: set[int]) -> No
 def test_the_labels_are_those_of_the_items() -> None:
     network, samples, chosen = Net(), cloud(labels=True), settings(label_dropout=0.0)
     batches = Batches(samples, 16, seed=0)
-    for _ in loop(new_state(network), samples, chosen, steps=6, classes=3):
+    for _ in loop(new_state(network), samples, chosen, steps=6):
         pass
     for step, cond in enumerate(network.conds):
         assert cond is not None
@@ -377,11 +376,11 @@ class Fragile(Net):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
-def test_divergence_touches_no_weight_and_is_told_at_the_next_look(value: float) -> None:
+def test_divergence_changes_no_weight_and_is_reported_at_the_next_check(value: float) -> None:
     state = new_state(Fragile(value))
     steps = loop(state, cloud(), settings(), steps=40)
     next(steps), next(steps)
-    settle(state, settings())
+    check_finite(state, settings())
     good = {**state_dict(state.network), "calls": torch.tensor(3.0)}
     average = state_dict(state.ema.network) if state.ema else {}
     assert not math.isfinite(float(next(steps).grad_norm))
@@ -391,7 +390,7 @@ def test_divergence_touches_no_weight_and_is_told_at_the_next_look(value: float)
         assert name == "calls" or bool(((weight - good[name]).abs() <= (average[name] - good[name]).abs()).all())
     next(steps)  # what comes after goes on from sound weights
     with pytest.raises(Diverged, match="in step 3; try a lower --lr or --clip 1"):
-        settle(state, settings())
+        check_finite(state, settings())
     assert all(bool(w.isfinite().all()) for w in (*state_dict(state.network).values(), *average.values()))
 
 
@@ -419,13 +418,13 @@ def test_a_step_that_overflows_is_skipped_and_counted() -> None:
     records = [next(steps), next(steps)]
     assert not any(math.isfinite(float(r.grad_norm)) for r in records)
     assert all(math.isfinite(float(r.loss)) for r in records)
-    settle(state, chosen)
+    check_finite(state, chosen)
     assert (state.step, state.skipped, state.skipped_in_a_row) == (4, 2, 2)
     assert state.scaler.get_scale() == 2.0**14
     assert same({**state_dict(state.network), "calls": good["calls"]}, good)
-    assert {float(slots["step"]) for slots in state.optimizer.state().values()} == {2.0}
+    assert {float(slots["step"]) for slots in state.optimizer.weight_state().values()} == {2.0}
     next(steps)
-    settle(state, chosen)
+    check_finite(state, chosen)
     assert (state.skipped, state.skipped_in_a_row) == (2, 0)
     assert not torch.equal(state.network.get_parameter("last.bias"), good["last.bias"])
 
@@ -438,9 +437,9 @@ def test_a_row_of_skipped_steps_ends_the_run(every: int) -> None:
     def run() -> None:
         for record in loop(state, cloud(), chosen, steps=1000):
             if record.step % every == 0:
-                settle(state, chosen)
+                check_finite(state, chosen)
 
-    with pytest.raises(Diverged, match=f"overflowed in {MOST_SKIPS} steps in a row, up to step 22; try --precision"):
+    with pytest.raises(Diverged, match=f"overflowed in {MAX_SKIPS} steps in a row, up to step 22; try --precision"):
         run()
 
 
@@ -450,7 +449,7 @@ def test_metrics_count_the_skipped_steps() -> None:
     for record in loop(state, cloud(), chosen, steps=6):
         meter.add(record)
         if record.step % 3 == 0:
-            settle(state, chosen)
+            check_finite(state, chosen)
             rows.append(meter.row(record, 1.0, skipped=state.skipped)["skipped_steps"])
     assert rows == [1, 1]
 
@@ -480,19 +479,19 @@ def noised_batch() -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0", "edm"])
 @pytest.mark.parametrize(("bounds", "limit"), [(None, SELF_COND_RANGE), ((-0.5, 0.5), 0.5)])
-def test_the_first_of_two_passes_makes_the_guess(
+def test_the_first_of_two_passes_estimates_x_0(
     prediction: str, bounds: tuple[float, float] | None, limit: float
 ) -> None:
     network, made = Mirror(gain=9.0), objective(prediction=prediction, self_condition=True, bounds=bounds)
     x_0, eps, t = noised_batch()
     inputs = made.inputs(x_0, eps, t, None)
-    output = made.ask(network, inputs, guess=True)
+    output = made.predict(network, inputs, self_cond=True)
     losses, x_t = made.item_losses(output, inputs.target), inputs.x_t
     (first, first_grad), (second, second_grad) = network.seen
     assert (first_grad, second_grad) == (False, True)
     assert torch.equal(first[:, :2], second[:, :2])
     assert not first[:, 2:].any()
-    # the guess is x_0 of the first answer, by the formulas of the papers, kept within bounds
+    # the estimate is x_0 of the first output, by the formulas of the papers, kept within bounds
     with torch.no_grad():
         answer = network.gain * network.layer(first)
     a = schedule().alpha_bars[t].float()[:, None]
@@ -514,9 +513,9 @@ def test_the_first_of_two_passes_makes_the_guess(
     torch.testing.assert_close(bias, slope.sum(0), rtol=1e-4, atol=1e-4)
 
 
-def test_without_a_guess_the_network_sees_zeros() -> None:
+def test_without_an_estimate_the_network_sees_zeros() -> None:
     network, made = Mirror(), objective(self_condition=True)
-    made.ask(network, made.inputs(*noised_batch(), None))
+    made.predict(network, made.inputs(*noised_batch(), None))
     ((seen, grad),) = network.seen
     assert grad
     assert seen.shape == (9, 4)
@@ -526,18 +525,18 @@ def test_without_a_guess_the_network_sees_zeros() -> None:
 def test_no_room_is_made_without_self_conditioning() -> None:
     seen: list[Tensor] = []
     made = objective()
-    made.ask(lambda x, t, cond: seen.append(x) or x, made.inputs(*noised_batch(), None))  # type: ignore[func-returns-value]
+    made.predict(lambda x, t, cond: seen.append(x) or x, made.inputs(*noised_batch(), None))  # type: ignore[func-returns-value]
     assert seen[0].shape == (9, 2)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_other_step_guesses_whenever_one_enters(precision: str) -> None:
+def test_every_other_step_has_two_passes_wherever_one_enters(precision: str) -> None:
     network, chosen = Mirror(), settings(seed=5, precision=precision)
     state, before = new_state(network), state_dict(network)
     for _ in loop(state, cloud(), chosen, steps=40, self_condition=True):
         assert network.layer.weight.grad is not None
         assert bool(network.layer.weight.grad.any())  # the pass without gradients must not take them from the other
-    passes = [2 if key(5, "guess", step) % 2 == 0 else 1 for step in range(40)]
+    passes = [2 if key(5, "self_cond", step) % 2 == 0 else 1 for step in range(40)]
     assert len(network.seen) == sum(passes)
     assert 50 < sum(passes) < 70
     assert not same(before, state_dict(network))
@@ -549,18 +548,18 @@ def test_every_other_step_guesses_whenever_one_enters(precision: str) -> None:
     assert same(state_dict(broken.network), state_dict(network))
 
 
-def test_a_walk_shows_the_last_estimate() -> None:
+def test_a_sampler_shows_the_last_estimate() -> None:
     network, eps = Mirror(gain=5.0), make(registry().of_kind(Prediction, "eps"), {})
     denoise = Denoiser(network, eps, spec(), self_condition=True)
     x = torch.randn(6, 2, generator=generator(2, "x"))
     first = denoise(x, schedule()[99])
     second = denoise(x, schedule()[50])
     denoise(x, schedule()[10])
-    guesses = [seen[:, 2:] for seen, _ in network.seen]
-    assert not guesses[0].any()
+    estimates = [seen[:, 2:] for seen, _ in network.seen]
+    assert not estimates[0].any()
     assert bool((first.x_0.abs() > SELF_COND_RANGE).any())
-    torch.testing.assert_close(guesses[1], first.x_0.clamp(-SELF_COND_RANGE, SELF_COND_RANGE))
-    torch.testing.assert_close(guesses[2], second.x_0.clamp(-SELF_COND_RANGE, SELF_COND_RANGE))
+    torch.testing.assert_close(estimates[1], first.x_0.clamp(-SELF_COND_RANGE, SELF_COND_RANGE))
+    torch.testing.assert_close(estimates[2], second.x_0.clamp(-SELF_COND_RANGE, SELF_COND_RANGE))
     bounded = Denoiser(network, eps, spec(), self_condition=True, bounds=(-1.0, 1.0))
     found = bounded(x, schedule()[99])
     bounded(x, schedule()[50])
@@ -687,8 +686,8 @@ def test_what_is_held_out_depends_on_the_items_alone() -> None:
 def test_the_held_out_loss_is_the_same_every_time() -> None:
     network, samples = Net(), cloud()
     before = copy.deepcopy(network.first.weight)
-    given: dict[str, Any] = {"batch_size": 50, "scaling": Scaling.of(samples), "classes": None}
-    losses = [held_out_loss(network, samples, objective(), **given) for _ in range(3)]
+    made = objective(data=DataFacts.of(samples))
+    losses = [held_out_loss(network, samples, made, batch_size=50) for _ in range(3)]
     assert len(set(losses)) == 1
     assert torch.equal(network.first.weight, before)
 
@@ -696,8 +695,8 @@ def test_the_held_out_loss_is_the_same_every_time() -> None:
         def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
             return torch.zeros_like(x)
 
-    zero = held_out_loss(Zero(), samples, objective(), **given, repeats=40)
-    assert zero == pytest.approx(1.0, abs=5 * math.sqrt(2 / (50 * 40 * 2)))  # E eps^2
+    zero = held_out_loss(Zero(), samples, made, batch_size=50)
+    assert zero == pytest.approx(1.0, abs=5 * math.sqrt(2 / (50 * REPEATS * 2)))  # E eps^2
 
 
 def test_data_are_a_function_of_the_context(monkeypatch: pytest.MonkeyPatch) -> None:

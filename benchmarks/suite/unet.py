@@ -124,8 +124,6 @@ def loss_after(made: Recipe, steps: int) -> float:
         experiment.held_out,
         experiment.objective,
         batch_size=BATCH,
-        scaling=experiment.data.scaling,
-        classes=None,
     )
 
 

@@ -84,10 +84,13 @@ def train(
         if dry_run:
             _report_dry_run(experiment, as_json=json)
             return
-        folder = group.on_main(lambda: place.folder(recipe))
-        with experiment.held(folder, resume=resume is not None, new_data=new_data, loggers=loggers, group=group):
-            note(_beginning(experiment, resumed=resume is not None))
+        resumed = resume is not None
+        with experiment.open(
+            lambda: place.folder(recipe), resume=resumed, new_data=new_data, loggers=loggers, group=group
+        ):
+            note(_beginning(experiment, resumed=resumed))
             fit(experiment)
+    folder = experiment.folder
     if json:
         last = folder.read_metrics()[-1:] or [{}]
         result_json({"run": str(folder.path), "model": str(folder.model), "step": experiment.state.step, **last[0]})
@@ -153,8 +156,8 @@ def _introduce(experiment: Experiment, device: str) -> None:
         f"{recipe[Backbone].name} ({experiment.parameters:,} parameters) / "
         f"{recipe[Prediction].name}; {device}, {settings.precision}, seed {settings.seed}"
     )
-    if experiment.found is not None:
-        note(str(experiment.found))
+    if experiment.search is not None:
+        note(str(experiment.search))
     if left := experiment.model.schedule.signal_left:
         note(
             f"the last level is not noise: {100 * left**0.5:.0f} % of the signal is left (alpha-bar {left:.3f}); "

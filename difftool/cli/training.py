@@ -30,11 +30,11 @@ def fit(experiment: Experiment) -> None:
         bar("training", experiment.steps) as shown,
         _knowing_the_last_state(experiment),
     ):
-        for update in experiment.run():
-            if update.metrics is not None:
-                words.see(update.metrics)
-            shown.update(update.step, words)
-            if update.preview and experiment.group.is_main:
+        for result in experiment.run():
+            if result.metrics is not None:
+                words.see(result.metrics)
+            shown.update(result.step, words)
+            if result.preview and experiment.group.is_main:
                 _preview(experiment)
             _stop_if_asked(experiment, stop)
         experiment.save()
@@ -87,7 +87,8 @@ def _conclude(experiment: Experiment, words: _Words) -> None:
     if words.loss is not None:
         held_out = rows[-1].get("held_out_loss")
         beside = "" if held_out is None else f", {loss_text(held_out)} held out"
-        note(f"loss {loss_text(words.loss)}{beside} after {experiment.state.step} steps in {experiment.elapsed:.1f} s")
+        after = f"after {experiment.state.step} steps in {experiment.clock.total:.1f} s"
+        note(f"loss {loss_text(words.loss)}{beside} {after}")
     if skipped := experiment.state.skipped:
         note(f"{skipped} steps changed nothing, since fp16 overflowed; --precision bf16 does not")
     for path in (*drawn[:1], folder.loss):

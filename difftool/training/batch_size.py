@@ -1,10 +1,12 @@
-"""The batch size that suits network and device, found by training for a moment: `--batch-size auto`."""
+"""The search for a batch size, by training for a moment: `--batch-size auto`."""
 
 from __future__ import annotations
 
 import copy
+import os
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from difftool.data.batches import Batches
-from difftool.data.samples import Samples, Scaling
+from difftool.data.samples import Samples
 from difftool.errors import OUT_OF_MEMORY, DifftoolError, out_of_memory
 from difftool.training.loop import train
 from difftool.training.state import TrainState
@@ -24,23 +26,23 @@ if TYPE_CHECKING:
     from difftool.training.loss import Objective
 
 LARGEST = 4096
-"""A batch beyond this hardly helps any training."""
+"""The largest batch size that is tried. A larger one hardly helps any training."""
 NEARLY = 0.9
-"""Share of the best speed that is as good: of the sizes that reach it the smallest is taken."""
-WARM, TIMED, SECONDS = 1, 3, 1.0
-"""Steps that are not timed; steps that are; and the seconds after which they are enough."""
-LEAST_FREE = 0.2
-"""Share of the device's memory that must stay free: the average, previews and other programs want some."""
+"""The share of the best speed that is enough; the smallest batch size that reaches it is chosen."""
+WARM_UP, TIMED, SECONDS = 1, 3, 1.0
+"""Steps that are not timed, steps that are, and the seconds after which no further step is timed."""
+FREE_MEMORY = 0.2
+"""The share of the device's memory to leave free for the average, previews and other programs."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A batch size, and how fast each of those tried was, in items a second."""
+class BatchSizeSearch:
+    """The result of a search: the batch size, and the speed of each one that was tried, in samples a second."""
 
     batch_size: int
     speeds: dict[int, float]
     reason: str = ""
-    """Why no larger ones were tried, if it was not for their speed."""
+    """The reason for trying no larger ones, unless it was their speed."""
 
     def __str__(self) -> str:
         speeds = ", ".join(f"{size}: {speed:,.0f}" for size, speed in self.speeds.items())
@@ -48,26 +50,30 @@ class Found:
         return f"batch size {self.batch_size} found; samples/s by batch size: {speeds}{ending}"
 
 
-def fitting_batch(
-    network: nn.Module, samples: Samples, objective: Objective, settings: Training, classes: int | None
-) -> Found:
-    """The smallest batch size that trains at nearly the best speed. The network given is not changed.
+def find_batch_size(network: nn.Module, samples: Samples, objective: Objective, settings: Training) -> BatchSizeSearch:
+    """Return the smallest batch size that trains at nearly the best speed. The network is not changed.
 
-    Raises `DifftoolError` where not even one item fits.
+    Raises `DifftoolError` if not even one item fits into memory.
     """
 
     def speed(size: int) -> float:
-        return _speed(copy.deepcopy(network), samples, objective, replace(settings, batch_size=size), classes, size)
+        return measure_speed(copy.deepcopy(network), samples, objective, replace(settings, batch_size=size))
 
-    parts = settings.accumulate  # each has an item at least
-    return search(speed, max(parts, min(LARGEST, len(samples))), lambda: _crowded(objective.device), smallest=parts)
+    smallest = settings.accumulate  # each part has at least one item
+    largest = max(smallest, min(LARGEST, len(samples)))
+    return search(speed, largest, lambda: memory_is_tight(objective.device), smallest=smallest)
 
 
-def search(speed: Callable[[int], float], largest: int, crowded: Callable[[], bool], *, smallest: int = 1) -> Found:
-    """Doubles the batch size until memory is short or speed grows no more; `speed` raises where memory runs out."""
+def search(
+    speed: Callable[[int], float], largest: int, memory_is_tight: Callable[[], bool], *, smallest: int = 1
+) -> BatchSizeSearch:
+    """Double the batch size until memory is tight, or until two doublings in a row gain next to nothing.
+
+    `speed` raises an out-of-memory error if a batch does not fit.
+    """
     speeds: dict[int, float] = {}
-    reason = ""
-    for size in _doublings(smallest, largest):
+    size, reason = smallest, ""
+    while size <= largest:
         try:
             speeds[size] = speed(size)
         except Exception as error:
@@ -75,71 +81,52 @@ def search(speed: Callable[[int], float], largest: int, crowded: Callable[[], bo
                 raise
             reason = f"{size} needs more memory than there is"
             break
-        if crowded():
+        if memory_is_tight():
             reason = f"{size} leaves too little memory for more"
             break
-        if _levelled_off([*speeds.values()]):
+        before, recent = [*speeds.values()][:-2], [*speeds.values()][-2:]
+        if before and max(recent) * NEARLY < max(before):
             break
+        size *= 2
     if not speeds:
         raise DifftoolError(OUT_OF_MEMORY.format(" with a single item at once"))
     best = max(speeds.values())
-    return Found(min(size for size, found in speeds.items() if found >= NEARLY * best), speeds, reason)
+    return BatchSizeSearch(min(size for size, one in speeds.items() if one >= NEARLY * best), speeds, reason)
 
 
-def _doublings(size: int, largest: int) -> Iterator[int]:
-    while size <= largest:
-        yield size
-        size *= 2
-
-
-def _levelled_off(speeds: list[float]) -> bool:
-    """Whether two doublings in a row have gained next to nothing."""
-    return len(speeds) > 2 and max(speeds[-2:]) * NEARLY < max(speeds[:-2])
-
-
-def _speed(
-    network: nn.Module, samples: Samples, objective: Objective, settings: Training, classes: int | None, size: int
-) -> float:
-    """Items a second, of the fastest step: others may have been held up by other programs."""
-    device = objective.device
+def measure_speed(network: nn.Module, samples: Samples, objective: Objective, settings: Training) -> float:
+    """Return samples a second in the fastest step, since other programs may have held up the others."""
+    size, device = settings.batch_size, objective.device
+    assert isinstance(size, int)
     state = TrainState.new(network, settings, device)
-    steps = train(
-        state,
-        Batches(samples, size, seed=0, device=device),
-        objective,
-        settings,
-        steps=WARM + TIMED,
-        scaling=Scaling.of(samples),
-        classes=classes,
-        device=device,
-    )
-    for _ in islice(steps, WARM):
-        _finish(device)
+    batches = Batches(samples, size, seed=0, device=device)
+    steps = train(state, batches, objective, replace(settings, compile=False), steps=WARM_UP + TIMED)
+    for _ in islice(steps, WARM_UP):
+        synchronize(device)
     times = [time.perf_counter()]
     for _ in steps:
-        _finish(device)
+        synchronize(device)
         times.append(time.perf_counter())
         if times[-1] - times[0] > SECONDS:
             break
     return size / min(end - start for start, end in pairwise(times))
 
 
-def _finish(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def _crowded(device: torch.device) -> bool:
-    """Whether a batch twice as large might not fit: the last one took over half of what may be taken."""
+def memory_is_tight(device: torch.device) -> bool:
+    """Return whether a batch twice as large might not fit: the last one took over half of the memory to use."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return torch.cuda.max_memory_reserved(device) > (1 - LEAST_FREE) * total / 2 or free < LEAST_FREE * total
-    import os
+        return torch.cuda.max_memory_reserved(device) > (1 - FREE_MEMORY) * total / 2 or free < FREE_MEMORY * total
     import resource
-    import sys
 
-    page = os.sysconf("SC_PAGE_SIZE")
-    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return taken > (1 - LEAST_FREE) * page * os.sysconf("SC_PHYS_PAGES") / 2
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak > (1 - FREE_MEMORY) * total / 2

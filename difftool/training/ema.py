@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights. The live network is never overwritten by it."""
+"""The exponential moving average of the weights. It never overwrites the network that is trained."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import copy
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from difftool.training.optimizer import joined
+from difftool.training.optimizer import join
 
 
 class EMA:
     """An average whose decay warms up: min(cap, 1 - (1 + n)^(-3/4)) at update n = 0, 1, ...
 
-    The first update therefore copies the weights, and no trace of the initialisation stays. Buffers are copied.
+    The first update therefore copies the weights, and no trace of the initialisation is left. Buffers are copied.
     """
 
     def __init__(self, network: nn.Module, cap: float) -> None:
         self.cap, self.updates = cap, 0
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.averaged = joined([*self.network.parameters()])
-        """The averaged weights, as one vector or as they are."""
-        self._live = joined([*network.parameters()])
+        self._averaged, self._live = ([*net.parameters()] for net in (self.network, network))
+        averaged, live = join(self._averaged), join(self._live)
+        if averaged is not None and live is not None:
+            self._averaged, self._live = [averaged], [live]  # type: ignore[list-item]
         self._copied = list(zip(self.network.buffers(), network.buffers(), strict=True))
 
     @property
@@ -32,7 +34,7 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the live weights."""
-        torch._foreach_lerp_(self.averaged, self._live, 1.0 - self.decay)
+        get_ema_multi_avg_fn(self.decay)(self._averaged, self._live, self.updates)  # type: ignore[no-untyped-call]
         for copied, live in self._copied:
             copied.copy_(live)
         self.updates += 1

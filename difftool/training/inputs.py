@@ -1,7 +1,7 @@
-"""What the network is shown, step by step: batches, noise and levels.
+"""The inputs of every training step: batches, noise and levels.
 
-All that does not depend on the weights is made for several steps at once: one large call is far cheaper than many small
-ones.
+Everything that does not depend on the weights is computed for several steps at once, since one large call is far
+cheaper than many small ones.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from difftool.training.loss import Inputs
 
 if TYPE_CHECKING:
     from difftool.data.batches import Batches
-    from difftool.data.samples import Scaling
     from difftool.settings import Training
     from difftool.training.loss import Objective
 
 BLOCK_STEPS = 16
-"""Inputs are made for up to this many steps at once ..."""
+"""The largest number of steps whose inputs are computed at once."""
 BLOCK_ELEMENTS = 2**22
-"""... as long as the block stays below about this many numbers."""
+"""The largest size of such a block, in numbers."""
 
 
 class StepNoise:
-    """Noise, levels and hidden labels of every step, a function of (seed, step)."""
+    """Noise, levels and hidden labels of every step, as a function of (seed, step)."""
 
     def __init__(
         self, seed: int, batch: int, shape: tuple[int, ...], objective: Objective, *, stratified: bool = False
@@ -40,36 +39,30 @@ class StepNoise:
         self._number = -1
 
     def __call__(self, step: int, count: int = 1, part: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
-        """(eps (N, *shape), t (N,) int64, u (N,) uniform) of `count` steps that lie in one block, of a part of each.
+        """Return (eps (N, *shape), t (N,) int64, u (N,) uniform) of `count` steps that lie in one block.
 
-        N is count B, or count times the size of the part.
+        N is count * B, or less if only a `part` of each batch is taken.
         """
-        number, at = divmod(step, self.block)
+        number, offset = divmod(step, self.block)
         if number != self._number:
             random = generator(self.seed, "noise", number, device=self.device)
             size, device = (self.block, self.batch), self.device
             self._eps = torch.randn(*size, *self.shape, generator=random, device=device)
-            where = torch.rand(*size, generator=random, device=device)
+            quantile = torch.rand(*size, generator=random, device=device)
             if self.stratified:  # one item in each of B equal parts: the same mean loss at a lower variance
-                where = (where + torch.arange(self.batch, device=device)) / self.batch
-            self._t = self.objective.draw(where)
+                quantile = (quantile + torch.arange(self.batch, device=device)) / self.batch
+            self._t = self.objective.draw(quantile)
             self._u = torch.rand(*size, generator=random, device=device)
             self._number = number
-        steps = slice(at, at + count)
+        steps = slice(offset, offset + count)
         return self._eps[steps, part].flatten(0, 1), self._t[steps, part].flatten(), self._u[steps, part].flatten()
 
 
-def prepared(
-    batches: Batches,
-    objective: Objective,
-    settings: Training,
-    *,
-    step: int,
-    scaling: Scaling,
-    classes: int | None,
-    layout: torch.memory_format,
+def inputs_from(
+    step: int, batches: Batches, objective: Objective, settings: Training, layout: torch.memory_format
 ) -> Iterator[Inputs]:
-    """The inputs of this step and of all that follow, laid out in memory as suits the network."""
+    """Yield the inputs of this step and of all that follow, in the memory layout that suits the network."""
+    scaling, classes = objective.data.scaling, objective.data.classes
     shape = batches.samples.shape
     noise = StepNoise(settings.seed, batches.batch_size, shape, objective, stratified=settings.stratified)
     for batch in batches.start(step, block=noise.block):

@@ -1,4 +1,4 @@
-"""The loggers of a run: which, opened before it is trained, and told of every row."""
+"""The loggers of a run. They are opened before training, and receive every row."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Log = Callable[["Row"], None]
 
 
 def check_requirements(loggers: Sequence[Logger]) -> None:
-    """Refuse, before anything is made, a logger whose library is not installed, and one that is named twice."""
+    """Raise an error for a logger that is named twice, or whose library is not installed."""
     classes = [type(logger) for logger in loggers]
     for logger in loggers:
         if classes.count(type(logger)) > 1:  # its rows would go to the same place twice
-            raise UsageError(f"logger {name_of(logger)}: is named twice; name it once")
+            raise UsageError(f"logger {name_of(logger)}: named twice; name it once")
         for module, what in logger.requires.items():
             if not _is_there(module):
                 reason = f"needs the module {module!r}, which is not installed: pip install {what!r}"
@@ -32,7 +32,7 @@ def check_requirements(loggers: Sequence[Logger]) -> None:
 
 
 def _is_there(module: str) -> bool:
-    """Whether a module is installed. Of one in a package, the package is imported."""
+    """Return whether a module is installed. The package of a submodule is imported."""
     try:
         return find_spec(module) is not None
     except Exception:  # the package is not there, or not whole
@@ -40,7 +40,7 @@ def _is_there(module: str) -> bool:
 
 
 class Loggers:
-    """The open loggers of a run. One that fails is told and left out from then on; the run goes on."""
+    """The open loggers of a run. One that fails is reported and dropped, and the run goes on."""
 
     def __init__(self, logs: Iterable[tuple[str, Log]]) -> None:
         self._logs = list(logs)
@@ -54,12 +54,12 @@ class Loggers:
                 if is_signal(error):
                     raise
                 self._logs = [other for other in self._logs if other is not one]
-                _complain(name, f"failed at step {row.step} and is told no more", error)
+                _complain(name, f"failed at step {row.step} and is dropped", error)
 
 
 @contextlib.contextmanager
 def opened(loggers: Sequence[Logger], run: RunContext) -> Iterator[Loggers]:
-    """Open them all, and close them when the run ends, however it does. Raises `DifftoolError` where one cannot be."""
+    """Open loggers for a block, and close them however it ends. Raises `DifftoolError` if one cannot be opened."""
     with contextlib.ExitStack() as stack:
         yield Loggers([(name_of(logger), stack.enter_context(_opened(logger, run))) for logger in loggers])
 
@@ -74,7 +74,7 @@ def _opened(logger: Logger, run: RunContext) -> Iterator[Log]:
     with blaming(f"logger {name}"):
         context = logger.open(run)
         if not hasattr(context, "__enter__"):
-            raise ValueError(f"open() gave a {type(context).__name__}, no context")
+            raise ValueError(f"open() returned a {type(context).__name__}, not a context manager")
         log = context.__enter__()
     try:
         yield log

@@ -1,4 +1,4 @@
-"""What is minimised: the loss of the network's answer, as tables of the noise levels on the device."""
+"""The training objective: inputs and targets of the network, and its loss, from tables of the noise levels."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from difftool.data.facts import DataFacts
 
 VARIANCE_WEIGHT = 0.001
-"""Of the bound beside the plain loss: so small that it guides the variance alone."""
+"""The weight of the variational bound beside the plain loss (Nichol & Dhariwal, 2021, section 3.1)."""
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
 class Objective:
-    """What is minimised: schedule, prediction type, weighting, time density and loss as tables on the device.
+    """Schedule, prediction, weighting, timestep sampling and loss, as tables on the device.
 
-    Raises `ValueError` where they do not go together.
+    Raises `ValueError` if they do not fit together.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Objective:
         spec: ObjectiveSpec,
         prediction: Prediction,
         weighting: Weighting,
-        time: TimestepSampling,
+        timestep_sampling: TimestepSampling,
         loss: str,
         *,
         device: torch.device,
@@ -48,7 +48,7 @@ class Objective:
         data: DataFacts,
     ) -> None:
         self.spec, self.distance, self.device = spec, LOSSES[loss], device
-        self.self_condition, self.bounds = self_condition, data.bounds
+        self.self_condition, self.data = self_condition, data
         schedule = spec.schedule
         a, b, det = tables(prediction, spec)
         native = native_weight(det, schedule.sigma)
@@ -63,7 +63,7 @@ class Objective:
         self.alpha, self.sigma, self.factor, self.scale = map(table, (schedule.alpha, schedule.sigma, factor, scale))
         self.a, self.b = Table.of(table(a)), Table.of(table(b))
         self.x_0_of_x_t, self.x_0_of_output = table(b / det), table(-schedule.sigma / det)
-        self.distribution = table(distribution(time, spec))
+        self.distribution = table(distribution(timestep_sampling, spec))
         self.bound: VarianceBound | None = None
         if learn_variance:
             pixels = data.bounds if data.is_image else None
@@ -76,11 +76,11 @@ class Objective:
         return len(self.alpha)
 
     def draw(self, u: Tensor) -> Tensor:
-        """The levels t, int64, that uniform numbers in [0, 1) stand for."""
+        """Return the levels t, int64, at uniform numbers u in [0, 1), by inversion of the distribution function."""
         return torch.searchsorted(self.distribution, u, right=True).clamp_(max=len(self) - 1)
 
     def inputs(self, x_0: Tensor, eps: Tensor, t: Tensor, cond: Tensor | None) -> Inputs:
-        """What the network is shown of items (N, *shape) at levels t (N,), and what it should answer.
+        """Return the inputs and the target of the network for items (N, *shape) at levels t (N,).
 
         x_t = alpha_t x_0 + sigma_t eps.
         """
@@ -89,70 +89,75 @@ class Objective:
         return Inputs(x_0, eps, t, cond, x_t, net_input, t * self.time, self.target(x_0, eps, t))
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network should answer: a x_0 + b eps. What is 0 or 1 at every level costs nothing."""
+        """Return a x_0 + b eps. Coefficients that are 0 or 1 at every level cost nothing."""
         if self.a.constant == 0.0:
             return self.b.times(eps, t)
         if self.b.constant == 0.0:
             return self.a.times(x_0, t)
         return self.a.times(x_0, t) + self.b.times(eps, t)
 
-    def ask(self, network: Callable[..., Tensor], inputs: Inputs, *, guess: bool = False) -> Tensor:
-        """The network's output. `guess`: self-conditioned, it is first asked for x_0."""
+    def predict(self, network: Callable[..., Tensor], inputs: Inputs, *, self_cond: bool = False) -> Tensor:
+        """Return the output of the network, which has twice the channels if it learns the variance.
+
+        With `self_cond` the network is called twice, and sees its first estimate of x_0 in the second call.
+        """
         net_input = inputs.net_input
         if self.self_condition:
-            net_input = with_self_cond(net_input, self._guess(network, inputs) if guess else None)
+            net_input = with_self_cond(net_input, self.first_estimate(network, inputs) if self_cond else None)
         output = network(net_input, inputs.time, inputs.cond)
-        if (answered := self.answer(output).shape) != inputs.target.shape:
-            raise DifftoolError(f"the network answered {tuple(answered)}, not {tuple(inputs.target.shape)}")
+        if (shape := self.prediction(output).shape) != inputs.target.shape:
+            raise DifftoolError(f"the network returned {tuple(shape)}, not {tuple(inputs.target.shape)}")
         return output
 
     @torch.no_grad()
-    def _guess(self, network: Callable[..., Tensor], inputs: Inputs) -> Tensor:
+    def first_estimate(self, network: Callable[..., Tensor], inputs: Inputs) -> Tensor:
+        """Return the estimate of x_0 that the network makes without seeing an earlier one."""
         output = network(with_self_cond(inputs.net_input, None), inputs.time, inputs.cond).float()
         torch.clear_autocast_cache()  # or weights cast without a gradient would be used again with one (torch < 2.10)
-        x_0 = self.estimate(self.answer(output), inputs.x_t, inputs.t)
-        return bounded_self_cond(x_0, self.bounds, self.spec.sigma_data)
+        x_0 = self.estimate(self.prediction(output), inputs.x_t, inputs.t)
+        return bounded_self_cond(x_0, self.data.bounds, self.spec.sigma_data)
 
     def loss(self, output: Tensor, inputs: Inputs) -> Tensor:
-        """What is minimised: the mean of the weighted losses, and what learning the variance adds to it."""
-        answer = self.answer(output).float()
+        """Return the loss to minimise, a scalar: the mean of the weighted losses, plus the loss of the variance."""
+        prediction = self.prediction(output).float()
         if self.weighted:
-            loss = (self.item_losses(answer, inputs.target) * self.factor[inputs.t]).mean()
+            loss = (self.item_losses(prediction, inputs.target) * self.factor[inputs.t]).mean()
         else:  # one node of the graph instead of four
-            loss = self.distance(answer, inputs.target)
+            loss = self.distance(prediction, inputs.target)
         return loss if self.bound is None else loss + self.variance_loss(output, inputs)
 
-    def item_losses(self, answer: Tensor, target: Tensor) -> Tensor:
-        """The unweighted loss of each item (B,)."""
-        return self.distance(answer, target, reduction="none").mean(tuple(range(1, target.ndim)))
+    def item_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return the unweighted loss of each item (B,)."""
+        return self.distance(prediction, target, reduction="none").mean(tuple(range(1, target.ndim)))
 
-    def answer(self, output: Tensor) -> Tensor:
-        """What the network says of x_0 and eps, without what it says of the variance."""
+    def prediction(self, output: Tensor) -> Tensor:
+        """Return the part of the output that predicts a x_0 + b eps, without the part for the variance."""
         return output if self.bound is None else split_variance(output)[0]
 
-    def estimate(self, answer: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """x_0 from the network's answer."""
-        return per_item(self.x_0_of_x_t[t], x_t) * x_t + per_item(self.x_0_of_output[t], x_t) * answer
+    def estimate(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the estimate of x_0."""
+        return per_item(self.x_0_of_x_t[t], x_t) * x_t + per_item(self.x_0_of_output[t], x_t) * prediction
 
     def variance_loss(self, output: Tensor, inputs: Inputs) -> Tensor:
-        """What learning the variance adds to the loss: 0.001 of the bound, summed over the levels.
+        """Return 0.001 of the variational bound, summed over the levels (Nichol & Dhariwal, 2021, eq. 16).
 
-        Nichol & Dhariwal (2021), eq. 16; the mean takes no gradient from it.
+        The prediction receives no gradient from it, only the variance does.
         """
         assert self.bound is not None
-        answer, part = split_variance(output.float())
-        x_0_hat = self.estimate(answer.detach(), inputs.x_t, inputs.t)
-        if self.bounds is not None:
-            x_0_hat = x_0_hat.clamp(*self.bounds)
-        return VARIANCE_WEIGHT * len(self) * self.bound(inputs.x_0, x_0_hat, part, inputs.t).mean()
+        prediction, fraction = split_variance(output.float())
+        x_0_hat = self.estimate(prediction.detach(), inputs.x_t, inputs.t)
+        if self.data.bounds is not None:
+            x_0_hat = x_0_hat.clamp(*self.data.bounds)
+        return VARIANCE_WEIGHT * len(self) * self.bound(inputs.x_0, x_0_hat, fraction, inputs.t).mean()
 
 
 @dataclass(frozen=True)
 class Table:
-    """A number for each level, and the number itself where it is one for all."""
+    """A number for each level."""
 
     values: Tensor
     constant: float | None
+    """The number, if it is the same at every level."""
 
     @classmethod
     def of(cls, values: Tensor) -> Table:
@@ -166,41 +171,41 @@ class Table:
 
 
 def per_item(values: Tensor, x: Tensor) -> Tensor:
-    """(B,) shaped to broadcast over x (B, ...)."""
+    """Return values (B,), shaped to broadcast over x (B, ...)."""
     return values.view(-1, *(1,) * (x.ndim - 1))
 
 
-def distribution(time: TimestepSampling, spec: ObjectiveSpec) -> Tensor:
-    """The distribution function over the levels: P(t <= i). Raises `ValueError`."""
-    density = time.density(spec).to(torch.float64)
+def distribution(sampling: TimestepSampling, spec: ObjectiveSpec) -> Tensor:
+    """Return the distribution function of the levels, P(t <= i). Raises `ValueError` if there is none."""
+    density = sampling.density(spec).to(torch.float64)
     total = float(density.sum())
     if density.shape != spec.schedule.alpha.shape or not bool((density >= 0).all()) or not 0.0 < total < math.inf:
-        raise ValueError(f"time {time.name} gives no distribution over the levels of this schedule")
+        raise ValueError(f"timestep sampling {sampling.name} gives no distribution over the levels of this schedule")
     cumulative = density.cumsum(0)
     return cumulative / cumulative[-1]
 
 
 class Inputs(NamedTuple):
-    """What the network is shown of some items, and what it should answer."""
+    """Inputs and target of the network for some items."""
 
     x_0: Tensor
-    """(B, *shape), in model units."""
+    """The items (B, *shape), in model units."""
     eps: Tensor
-    """(B, *shape)."""
+    """The noise (B, *shape)."""
     t: Tensor
     """The level of each item (B,), int64."""
     cond: Tensor | None
-    """Labels (B,), some of them hidden; None where there are no classes."""
+    """The labels (B,), some of them hidden, or None if there are no classes."""
     x_t: Tensor
     """The noised items (B, *shape)."""
     net_input: Tensor
-    """x_t as the network sees it."""
+    """x_t, scaled for the network."""
     time: Tensor
-    """The level as the network sees it (B,)."""
+    """The levels on the scale of the network (B,), from 0 to 1000."""
     target: Tensor
-    """What the network should answer (B, *shape)."""
+    """The quantity to predict (B, *shape)."""
 
     def split(self, size: int) -> Iterator[Inputs]:
-        """The same in parts of so many items; the last one may be smaller."""
+        """Yield parts of this many items; the last one may be smaller."""
         columns = (repeat(None) if field is None else torch.split(field, size) for field in self)
         return map(Inputs._make, zip(*columns, strict=False))

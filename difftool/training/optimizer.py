@@ -1,164 +1,106 @@
-"""Adam (Kingma & Ba, 2015) by torch's fused kernel, without what an optimizer of torch does around it.
+"""The optimizer: torch's fused Adam, over one vector of weights where the network is small.
 
-For a small network that is half of a step. Nothing here waits for the device: a gradient that is not finite is known
-there, and masks the step there.
+A small network spends most of an optimizer step on its many small tensors. Joined into one vector they take a single
+call. Nothing here waits for the device: a gradient that is not finite is found there, and masks the step there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
-
-
-class Moments(NamedTuple):
-    """What Adam keeps of a vector of weights: mean and mean square of its gradients (N,), and how many there were."""
-
-    mean: Tensor
-    square: Tensor
-    steps: Tensor
-
-
-def adam(weights: Tensor, gradient: Tensor, moments: Moments, lr: Tensor, bias: Tensor) -> tuple[Tensor, Moments]:
-    """One step written out (algorithm 1), for a compiler to fuse: the weights moved, and the moments after it.
-
-    The two moments began at 0, and are divided by their `bias` 1 - beta^steps (2,). It comes from outside, since a
-    compiler would take its powers anew for each weight.
-    """
-    mean = torch.lerp(moments.mean, gradient, 1 - BETA1)
-    square = torch.lerp(moments.square, gradient * gradient, 1 - BETA2)
-    of_mean, of_square = bias
-    moved = weights - lr / of_mean * mean / ((square / of_square).sqrt() + EPS)
-    return moved, Moments(mean, square, moments.steps + 1)
-
-
-def shrinking(largest: float, norm: Tensor) -> Tensor:
-    """What gradients of this norm are multiplied by so that it is at most so large."""
-    return (largest / (norm + 1e-6)).clamp(max=1.0)
-
-
-class Adam:
-    """The moments of every weight, and the step they make. Small networks' are kept in one vector."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self.parameters = [*parameters]
-        self.param_groups = [{"params": self.parameters}]
-        """For torch's `GradScaler`, which asks an optimizer for no more."""
-        self._weights = joined(self.parameters)
-        self._means, self._squares = ([torch.zeros_like(w) for w in self._weights] for _ in range(2))
-        self._counts = [torch.zeros((), device=w.device) for w in self._weights]
-        self._gradient: Tensor | None = None
-        if len(self._weights) < len(self.parameters):
-            self._gradient = torch.zeros_like(self._weights[0])
-            for parameter, view in zip(self.parameters, laid_out(self._gradient, self.parameters), strict=True):
-                parameter.grad = view
-
-    def vectors(self) -> tuple[Tensor, Moments] | None:
-        """The weights and their moments as they are kept, where they are one vector."""
-        if self._gradient is None:
-            return None
-        return self._weights[0], Moments(self._means[0], self._squares[0], self._counts[0])
-
-    def clear(self) -> None:
-        """Forget the gradients."""
-        if self._gradient is not None:
-            self._gradient.zero_()
-            return
-        for parameter in self.parameters:
-            parameter.grad = None
-
-    def norm(self) -> Tensor:
-        """Of all gradients together, a scalar on the device."""
-        gradients = [*self._gradients().values()]
-        of_each: Tensor = gradients[0] if len(gradients) == 1 else torch.stack(torch._foreach_norm(gradients))
-        norm: Tensor = torch.linalg.vector_norm(of_each)
-        return norm
-
-    def clip(self, largest: float, norm: Tensor) -> None:
-        """Shrink the gradients so that their norm, given as it is now, is at most so large."""
-        torch._foreach_mul_([*self._gradients().values()], shrinking(largest, norm))
-
-    def step(self, lr: float, sound: Tensor) -> None:
-        """Move the weights; where `sound`, a boolean on the device, is false, nothing changes."""
-        moving = sound.to(torch.float32)
-        gradients = self._gradients()
-        if not gradients:
-            return
-        counts = [self._counts[i] for i in gradients]
-        torch._foreach_add_(counts, moving)
-        with torch.no_grad():
-            torch._fused_adam_(
-                [self._weights[i] for i in gradients],
-                [*gradients.values()],
-                [self._means[i] for i in gradients],
-                [self._squares[i] for i in gradients],
-                [],
-                counts,
-                lr=lr,
-                beta1=BETA1,
-                beta2=BETA2,
-                eps=EPS,
-                weight_decay=0.0,
-                amsgrad=False,
-                maximize=False,
-                found_inf=1.0 - moving,
-            )
-
-    def state(self) -> dict[int, dict[str, Tensor]]:
-        """Of each weight, by its index: `step`, `exp_avg` and `exp_avg_sq`. Of one that never had a gradient, none."""
-        means, squares = self._by_parameter(self._means), self._by_parameter(self._squares)
-        counts = self._counts if self._gradient is None else self._counts * len(self.parameters)
-        return {
-            i: {"step": count, "exp_avg": mean, "exp_avg_sq": square}
-            for i, (count, mean, square) in enumerate(zip(counts, means, squares, strict=True))
-            if float(count) > 0
-        }
-
-    @torch.no_grad()
-    def load(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
-        """Take up what `state` gave."""
-        means, squares = self._by_parameter(self._means), self._by_parameter(self._squares)
-        for i, slots in state.items():
-            self._counts[0 if self._gradient is not None else i].copy_(slots["step"])
-            means[i].copy_(slots["exp_avg"])
-            squares[i].copy_(slots["exp_avg_sq"])
-
-    def _gradients(self) -> dict[int, Tensor]:
-        """By the index of what is moved; of a weight that is never used there is none."""
-        if self._gradient is not None:
-            return {0: self._gradient}
-        return {i: p.grad for i, p in enumerate(self.parameters) if p.grad is not None}
-
-    def _by_parameter(self, moments: list[Tensor]) -> list[Tensor]:
-        return moments if self._gradient is None else laid_out(moments[0], self.parameters)
-
+from torch.nn.utils import get_total_norm
 
 SMALL = 2**18
-"""Numbers that a network may have for its weights to be joined: 1 MiB, which stays in the cache."""
+"""The largest number of weights that are joined: 1 MiB, which stays in the cache."""
+SLOTS = ("step", "exp_avg", "exp_avg_sq")
+"""The names of Adam's state of each weight."""
 
 
-def joined(weights: Sequence[Tensor]) -> list[Tensor]:
-    """The weights, without their gradients: as one vector (N,) that they become views of, or as they are.
+class Adam(torch.optim.Adam):
+    """Adam (Kingma & Ba, 2015). It updates the weights of a small network as one vector."""
 
-    Joined again they give the same vector. Those of a large network, of several devices or of other dtypes stay apart.
+    def __init__(self, weights: Iterable[nn.Parameter]) -> None:
+        self.weights = [*weights]
+        vector = join(self.weights)
+        self.vector = None if vector is None else nn.Parameter(vector)
+        """The vector of which the weights are views, or None."""
+        super().__init__(self.weights if self.vector is None else [self.vector], fused=True)
+        if self.vector is not None:
+            self.vector.grad = torch.zeros_like(self.vector)
+            for weight, grad in zip(self.weights, views_of(self.vector.grad, self.weights), strict=True):
+                weight.grad = grad
+
+    def clear_gradients(self) -> None:
+        """Set the gradient of the vector to zero, or those of the weights to None."""
+        if self.vector is None:
+            self.zero_grad(set_to_none=True)
+        else:
+            self.gradients()[0].zero_()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what is updated: the vector alone, or each weight."""
+        return self.weights if self.vector is None else [self.vector]
+
+    def gradients(self) -> list[Tensor]:
+        """Return all gradients. Weights that are not used have none."""
+        return [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+
+    def gradient_norm(self) -> Tensor:
+        """Return the norm of all gradients together, a scalar on the device."""
+        gradients = self.gradients()
+        return get_total_norm(gradients) if self.vector is None else torch.linalg.vector_norm(gradients[0])
+
+    def update(self, lr: float, finite: Tensor) -> None:
+        """Update the weights. If `finite`, a boolean on the device, is false, nothing changes."""
+        for group in self.param_groups:
+            group["lr"] = lr
+        self.found_inf = (~finite).float()  # the kernel skips the step where it is 1, as for torch's own GradScaler
+        self.step()
+
+    def weight_state(self) -> dict[int, dict[str, Tensor]]:
+        """Return the optimizer state by the index of the weight. Weights that never received a gradient are omitted."""
+        if self.vector is None:
+            return {i: dict(self.state[w]) for i, w in enumerate(self.weights) if w in self.state}
+        if self.vector not in self.state:
+            return {}
+        step, *moments = (self.state[self.vector][slot] for slot in SLOTS)
+        of_weights = zip(*(views_of(moment, self.weights) for moment in moments), strict=True)
+        return {i: dict(zip(SLOTS, (step, *slots), strict=True)) for i, slots in enumerate(of_weights)}
+
+    @torch.no_grad()
+    def load_weight_state(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Load what `weight_state` returned, also if the weights were joined then and are not now, or vice versa."""
+        owners = [self.weights[i] for i in state] if self.vector is None else [self.vector][: len(state)]
+        for owner in owners:
+            moments = (torch.zeros_like(owner), torch.zeros_like(owner))
+            self.state[owner] = dict(zip(SLOTS, (torch.zeros((), device=owner.device), *moments), strict=True))
+        own = self.weight_state()
+        for i, slots in state.items():
+            for slot, tensor in slots.items():
+                own[i][slot].copy_(tensor)
+
+
+def join(weights: Sequence[Tensor]) -> Tensor | None:
+    """Move small weights into one vector (N,), of which they become views, and return it.
+
+    Joined again, they give the same vector. Return None, and leave the weights as they are, if they have more than
+    `SMALL` numbers, another dtype than float32, several devices, or gaps in memory.
     """
-    if not _alike(weights) or sum(w.numel() for w in weights) > SMALL:
-        return [w.detach() for w in weights]
-    if not _joined_already(weights):
-        vector = torch.cat([torch.empty(0, device=weights[0].device), *(_flat(w) for w in weights)])
-        for weight, view in zip(weights, laid_out(vector, weights), strict=True):
+    size = sum(w.numel() for w in weights)
+    if not weights or size > SMALL or not all(map(is_dense, weights)) or len({w.device for w in weights}) > 1:
+        return None
+    if not are_joined(weights):
+        vector = torch.cat([w.detach().as_strided((w.numel(),), (1,), w.storage_offset()) for w in weights])
+        for weight, view in zip(weights, views_of(vector, weights), strict=True):
             weight.data = view
-    first, size = weights[0].detach(), sum(w.numel() for w in weights)
-    return [first.as_strided((size,), (1,), 0)]
+    return weights[0].detach().as_strided((size,), (1,), 0)
 
 
-def laid_out(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a vector, one after the other, each of the shape and layout of its tensor."""
+def views_of(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return views of the vector, one after the other, with the shapes and memory layouts of these tensors."""
     pieces = torch.split(vector, [tensor.numel() for tensor in like])
     return [
         piece.view(t.shape) if t.is_contiguous() else piece.view(t.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
@@ -166,22 +108,14 @@ def laid_out(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def _flat(weight: Tensor) -> Tensor:
-    """The numbers in the order of memory."""
-    return weight.detach().as_strided((weight.numel(),), (1,), weight.storage_offset())
+def is_dense(weight: Tensor) -> bool:
+    """Return whether a weight is float32 and fills its part of memory without gaps."""
+    channels_last = weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return weight.dtype == torch.float32 and (weight.is_contiguous() or channels_last)
 
 
-def _alike(weights: Sequence[Tensor]) -> bool:
-    """Whether all are float32 on one device, and each fills its part of memory without gaps."""
-    return bool(weights) and all(
-        w.dtype == torch.float32
-        and w.device == weights[0].device
-        and (w.is_contiguous() or (w.ndim == 4 and w.is_contiguous(memory_format=torch.channels_last)))
-        for w in weights
-    )
-
-
-def _joined_already(weights: Sequence[Tensor]) -> bool:
+def are_joined(weights: Sequence[Tensor]) -> bool:
+    """Return whether weights lie one after the other from the start of one storage."""
     storage = weights[0].untyped_storage().data_ptr()
     starts = accumulate((w.numel() for w in weights), initial=0)
     return all(

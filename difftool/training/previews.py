@@ -1,4 +1,4 @@
-"""Pictures of a run while it trains: samples, and what the network sees and says."""
+"""Pictures of a run while it trains: samples, and a panel of what the network predicts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from difftool.training.experiment import Experiment
 
 STEPS = 25
-"""DDIM steps of a preview: quick, and good enough to see progress."""
+"""The DDIM steps of a preview, enough to see progress."""
 POINTS, IMAGES = 1_000, 16
 PANEL_LEVELS = (0.1, 0.3, 0.5, 0.8)
-"""Where in the schedule the panel looks, as parts of T."""
+"""The levels of the panel, as fractions of T."""
 
 
 def draw(experiment: Experiment) -> list[Path]:
-    """Write `previews/samples-<step>` and `previews/panel-<step>`; data other than points and images have none."""
+    """Draw `previews/samples-<step>.png` and `previews/panel-<step>.png`, for points and images only."""
     shape = experiment.data.shape
     if not experiment.data.is_image and len(shape) != 1:
         return []
@@ -42,7 +42,7 @@ def draw(experiment: Experiment) -> list[Path]:
 
 
 def draw_samples(experiment: Experiment, path: Path) -> None:
-    """A few samples of what would be saved now, always from the same noise."""
+    """Draw a few samples of the model that would be saved now, always from the same noise."""
     from difftool.figures.drawing import Drawing
     from difftool.sampling.loop import sample
     from difftool.sampling.plan import Plan
@@ -59,7 +59,7 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
 
 
 def draw_panel(experiment: Experiment, path: Path) -> None:
-    """Original, noisy, true noise, predicted noise and reconstruction, at several levels."""
+    """Draw original, noisy items, true noise, predicted noise and reconstruction at several levels."""
     from difftool.figures.style import save
     from difftool.sampling.reconstruction import panel, reconstruct
 
@@ -79,7 +79,7 @@ def draw_panel(experiment: Experiment, path: Path) -> None:
 
 
 def some_items(experiment: Experiment, count: int) -> tuple[Tensor, Tensor | None]:
-    """Training items in model units, spread over the data, and their labels; repeated where there are fewer."""
+    """Return training items in model units, spread over the data, and their labels. Few items are repeated."""
     n = len(experiment.train)
     indices = [i * max(1, n // count) % n for i in range(count)]
     items, labels = experiment.train.take(indices)

@@ -1,4 +1,4 @@
-"""Training states: all that a run goes on from, as safetensors files."""
+"""Training states: everything that a run is resumed from, as safetensors files."""
 
 from __future__ import annotations
 
@@ -17,45 +17,77 @@ from difftool.runs.folder import RunFolder
 from difftool.runs.recipe import Recipe, differences, read_recipe
 from difftool.settings import LARGEST_STEP
 from difftool.training.ema import EMA
-from difftool.training.optimizer import Adam
+from difftool.training.optimizer import SLOTS, Adam
 
 if TYPE_CHECKING:
     from difftool.settings import Training
 
-ADAM = ("step", "exp_avg", "exp_avg_sq")
-"""What the optimizer keeps of each weight."""
 LARGEST_ELAPSED = 1e12
+"""The longest training time that a state may claim, in seconds."""
+COUNTERS = ("step", "skipped", "skipped_in_a_row", "ema_updates")
+
+
+@dataclass
+class TrainState:
+    """Everything that changes in training: network, optimizer, average, scale of the loss, counters."""
+
+    network: nn.Module
+    optimizer: Adam
+    ema: EMA | None
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    """The number of completed steps."""
+    skipped: int = 0
+    """Steps skipped because of fp16 overflow, as of the last call to `check_finite`."""
+    skipped_in_a_row: int = 0
+    unchecked: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """(is the gradient finite, the loss) of the steps since the last call to `check_finite`."""
+
+    @classmethod
+    def new(cls, network: nn.Module, settings: Training, device: torch.device) -> TrainState:
+        """Return the state before the first step."""
+        scaled = settings.precision == "fp16" and device.type == "cuda"
+        return cls(
+            network,
+            Adam(network.parameters()),
+            EMA(network, settings.ema) if settings.ema else None,
+            torch.amp.GradScaler(device.type, enabled=scaled),
+        )
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors of network, average and optimizer, by the name that each has in its group."""
+        return {
+            "model": self.network.state_dict(),
+            "ema": self.ema.network.state_dict() if self.ema else {},
+            "optimizer": {f"{i}.{slot}": t for i, s in self.optimizer.weight_state().items() for slot, t in s.items()},
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Circumstances:
-    """What a state remembers beside its numbers."""
+class StateMetadata:
+    """The facts that a state records beside its tensors."""
 
     elapsed: float
     """Seconds of training so far."""
     data: str = ""
-    """The identity of the data (`difftool.data.samples.identity`)."""
+    """The fingerprint of the data."""
     machine: Mapping[str, Any] = field(default_factory=dict)
-    """Where it was trained: results are the same to the last bit on the same kind of machine alone."""
+    """The machine. Results are the same to the last bit only on machines of the same kind."""
 
     @classmethod
-    def read(cls, document: Mapping[str, Any]) -> Circumstances:
-        """From untrusted metadata. Raises `ValueError`."""
+    def read(cls, document: Mapping[str, Any]) -> StateMetadata:
+        """Read untrusted metadata. Raises `ValueError`."""
         elapsed, data, machine = (document.get(name) for name in ("elapsed", "data", "machine"))
         if type(elapsed) is not float or not 0 <= elapsed < LARGEST_ELAPSED:
-            raise ValueError("it has no time")
+            raise ValueError("elapsed must be a time")
         if not isinstance(data, str) or not isinstance(machine, dict):
-            raise ValueError("its circumstances are malformed")
+            raise ValueError("data must be a string, and machine a table")
         return cls(elapsed=elapsed, data=data, machine=machine)
 
 
-def save(path: Path, state: TrainState, recipe: Recipe, circumstances: Circumstances) -> None:
-    """All that training goes on from: weights, average, optimizer, counters."""
-    tensors = {f"model.{name}": t for name, t in state.network.state_dict().items()}
-    if state.ema is not None:
-        tensors |= {f"ema.{name}": t for name, t in state.ema.network.state_dict().items()}
-    for index, slots in state.optimizer.state().items():
-        tensors |= {f"optimizer.{index}.{slot}": t for slot, t in slots.items()}
+def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata) -> None:
+    """Write everything that training is resumed from."""
+    tensors = {f"{group}.{name}": t for group, some in state.tensors().items() for name, t in some.items()}
     document = {
         **recipe.document(),
         "kind": "state",
@@ -64,24 +96,24 @@ def save(path: Path, state: TrainState, recipe: Recipe, circumstances: Circumsta
         "skipped_in_a_row": state.skipped_in_a_row,
         "ema_updates": state.ema.updates if state.ema else 0,
         "scaler": state.scaler.state_dict(),
-        "elapsed": float(circumstances.elapsed),
-        "data": circumstances.data,
-        "machine": dict(circumstances.machine),
+        "elapsed": float(metadata.elapsed),
+        "data": metadata.data,
+        "machine": dict(metadata.machine),
     }
     checkpoint.save(path, tensors, document)
 
 
-def restore(folder: RunFolder, state: TrainState, recipe: Recipe) -> Circumstances | None:
-    """Take up the newest valid state of a run; older ones serve where it is damaged. None where no state was saved yet.
+def restore(folder: RunFolder, state: TrainState, recipe: Recipe) -> StateMetadata | None:
+    """Load the newest valid state of a run, and set damaged ones aside. Return None if no state was saved yet.
 
-    Raises `BadFile` when states are there and none is valid, for training never restarts in silence, and
-    `DifftoolError` when they were trained by another recipe than that of the run's config file.
+    Raises `BadFile` if there are states but none is valid, since training never starts again in silence, and
+    `DifftoolError` if the run's config file describes another recipe than its states.
     """
     reasons: list[str] = []
     damaged = folder.damaged_states()
     for path in folder.saved_states():
         try:
-            circumstances = _restore_from(path, state, recipe, folder.config)
+            metadata = _load(path, state, recipe, folder.config)
         except BadFile as error:
             reasons.append(str(error))
             damaged.append(path)
@@ -89,127 +121,91 @@ def restore(folder: RunFolder, state: TrainState, recipe: Recipe) -> Circumstanc
         if reasons:
             warnings.warn(f"{reasons[0]}; going on from {path.name}", stacklevel=2)
         folder.set_aside(damaged)
-        return circumstances
+        return metadata
     if damaged:
         raise BadFile(f"no valid state in {folder.states}: {reasons[0] if reasons else f'{damaged[0]} is damaged'}")
     return None
 
 
-def restore_from(folder: RunFolder, step: int, state: TrainState, recipe: Recipe) -> None:
-    """Take up the state of a step, which another process has taken up before. Raises `DifftoolError`."""
-    _restore_from(folder.state(step), state, recipe, folder.config)
+def restore_step(folder: RunFolder, step: int, state: TrainState, recipe: Recipe) -> None:
+    """Load the state of this step, which the main process has loaded before. Raises `DifftoolError`."""
+    _load(folder.state(step), state, recipe, folder.config)
 
 
 def check(path: Path) -> str:
-    """What is wrong with a training state, or an empty text."""
+    """Return what is wrong with a training state, or an empty string."""
     try:
         _, document = checkpoint.load(path)
-        _counters(path, document)
+        _read_document(path, document)
     except BadFile as error:
         return str(error)
     return ""
 
 
-def _restore_from(path: Path, state: TrainState, recipe: Recipe, config: Path) -> Circumstances:
+def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateMetadata:
+    """Load a state once all of it was checked. Raises `BadFile` and `DifftoolError`."""
     tensors, document = checkpoint.load(path)
-    counters, circumstances = _counters(path, document)
+    counters, metadata = _read_document(path, document)
     if rows := differences(read_recipe(path, document), recipe):  # its weights would get another meaning in silence
         raise DifftoolError(
             f"{config} describes another run than {path.name} was trained in: {'; '.join(rows)}; "
             "restore that file, or start a new run"
         )
-    groups = _fitting(path, tensors, state)
+    groups = _grouped(path, tensors, state)
     if not groups["optimizer"] and counters["step"] > counters["skipped"]:
         raise BadFile(f"{path}: its optimizer is missing")
     if document["scaler"].keys() != state.scaler.state_dict().keys():
         raise BadFile(f"{path}: its scaler does not fit")
-    _load(state, groups, document["scaler"])
-    state.step, state.skipped = counters["step"], counters["skipped"]
-    state.skipped_in_a_row = counters["skipped_in_a_row"]
+    state.network.load_state_dict(groups["model"])
     if state.ema is not None:
+        state.ema.network.load_state_dict(groups["ema"])
         state.ema.updates = counters["ema_updates"]
-    return circumstances
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in groups["optimizer"].items():
+        index, _, slot = name.partition(".")
+        slots.setdefault(int(index), {})[slot] = tensor
+    state.optimizer.load_weight_state(slots)
+    state.scaler.load_state_dict(document["scaler"])
+    state.step, state.skipped, state.skipped_in_a_row = (counters[name] for name in COUNTERS[:3])
+    return metadata
 
 
-def _fitting(path: Path, tensors: Mapping[str, Tensor], state: TrainState) -> dict[str, dict[str, Tensor]]:
-    """The tensors of network, average and optimizer, by name in each. Raises `BadFile` where one does not fit."""
+def _grouped(path: Path, tensors: Mapping[str, Tensor], state: TrainState) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of network, average and optimizer, by name in each. Raises `BadFile` if one does not fit."""
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
         if group not in groups:
             raise BadFile(f"{path}: {name} belongs to no training state")
         groups[group][rest] = tensor
-    slots = {
-        f"{index}.{slot}": torch.empty((), device="meta") if slot == "step" else p
-        for index, p in enumerate(state.network.parameters())
-        for slot in ADAM
-        if any(f"{index}.{slot}" in groups["optimizer"] for slot in ADAM)  # a weight that is never used has none
+    expected = {
+        **state.tensors(),
+        "optimizer": {
+            f"{index}.{slot}": torch.empty((), device="meta") if slot == "step" else weight
+            for index, weight in enumerate(state.network.parameters())
+            for slot in SLOTS
+            if any(f"{index}.{slot}" in groups["optimizer"] for slot in SLOTS)  # an unused weight has no slots
+        },
     }
-    wanted: dict[str, Mapping[str, Tensor]] = {
-        "model": state.network.state_dict(),
-        "ema": state.ema.network.state_dict() if state.ema else {},
-        "optimizer": slots,
-    }
-    for group, own in wanted.items():
+    for group, own in expected.items():
         if rows := checkpoint.differences(own, groups[group]):
             raise BadFile(f"{path}: its {group} does not fit: {rows}")
     return groups
 
 
-def _load(state: TrainState, groups: Mapping[str, Mapping[str, Tensor]], scaler: dict[str, Any]) -> None:
-    state.network.load_state_dict(groups["model"])
-    if state.ema is not None:
-        state.ema.network.load_state_dict(groups["ema"])
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in groups["optimizer"].items():
-        index, _, slot = name.partition(".")
-        slots.setdefault(int(index), {})[slot] = tensor
-    state.optimizer.load(slots)
-    state.scaler.load_state_dict(scaler)
-
-
-def _counters(path: Path, document: Mapping[str, Any]) -> tuple[dict[str, int], Circumstances]:
-    """The counters of a state, and its circumstances, from untrusted metadata. Raises `BadFile`."""
+def _read_document(path: Path, document: Mapping[str, Any]) -> tuple[dict[str, int], StateMetadata]:
+    """Return the counters of a state and its metadata, which are untrusted. Raises `BadFile`."""
     if document.get("kind") != "state":
-        raise BadFile(f"{path} is no training state")
-    counters = {name: document.get(name) for name in ("step", "skipped", "skipped_in_a_row", "ema_updates")}
-    scaler = document.get("scaler")
+        raise BadFile(f"{path} is not a training state")
+    counters, scaler = {name: document.get(name) for name in COUNTERS}, document.get("scaler")
     try:
         if not all(type(c) is int and 0 <= c <= LARGEST_STEP for c in counters.values()):
             raise ValueError
         if not isinstance(scaler, dict) or not all(type(v) in (int, float) for v in scaler.values()):
             raise ValueError
-        circumstances = Circumstances.read(document)
+        metadata = StateMetadata.read(document)
     except ValueError:
         raise BadFile(f"{path}: its counters are malformed") from None
     if path.name != RunFolder.state_name(document["step"]):
         raise BadFile(f"{path} holds step {document['step']}: it was renamed")
-    return {name: document[name] for name in counters}, circumstances
-
-
-@dataclass
-class TrainState:
-    """What changes while training: network, optimizer, average, step."""
-
-    network: nn.Module
-    optimizer: Adam
-    ema: EMA | None
-    scaler: torch.amp.GradScaler
-    step: int = 0
-    """Completed steps."""
-    skipped: int = 0
-    """Of these, how many changed nothing, since a gradient overflowed in fp16: as far as `settle` has looked."""
-    skipped_in_a_row: int = 0
-    unsettled: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """(whether the gradient was finite, the loss) of the last steps, which nobody has looked at yet."""
-
-    @classmethod
-    def new(cls, network: nn.Module, settings: Training, device: torch.device) -> TrainState:
-        """Before the first step."""
-        scaled = settings.precision == "fp16" and device.type == "cuda"
-        return cls(
-            network,
-            Adam(network.parameters()),
-            EMA(network, settings.ema) if settings.ema else None,
-            torch.amp.GradScaler(device.type, enabled=scaled),
-        )
+    return {name: document[name] for name in COUNTERS}, metadata

@@ -1,46 +1,122 @@
-"""One training step."""
+"""One training step: predict, loss, backward, clip, update, average."""
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value
+from torch.nn.utils import clip_grads_with_norm_
 
 from difftool.devices import autocast
-from difftool.training.loss import Inputs, Objective
-from difftool.training.optimizer import BETA1, BETA2, Moments, adam, laid_out, shrinking
-from difftool.training.state import TrainState
+from difftool.distributed import SINGLE, ProcessGroup
+from difftool.training.optimizer import views_of
 
 if TYPE_CHECKING:
     from difftool.settings import Training
     from difftool.training.loss import Inputs, Objective
+    from difftool.training.state import TrainState
 
 
-class Outcome(NamedTuple):
-    """What a step came to, on the device."""
+@dataclass(slots=True)
+class StepResult:
+    """A completed training step. Tensors stay on the device."""
 
+    step: int
+    """The number of completed steps, this one included."""
+    inputs: Inputs
+    """The batch, or this process's share of it."""
+    prediction: Tensor
+    """The prediction of the network (B, *shape)."""
     loss: Tensor
-    """What was minimised, a scalar."""
-    answer: Tensor
-    """What the network said (B, *shape)."""
+    """The minimised loss, a scalar. With several processes, their mean is the loss of the batch."""
     grad_norm: Tensor
-    """Of all gradients together, before they are clipped."""
-    sound: Tensor
-    """Whether that is finite; else the step changed nothing."""
+    """The norm of all gradients, before they are clipped."""
+    finite: Tensor
+    """True if the norm is finite; otherwise the step changed nothing."""
+    lr: float
+    metrics: Mapping[str, Any] | None = None
+    """The row that was logged after this step, if any."""
+    preview: bool = False
+    """True if a preview is due."""
 
 
-TrainStep = Callable[[Inputs, float, bool], Outcome]
-"""(inputs, learning rate, whether to guess x_0 first): moves the weights and their average."""
+TrainStep = Callable[["Inputs", float, bool], StepResult]
+"""(inputs, learning rate, self_cond): updates the weights and their average."""
+
+Backward = Callable[["Inputs", bool], tuple[Tensor, Tensor]]
+"""(inputs, self_cond): computes the gradients of all weights, and returns (loss, prediction)."""
+
+
+def make_step(state: TrainState, objective: Objective, settings: Training, group: ProcessGroup = SINGLE) -> TrainStep:
+    """Return the function that makes a training step."""
+    backward = make_backward(state, objective, settings, group)
+    optimizer, scaler = state.optimizer, state.scaler
+
+    def step(inputs: Inputs, lr: float, self_cond: bool) -> StepResult:
+        optimizer.clear_gradients()
+        loss, prediction = backward(inputs, self_cond)
+        scaler.unscale_(optimizer)
+        grad_norm = optimizer.gradient_norm()
+        finite = grad_norm.isfinite()
+        if settings.clip:
+            clip_grads_with_norm_(optimizer.parameters(), settings.clip, grad_norm)
+        optimizer.update(lr, finite)  # a step whose gradient is not finite is masked
+        scaler.update()
+        if state.ema is not None:  # averaging weights that a masked step left alone does no harm
+            state.ema.update()
+        state.step += 1
+        return StepResult(state.step, inputs, prediction, loss, grad_norm, finite, lr)
+
+    return step
+
+
+def make_backward(state: TrainState, objective: Objective, settings: Training, group: ProcessGroup) -> Backward:
+    """Return the backward pass: compiled as a whole for small networks, with a compiled network for others."""
+
+    def eager() -> Backward:
+        network = torch.compile(state.network) if settings.compile else state.network
+        return eager_backward(group.wrap(network), state, objective, settings, group)  # type: ignore[arg-type]
+
+    varies = objective.self_condition or objective.bound is not None or any(True for _ in state.network.buffers())
+    plain = settings.precision == "fp32" and settings.accumulate == 1 and group.size == 1 and not varies
+    if settings.compile and plain and state.optimizer.vector is not None:
+        return first_that_compiles(compiled_backward(state, objective), eager)
+    return eager()
+
+
+def eager_backward(
+    network: Callable[..., Tensor], state: TrainState, objective: Objective, settings: Training, group: ProcessGroup
+) -> Backward:
+    """Return the backward pass by autograd, part by part of the batch."""
+    context = autocast(objective.device, settings.precision) or nullcontext
+    assert isinstance(settings.batch_size, int)
+    loss_factor = group.loss_factor(settings.batch_size)
+
+    def backward(inputs: Inputs, self_cond: bool) -> tuple[Tensor, Tensor]:
+        losses, predictions = [], []
+        for part, share in parts(inputs, settings.accumulate):
+            with context():
+                output = objective.predict(network, part, self_cond=self_cond)
+            loss, weight = objective.loss(output, part), share * loss_factor
+            loss = loss if weight == 1.0 else weight * loss
+            state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+            predictions.append(objective.prediction(output).detach())
+        if len(losses) == 1:
+            return losses[0], predictions[0]
+        return torch.stack(losses).sum(), torch.cat(predictions)
+
+    return backward
 
 
 def parts(inputs: Inputs, count: int) -> Iterator[tuple[Inputs, float]]:
-    """A batch in at most so many parts, each with its share of the items: their losses, so weighted, add up."""
+    """Yield a batch in at most this many parts, each with its share of the items as the weight of its mean loss."""
     size = len(inputs.t)
     if count == 1:
         yield inputs, 1.0
@@ -49,123 +125,44 @@ def parts(inputs: Inputs, count: int) -> Iterator[tuple[Inputs, float]]:
         yield part, len(part.t) / size
 
 
-def eager_step(
-    state: TrainState,
-    objective: Objective,
-    settings: Training,
-    device: torch.device,
-    forward: Callable[..., Tensor] | None = None,
-    *,
-    loss_factor: float = 1.0,
-) -> TrainStep:
-    """A step as torch runs it, call by call.
+def compiled_backward(state: TrainState, objective: Objective) -> Backward:
+    """Return one compiled function from the vector of weights to its gradient."""
+    network, vector = state.network, state.optimizer.vector
+    assert vector is not None
+    assert vector.grad is not None
+    weights, gradient = vector.detach(), vector.grad
+    names, like = zip(*((name, weight.detach()) for name, weight in network.named_parameters()), strict=True)
 
-    `forward` stands in for the network where it was compiled, or wrapped to share gradients; then the loss is
-    multiplied by the `loss_factor` of this process's part.
-    """
-    network: Callable[..., Tensor] = state.network if forward is None else forward
-    optimizer, scaler = state.optimizer, state.scaler
-    context = autocast(device, settings.precision) or nullcontext
-
-    def step(inputs: Inputs, lr: float, guess: bool) -> Outcome:
-        losses, answers = [], []
-        optimizer.clear()
-        for part, share in parts(inputs, settings.accumulate):
-            with context():
-                output = objective.ask(network, part, guess=guess)
-            loss, weight = objective.loss(output, part), share * loss_factor
-            loss = loss if weight == 1.0 else weight * loss
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-            answers.append(objective.answer(output).detach())
-        scaler.unscale_(optimizer)  # type: ignore[arg-type]
-        norm = optimizer.norm()
-        sound = norm < math.inf
-        if settings.clip:
-            optimizer.clip(settings.clip, norm)
-        optimizer.step(lr, sound)
-        scaler.update()
-        if state.ema is not None:  # what a masked step left alone may be averaged as well
-            state.ema.update()
-        if len(losses) == 1:
-            return Outcome(losses[0], answers[0], norm, sound)
-        return Outcome(torch.stack(losses).sum(), torch.cat(answers), norm, sound)
-
-    return step
-
-
-def compiled_step(state: TrainState, objective: Objective, settings: Training, device: torch.device) -> TrainStep:
-    """The step, compiled as far as may be: as a whole, or else its network."""
-    vectors = state.optimizer.vectors()
-    simple = not objective.self_condition and objective.bound is None and not any(True for _ in state.network.buffers())
-    if vectors is not None and simple and settings.precision == "fp32" and settings.accumulate == 1:
-        return _Attempt(state, objective, settings, device, whole_step(state, objective, settings, *vectors))
-    return network_step(state, objective, settings, device)
-
-
-def network_step(state: TrainState, objective: Objective, settings: Training, device: torch.device) -> TrainStep:
-    """The step as torch runs it, but for the network."""
-    return eager_step(state, objective, settings, device, torch.compile(state.network))
-
-
-def whole_step(
-    state: TrainState, objective: Objective, settings: Training, weights: Tensor, moments: Moments
-) -> TrainStep:
-    """One compiled function that moves the vectors of weights, moments and average in place."""
-    network, average = state.network, state.ema.averaged[0] if state.ema else None
-    names = [name for name, _ in network.named_parameters()]
-    like = [p.detach() for p in network.parameters()]
-
-    def loss_of(vector: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        views = dict(zip(names, laid_out(vector, like), strict=True))
-        output = objective.ask(lambda *shown: functional_call(network, views, shown), inputs)
+    def loss_of(weights: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        views = dict(zip(names, views_of(weights, like), strict=True))
+        output = objective.predict(lambda *arguments: functional_call(network, views, arguments), inputs)
         return objective.loss(output, inputs), output
 
-    def step(inputs: Inputs, lr: Tensor, decay: Tensor, bias: Tensor) -> Outcome:
-        gradient, (loss, answer) = grad_and_value(loss_of, has_aux=True)(weights, inputs)
-        norm = torch.linalg.vector_norm(gradient)
-        sound = norm < math.inf
-        if settings.clip:
-            gradient = gradient * shrinking(settings.clip, norm)
-        moved, after = adam(weights, gradient, moments, lr, bias)
-        for kept, new in zip((weights, *moments), (moved, *after), strict=True):
-            kept.copy_(torch.where(sound, new, kept))
-        if average is not None:
-            average.lerp_(weights, 1 - decay)
-        return Outcome(loss, answer, norm, sound)
+    compiled = torch.compile(grad_and_value(loss_of, has_aux=True), fullgraph=True, dynamic=False)
 
-    fused = torch.compile(step, fullgraph=True, dynamic=False)
-    rate, decay = torch.zeros(()), torch.zeros(())  # as plain numbers they would be compiled in
-    betas = torch.tensor([BETA1, BETA2], device=weights.device)
+    def backward(inputs: Inputs, self_cond: bool) -> tuple[Tensor, Tensor]:
+        new, (loss, prediction) = compiled(weights, inputs)
+        gradient.copy_(new)
+        return loss, prediction
 
-    def whole(inputs: Inputs, lr: float, guess: bool) -> Outcome:
-        rate.fill_(lr)
-        decay.fill_(state.ema.decay if state.ema else 0.0)
-        outcome: Outcome = fused(inputs, rate, decay, 1 - betas ** (moments.steps + 1))
-        if state.ema is not None:
-            state.ema.updates += 1
-        return outcome
-
-    return whole
+    return backward
 
 
-class _Attempt:
-    """The whole step, or, where the first one shows that it cannot be compiled, the network alone."""
+def first_that_compiles(compiled: Backward, fallback: Callable[[], Backward]) -> Backward:
+    """Return a backward pass that uses the fallback if the first call of the compiled one fails."""
+    chosen: Backward | None = None
 
-    def __init__(
-        self, state: TrainState, objective: Objective, settings: Training, device: torch.device, whole: TrainStep
-    ) -> None:
-        self._given = (state, objective, settings, device)
-        self._step, self._sure = whole, False
+    def backward(inputs: Inputs, self_cond: bool) -> tuple[Tensor, Tensor]:
+        nonlocal chosen
+        if chosen is None:
+            try:
+                result = compiled(inputs, self_cond)
+            except RuntimeError:  # the base of what torch.compile raises
+                warnings.warn("the backward pass cannot be compiled as a whole, so only the network is", stacklevel=2)
+                chosen = fallback()
+            else:
+                chosen = compiled
+                return result
+        return chosen(inputs, self_cond)
 
-    def __call__(self, inputs: Inputs, lr: float, guess: bool) -> Outcome:
-        if self._sure:
-            return self._step(inputs, lr, guess)
-        try:
-            outcome = self._step(inputs, lr, guess)
-        except torch._dynamo.exc.TorchDynamoException:
-            warnings.warn("the step cannot be compiled as a whole, so the network is compiled alone", stacklevel=2)
-            self._step = network_step(*self._given)
-            outcome = self._step(inputs, lr, guess)
-        self._sure = True
-        return outcome
+    return backward
