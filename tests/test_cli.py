@@ -301,7 +301,7 @@ def test_iterative_noise_has_the_moments_of_the_closed_form(run: Run) -> None:
     for row in json.loads(outcome.out)["levels"]:
         assert row["std"] == pytest.approx(row["closed_std"], abs=0.08)
         assert row["mean"] == pytest.approx(row["closed_mean"], abs=0.08)
-    assert "largest difference of mean or standard deviation" in outcome.err
+    assert "largest difference of mean or deviation" in outcome.err
 
 
 def test_the_numbers_of_schedules(run: Run, tmp_path: Path) -> None:
@@ -519,7 +519,7 @@ BAD: list[tuple[list[str], int, str]] = [
     (["noise", "--at", "1,x"], 2, "--at"),
     (["noise", "missing.png"], 1, "image missing.png does not exist"),
     (["noise", "x.png"], 1, "x.png"),
-    (["noise", "full"], 1, "image full is no file"),
+    (["noise", "full"], 1, "image full is not a file"),
     (["noise", "x.png", "--dataset", "swiss-roll"], 2, "--dataset: give either images or a dataset"),
     (["noise", "--size", "8", "--dataset", "swiss-roll"], 2, "--size: is for own images"),
     (["noise", "--out", "x.npy"], 2, "--out: x.npy: cannot write .npy files"),

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "sample": ("sample", "Draw samples from a trained model, or from an oracle, and print the files written."),
     "compare": ("compare", "Compare samplers and level grids on one model: a table here, a figure in a file."),
     "noise": ("noise", "Show how signal turns into noise: the clean x_0, then x_t at several levels."),
+    "reconstruct": ("reconstruct", "Show what a network makes of noised images or points in one step."),
     "inspect-schedule": (
         "inspect_schedule",
         "Compare noise schedules: a table and a small plot here, a figure in a file.",

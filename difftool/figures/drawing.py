@@ -22,7 +22,6 @@ from difftool.figures.style import Floats, Pixels
 FILM_IMAGES, FILM_POINTS = 36, 5000
 """Samples that a film shows at most."""
 STRIP_ROWS = 6
-"""Images whose walk a strip shows at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,9 @@ class Drawing:
     joined: bool = False
     """The samples lie on a path: points are joined in their order."""
     strip: int | None = None
-    """Draw this many states of the walk instead of the result alone."""
+    """Draw this many states of the trajectory instead of the result alone."""
+    strip_rows: int = STRIP_ROWS
+    """The largest number of images whose states a strip shows."""
     raw: bool = False
     """Arrays of images hold floats (N, C, H, W) in model units instead of pixels."""
     trajectory: bool = False
@@ -160,7 +161,7 @@ class Drawing:
         states, chosen = self._states(), self.chosen(wanted)
         columns = [self._label(k) for k in chosen]
         if self.scaling.is_image:
-            few = states[chosen, :STRIP_ROWS].transpose(0, 1)
+            few = states[chosen, : self.strip_rows].transpose(0, 1)
             if self.given is not None:
                 few = torch.cat([self.given.expand(len(few), *self.given.shape), few], dim=1)
                 columns = [*(["given"] * len(self.given)), *columns]
