@@ -121,7 +121,8 @@ def _print(tables: Mapping[str, Schedule]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from difftool.figures.schedules import decibels, terminal_plot
+    from difftool.figures.schedules import decibels
+    from difftool.figures.terminal import terminal_plot
 
     for name, schedule in tables.items():
         T = len(schedule)

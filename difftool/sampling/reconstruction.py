@@ -68,7 +68,8 @@ def reconstruct(source: Source, x_0: Tensor, level: Level, eps: Tensor, labels: 
 
 def panel(reconstructions: Sequence[Reconstruction], data: DataFacts, *, rows: Sequence[str], title: str) -> Figure:
     """Draw a row for each reconstruction, of one image or of a cloud of points."""
-    from difftool.figures.samples import image_table, scatter_table
+    from difftool.figures.images import image_table
+    from difftool.figures.points import scatter_table
 
     if not data.is_image:
         points = [[cell.cpu().numpy() for cell in one.cells] for one in reconstructions]
