@@ -354,7 +354,7 @@ def test_a_table_and_a_figure_of_schedules(run: Run, tmp_path: Path) -> None:
     assert row[1:3] == ["0.02", "4.03583e-05"]
     assert ok(run("inspect-schedule")).out == "schedule-002.png\n"
     left = ok(run("inspect-schedule", "linear", "--timesteps", 50, "--schedule.no-rescale", "--json"))
-    assert "the last level is not noise, 78 % of the signal is left (alpha-bar 0.603)" in left.err
+    assert "the last level is not noise: 78 % of the signal is left (alpha-bar 0.603)" in left.err
 
 
 def test_a_prediction_that_hardly_tells_x_0_is_told_of(run: Run) -> None:

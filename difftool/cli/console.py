@@ -65,13 +65,18 @@ def show(block: RenderableType) -> None:
 def new_table(title: str = "", *, header: bool = True) -> Table:
     """Return a table without lines, under a bold title."""
     table = Table(box=None, pad_edge=False, show_header=header, title_justify="left", title_style="bold")
-    table.title = _literal(title) or None
+    table.title = plain(title) or None
     return table
 
 
 def add_row(table: Table, *cells: str) -> None:
     """Add a row of texts, which are shown as they stand."""
-    table.add_row(*map(_literal, cells))
+    table.add_row(*map(plain, cells))
+
+
+def plain(text: str) -> str:
+    """Return markup that shows a line of text as it stands, without control characters and tags."""
+    return escape(printable(text))
 
 
 _results: list[TextIO] = []
