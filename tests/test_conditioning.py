@@ -282,7 +282,7 @@ def test_strength_takes_the_last_steps_of_the_grid(images_run: Path, picture: Pa
         assert plan.levels == (*Trailing().levels(model.schedule, 10)[-steps:], CLEAN)
         assert plan.steps == steps
     assert Plan.of(model, Sampling(steps=10, init=picture)).steps == 6
-    with pytest.raises(UsageError, match=r"--strength: 0.04 of 10 steps leaves none; take at least 0.1"):
+    with pytest.raises(UsageError, match=r"--strength: 0.04 of 10 steps leaves none; choose at least 0.1"):
         last_levels(Trailing().levels(model.schedule, 10), 0.04)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,7 @@ from difftool.cli.outputs import check_out, report
 from difftool.cli.parameters import AsJson, Device, Images, Overwrite, check_images, check_levels
 from difftool.components import Dataset, NoiseSchedule
 from difftool.errors import DifftoolError, UsageError, printable
-from difftool.figures.formats import FILMS, PICTURES, undrawable
+from difftool.figures.formats import FILMS, PICTURES, DrawingSpec, undrawable
 from difftool.files import atomic, numbered
 from difftool.options import Options, option
 from difftool.settings import LARGEST_SEED
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from difftool.data.samples import Scaling
     from difftool.diffusion.schedule import Schedule
+    from difftool.figures.drawing import Drawing
 
 FILM_FRAMES = 60
 """Largest number of levels that a film shows by default."""
@@ -96,41 +97,34 @@ def noise(
     for path in out or ():
         check_out(path, overwrite=overwrite, suffixes=(*PICTURES, *FILMS))
 
-    import torch
-
     from difftool import devices
-    from difftool.figures.drawing import Drawing
+    from difftool.diffusion.forward import five_levels
     from difftool.plugins.build import build_schedule
 
     chosen = devices.choose(device)
     schedule = build_schedule(component, settings.timesteps)
     items = _own_images(images, settings) if images else _dataset_items(dataset, settings)
-    process = _ForwardProcess(items.x_0.to(chosen), schedule, settings)
+    levels = settings.at or five_levels(settings.timesteps)
+    title = f"{items.name}, {component.name}, T = {settings.timesteps}"
     note(
-        f"{items.name}: {component.name}, T = {settings.timesteps}, levels {', '.join(map(str, process.levels))}, "
+        f"{title}, levels {', '.join(map(str, levels))}, "
         f"{'step by step' if settings.iterative else 'in closed form'}; "
         f"{devices.describe(chosen)}, seed {settings.seed}"
     )
     paths = out or [numbered(Path(), f"noise-{items.name.replace(' ', '-')}-{component.name}", ".png")]
     films = [path for path in paths if path.suffix.lower() in FILMS]
-    states = process.states({*process.levels, *(process.film_levels if films else ())})
-    moments = process.moments(states)
+    spec = DrawingSpec(shape=items.x_0.shape[1:], steps=settings.timesteps - 1)
+    film_levels = settings.at or (spec.evenly(FILM_FRAMES) if films else ())
+    x_0 = items.x_0.to(chosen)
+    states = _states(x_0, schedule, settings, {*levels, *film_levels})
+    moments = _moments(x_0, schedule, settings.seed, {t: states[t] for t in levels})
     if settings.iterative:
-        _report_moments(moments, items.x_0.numel())
+        _report_moments(moments, x_0.numel())
     for path in paths:
-        levels = process.film_levels if path in films else process.levels
-        drawing = Drawing(
-            x=states[levels[-1]],
-            scaling=items.scaling,
-            title=f"{items.name}, {component.name}, T = {settings.timesteps}",
-            states=torch.stack([items.x_0, *(states[t] for t in levels)]),
-            state_labels=["x_0", *(f"t = {t}" for t in levels)],
-            strip=len(levels) + 1,
-            strip_rows=len(items.x_0),
-        )
+        drawing = _drawing(items, {t: states[t] for t in (film_levels if path in films else levels)}, title)
         with atomic(path, overwrite=overwrite) as temporary:
             if path in films:
-                drawing.save_film(temporary, most=len(levels) + 1, fps=20, hold=1.5)
+                drawing.save_film(temporary, most=len(states) + 1, fps=20, hold=1.5)
             else:
                 drawing.save_figure(temporary)
     report(paths, {"levels": moments}, as_json=json)
@@ -189,57 +183,34 @@ def _dataset_items(dataset: Any, settings: Noising) -> _Items:
     return _Items(scaling.to_model(items), scaling, dataset.name)
 
 
-@dataclass(frozen=True)
-class _ForwardProcess:
-    """Items x_0 (N, *shape) in model units, noised by a schedule."""
+def _states(x_0: Tensor, schedule: Schedule, settings: Noising, levels: Collection[int]) -> dict[int, Tensor]:
+    """Return x_t on the CPU at these levels."""
+    from difftool.diffusion.forward import iterate, noised
 
-    x_0: Tensor
-    schedule: Schedule
-    settings: Noising
+    if not settings.iterative:
+        return {t: noised(x_0, schedule[t], settings.seed).cpu() for t in sorted(levels)}
+    states = {}
+    steps = range(max(levels) + 1)
+    with bar("noising", len(steps)) as progress:
+        for t, x_t in zip(steps, iterate(x_0, schedule, settings.seed), strict=False):
+            if t in levels:
+                states[t] = x_t.cpu()
+            progress.update(t + 1, "")
+    return states
 
-    @property
-    def levels(self) -> Sequence[int]:
-        """The levels of a strip."""
-        from difftool.diffusion.forward import five_levels
 
-        return self.settings.at or five_levels(len(self.schedule))
+def _moments(x_0: Tensor, schedule: Schedule, seed: int, states: dict[int, Tensor]) -> list[dict[str, Any]]:
+    """Return the mean and deviation of each state, with those of the closed form."""
+    from difftool.diffusion.forward import moments, noised
 
-    @property
-    def film_levels(self) -> Sequence[int]:
-        """The levels of a film."""
-        last = len(self.schedule) - 1
-        frames = min(FILM_FRAMES, last + 1)
-        return self.settings.at or sorted({round(i * last / max(frames - 1, 1)) for i in range(frames)})
-
-    def states(self, levels: Collection[int]) -> dict[int, Tensor]:
-        """Return x_t on the CPU at these levels."""
-        from difftool.diffusion.forward import noised
-
-        if not self.settings.iterative:
-            return {t: noised(self.x_0, self.schedule[t], self.settings.seed).cpu() for t in sorted(levels)}
-        return {t: x_t.cpu() for t, x_t in self._iterate(max(levels)) if t in levels}
-
-    def _iterate(self, last: int) -> Iterator[tuple[int, Tensor]]:
-        from difftool.diffusion.forward import iterate
-
-        steps = iterate(self.x_0, self.schedule, self.settings.seed)
-        with bar("noising", last + 1) as progress:
-            for t, x_t in zip(range(last + 1), steps, strict=False):
-                yield t, x_t
-                progress.update(t + 1, "")
-
-    def moments(self, states: dict[int, Tensor]) -> list[dict[str, Any]]:
-        """Return the mean and deviation of x_t at the levels of a strip, with those of the closed form."""
-        from difftool.diffusion.forward import moments, noised
-
-        rows = []
-        for t in self.levels:
-            level = self.schedule[t]
-            mean, std = moments(states[t])
-            closed_mean, closed_std = moments(noised(self.x_0, level, self.settings.seed))
-            row = {"t": t, "alpha": level.alpha, "sigma": level.sigma}
-            rows.append(row | {"mean": mean, "std": std, "closed_mean": closed_mean, "closed_std": closed_std})
-        return rows
+    rows = []
+    for t, x_t in states.items():
+        level = schedule[t]
+        mean, std = moments(x_t)
+        closed_mean, closed_std = moments(noised(x_0, level, seed))
+        row = {"t": t, "alpha": level.alpha, "sigma": level.sigma, "mean": mean, "std": std}
+        rows.append(row | {"closed_mean": closed_mean, "closed_std": closed_std})
+    return rows
 
 
 def _report_moments(rows: Sequence[dict[str, Any]], numbers: int) -> None:
@@ -252,3 +223,21 @@ def _report_moments(rows: Sequence[dict[str, Any]], numbers: int) -> None:
     difference = max(abs(row[key] - row[f"closed_{key}"]) for row in rows for key in ("mean", "std"))
     chance = max(row["sigma"] for row in rows) * math.sqrt(2 / numbers)
     note(f"largest difference of mean or deviation: {difference:.4f}; chance alone makes about {chance:.4f}")
+
+
+def _drawing(items: _Items, states: dict[int, Tensor], title: str) -> Drawing:
+    """Return a drawing of x_0 and x_t at several levels."""
+    import torch
+
+    from difftool.figures.drawing import Drawing
+
+    stacked = torch.stack([items.x_0, *states.values()])
+    return Drawing(
+        x=stacked[-1],
+        scaling=items.scaling,
+        title=title,
+        states=stacked,
+        state_labels=["x_0", *(f"t = {t}" for t in states)],
+        strip=len(stacked),
+        strip_rows=len(items.x_0),
+    )

@@ -104,17 +104,7 @@ def reconstruct(
     paths = out or [numbered(Path(), f"reconstruction-{model.name}", ".png")]
     for path in paths:
         save_figure(_figure(model, rows, names), path, overwrite=overwrite)
-    facts = [
-        {
-            "t": int(row.level.t),
-            "alpha": row.level.alpha,
-            "sigma": row.level.sigma,
-            "mse": row.error,
-            "noise_mse": row.noise_error,
-        }
-        for row in rows
-    ]
-    report(paths, {"model": str(model.source), "levels": facts}, as_json=json)
+    report(paths, {"model": str(model.source), "levels": [row.facts() for row in rows]}, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:

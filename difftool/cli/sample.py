@@ -119,18 +119,7 @@ def sample(
             team.by_first(lambda: output.write(trajectories))
     calls = trajectories.calls
     note(f"{plan.num_samples:,} samples in {seconds:.1f} s ({plan.steps} steps, {calls} network calls each)")
-    defaults = plain(Sampling())
-    facts = {
-        **opened.facts,
-        "sampler": plan.sampler.name,
-        "steps": plan.steps,
-        "calls": calls,
-        "spacing": plan.spacing.name,
-        "num_samples": plan.num_samples,
-        "seed": plan.seed,
-        "seconds": round(seconds, 3),
-        "settings": {name: value for name, value in plain(settings).items() if value != defaults.get(name)},
-    }
+    facts = {**opened.facts, **_facts(plan), "calls": calls, "seconds": round(seconds, 3)}
     report(list(writers), facts, as_json=json)
 
 
@@ -143,6 +132,19 @@ def _default_path(opened: Opened, plan: Plan) -> Path:
     if opened.run:
         return numbered(opened.run.samples, plan.stem, suffix)
     return numbered(Path(), f"{opened.source.name}-{plan.stem}", suffix)
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    """Return the facts of a plan for `--json`, with the settings that differ from their defaults."""
+    defaults = plain(Sampling())
+    return {
+        "sampler": plan.sampler.name,
+        "steps": plan.steps,
+        "spacing": plan.spacing.name,
+        "num_samples": plan.num_samples,
+        "seed": plan.seed,
+        "settings": {name: value for name, value in plain(plan.settings).items() if value != defaults.get(name)},
+    }
 
 
 def _seeds(plan: Plan) -> str:

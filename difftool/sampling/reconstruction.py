@@ -44,6 +44,11 @@ class Reconstruction:
         """Mean squared error of eps."""
         return float((self.estimate.eps - self.eps).square().mean())
 
+    def facts(self) -> dict[str, float]:
+        """Return the level and the errors as plain numbers."""
+        level = {"t": int(self.level.t), "alpha": self.level.alpha, "sigma": self.level.sigma}
+        return {**level, "mse": self.error, "noise_mse": self.noise_error}
+
     def item(self, i: int) -> Reconstruction:
         """Return the reconstruction of one item, as a batch of one."""
         row, estimate = slice(i, i + 1), self.estimate
