@@ -225,9 +225,9 @@ def test_the_trajectory_ends_in_the_samples(run: Run, points_run: Path, tmp_path
     ok(run("sample", points_run, "-n", 5, "--steps", 4, "--trajectory", "--out", "t.npz"))
     packed = np.load(tmp_path / "t.npz")
     samples = drawn(run, tmp_path, points_run, "-n", 5, "--steps", 4)
-    (walk,) = (packed[key] for key in packed.files if packed[key].shape == (5, 5, 2))
-    assert np.allclose(walk[-1], samples, atol=1e-6)
-    assert not np.allclose(walk[0], walk[-1], atol=0.1)
+    (states,) = (packed[key] for key in packed.files if packed[key].shape == (5, 5, 2))
+    assert np.allclose(states[-1], samples, atol=1e-6)
+    assert not np.allclose(states[0], states[-1], atol=0.1)
 
 
 def test_an_existing_file_is_kept_unless_overwrite_is_given(run: Run, points_run: Path, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_slerp_keeps_the_length_and_its_ends() -> None:
     middle = slerp(a, b, 0.5)
     torch.testing.assert_close(middle, (a + b) * (a.norm() / (a + b).norm()), rtol=0, atol=1e-12)
     assert float((a * middle).sum()) == pytest.approx(float((b * middle).sum()), rel=1e-9)
-    assert float(torch.lerp(a, b, 0.5).norm()) < 0.8 * float(a.norm())  # which is why no straight line is walked
+    assert float(torch.lerp(a, b, 0.5).norm()) < 0.8 * float(a.norm())  # which is why the path is not a straight line
 
 
 def test_slerp_of_single_numbers_is_a_line() -> None:
@@ -286,7 +286,7 @@ def test_strength_takes_the_last_steps_of_the_grid(images_run: Path, picture: Pa
         last_levels(Trailing().levels(model.schedule, 10), 0.04)
 
 
-def test_a_walk_starts_from_the_noised_image(images_run: Path, picture: Path) -> None:
+def test_a_trajectory_starts_from_the_noised_image(images_run: Path, picture: Path) -> None:
     model = difftool.load(images_run, device="cpu")
     plan = Plan.of(model, Sampling(steps=10, init=picture, num_samples=3, seed=5))
     plain = Plan.of(model, Sampling(steps=10, num_samples=3, seed=5))
@@ -395,7 +395,7 @@ def test_a_mask_of_one_colour_is_noted(
 # Guidance and bounds from the command line
 
 
-def test_the_calls_of_a_guided_walk_are_counted(run: Run, labels_run: Path) -> None:
+def test_the_calls_of_a_guided_trajectory_are_counted(run: Run, labels_run: Path) -> None:
     def calls(*options: object) -> int:
         outcome = run(
             "sample",

@@ -610,13 +610,13 @@ def test_arrays_of_points_are_in_data_units(tmp_path: Path) -> None:
     np.testing.assert_allclose(expected, drawing.reference[:50].numpy(), rtol=1e-5, atol=1e-5)
 
     put(drawing, tmp_path / "a.npy", overwrite=False)
-    walk = np.load(tmp_path / "a.npy")
-    assert (walk.dtype, walk.shape) == (np.float32, (3, 50, 2))
-    np.testing.assert_array_equal(walk[-1], expected)
+    states = np.load(tmp_path / "a.npy")
+    assert (states.dtype, states.shape) == (np.float32, (3, 50, 2))
+    np.testing.assert_array_equal(states[-1], expected)
     put(drawing, tmp_path / "a.safetensors", overwrite=False)
     tensors = load_file(tmp_path / "a.safetensors")
     np.testing.assert_array_equal(tensors["samples"].numpy(), expected)
-    np.testing.assert_array_equal(tensors["states"].numpy(), walk)
+    np.testing.assert_array_equal(tensors["states"].numpy(), states)
 
     put(points_drawing(), tmp_path / "a.csv", overwrite=False)
     assert (tmp_path / "a.csv").read_text().startswith("x0,x1\n")
@@ -626,10 +626,10 @@ def test_arrays_of_points_are_in_data_units(tmp_path: Path) -> None:
     long = np.loadtxt(tmp_path / "b.csv", delimiter=",", skiprows=1)
     assert (tmp_path / "b.csv").read_text().startswith("state,sample,x0,x1\n")
     assert long[:, 0].tolist() == [k for k in range(3) for _ in range(50)]
-    np.testing.assert_array_equal(long[:, 2:].astype(np.float32).reshape(walk.shape), walk)
+    np.testing.assert_array_equal(long[:, 2:].astype(np.float32).reshape(states.shape), states)
 
 
-def test_films_of_walks(tmp_path: Path) -> None:
+def test_films_of_trajectories(tmp_path: Path) -> None:
     for name, drawing in (("a", images_drawing()), ("b", points_drawing()), ("c", points_drawing(5))):
         put(drawing, tmp_path / f"{name}.gif", overwrite=False)
         film = Image.open(tmp_path / f"{name}.gif")
@@ -638,26 +638,26 @@ def test_films_of_walks(tmp_path: Path) -> None:
         assert film.info["loop"] == 0
 
 
-def test_long_walks_are_thinned_to_their_ends() -> None:
+def test_long_trajectories_are_thinned_to_their_ends() -> None:
     x = torch.zeros(1, 2)
-    walk = Drawing(x=x, scaling=Scaling((0.0,), (1.0,), False), title=TITLE, states=torch.zeros(1000, 1, 2))
-    chosen = walk.chosen(90)
+    drawing = Drawing(x=x, scaling=Scaling((0.0,), (1.0,), False), title=TITLE, states=torch.zeros(1000, 1, 2))
+    chosen = drawing.chosen(90)
     assert (len(chosen), chosen[0], chosen[-1]) == (90, 0, 999)
     assert np.diff(chosen).min() >= 11
-    assert walk.chosen(1) == [999]
-    assert dataclasses.replace(walk, states=torch.zeros(3, 1, 2)).chosen(8) == [0, 1, 2]
+    assert drawing.chosen(1) == [999]
+    assert dataclasses.replace(drawing, states=torch.zeros(3, 1, 2)).chosen(8) == [0, 1, 2]
 
 
 def test_states_kept_for_several_files_are_evenly_chosen_for_each() -> None:
-    """A film of 5 and a strip of 3 of a walk of 100 steps: together seven states, of which each finds its own."""
+    """A film of 5 and a strip of 4 of a trajectory of 100 steps: together seven states, of which each finds its own."""
     spec = DrawingSpec(shape=(2,), steps=100, strip=4)
     steps = needed_states([Film(frames=5), Picture(), NPY()], spec)
     assert steps == [0, 25, 33, 50, 67, 75, 100]
     states = torch.zeros(len(steps), 1, 2)
     scaling = Scaling((0.0,), (1.0,), False)
-    walk = Drawing(x=states[-1], scaling=scaling, title=TITLE, states=states, state_steps=steps)
-    assert [steps[k] for k in walk.chosen(5)] == [0, 25, 50, 75, 100]
-    assert [steps[k] for k in walk.chosen(4)] == [0, 33, 67, 100]
+    drawing = Drawing(x=states[-1], scaling=scaling, title=TITLE, states=states, state_steps=steps)
+    assert [steps[k] for k in drawing.chosen(5)] == [0, 25, 50, 75, 100]
+    assert [steps[k] for k in drawing.chosen(4)] == [0, 33, 67, 100]
 
 
 def test_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
