@@ -1,4 +1,4 @@
-"""`difftool reconstruct`: what a trained network makes of noised items in one step."""
+"""`difftool reconstruct`: noised items, and a trained network's estimates of them in one step."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def reconstruct(
 ) -> None:
     """Show what a network makes of noised images or points in one step.
 
-    Items of the run's dataset, or your own images, are noised to several levels. The figure shows the original, the
-    noised item, the true and the predicted noise, and the reconstruction of the original.
+    Items of the run's dataset, or your own images, are noised to several levels.
+    The columns are the original, the noised item, the true and the predicted noise, and the reconstruction.
     """
     settings: Reconstructing = make_from_flags(Reconstructing, given_values(ctx)["reconstruct"])
     check_images(images or ())
