@@ -225,9 +225,9 @@ def test_the_trajectory_ends_in_the_samples(run: Run, points_run: Path, tmp_path
     ok(run("sample", points_run, "-n", 5, "--steps", 4, "--trajectory", "--out", "t.npz"))
     packed = np.load(tmp_path / "t.npz")
     samples = drawn(run, tmp_path, points_run, "-n", 5, "--steps", 4)
-    (walk,) = (packed[key] for key in packed.files if packed[key].shape == (5, 5, 2))
-    assert np.allclose(walk[-1], samples, atol=1e-6)
-    assert not np.allclose(walk[0], walk[-1], atol=0.1)
+    (states,) = (packed[key] for key in packed.files if packed[key].shape == (5, 5, 2))
+    assert np.allclose(states[-1], samples, atol=1e-6)
+    assert not np.allclose(states[0], states[-1], atol=0.1)
 
 
 def test_an_existing_file_is_kept_unless_overwrite_is_given(run: Run, points_run: Path, tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_iterative_noise_has_the_moments_of_the_closed_form(run: Run) -> None:
     for row in json.loads(outcome.out)["levels"]:
         assert row["std"] == pytest.approx(row["closed_std"], abs=0.08)
         assert row["mean"] == pytest.approx(row["closed_mean"], abs=0.08)
-    assert "largest difference of mean or standard deviation" in outcome.err
+    assert "largest difference of mean or deviation" in outcome.err
 
 
 def test_the_numbers_of_schedules(run: Run, tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_a_table_and_a_figure_of_schedules(run: Run, tmp_path: Path) -> None:
     assert row[1:3] == ["0.02", "4.03583e-05"]
     assert ok(run("inspect-schedule")).out == "schedule-002.png\n"
     left = ok(run("inspect-schedule", "linear", "--timesteps", 50, "--schedule.no-rescale", "--json"))
-    assert "the last level is not noise, 78 % of the signal is left (alpha-bar 0.603)" in left.err
+    assert "the last level is not noise: 78 % of the signal is left (alpha-bar 0.603)" in left.err
 
 
 def test_a_prediction_that_hardly_tells_x_0_is_told_of(run: Run) -> None:
@@ -519,7 +519,7 @@ BAD: list[tuple[list[str], int, str]] = [
     (["noise", "--at", "1,x"], 2, "--at"),
     (["noise", "missing.png"], 1, "image missing.png does not exist"),
     (["noise", "x.png"], 1, "x.png"),
-    (["noise", "full"], 1, "image full is no file"),
+    (["noise", "full"], 1, "image full is not a file"),
     (["noise", "x.png", "--dataset", "swiss-roll"], 2, "--dataset: give either images or a dataset"),
     (["noise", "--size", "8", "--dataset", "swiss-roll"], 2, "--size: is for own images"),
     (["noise", "--out", "x.npy"], 2, "--out: x.npy: cannot write .npy files"),

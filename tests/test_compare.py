@@ -57,7 +57,7 @@ def levels(steps: int) -> tuple[Level, ...]:
     return (*TRAILING.levels(LINEAR, steps), CLEAN)  # type: ignore[attr-defined]
 
 
-def test_calls_are_counted_before_any_walk() -> None:
+def test_calls_are_counted_before_any_sample() -> None:
     ddim, heun, ddpm = named("ddim", "heun", "ddpm")
     assert [dry_run(ddim, levels(n)).calls for n in (1, 7)] == [1, 7]
     assert [dry_run(heun, levels(n)).calls for n in (1, 7)] == [1, 13]
@@ -103,7 +103,7 @@ def test_a_sampler_that_fails_is_named() -> None:
 @pytest.mark.parametrize("steps", [2, 3, 10, 1000])
 @pytest.mark.parametrize("table", [LINEAR, FLOW], ids=["linear", "flow"])
 @pytest.mark.parametrize("t", [999, 500, 0])
-def test_the_reference_falls_from_where_the_walk_begins(table: Schedule, t: int, steps: int) -> None:
+def test_the_reference_falls_from_where_the_samples_begin(table: Schedule, t: int, steps: int) -> None:
     first = table[t]
     found = reference_levels(first, table, steps)
     assert (found[0], found[-1]) == (first, CLEAN)
@@ -122,13 +122,12 @@ def test_the_exact_solution_of_one_gaussian() -> None:
     std = 0.5 / torch.tensor(made.data.scale)
     for first in (LINEAR[999], LINEAR[700]):
         x_T = next(sample(made, Plan(**{**vars(reference.plan), "levels": (first, CLEAN)}))).x
-        assert first not in reference
-        calls = list(reference.solve(first))
-        assert first in reference
-        assert calls == sorted(calls)
-        assert len(calls) == 2 + calls[-1]
+        watched: list[Step] = []
+        solution = reference.solution(first, watched.append)
+        assert len(watched) == sum(len(reference_levels(first, LINEAR, steps)) for steps in (200, 400))
         spread = (first.alpha**2 * std**2 + first.sigma**2).sqrt()
-        assert reference.distance(mean + std / spread * (x_T - first.alpha * mean), first) < 1e-3
+        assert rms(mean + std / spread * (x_T - first.alpha * mean) - solution) < 1e-3
+        assert reference.solution(first, lambda step: pytest.fail("computed twice")) is solution
     assert 0 < reference.error < 1e-3
 
 
@@ -186,13 +185,13 @@ def test_compare_an_oracle(run: Run, tmp_path: Path) -> None:
     assert document["oracle"] == {"name": "closed-form"}
     assert document["reference"]["steps"] == 60
     assert document["data"]["items"] == 200
-    found = {(w["sampler"], w["spacing"], w["calls"]): w for w in document["walks"]}
+    found = {(row["sampler"], row["spacing"], row["calls"]): row for row in document["results"]}
     assert len(found) == 3 * 2 * 3
     assert {key[2] for key in found if key[0] == "heun"} == {5, 9, 39}
-    for (sampler, _, _), walk in found.items():
-        assert (walk["error"] is None) == (sampler == "ddpm")
-        assert walk["sliced_w2"] > 0
-        assert walk["finite"]
+    for (sampler, _, _), row in found.items():
+        assert (row["error"] is None) == (sampler == "ddpm")
+        assert row["sliced_w2"] > 0
+        assert row["finite"]
     for spacing in ("trailing", "log-snr"):
         assert found["ddim", spacing, 5]["error"] > 2 * found["ddim", spacing, 40]["error"]
     assert "dpmpp-3m in 60 steps" in outcome.err
@@ -204,7 +203,7 @@ def test_compare_an_oracle(run: Run, tmp_path: Path) -> None:
 def test_the_same_command_gives_the_same_numbers(run: Run) -> None:
     command = ("compare", *QUICK, "--samplers", "dpmpp-2m", "--calls", 8, "--spacings", "log-snr", "--json")
     documents = [json.loads(ok(run(*command, *more)).out) for more in ((), ("--batch-size", 33))]
-    (first,), (second,) = (document["walks"] for document in documents)
+    (first,), (second,) = (document["results"] for document in documents)
     assert first["error"] == pytest.approx(second["error"], rel=1e-4)
     assert first["sliced_w2"] == pytest.approx(second["sliced_w2"], rel=1e-4)
 
@@ -220,7 +219,7 @@ def test_compare_a_run(run: Run, points_run: Path, tmp_path: Path) -> None:
 def test_compare_images_and_a_class(run: Run, images_run: Path, labels_run: Path) -> None:
     quick = ("--samplers", "ddim", "--calls", "2,4", "-n", 4, "--reference", 6, "--spacings", "trailing")
     document = json.loads(ok(run("compare", images_run, *quick, "--json")).out)
-    assert all(walk["error"] > 0 and walk["sliced_w2"] > 0 for walk in document["walks"])
+    assert all(row["error"] > 0 and row["sliced_w2"] > 0 for row in document["results"])
     ok(run("compare", labels_run, *quick, "--label", 2))
 
 

@@ -203,7 +203,7 @@ def test_slerp_keeps_the_length_and_its_ends() -> None:
     middle = slerp(a, b, 0.5)
     torch.testing.assert_close(middle, (a + b) * (a.norm() / (a + b).norm()), rtol=0, atol=1e-12)
     assert float((a * middle).sum()) == pytest.approx(float((b * middle).sum()), rel=1e-9)
-    assert float(torch.lerp(a, b, 0.5).norm()) < 0.8 * float(a.norm())  # which is why no straight line is walked
+    assert float(torch.lerp(a, b, 0.5).norm()) < 0.8 * float(a.norm())  # which is why the path is not a straight line
 
 
 def test_slerp_of_single_numbers_is_a_line() -> None:
@@ -282,11 +282,11 @@ def test_strength_takes_the_last_steps_of_the_grid(images_run: Path, picture: Pa
         assert plan.levels == (*Trailing().levels(model.schedule, 10)[-steps:], CLEAN)
         assert plan.steps == steps
     assert Plan.of(model, Sampling(steps=10, init=picture)).steps == 6
-    with pytest.raises(UsageError, match=r"--strength: 0.04 of 10 steps leaves none; take at least 0.1"):
+    with pytest.raises(UsageError, match=r"--strength: 0.04 of 10 steps leaves none; choose at least 0.1"):
         last_levels(Trailing().levels(model.schedule, 10), 0.04)
 
 
-def test_a_walk_starts_from_the_noised_image(images_run: Path, picture: Path) -> None:
+def test_a_trajectory_starts_from_the_noised_image(images_run: Path, picture: Path) -> None:
     model = difftool.load(images_run, device="cpu")
     plan = Plan.of(model, Sampling(steps=10, init=picture, num_samples=3, seed=5))
     plain = Plan.of(model, Sampling(steps=10, num_samples=3, seed=5))
@@ -395,7 +395,7 @@ def test_a_mask_of_one_colour_is_noted(
 # Guidance and bounds from the command line
 
 
-def test_the_calls_of_a_guided_walk_are_counted(run: Run, labels_run: Path) -> None:
+def test_the_calls_of_a_guided_trajectory_are_counted(run: Run, labels_run: Path) -> None:
     def calls(*options: object) -> int:
         outcome = run(
             "sample",
@@ -516,11 +516,11 @@ def test_python_refuses_the_same(points_run: Path) -> None:
         model.sample(4, init="x.png")
 
 
-# noise --reconstruct
+# reconstruct
 
 
 def test_reconstruction_of_a_run(run: Run, points_run: Path, images_run: Path, tmp_path: Path) -> None:
-    outcome = run("noise", "--reconstruct", points_run, "--at", "100,900", "-n", 300, "--json")
+    outcome = run("reconstruct", points_run, "--at", "100,900", "-n", 300, "--json")
     assert outcome.code == 0, outcome.err
     facts = json.loads(outcome.out)
     assert facts["files"] == ["reconstruction-swiss-roll-mlp-001.png"]
@@ -528,13 +528,13 @@ def test_reconstruction_of_a_run(run: Run, points_run: Path, images_run: Path, t
     for row in facts["levels"]:  # an error of eps is one of x_0, sigma/alpha as large
         assert row["mse"] == pytest.approx(row["noise_mse"] * (row["sigma"] / row["alpha"]) ** 2, rel=1e-3)
         assert f"t = {row['t']}: mean squared error {row['mse']:.4g} of x_0" in outcome.err
-    assert run("noise", "--reconstruct", images_run).out == "reconstruction-gradients-unet-001.png\n"
+    assert run("reconstruct", images_run).out == "reconstruction-gradients-unet-001.png\n"
 
 
 def test_reconstruction_of_own_images(run: Run, images_run: Path, picture: Path, mask: Path, tmp_path: Path) -> None:
-    one = run("noise", picture, "--reconstruct", images_run, "--at", 200, "--out", "one.png", "--out", "one.pdf")
+    one = run("reconstruct", images_run, picture, "--at", 200, "--out", "one.png", "--out", "one.pdf")
     assert one.lines == ["one.png", "one.pdf"]
-    both = run("noise", picture, mask, "--reconstruct", images_run / "model.safetensors", "--at", 200, "--out", "b.png")
+    both = run("reconstruct", images_run / "model.safetensors", picture, mask, "--at", 200, "--out", "b.png")
     assert both.code == 0, both.err
     heights = [Image.open(tmp_path / name).height for name in ("one.png", "b.png")]
     assert heights[1] > 1.5 * heights[0]
@@ -543,25 +543,26 @@ def test_reconstruction_of_own_images(run: Run, images_run: Path, picture: Path,
 @pytest.mark.parametrize(
     ("options", "code", "piece"),
     [
-        (["--schedule", "cosine"], 2, "--schedule: the run of --reconstruct has its own"),
-        (["--schedule.beta-max", 0.03], 2, "--schedule: the run of --reconstruct has its own"),
-        (["--dataset", "swiss-roll"], 2, "--dataset: the run of --reconstruct has its own"),
-        (["--timesteps", 10], 2, "--timesteps: the run of --reconstruct has its own"),
-        (["--iterative"], 2, "--iterative: --reconstruct noises in closed form"),
+        (["--schedule", "cosine"], 2, "there is no option --schedule"),  # a run brings these with it
+        (["--schedule.beta-max", 0.03], 2, "--schedule.beta-max"),
+        (["--dataset", "swiss-roll"], 2, "there is no option --dataset"),
+        (["--timesteps", 10], 2, "there is no option --timesteps"),
+        (["--iterative"], 2, "there is no option --iterative"),
+        (["--at", ","], 2, "--at: must name at least one level"),
         (["--at", 1000], 2, "--at: 1000 is beyond the last level, 999"),
         (["--out", "x.gif"], 2, "--out: x.gif: cannot write .gif files"),
-        (["mask.png"], 2, "image: swiss-roll-mlp is no model of images"),
+        (["mask.png"], 2, "IMAGE: swiss-roll-mlp is no model of images"),
         (["nowhere.png"], 1, "image nowhere.png does not exist"),
     ],
 )
 def test_refusals_of_reconstruction(
     run: Run, points_run: Path, mask: Path, tmp_path: Path, options: list[object], code: int, piece: str
 ) -> None:
-    outcome = run("noise", "--reconstruct", points_run, *options)
+    outcome = run("reconstruct", points_run, *options)
     assert outcome.code == code, outcome.err
     assert piece in outcome.error
     assert list(tree(tmp_path)) == ["mask.png"]
-    assert run("noise", "--reconstruct", "nowhere").code == 1
+    assert run("reconstruct", "nowhere").code == 1
 
 
 def test_guidance_needs_a_network_that_knows_no_class(run: Run, tmp_path: Path) -> None:
@@ -570,4 +571,4 @@ def test_guidance_needs_a_network_that_knows_no_class(run: Run, tmp_path: Path) 
     outcome = run("sample", "x", "--label", 0, "--guidance", 2)
     assert outcome.code == 2
     assert "--guidance: this model was trained with --label-dropout 0 and has nothing" in outcome.error
-    assert run("noise", "--reconstruct", "x", "--out", "r.png").code == 0  # with the items' own labels
+    assert run("reconstruct", "x", "--out", "r.png").code == 0  # with the items' own labels

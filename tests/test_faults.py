@@ -496,7 +496,8 @@ EMPTY_ROWS = [
         ): "--out --config --resume --device --backbone --schedule --steps --lr --seed --loss --checkpoint-every",
         ("train", "--dataset", "image-folder"): "--dataset.path --dataset.size",
         ("sample", "IMAGES"): "--out --init --sampler --label --device --guidance-interval --weights",
-        ("noise",): "--out --reconstruct --at --dataset",
+        ("noise",): "--out --at --dataset",
+        ("reconstruct", "POINTS"): "--out --at --seed",
         ("compare", "POINTS"): "--samplers --spacings --calls --out",
     }.items()
     for option in options.split()
@@ -580,7 +581,9 @@ USAGE = [
     Fault("65 levels", ("noise", "--at", "0," * 65), 2, ("--at", "at most 64")),
     Fault("a size for a dataset", ("noise", "--size", 8), 2, ("--size",)),
     Fault("images and a dataset", ("noise", "x.png", "--dataset", "swiss-roll"), 2, ("--dataset",), (image("x.png"),)),
-    Fault("a run's own schedule", ("noise", "--reconstruct", "POINTS", "--timesteps", 5), 2, ("--timesteps",)),
+    Fault("reconstruct without a run", ("reconstruct",), 2, ("RUN",)),
+    Fault("reconstruct a level above T", ("reconstruct", "POINTS", "--at", 1000), 2, ("--at: 1000", "999")),
+    Fault("a schedule for a run", ("reconstruct", "POINTS", "--schedule", "cosine"), 2, ("--schedule",)),
     Fault("all held out", (*TRAIN, "--held-out", 64), 2, ("--held-out", "64 of 64")),
     Fault("beta upside down", (*TRAIN, "--schedule.beta-min", 0.5, "--schedule.beta-max", 0.1), 2, ("beta-max", "0.5")),
     Fault("levels alike", ("inspect-schedule", "scaled-linear", "--schedule.beta-max", 0.99999), 2, ("scaled-linear",)),
@@ -981,7 +984,7 @@ RESUME_ROWS = [
     Fault(
         "info of a spoilt config", ("info", "r"), 2, ("r/config.toml", "TOML"), (copied(), put("r/config.toml", "[["))
     ),
-    Fault("reconstruct what is not there", ("noise", "--reconstruct", "no"), 1, ("no does not exist",)),
+    Fault("reconstruct what is not there", ("reconstruct", "no"), 1, ("no does not exist",)),
 ]
 
 
@@ -1345,11 +1348,11 @@ IMAGE_ROWS = [
         if name != "a link to nothing"
     ),
     Fault("noise of nothing", ("noise", "no.png"), 1, ("no.png does not exist",)),
-    Fault("noise of a folder", ("noise", "i"), 1, ("i is no file",), (folder("i"),)),
+    Fault("noise of a folder", ("noise", "i"), 1, ("i is not a file",), (folder("i"),)),
     Fault("noise of a pipe", ("noise", "i.png"), 1, ("i.png",), (fifo("i.png"),)),
     Fault("noise of a device", ("noise", "/dev/zero"), 1, ("/dev/zero",)),
     Fault("noise of one good image and none", ("noise", "i/a.png", "no.png"), 1, ("no.png",), (GOOD,)),
-    Fault("reconstruct a text", ("noise", "--reconstruct", "IMAGES", "x.png"), 1, ("x.png",), (put("x.png"),)),
+    Fault("reconstruct a text", ("reconstruct", "IMAGES", "x.png"), 1, ("x.png",), (put("x.png"),)),
     *(
         Fault(
             f"start at: {name}",

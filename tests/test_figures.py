@@ -24,8 +24,11 @@ from difftool import DrawingSpec, Writer
 from difftool.data.samples import PIXELS, Scaling, points
 from difftool.diffusion.schedule import Schedule
 from difftool.errors import DifftoolError, UsageError
-from difftool.figures import films, formats, loss, samples, schedules, style
+from difftool.figures import films, formats, layout, loss, schedules, style
 from difftool.figures.drawing import Drawing
+from difftool.figures.images import FILM, LARGEST, Mosaic, image_frames, image_grid, image_table, over_white
+from difftool.figures.points import point_limits, scatter, scatter_frames, scatter_table
+from difftool.figures.terminal import terminal_plot
 from difftool.plugins.loading import Plugin
 from difftool.plugins.registry import Registry, registry, replaced_by
 from difftool.sampling.writers import check, needed_states, write, writer_of
@@ -84,9 +87,9 @@ def test_a_grid_shows_every_pixel_as_a_square_of_its_own_colour(
     tmp_path: Path, count: int, shape: tuple[int, int, int]
 ) -> None:
     images = random_images(count, *shape)
-    picture = saved(samples.image_grid(images, title=""), tmp_path / "grid.png")
+    picture = saved(image_grid(images, title=""), tmp_path / "grid.png")
     top, left, bottom, right = content(picture)
-    mosaic = samples.Mosaic.of(count, *shape[:2])
+    mosaic = Mosaic.of(count, *shape[:2])
     assert (bottom - top, right - left) == (mosaic.height, mosaic.width)
     factor, gap = mosaic.factor, mosaic.gap
     for i, image in enumerate(images):
@@ -98,28 +101,28 @@ def test_a_grid_shows_every_pixel_as_a_square_of_its_own_colour(
 
 @pytest.mark.parametrize(("count", "rows", "columns"), [(1, 1, 1), (7, 2, 4), (16, 4, 4), (10, 2, 5), (64, 8, 8)])
 def test_grid_layout(count: int, rows: int, columns: int) -> None:
-    mosaic = samples.Mosaic.of(count, 8, 8)
+    mosaic = Mosaic.of(count, 8, 8)
     assert (mosaic.rows, mosaic.columns) == (rows, columns)
 
 
 def test_asked_columns_and_sizes() -> None:
-    assert samples.Mosaic.of(16, 8, 8, columns=5).rows == 4
-    assert samples.Mosaic.of(3, 8, 8, columns=9).columns == 3
-    assert 600 <= samples.Mosaic.of(16, 28, 28).width <= 1000
-    assert samples.Mosaic.of(4, 700, 700).factor == 1
-    tall = samples.Mosaic.of(40, 28, 28, columns=1)
+    assert Mosaic.of(16, 8, 8, columns=5).rows == 4
+    assert Mosaic.of(3, 8, 8, columns=9).columns == 3
+    assert 600 <= Mosaic.of(16, 28, 28).width <= 1000
+    assert Mosaic.of(4, 700, 700).factor == 1
+    tall = Mosaic.of(40, 28, 28, columns=1)
     assert tall.factor == 1
 
 
 def test_a_huge_grid_is_reduced_and_says_so() -> None:
-    mosaic = samples.Mosaic.of(40000, 64, 64)
-    assert max(mosaic.width, mosaic.height) <= samples.LARGEST
+    mosaic = Mosaic.of(40000, 64, 64)
+    assert max(mosaic.width, mosaic.height) <= LARGEST
     assert "1/2 of their size" in mosaic.caption(TITLE)
-    assert samples.Mosaic.of(4, 64, 64).caption(TITLE) == TITLE
+    assert Mosaic.of(4, 64, 64).caption(TITLE) == TITLE
 
 
 def test_reduced_images_are_averages() -> None:
-    mosaic = samples.Mosaic(1, 1, (4, 4), 1, 2, 1)
+    mosaic = Mosaic(1, 1, (4, 4), 1, 2, 1)
     image = np.zeros((1, 4, 4, 1), dtype=np.uint8)
     image[0, :2, :2, 0] = [[0, 100], [100, 200]]
     np.testing.assert_array_equal(mosaic.compose(image)[..., 0], [[100, 0], [0, 0]])
@@ -130,17 +133,17 @@ def test_transparent_pixels_are_shown_over_white(tmp_path: Path) -> None:
     image[0, 0, 0] = (10, 20, 30, 255)
     image[0, 0, 1] = (10, 20, 30, 0)
     image[0, 1, :] = (0, 0, 0, 51)
-    assert samples.over_white(image[0]).tolist() == [
+    assert over_white(image[0]).tolist() == [
         [[10, 20, 30], [255, 255, 255]],
         [[204, 204, 204], [204, 204, 204]],
     ]
-    picture = saved(samples.image_grid(image, title=""), tmp_path / "alpha.png")
+    picture = saved(image_grid(image, title=""), tmp_path / "alpha.png")
     assert {tuple(p) for p in picture.reshape(-1, 3)} == {(10, 20, 30), (255, 255, 255), (204, 204, 204)}
 
 
 def test_no_images_is_an_error() -> None:
     with pytest.raises(ValueError, match="no images"):
-        samples.image_grid(random_images(0, 8, 8, 1), title=TITLE)
+        image_grid(random_images(0, 8, 8, 1), title=TITLE)
 
 
 LONG = "a very long title " * 12 + "/an/unbreakable/path/" + "x" * 300
@@ -150,18 +153,18 @@ LONG = "a very long title " * 12 + "/an/unbreakable/path/" + "x" * 300
     "title", [TITLE, LONG, "costs $5 and $6 \\alpha_{", "two\nlines", "unknown glyph \U0001f9ea 猫", ""]
 )
 def test_titles_are_never_cut_off(title: str, recwarn: pytest.WarningsRecorder) -> None:
-    texts_inside(samples.image_grid(random_images(1, 8, 8, 1), title=title))
-    texts_inside(samples.image_grid(random_images(30, 8, 8, 1), title=title, columns=1))
-    texts_inside(samples.scatter(np.random.default_rng(0).normal(size=(50, 2)), title=title))
+    texts_inside(image_grid(random_images(1, 8, 8, 1), title=title))
+    texts_inside(image_grid(random_images(30, 8, 8, 1), title=title, columns=1))
+    texts_inside(scatter(np.random.default_rng(0).normal(size=(50, 2)), title=title))
     texts_inside(loss.loss_figure([{"step": 1, "loss": 0.5}], title=title))
     texts_inside(schedules.schedule_figure({"linear": vp_schedule()}, title=title))
     assert not recwarn.list
 
 
 def test_wrapped_text_keeps_every_word() -> None:
-    lines = style.wrap(LONG, 300, style.LABEL)
+    lines = layout.wrap(LONG, 300, style.LABEL)
     assert "".join(lines).replace(" ", "") == LONG.replace(" ", "")
-    assert max(style.text_width(line, style.LABEL) for line in lines) <= 300
+    assert max(layout.text_width(line, style.LABEL) for line in lines) <= 300
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 8, 8, 1), (1, 12, 6, 10, 3), (2, 2, 40, 40, 1)])
@@ -169,7 +172,7 @@ def test_a_table_is_exact_and_its_labels_stay_outside(tmp_path: Path, shape: tup
     cells = random_images(*shape)
     columns = [f"t = {k * 90}" for k in range(shape[1])]
     rows = [f"row {r}" for r in range(shape[0])]
-    figure = samples.image_table(cells, columns=columns, rows=rows, title=TITLE)
+    figure = image_table(cells, columns=columns, rows=rows, title=TITLE)
     texts_inside(figure)
     renderer = style.agg_of(figure).get_renderer()
     box = figure.axes[0].get_window_extent(renderer)
@@ -193,7 +196,7 @@ def test_a_table_is_exact_and_its_labels_stay_outside(tmp_path: Path, shape: tup
 
 def test_labels_wider_than_the_cells_enlarge_them() -> None:
     columns = ["original", "noisy", "true noise", "predicted noise", "reconstruction"] * 5
-    figure = samples.image_table(random_images(1, 25, 4, 4, 1), columns=columns, title=TITLE)
+    figure = image_table(random_images(1, 25, 4, 4, 1), columns=columns, title=TITLE)
     texts_inside(figure)
     renderer = style.agg_of(figure).get_renderer()
     boxes = [t.get_window_extent(renderer) for t in figure.texts[1:]]
@@ -209,7 +212,7 @@ def test_scatter_has_equal_axes_and_says_what_lies_outside() -> None:
     data = random.uniform((-3, -1), (3, 1), (2000, 2))
     drawn = random.uniform((-3, -1), (3, 1), (1000, 2))
     drawn[:5] = 1e6
-    figure = samples.scatter(drawn, reference=data, title=TITLE)
+    figure = scatter(drawn, reference=data, title=TITLE)
     texts_inside(figure)
     axes = figure.axes[0]
     box = axes.get_window_extent()
@@ -224,32 +227,26 @@ def test_scatter_has_equal_axes_and_says_what_lies_outside() -> None:
     assert [len(c.get_offsets()) for c in axes.collections] == [2000, 1000]
 
 
-def test_given_limits_are_kept() -> None:
-    figure = samples.scatter(np.zeros((3, 2)), title=TITLE, limits=((-2, 2), (-1, 3)))
-    assert figure.axes[0].get_xlim() == (-2, 2)
-    assert figure.axes[0].get_ylim() == (-1, 3)
-
-
 @pytest.mark.parametrize("count", [0, 1, 2, 100])
 def test_scatter_of_any_number(count: int) -> None:
-    style.render(samples.scatter(np.full((count, 2), 3.0), title=TITLE))
+    style.render(scatter(np.full((count, 2), 3.0), title=TITLE))
 
 
 def test_not_finite_points_lie_outside() -> None:
     values = np.zeros((4, 2))
     values[0, 0], values[1, 1] = math.nan, math.inf
-    figure = samples.scatter(values, title=TITLE)
+    figure = scatter(values, title=TITLE)
     style.render(figure)
     assert "2 of 4 samples lie outside" in [text.get_text() for text in figure.texts]
 
 
 def test_other_dimensions() -> None:
     random = np.random.default_rng(0)
-    deep = samples.scatter(random.normal(size=(100, 5)), title=TITLE)
+    deep = scatter(random.normal(size=(100, 5)), title=TITLE)
     assert "coordinates 0 and 1 of 5" in [text.get_text() for text in deep.texts]
     values = random.normal(size=(1000, 1))
     values[:3] = 1e5
-    flat = samples.scatter(values, reference=random.normal(size=(1000, 1)), title=TITLE)
+    flat = scatter(values, reference=random.normal(size=(1000, 1)), title=TITLE)
     texts_inside(flat)
     assert "3 of 1,000 samples lie outside" in [text.get_text() for text in flat.texts]
     assert [t.get_text() for t in flat.legends[0].get_texts()] == ["data", "samples"]
@@ -258,7 +255,7 @@ def test_other_dimensions() -> None:
 def test_scatter_table_shares_one_scale() -> None:
     random = np.random.default_rng(0)
     cells = [[random.normal(size=(50, 2)) * k for k in (1, 2, 3)] for _ in range(2)]
-    figure = samples.scatter_table(
+    figure = scatter_table(
         cells, columns=["t = 0", "t = 5", "t = 9"], rows=["a", "b"], title=TITLE, reference=cells[0][0]
     )
     texts_inside(figure)
@@ -285,10 +282,10 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path: Path, suffix: str) -> No
 
 def test_settings_of_matplotlib_are_neither_used_nor_changed(tmp_path: Path) -> None:
     images = random_images(4, 8, 8, 1)
-    expected = saved(samples.image_grid(images, title=TITLE), tmp_path / "a.png")
+    expected = saved(image_grid(images, title=TITLE), tmp_path / "a.png")
     with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "savefig.bbox": "tight", "font.family": "serif"}):
         before = dict(matplotlib.rcParams)
-        np.testing.assert_array_equal(saved(samples.image_grid(images, title=TITLE), tmp_path / "b.png"), expected)
+        np.testing.assert_array_equal(saved(image_grid(images, title=TITLE), tmp_path / "b.png"), expected)
         assert dict(matplotlib.rcParams) == before
 
 
@@ -340,12 +337,12 @@ def test_films_that_cannot_be(tmp_path: Path) -> None:
 def test_frames_of_images_survive_the_film(tmp_path: Path, shape: tuple[int, ...]) -> None:
     states = [random_images(*shape, seed=k) for k in range(3)]
     titles = ["x\nt = 9", "x\nt = 5", f"x\n{'result ' * 20}"]
-    frames = list(films.image_frames(iter(states), titles))
+    frames = list(image_frames(iter(states), titles))
     assert len({frame.shape for frame in frames}) == 1
-    mosaic = samples.Mosaic.of(*shape[:3], size=films.IMAGES)
+    mosaic = Mosaic.of(*shape[:3], size=FILM)
     for state, frame in zip(states, frames, strict=True):
         wanted = mosaic.compose(state)
-        bottom, left = frame.shape[0] - samples.MARGIN, (frame.shape[1] - mosaic.width) // 2
+        bottom, left = frame.shape[0] - layout.MARGIN, (frame.shape[1] - mosaic.width) // 2
         np.testing.assert_array_equal(frame[bottom - mosaic.height : bottom, left : left + mosaic.width], wanted)
     films.film(frames, tmp_path / "f.gif")
     for film_frame, frame in zip(frames_of(tmp_path / "f.gif"), frames, strict=True):
@@ -353,7 +350,7 @@ def test_frames_of_images_survive_the_film(tmp_path: Path, shape: tuple[int, ...
 
 
 def test_colourful_frames_come_close_and_keep_their_background(tmp_path: Path) -> None:
-    frames = list(films.image_frames([random_images(4, 24, 24, 3, seed=k) for k in range(3)], ["a", "b", "c"]))
+    frames = list(image_frames([random_images(4, 24, 24, 3, seed=k) for k in range(3)], ["a", "b", "c"]))
     films.film(frames, tmp_path / "f.gif")
     for film_frame, frame in zip(frames_of(tmp_path / "f.gif"), frames, strict=True):
         assert film_frame[0, 0].tolist() == [255, 255, 255]
@@ -363,12 +360,10 @@ def test_colourful_frames_come_close_and_keep_their_background(tmp_path: Path) -
 def test_frames_of_points_show_the_same_as_a_figure() -> None:
     random = np.random.default_rng(0)
     states = [random.normal(size=(300, 2)) for _ in range(3)]
-    limits = ((-3.0, 3.0), (-3.0, 3.0))
-    frames = list(films.scatter_frames(iter(states), ["t"] * 3, limits, states[0]))
+    data = random.uniform(-5, 5, (300, 2))  # so wide that the limits depend on the data alone
+    frames = list(scatter_frames(iter(states), ["t"] * 3, point_limits(states[0], data), data))
     for state, frame in zip(states, frames, strict=True):
-        alone = style.render(samples.scatter(state, reference=states[0], title="t", limits=((-3, 3), (-3, 3))))
-        rows = slice(60, 560)  # below the title, above the notes on what lies outside
-        np.testing.assert_array_equal(frame[rows, 60:], alone[rows, 60:])
+        np.testing.assert_array_equal(frame, style.render(scatter(state, reference=data, title="t")))
     assert not np.array_equal(frames[0], frames[1])
 
 
@@ -461,7 +456,7 @@ def test_terminal_plot_keeps_its_size(plain: bool, width: int, height: int) -> N
     curves = {
         name: np.linspace(1, 0, 1000) ** k for k, name in enumerate(["linear", "cosine", "sigmoid-alpha-bar"], start=1)
     }
-    text = schedules.terminal_plot(curves, width=width, height=height, ascii=plain, y_label="alpha-bar")
+    text = terminal_plot(curves, width=width, height=height, ascii=plain, y_label="alpha-bar")
     assert max(map(len, text.splitlines())) <= width
     assert text.isascii() == plain
     floor = "--" if plain else "──"
@@ -469,9 +464,7 @@ def test_terminal_plot_keeps_its_size(plain: bool, width: int, height: int) -> N
 
 
 def test_terminal_plot_in_ascii_puts_each_curve_where_it_is() -> None:
-    text = schedules.terminal_plot(
-        {"up": [0, 0.5, 1], "down": [1, 0.5, 0]}, width=11, height=3, ascii=True, y_label="share"
-    )
+    text = terminal_plot({"up": [0, 0.5, 1], "down": [1, 0.5, 0]}, width=11, height=3, ascii=True, y_label="share")
     lines = text.splitlines()
     assert lines[0] == "share"
     assert lines[1].startswith("1.0 +o")
@@ -483,12 +476,12 @@ def test_terminal_plot_in_ascii_puts_each_curve_where_it_is() -> None:
 
 
 def test_terminal_plot_of_odd_values() -> None:
-    flat = schedules.terminal_plot({"a": [5.0] * 9}, width=40, height=4, ascii=True)
+    flat = terminal_plot({"a": [5.0] * 9}, width=40, height=4, ascii=True)
     assert flat.startswith("6.0 +")
-    holes = schedules.terminal_plot({"a": [1.0, math.nan, math.inf, 0.0]}, width=40, height=4, ascii=True)
+    holes = terminal_plot({"a": [1.0, math.nan, math.inf, 0.0]}, width=40, height=4, ascii=True)
     assert "*" in holes
-    assert schedules.terminal_plot({}, width=40, height=4)
-    many = schedules.terminal_plot({f"n{i}": [0, 1] for i in range(20)}, width=60, height=8)
+    assert terminal_plot({}, width=40, height=4)
+    many = terminal_plot({f"n{i}": [0, 1] for i in range(20)}, width=60, height=8)
     marks = {line[i - 2] for line in many.splitlines() for i in range(2, len(line)) if line[i : i + 1] == "n"}
     assert len(marks) == 20
 
@@ -617,13 +610,13 @@ def test_arrays_of_points_are_in_data_units(tmp_path: Path) -> None:
     np.testing.assert_allclose(expected, drawing.reference[:50].numpy(), rtol=1e-5, atol=1e-5)
 
     put(drawing, tmp_path / "a.npy", overwrite=False)
-    walk = np.load(tmp_path / "a.npy")
-    assert (walk.dtype, walk.shape) == (np.float32, (3, 50, 2))
-    np.testing.assert_array_equal(walk[-1], expected)
+    states = np.load(tmp_path / "a.npy")
+    assert (states.dtype, states.shape) == (np.float32, (3, 50, 2))
+    np.testing.assert_array_equal(states[-1], expected)
     put(drawing, tmp_path / "a.safetensors", overwrite=False)
     tensors = load_file(tmp_path / "a.safetensors")
     np.testing.assert_array_equal(tensors["samples"].numpy(), expected)
-    np.testing.assert_array_equal(tensors["states"].numpy(), walk)
+    np.testing.assert_array_equal(tensors["states"].numpy(), states)
 
     put(points_drawing(), tmp_path / "a.csv", overwrite=False)
     assert (tmp_path / "a.csv").read_text().startswith("x0,x1\n")
@@ -633,10 +626,10 @@ def test_arrays_of_points_are_in_data_units(tmp_path: Path) -> None:
     long = np.loadtxt(tmp_path / "b.csv", delimiter=",", skiprows=1)
     assert (tmp_path / "b.csv").read_text().startswith("state,sample,x0,x1\n")
     assert long[:, 0].tolist() == [k for k in range(3) for _ in range(50)]
-    np.testing.assert_array_equal(long[:, 2:].astype(np.float32).reshape(walk.shape), walk)
+    np.testing.assert_array_equal(long[:, 2:].astype(np.float32).reshape(states.shape), states)
 
 
-def test_films_of_walks(tmp_path: Path) -> None:
+def test_films_of_trajectories(tmp_path: Path) -> None:
     for name, drawing in (("a", images_drawing()), ("b", points_drawing()), ("c", points_drawing(5))):
         put(drawing, tmp_path / f"{name}.gif", overwrite=False)
         film = Image.open(tmp_path / f"{name}.gif")
@@ -645,26 +638,26 @@ def test_films_of_walks(tmp_path: Path) -> None:
         assert film.info["loop"] == 0
 
 
-def test_long_walks_are_thinned_to_their_ends() -> None:
+def test_long_trajectories_are_thinned_to_their_ends() -> None:
     x = torch.zeros(1, 2)
-    walk = Drawing(x=x, scaling=Scaling((0.0,), (1.0,), False), title=TITLE, states=torch.zeros(1000, 1, 2))
-    chosen = walk.chosen(90)
+    drawing = Drawing(x=x, scaling=Scaling((0.0,), (1.0,), False), title=TITLE, states=torch.zeros(1000, 1, 2))
+    chosen = drawing.chosen(90)
     assert (len(chosen), chosen[0], chosen[-1]) == (90, 0, 999)
     assert np.diff(chosen).min() >= 11
-    assert walk.chosen(1) == [999]
-    assert dataclasses.replace(walk, states=torch.zeros(3, 1, 2)).chosen(8) == [0, 1, 2]
+    assert drawing.chosen(1) == [999]
+    assert dataclasses.replace(drawing, states=torch.zeros(3, 1, 2)).chosen(8) == [0, 1, 2]
 
 
 def test_states_kept_for_several_files_are_evenly_chosen_for_each() -> None:
-    """A film of 5 and a strip of 3 of a walk of 100 steps: together seven states, of which each finds its own."""
+    """A film of 5 and a strip of 4 of a trajectory of 100 steps: together seven states, of which each finds its own."""
     spec = DrawingSpec(shape=(2,), steps=100, strip=4)
     steps = needed_states([Film(frames=5), Picture(), NPY()], spec)
     assert steps == [0, 25, 33, 50, 67, 75, 100]
     states = torch.zeros(len(steps), 1, 2)
     scaling = Scaling((0.0,), (1.0,), False)
-    walk = Drawing(x=states[-1], scaling=scaling, title=TITLE, states=states, state_steps=steps)
-    assert [steps[k] for k in walk.chosen(5)] == [0, 25, 50, 75, 100]
-    assert [steps[k] for k in walk.chosen(4)] == [0, 33, 67, 100]
+    drawing = Drawing(x=states[-1], scaling=scaling, title=TITLE, states=states, state_steps=steps)
+    assert [steps[k] for k in drawing.chosen(5)] == [0, 25, 50, 75, 100]
+    assert [steps[k] for k in drawing.chosen(4)] == [0, 33, 67, 100]
 
 
 def test_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

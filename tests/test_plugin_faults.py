@@ -212,8 +212,8 @@ def nothing(path: Path) -> None: ...
     ("does", "message"),
     [
         (nothing, "writer made wrote nothing"),
-        (lambda path: _inside(path).mkdir(), "which is no regular file"),
-        (lambda path: os.symlink("secret", _inside(path)), "which is no regular file"),
+        (lambda path: _inside(path).mkdir(), "which is not a regular file"),
+        (lambda path: os.symlink("secret", _inside(path)), "which is not a regular file"),
         (lambda path: leave(SystemExit(0))(_inside(path)), "writer made failed: SystemExit: 0"),
         (lambda path: leave(Odd("x"))(_inside(path)), "writer made failed: Odd: x"),
         (lambda path: leave(ValueError("no"))(_inside(path)), "was not written: no"),

@@ -19,8 +19,9 @@ from difftool.version import __version__
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("train", "Train a model, and print its run folder."),
     "sample": ("sample", "Draw samples from a trained model, or from an oracle, and print the files written."),
-    "compare": ("compare", "Compare samplers and level grids on one model: a table here, a figure in a file."),
+    "compare": ("compare", "Compare samplers and spacings on one model: a table here, a figure in a file."),
     "noise": ("noise", "Show how signal turns into noise: the clean x_0, then x_t at several levels."),
+    "reconstruct": ("reconstruct", "Show what a network makes of noised images or points in one step."),
     "inspect-schedule": (
         "inspect_schedule",
         "Compare noise schedules: a table and a small plot here, a figure in a file.",
@@ -28,7 +29,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "runs": ("runs", "List the runs in a folder, the newest first."),
     "info": (
         "info",
-        "Say what a run or a model file is: how far, how good, made of what, and whether its files are whole.",
+        "Describe a run or a model file: its progress, loss and parts, and whether its files are intact.",
     ),
     "list": ("listing", "List the components that commands can be given, with their options."),
     "plugins": ("plugins", "List the plugins found, what they provide and cost, and why any was set aside."),

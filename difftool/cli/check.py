@@ -9,14 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from difftool.cli.command import component_command, given_values
-from difftool.cli.console import bar, result, result_json, stdout
+from difftool.cli.console import bar, new_table, plain, result, result_json, stdout
 from difftool.cli.flags import Group, flag_of, make_from_flags, text_of
+from difftool.cli.parameters import AsJson
 from difftool.components import KINDS, Backbone, Component
-from difftool.errors import DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError, printable
+from difftool.errors import DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError
 from difftool.options import fields, options_of, suggestion
 from difftool.plugins.discovery import distribution_name
 from difftool.plugins.loading import Plugin
@@ -52,7 +51,7 @@ def check(
         str | None,
         typer.Option(metavar="C,H,W", help="Shape of the items that backbones are checked with."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Check components against the laws of their kind.
 
@@ -177,15 +176,13 @@ def _print(results: Sequence[tuple[_Case, list[Finding]]]) -> None:
     counts = dict.fromkeys(STYLES, 0)
     for case, findings in results:
         title = f"{case.kind} {case.name}{f' ({case.package})' if case.package else ''}"
-        table = Table(
-            title=escape(printable(title)), title_justify="left", title_style="bold", box=None, pad_edge=False
-        )
+        table = new_table(title)
         for heading, fixed in (("", True), ("law", True), ("measured", False)):
             table.add_column(heading, no_wrap=fixed, overflow="fold")
         for finding in findings:
             counts[finding.verdict] += 1
             verdict = f"[{STYLES[finding.verdict]}]{finding.verdict}[/]"
-            table.add_row(verdict, escape(finding.law), escape(printable(finding.measured)))
+            table.add_row(verdict, plain(finding.law), plain(finding.measured))
         console.print(table)
         console.print()
     result(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))

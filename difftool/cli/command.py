@@ -30,7 +30,7 @@ Choose = Callable[[Any, dict[str, Any], list[str]], Sequence[Group]]
 
 
 class ComponentCommand(TyperCommand):
-    """Base of the classes that `component_command` makes."""
+    """The base of the classes that `component_command` makes."""
 
     choose: Choose
     kinds: ClassVar[Mapping[str, type[Component]]]
@@ -58,7 +58,7 @@ class ComponentCommand(TyperCommand):
         return [*names, *own, *ctx.meta.get(OPTIONS, ()), help_option]
 
     def _groups(self, ctx: Any, args: list[str]) -> Sequence[Group]:
-        """Return the options of what the lenient pass finds named. Help and completion do not mind a wrong name."""
+        """Return the options of the components that the lenient pass finds. Help and completion ignore a wrong name."""
         lenient = self.context_class(
             self,
             info_name=ctx.info_name,
@@ -131,7 +131,7 @@ def _similar(name: str, flags: Sequence[str]) -> str:
 
 
 def _owner(option: str) -> str | None:
-    """Say whose option it is, where `--backbone.depth` is given while another backbone is chosen."""
+    """Return a message on the owner of an option such as `--backbone.depth` if another backbone is chosen."""
     kind, dot, rest = option.removeprefix("--").partition(".")
     if not dot or kind not in KINDS:
         return None

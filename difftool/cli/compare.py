@@ -1,9 +1,9 @@
-"""`difftool compare`: samplers and level grids on one model, error against network calls."""
+"""`difftool compare`: samplers and spacings on one model, error by network calls."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difftool.cli.command import component_command, given_names, given_values
-from difftool.cli.console import bar, help_text, note, show
+from difftool.cli.console import add_row, bar, help_text, new_table, note, show
 from difftool.cli.flags import Group, make_from_flags
-from difftool.cli.outputs import check_out, report
+from difftool.cli.outputs import check_out, report, save_figure
+from difftool.cli.parameters import AsJson, Device, Overwrite
 from difftool.cli.sources import PANELS, RunArgument, SourceRequest, Timesteps, Weights, source_groups
-from difftool.components import Sampler, Spacing
-from difftool.errors import printable
+from difftool.components import Component, Sampler, Spacing
 from difftool.figures.formats import PICTURES
 from difftool.files import numbered
 from difftool.options import Options, option
@@ -24,27 +24,33 @@ from difftool.plugins.registry import registry
 from difftool.settings import LARGEST_SEED, Sampling
 
 if TYPE_CHECKING:
-    from difftool.sampling.comparison import FreshData, Reference, Result
+    from matplotlib.figure import Figure
+
+    from difftool.sampling.comparison import Comparison, Result
 
 
 class Comparing(Options):
-    """What is compared."""
+    """The settings of a comparison."""
 
     samplers: tuple[str, ...] | None = option(
         default=None, help="names joined by commas", otherwise="all that add no noise"
     )
-    spacings: tuple[str, ...] = option(default=("trailing", "log-snr"), help="level grids joined by commas")
+    spacings: tuple[str, ...] = option(default=("trailing", "log-snr"), help="names joined by commas")
     calls: tuple[int, ...] = option(
         default=(5, 10, 20, 40, 80, 160), ge=1, le=100_000, help="network calls; as many steps as they allow"
     )
     num_samples: int | None = option(
-        default=None, ge=2, le=10**7, short="-n", help="how many", otherwise="16 images, 2000 points"
+        default=None, ge=2, le=10**7, short="-n", help="number of samples", otherwise="16 images, 2000 points"
     )
-    batch_size: int | None = option(default=None, ge=1, le=10**7, help="samples walked at once; does not change them")
-    seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="of the noise that all walks start from")
+    batch_size: int | None = option(
+        default=None, ge=1, le=10**7, help="samples drawn at once; does not change the samples"
+    )
+    seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="seed of the noise that all trajectories start from")
     label: str | None = option(default=None, help="class to sample: its name or index")
     reference: int = option(default=1000, ge=2, le=100_000, help="steps of the exact solution")
-    threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads; by default what suits the network")
+    threads: int | None = option(
+        default=None, ge=1, le=1024, help="CPU threads", otherwise="the number that suits the network"
+    )
 
     def __post_init__(self) -> None:
         for name in ("samplers", "spacings", "calls"):
@@ -65,138 +71,129 @@ def compare(
         Path | None,
         typer.Option(metavar="FILE", help=help_text("The figure.", "default: a new compare-<name>-NNN.png here")),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a figure that exists.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the numbers as one JSON object.")] = False,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    json: AsJson = False,
 ) -> None:
-    """Compare samplers and level grids on one model: a table here, a figure in a file."""
-    given = given_values(ctx)
-    asked = SourceRequest.of(ctx.params, given_names(ctx), given)
-    wanted = make_from_flags(Comparing, given["compare"])
-    spacings = [make_from_flags(registry().of_kind(Spacing, name), {}) for name in dict.fromkeys(wanted.spacings)]
-    named = [make_from_flags(registry().of_kind(Sampler, name), {}) for name in dict.fromkeys(wanted.samplers or ())]
+    """Compare samplers and spacings on one model: a table here, a figure in a file."""
+    values = given_values(ctx)
+    request = SourceRequest.of(ctx.params, given_names(ctx), values)
+    settings: Comparing = make_from_flags(Comparing, values["compare"])
+    spacings, samplers = _named(Spacing, settings.spacings), _named(Sampler, settings.samplers or ())
     if out is not None:
         check_out(out, overwrite=overwrite, suffixes=PICTURES)
 
     from difftool import devices
-    from difftool.sampling import comparison
+    from difftool.sampling.comparison import SOLVER, Comparison, deterministic, entries
 
     chosen = devices.choose(device)
-    opened = asked.open(chosen)
+    opened = request.open(chosen)
     source = opened.source
-    settings = Sampling(
-        num_samples=wanted.num_samples, batch_size=wanted.batch_size, seed=wanted.seed, label=wanted.label
+    sampling = Sampling(
+        num_samples=settings.num_samples, batch_size=settings.batch_size, seed=settings.seed, label=settings.label
     )
-    with devices.threads(wanted.threads, opened.threads):
-        reference = comparison.Reference(source, settings, wanted.reference)
-        samplers = named or comparison.deterministic(source.schedule, spacings[0])
-        calls = sorted(set(wanted.calls))
-        entries = comparison.entries(source, samplers, spacings, calls, settings)
-        count = reference.plan.num_samples
+    with devices.threads(settings.threads, opened.threads):
+        comparison = Comparison(source, opened.dataset, sampling, settings.reference)
+        samplers = samplers or deterministic(source.schedule, spacings[0])
+        planned = entries(source, samplers, spacings, sorted(set(settings.calls)), sampling)
         note(
-            f"comparing {len(samplers)} samplers on {opened.where} ({source.description}): {count:,} samples; "
-            f"{devices.describe(chosen)}, seed {wanted.seed}"
+            f"comparing {len(samplers)} samplers on {opened.where} ({source.description}): "
+            f"{comparison.num_samples:,} samples; {devices.describe(chosen)}, seed {settings.seed}"
         )
-        fresh = comparison.fresh_data(source, opened.dataset, reference.plan)
-        measured = []
-        with bar("comparing", len(entries)) as shown:
-            for i, entry in enumerate(entries):
-                measured.append(comparison.measure(source, entry, reference, fresh, partial(shown.update, i)))
-            shown.update(len(entries), f"{len(entries)} trajectories")
+        results = []
+        with bar("comparing", len(planned)) as progress:
+            for i, entry in enumerate(planned):
+                results.append(comparison.measure(entry, partial(progress.update, i)))
+            progress.update(len(planned), f"{len(planned)} trajectories")
+    fresh, reference = comparison.fresh, comparison.reference
     note(
-        f"error: RMS distance in model units to the exact solution from the same x_T, {comparison.SOLVER} in "
-        f"{reference.steps} steps; in half as many it ends {reference.error:.1e} away"
+        f"error: RMS distance in model units to the exact solution from the same x_T, {SOLVER} in {reference.steps} "
+        f"steps; it differs by {reference.error:.1e} from a solution in half as many"
     )
-    if fresh is None:
-        note("sliced W2: the data cannot be had here")
-    else:
-        note(
-            f"sliced W2: against {fresh.count:,} fresh items; two such sets of data are {fresh.data_distance:.4f} apart"
-        )
-    _print(measured, calls, fresh)
+    note(
+        "sliced W2: not measured, since the data are not available here"
+        if fresh is None
+        else f"sliced W2: against {fresh.count:,} fresh items; the distance between two sets of data is "
+        f"{fresh.data_distance:.4f}"
+    )
+    _print(results, sorted(set(settings.calls)), "error", "error")
+    if fresh is not None:
+        _print(results, sorted(set(settings.calls)), "sliced_w2", "sliced W2")
     path = out or numbered(Path(), f"compare-{source.name}", ".png")
-    title = f"{source.title}, {count:,} samples, seed {wanted.seed}"
-    _draw(measured, fresh, title, path, overwrite=overwrite)
-    facts = {**opened.facts, "num_samples": count, "seed": wanted.seed}
-    report([path], {**facts, **_facts(measured, reference, fresh)}, as_json=json)
+    title = f"{source.title}, {comparison.num_samples:,} samples, seed {settings.seed}"
+    save_figure(_figure(results, comparison, title), path, overwrite=overwrite)
+    facts = {**opened.facts, "num_samples": comparison.num_samples, "seed": settings.seed}
+    report([path], {**facts, **_facts(results, comparison)}, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose, command="compare", panels=PANELS))(compare)
 
 
-def _print(measured: Sequence[Result], calls: Sequence[int], fresh: FreshData | None) -> None:
-    """A table for each measure, on stderr: stdout is for the figure's path."""
-    from rich.table import Table
-
-    measures = {"error": "error", "sliced_w2": "sliced W2"}
-    for measure, heading in measures.items():
-        if measure == "sliced_w2" and fresh is None:
-            continue
-        table = Table(
-            title=f"{heading}, by network calls at most",
-            title_justify="left",
-            title_style="bold",
-            box=None,
-            pad_edge=False,
-        )
-        for column in ("sampler", "spacing"):
-            table.add_column(column, no_wrap=True)
-        for most in calls:
-            table.add_column(str(most), justify="right", no_wrap=True)
-        for sampler, spacing in dict.fromkeys(m.entry.key[:2] for m in measured):
-            own = [m for m in measured if m.entry.key[:2] == (sampler, spacing)]
-            cells = [_cell(own, most, measure) for most in calls]
-            table.add_row(printable(sampler), printable(spacing), *cells)
-        show(table)
-        show("")
+def _named(base: type[Component], names: Iterable[str]) -> list[Any]:
+    """Return the components of these names with their default options. Raises `UsageError`."""
+    return [make_from_flags(registry().of_kind(base, name), {}) for name in dict.fromkeys(names)]
 
 
-def _cell(own: Sequence[Result], most: int, measure: str) -> str:
-    """Return the value of the most steps that these calls allow."""
-    fitting = [m for m in own if m.entry.calls <= most]
-    value = getattr(max(fitting, key=lambda m: m.entry.calls), measure) if fitting else None
+def _print(results: Sequence[Result], calls: Sequence[int], measure: str, heading: str) -> None:
+    """Print a table of a measure on stderr: stdout is for the figure's path."""
+    table = new_table(f"{heading}, by network calls at most")
+    for name in ("sampler", "spacing"):
+        table.add_column(name, no_wrap=True)
+    for limit in calls:
+        table.add_column(str(limit), justify="right", no_wrap=True)
+    rows: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        rows.setdefault((result.entry.sampler, result.entry.spacing), []).append(result)
+    for names, row in rows.items():
+        add_row(table, *names, *(_cell(row, limit, measure) for limit in calls))
+    show(table)
+    show("")
+
+
+def _cell(row: Sequence[Result], limit: int, measure: str) -> str:
+    """Return the value of the most steps that this number of calls allows."""
+    within = [result for result in row if result.entry.calls <= limit]
+    value = getattr(max(within, key=lambda result: result.entry.calls), measure) if within else None
     if value is None:
         return "-"
     return f"{value:.2g}" if math.isfinite(value) else "diverges"
 
 
-def _facts(measured: Sequence[Result], reference: Reference, fresh: FreshData | None) -> dict[str, Any]:
-    """Plain numbers; None stands for what was not measured, or diverged, for JSON has no infinity."""
+def _facts(results: Sequence[Result], comparison: Comparison) -> dict[str, Any]:
+    """Return plain numbers. None stands for what was not measured or diverged, for JSON has no infinity."""
     from difftool.sampling.comparison import SOLVER
 
     def plain(value: float | None) -> float | None:
         return value if value is not None and math.isfinite(value) else None
 
-    walks = [
+    rows = [
         {
-            "sampler": m.entry.key[0],
-            "spacing": m.entry.key[1],
-            "steps": m.entry.plan.steps,
-            "calls": m.entry.calls,
-            "error": plain(m.error),
-            "sliced_w2": plain(m.sliced_w2),
-            "finite": all(v is None or math.isfinite(v) for v in (m.error, m.sliced_w2)),
-            "seconds": round(m.seconds, 4),
+            "sampler": result.entry.sampler,
+            "spacing": result.entry.spacing,
+            "steps": result.entry.plan.steps,
+            "calls": result.entry.calls,
+            "error": plain(result.error),
+            "sliced_w2": plain(result.sliced_w2),
+            "finite": all(v is None or math.isfinite(v) for v in (result.error, result.sliced_w2)),
+            "seconds": round(result.seconds, 4),
         }
-        for m in measured
+        for result in results
     ]
+    reference, fresh = comparison.reference, comparison.fresh
     return {
-        "reference": {"sampler": SOLVER, "steps": reference.steps, "doubt": plain(reference.error)},
-        "data": None if fresh is None else {"items": fresh.count, "floor": fresh.data_distance},
-        "walks": walks,
+        "reference": {"sampler": SOLVER, "steps": reference.steps, "error": plain(reference.error)},
+        "data": None if fresh is None else {"items": fresh.count, "distance": fresh.data_distance},
+        "results": rows,
     }
 
 
-def _draw(measured: Sequence[Result], fresh: FreshData | None, title: str, path: Path, *, overwrite: bool) -> None:
+def _figure(results: Sequence[Result], comparison: Comparison, title: str) -> Figure:
     from difftool.figures.comparison import Point, comparison_figure
-    from difftool.figures.style import save
-    from difftool.files import atomic
 
     curves: dict[str, dict[str, list[Point]]] = {}
-    for m in measured:
-        sampler, spacing, _ = m.entry.key
-        points = curves.setdefault(spacing, {}).setdefault(sampler, [])
-        points.append(Point(m.entry.calls, m.error, m.sliced_w2))
-    with atomic(path, overwrite=overwrite) as temporary:
-        save(comparison_figure(curves, floor=None if fresh is None else fresh.data_distance, title=title), temporary)
+    for result in results:
+        points = curves.setdefault(result.entry.spacing, {}).setdefault(result.entry.sampler, [])
+        points.append(Point(result.entry.calls, result.error, result.sliced_w2))
+    distance = None if comparison.fresh is None else comparison.fresh.data_distance
+    return comparison_figure(curves, floor=distance, title=title)

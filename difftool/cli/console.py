@@ -1,4 +1,7 @@
-"""What the user sees while waiting: on a terminal a live line, elsewhere a plain line now and then. All on stderr."""
+"""Output: results on stdout; notes, tables and progress on stderr.
+
+Progress is a live bar on a terminal, and elsewhere a plain line now and then.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import Any, TextIO
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from difftool.errors import printable
@@ -22,18 +26,18 @@ REDRAW_SECONDS = 0.1
 WIDEST = 300
 """Columns of a table in a file or a pipe."""
 PLAIN_SECONDS, SHORTEST_SECONDS = 30.0, 1.0
-"""Without a terminal: a line each tenth, or after this long; never two within a second."""
+"""Without a terminal, a line is printed at each tenth and after this long, but never two within a second."""
 
 
 class _Console(Console):
-    """A console that leaves it to others what a reader who has gone means; rich would end the program."""
+    """A console that raises `BrokenPipeError` for a closed pipe, for which rich would end the program."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 def stdout() -> Console:
-    """For tables that are results: as wide as they are, where no terminal says how much room there is."""
+    """Return the console for tables that are results. They take the width they need if no terminal sets one."""
     stream = _results[-1] if _results else sys.stdout
     free = not stream.isatty() and "COLUMNS" not in os.environ
     return _Console(highlight=False, emoji=False, file=stream, width=WIDEST if free else None)
@@ -44,27 +48,44 @@ def stderr(*, soft_wrap: bool = True) -> Console:
 
 
 def note(text: str) -> None:
-    """A plain line on stderr; control characters of foreign text never reach the terminal.
+    """Print a plain line on stderr, without the control characters that foreign text may hold.
 
-    A log that cannot take it (a full disk, a closed pipe) is no reason to end a run.
+    A log that cannot take it (a full disk, a closed pipe) does not end a run.
     """
     with contextlib.suppress(OSError):
         stderr().print(Text(printable(text)))
 
 
 def show(block: RenderableType) -> None:
-    """A table or a plot on stderr, under the rules of `note`."""
+    """Print a table or a plot on stderr, under the rules of `note`."""
     with contextlib.suppress(OSError):
         stderr(soft_wrap=False).print(block)
 
 
+def new_table(title: str = "", *, header: bool = True) -> Table:
+    """Return a table without lines, under a bold title."""
+    table = Table(box=None, pad_edge=False, show_header=header, title_justify="left", title_style="bold")
+    table.title = plain(title) or None
+    return table
+
+
+def add_row(table: Table, *cells: str) -> None:
+    """Add a row of texts, which are shown as they stand."""
+    table.add_row(*map(plain, cells))
+
+
+def plain(text: str) -> str:
+    """Return markup that shows a line of text as it stands, without control characters and tags."""
+    return escape(printable(text))
+
+
 _results: list[TextIO] = []
-"""Where results go instead of `sys.stdout`, the innermost last."""
+"""The streams for results instead of `sys.stdout`, the innermost last."""
 
 
 @contextlib.contextmanager
 def results_alone() -> Iterator[None]:
-    """Keep stdout for results: what plugins print in this block goes to stderr."""
+    """Keep stdout for results: anything that plugins print in this block goes to stderr."""
     _results.append(sys.stdout)
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -74,19 +95,19 @@ def results_alone() -> Iterator[None]:
 
 
 def result(text: str) -> None:
-    """A result on stdout: a path, one a line."""
+    """Print a result, such as a path, as a line on stdout."""
     stream = _results[-1] if _results else sys.stdout
     stream.write(f"{text}\n")
     stream.flush()
 
 
 def result_json(document: Mapping[str, Any]) -> None:
-    """One JSON object on stdout."""
+    """Print one JSON object on stdout."""
     result(json.dumps(document, indent=2, allow_nan=False, default=str))
 
 
 def encodable(text: str) -> bool:
-    """Whether stdout can show it; a C locale has ASCII alone."""
+    """Return whether stdout can show a text; a C locale has ASCII alone."""
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
@@ -106,7 +127,7 @@ class _TwoLines(Progress):
 
 
 class Bar:
-    """Progress of a known number of steps, with a few words beside the bar and a second line below."""
+    """Progress of a known number of steps, with a line of words below the bar."""
 
     def __init__(self, title: str, total: int, console: Console) -> None:
         self.title, self.total, self.console = title, total, console
@@ -126,9 +147,9 @@ class Bar:
             self._progress.start()
 
     def update(self, step: int, words: Any, *, force: bool = False) -> None:
-        """Completed steps, and words (a text, or a function that makes it only when it is shown).
+        """Show the completed steps and words, which may be a function that is called only when they are shown.
 
-        A terminal that has gone, or a full disk under a log, is no reason to end the work.
+        A closed terminal or a full disk under a log does not end the work.
         """
         with contextlib.suppress(OSError):
             self._update(step, words, force)
@@ -165,20 +186,20 @@ class Bar:
 
 @contextlib.contextmanager
 def bar(title: str, total: int) -> Iterator[Bar]:
-    """A bar that is closed whatever happens."""
-    shown = Bar(title, total, stderr())
+    """Show a bar until the end of the block."""
+    progress = Bar(title, total, stderr())
     try:
-        yield shown
+        yield progress
     finally:
-        shown.close()
+        progress.close()
 
 
 def help_text(text: str, note: str = "") -> str:
-    """Help that stands as it was written, with a dim note such as `[default: 3]` behind it."""
-    return _plainly(text) + (f" [dim]{_plainly(f'[{note}]')}[/dim]" if note else "")
+    """Return help that is shown as it stands, followed by a dim note such as `[default: 3]`."""
+    return _literal(text) + (f" [dim]{_literal(f'[{note}]')}[/dim]" if note else "")
 
 
-def _plainly(text: str) -> str:
-    """Text that markup shows as it stands, without control characters, tags, or rich's names of pictures (`:fire:`)."""
+def _literal(text: str) -> str:
+    """Return markup that shows a text as it stands: no control characters, tags, or rich's pictures (`:fire:`)."""
     lines = "\n".join(printable(line) for line in text.splitlines())
     return re.sub(r":(?=\S+:)", ":[none][/none]", escape(lines))

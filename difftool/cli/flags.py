@@ -121,24 +121,48 @@ def names_of(kind: str) -> Callable[[str], list[str]]:
 
 
 def _parameter(group: Group, f: Field) -> inspect.Parameter:
-    flags = [f"--{group.prefix}{f.flag}", *([f.details.short] if f.details.short else [])]
-    annotation: Any = f.inner
-    extra: dict[str, Any] = {"metavar": _metavar(f)}
-    if get_origin(f.inner) is tuple:
-        annotation, extra["parser"] = str, _tuple_parser(f)
-    elif f.inner in (int, float):
-        annotation, extra["parser"] = str, _number_parser(f)
-    elif get_origin(f.inner) is Literal:
-        del extra["metavar"]
+    annotation, extra = _typed(f)
     default = _default(group, f)
     note = "required" if f.required and not default else f"default: {default}" if default else ""
     name, text = group.parameter(f.name), help_text(f.details.help, note)
     if not (f.details.positional and group.positionals):
+        flags = [f"--{group.prefix}{f.flag}", *([f.details.short] if f.details.short else [])]
         return _keyword(group, name, annotation, flags, text, **extra)
     argument = typer.Argument(help=text, show_default=False, **{**extra, "metavar": f.flag.upper()})
     if not f.required:
         return _optional(name, annotation, argument)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[annotation, argument])
+
+
+def _typed(f: Field) -> tuple[Any, dict[str, Any]]:
+    """Return the type of an option as Typer knows it, and its metavar and parser."""
+    if get_origin(f.inner) is Literal:
+        return f.inner, {}
+    convert: Any = f.scalar if f.scalar in (int, float, Path) else str
+    if get_origin(f.inner) is tuple:
+        plural = NOUNS.get(f.scalar, "a word").partition(" ")[2] + "s"
+        parser = _parser(
+            lambda text: tuple(convert(part.strip()) for part in text.split(",") if part.strip()),
+            f"{plural} joined by commas, such as 1,2,4",
+        )
+    elif f.inner in (int, float):
+        expected = " or ".join([NOUNS[f.inner], *f.words])
+        parser = _parser(lambda text: text if text in f.words else convert(text), expected)
+    else:
+        return f.inner, {"metavar": _metavar(f)}
+    return str, {"metavar": _metavar(f), "parser": parser}
+
+
+def _parser(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
+    """Return the parser of a value, whose error says what is expected."""
+
+    def parse(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError:
+            raise typer.BadParameter(f"must be {expected}, not {text!r}") from None
+
+    return parse
 
 
 def _switches(group: Group, f: Field) -> list[inspect.Parameter]:
@@ -192,29 +216,6 @@ def _metavar(f: Field) -> str:
         word = f"{word},..."
     word = "|".join([word, *f.words])
     return f"{word} {f.details.range}" if f.details.range else word
-
-
-def _number_parser(f: Field) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        try:
-            return text if text in f.words else f.inner(text)
-        except ValueError:
-            raise typer.BadParameter(f"must be {' or '.join([NOUNS[f.inner], *f.words])}, not {text!r}") from None
-
-    return parse
-
-
-def _tuple_parser(f: Field) -> Callable[[str], Any]:
-    convert: Any = f.scalar if f.scalar in (int, float, Path) else str
-    plural = NOUNS.get(f.scalar, "a word").partition(" ")[2] + "s"
-
-    def parse(text: str) -> Any:
-        try:
-            return tuple(convert(part.strip()) for part in text.split(",") if part.strip())
-        except ValueError:
-            raise typer.BadParameter(f"must be {plural} joined by commas, such as 1,2,4, not {text!r}") from None
-
-    return parse
 
 
 def _typer_options(parameters: list[inspect.Parameter]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""`difftool list`: the components there are, with their options, and where they come from."""
+"""`difftool list`: the components that commands take, with their options and packages."""
 
 from __future__ import annotations
 
@@ -6,76 +6,69 @@ import inspect
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from difftool.cli.console import note, result_json, stdout
+from difftool.cli.console import add_row, new_table, note, result_json, stdout
 from difftool.cli.flags import text_of
+from difftool.cli.parameters import AsJson
 from difftool.components import KINDS, Component
-from difftool.errors import UsageError, printable
+from difftool.errors import UsageError
 from difftool.options import Field, fields, suggestion
-from difftool.plugins.registry import Registry, registry
-
-
-def listing(
-    kind: Annotated[
-        str | None,
-        typer.Argument(metavar="[KIND]", help=f"One of {', '.join(_plurals())}.", autocompletion=lambda: _plurals()),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """List the components that commands can be given, with their options."""
-    kinds = [_singular(kind)] if kind else list(KINDS)
-    found = registry()
-    if json:
-        result_json(
-            {KINDS[k].plural(): {n: _component_json(found, found.get(k, n)) for n in found.names(k)} for k in kinds}
-        )
-        return
-    console = stdout()
-    for k in kinds:
-        table = Table(
-            title=KINDS[k].plural(), title_justify="left", title_style="bold", box=None, pad_edge=False, expand=False
-        )
-        table.add_column("name", style="cyan", no_wrap=True)
-        table.add_column("what it is")
-        table.add_column("options")
-        table.add_column("package", no_wrap=True)
-        for name in found.names(k):
-            component = found.get(k, name)
-            options = ", ".join(f"{f.flag}={_default(f)}" for f in fields(component))
-            row = (name, _summary(component), options, _package(found, component))
-            table.add_row(*(escape(printable(cell)) for cell in row))
-        console.print(table)
-        console.print()
-    if found.set_aside:
-        note(found.missing_note().removeprefix("; "))
-
-
-def add_to(app: typer.Typer) -> None:
-    app.command("list")(listing)
+from difftool.plugins.loading import Plugin
+from difftool.plugins.registry import registry
 
 
 def _plurals() -> list[str]:
     return [base.plural() for base in KINDS.values()]
 
 
-def _singular(kind: str) -> str:
-    for known, base in KINDS.items():
-        if kind in (known, base.plural()):
-            return known
-    plurals = _plurals()
-    raise UsageError(f"there is no kind {kind!r}{suggestion(kind, plurals)}; the kinds are {', '.join(plurals)}")
+def listing(
+    kind: Annotated[
+        str | None,
+        typer.Argument(metavar="[KIND]", help=f"One of {', '.join(_plurals())}.", autocompletion=_plurals),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """List the components that commands can be given, with their options."""
+    kinds = [base for base in KINDS.values() if kind in (None, base.kind, base.plural())]
+    if not kinds:
+        plurals = _plurals()
+        similar = suggestion(str(kind), plurals)
+        raise UsageError(f"there is no kind {kind!r}{similar}; the kinds are {', '.join(plurals)}")
+    found = {
+        base.plural(): {name: registry().get(base.kind, name) for name in registry().names(base.kind)} for base in kinds
+    }
+    if json:
+        result_json({plural: {n: _as_json(cls) for n, cls in classes.items()} for plural, classes in found.items()})
+        return
+    console = stdout()
+    for plural, classes in found.items():
+        table = new_table(plural)
+        table.add_column("name", style="cyan", no_wrap=True)
+        table.add_column("what it is")
+        table.add_column("options")
+        table.add_column("package", no_wrap=True)
+        for name, cls in classes.items():
+            options = ", ".join(f"{f.flag}={_default(f)}" for f in fields(cls))
+            owner = _owner(cls)
+            add_row(table, name, _summary(cls), options, f"{owner.distribution} {owner.version}")
+        console.print(table)
+        console.print()
+    if registry().set_aside:
+        note(registry().missing_note().removeprefix("; "))
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("list")(listing)
 
 
 def _summary(component: type[Component]) -> str:
     return (inspect.getdoc(component) or "").partition("\n")[0]
 
 
-def _package(found: Registry, component: type[Component]) -> str:
-    owner = found.owner(component)
+def _owner(component: type[Component]) -> Plugin:
+    owner = registry().owner(component)
     assert owner is not None
-    return f"{owner.distribution} {owner.version}"
+    return owner
 
 
 def _default(f: Field) -> str:
@@ -89,9 +82,8 @@ def _type(f: Field) -> str:
     return f"list of {word}" if get_origin(f.inner) is tuple else word
 
 
-def _component_json(found: Registry, component: type[Component]) -> dict[str, Any]:
-    owner = found.owner(component)
-    assert owner is not None
+def _as_json(component: type[Component]) -> dict[str, Any]:
+    owner = _owner(component)
     return {
         "summary": _summary(component),
         "package": owner.distribution,

@@ -1,4 +1,4 @@
-"""`difftool plugins`: the packages that bring components, what importing them costs, and why any was set aside."""
+"""`difftool plugins`: the packages that bring components, the cost of importing them, and why any was set aside."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from difftool.cli.console import result_json, stdout
+from difftool.cli.console import add_row, new_table, plain, result_json, stdout
+from difftool.cli.parameters import AsJson
 from difftool.components import KINDS
-from difftool.errors import DifftoolError, printable
+from difftool.errors import DifftoolError
 from difftool.plugins.discovery import ALLOW, DENY, names_in
 from difftool.plugins.loading import Plugin
 from difftool.plugins.registry import Registry, registry
 
 SLOW = 0.2
-"""Seconds of an import that every command would wait for."""
+"""The duration of an import in seconds from which it is shown as such and not in milliseconds."""
 
 
 def plugins(
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a plugin was set aside.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a plugin was set aside.")] = False,
+    json: AsJson = False,
 ) -> None:
     """List the plugins found, what they provide and cost, and why any was set aside."""
     found = registry()
@@ -42,27 +41,30 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _print(found: Registry) -> None:
-    console = stdout()
-    table = Table(box=None, pad_edge=False)
+    console, table = stdout(), new_table()
     for heading in ("plugin", "version", "import", "provides"):
         table.add_column(heading, overflow="fold")
-    several = Counter(p.distribution for p in found.plugins)
+    plugins_of = Counter(p.distribution for p in found.plugins)
     for p in found.plugins:
         names = {kind: sorted(c.name for c in p.components if c.kind == kind) for kind in KINDS}
-        provides = "; ".join(f"{kind}: {', '.join(own)}" for kind, own in names.items() if own)
-        title = p.identity if several[p.distribution] > 1 else p.distribution
-        cells = (title, p.version, _cost(p), provides or "-")
-        table.add_row(*(escape(printable(cell)) for cell in cells))
+        provides = "; ".join(f"{kind}: {', '.join(some)}" for kind, some in names.items() if some)
+        cost = f"{p.seconds:.2f} s" if p.seconds > SLOW else f"{1000 * p.seconds:.1f} ms"
+        add_row(
+            table,
+            p.identity if plugins_of[p.distribution] > 1 else p.distribution,
+            p.version,
+            f"{cost}, imports torch" if p.imports_torch else cost,
+            provides or "-",
+        )
     console.print(table)
     for heading, identity, text, cure in _findings(found):
-        rows = [f"[bold]{heading}[/bold] {escape(printable(identity))}: {escape(printable(text))}"]
-        if cure:
-            rows.append(f"  [bold]cure[/bold]: {escape(printable(cure))}")
-        console.print("\n".join(rows), soft_wrap=True)  # a terminal may break lines, but a command must stay whole
+        rows = f"[bold]{heading}[/bold] {plain(identity)}: {plain(text)}"
+        rows += f"\n  [bold]cure[/bold]: {plain(cure)}" if cure else ""
+        console.print(rows, soft_wrap=True)  # a terminal may break lines, but a command must stay whole
 
 
 def _findings(found: Registry) -> Iterator[tuple[str, str, str, str]]:
-    """(heading, plugin, what is the matter, what helps), a row each."""
+    """Yield (heading, plugin, problem, cure) for everything that needs attention."""
     for p in found.plugins:
         for problem in p.problems:
             yield "set aside", p.identity, problem.reason, problem.cure
@@ -72,15 +74,10 @@ def _findings(found: Registry) -> Iterator[tuple[str, str, str, str]]:
     for identity in found.left_out:
         yield "left out", identity, f"by {ALLOW} or {DENY}", ""
     identities = {*(p.identity for p in found.plugins), *found.left_out}
-    known = identities | {identity.partition(":")[0] for identity in identities}
+    installed = identities | {identity.partition(":")[0] for identity in identities}
     for variable in (ALLOW, DENY):
-        for name in sorted(names_in(os.environ.get(variable, "")) - known):
-            yield "unknown", name, f"{variable} names it, and it is not installed", ""
-
-
-def _cost(p: Plugin) -> str:
-    seconds = f"{p.seconds:.2f} s" if p.seconds > SLOW else f"{1000 * p.seconds:.1f} ms"
-    return f"{seconds}, imports torch" if p.imports_torch else seconds
+        for name in sorted(names_in(os.environ.get(variable, "")) - installed):
+            yield "unknown", name, f"{variable} names it, but it is not installed", ""
 
 
 def _as_json(p: Plugin) -> dict[str, Any]:

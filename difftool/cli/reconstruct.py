@@ -1,103 +1,134 @@
-"""`difftool noise --reconstruct RUN`: what a trained network makes of noised items, in one step."""
+"""`difftool reconstruct`: noised items, and a trained network's estimates of them in one step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from difftool.cli.console import note
-from difftool.cli.outputs import check_out, report
+import typer
+
+from difftool.cli.command import component_command, given_values
+from difftool.cli.console import help_text, note
+from difftool.cli.flags import Group, make_from_flags
+from difftool.cli.outputs import check_out, report, save_figure
+from difftool.cli.parameters import AsJson, Device, Images, Overwrite, check_images, check_levels
 from difftool.components import Dataset
 from difftool.errors import DifftoolError, UsageError, printable
 from difftool.figures.formats import PICTURES, undrawable
 from difftool.files import numbered
+from difftool.options import Options, option
+from difftool.settings import LARGEST_SEED
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from difftool.sampling.model import Model
     from difftool.sampling.reconstruction import Reconstruction
 
 POINTS, IMAGES = 2_000, 1
-"""Items of the run's dataset when the user does not say."""
+"""Default numbers of items of the run's dataset."""
 
 
-def reconstruct_items(
-    run: Path,
-    images: Sequence[Path],
-    *,
-    at: tuple[int, ...] | None,
-    num_samples: int | None,
-    seed: int,
-    out: Sequence[Path],
-    device: str,
-    overwrite: bool,
-    json: bool,
+class Reconstructing(Options):
+    """The settings of a reconstruction."""
+
+    at: tuple[int, ...] | None = option(
+        default=None, ge=0, help="noise levels to show, 0 to T-1", otherwise="five of them"
+    )
+    num_samples: int | None = option(
+        default=None,
+        ge=1,
+        le=10**6,
+        short="-n",
+        help="number of items of the run's dataset",
+        otherwise="1 image, 2000 points",
+    )
+    seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="seed of the noise")
+
+    def __post_init__(self) -> None:
+        if self.at == ():
+            raise ValueError("at: must name at least one level")
+
+
+def reconstruct(
+    ctx: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a model file.")],
+    images: Images = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help=help_text("The figure (.png .jpg .svg .pdf).", "default: a new reconstruction-<name>-NNN.png here"),
+        ),
+    ] = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    json: AsJson = False,
 ) -> None:
-    """Noise items to several levels, estimate them, draw a table and say how far the estimates are off."""
-    for path in out:
+    """Show what a network makes of noised images or points in one step.
+
+    Items of the run's dataset, or your own images, are noised to several levels.
+    The columns are the original, the noised item, the true and the predicted noise, and the reconstruction.
+    """
+    settings: Reconstructing = make_from_flags(Reconstructing, given_values(ctx)["reconstruct"])
+    check_images(images or ())
+    for path in out or ():
         check_out(path, overwrite=overwrite, suffixes=PICTURES)
 
     from difftool import devices
     from difftool.diffusion.forward import five_levels, noise_of
     from difftool.sampling.model import load_model
-    from difftool.sampling.reconstruction import reconstruct
+    from difftool.sampling.reconstruction import reconstruct as reconstruct_items
 
     model = load_model(run, device=devices.choose(device))
-    if undrawable(model.data.shape):
+    if undrawable(model.data.shape) or model.data.shape == (1,):
         raise DifftoolError(f"{run}: only points and images can be drawn, not shape {model.data.shape}")
-    levels = at or five_levels(len(model.schedule))
+    levels = settings.at or five_levels(len(model.schedule))
     check_levels(levels, len(model.schedule))
-    x_0, labels, names = own_items(model, images) if images else items_of_run(model, num_samples)
-    eps = noise_of(x_0, seed)
+    x_0, labels, names = _own_items(model, images) if images else _dataset_items(model, settings.num_samples)
+    what = ", ".join(printable(path.name) for path in images or ()) or f"{len(x_0):,} of {model.recipe[Dataset].name}"
+    note(
+        f"{model.description}: reconstructing {what} in one step; "
+        f"{devices.describe(model.device)}, seed {settings.seed}"
+    )
+    eps, variance = noise_of(x_0, settings.seed), float(x_0.var(correction=0))
     with devices.threads(None, model.recipe.training.threads):
-        made = [reconstruct(model, x_0, model.schedule[t], eps, labels) for t in levels]
-    what = ", ".join(printable(path.name) for path in images) or f"{len(x_0):,} of {model.recipe[Dataset].name}"
-    note(f"{model.description}: reconstructing {what} in one step; {devices.describe(model.device)}, seed {seed}")
-    for one in made:
+        rows = [reconstruct_items(model, x_0, model.schedule[t], eps, labels) for t in levels]
+    for row in rows:
         note(
-            f"t = {one.level.t:.0f}: mean squared error {one.error:.4g} of x_0 (data of variance "
-            f"{float(x_0.var(correction=0)):.3g}), {one.noise_error:.4g} of the noise"
+            f"t = {row.level.t:.0f}: mean squared error {row.error:.4g} of x_0 (data of variance {variance:.3g}), "
+            f"{row.noise_error:.4g} of the noise"
         )
-    paths = list(out) or [numbered(Path(), f"reconstruction-{model.name}", ".png")]
-    draw(model, made, names, paths, overwrite=overwrite)
-    facts = [
-        {
-            "t": int(one.level.t),
-            "alpha": one.level.alpha,
-            "sigma": one.level.sigma,
-            "mse": one.error,
-            "noise_mse": one.noise_error,
-        }
-        for one in made
-    ]
-    report(paths, {"model": str(model.source), "levels": facts}, as_json=json)
+    paths = out or [numbered(Path(), f"reconstruction-{model.name}", ".png")]
+    for path in paths:
+        save_figure(_figure(model, rows, names), path, overwrite=overwrite)
+    report(paths, {"model": str(model.source), "levels": [row.facts() for row in rows]}, as_json=json)
 
 
-def check_levels(at: Sequence[int], timesteps: int) -> None:
-    for t in at:
-        if t >= timesteps:
-            raise UsageError(f"--at: {t} is beyond the last level, {timesteps - 1}")
+def add_to(app: typer.Typer) -> None:
+    group = Group("reconstruct", (Reconstructing,), "Reconstruction")
+    app.command(cls=component_command(lambda *_: [group]))(reconstruct)
 
 
-def own_items(model: Model, images: Sequence[Path]) -> tuple[Tensor, None, list[str]]:
-    """The user's images in model units, without labels, and their names."""
+def _own_items(model: Model, images: Sequence[Path]) -> tuple[Tensor, None, list[str]]:
+    """Return the user's images in model units, without labels, and their names."""
     import torch
 
     from difftool.data.images import own_image
 
     if model.needs_label:
         raise UsageError(
-            f"image: {model.name} was trained with --label-dropout 0 and knows no images without a class; "
-            "name none, and items of its dataset are taken"
+            f"IMAGE: {model.name} was trained with --label-dropout 0 and cannot predict without a class; "
+            "leave the images out to reconstruct items of its dataset"
         )
-    x_0 = torch.stack([own_image(p, model.data, model.name, "image") for p in images])
-    return x_0.to(model.device), None, [printable(p.stem) for p in images]
+    x_0 = torch.stack([own_image(path, model.data, model.name, "IMAGE") for path in images])
+    return x_0.to(model.device), None, [printable(path.stem) for path in images]
 
 
-def items_of_run(model: Model, num_samples: int | None) -> tuple[Tensor, Tensor | None, list[str]]:
-    """The first items of the run's dataset in model units, their labels, and numbers as names."""
+def _dataset_items(model: Model, num_samples: int | None) -> tuple[Tensor, Tensor | None, list[str]]:
+    """Return the first items of the run's dataset in model units, their labels, and names made of their numbers."""
     from difftool.plugins.build import loading
 
     samples = model.load_samples()
@@ -108,18 +139,12 @@ def items_of_run(model: Model, num_samples: int | None) -> tuple[Tensor, Tensor 
     return x_0, None if labels is None else labels.to(model.device), [f"item {i}" for i in range(count)]
 
 
-def draw(
-    model: Model, made: Sequence[Reconstruction], names: Sequence[str], paths: Sequence[Path], *, overwrite: bool
-) -> None:
-    """A row for each level; of images, for each image and level."""
-    from difftool.figures.style import save
-    from difftool.files import atomic
+def _figure(model: Model, reconstructions: Sequence[Reconstruction], names: Sequence[str]) -> Figure:
+    """Draw a row for each level; for several images, a row for each image and level."""
     from difftool.sampling.reconstruction import panel
 
-    rows, labels = list(made), [f"t = {one.level.t:.0f}" for one in made]
+    rows, labels = list(reconstructions), [f"t = {one.level.t:.0f}" for one in reconstructions]
     if model.data.is_image and len(names) > 1:
-        rows = [one.item(i) for i in range(len(names)) for one in made]
-        labels = [f"{name}, t = {one.level.t:.0f}" for name in names for one in made]
-    for path in paths:
-        with atomic(path, overwrite=overwrite) as temporary:
-            save(panel(rows, model.data, rows=labels, title=model.description), temporary)
+        rows = [one.item(i) for i in range(len(names)) for one in reconstructions]
+        labels = [f"{name}, {label}" for name in names for label in labels]
+    return panel(rows, model.data, rows=labels, title=model.description)

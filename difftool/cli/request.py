@@ -67,7 +67,7 @@ class Request:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The tables of the file under the names given on the command line."""
+        """The tables of the file, with the names given on the command line laid over them."""
         chosen = {kind: {"name": name} for kind, name in self.names.items() if kind in recipe_kinds()}
         return merge({k: t for k, t in self.tables.items() if k not in companion_kinds()}, chosen)
 
@@ -127,7 +127,7 @@ class Request:
         return self._located(error, "training", error.field)
 
     def _companion_classes(self) -> dict[str, dict[str, type[Component]]]:
-        """The components of each accompanying kind by name: those on the command line, or else those of the file."""
+        """Return the accompanying components by kind and name, from the command line or else from the file."""
         classes: dict[str, dict[str, type[Component]]] = {}
         for plural, base in companion_kinds().items():
             names: Sequence[str] = self.names.get(base.kind) or list(self.tables.get(plural, {}))
@@ -142,7 +142,7 @@ class Request:
 
     @staticmethod
     def _table_of(record: type[Options]) -> str:
-        """The table of a file in which a record's values stand."""
+        """Return the name of the table of a file that holds a record's values."""
         if not issubclass(record, Component):
             return "training"
         return f"{record.plural()}.{record.name}" if record.several else record.kind

@@ -1,9 +1,10 @@
-"""`difftool sample`: walk a sampler with a trained model, and write what it made."""
+"""`difftool sample`: draw samples with a trained model or an oracle, and write them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +14,12 @@ from difftool.cli.command import component_command, given_names, given_values, n
 from difftool.cli.console import bar, note
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_outs, naming_out, report
-from difftool.cli.sources import PANELS, RunArgument, SourceRequest, Timesteps, Weights, source_groups
+from difftool.cli.parameters import AsJson, Device, Overwrite
+from difftool.cli.sources import PANELS, Opened, RunArgument, SourceRequest, Timesteps, Weights, source_groups
 from difftool.components import Sampler, Spacing, Writer
 from difftool.distributed import connect, world
 from difftool.errors import UsageError, printable, spending
+from difftool.figures.formats import DrawingSpec, undrawable
 from difftool.files import numbered
 from difftool.options import options_of, plain
 from difftool.sampling.writers import check, needed_states, suffixes_of_arrays, write, writer_of
@@ -27,22 +30,21 @@ if TYPE_CHECKING:
 
     from difftool.distributed import ProcessGroup
     from difftool.figures.drawing import Drawing
-    from difftool.figures.formats import DrawingSpec
-    from difftool.runs.folder import RunFolder
+    from difftool.sampling.loop import Trajectories
     from difftool.sampling.plan import Plan
     from difftool.sampling.source import Source
 
 
 def _choose(_ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
     groups = [Group.of(named(Sampler, params)), Group.of(named(Spacing, params))]
-    if writers := dict.fromkeys(_writer_of(Path(path)) for path in params.get("out") or ()):
+    if writers := dict.fromkeys(_writers_of(params.get("out")).values()):
         groups.append(Group.of(*writers))
     return [*source_groups(params), *groups, Group("sampling", (Sampling,), "Sampling")]
 
 
-def _writer_of(path: Path) -> type[Writer]:
+def _writers_of(out: Sequence[Path] | None) -> dict[Path, type[Writer]]:
     with naming_out():
-        return writer_of(path)
+        return {Path(path): writer_of(Path(path)) for path in out or ()}
 
 
 def sample(
@@ -53,73 +55,71 @@ def sample(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Where to write; the suffix decides: .png .jpg .svg .pdf picture, .gif film of the walk, .npy .npz "
-            ".safetensors .csv the samples, no suffix a folder of PNGs. May be given several times.",
+            help="Where to write; the suffix decides: .png .jpg .svg .pdf picture, .gif film of the trajectory, .npy "
+            ".npz .safetensors .csv arrays, no suffix a folder of PNGs. May be given several times.",
         ),
     ] = None,
     weights: Weights = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")] = "auto",
+    device: Device = "auto",
     columns: Annotated[int | None, typer.Option(min=1, help="Columns of a grid of images.")] = None,
-    strip: Annotated[int | None, typer.Option(min=2, help="Draw this many states of the walk.")] = None,
-    trajectory: Annotated[bool, typer.Option("--trajectory", help="Arrays hold the states of the walk too.")] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Arrays of images hold floats in [-1, 1], not pixels.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the paths.")] = False,
+    strip: Annotated[int | None, typer.Option(min=2, help="Draw this many states of the trajectory.")] = None,
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory", help="Write the states of the trajectory to arrays too.")
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Write arrays of images as floats in [-1, 1], not pixels.")
+    ] = False,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
 ) -> None:
     """Draw samples from a trained model, or from an oracle, and print the files written."""
     names, values = given_names(ctx), given_values(ctx)
     sampler = make_from_flags(named(Sampler, names), values[Sampler.kind])
     spacing = make_from_flags(named(Spacing, names), values[Spacing.kind])
-    settings = make_from_flags(Sampling, values["sampling"])
+    settings: Sampling = make_from_flags(Sampling, values["sampling"])
     if settings.interpolate is not None and "seed" in values["sampling"]:
         raise UsageError("--seed: --interpolate names its own two seeds; leave it out")
     request = SourceRequest.of(ctx.params, names, values)
     request.check(settings)
     check_outs(out or (), overwrite=overwrite)
     writers = {
-        path: make_from_flags(cls, options_of(cls, values.get(Writer.kind, {}))) for path, cls in _by_path(out).items()
+        path: make_from_flags(cls, options_of(cls, values.get(Writer.kind, {})))
+        for path, cls in _writers_of(out).items()
     }
-    _check_arrays(writers.values(), trajectory=trajectory, raw=raw)
+    if not any(writer.holds_arrays for writer in writers.values()):
+        for flag in [flag for flag, used in (("--trajectory", trajectory), ("--raw", raw)) if used]:
+            raise UsageError(f"{flag}: is for arrays; add --out with one of {', '.join(suffixes_of_arrays())}")
 
     from difftool import devices
-    from difftool.figures.formats import DrawingSpec
     from difftool.sampling.plan import Plan
 
     chosen = devices.choose(device)
     opened = request.open(chosen, compiled=settings.compile)
-    loaded, run = opened.source, opened.run
-    plan = _divided(Plan.of(loaded, settings, sampler=sampler, spacing=spacing))
+    source = opened.source
+    plan = Plan.of(source, settings, sampler=sampler, spacing=spacing)
+    if settings.batch_size is None and world().size > 1:  # so that each process has a batch
+        plan = replace(plan, batch_size=min(plan.batch_size, -(-plan.num_samples // world().size)))
     if not writers:
-        path = _default_out(loaded, plan, run)
-        writers = {path: writer_of(path)()}
-    spec = DrawingSpec(shape=loaded.data.shape, steps=plan.steps, strip=strip, trajectory=trajectory)
-    for path, writer in writers.items():
-        with naming_out():
-            check(writer, path, spec)
+        path = _default_path(opened, plan)
+        writers[path] = writer_of(path)()
+    spec = DrawingSpec(shape=source.data.shape, steps=plan.steps, strip=strip, trajectory=trajectory)
+    output = _Output(
+        writers=writers, source=source, plan=plan, spec=spec, columns=columns, raw=raw, overwrite=overwrite
+    )
+    output.check()
     with devices.threads(settings.threads, opened.threads):
         note(
-            f"sampling {opened.where} ({loaded.description}): "
-            f"{plan.num_samples:,} samples, {plan.sampler.name}, {plan.steps} steps, {plan.spacing.name}; "
-            f"{devices.describe(chosen)}, {_seeds(plan)}"
+            f"sampling {opened.where} ({source.description}): {plan.num_samples:,} samples, "
+            f"{plan.sampler.name}, {plan.steps} steps, {plan.spacing.name}; {devices.describe(chosen)}, {_seeds(plan)}"
         )
         start = time.perf_counter()
         with connect() as group:
-            with spending(plan.batch_size):
-                drawing, calls = _walk(loaded, plan, spec, writers.values(), group, columns=columns, raw=raw)
+            trajectories = _draw(source, plan, output.steps, group)
             seconds = time.perf_counter() - start
-            group.on_main(lambda: _write(writers, drawing, overwrite=overwrite))
+            group.on_main(lambda: output.write(trajectories))
+    calls = trajectories.calls
     note(f"{plan.num_samples:,} samples in {seconds:.1f} s ({plan.steps} steps, {calls} network calls each)")
-    facts = {
-        **opened.facts,
-        "sampler": plan.sampler.name,
-        "steps": plan.steps,
-        "calls": calls,
-        "spacing": plan.spacing.name,
-        "num_samples": plan.num_samples,
-        "seed": plan.seed,
-        "seconds": round(seconds, 3),
-        "settings": _changed(settings),
-    }
+    facts = {**opened.facts, **_facts(plan), "calls": calls, "seconds": round(seconds, 3)}
     report(list(writers), facts, as_json=json)
 
 
@@ -127,88 +127,54 @@ def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose, command="sample", panels=PANELS))(sample)
 
 
-def _by_path(out: Sequence[Path] | None) -> dict[Path, type[Writer]]:
-    return {path: _writer_of(path) for path in out or ()}
+def _default_path(opened: Opened, plan: Plan) -> Path:
+    suffix = ".npy" if undrawable(opened.source.data.shape) else ".png"
+    if opened.run:
+        return numbered(opened.run.samples, plan.stem, suffix)
+    return numbered(Path(), f"{opened.source.name}-{plan.stem}", suffix)
 
 
-def _divided(plan: Plan) -> Plan:
-    """The plan with batches small enough that each of many processes has one, where the user does not say."""
-    from dataclasses import replace
+def _facts(plan: Plan) -> dict[str, Any]:
+    """Return the facts of a plan for `--json`, with the settings that differ from their defaults."""
+    defaults = plain(Sampling())
+    return {
+        "sampler": plan.sampler.name,
+        "steps": plan.steps,
+        "spacing": plan.spacing.name,
+        "num_samples": plan.num_samples,
+        "seed": plan.seed,
+        "settings": {name: value for name, value in plain(plan.settings).items() if value != defaults.get(name)},
+    }
 
-    if plan.settings.batch_size is not None or world().size == 1:
-        return plan
-    return replace(plan, batch_size=min(plan.batch_size, -(-plan.num_samples // world().size)))
+
+def _seeds(plan: Plan) -> str:
+    seeds = plan.settings.interpolate
+    return f"seed {plan.seed}" if seeds is None else f"seeds {seeds[0]} to {seeds[1]}"
 
 
-def _write(writers: Mapping[Path, Writer], drawing: Drawing, *, overwrite: bool) -> None:
-    for path, writer in writers.items():
-        write(writer, drawing, path, overwrite=overwrite)
+def _draw(source: Source, plan: Plan, steps: Sequence[int], group: ProcessGroup) -> Trajectories:
+    """Draw the samples under a progress bar, with their states after these steps.
 
-
-def _walk(
-    model: Source,
-    plan: Plan,
-    spec: DrawingSpec,
-    writers: Collection[Writer],
-    group: ProcessGroup,
-    *,
-    columns: int | None,
-    raw: bool,
-) -> tuple[Drawing, int]:
-    """Sample under a bar, keeping what the writers need; the drawing, and the network calls of a walk.
-
-    Of many processes each walks some of the batches, and the drawing is whole at the first one alone.
+    Each of many processes draws some of the batches. The samples are complete on the first one alone.
     """
-    import torch
+    from difftool.sampling.loop import collect
 
-    from difftool.figures.drawing import Drawing
-    from difftool.sampling.loop import sample as sampling_steps
-    from difftool.sampling.source import reference_points_of
+    batches = range(plan.batches)[group.rank :: group.size]
+    with bar("sampling", len(batches) * plan.steps) as progress, spending(plan.batch_size):
 
-    drawn = not all(writer.holds_arrays for writer in writers) and group.is_main
-    reference = reference_points_of(model) if drawn and len(spec.shape) == 1 else None
-    places = {step: k for k, step in enumerate(needed_states(writers, spec))}
-    names = [""] * len(places)
-    # filled as batches come: a list of them would be there twice in the end, and scattered over the memory that the
-    # network takes and gives back, which would then be several times as much
-    x = torch.empty(plan.num_samples, *spec.shape)
-    states = torch.empty(len(places), plan.num_samples, *spec.shape)
-    calls, made, own = 0, 0, range(plan.batches)[group.rank :: group.size]
-    with bar("sampling", len(own) * plan.steps) as shown:
-        for at in sampling_steps(model, plan, own):
-            end = at.first + len(at.x)
-            if at.number in places:
-                k = places[at.number]
-                states[k, at.first : end] = at.x
-                names[k] = f"t = {at.level.t:.0f}" if at.level.sigma > 0 else "x_0"
-            if at.done:
-                x[at.first : end] = at.x
-                made += 1
-            calls, steps = at.calls, made * plan.steps + (0 if at.done else at.number)
-            shown.update(steps, f"{end if at.done else at.first:,}/{plan.num_samples:,} samples")
-    for whole in (x, *states):
-        _gather(whole, plan, group)
-    drawing = Drawing(
-        x=x,
-        scaling=model.data.scaling,
-        title=", ".join(_title(model, plan)),
-        states=states if places else None,
-        state_labels=names,
-        state_steps=list(places),
-        labels=None if plan.label is None else torch.full((len(x),), plan.label),
-        reference=reference,
-        columns=columns or _columns(plan),
-        given=_given(plan),
-        joined=plan.settings.interpolate is not None,
-        strip=spec.strip,
-        raw=raw,
-        trajectory=spec.trajectory,
-    )
-    return drawing, calls
+        def watch(step: Any) -> None:
+            finished = step.first + (len(step.x) if step.done else 0)
+            steps_before = batches.index(step.first // plan.batch_size) * plan.steps
+            progress.update(steps_before + step.number, f"{finished:,}/{plan.num_samples:,} samples")
+
+        trajectories = collect(source, plan, steps, batches=batches, watch=watch)
+        for x in (trajectories.x, *trajectories.states):
+            _gather(x, plan, group)
+    return trajectories
 
 
 def _gather(x: Tensor, plan: Plan, group: ProcessGroup) -> None:
-    """Bring the batches that other processes walked to their place at the first one."""
+    """Copy the batches of the other processes to their place on the first one."""
     if group.size == 1:
         return
     for batch in range(plan.batches):
@@ -220,14 +186,78 @@ def _gather(x: Tensor, plan: Plan, group: ProcessGroup) -> None:
             group.send(part)
 
 
-def _title(model: Source, plan: Plan) -> Iterator[str]:
-    """What a picture says of the walk."""
+@dataclass(frozen=True, kw_only=True)
+class _Output:
+    """The files to write, and how they show the samples."""
+
+    writers: Mapping[Path, Writer]
+    source: Source
+    plan: Plan
+    spec: DrawingSpec
+    columns: int | None
+    raw: bool
+    overwrite: bool
+
+    def check(self) -> None:
+        """Raise `UsageError` for a file that cannot show these samples."""
+        for path, writer in self.writers.items():
+            with naming_out():
+                check(writer, path, self.spec)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps whose states the files show."""
+        return needed_states(self.writers.values(), self.spec)
+
+    def write(self, trajectories: Trajectories) -> None:
+        """Write all files."""
+        drawing = self._drawing(trajectories)
+        for path, writer in self.writers.items():
+            write(writer, drawing, path, overwrite=self.overwrite)
+
+    def _drawing(self, trajectories: Trajectories) -> Drawing:
+        import torch
+
+        from difftool.figures.drawing import Drawing
+        from difftool.sampling.source import reference_points_of
+
+        source, plan, images = self.source, self.plan, _given_images(self.plan)
+        drawn = not all(writer.holds_arrays for writer in self.writers.values())
+        joined = plan.settings.interpolate is not None
+        return Drawing(
+            x=trajectories.x,
+            scaling=source.data.scaling,
+            title=", ".join(_title(source, plan)),
+            states=trajectories.states if self.steps else None,
+            state_labels=[f"t = {level.t:.0f}" if level.sigma > 0 else "x_0" for level in trajectories.levels],
+            state_steps=self.steps,
+            labels=None if plan.label is None else torch.full((plan.num_samples,), plan.label),
+            reference=reference_points_of(source) if drawn and len(source.data.shape) == 1 else None,
+            columns=self.columns or (plan.num_samples + len(images) if joined else None),  # a path is one row
+            given=torch.stack(images).cpu() if images else None,
+            joined=joined,
+            strip=self.spec.strip,
+            raw=self.raw,
+            trajectory=self.spec.trajectory,
+        )
+
+
+def _given_images(plan: Plan) -> list[Tensor]:
+    """Return the images that the samples start from or complete, without the part to paint."""
+    images = [] if plan.init is None else [plan.init]
+    if plan.inpainting is not None:
+        images.append(plan.inpainting.image.masked_fill(plan.inpainting.mask, 0.0))
+    return images
+
+
+def _title(source: Source, plan: Plan) -> Iterator[str]:
+    """Yield the parts of the title of a picture."""
     settings = plan.settings
-    yield model.title
+    yield source.title
     yield f"{plan.sampler.name} {plan.steps} steps"
     yield _seeds(plan)
     if plan.label is not None:
-        yield f"class {model.data.class_names[plan.label]}"
+        yield f"class {source.data.class_names[plan.label]}"
     if settings.guidance != 1.0:
         yield f"guidance {settings.guidance:g}"
     if settings.guidance_interval is not None:
@@ -240,46 +270,3 @@ def _title(model: Source, plan: Plan) -> Iterator[str]:
         yield f"from {printable(settings.init.name)} (first) at strength {settings.strength or STRENGTH:g}"
     if settings.inpaint is not None:
         yield f"inpainting {printable(settings.inpaint.name)} (first)"
-
-
-def _changed(settings: Sampling) -> dict[str, Any]:
-    """The settings that are not the defaults, as plain values."""
-    defaults = plain(Sampling())
-    return {name: value for name, value in plain(settings).items() if value != defaults.get(name)}
-
-
-def _seeds(plan: Plan) -> str:
-    seeds = plan.settings.interpolate
-    return f"seed {plan.seed}" if seeds is None else f"seeds {seeds[0]} to {seeds[1]}"
-
-
-def _columns(plan: Plan) -> int | None:
-    """A path of images is one row."""
-    if plan.settings.interpolate is None:
-        return None
-    return plan.num_samples + (plan.init is not None) + (plan.inpainting is not None)
-
-
-def _given(plan: Plan) -> Tensor | None:
-    """The images that the samples start from or complete, ahead of them in a picture."""
-    import torch
-
-    images = [] if plan.init is None else [plan.init]
-    if plan.inpainting is not None:
-        images.append(torch.where(plan.inpainting.mask, torch.zeros_like(plan.inpainting.image), plan.inpainting.image))
-    return torch.stack(images).cpu() if images else None
-
-
-def _default_out(model: Source, plan: Plan, run: RunFolder | None) -> Path:
-    from difftool.figures.formats import undrawable
-
-    suffix = ".npy" if undrawable(model.data.shape) else ".png"
-    return numbered(run.samples, plan.stem, suffix) if run else numbered(Path(), f"{model.name}-{plan.stem}", suffix)
-
-
-def _check_arrays(writers: Collection[Writer], *, trajectory: bool, raw: bool) -> None:
-    """Refuse options of arrays where no array is written."""
-    if not any(writer.holds_arrays for writer in writers):
-        for flag, given in (("--trajectory", trajectory), ("--raw", raw)):
-            if given:
-                raise UsageError(f"{flag}: is for arrays; add --out with one of {', '.join(suffixes_of_arrays())}")

@@ -33,7 +33,7 @@ RunArgument = Annotated[
 ]
 Weights = Annotated[
     Literal["ema", "raw"] | None,
-    typer.Option(help=help_text("The average, or the trained weights.", "default: ema")),
+    typer.Option(help=help_text("The moving average, or the raw weights.", "default: ema")),
 ]
 Timesteps = Annotated[
     int | None,
@@ -62,17 +62,17 @@ class Opened:
     threads: int | None = None
     """The number of CPU threads that suits it."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What `--json` reports of it."""
+    """Its part of the output of `--json`."""
 
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """A source as the command line names it: checked, and nothing loaded."""
+    """A source as the command line names it: checked, but not loaded."""
 
     run: Path | None
     weights: Literal["ema", "raw"] | None
-    parts: Mapping[str, Component]
-    """Oracle, dataset and schedule by kind; empty for a trained model."""
+    parts: tuple[Oracle, Dataset, NoiseSchedule] | None
+    """The parts of an oracle's source; None for a trained model."""
     timesteps: int | None
 
     @classmethod
@@ -85,49 +85,41 @@ class SourceRequest:
             flags = [base.flag for base in ORACLE_PARTS if base.kind in names]
             for flag in (*flags, *(["--timesteps"] if timesteps is not None else [])):
                 raise UsageError(f"{flag}: a trained model has its own; this option is for --oracle")
-            return cls(None if run is None else Path(run), weights, {}, None)
+            return cls(None if run is None else Path(run), weights, None, None)
         if run is not None:
             raise UsageError(f"--oracle: give either an oracle or a run, not both ({run})")
         if weights is not None:
             raise UsageError("--weights: an oracle has none")
-        parts = {base.kind: make_from_flags(named(base, names), values[base.kind]) for base in ORACLE_PARTS}
-        return cls(None, None, parts, timesteps)
+        oracle, dataset, schedule = (make_from_flags(named(base, names), values[base.kind]) for base in ORACLE_PARTS)
+        return cls(None, None, (oracle, dataset, schedule), timesteps)
 
     def check(self, settings: Sampling) -> None:
-        """Refuse settings of a network where there is none."""
-        if self.parts and settings.compile:
-            raise UsageError("--compile: an oracle has no network")
-        if self.parts and settings.precision != "fp32":
-            raise UsageError("--precision: an oracle has no network")
+        """Raise `UsageError` for settings of a network if there is none."""
+        for flag, used in (("--compile", settings.compile), ("--precision", settings.precision != "fp32")):
+            if self.parts is not None and used:
+                raise UsageError(f"{flag}: an oracle has no network")
 
     def open(self, device: torch.device, *, compiled: bool = False) -> Opened:
         """Read the model, or load the oracle's data. Raises `DifftoolError`."""
-        return self._open_oracle(device) if self.parts else self._open_model(device, compiled)
-
-    def _open_model(self, device: torch.device, compiled: bool) -> Opened:
+        if self.parts is not None:
+            return self._open_oracle(*self.parts, device)
         from difftool.sampling.model import load_model
 
         model = load_model(self.run, self.weights or "ema", device=device)
-        run = model.run
         if compiled:
             import torch
 
             model.forward = torch.compile(model.network)
-        path = run.model if run else model.source
+        path, where = (model.run.model, model.run.path) if model.run else (model.source, model.source)
         facts = {"model": str(path), "weights": model.weights}
-        where = str(run.path if run else path)
-        return Opened(model, where, model.recipe[Dataset], run, model.recipe.training.threads, facts)
+        return Opened(model, str(where), model.recipe[Dataset], model.run, model.recipe.training.threads, facts)
 
-    def _open_oracle(self, device: torch.device) -> Opened:
+    def _open_oracle(self, oracle: Oracle, dataset: Dataset, schedule: NoiseSchedule, device: torch.device) -> Opened:
         from difftool.runs.recipe import component_table
         from difftool.sampling.oracle import TIMESTEPS, OracleSource
 
-        timesteps = TIMESTEPS if self.timesteps is None else self.timesteps
-        oracle, dataset, schedule = (self.parts[base.kind] for base in ORACLE_PARTS)
-        assert isinstance(oracle, Oracle)
-        assert isinstance(dataset, Dataset)
-        assert isinstance(schedule, NoiseSchedule)
+        timesteps = self.timesteps or TIMESTEPS
         source = OracleSource.of(oracle, dataset, schedule, timesteps=timesteps, device=device)
-        facts = {kind: component_table(part) for kind, part in self.parts.items()}
+        facts = {part.kind: component_table(part) for part in (oracle, dataset, schedule)}
         # an oracle works in pieces that fit the cache, so several threads would mostly wait for each other
         return Opened(source, "an oracle", dataset, threads=1, facts={**facts, "timesteps": timesteps})

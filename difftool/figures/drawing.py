@@ -1,4 +1,4 @@
-"""What a sampling run made, in every form that a file may want: a figure, frames of a film, arrays, pixels."""
+"""The samples of a run of a sampler in every form that a file may need: figure, frames of a film, arrays, pixels."""
 
 from __future__ import annotations
 
@@ -14,60 +14,62 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from difftool.data.samples import Scaling
-from difftool.figures import films, style
-from difftool.figures.films import image_frames, scatter_frames
-from difftool.figures.samples import image_grid, image_table, point_limits, scatter, scatter_table
+from difftool.figures import style
+from difftool.figures.films import film
+from difftool.figures.images import image_frames, image_grid, image_table
+from difftool.figures.points import point_limits, scatter, scatter_frames, scatter_table
 from difftool.figures.style import Floats, Pixels
 
 FILM_IMAGES, FILM_POINTS = 36, 5000
-"""Samples that a film shows at most."""
+"""The largest numbers of samples of a film."""
 STRIP_ROWS = 6
-"""Images whose walk a strip shows at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What a sampling run made, and how it is to be shown. May grow fields."""
+    """Samples, and how they are to be shown. May grow fields."""
 
     x: Tensor
     """(N, *shape) float32 on the CPU, in model units."""
     scaling: Scaling
-    """To data units; `is_image` tells images from points."""
+    """The map to data units; its `is_image` tells images from points."""
     title: str
     states: Tensor | None = None
-    """(K, N, *shape) of the walk in model units: x_T first, the result last."""
+    """(K, N, *shape) states of the trajectories in model units: x_T first, the result last."""
     state_labels: Sequence[str] = ()
     """K labels, such as "t = 999"."""
     state_steps: Sequence[int] = ()
-    """After which steps the states were kept; all of them where it is not said."""
+    """The steps after which the states were kept; if empty, all of them."""
     labels: Tensor | None = None
     """(N,) class indices."""
     reference: Tensor | None = None
     """(M, D) data points in data units, to draw under the samples."""
     columns: int | None = None
-    """Of the grid of images."""
+    """Columns of the grid of images."""
     given: Tensor | None = None
     """(G, *shape) in model units: images that the samples were made from, drawn ahead of them."""
     joined: bool = False
-    """The samples lie on a path: points are joined in their order."""
+    """True if the samples lie on a path: points are joined in their order."""
     strip: int | None = None
-    """Draw this many states of the walk instead of the result alone."""
+    """The number of states of the trajectory to draw; None draws the result alone."""
+    strip_rows: int = STRIP_ROWS
+    """The largest number of images whose states a strip shows."""
     raw: bool = False
-    """Arrays of images hold floats (N, C, H, W) in model units instead of pixels."""
+    """True if arrays of images hold floats (N, C, H, W) in model units instead of pixels."""
     trajectory: bool = False
-    """Arrays also hold the states of the walk."""
+    """True if arrays also hold the states of the trajectory."""
 
     @property
     def units(self) -> str:
-        """What the numbers of `arrays` are."""
+        """The units of the numbers of `arrays`."""
         if not self.scaling.is_image:
             return "data units"
         return "model units, channels first" if self.raw else "pixels 0..255, channels last"
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """`samples`, with a trajectory `states`, with classes `labels`.
+        """Return `samples`, with a trajectory `states`, and with classes `labels`.
 
-        Of images pixels uint8 (N, H, W, C), or, raw, float32 (N, C, H, W) in model units; of everything else float32
+        Images are pixels uint8 (N, H, W, C), or if raw float32 (N, C, H, W) in model units. Everything else is float32
         (N, *shape) in data units. States have one more dimension in front.
         """
         arrays = {"samples": self._numbers(self.x)}
@@ -78,9 +80,9 @@ class Drawing:
         return arrays
 
     def pixels(self, x: Tensor | None = None) -> Pixels:
-        """The images, or those given as (..., C, H, W) in model units, as uint8 (..., H, W, C).
+        """Return the images, or those given as (..., C, H, W) in model units, as uint8 (..., H, W, C).
 
-        What lies beyond the range of pixels is clamped here.
+        Values beyond the range of pixels are clamped. Raises `ValueError` for points.
         """
         if not self.scaling.is_image:
             raise ValueError("points have no pixels; refuse them in the writer's `check`")
@@ -90,7 +92,7 @@ class Drawing:
         return images.reshape(*x.shape[:-3], *x.shape[-2:], x.shape[-3])
 
     def figure(self) -> Figure:
-        """A grid of the images or a scatter of the points; with `strip`, states of their walk."""
+        """Draw a grid of the images or a scatter plot of the points; with `strip`, states of their trajectories."""
         if self.strip is not None:
             return self._strip(self.strip)
         if self.scaling.is_image:
@@ -102,27 +104,27 @@ class Drawing:
         style.save(self.figure(), path)
 
     def frames(self, most: int) -> Iterator[Pixels]:
-        """The walk as RGB frames (H, W, 3), x_T first, evenly thinned to at most so many."""
+        """Return the trajectory as RGB frames (H, W, 3), x_T first, evenly thinned to at most `most`."""
         states, chosen = self._states(), self.chosen(most)
-        shown = FILM_IMAGES if self.scaling.is_image else FILM_POINTS
+        limit = FILM_IMAGES if self.scaling.is_image else FILM_POINTS
         title = self.title if self.scaling.is_image else self._plane()
-        if states.shape[1] > shown:
-            title = f"{title} (first {shown:,} of {states.shape[1]:,})"
+        if states.shape[1] > limit:
+            title = f"{title} (first {limit:,} of {states.shape[1]:,})"
         titles = [f"{title}\n{self._label(k)}" for k in chosen]
-        kept = (states[k, :shown] for k in chosen)
+        states_shown = (states[k, :limit] for k in chosen)
         if self.scaling.is_image:
-            return image_frames((self.pixels(self._with_given(x)) for x in kept), titles, self.columns)
+            return image_frames((self.pixels(self._with_given(x)) for x in states_shown), titles, self.columns)
         reference = self._reference()
         ends = np.concatenate([self._points(states[0]), self._points(states[-1])])
-        points = (self._points(x)[:, :2] for x in kept)
+        points = (self._points(x)[:, :2] for x in states_shown)
         return scatter_frames(points, titles, point_limits(ends, reference), reference, joined=self.joined)
 
     def save_film(self, path: Path, *, most: int, fps: float, hold: float) -> None:
         """Write the frames as an endless GIF whose last frame stays for `hold` seconds."""
-        films.film(self.frames(most), path, fps=fps, hold=hold)
+        film(self.frames(most), path, fps=fps, hold=hold)
 
     def chosen(self, most: int) -> list[int]:
-        """Which of the states to show where at most so many are wanted: evenly over the steps, both ends among them."""
+        """Return the indices of at most `most` states: even over the steps, both ends among them."""
         steps = list(self.state_steps) or list(range(len(self._states())))
         if most >= len(steps):
             return list(range(len(steps)))
@@ -133,7 +135,7 @@ class Drawing:
 
     def _states(self) -> Tensor:
         if self.states is None:
-            raise ValueError("the states of the walk were not kept: let the writer's `states` ask for them")
+            raise ValueError("the states of the trajectory were not kept; let the writer's `states` name their steps")
         return self.states
 
     def _numbers(self, x: Tensor) -> NDArray[Any]:
@@ -142,7 +144,7 @@ class Drawing:
         return x.to(torch.float32).numpy() if self.raw else self.pixels(x)
 
     def _points(self, x: Tensor) -> NDArray[np.float32]:
-        """(..., *shape) in model units -> float32 in data units."""
+        """Return (..., *shape) in model units as float32 in data units."""
         flat = x.reshape(-1, *self.x.shape[1:])
         points: NDArray[np.float32] = self.scaling.to_data(flat).to(torch.float32).reshape(x.shape).numpy()
         return points
@@ -156,22 +158,21 @@ class Drawing:
     def _label(self, state: int) -> str:
         return self.state_labels[state] if self.state_labels else f"state {state}"
 
-    def _strip(self, wanted: int) -> Figure:
-        states, chosen = self._states(), self.chosen(wanted)
+    def _strip(self, count: int) -> Figure:
+        states, chosen = self._states(), self.chosen(count)
         columns = [self._label(k) for k in chosen]
-        if self.scaling.is_image:
-            few = states[chosen, :STRIP_ROWS].transpose(0, 1)
-            if self.given is not None:
-                few = torch.cat([self.given.expand(len(few), *self.given.shape), few], dim=1)
-                columns = [*(["given"] * len(self.given)), *columns]
-            labels = () if self.labels is None else [f"class {int(label)}" for label in self.labels[: len(few)]]
-            return image_table(self.pixels(few), columns=columns, rows=labels, title=self.title)
-        cells = [[self._points(states[k])[:, :2] for k in chosen]]
-        return scatter_table(
-            cells, columns=columns, title=self._plane(), reference=self._reference(), joined=self.joined
-        )
+        if not self.scaling.is_image:
+            cells = [[self._points(states[k])[:, :2] for k in chosen]]
+            title, reference = self._plane(), self._reference()
+            return scatter_table(cells, columns=columns, title=title, reference=reference, joined=self.joined)
+        rows = states[chosen, : self.strip_rows].transpose(0, 1)
+        if self.given is not None:
+            rows = torch.cat([self.given.expand(len(rows), *self.given.shape), rows], dim=1)
+            columns = [*(["given"] * len(self.given)), *columns]
+        labels = () if self.labels is None else [f"class {int(label)}" for label in self.labels[: len(rows)]]
+        return image_table(self.pixels(rows), columns=columns, rows=labels, title=self.title)
 
     def _plane(self) -> str:
-        """The title, which names the coordinates where not all can be drawn."""
+        """Return the title, which names the coordinates if not all can be drawn."""
         dimensions = self.x.shape[1]
         return self.title if dimensions == 2 else f"{self.title} (coordinates 0 and 1 of {dimensions})"

@@ -1,36 +1,32 @@
-"""The files that commands draw by themselves, and what can be drawn at all. Imports nothing heavy."""
+"""The files that commands draw by themselves, and the shapes that can be drawn. Imports nothing heavy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from difftool.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".pdf")
 FILMS = (".gif",)
 
 
-def check_suffix(path: Path, known: Sequence[str]) -> None:
-    """Refuse a path that does not end in one of these. Raises `UsageError`."""
+def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
+    """Raise `UsageError` for a path that does not end in one of these."""
     suffix = path.suffix.lower()
-    if not suffix and path.name.lower() in known:
+    if not suffix and path.name.lower() in suffixes:
         raise UsageError(f"{path} is a suffix without a name; write for example figure{path.name.lower()}")
-    if suffix not in known:
+    if suffix not in suffixes:
         what = f"cannot write {suffix} files" if suffix else "has no suffix"
-        raise UsageError(f"{path}: {what}; known are {' '.join(known)}")
+        raise UsageError(f"{path}: {what}; known are {' '.join(suffixes)}")
 
 
 def undrawable(shape: Sequence[int]) -> str:
-    """Why a picture cannot show samples of this shape, (C, H, W) or (D,), or an empty text."""
+    """Return the reason why no picture can show samples of this shape, (C, H, W) or (D,), or an empty text."""
     size = "x".join(map(str, shape))
     if len(shape) == 3 and shape[0] not in (1, 3, 4):
-        return f"an image to look at has 1, 3 or 4 channels, but a sample has shape {size}"
+        return f"only images of 1, 3 or 4 channels can be drawn, but a sample has shape {size}"
     if len(shape) not in (1, 3):
         return f"only points and images can be drawn, but a sample has shape {size}"
     return ""
@@ -38,24 +34,24 @@ def undrawable(shape: Sequence[int]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingSpec:
-    """What a writer is told before anything is sampled. May grow fields."""
+    """The shape and the number of steps of samples to come, and what is to be drawn of them. May grow fields."""
 
     shape: tuple[int, ...]
     """Shape of a sample, channels (or coordinates) first."""
     steps: int
-    """Steps of the walk."""
+    """Steps of a trajectory."""
     strip: int | None = None
-    """So many states of the walk are to be drawn instead of the result alone."""
+    """The number of states of the trajectory to draw; None draws the result alone."""
     trajectory: bool = False
-    """Arrays are to hold the states of the walk too."""
+    """True if arrays hold the states of the trajectory too."""
 
     def evenly(self, count: int) -> list[int]:
-        """The steps after which to keep a state so that `count` of them cover the walk; 0 is x_T."""
+        """Return the steps after which to keep a state so that `count` of them cover the trajectory; 0 is x_T."""
         if count == 1:
             return [self.steps]
         return sorted({round(i * self.steps / (count - 1)) for i in range(count)})
 
     def check_drawable(self) -> None:
-        """Raise `ValueError` where no picture can show samples of this shape."""
+        """Raise `ValueError` if no picture can show samples of this shape."""
         if reason := undrawable(self.shape):
             raise ValueError(reason)

@@ -7,10 +7,11 @@ oracle estimates at levels cleaner than the table as they are, a network at its 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,13 +19,14 @@ from torch import Tensor
 
 from difftool.components import Dataset, Sampler, Spacing
 from difftool.data.samples import Samples, Scaling
+from difftool.diffusion.estimate import Step
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError
 from difftool.options import fields
 from difftool.plugins.build import load_samples
 from difftool.plugins.registry import registry
 from difftool.rng import generator, permutation
-from difftool.sampling.loop import sample
+from difftool.sampling.loop import collect
 from difftool.sampling.plan import Plan, dry_run, spaced_levels
 from difftool.sampling.source import Source
 from difftool.settings import Sampling
@@ -52,8 +54,12 @@ class Entry:
     """True if the sampler can draw noise, even if it does not in these steps: it has no exact solution."""
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        return self.plan.sampler.name, self.plan.spacing.name, self.plan.steps
+    def sampler(self) -> str:
+        return self.plan.sampler.name
+
+    @property
+    def spacing(self) -> str:
+        return self.plan.spacing.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +114,46 @@ def entries(
                 if steps is not None:
                     plan = Plan.of(source, replace(settings, steps=steps), sampler=sampler, spacing=spacing)
                     entry = Entry(plan, dry_run(sampler, plan.levels).calls, noisy)
-                    found.setdefault(entry.key, entry)
+                    found.setdefault((sampler.name, spacing.name, steps), entry)
     return list(found.values())
+
+
+class Comparison:
+    """The reference and the data that samples of one source are measured against."""
+
+    def __init__(self, source: Source, dataset: Dataset, settings: Sampling, reference_steps: int) -> None:
+        """Load data to compare with, if they are available here."""
+        self.source = source
+        self.reference = Reference(source, settings, reference_steps)
+        self.fresh: FreshData | None = None
+        """Fresh data; None if they are not available here."""
+        plan = self.reference.plan
+        with contextlib.suppress(DifftoolError):
+            self.fresh = FreshData.of(dataset, source.data.scaling, plan.label, plan.num_samples)
+
+    @property
+    def num_samples(self) -> int:
+        return self.reference.plan.num_samples
+
+    def measure(self, entry: Entry, watch: Callable[[str], object]) -> Result:
+        """Draw the samples of an entry and measure them. `watch` is called after each step, with what is being done.
+
+        Raises `DifftoolError` if the exact solution is not finite.
+        """
+        first = entry.plan.levels[0]
+        solution = None
+        if not entry.draws_noise:
+            words = f"the exact solution from log-SNR {first.log_snr:.1f}"
+            solution = self.reference.solution(first, lambda step: watch(f"{words}, step {step.number}"))
+        start = time.perf_counter()
+        words = f"{entry.sampler} on {entry.spacing}, {entry.calls} calls"
+        x = collect(self.source, entry.plan, watch=lambda _: watch(words)).x
+        seconds = time.perf_counter() - start
+        distance = None
+        if self.fresh is not None:
+            distance = self.fresh.distance(x) if bool(x.isfinite().all()) else math.nan
+        error = None if solution is None else rms(x - solution)
+        return Result(entry=entry, error=error, sliced_w2=distance, seconds=seconds)
 
 
 def reference_levels(first: Level, schedule: Schedule, steps: int) -> tuple[Level, ...]:
@@ -130,32 +174,26 @@ class Reference:
         """The largest distance (RMS) to a solution in half the steps."""
         self._solutions: dict[Level, Tensor] = {}
 
-    def __contains__(self, first: Level) -> bool:
-        return first in self._solutions
+    def solution(self, first: Level, watch: Callable[[Step], object] | None = None) -> Tensor:
+        """Return the exact solution (N, *shape) from a level, on the CPU. It is computed once.
 
-    def solve(self, first: Level) -> Iterator[int]:
-        """Find the solution from a level; yield the calls so far after each step.
-
-        Raises `DifftoolError` if it is not finite.
+        `watch` is called after each step. Raises `DifftoolError` if the solution is not finite.
         """
-        ends, calls = [], 0
-        for steps in (max(1, self.steps // 2), self.steps):
-            levels = reference_levels(first, self.source.schedule, steps)
-            for x, batch_calls in _samples(self.source, replace(self.plan, levels=levels)):
-                yield calls + batch_calls
-                end = x
-            ends.append(end)
-            calls += batch_calls
-        if not bool(ends[1].isfinite().all()):
-            raise DifftoolError(
-                f"the solution to compare with is not finite: the estimates of {self.source.name} ran away"
+        if first not in self._solutions:
+            half, full = (
+                collect(self.source, replace(self.plan, levels=levels), watch=watch).x
+                for levels in (self._levels(first, max(1, self.steps // 2)), self._levels(first, self.steps))
             )
-        self.error = max(self.error, rms(ends[0] - ends[1]))
-        self._solutions[first] = ends[1]
+            if not bool(full.isfinite().all()):
+                raise DifftoolError(
+                    f"the solution to compare with is not finite: the estimates of {self.source.name} diverged"
+                )
+            self.error = max(self.error, rms(half - full))
+            self._solutions[first] = full
+        return self._solutions[first]
 
-    def distance(self, x: Tensor, first: Level) -> float:
-        """Return how far samples (N, *shape) are from the solution from a level (RMS)."""
-        return rms(x - self._solutions[first])
+    def _levels(self, first: Level, steps: int) -> tuple[Level, ...]:
+        return reference_levels(first, self.source.schedule, steps)
 
 
 class FreshData:
@@ -169,7 +207,7 @@ class FreshData:
         self.count = len(sets[0])
         self._sorted = [self._project(items) for items in sets]
         self.data_distance = statistics.median(
-            rms(self._project(other) - known) for other, known in zip(others, self._sorted, strict=True)
+            rms(self._project(other) - projected) for other, projected in zip(others, self._sorted, strict=True)
         )
         """The distance between two sets of data."""
 
@@ -177,24 +215,24 @@ class FreshData:
     def of(cls, dataset: Dataset, scaling: Scaling, label: int | None, count: int) -> FreshData:
         """Load sets of about `count` items from the dataset, generated anew if it is random. Raises `DifftoolError`."""
         a, b = (load_samples(dataset, seed) for seed in FRESH)
-        known = [_of_class(samples, label) for samples in (a, b)]
-        n = min(map(len, known))
+        indices_a, indices_b = (_of_class(samples, label) for samples in (a, b))
+        n = min(len(indices_a), len(indices_b))
         size = min(count, max(1, n // 2))
         # from both ends of one order, so that data that are the same for every seed share no item either
         order = permutation(n, "fresh")
-        pairs = range(max(1, min(SETS, n // (2 * size))))
-        head = [order[i * size : (i + 1) * size] for i in pairs]
-        tail = [order.flip(0)[i * size : (i + 1) * size] for i in pairs]
+        parts = [slice(i * size, (i + 1) * size) for i in range(max(1, min(SETS, n // (2 * size))))]
 
-        def take(samples: Samples, known: Tensor, indices: Tensor) -> Tensor:
-            return scaling.to_model(samples.take(known[indices].tolist())[0])
+        def take(samples: Samples, indices: Tensor) -> Tensor:
+            return scaling.to_model(samples.take(indices.tolist())[0])
 
-        return cls([take(a, known[0], i) for i in head], [take(b, known[1], i) for i in tail])
+        sets = [take(a, indices_a[order[part]]) for part in parts]
+        others = [take(b, indices_b[order.flip(0)[part]]) for part in parts]
+        return cls(sets, others)
 
     def distance(self, x: Tensor) -> float:
         """Return the sliced Wasserstein-2 distance (Bonneel et al., 2015): the median over the sets."""
         projected = self._project(x[: self.count])
-        return statistics.median(rms(projected - known) for known in self._sorted)
+        return statistics.median(rms(projected - items) for items in self._sorted)
 
     def _project(self, x: Tensor) -> Tensor:
         projected: Tensor = x.flatten(1).float() @ self.directions
@@ -207,47 +245,8 @@ def rms(x: Tensor) -> float:
     return value if math.isfinite(value) else math.nan
 
 
-def measure(
-    source: Source, entry: Entry, reference: Reference, fresh: FreshData | None, watch: Callable[[str], None]
-) -> Result:
-    """Draw the samples of an entry and measure them. `watch` is called after each step, with what is being done."""
-    sampler, spacing, _ = entry.key
-    first = entry.plan.levels[0]
-    if not entry.draws_noise and first not in reference:
-        for calls in reference.solve(first):
-            watch(f"the exact solution from log-SNR {first.log_snr:.1f}, {calls} calls")
-    start = time.perf_counter()
-    for x, _ in _samples(source, entry.plan):
-        watch(f"{sampler} on {spacing}, {entry.calls} calls")
-        end = x
-    seconds = time.perf_counter() - start
-    error = None if entry.draws_noise else reference.distance(end, first)
-    distance = None
-    if fresh is not None:
-        distance = fresh.distance(end) if bool(end.isfinite().all()) else math.nan
-    return Result(entry=entry, error=error, sliced_w2=distance, seconds=seconds)
-
-
-def fresh_data(source: Source, dataset: Dataset, plan: Plan) -> FreshData | None:
-    """Load data to compare samples with; None if they are not available here."""
-    try:
-        return FreshData.of(dataset, source.data.scaling, plan.label, plan.num_samples)
-    except DifftoolError:
-        return None
-
-
-def _samples(source: Source, plan: Plan) -> Iterator[tuple[Tensor, int]]:
-    """Yield after each step the samples finished so far, on the CPU, and the calls so far of all batches."""
-    finished: list[Tensor] = []
-    calls = 0
-    for step in sample(source, plan):
-        if step.done:
-            finished.append(step.x.cpu())
-        yield torch.cat(finished) if finished else step.x, calls + step.calls
-        calls += step.calls if step.done else 0
-
-
 def _of_class(samples: Samples, label: int | None) -> Tensor:
+    """Return the indices of the items of a class, or of all items."""
     if label is None or samples.labels is None:
         return torch.arange(len(samples))
     return (samples.labels == label).nonzero().flatten()

@@ -33,7 +33,7 @@ BATCH_ELEMENTS, BATCH_SAMPLES = 2**17, 8_192
 
 @dataclass(frozen=True, eq=False)
 class Inpainting:
-    """An image of which a part is to be painted."""
+    """An image, and the part of it to be painted."""
 
     image: Tensor
     """(*shape) in model units."""
@@ -51,7 +51,7 @@ class Inpainting:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-    """All that sampling needs to know beside its source: nothing is left to decide."""
+    """The settings of sampling, resolved against a source, so that nothing is left to decide."""
 
     sampler: Sampler
     spacing: Spacing
@@ -88,8 +88,8 @@ class Plan:
         levels = spaced_levels(source.schedule, spacing, settings.steps or min(sampler.default_steps or T, T))
         if settings.interpolate is not None and dry_run(sampler, (*levels, CLEAN)).draws_noise:
             raise UsageError(
-                f"--interpolate: the sampler {sampler.name} draws noise, so its samples are no function of where they "
-                "start; take one that draws none, such as ddim with eta 0"
+                f"--interpolate: the sampler {sampler.name} draws noise, so its samples are not a function of "
+                "where they start; choose one that draws none, such as ddim with eta 0"
             )
         init = None
         if settings.init is not None:
@@ -171,14 +171,14 @@ def last_levels(levels: Sequence[Level], strength: float) -> Sequence[Level]:
     steps = round(strength * len(levels))
     if steps == 0:
         raise UsageError(
-            f"--strength: {strength:g} of {len(levels)} steps leaves none; take at least {1 / len(levels):.2g}, "
+            f"--strength: {strength:g} of {len(levels)} steps leaves none; choose at least {1 / len(levels):.2g}, "
             "or more --steps"
         )
     return levels[-steps:]
 
 
 class DryRun(NamedTuple):
-    """What a trajectory asks for."""
+    """The network calls of a trajectory, and whether it draws noise."""
 
     calls: int
     """Network calls."""
@@ -186,7 +186,7 @@ class DryRun(NamedTuple):
 
 
 def dry_run(sampler: Sampler, levels: Sequence[Level]) -> DryRun:
-    """Sample one number with a denoiser that always estimates 0, and return what the sampler asked for.
+    """Sample one number with a denoiser that always estimates 0, and return the sampler's calls.
 
     Raises `DifftoolError` if the sampler fails.
     """

@@ -44,6 +44,11 @@ class Reconstruction:
         """Mean squared error of eps."""
         return float((self.estimate.eps - self.eps).square().mean())
 
+    def facts(self) -> dict[str, float]:
+        """Return the level and the errors as plain numbers."""
+        level = {"t": int(self.level.t), "alpha": self.level.alpha, "sigma": self.level.sigma}
+        return {**level, "mse": self.error, "noise_mse": self.noise_error}
+
     def item(self, i: int) -> Reconstruction:
         """Return the reconstruction of one item, as a batch of one."""
         row, estimate = slice(i, i + 1), self.estimate
@@ -68,7 +73,8 @@ def reconstruct(source: Source, x_0: Tensor, level: Level, eps: Tensor, labels: 
 
 def panel(reconstructions: Sequence[Reconstruction], data: DataFacts, *, rows: Sequence[str], title: str) -> Figure:
     """Draw a row for each reconstruction, of one image or of a cloud of points."""
-    from difftool.figures.samples import image_table, scatter_table
+    from difftool.figures.images import image_table
+    from difftool.figures.points import scatter_table
 
     if not data.is_image:
         points = [[cell.cpu().numpy() for cell in one.cells] for one in reconstructions]

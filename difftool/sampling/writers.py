@@ -1,4 +1,4 @@
-"""Which writer a file of samples goes to, and that the file appears whole or not at all."""
+"""The files of samples: the writer of each suffix, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def writer_of(path: Path) -> type[Writer]:
-    """The writer of a path's suffix; a path without one is a folder. Raises `UsageError` where there is none."""
+    """Return the writer of a path's suffix; a path without one is a folder. Raises `UsageError` if there is none."""
     found, suffix = registry(), path.suffix.lower()
     known = [suffix for writer in found.all_of(Writer) for suffix in writer.suffixes]
     if not suffix and path.name.lower() in known:
@@ -31,21 +31,24 @@ def writer_of(path: Path) -> type[Writer]:
         what = f"cannot write {suffix} files" if suffix else "has no suffix"
         folder = ", and a name without suffix for a folder of images" if "" in known else ""
         raise UsageError(f"{path}: {what}; known are {' '.join(filter(None, known))}{folder}{found.missing_note()}")
-    winner = winner_of([(writer, _built_in(writer)) for writer in claims])
+    owners = [owner for writer in claims if (owner := found.owner(writer))]
+    pairs = zip(claims, owners, strict=True)
+    winner = winner_of([(writer, owner.built_in) for writer, owner in pairs])
     if winner is None:
         names = [found.reference(writer) for writer in claims]
-        owners = [owner.distribution for writer in claims if (owner := found.owner(writer))]
-        raise UsageError(f"{path}: both {' and '.join(names)} write {suffix}; leave one out by {DENY}={owners[0]}")
+        raise UsageError(
+            f"{path}: both {' and '.join(names)} write {suffix}; leave one out by {DENY}={owners[0].distribution}"
+        )
     return winner
 
 
 def suffixes_of_arrays() -> list[str]:
-    """The endings that keep the numbers themselves."""
+    """Return the suffixes of files that keep the numbers themselves."""
     return [suffix for writer in registry().all_of(Writer) if writer.holds_arrays for suffix in writer.suffixes]
 
 
 def check(writer: Writer, path: Path, spec: DrawingSpec) -> None:
-    """Refuse a file that cannot show samples of this kind. Raises `UsageError`."""
+    """Raise `UsageError` for a file that cannot show samples of this shape."""
     try:
         with blaming(f"writer {writer.name}", ValueError):
             writer.check(spec)
@@ -54,24 +57,26 @@ def check(writer: Writer, path: Path, spec: DrawingSpec) -> None:
 
 
 def needed_states(writers: Iterable[Writer], spec: DrawingSpec) -> list[int]:
-    """The steps after which one of the writers needs the state of the walk, in order."""
-    return sorted({step for writer in writers for step in _states(writer, spec) if 0 <= step <= spec.steps})
-
-
-def _states(writer: Writer, spec: DrawingSpec) -> list[int]:
-    with blaming(f"writer {writer.name}"):
-        return [index(step) for step in writer.states(spec)]
+    """Return the steps, in order, after which one of the writers needs the state of the trajectory."""
+    steps: set[int] = set()
+    for writer in writers:
+        with blaming(f"writer {writer.name}"):
+            steps.update(index(step) for step in writer.states(spec))
+    return sorted(step for step in steps if 0 <= step <= spec.steps)
 
 
 def write(writer: Writer, drawing: Drawing, path: Path, *, overwrite: bool) -> None:
-    """Write the samples, whole or not at all. Raises `DifftoolError`."""
+    """Write the samples, whole or not at all.
+
+    Raises `DifftoolError` if there are none, if they are not finite, or if the writer fails.
+    """
     import torch
 
     if len(drawing.x) == 0:
         raise DifftoolError(f"there are no samples to write to {path}")
     if not bool(torch.isfinite(drawing.x).all()):
         raise DifftoolError(
-            f"the samples hold NaN or infinite numbers, so {path} was not written: the network's estimates ran away; "
+            f"the samples hold NaN or infinite numbers, so {path} was not written: the network's estimates diverged; "
             "train longer, or take another --sampler, --spacing or, in training, --prediction"
         )
     check_output(path, overwrite=overwrite, folder=not path.suffix)
@@ -86,13 +91,8 @@ def write(writer: Writer, drawing: Drawing, path: Path, *, overwrite: bool) -> N
 
 
 def _check_written(writer: Writer, files: Sequence[Path]) -> None:
-    """Raise `ValueError` unless there are files, and regular ones: a link would be followed."""
+    """Raise `ValueError` without files, or for a file that is not a regular one: a link would be followed."""
     if not any(os.path.lexists(file) for file in files):
         raise ValueError(f"writer {writer.name} wrote nothing")
     if strange := [file.name for file in files if not stat.S_ISREG(file.lstat().st_mode)]:
-        raise ValueError(f"writer {writer.name} made {strange[0]}, which is no regular file")
-
-
-def _built_in(writer: type[Writer]) -> bool:
-    owner = registry().owner(writer)
-    return owner is not None and owner.built_in
+        raise ValueError(f"writer {writer.name} made {strange[0]}, which is not a regular file")

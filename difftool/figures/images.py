@@ -1,0 +1,175 @@
+"""Grids and tables of images at their true pixels."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from difftool.figures import style
+from difftool.figures.films import Still
+from difftool.figures.layout import Board, text_width
+from difftool.figures.style import Pixels
+
+PICTURE = (900, 1000)
+"""Pixels (width, height) to which the images of a picture are enlarged."""
+FILM = (360, 400)
+"""Pixels (width, height) to which the images of a film are enlarged: it is stored frame by frame."""
+LARGEST = 8000
+"""The largest width or height of a picture before its images are reduced."""
+SHORT = 64
+"""Pixels of labels that stay on one line, even if cells must be wider for them."""
+
+
+@style.look()
+def image_grid(images: Pixels, *, title: str, columns: int | None = None) -> Figure:
+    """Draw images (N, H, W, C), C in 1, 3, 4, each pixel as a square of whole pixels, over white."""
+    mosaic = Mosaic.of(len(images), *images.shape[1:3], columns=columns)
+    board = Board.of(mosaic.width, mosaic.height, titles=[mosaic.caption(title)])
+    return _show(board, mosaic.compose(images))
+
+
+@style.look()
+def image_table(cells: Pixels, *, columns: Sequence[str], rows: Sequence[str] = (), title: str) -> Figure:
+    """Draw images (R, K, H, W, C) in R rows and K labelled columns, at their true pixels."""
+    count, across, height, width = cells.shape[:4]
+    label = max(text_width(column, style.LABEL) for column in columns)
+    if label >= SHORT:
+        label = max(text_width(word, style.LABEL) for column in columns for word in column.split())
+    mosaic = Mosaic.of(count * across, height, width, columns=across, narrowest=math.ceil(label) + 4)
+    board = Board.of(
+        mosaic.width,
+        mosaic.height,
+        titles=[mosaic.caption(title)],
+        cell=mosaic.cell,
+        gap=mosaic.gap,
+        columns=columns,
+        rows=rows,
+    )
+    return _show(board, mosaic.compose(cells.reshape(-1, *cells.shape[2:])))
+
+
+def image_frames(states: Iterable[Pixels], titles: Sequence[str], columns: int | None = None) -> Iterator[Pixels]:
+    """Yield a frame for each state, which is a batch of images (N, H, W, C), laid out as `image_grid` does."""
+    states = iter(states)
+    first = next(states, None)
+    if first is None:
+        return
+    mosaic = Mosaic.of(len(first), *first.shape[1:3], columns=columns, size=FILM)
+    board = Board.of(mosaic.width, mosaic.height, titles=[mosaic.caption(title) for title in titles])
+    x, y = slice(board.left, board.left + mosaic.width), slice(board.top, board.top + mosaic.height)
+    still = Still(board.figure, [board.title])
+    for state, title in zip(itertools.chain([first], states), board.titles, strict=True):
+        board.title.set_text(title)
+        frame = still.frame()
+        frame[y, x] = mosaic.compose(state)
+        yield frame
+
+
+def _show(board: Board, picture: Pixels) -> Figure:
+    """Put an RGB picture on the board, pixel on pixel."""
+    axes = board.axes(0, 0, picture.shape[1], picture.shape[0])
+    axes.set_axis_off()
+    axes.imshow(picture, interpolation="none", aspect="auto", resample=False)
+    return board.figure
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """The layout of N images of one size in one picture."""
+
+    rows: int
+    columns: int
+    image: tuple[int, int]
+    """(height, width) of an image."""
+    factor: int
+    """The side of the square that each pixel becomes."""
+    divisor: int
+    """The factor by which images are reduced if their picture would be too large, else 1."""
+    gap: int
+
+    @classmethod
+    def of(
+        cls,
+        count: int,
+        height: int,
+        width: int,
+        *,
+        columns: int | None = None,
+        narrowest: int = 0,
+        size: tuple[int, int] = PICTURE,
+    ) -> Mosaic:
+        """Return the layout of `count` images, enlarged to about `size` (width, height) in all.
+
+        `narrowest` is the least width of a cell that leaves room for its label. Raises `ValueError` without images.
+        """
+        if count == 0:
+            raise ValueError("there are no images to draw")
+        across = min(columns or _columns(count, height, width), count)
+        down = math.ceil(count / across)
+        factor = max(1, min(size[0] // (across * width), size[1] // (down * height)))
+        if narrowest:
+            limit = max(1, min(LARGEST // (across * (width + 6)), LARGEST // (down * (height + 6))))
+            factor = max(factor, min(math.ceil(narrowest / width), limit))
+        mosaic = cls(down, across, (height, width), factor, 1, min(6, max(2, factor // 3)))
+        for divisor in range(2, max(height, width) + 1):
+            if max(mosaic.width, mosaic.height) <= LARGEST:
+                break
+            mosaic = cls(down, across, (height, width), 1, divisor, 1)
+        return mosaic
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """(width, height) of an image as drawn."""
+        height, width = (math.ceil(side / self.divisor) * self.factor for side in self.image)
+        return width, height
+
+    @property
+    def width(self) -> int:
+        return self.columns * (self.cell[0] + self.gap) - self.gap
+
+    @property
+    def height(self) -> int:
+        return self.rows * (self.cell[1] + self.gap) - self.gap
+
+    def caption(self, title: str) -> str:
+        """Return the title, which says so if images are drawn reduced."""
+        return title if self.divisor == 1 else f"{title} (drawn at 1/{self.divisor} of their size)".strip()
+
+    def compose(self, images: Pixels) -> Pixels:
+        """Return the RGB picture (height, width, 3) of images (N, H, W, C). Gaps and empty places are white."""
+        picture = np.full((self.height, self.width, 3), 255, dtype=np.uint8)
+        width, height = self.cell
+        for i, image in enumerate(images):
+            colour = over_white(image)
+            if self.divisor > 1:
+                colour = np.asarray(Image.fromarray(colour).reduce(self.divisor))
+            row, column = divmod(i, self.columns)
+            y, x = row * (height + self.gap), column * (width + self.gap)
+            picture[y : y + height, x : x + width] = colour.repeat(self.factor, 0).repeat(self.factor, 1)
+        return picture
+
+
+def over_white(image: Pixels) -> Pixels:
+    """Return an image (H, W, C) of 1, 3 or 4 channels as RGB (H, W, 3), transparent pixels over white."""
+    channels = image.shape[-1]
+    if channels == 1:
+        return image.repeat(3, axis=-1)
+    if channels == 3:
+        return image
+    if channels != 4:
+        raise ValueError(f"an image has 1, 3 or 4 channels, not {channels}")
+    alpha = image[..., 3:].astype(np.float32) / 255
+    return np.rint(image[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def _columns(count: int, height: int, width: int) -> int:
+    """Return the columns of a picture that is square or somewhat wider, with few empty places."""
+    square = math.sqrt(count * height / width)
+    candidates = range(max(1, math.ceil(square)), max(1, math.ceil(1.5 * square)) + 1)
+    return min(candidates, key=lambda columns: (-count % columns, columns))

@@ -1,0 +1,178 @@
+"""Text that fits, and room for pictures and curves beside their titles, labels and legends. All lengths are pixels."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.text import Text
+
+from difftool.figures import style
+
+MARGIN = 14
+"""Pixels around a picture."""
+NARROWEST = 360
+"""The least width of a picture, so that its title can be read."""
+MOST_LINES = 6
+"""The largest number of lines of a title."""
+ENTRY = 120
+"""The width of an entry of a legend beside its name."""
+
+
+@lru_cache(maxsize=1)
+def _ruler() -> Any:
+    renderer: Any = RendererAgg
+    return renderer(1, 1, style.PICTURE_DPI)
+
+
+@lru_cache(maxsize=4096)
+def text_width(text: str, size: float) -> float:
+    """Return the width of one line of text at `PICTURE_DPI`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=style.MISSING_GLYPH)
+        font = FontProperties(family=style.FAMILY, size=size)
+        width, _, _ = _ruler().get_text_width_height_descent(text, font, False)
+    return float(width)
+
+
+def text_height(lines: int, size: float, dpi: int = style.PICTURE_DPI) -> float:
+    """Return the height of some lines of text."""
+    return lines * size * style.LINE * dpi / 72
+
+
+def wrap(text: str, width: float, size: float) -> list[str]:
+    """Return lines no wider than `width`. A word is broken only if it is wider by itself."""
+    lines: list[str] = []
+    for paragraph in text.splitlines() or [""]:
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}" if line else word
+            if text_width(longer, size) <= width:
+                line = longer
+                continue
+            lines += [line] if line else []
+            while text_width(word, size) > width and len(word) > 1:
+                # the longest beginning that fits, but at least one letter
+                end = bisect.bisect_right(range(2, len(word)), width, key=lambda n: text_width(word[:n], size)) + 1
+                lines.append(word[:end])
+                word = word[end:]
+            line = word
+        lines.append(line)
+    return lines
+
+
+def fit(titles: Sequence[str], width: float) -> tuple[list[str], float]:
+    """Return the titles and their common font size: smaller if one is wide, then wrapped, and at last cut."""
+    paragraphs = [line for title in titles for line in title.splitlines()]
+    for size in (style.TITLE, style.TITLE - 1, style.TITLE - 2):
+        if all(text_width(paragraph, size) <= width for paragraph in paragraphs):
+            break
+    fitted = []
+    for title in titles:
+        lines = wrap(title, width, size)
+        if len(lines) > MOST_LINES:
+            last = lines[MOST_LINES - 1]
+            while last and text_width(f"{last}…", size) > width:
+                last = last[:-1]
+            lines = [*lines[: MOST_LINES - 1], f"{last}…"]
+        fitted.append("\n".join(lines))
+    return fitted, size
+
+
+def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], *, x: float, y: float, **look: Any) -> None:
+    """Add a legend whose upper edge is centred at (x, y). Names are taken literally, so a `$` is a `$`."""
+    width, height = style.size_of(figure)
+    anchor = (x / width, 1 - y / height)
+    box = figure.legend(handles, names, loc="upper center", bbox_to_anchor=anchor, borderpad=0, **look)
+    for text in box.get_texts():
+        text.set_parse_math(False)
+
+
+@dataclass(frozen=True)
+class Board:
+    """A figure with a title, and room for a picture whose upper left corner is at (left, top)."""
+
+    figure: Figure
+    title: Text
+    titles: Sequence[str]
+    """All titles as they fit; the first one is shown."""
+    left: int
+    top: int
+
+    @classmethod
+    @style.look()
+    def of(
+        cls,
+        width: int,
+        height: int,
+        *,
+        titles: Sequence[str],
+        cell: tuple[int, int] = (0, 0),
+        gap: int = 0,
+        columns: Sequence[str] = (),
+        rows: Sequence[str] = (),
+    ) -> Board:
+        """Make room for a picture of this size and for the longest title.
+
+        Labels of columns and rows stand above and left of a picture that consists of cells with gaps between them.
+        """
+        row_lines = [wrap(row, 170, style.LABEL) for row in rows]
+        widest = max((text_width(line, style.LABEL) for lines in row_lines for line in lines), default=0)
+        left = MARGIN + (math.ceil(widest) + 8 if rows else 0)
+        total = max(left + width + MARGIN, NARROWEST)
+        left += (total - left - width - MARGIN) // 2
+
+        fitted, size = fit(titles, total - 2 * MARGIN)
+        title_height = math.ceil(text_height(max(t.count("\n") + 1 if t else 0 for t in fitted), size))
+        column_lines = [wrap(column, cell[0] + gap - 4, style.LABEL) for column in columns]
+        label_height = max((math.ceil(text_height(len(lines), style.LABEL)) + 5 for lines in column_lines), default=0)
+        top = MARGIN + (title_height + 6 if title_height else 0) + label_height
+
+        figure = style.canvas(total, top + height + MARGIN)
+        title = style.write(figure, total / 2, MARGIN - 2, fitted[0], size=size, ha="center", va="top")
+        for k, lines in enumerate(column_lines):
+            x = left + k * (cell[0] + gap) + cell[0] / 2
+            style.write(figure, x, top - 4, "\n".join(lines), size=style.LABEL, ha="center", va="bottom")
+        for r, lines in enumerate(row_lines):
+            y = top + r * (cell[1] + gap) + cell[1] / 2
+            style.write(figure, left - 8, y, "\n".join(lines), size=style.LABEL, ha="right", va="center")
+        return cls(figure, title, fitted, left, top)
+
+    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        """Add axes whose upper left corner is at (x, y) from that of the picture."""
+        return self.figure.add_axes(style.rectangle(self.figure, self.left + x, self.top + y, width, height))
+
+
+class Chart:
+    """A figure of curves: a title and a legend, and below them room for panels."""
+
+    @style.look()
+    def __init__(self, width: int, height: int, *, title: str, names: Sequence[str], columns: int = 0) -> None:
+        """Make room for panels of this size and a legend of these names, by default in rows of similar length."""
+        scale = style.CHART_DPI / style.PICTURE_DPI
+        (title,), size = fit([title], (width - 60) / scale)
+        self._title_height = text_height(title.count("\n") + 1, size, style.CHART_DPI) if title else 0.0
+        widest = max(text_width(name, style.SMALL + 0.5) for name in names) * scale
+        rows = math.ceil(len(names) / (columns or max(1, int((width - 60) // (widest + ENTRY)))))
+        self.columns = columns or math.ceil(len(names) / rows)
+        self.top = round(30 + self._title_height + 36 * rows)
+        self.figure = style.canvas(width, self.top + height, dpi=style.CHART_DPI)
+        style.write(self.figure, width / 2, 16, title, size=size, ha="center", va="top")
+
+    def axes(self, x: float, y: float, width: float, height: float, **shared: Any) -> Axes:
+        """Add axes whose upper left corner is at (x, y) below the legend."""
+        return self.figure.add_axes(style.rectangle(self.figure, x, self.top + y, width, height), **shared)
+
+    def legend(self, handles: Sequence[Any], names: Sequence[str], **look: Any) -> None:
+        """Draw the legend."""
+        x, y = style.size_of(self.figure)[0] / 2, 22 + self._title_height
+        legend(self.figure, handles, names, x=x, y=y, ncols=self.columns, **look)
