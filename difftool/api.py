@@ -36,7 +36,7 @@ def train(*, out: str | Path | None = None, overwrite: bool = False, device: str
     processes, and each of them gets the model. Raises `DifftoolError`, and `TypeError` for a component of another kind.
     """
     from difftool import devices
-    from difftool.distributed import joined
+    from difftool.distributed import connect
     from difftool.runs.folder import check_run_output, create
     from difftool.training.experiment import prepare
     from difftool.training.loggers import check_requirements
@@ -46,14 +46,13 @@ def train(*, out: str | Path | None = None, overwrite: bool = False, device: str
     check_requirements(loggers)
     check_run_output(path, overwrite=overwrite)
     chosen = devices.choose(device)
-    with devices.threads(recipe.training.threads):
+    with devices.threads(recipe.training.threads), connect(chosen) as group:
         experiment = prepare(recipe, chosen)
-        with joined(chosen) as team:
-            folder = team.by_first(lambda: create(recipe, path, overwrite=overwrite))
-            with experiment.held(folder, loggers=loggers, team=team):
-                for _ in experiment.run():
-                    pass
-                experiment.save()
+        folder = group.on_main(lambda: create(recipe, path, overwrite=overwrite))
+        with experiment.held(folder, loggers=loggers, group=group):
+            for _ in experiment.run():
+                pass
+            experiment.save()
     model = experiment.model
     model.source, model.run = folder.model, folder
     return model.to(chosen)

@@ -1,4 +1,4 @@
-"""Many processes under torchrun: one model, one set of samples, one line where something goes wrong, and one end."""
+"""Many processes under torchrun: one model, one set of samples, a line from each process that fails, and one end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from difftool import devices
 from difftool import distributed as processes
 from difftool.data.batches import Batches
 from difftool.data.samples import Samples
-from difftool.distributed import ALONE, Team, World, joined, world
+from difftool.distributed import SINGLE, ProcessGroup, World, connect, world
 from difftool.errors import UsageError
 from difftool.runs.checkpoint import load
 from difftool.runs.folder import RunFolder
@@ -104,9 +104,10 @@ def codes(outcome: Outcome) -> set[int]:
     return {int(code) for code in re.findall(r"exitcode\s*: (-?\d+)", outcome.err)}
 
 
-def one_line(outcome: Outcome) -> list[str]:
-    """The lines of difftool that end a run."""
-    return [line for line in outcome.err.splitlines() if line.startswith("difftool: ") and "warning: " not in line]
+def final_lines(outcome: Outcome) -> list[str]:
+    """The lines that end a run; those of a single process begin with its rank."""
+    pattern = r"(\[rank\d\]: )?difftool: (?!warning: )"
+    return [line for line in outcome.err.splitlines() if re.match(pattern, line)]
 
 
 def logged(folder: Path) -> int:
@@ -174,29 +175,29 @@ def surround(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
 def test_the_world_is_torchruns(monkeypatch: pytest.MonkeyPatch, values: tuple[str, ...], expected: World) -> None:
     surround(monkeypatch, *values)
     assert world() == expected
-    processes.forget()
+    processes.leave_world()
     assert world() == World()
 
 
-def test_one_process_joins_nobody() -> None:
-    with joined() as team:
-        assert team is ALONE
+def test_a_single_process_connects_to_nobody() -> None:
+    with connect() as group:
+        assert group is SINGLE
         assert not torch.distributed.is_initialized()
     network = torch.nn.Linear(2, 2)
-    assert team.wrap(network) is network
-    assert (team.agree(None), team.agree(15), team.sum(1.5), team.mean(1.5)) == (None, 15, 1.5, 1.5)
-    assert (team.gathered("x"), team.by_first(lambda: "y"), team.own) == (["x"], "y", ())
-    assert (team.part(7), team.balance(7)) == (slice(0, 7), 1.0)
+    assert group.wrap(network) is network
+    assert (group.all_max(15), group.all_sum(1.5), group.all_mean(1.5)) == (15, 1.5, 1.5)
+    assert (group.all_gather("x"), group.on_main(lambda: "y"), group.key) == (["x"], "y", ())
+    assert (group.shard(7), group.loss_factor(7)) == (slice(0, 7), 1.0)
 
 
 @pytest.mark.parametrize(("n", "size"), [(7, 2), (8, 2), (5, 5), (64, 3)])
-def test_parts_are_a_whole_and_weigh_as_much(n: int, size: int) -> None:
-    teams = [Team(World(rank, size, rank, size)) for rank in range(size)]
+def test_shards_are_a_whole_and_weigh_as_much(n: int, size: int) -> None:
+    groups = [ProcessGroup(World(rank, size, rank, size)) for rank in range(size)]
     losses = torch.arange(float(n)) ** 2
-    assert torch.equal(torch.cat([losses[team.part(n)] for team in teams]), losses)
-    means = [losses[team.part(n)].mean() * team.balance(n) for team in teams]
+    assert torch.equal(torch.cat([losses[group.shard(n)] for group in groups]), losses)
+    means = [losses[group.shard(n)].mean() * group.loss_factor(n) for group in groups]
     assert float(sum(means)) / size == pytest.approx(float(losses.mean()))
-    assert len({team.own for team in teams}) == size
+    assert len({group.key for group in groups}) == size
 
 
 def test_moments_are_pooled() -> None:
@@ -279,7 +280,7 @@ def photos(folder: Path, count: int = 20) -> None:
         place = folder / "photos" / ("cat" if i % 2 else "dog")
         place.mkdir(parents=True, exist_ok=True)
         noise = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
-        Image.fromarray(noise.numpy()).save(place / f"{i:02d}.png")
+        Image.fromarray(noise.numpy()).save(place / f"{i:03d}.png")
 
 
 @pytest.mark.slow
@@ -314,7 +315,7 @@ def test_a_signal_to_one_process_stops_all_and_one_goes_on(
     os.kill(run.pid(rank), signal.SIGTERM)
     outcome = run.end()
     stopped = state_step(tmp_path / "two")
-    assert one_line(outcome) == [
+    assert final_lines(outcome) == [
         f"difftool: stopped after step {stopped} of 400; everything is saved; go on with: difftool train --resume two"
     ]
     assert 3 < stopped < 400
@@ -338,7 +339,7 @@ def test_two_processes_go_on_where_one_stopped(torchrun: Callable[..., Torchrun]
     newest.write_bytes(newest.read_bytes()[:-1])
     outcome = torchrun("train", "--resume", "two", "--steps", 60).end()
     assert outcome.code == 0, outcome.err
-    assert outcome.err.count("going on with two after step 30") == 1
+    assert outcome.err.count("resuming two after step 30") == 1
     assert outcome.err.count("processes 1, now 2") == 1
     one(tmp_path, "train", *POINTS, "--threads", 1, "--steps", 60, "--checkpoint-every", 30, "--out", "one")
     assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
@@ -367,6 +368,8 @@ def test_a_script_trains_with_all_its_processes(torchrun: Callable[..., Torchrun
     assert distance(tmp_path / "y", tmp_path / "one") <= 1e-6
 
 
+LOST = "another process of this run failed or was killed"
+
 # --- one end -------------------------------------------------------------------------------------------------------
 
 
@@ -379,59 +382,68 @@ def test_a_process_that_dies_ends_the_others(torchrun: Callable[..., Torchrun], 
     os.kill(run.pid(rank), signal.SIGKILL)
     outcome = run.end(30)
     newest = RunFolder(tmp_path / "two").saved_states()[0]
-    assert one_line(outcome) == [
-        f"difftool: error: another process of this run died; the last state is {newest.relative_to(tmp_path)}; "
+    assert final_lines(outcome) == [
+        f"[rank{1 - rank}]: difftool: error: {LOST}; the last state is {newest.relative_to(tmp_path)}; "
         "go on with: difftool train --resume two"
     ]
     assert state.check(newest) == ""
     assert codes(outcome) <= {1, -9}
 
 
+def lines_by_rank(outcome: Outcome) -> dict[int, str]:
+    """The one line that each failing process prints."""
+    found = re.findall(r"^\[rank(\d)\]: difftool: error: (.*)$", outcome.err, re.MULTILINE)
+    assert len(dict(found)) == len(found) == len(final_lines(outcome)), outcome.err
+    return {int(rank): line for rank, line in found}
+
+
 @pytest.mark.slow
-def test_what_all_find_wrong_is_said_once(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
+def test_wrong_usage_is_reported_once(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
     wrong: dict[tuple[object, ...], str] = {
         ("train", "--backbone.widht", 3): "there is no option --backbone.widht; did you mean --backbone.width?",
         ("train", *POINTS, "--batch-size", 1): "--batch-size: 2 processes share each batch, so it has at least",
-        ("sample", "nowhere"): "nowhere does not exist",
     }
     started = [torchrun(*arguments) for arguments in wrong]
     for run, line in zip(started, wrong.values(), strict=True):
         outcome = run.end()
         assert [line in error for error in outcome.errors] == [True], outcome.err
-        assert (outcome.out, len(codes(outcome))) == ("", 1)
+        assert (outcome.out, codes(outcome), len(final_lines(outcome))) == ("", {2}, 1)
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
-def test_a_gradient_that_is_infinite_is_said_once(torchrun: Callable[..., Torchrun]) -> None:
+def test_each_process_reports_a_failure_that_all_have(torchrun: Callable[..., Torchrun]) -> None:
     depth = ("--backbone.depth", 64, "--backbone.activation", "relu", "--warmup", 0, "--lr", 10)
     outcome = torchrun("train", *POINTS, *depth, "--steps", 50, "--out", "x").end()
-    (error,) = one_line(outcome)
-    assert "try a lower --lr or --clip 1; no state was saved before" in error
+    lines = lines_by_rank(outcome)
+    assert lines.keys() == {0, 1}
+    assert all("try a lower --lr or --clip 1; no state was saved before" in line for line in lines.values())
     assert codes(outcome) == {1}
 
 
 @pytest.mark.slow
-def test_what_one_process_alone_finds_wrong_ends_all(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
-    """A picture that cannot be decoded lies in the part of one of them."""
-    photos(tmp_path)
-    broken = tmp_path / "photos" / "cat" / "07.png"
+def test_a_failure_of_one_process_ends_all(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
+    """A picture that cannot be decoded lies in the share of one of them, and is not one that all measure first."""
+    photos(tmp_path, 300)
+    broken = tmp_path / "photos" / "cat" / "013.png"
     broken.write_bytes(broken.read_bytes()[:60])
     outcome = torchrun("train", *STREAMED, "--steps", 100, "--out", "x").end()
-    (error,) = one_line(outcome)
-    assert "07.png" in error
+    lines = lines_by_rank(outcome)
+    assert sorted("013.png" in line for line in lines.values()) == [False, True]
+    assert sum(line.startswith(LOST) for line in lines.values()) == 1
     assert codes(outcome) == {1}
 
 
 @pytest.mark.slow
-def test_what_the_first_process_finds_wrong_ends_all(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
-    """Only it opens the run folder."""
+def test_a_failure_of_the_main_process_ends_all(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
+    """The main process alone opens the run folder."""
     one(tmp_path, "train", *POINTS, "--steps", 2, "--out", "x")
     for path in RunFolder(tmp_path / "x").saved_states():
         path.unlink()
     outcome = torchrun("train", "--resume", "x", "--steps", 4).end()
-    (error,) = one_line(outcome)
-    assert "the training states of x are gone" in error
+    lines = lines_by_rank(outcome)
+    assert "the training states of x are gone" in lines[0]
+    assert lines[1] == LOST
     assert codes(outcome) == {1}
 
 

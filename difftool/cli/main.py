@@ -7,17 +7,17 @@ import os
 import re
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from difftool.cli.signals import signals
-from difftool.distributed import forget, hush, settled, world
+from difftool.distributed import leave_world, world
 from difftool.errors import (
     OUT_OF_MEMORY,
     DifftoolError,
     Interrupted,
-    PeerDied,
     Stopped,
     UsageError,
     is_signal,
@@ -35,8 +35,10 @@ COMPLETE = "_DIFFTOOL_COMPLETE"
 """The variable by which a shell asks for completions."""
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as any tool whose reader has gone
 LAST_STREAM = 2
-TOGETHER = ("train", "sample")
-"""Commands that many processes share; of others the first does all the work."""
+DISTRIBUTED = ("train", "sample")
+"""The commands that several processes share; the main process runs the others alone."""
+MAIN_FIRST = 10.0
+"""Seconds that a process leaves to the main process to report wrong usage, and to torchrun to end this one."""
 TOO_LONG = r"\S{300,}"
 """Words that a message tells the ends of: no path is as long by accident."""
 
@@ -60,7 +62,7 @@ def _exit_code(given: list[str]) -> int:
     try:
         if NO_PLUGINS in options:
             os.environ["DIFFTOOL_PLUGINS"] = ""  # also for the processes that this one starts
-        with _first_alone_speaks():
+        with _only_main_prints():
             code = _run([*(a for a in options if a not in (DEBUG, NO_PLUGINS)), *values])
         sys.stdout.flush()
         return code
@@ -83,25 +85,36 @@ def _exit_code(given: list[str]) -> int:
 
 
 def _end(error: BaseException, *, debug: bool) -> int:
-    """Tell a failure, once where many processes have it, and end all alike."""
-    own, message = failure(error)
-    if world().size > 1:
-        signals.settle()
-    with settled(own, message, died=isinstance(error, PeerDied)) as (code, told_here):
-        if told_here and debug:
-            import traceback
+    """Report a failure in one line, and return the exit code.
 
-            traceback.print_exception(error)
-            _say(_versions())
-        if told_here:
-            _say(message)
+    Of several processes each reports its own, with its rank before it. All find wrong usage, and all stop at a signal,
+    so the main process alone reports these.
+    """
+    code, message = failure(error)
+    here = world()
+    if here.size > 1:
+        if isinstance(error, UsageError) and not here.is_main:
+            try:
+                time.sleep(MAIN_FIRST)
+            except Stopped:
+                return code
+        signals.ignore()  # torchrun signals those that are left when another has failed; the line matters more
+        if isinstance(error, Interrupted) and not here.is_main:
+            return code
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+        _say(_versions())
+    shared = here.size == 1 or isinstance(error, (Interrupted, UsageError))
+    _say(message, prefix="" if shared else f"[rank{here.rank}]: ")
     return code
 
 
 @contextlib.contextmanager
-def _first_alone_speaks() -> Iterator[None]:
-    """Of many processes the others print nothing in this block."""
-    if world().first:
+def _only_main_prints() -> Iterator[None]:
+    """Keep all processes but the main one silent in this block."""
+    if world().is_main:
         yield
         return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
@@ -119,10 +132,10 @@ def _run(arguments: list[str]) -> int:
         raise DifftoolError(f"the current folder cannot be used ({error.strerror}); change to another") from None
     _refuse_empty(arguments)
     if world().size > 1:
-        if next((a for a in arguments if not a.startswith("-")), "") in TOGETHER:
-            hush()
-        elif world().first:
-            forget()
+        if next((a for a in arguments if not a.startswith("-")), "") in DISTRIBUTED:
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP would warn in each that all weights are used
+        elif world().is_main:
+            leave_world()
         else:
             return 0
     outcome = typer.main.get_command(app).main(arguments, prog_name="difftool", standalone_mode=False)
@@ -176,12 +189,14 @@ def _usage(error: Any) -> str:
     return text
 
 
-def _say(message: str) -> None:
-    line = printable(re.sub(TOO_LONG, _shortened, " ".join(message.split())))
+def _say(message: str, prefix: str = "") -> None:
+    """Print one line to stderr, with the middle of very long words left out."""
+    line = printable(re.sub(TOO_LONG, lambda word: f"{word[0][:60]}[...]{word[0][-20:]}", " ".join(message.split())))
+    line = f"{prefix}difftool: {line}\n"
     try:
-        sys.stderr.write(f"difftool: {line}\n")
+        sys.stderr.write(line)
     except UnicodeEncodeError:
-        sys.stderr.write(f"difftool: {line.encode('ascii', 'backslashreplace').decode()}\n")
+        sys.stderr.write(line.encode("ascii", "backslashreplace").decode())
     except OSError:
         pass
 
@@ -193,10 +208,6 @@ def _versions() -> str:
 
     packages = ", ".join(f"{name} {version(name)}" for name in ("difftool", "torch", "typer", "pluggy", "safetensors"))
     return f"{packages}, Python {platform.python_version()}, {platform.platform()}"
-
-
-def _shortened(word: re.Match[str]) -> str:
-    return f"{word[0][:60]}[...]{word[0][-20:]}"
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

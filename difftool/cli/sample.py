@@ -15,7 +15,7 @@ from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_outs, naming_out, report
 from difftool.cli.sources import PANELS, RunArgument, SourceRequest, Timesteps, Weights, source_groups
 from difftool.components import Sampler, Spacing, Writer
-from difftool.distributed import joined, world
+from difftool.distributed import connect, world
 from difftool.errors import UsageError, printable, spending
 from difftool.files import numbered
 from difftool.options import options_of, plain
@@ -25,7 +25,7 @@ from difftool.settings import STRENGTH, Sampling
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from difftool.distributed import Team
+    from difftool.distributed import ProcessGroup
     from difftool.figures.drawing import Drawing
     from difftool.figures.formats import DrawingSpec
     from difftool.runs.folder import RunFolder
@@ -103,11 +103,11 @@ def sample(
             f"{devices.describe(chosen)}, {_seeds(plan)}"
         )
         start = time.perf_counter()
-        with joined() as team:
+        with connect() as group:
             with spending(plan.batch_size):
-                drawing, calls = _walk(loaded, plan, spec, writers.values(), team, columns=columns, raw=raw)
+                drawing, calls = _walk(loaded, plan, spec, writers.values(), group, columns=columns, raw=raw)
             seconds = time.perf_counter() - start
-            team.by_first(lambda: _write(writers, drawing, overwrite=overwrite))
+            group.on_main(lambda: _write(writers, drawing, overwrite=overwrite))
     note(f"{plan.num_samples:,} samples in {seconds:.1f} s ({plan.steps} steps, {calls} network calls each)")
     facts = {
         **opened.facts,
@@ -150,7 +150,7 @@ def _walk(
     plan: Plan,
     spec: DrawingSpec,
     writers: Collection[Writer],
-    team: Team,
+    group: ProcessGroup,
     *,
     columns: int | None,
     raw: bool,
@@ -165,7 +165,7 @@ def _walk(
     from difftool.sampling.loop import sample as sampling_steps
     from difftool.sampling.source import reference_points_of
 
-    drawn = not all(writer.holds_arrays for writer in writers) and team.first
+    drawn = not all(writer.holds_arrays for writer in writers) and group.is_main
     reference = reference_points_of(model) if drawn and len(spec.shape) == 1 else None
     places = {step: k for k, step in enumerate(needed_states(writers, spec))}
     names = [""] * len(places)
@@ -173,7 +173,7 @@ def _walk(
     # network takes and gives back, which would then be several times as much
     x = torch.empty(plan.num_samples, *spec.shape)
     states = torch.empty(len(places), plan.num_samples, *spec.shape)
-    calls, made, own = 0, 0, range(plan.batches)[team.world.rank :: team.size]
+    calls, made, own = 0, 0, range(plan.batches)[group.rank :: group.size]
     with bar("sampling", len(own) * plan.steps) as shown:
         for at in sampling_steps(model, plan, own):
             end = at.first + len(at.x)
@@ -187,7 +187,7 @@ def _walk(
             calls, steps = at.calls, made * plan.steps + (0 if at.done else at.number)
             shown.update(steps, f"{end if at.done else at.first:,}/{plan.num_samples:,} samples")
     for whole in (x, *states):
-        _gather(whole, plan, team)
+        _gather(whole, plan, group)
     drawing = Drawing(
         x=x,
         scaling=model.data.scaling,
@@ -207,17 +207,17 @@ def _walk(
     return drawing, calls
 
 
-def _gather(x: Tensor, plan: Plan, team: Team) -> None:
+def _gather(x: Tensor, plan: Plan, group: ProcessGroup) -> None:
     """Bring the batches that other processes walked to their place at the first one."""
-    if team.size == 1:
+    if group.size == 1:
         return
     for batch in range(plan.batches):
-        owner, first = batch % team.size, batch * plan.batch_size
+        owner, first = batch % group.size, batch * plan.batch_size
         part = x[first : first + plan.count(batch)]
-        if team.first and owner:
-            team.take(part, owner)
-        elif owner == team.world.rank and not team.first:
-            team.give(part)
+        if group.is_main and owner:
+            group.recv(part, owner)
+        elif owner == group.rank and not group.is_main:
+            group.send(part)
 
 
 def _title(model: Source, plan: Plan) -> Iterator[str]:

@@ -26,7 +26,7 @@ class Signals:
         self.number: int | None = None
         """The first that came."""
         self._deferred = False
-        self._settled = False
+        self._ignored = False
         self._process = os.getpid()
 
     @contextlib.contextmanager
@@ -45,12 +45,11 @@ class Signals:
             yield
         finally:
             for number in ours:
-                signal.signal(number, signal.SIG_IGN if self._settled else before[number])
+                signal.signal(number, signal.SIG_IGN if self._ignored else before[number])
 
-    def settle(self) -> None:
-        """From here on signals change nothing. Where one of many processes fails, all end, and with the same code;
-        what torchrun sends to those that are left comes too late."""
-        self._settled = True
+    def ignore(self) -> None:
+        """Ignore all signals from here on, since the program ends anyway."""
+        self._ignored = True
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[Signals]:
@@ -60,7 +59,7 @@ class Signals:
             yield self
         except Exception:
             if world().size > 1:
-                self.settle()
+                self.ignore()
             raise
         finally:
             self._deferred = False
@@ -68,7 +67,7 @@ class Signals:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a child that was just forked
             return
-        if self._settled:
+        if self._ignored:
             return
         first = self.number is None
         self.number = self.number or number

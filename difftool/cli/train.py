@@ -15,7 +15,7 @@ from difftool.cli.flags import Group
 from difftool.cli.request import Request
 from difftool.cli.training import fit
 from difftool.components import KINDS, Backbone, Dataset, Logger, NoiseSchedule, Prediction
-from difftool.distributed import joined
+from difftool.distributed import connect
 from difftool.errors import DifftoolError, InvalidOption, UsageError
 from difftool.runs.config import dump_toml
 from difftool.runs.recipe import Recipe, build_recipe, differences
@@ -75,7 +75,7 @@ def train(
 
     check_requirements(loggers)
     chosen = devices.choose(device)
-    with devices.threads(recipe.training.threads):
+    with devices.threads(recipe.training.threads), connect(chosen) as group:
         try:
             experiment = prepare(recipe, chosen)
         except InvalidOption as error:
@@ -84,11 +84,10 @@ def train(
         if dry_run:
             _report_dry_run(experiment, as_json=json)
             return
-        with joined(chosen) as team:
-            folder = team.by_first(lambda: place.folder(recipe))
-            with experiment.held(folder, resume=resume is not None, new_data=new_data, loggers=loggers, team=team):
-                note(_beginning(experiment, resumed=resume is not None))
-                fit(experiment)
+        folder = group.on_main(lambda: place.folder(recipe))
+        with experiment.held(folder, resume=resume is not None, new_data=new_data, loggers=loggers, group=group):
+            note(_beginning(experiment, resumed=resume is not None))
+            fit(experiment)
     if json:
         last = folder.read_metrics()[-1:] or [{}]
         result_json({"run": str(folder.path), "model": str(folder.model), "step": experiment.state.step, **last[0]})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from difftool.cli.console import bar, note
 from difftool.cli.signals import Signals, signals
-from difftool.distributed import telling_of_peers
+from difftool.distributed import naming_lost_peers
 from difftool.errors import DifftoolError, Interrupted, PeerDied, one_line, spending
 
 if TYPE_CHECKING:
@@ -34,18 +34,18 @@ def fit(experiment: Experiment) -> None:
             if update.metrics is not None:
                 words.see(update.metrics)
             shown.update(update.step, words)
-            if update.preview and experiment.team.first:
+            if update.preview and experiment.group.is_main:
                 _preview(experiment)
             _stop_if_asked(experiment, stop)
         experiment.save()
     _stop_if_asked(experiment, signals)
-    experiment.team.by_first(lambda: _conclude(experiment, words))
+    experiment.group.on_main(lambda: _conclude(experiment, words))
 
 
 def _stop_if_asked(experiment: Experiment, stop: Signals) -> None:
     """After a signal, to whichever process: save, and end with the line that goes on."""
-    number = experiment.team.agree(stop.number)
-    if number is not None:
+    number = experiment.group.all_max(stop.number or 0)
+    if number:
         experiment.save()
         raise Interrupted(
             f"stopped after step {experiment.state.step} of {experiment.steps}; everything is saved; "
@@ -62,7 +62,7 @@ def _how_to_go_on(experiment: Experiment) -> str:
 def _knowing_the_last_state(experiment: Experiment) -> Iterator[None]:
     """What goes wrong on the way is told with the state that the run can go on from."""
     try:
-        with spending(experiment.batch_size), telling_of_peers():
+        with spending(experiment.batch_size), naming_lost_peers():
             yield
     except Interrupted:
         raise

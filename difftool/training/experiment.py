@@ -22,7 +22,7 @@ from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples, identity, split
 from difftool.diffusion.schedule import Schedule
-from difftool.distributed import ALONE, Team, world
+from difftool.distributed import SINGLE, ProcessGroup, world
 from difftool.errors import DifftoolError, InvalidOption, UsageError
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading
 from difftool.rng import key, seed_globally
@@ -78,7 +78,7 @@ class Experiment:
     """Set by `held`, once it is certain that the run begins."""
     loggers: Loggers = field(init=False)
     """Set by `held` too."""
-    team: Team = ALONE
+    group: ProcessGroup = SINGLE
     """The processes that train together; set by `held`. Of many the first alone writes."""
     elapsed: float = 0.0
     """Seconds of training, over all resumes."""
@@ -128,7 +128,7 @@ class Experiment:
         resume: bool = False,
         new_data: bool = False,
         loggers: Sequence[Logger] = (),
-        team: Team = ALONE,
+        group: ProcessGroup = SINGLE,
     ) -> Iterator[None]:
         """Hold a run folder as this experiment's, its configuration written; resumed, its newest state is taken up.
 
@@ -136,11 +136,11 @@ class Experiment:
 
         Raises `DifftoolError` where that cannot be, also where the disk has no room for a state.
         """
-        self.folder, self.team = folder, team
-        with self._opened(resume, new_data, loggers) if team.first else contextlib.nullcontext(Loggers({})) as logs:
+        self.folder, self.group = folder, group
+        with self._opened(resume, new_data, loggers) if group.is_main else contextlib.nullcontext(Loggers({})) as logs:
             self.loggers = logs
-            step = team.by_first(lambda: self.state.step)
-            if not team.first and step:
+            step = group.on_main(lambda: self.state.step)
+            if not group.is_main and step:
                 state.restore_from(folder, step, self.state, self.recipe)
             yield
 
@@ -182,7 +182,7 @@ class Experiment:
             seed=settings.seed,
             device=self.device,
             workers=settings.workers,
-            part=self.team.part(self.batch_size),
+            part=self.group.shard(self.batch_size),
         )
         self.meter.start(self.elapsed, self.state.skipped)
         start = time.perf_counter() - self.elapsed
@@ -196,7 +196,7 @@ class Experiment:
             classes=self.data.classes,
             device=self.device,
             step=self._step(),
-            team=self.team,
+            group=self.group,
         )
         for record in loop:
             step, last = record.step, record.step == self.steps
@@ -205,9 +205,9 @@ class Experiment:
             measure = self.held_out is not None and (due(step, "1ep") or last)
             row = None
             if step % self.log_every == 0 or last or measure:
-                training.settle(self.state, settings, self.team)
+                training.settle(self.state, settings, self.group)
                 row = self.meter.row(
-                    record, self.elapsed, skipped=self.state.skipped, waited=batches.waited, team=self.team
+                    record, self.elapsed, skipped=self.state.skipped, waited=batches.waited, group=self.group
                 )
                 if measure:
                     row["held_out_loss"] = self.held_out_loss()
@@ -220,16 +220,16 @@ class Experiment:
 
     def _step(self) -> TrainStep | None:
         """What stands in for the plain step: a compiled one, or one that shares gradients."""
-        settings, team = self.recipe.training, self.team
-        if team.size == 1:
+        settings, group = self.recipe.training, self.group
+        if group.size == 1:
             return compiled_step(self.state, self.objective, settings, self.device) if settings.compile else None
         network = self.state.network
-        shared = team.wrap(torch.compile(network) if settings.compile else network)  # type: ignore[arg-type]
-        balance = team.balance(self.batch_size)
-        return eager_step(self.state, self.objective, settings, self.device, shared, balance=balance)
+        shared = group.wrap(torch.compile(network) if settings.compile else network)  # type: ignore[arg-type]
+        loss_factor = group.loss_factor(self.batch_size)
+        return eager_step(self.state, self.objective, settings, self.device, shared, loss_factor=loss_factor)
 
     def _log(self, row: Mapping[str, Any]) -> None:
-        if self.team.first:
+        if self.group.is_main:
             self.folder.append_metrics(row)
             self.loggers(Row(step=row["step"], metrics=scalars(row)))
 
@@ -244,7 +244,7 @@ class Experiment:
             batch_size=self.batch_size,
             scaling=self.data.scaling,
             classes=self.data.classes,
-            team=self.team,
+            group=self.group,
         )
         self.state.network.train()
         return loss
@@ -281,8 +281,8 @@ class Experiment:
     def save(self) -> None:
         """Write state and model; older states go only once the new ones are on disk."""
         if self.saved_at != self.state.step:
-            training.settle(self.state, self.recipe.training, self.team)
-            self.team.by_first(self._write)
+            training.settle(self.state, self.recipe.training, self.group)
+            self.group.on_main(self._write)
             self.saved_at = self.state.step
 
     def _write(self) -> None:

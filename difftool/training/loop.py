@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from difftool.data.batches import Batches
 from difftool.data.samples import Samples, Scaling
-from difftool.distributed import ALONE, Team
+from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import Diverged
 from difftool.rng import key, sample_noise, seed_globally
 from difftool.training.inputs import prepared
@@ -71,11 +71,11 @@ def train(
     classes: int | None,
     device: torch.device,
     step: TrainStep | None = None,
-    team: Team = ALONE,
+    group: ProcessGroup = SINGLE,
 ) -> Iterator[Record]:
     """Train from `state.step` up to `steps`. A gradient that is not finite never touches the weights; see `settle`.
 
-    `step` stands in for `eager_step` where it was compiled, or shares gradients with a `team`; records then tell of
+    `step` stands in for `eager_step` where it was compiled, or shares gradients with a `group`; records then tell of
     this process's part of the batches.
     """
     step = step or eager_step(state, objective, settings, device)
@@ -91,7 +91,7 @@ def train(
         classes=classes,
         layout=layout_of(state.network),
     )
-    own = key(settings.seed, "step", *team.own)
+    own = key(settings.seed, "step", *group.key)
     for inputs in stream:
         seed_globally(device, own + state.step)  # for dropout
         lr = learning_rate(state.step, steps, settings)
@@ -104,7 +104,7 @@ def train(
             return
 
 
-def settle(state: TrainState, settings: Training, team: Team = ALONE) -> None:
+def settle(state: TrainState, settings: Training, group: ProcessGroup = SINGLE) -> None:
     """Wait for the device, and look at how the last steps went. Raises `Diverged` where one of them was masked.
 
     fp16 may skip steps: its scale is halved in each until the gradient overflows no more.
@@ -118,7 +118,7 @@ def settle(state: TrainState, settings: Training, team: Team = ALONE) -> None:
         if sound:
             state.skipped_in_a_row = 0
             continue
-        loss = team.mean(loss)
+        loss = group.all_mean(loss)
         if not (state.scaler.is_enabled() and math.isfinite(loss)):
             raise Diverged(_divergence(step, loss, settings))
         state.skipped += 1
@@ -150,12 +150,12 @@ def held_out_loss(
     scaling: Scaling,
     classes: int | None,
     repeats: int = 4,
-    team: Team = ALONE,
+    group: ProcessGroup = SINGLE,
 ) -> float:
     """Mean unweighted loss over all held-out items, each at `repeats` stratified levels: the same ones every time."""
     network.eval()
     total, n, levels, device = 0.0, len(samples), len(objective), objective.device
-    for start in range(0, n, batch_size)[team.world.rank :: team.size]:
+    for start in range(0, n, batch_size)[group.rank :: group.size]:
         indices = list(range(start, min(n, start + batch_size)))
         items, labels = samples.take(indices)
         x_0 = scaling.to_model(items.to(device))
@@ -167,4 +167,4 @@ def held_out_loss(
             inputs = objective.inputs(x_0, eps, t, cond)
             output = objective.ask(network, inputs)
             total += float(objective.item_losses(objective.answer(output).float(), inputs.target).sum())
-    return team.sum(total) / (n * repeats)
+    return group.all_sum(total) / (n * repeats)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difftool.distributed import ALONE, Team
+from difftool.distributed import SINGLE, ProcessGroup
 from difftool.training.loop import Record
 from difftool.training.loss import Objective
 
@@ -52,12 +52,12 @@ class Gathered:
     prediction: Statistics
     input: Statistics
 
-    def of_all(self, team: Team) -> Gathered:
+    def of_all(self, group: ProcessGroup) -> Gathered:
         """That of the whole batches, where this process sees a part of them."""
-        if team.size == 1:
+        if group.size == 1:
             return self
         own = Gathered(self.losses.cpu(), self.items.cpu(), self.t.cpu(), self.prediction, self.input)
-        parts = team.gathered(own)
+        parts = group.all_gather(own)
         return Gathered(
             torch.stack([part.losses for part in parts]).mean(0),
             torch.cat([part.items for part in parts]),
@@ -99,7 +99,7 @@ class Meter:
         self._answers, self._kept = [], 0
 
     def row(
-        self, record: Record, elapsed: float, *, skipped: int = 0, waited: float = 0.0, team: Team = ALONE
+        self, record: Record, elapsed: float, *, skipped: int = 0, waited: float = 0.0, group: ProcessGroup = SINGLE
     ) -> dict[str, Any]:
         """The metrics of the steps since the last row, as plain finite numbers (None where there is none).
 
@@ -112,7 +112,7 @@ class Meter:
             t=torch.cat(self._t),
             prediction=Statistics.of(record.answer.float()),
             input=Statistics.of(record.inputs.x_t),
-        ).of_all(team)
+        ).of_all(group)
         items, t = seen.items, seen.t
         quartile = (t * 4).div(len(self.objective), rounding_mode="floor")
         sums = torch.zeros(4, device=t.device).index_add_(0, quartile, items)

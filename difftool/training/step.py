@@ -56,12 +56,12 @@ def eager_step(
     device: torch.device,
     forward: Callable[..., Tensor] | None = None,
     *,
-    balance: float = 1.0,
+    loss_factor: float = 1.0,
 ) -> TrainStep:
     """A step as torch runs it, call by call.
 
     `forward` stands in for the network where it was compiled, or wrapped to share gradients; then the loss is
-    multiplied by the `balance` of this process's part.
+    multiplied by the `loss_factor` of this process's part.
     """
     network: Callable[..., Tensor] = state.network if forward is None else forward
     optimizer, scaler = state.optimizer, state.scaler
@@ -73,7 +73,7 @@ def eager_step(
         for part, share in parts(inputs, settings.accumulate):
             with context():
                 output = objective.ask(network, part, guess=guess)
-            loss, weight = objective.loss(output, part), share * balance
+            loss, weight = objective.loss(output, part), share * loss_factor
             loss = loss if weight == 1.0 else weight * loss
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
