@@ -586,7 +586,7 @@ USAGE = [
     Fault("levels alike", ("inspect-schedule", "scaled-linear", "--schedule.beta-max", 0.99999), 2, ("scaled-linear",)),
     Fault("self-conditioning", (*TRAIN, "--self-condition", "--steps", "x"), 2, ("--steps",)),
     Fault("points for a U-Net", ("train", "--backbone", "unet", "--dataset", "swiss-roll"), 2, ("needs images",)),
-    Fault("8x9 for a U-Net", ("train", *IMAGES, "--dataset.size", "8,9"), 2, ("8x9", "8x8, 8x10")),
+    Fault("8x9 for a U-Net", ("train", *IMAGES, "--dataset.size", "8,9"), 2, ("8x9", "8x8 or 8x10")),
     Fault("1x1 for a U-Net", ("train", *IMAGES, "--dataset.size", 1), 2, ("1x1",)),
     Fault("groups that do not divide", ("train", *IMAGES, "--backbone.groups", 7), 2, ("--backbone.groups",)),
     Fault("468,750 GiB of images", ("train", *IMAGES, "--dataset.size", 4096, "--dataset.n", 10**7), 2, ("GiB",)),
@@ -726,7 +726,7 @@ OUT_ROWS = [
     Fault(
         "--out a link to a full folder", (*OUT, "l"), 1, ("l is not empty",), (folder("r", full=True), link("l", "r"))
     ),
-    Fault("--out a link to nothing", (*OUT, "l"), 1, ("l is a link to nothing",), (link("l", "no"),)),
+    Fault("--out a link to nothing", (*OUT, "l"), 1, ("l is a broken link",), (link("l", "no"),)),
     Fault("--out a link to itself", (*OUT, "l"), 1, ("l ",), (link("l", "l"),)),
     Fault("--out below a link to nothing", (*OUT, "l/x"), 1, ("l/x",), (link("l", "no"),)),
     Fault("--out below a link to itself", (*OUT, "l/x"), 1, ("l/x",), (link("l", "l"),)),
@@ -767,7 +767,7 @@ OUT_ROWS = [
     Fault("a second picture that exists", (*TO, "ok.npy", "--out", "x.png"), 1, ("x.png exists",), (put("x.png"),)),
     Fault("a picture that is a folder", (*TO, "x.png"), 1, ("x.png is a folder",), (folder("x.png"),)),
     Fault("a folder for a picture", (*TO, "x.png", "--overwrite"), 1, ("x.png is a folder",), (folder("x.png"),)),
-    Fault("a picture behind a link to nothing", (*TO, "x.png"), 1, ("link to nothing",), (link("x.png", "no"),)),
+    Fault("a picture behind a link to nothing", (*TO, "x.png"), 1, ("broken link",), (link("x.png", "no"),)),
     Fault("a picture below a file", (*TO, "f/x.png"), 1, ("f/x.png", "not a folder"), (put("f"),)),
     Fault("a picture below a link to nothing", (*TO, "l/x.png"), 1, ("l",), (link("l", "no"),)),
     Fault("a picture of 300 characters", (*TO, f"{LONG}.png"), 1, ("xxx",)),
@@ -783,7 +783,7 @@ OUT_ROWS = [
     Fault("a folder of pictures that is full", (*PICTURES, "x"), 1, ("x exists",), (folder("x", full=True),)),
     Fault("a folder of pictures that is a file", (*PICTURES, "x", "--overwrite"), 1, ("x is a file",), (put("x"),)),
     Fault(
-        "a folder of pictures behind a link to nothing", (*PICTURES, "x"), 1, ("link to nothing",), (link("x", "no"),)
+        "a folder of pictures behind a link to nothing", (*PICTURES, "x"), 1, ("broken link",), (link("x", "no"),)
     ),
     Fault(
         "a figure that exists", ("inspect-schedule", "linear", "--out", "x.png"), 1, ("x.png exists",), (put("x.png"),)
@@ -1307,7 +1307,7 @@ IMAGE_ROWS = [
     Fault("images at 300 characters", (*FOLDER, "--dataset.path", LONG), 1, ("xxx",)),
     Fault("images of a stranger's home", (*FOLDER, "--dataset.path", "~nobody9/x"), 2, ("--dataset.path", "~nobody9")),
     Fault("images of two channels", (*FOLDER, "--dataset.channels", 2), 2, ("--dataset.channels", "1 or 3"), (GOOD,)),
-    Fault("images of 7x7 for a U-Net", (*FOLDER, "--dataset.size", 7), 2, ("7x7", "6x6, 8x8"), (GOOD,)),
+    Fault("images of 7x7 for a U-Net", (*FOLDER, "--dataset.size", 7), 2, ("7x7", "6x6 or 8x8"), (GOOD,)),
     Fault("memory nan", (*FOLDER, "--dataset.memory", "nan"), 2, ("--dataset.memory",), (GOOD,)),
     Fault("the only image held out", (*FOLDER, "--held-out", 1), 2, ("--held-out", "1 of 1"), (GOOD,)),
     *(

@@ -189,7 +189,7 @@ class RunFolder:
                 raise DifftoolError(f"{folder} is a file; a run needs a folder there")
         for file in (self.config, self.model, self.metrics, self.loss):
             if file.exists() and not file.is_file():
-                raise DifftoolError(f"{file} is no regular file; a run needs one there")
+                raise DifftoolError(f"{file} is not a regular file; a run needs one there")
         free = shutil.disk_usage(self.path).free
         if free < state_bytes:
             raise DifftoolError(
