@@ -719,7 +719,7 @@ OUT_ROWS = [
         "--out a full folder that is no run, --overwrite",
         (*OUT, "r", "--overwrite"),
         1,
-        ("--out: r is no run folder",),
+        ("--out: r is not a run folder",),
         (folder("r", full=True),),
     ),
     Fault("--out a run", (*OUT, "r"), 1, ("--out: r is not empty", "--overwrite"), (copied(),)),
@@ -782,9 +782,7 @@ OUT_ROWS = [
     Fault("the same picture by a link", (*TO, "a.png", "--out", "l/a.png"), 2, ("given twice",), (link("l", "."),)),
     Fault("a folder of pictures that is full", (*PICTURES, "x"), 1, ("x exists",), (folder("x", full=True),)),
     Fault("a folder of pictures that is a file", (*PICTURES, "x", "--overwrite"), 1, ("x is a file",), (put("x"),)),
-    Fault(
-        "a folder of pictures behind a link to nothing", (*PICTURES, "x"), 1, ("broken link",), (link("x", "no"),)
-    ),
+    Fault("a folder of pictures behind a link to nothing", (*PICTURES, "x"), 1, ("broken link",), (link("x", "no"),)),
     Fault(
         "a figure that exists", ("inspect-schedule", "linear", "--out", "x.png"), 1, ("x.png exists",), (put("x.png"),)
     ),
@@ -816,9 +814,9 @@ def optimizer_only(change: Callable[[Tensors, str], object]) -> Callable[[Tensor
 
 RESUME_ROWS = [
     Fault("resume what is not there", RESUME, 1, ("run r does not exist",)),
-    Fault("resume a file", RESUME, 1, ("r is no run folder",), (put("r"),)),
-    Fault("resume an empty folder", RESUME, 1, ("r is no run folder",), (folder("r"),)),
-    Fault("resume a model file", ("train", "--resume", "POINTS/model.safetensors"), 1, ("is no run folder",)),
+    Fault("resume a file", RESUME, 1, ("r is not a run folder",), (put("r"),)),
+    Fault("resume an empty folder", RESUME, 1, ("r is not a run folder",), (folder("r"),)),
+    Fault("resume a model file", ("train", "--resume", "POINTS/model.safetensors"), 1, ("is not a run folder",)),
     Fault("resume a link to itself", RESUME, 1, ("r",), (link("r", "r"),)),
     Fault("resume with escapes", ("train", "--resume", ESCAPE), 1, (r"a\x1b[31m",)),
     Fault("resume with NUL", ("train", "--resume", "a\0b"), 2, ("--resume",)),
@@ -863,8 +861,8 @@ RESUME_ROWS = [
     Fault(
         "config.toml no TOML", RESUME, 2, ("r/config.toml", "not valid TOML"), (copied(), put("r/config.toml", "[[["))
     ),
-    Fault("config.toml a folder", RESUME, 1, ("r is no run folder",), (copied(), folder("r/config.toml"))),
-    Fault("config.toml a pipe", RESUME, 1, ("r is no run folder",), (copied(), fifo("r/config.toml"))),
+    Fault("config.toml a folder", RESUME, 1, ("r is not a run folder",), (copied(), folder("r/config.toml"))),
+    Fault("config.toml a pipe", RESUME, 1, ("r is not a run folder",), (copied(), fifo("r/config.toml"))),
     Fault(
         "config.toml with a newer key",
         RESUME,
@@ -972,7 +970,7 @@ RESUME_ROWS = [
     Fault("raw weights of a state of step [1]", RAW, 1, ("step-000000030",), (copied(), state("step", [1]))),
     Fault("raw weights of a lone file", ("sample", "POINTS/model.safetensors", "--weights", "raw"), 2, ("run folder",)),
     Fault(
-        "sample a run without config", ("sample", "r"), 1, ("r is no run folder",), (copied(), gone("r/config.toml"))
+        "sample a run without config", ("sample", "r"), 1, ("r is not a run folder",), (copied(), gone("r/config.toml"))
     ),
     Fault("sample a run without a model", ("sample", "r"), 1, ("no model",), (copied(), gone("r/model.safetensors"))),
     Fault("sample nothing", ("sample",), 1, ("there is no trained run under",)),
@@ -1031,7 +1029,7 @@ FILES: dict[str, tuple[tuple[str, ...], Step]] = {
     "a pipe": (("m.safetensors", "regular file"), fifo("m.safetensors")),
     "a link to itself": (("m.safetensors",), link("m.safetensors", "m.safetensors")),
     "a link to nothing": (("m.safetensors does not exist",), link("m.safetensors", "no")),
-    "a folder": (("m.safetensors is no run folder",), folder("m.safetensors")),
+    "a folder": (("m.safetensors is not a run folder",), folder("m.safetensors")),
     "missing": (("m.safetensors does not exist",), gone("m.safetensors")),
     "a picture": (NOT_OURS, lambda at, _: Image.new("RGB", (8, 8)).save(at / "m.safetensors", "PNG")),
     "a pickle, renamed": (NOT_OURS, lambda at, _: torch.save({"a": torch.zeros(3)}, at / "m.safetensors")),

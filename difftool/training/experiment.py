@@ -20,7 +20,7 @@ from difftool import devices
 from difftool.components import Backbone, Dataset, Logger, NoiseSchedule, Prediction, TimestepSampling, Weighting
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
-from difftool.data.samples import Samples, identity, split
+from difftool.data.samples import Samples, fingerprint, split
 from difftool.diffusion.schedule import Schedule
 from difftool.distributed import SINGLE, ProcessGroup, world
 from difftool.errors import DifftoolError, InvalidOption, UsageError
@@ -70,8 +70,8 @@ class Experiment:
     model: Model
     """What would be saved now: the average where there is one."""
     device: torch.device
-    identity: str
-    """Of the data (`difftool.data.samples.identity`)."""
+    fingerprint: str
+    """The fingerprint of the data (`difftool.data.samples.fingerprint`)."""
     found: Found | None = None
     """The batch size, where it was searched for."""
     folder: RunFolder = field(init=False)
@@ -153,7 +153,12 @@ class Experiment:
             if resume:
                 self._take_up(new_data)
             started = (folder.started if resume else "") or now()
-            recorded = {"started": started, **devices.machine(self.device), "steps": self.steps, "data": self.identity}
+            recorded = {
+                "started": started,
+                **devices.machine(self.device),
+                "steps": self.steps,
+                "data": self.fingerprint,
+            }
             folder.write_config(
                 {**self.recipe.document(), **companion_tables(loggers)}, recorded, self.recipe.plugins(loggers)
             )
@@ -265,10 +270,10 @@ class Experiment:
 
     def _compare(self, before: Circumstances, new_data: bool) -> None:
         """Refuse to go on with other data; say where another machine may give other last digits."""
-        if before.data != self.identity and not new_data:
+        if before.data != self.fingerprint and not new_data:
             raise DifftoolError(
                 f"dataset {self.recipe[Dataset].name}: its data have changed since the run was trained "
-                f"({before.data}; now {self.identity}); put them back, or go on with these by --new-data"
+                f"({before.data}; now {self.fingerprint}); put them back, or go on with these by --new-data"
             )
         then, here = {"processes": 1, **before.machine}, devices.machine(self.device)
         if rows := [f"{key} {then.get(key)}, now {value}" for key, value in here.items() if value != then.get(key)]:
@@ -287,7 +292,7 @@ class Experiment:
 
     def _write(self) -> None:
         """The state comes first: where there is a model, there is something to go on from."""
-        circumstances = Circumstances(elapsed=self.elapsed, data=self.identity, machine=devices.machine(self.device))
+        circumstances = Circumstances(elapsed=self.elapsed, data=self.fingerprint, machine=devices.machine(self.device))
         state.save(self.folder.state(self.state.step), self.state, self.recipe, circumstances)
         self.model.step = self.state.step
         self.model.save(self.folder.model)
@@ -336,7 +341,7 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         state=train_state,
         model=Model(recipe, data, schedule, averaged, weights, device=device),
         device=device,
-        identity=identity(samples),
+        fingerprint=fingerprint(samples),
         found=found,
     )
 

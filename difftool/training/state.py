@@ -34,7 +34,7 @@ class Circumstances:
     elapsed: float
     """Seconds of training so far."""
     data: str = ""
-    """The identity of the data (`difftool.data.samples.identity`)."""
+    """The fingerprint of the data (`difftool.data.samples.fingerprint`)."""
     machine: Mapping[str, Any] = field(default_factory=dict)
     """Where it was trained: results are the same to the last bit on the same kind of machine alone."""
 
