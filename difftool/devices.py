@@ -1,4 +1,4 @@
-"""Device, precision and threads. `auto` never falls back in silence: the choice is printed and stored."""
+"""Device, precision and threads. The choice that `auto` makes is printed and stored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def available() -> list[str]:
-    """The devices present, best first."""
+    """Return the names of the devices of this machine, the best first."""
     found = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
         found.append("mps")
@@ -25,63 +25,68 @@ def available() -> list[str]:
 
 
 def choose(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps` as a device that is there. Raises `UsageError` naming those present.
+    """Return the device for `auto`, `cpu`, `cuda`, `cuda:1` or `mps`. Of several processes each gets a GPU of its own.
 
-    Of many processes each has a GPU of its own.
+    Raises `UsageError`, which lists the devices of this machine.
     """
     present = available()
     if (here := world()).size > 1:
-        return _own(name, present, here)
+        return _device_of_process(name, present, here)
     if name == "auto":
         return torch.device(present[0])
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise UsageError(f"--device: {name!r} is no device; choose auto, {', '.join(present)}")
+        raise UsageError(
+            f"--device: unknown device {name!r}; choose {', '.join(['auto', *present[:-1]])} or {present[-1]}"
+        )
     wanted = "cuda:0" if name == "cuda" else name
     if wanted not in present:
         raise UsageError(f"--device: {name} is not available; this machine has {', '.join(present)}")
     return torch.device(wanted)
 
 
-def _own(name: str, present: list[str], here: World) -> torch.device:
-    """The device of one of many processes."""
+def _device_of_process(name: str, present: list[str], here: World) -> torch.device:
+    """Return the device of one of several processes."""
     gpus = [device for device in present if device.startswith("cuda")]
     if name == "cpu" or (name == "auto" and not gpus):
         return torch.device("cpu")
     if name not in ("auto", "cuda"):
-        raise UsageError(f"--device: each of {here.size} processes has a device of its own; take auto, cuda or cpu")
+        raise UsageError(f"--device: {here.size} processes cannot share {name}; choose auto, cuda or cpu")
     if here.local_size > len(gpus):
         raise UsageError(
-            f"--device: {here.local_size} processes need a GPU each, and this machine has {len(gpus)}; start fewer by "
-            "--nproc-per-node, or take --device cpu"
+            f"--device: {here.local_size} processes need a GPU each, and this machine has {len(gpus)}; start fewer "
+            "with --nproc-per-node, or choose --device cpu"
         )
     return torch.device(gpus[here.local_rank])
 
 
 def describe(device: torch.device) -> str:
-    """`cpu (2 threads)`, `cuda:0 (NVIDIA ...)`; of many processes the first one's: `cpu (1 thread), 2 processes`."""
+    """Return a text such as `cpu (2 threads)`, `cuda:0 (NVIDIA ...)` or `cpu (1 thread), 2 processes`."""
     many = f", {world().size} processes" if world().size > 1 else ""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)}){many}"
-    return f"cpu ({_count(torch.get_num_threads(), 'thread')}){many}" if device.type == "cpu" else str(device)
+    threads = torch.get_num_threads()
+    return f"cpu ({threads} thread{'s' if threads > 1 else ''}){many}" if device.type == "cpu" else str(device)
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """What the last digits of a result depend on: the kind of device, on CPUs the threads, how many processes, the
-    version of torch."""
+    """Return the facts that the last digits of a result depend on.
+
+    They are the kind of device, on CPUs the number of threads, the number of processes, and the version of torch.
+    """
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
     return {"device": kind, **threads, "processes": world().size, "torch": str(torch.__version__)}
 
 
 def check_precision(device: torch.device, precision: str) -> None:
-    """Refuse arithmetic that the device is not made for. Raises `InvalidOption`."""
+    """Check that the device supports the precision. Raises `InvalidOption`."""
     if precision == "fp16" and device.type != "cuda":
-        reason = f"fp16 needs a CUDA device, not {device.type}; take bf16 or fp32"
+        reason = f"fp16 needs a CUDA device, not {device.type}; choose bf16 or fp32"
         raise InvalidOption("precision", reason, where="--precision")
 
 
 def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[object]] | None:
-    """A context for the network's arithmetic, or None in full precision."""
+    """Return the autocast context of a precision, or None for fp32."""
     if precision == "fp32":
         return None
     dtype = PRECISIONS[precision]
@@ -90,14 +95,14 @@ def autocast(device: torch.device, precision: str) -> Callable[[], AbstractConte
 
 @contextlib.contextmanager
 def threads(wanted: int | None, suited: int | None = None) -> Iterator[None]:
-    """Use `wanted` CPU threads, else those that suit the network, else torch's own choice (one a core, or
-    OMP_NUM_THREADS); restore afterwards.
+    """Set the number of CPU threads for a block, and restore it afterwards.
 
-    Small networks are slower on many threads than on one, so a backbone may say what suits it. Many processes divide
-    the cores of their machine.
+    `wanted` is the choice of the user. Without it at most `suited` are used, since small networks are slower on many
+    threads than on one, and otherwise as many as torch chooses (one per core, or OMP_NUM_THREADS). Several processes
+    divide the cores of their machine.
     """
     before = torch.get_num_threads()
-    most = _own_threads(before, world())
+    most = _thread_limit(before, world())
     torch.set_num_threads(wanted or min(suited or most, most))
     try:
         yield
@@ -105,13 +110,12 @@ def threads(wanted: int | None, suited: int | None = None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _own_threads(threads: int, here: World) -> int:
-    """Those of one of many processes: torchrun says OMP_NUM_THREADS=1 where the user says nothing; more is a wish."""
+def _thread_limit(threads: int, here: World) -> int:
+    """Return how many threads a process may use.
+
+    torchrun sets OMP_NUM_THREADS=1 by default, so only another value is the choice of the user.
+    """
     if here.size == 1 or os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // here.local_size)
-
-
-def _count(n: int, word: str) -> str:
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"

@@ -1,6 +1,6 @@
-"""Every failure that difftool foresees, and the exit code it ends with.
+"""The failures that difftool foresees, with their exit codes.
 
-A message is one line: what is wrong, where (an option or a file), what to do. `difftool.cli.main` prints it.
+A message is one line: what is wrong, where (an option or a file), and what to do. `difftool.cli.main` prints it.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from collections.abc import Iterator
 
 
 class DifftoolError(Exception):
-    """The run failed for a reason that lies outside difftool."""
+    """A failure whose cause lies outside difftool."""
 
     exit_code = 1
 
 
 class UsageError(DifftoolError):
-    """What was asked for cannot be: a wrong option, name or combination."""
+    """The request is invalid: an unknown option or name, or a bad combination."""
 
     exit_code = 2
 
 
 class InvalidOption(UsageError):
-    """A value that an option does not take.
+    """An option does not take this value.
 
-    `field` names the option inside its record; `where` is filled in by whoever knows the spelling the user saw
-    (`--backbone.dim`, or a key of a file).
+    `field` is the name of the option in its record. `where` is the spelling that the user sees, such as
+    `--backbone.dim` or a key of a file; the code that knows it fills it in.
     """
 
     def __init__(self, field: str, reason: str, *, where: str | None = None) -> None:
@@ -43,23 +43,23 @@ class UnknownComponent(UsageError):
 
 
 class PluginFailure(DifftoolError):
-    """The component that was asked for belongs to a plugin that was set aside."""
+    """The component belongs to a plugin that was set aside."""
 
 
 class BadFile(DifftoolError):
-    """A file that is not what it should be."""
+    """A file does not hold what it should."""
 
 
 class Diverged(DifftoolError):
-    """Loss or gradient became infinite or NaN."""
+    """The loss or the gradient became infinite or NaN."""
 
 
 class PeerDied(DifftoolError):
-    """Another of the processes that train together is gone, or has failed and says so itself."""
+    """Another process of this run failed or was killed."""
 
 
 class Interrupted(DifftoolError):
-    """A signal ended the run; everything was saved first."""
+    """A signal ended the run, after everything was saved."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -67,7 +67,7 @@ class Interrupted(DifftoolError):
 
 
 class Stopped(BaseException):
-    """A signal ends the program. No `Exception`, so that nothing between here and `main` takes it for a failure."""
+    """A signal ends the program. It is not an `Exception`, so that no code on the way to `main` handles it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -75,9 +75,10 @@ class Stopped(BaseException):
 
 
 def is_signal(error: BaseException) -> bool:
-    """Whether the user or the system ends the program, rather than code that raised what only they should.
+    """Return whether an exception comes from a signal.
 
-    The command line's handlers raise `Stopped`; a `KeyboardInterrupt` is a real one under Python's own handler alone.
+    The handlers of the command line raise `Stopped`. A `KeyboardInterrupt` comes from a signal only under Python's own
+    handler; otherwise the code of a plugin raised it.
     """
     if isinstance(error, KeyboardInterrupt):
         return signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -85,12 +86,12 @@ def is_signal(error: BaseException) -> bool:
 
 
 def reader_left(error: BaseException) -> bool:
-    """Whether it is the exit that Typer and rich make of a closed pipe."""
+    """Return whether Typer or rich exits because the reader of a pipe is gone."""
     return isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, on one line; not all can be made text."""
+    """Return the text of an exception on one line, empty if it cannot be made."""
     try:
         return " ".join(str(error).split())
     except Exception:
@@ -98,21 +99,21 @@ def one_line(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Class and text of an exception, on one line: `KeyError: 'x'`."""
+    """Return class and text of an exception on one line: `KeyError: 'x'`."""
     text = one_line(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @contextlib.contextmanager
 def blaming(what: str, *passing: type[Exception], refusal: type[DifftoolError] = DifftoolError) -> Iterator[None]:
-    """Report what a component's own code raises on one line that names the component (`sampler ddim`).
+    """Turn exceptions from a component's own code into errors that name the component, such as `sampler ddim`.
 
-    A component refuses by raising `ValueError`, which becomes a `refusal`. `DifftoolError` says enough already, running
-    out of memory is nobody's fault, and exceptions of the classes in `passing` are for the caller to report.
+    A component refuses values by raising `ValueError`, which becomes a `refusal`; other exceptions become a
+    `DifftoolError`. A `DifftoolError`, a lack of memory, signals, and the classes in `passing` are left as they are.
     """
     try:
         yield
-    except (DifftoolError, MemoryError, GeneratorExit):  # the last: a generator around this is closed
+    except (DifftoolError, MemoryError, GeneratorExit):  # the last closes a generator around the block
         raise
     except BaseException as error:
         if isinstance(error, passing) or is_signal(error) or reader_left(error) or out_of_memory(error):
@@ -123,7 +124,7 @@ def blaming(what: str, *passing: type[Exception], refusal: type[DifftoolError] =
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory, of whatever device, ran out: libraries say so in different classes."""
+    """Return whether the memory of any device ran out. Libraries raise different classes for it."""
     text = one_line(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
 
@@ -133,7 +134,7 @@ OUT_OF_MEMORY = "out of memory{}; a smaller --batch-size, a smaller network or -
 
 @contextlib.contextmanager
 def spending(batch_size: int) -> Iterator[None]:
-    """Memory that runs out becomes one line that says what was tried."""
+    """Turn a lack of memory into an error that names the batch size."""
     try:
         yield
     except Exception as error:
@@ -143,10 +144,10 @@ def spending(batch_size: int) -> Iterator[None]:
 
 
 def reader_died(error: BaseException) -> bool:
-    """Whether a process that read data ended by itself; torch says so in words alone."""
+    """Return whether a process that reads data was killed. torch has no class of error for it."""
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def printable(text: str) -> str:
-    """Text on one line without control characters: names in files and metadata must not reach the terminal raw."""
+    """Escape control characters, also line breaks, in a text from a file before it reaches the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

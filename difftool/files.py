@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and names that are never taken twice."""
+"""Files: written whole or not at all, never over one another, and locked."""
 
 from __future__ import annotations
 
@@ -10,34 +10,31 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from difftool.errors import DifftoolError
 
 TEMPORARY = ".difftool-tmp"
-"""How the names of temporary folders begin, so that leftovers of a killed run can be swept."""
-
-
+"""The prefix of temporary folders, by which `sweep` finds those of a killed run."""
 LONGEST_NAME = 255
-"""Bytes in the name of a file, on all usual file systems."""
+"""The largest size of a file name in bytes, on all usual file systems."""
 
 
 @contextlib.contextmanager
 def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """A path in a temporary folder beside `path`; moved onto it, synced, when the block succeeds, removed when it
-    fails.
+    """Yield a temporary path whose file is synced and moved to `path` if the block succeeds, and else removed.
 
     It has the name of `path`, since writers choose the format by the suffix, and a folder of its own, since some
-    (safetensors) write to a temporary of theirs first. Parent folders are made. Without `overwrite` an existing file is
-    refused, also one that appears in the meantime.
+    (safetensors) write a temporary file first. Parent folders are created. Without `overwrite` an existing file is
+    refused, also one that appears in the meantime. Raises `DifftoolError`.
     """
     try:
         with _temporary_folder(path.parent) as folder:
             temporary = folder / path.name
             yield temporary
-            # writers may not ask the umask; the folder was made by it
+            # a writer may ignore the umask, but the folder was created with it
             os.chmod(temporary, folder.stat().st_mode & 0o666)
             _sync(temporary)
             if overwrite:
@@ -46,53 +43,56 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
                 _move_to_new(temporary, path)
             _sync(path.parent)
     except FileExistsError:
-        raise DifftoolError(f"{path} exists already; give another name, or --overwrite") from None
+        raise _exists(path) from None
     except OSError as error:
-        raise DifftoolError(f"{path} could not be written: {error.strerror or error}") from None
+        raise _not_written(path, error) from None
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """An empty folder; the files written into it are moved into `path`, each whole, when the block succeeds.
+    """Yield an empty folder whose files are moved into `path`, each whole, if the block succeeds.
 
-    With `overwrite`, numbered files that an earlier, larger set left there are removed: they would pass for this one's.
+    With `overwrite`, numbered files that an earlier, larger set left there are removed: they would pass for new ones.
+    Raises `DifftoolError`.
     """
     if path.exists() and not path.is_dir():
         raise DifftoolError(f"{path} is a file; a folder is to be written there")
     try:
         with _temporary_folder(path.parent) as folder:
             yield folder
-            new = sorted(p for p in folder.iterdir() if p.is_file())
+            new = {p.name: p for p in sorted(folder.iterdir()) if p.is_file()}
             make_folder(path)
-            for file in new:
-                with atomic(path / file.name, overwrite=overwrite) as temporary:
+            for name, file in new.items():
+                with atomic(path / name, overwrite=overwrite) as temporary:
                     os.replace(file, temporary)
-            if overwrite:
-                _remove_numbered(path, [file.name for file in new])
+            suffixes = {file.suffix for file in new.values()}
+            for old in path.iterdir() if overwrite else ():
+                if re.fullmatch(r"\d{4,}", old.stem) and old.suffix in suffixes and old.name not in new:
+                    old.unlink()
     except OSError as error:
-        raise DifftoolError(f"{path} could not be written: {error.strerror or error}") from None
+        raise _not_written(path, error) from None
 
 
-def _remove_numbered(folder: Path, kept: Sequence[str]) -> None:
-    """Remove files that are called 0000.png and so on, with the suffixes of those kept, and are none of them."""
-    suffixes = {Path(name).suffix for name in kept}
-    for old in folder.iterdir():
-        if re.fullmatch(r"\d{4,}", old.stem) and old.suffix in suffixes and old.name not in kept:
-            old.unlink()
+def _exists(path: Path) -> DifftoolError:
+    return DifftoolError(f"{path} exists already; give another name, or --overwrite")
+
+
+def _not_written(path: Path, error: OSError) -> DifftoolError:
+    return DifftoolError(f"{path} could not be written: {error.strerror or error}")
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A plain file, open for reading. Raises `OSError`, also for a pipe, which would be waited for without end."""
+    """Open a regular file for reading. Raises `OSError`, also for a pipe, which could be waited for without end."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "Is a directory" if stat.S_ISDIR(mode) else "no regular file", str(path))
+        raise OSError(errno.EINVAL, "Is a directory" if stat.S_ISDIR(mode) else "not a regular file", str(path))
     return os.fdopen(descriptor, "rb")
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder where there is none, and wait until it is on the disk. Raises `DifftoolError`."""
+    """Create a folder and its parents where they are missing, synced to the disk. Raises `DifftoolError`."""
     try:
         new = [p for p in (path, *path.parents) if not p.exists()]
         path.mkdir(parents=True, exist_ok=True)
@@ -101,17 +101,17 @@ def make_folder(path: Path) -> None:
     except FileExistsError:
         raise DifftoolError(f"{path} is a file; a folder is needed there") from None
     except OSError as error:
-        raise DifftoolError(f"{path} could not be made: {error.strerror or error}") from None
+        raise DifftoolError(f"{path} could not be created: {error.strerror or error}") from None
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
-    """Write a UTF-8 text file, whole or not at all."""
+    """Write a UTF-8 text file, whole or not at all. Raises `DifftoolError`."""
     with atomic(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def numbered(folder: Path, stem: str, suffix: str) -> Path:
-    """`folder/stem-NNN.suffix`, one above the highest number there is."""
+    """Return the path `folder/stem-NNN.suffix` with the number after the highest that exists."""
     pattern = re.compile(re.escape(stem) + r"-(\d{3,})")
     names = (p.name.removesuffix(suffix) for p in folder.glob(f"{glob.escape(stem)}-*{suffix}"))
     taken = [int(m[1]) for name in names if (m := pattern.fullmatch(name))]
@@ -119,21 +119,24 @@ def numbered(folder: Path, stem: str, suffix: str) -> Path:
 
 
 def check_output(path: Path, *, overwrite: bool, folder: bool = False) -> None:
-    """Refuse, before any work, an output that exists, is of the wrong kind or cannot be written."""
+    """Refuse, before any work, an output that exists, is of the wrong kind or cannot be written.
+
+    Raises `DifftoolError`.
+    """
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts) or "\0" in str(path):
-        raise DifftoolError(f"{path} is no name that a file can have")
+        raise DifftoolError(f"{path} is not a valid file name")
     if path.is_dir() and not folder:
         raise DifftoolError(f"{path} is a folder; name a file in it")
     if path.is_symlink() and not path.exists():
-        raise DifftoolError(f"{path} is a link to nothing; give another name")
+        raise DifftoolError(f"{path} is a broken link; give another name")
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise DifftoolError(f"{path} is no regular file; give another name")
+        raise DifftoolError(f"{path} is not a regular file; give another name")
     if path.exists() and not overwrite and not (folder and path.is_dir() and not any(path.iterdir())):
-        raise DifftoolError(f"{path} exists already; give another name, or --overwrite")
+        raise _exists(path)
     parent = path.absolute().parent
     while not parent.exists():
         if parent.is_symlink():
-            raise DifftoolError(f"{path}: {parent} is a link to nothing")
+            raise DifftoolError(f"{path}: {parent} is a broken link")
         parent = parent.parent
     if not parent.is_dir():
         raise DifftoolError(f"{path}: {parent} is not a folder")
@@ -142,18 +145,18 @@ def check_output(path: Path, *, overwrite: bool, folder: bool = False) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporaries that a killed run left behind. Only while holding the folder's lock."""
+    """Remove the temporary folders of a killed run. The caller holds the lock of the folder."""
     for leftover in list(folder.rglob(f"{TEMPORARY}-*")):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _move_to_new(temporary: Path, path: Path) -> None:
-    """Give the file its name, failing rather than replacing when the name is taken."""
+    """Rename a file. Raises `FileExistsError` if the name is taken, rather than replace the other file."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links: a look before the rename must do
+    except OSError:  # a file system without hard links: checking before the rename must do
         if path.exists():
             raise FileExistsError(path) from None
         os.rename(temporary, path)
@@ -161,26 +164,22 @@ def _move_to_new(temporary: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary_folder(parent: Path) -> Iterator[Path]:
-    """A folder of a name that nobody has; after the block it is gone, also where a signal came as it was made."""
+    """Create a folder with a new name for a block, and remove it even if a signal comes while it is created."""
     folder = parent / f"{TEMPORARY}-{secrets.token_hex(8)}"
     try:
         make_folder(parent)
         folder.mkdir()
         yield folder
     finally:
-        _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except BaseException:  # a signal: not before nothing is left
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        except BaseException:  # a signal: finish first
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
+    """Wait until a file, or the list of files in a folder, is on the disk."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
@@ -190,76 +189,63 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-_held: set[int] = set()
-"""Descriptors of the locks that this process holds."""
-
-
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[None]:
-    """Lock the file in this block; it holds the number of the process. Raises `DifftoolError` where another has it."""
-    descriptor = _open(path)
-    _held.add(descriptor)
+    """Lock a file for a block; the file holds the number of this process.
+
+    The system releases the lock of a killed process, and forked children do not inherit it. Raises `DifftoolError` if
+    another process has the lock.
+    """
+    from filelock import FileLock, Timeout
+
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # it may lead to somebody else's file, or be a pipe
+        raise DifftoolError(f"{path} cannot be locked: it is {'a link' if path.is_symlink() else 'not a regular file'}")
+    lock = FileLock(path, blocking=False)
     try:
-        if not _taken(descriptor):
-            raise in_use(path.parent, _number(descriptor))
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        lock.acquire()
+    except Timeout:
+        raise in_use(path.parent, _owner(path) or "unknown") from None
+    except OSError as error:
+        raise DifftoolError(f"{path} cannot be locked: {error.strerror or error}") from None
+    try:
+        with contextlib.suppress(PermissionError):  # Windows lets nobody write to a locked file
+            path.write_text(str(os.getpid()), encoding="ascii")
         yield
     finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.truncate(path, 0)
+        lock.release()
 
 
 def holder(path: Path) -> str:
-    """The number of the process that holds the lock; empty where none does."""
+    """Return the number of the process that holds a lock, or an empty text.
+
+    If this user must not lock the file, the number in it counts, which a killed process leaves there.
+    """
+    from filelock import FileLock, Timeout
+
+    if not path.is_file() or path.is_symlink():
+        return ""
     try:
-        with open_regular(path) as file:
-            return "" if _taken(file.fileno()) else _number(file.fileno())
+        with FileLock(path, blocking=False):
+            return ""
+    except Timeout:
+        return _owner(path) or "unknown"
+    except PermissionError:
+        return _owner(path)
     except OSError:
         return ""
 
 
 def in_use(folder: Path, process: str) -> DifftoolError:
+    """Return the error for a folder that another process has locked."""
     return DifftoolError(f"{folder} is in use by process {process}")
 
 
-def _open(path: Path) -> int:
-    """A descriptor of the lock file. A link would have somebody's file written to, a pipe be waited for without end."""
-    guards = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+def _owner(path: Path) -> str:
+    """Return the number in a lock file, or an empty text."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | guards, 0o666)
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return descriptor
-        os.close(descriptor)
-        reason = "no regular file"
-    except OSError as error:
-        reason = "it is a link" if error.errno == errno.ELOOP else str(error.strerror)
-    raise DifftoolError(f"{path} cannot be locked: {reason}")
-
-
-def _taken(descriptor: int) -> bool:
-    """Take the lock, if nobody has it."""
-    try:
-        import fcntl
-    except ImportError:  # no flock on this platform: runs are not guarded
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open_regular(path) as file:
+            return file.read(32).decode("ascii", "replace").strip()
     except OSError:
-        return False
-    return True
-
-
-def _number(descriptor: int) -> str:
-    return os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-
-
-def _close_held() -> None:
-    """A child that outlives a killed run must not keep its lock."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_held)
+        return ""

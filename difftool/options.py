@@ -227,7 +227,7 @@ def _adapter(record: Any) -> TypeAdapter[dict[str, Any]]:
 
 
 def _annotation(f: Field) -> Any:
-    """The type of an option with its bounds, as pydantic reads it."""
+    """Return the type of an option with its bounds, for pydantic."""
     from typing import Annotated
 
     import pydantic
@@ -256,7 +256,7 @@ _REASONS: Mapping[str, str] = {
 
 
 def _reason(error: Any, f: Field | None) -> str:
-    """What pydantic found wrong, in the words of the command line."""
+    """Return the reason of a pydantic error in the words of the command line."""
     text = _REASONS.get(error["type"]) or error["msg"].replace("Input should be", "must be", 1)
     if error["type"] == "missing":
         return text
@@ -269,7 +269,7 @@ def _reason(error: Any, f: Field | None) -> str:
 
 
 def _normalised(f: Field, value: object) -> object:
-    """Accept a scalar for a list of one (`size = 32`), and a number for a text (`preview_every = 200`)."""
+    """Turn a scalar into a list of one (`size = 32`), and a number into a text (`preview_every = 200`)."""
     if get_origin(f.inner) is tuple and isinstance(value, (bool, int, float, str)):
         return [value]
     return str(value) if f.inner is str and type(value) is int else value
@@ -280,7 +280,7 @@ def _to_json(name: str, value: object) -> str:
         text = json.dumps(value, default=_path_to_text, ensure_ascii=False)
         text.encode()
         return text
-    except UnicodeEncodeError:  # a file name that is not UTF-8: no config file and no model could hold it
+    except UnicodeEncodeError:  # a file name that is not UTF-8, which neither a config file nor a model can hold
         raise InvalidOption(name, "must be UTF-8 text; rename the file or folder") from None
     except (TypeError, ValueError) as error:
         raise InvalidOption(name, f"not a plain value ({error})") from None

@@ -1,6 +1,6 @@
 """Randomness without state: all random numbers are a function of (seed, purpose, counter).
 
-Therefore a resumed run goes on exactly, and neither the batch size nor the number of processes changes a result.
+Therefore a resumed run continues exactly, and neither the batch size nor the number of processes changes a result.
 """
 
 from __future__ import annotations

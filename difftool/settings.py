@@ -1,4 +1,4 @@
-"""The settings of training and sampling: options like a component's, checked in the same place."""
+"""The settings of training and sampling: records of options, as components are."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from difftool.options import Options, option
 LARGEST_SEED = 2**63 - 1
 LARGEST_STEP = 10**9
 AUTO = "auto"
-"""The batch size that stands for one to be searched for."""
+"""The value of --batch-size that starts a search for a suitable size."""
 STRENGTH = 0.6
-"""Share of the steps walked from an image when the user does not say."""
+"""The default of --strength: the share of the steps that are made from an image."""
 
 
 class Training(Options):
-    """How a model is trained. A backbone may bring defaults of its own."""
+    """The settings of training. A backbone may have other defaults."""
 
     timesteps: int = option(default=1000, ge=1, le=100_000, help="T, the number of noise levels")
     steps: int | None = option(default=None, ge=0, le=LARGEST_STEP, help="optimizer steps")
@@ -26,33 +26,36 @@ class Training(Options):
         default=128,
         ge=1,
         le=10**6,
-        help="items a step; auto: so few that speed hardly suffers",
+        help="batch size; auto picks the smallest batch that trains at nearly full speed",
     )
     accumulate: int = option(
-        default=1, ge=1, le=10**6, help="parts a batch is worked through in, one after the other, to need less memory"
+        default=1,
+        ge=1,
+        le=10**6,
+        help="split each batch into this many parts, computed one after another, to save memory",
     )
     lr: float = option(default=1e-3, gt=0, le=10, help="learning rate of Adam")
     lr_schedule: Literal["constant", "cosine"] = option(default="constant", help="cosine falls to 0 at the last step")
-    warmup: int = option(default=0, ge=0, help="steps over which the learning rate rises linearly")
-    clip: float = option(default=0.0, ge=0, help="largest gradient norm; 0: no clipping")
-    loss: Literal["mse", "l1", "huber"] = option(default="mse", help="what is summed over an item")
-    ema: float = option(default=0.999, ge=0, lt=1, help="cap of the average's decay; 0: no average")
-    held_out: int = option(default=0, ge=0, help="items kept from training, for the held-out loss")
-    stratified: bool = option(default=False, help="spread the levels of a batch evenly, for a steadier loss")
+    warmup: int = option(default=0, ge=0, help="steps in which the learning rate rises from 0")
+    clip: float = option(default=0.0, ge=0, help="gradient norm to clip at; 0: no clipping")
+    loss: Literal["mse", "l1", "huber"] = option(default="mse", help="loss of an item")
+    ema: float = option(default=0.999, ge=0, lt=1, help="decay of the weight average (EMA) at most; 0: no average")
+    held_out: int = option(default=0, ge=0, help="number of items kept out of training, for the held-out loss")
+    stratified: bool = option(default=False, help="spread the noise levels of a batch evenly, for a steadier loss")
     self_condition: bool = option(
-        default=False, help="show the network its last estimate of x_0, where it has room for it"
+        default=False, help="self-conditioning: also feed the network its own estimate of x_0"
     )
-    learn_variance: bool = option(default=False, help="let the network learn the variance of DDPM's steps too")
-    label_dropout: float = option(default=0.1, ge=0, le=1, help="share of labels hidden, where there are classes")
-    seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="everything random is a function of it")
-    precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="arithmetic of the network")
+    learn_variance: bool = option(default=False, help="also learn the variance of DDPM's steps")
+    label_dropout: float = option(default=0.1, ge=0, le=1, help="share of labels hidden, which guidance needs")
+    seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="random seed; the same seed gives the same model")
+    precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="number format of the network")
     compile: bool = option(default=False, help="compile the network with torch.compile")
-    threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads; by default what suits the network")
-    workers: int = option(default=2, ge=0, le=256, help="processes that read data too large for memory")
-    checkpoint_every: str = option(default="500", help="save the state every N steps, or Nep epochs")
-    keep: int = option(default=2, ge=1, le=10**6, help="states kept")
+    threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads", otherwise="what suits the network")
+    workers: int = option(default=2, ge=0, le=256, help="worker processes that read data too large for memory")
+    checkpoint_every: str = option(default="500", help="save the training state every N steps, or N epochs (2ep)")
+    keep: int = option(default=2, ge=1, le=10**6, help="number of training states kept")
     preview_every: str | None = option(
-        default=None, help="draw samples every N steps, or Nep epochs; 0: never", otherwise="4 times"
+        default=None, help="draw samples every N steps, or N epochs (2ep); 0: only at the end", otherwise="4 times"
     )
 
     def __post_init__(self) -> None:
@@ -71,40 +74,46 @@ class Training(Options):
 
 
 class Sampling(Options):
-    """How samples are drawn from a model."""
+    """The settings of sampling."""
 
     steps: int | None = option(
-        default=None, ge=1, le=100_000, help="steps of a walk: levels visited", otherwise="what suits the sampler"
+        default=None, ge=1, le=100_000, help="sampling steps", otherwise="what suits the sampler"
     )
     num_samples: int | None = option(
-        default=None, ge=1, le=10**9, short="-n", help="how many", otherwise="16 images, 2000 points, 9 on a path"
+        default=None,
+        ge=1,
+        le=10**9,
+        short="-n",
+        help="number of samples",
+        otherwise="16 images, 2000 points, 9 on a path",
     )
-    batch_size: int | None = option(default=None, ge=1, le=10**7, help="samples walked at once; does not change them")
-    seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="sample k of a seed is always the same")
+    batch_size: int | None = option(default=None, ge=1, le=10**7, help="samples computed at once; does not change them")
+    seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="random seed; sample k of a seed is always the same")
     label: str | None = option(default=None, help="class to sample: its name or index")
     guidance: float = option(default=1.0, ge=0, le=1000, help="guidance scale w: u + w (c - u); 1 is off")
     guidance_interval: tuple[float, ...] | None = option(
         default=None, ge=0, le=10**6, help="LOW,HIGH: guide only where sigma/alpha lies between", otherwise="everywhere"
     )
-    guidance_rescale: float = option(
-        default=0.0, ge=0, le=1, help="bring guided images back to the contrast of unguided ones; 1: wholly"
-    )
-    clip: bool = option(default=True, help="keep estimates of x_0 within the data's bounds, where it has any")
+    guidance_rescale: float = option(default=0.0, ge=0, le=1, help="restore the contrast of unguided images; 1: fully")
+    clip: bool = option(default=True, help="clip estimates of x_0 to the range of the data, if it has one")
     threshold: float | None = option(
         default=None, gt=0, le=1, help="instead of clipping, threshold at this quantile of |x_0|, such as 0.995"
     )
     interpolate: tuple[int, ...] | None = option(
-        default=None, ge=0, le=LARGEST_SEED, help="A,B: walk from noise between that of two seeds; no noise on the way"
+        default=None,
+        ge=0,
+        le=LARGEST_SEED,
+        help="A,B: interpolate between the noise of two seeds, without adding noise",
     )
-    init: Path | None = option(default=None, help="an image to start from, noised, instead of pure noise")
+    init: Path | None = option(default=None, help="image to start from, with noise added, instead of pure noise")
     strength: float | None = option(
-        default=None, gt=0, le=1, help="share of the steps walked from --init; 1: all", otherwise=f"{STRENGTH}"
+        default=None, gt=0, le=1, help="share of the steps made from --init; 1: all", otherwise=f"{STRENGTH}"
     )
-    inpaint: Path | None = option(default=None, help="an image of which a part is painted anew; see --mask")
-    mask: Path | None = option(default=None, help="an image: white where --inpaint paints, black where it keeps")
-    precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="arithmetic of the network")
+    inpaint: Path | None = option(default=None, help="image of which a part is painted anew; see --mask")
+    mask: Path | None = option(default=None, help="image: white where --inpaint paints, black where it keeps")
+    precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="number format of the network")
     compile: bool = option(default=False, help="compile the network with torch.compile")
-    threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads; by default what suits the network")
+    threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads", otherwise="what suits the network")
 
     def __post_init__(self) -> None:
         interval, seeds = self.guidance_interval, self.interpolate
@@ -118,19 +127,19 @@ class Sampling(Options):
         if seeds is not None and not (len(seeds) == 2 and seeds[0] != seeds[1]):
             raise ValueError("interpolate: must be two different seeds, A,B, such as 0,1")
         if seeds is not None and self.num_samples == 1:
-            raise ValueError("num_samples: the path of --interpolate has at least its two ends")
+            raise ValueError("num_samples: a path needs at least 2 samples, since --interpolate draws both ends")
         if self.strength is not None and self.init is None:
-            raise ValueError("strength: says how far from --init to go; add --init")
+            raise ValueError("strength: belongs to --init; add --init")
         if self.inpaint is not None and self.mask is None:
-            raise ValueError("inpaint: which part is to be painted? add --mask")
+            raise ValueError("inpaint: needs a mask for the part to paint; add --mask")
         if self.mask is not None and self.inpaint is None:
             raise ValueError("mask: belongs to an image; add --inpaint")
 
 
 def is_due(step: int, every: str, *, items: int, batch_size: int) -> bool:
-    """Whether something done every `500` steps or `2ep` epochs is due after this step; `0`: never.
+    """Return whether something that is done every `500` steps or `2ep` epochs is due after this step; `0` is never.
 
-    Batches run across the ends of epochs, so an epoch is over in the step that uses its last item.
+    Batches run across the ends of epochs, so an epoch ends in the step that uses its last item.
     """
     count = int(every.removesuffix("ep"))
     if count == 0:

@@ -87,7 +87,7 @@ def test_train_overwrites_a_run_and_nothing_else(run: Run, points_run: Path, tmp
     (plain / "data.txt").write_text("x")
     spared = run("train", *POINTS, "--steps", 1, "--out", plain, "--overwrite")
     assert spared.code == 1
-    assert "is no run folder, so --overwrite leaves it alone" in spared.error
+    assert "is not a run folder, so --overwrite does not touch it" in spared.error
     assert tree(plain) == {"data.txt": b"x"}
 
 
@@ -453,7 +453,7 @@ BAD: list[tuple[list[str], int, str]] = [
     (["train", "--out", "file", "--steps", "1"], 1, "--out: file is a file; name a folder"),
     (["train", "--out", "full", "--steps", "1"], 1, "--out: full is not empty"),
     (["train", "--out", "file/x", "--steps", "1"], 1, "file is not a folder"),
-    (["train", "--device", "banana"], 2, "--device: 'banana' is no device; choose auto"),
+    (["train", "--device", "banana"], 2, "--device: unknown device 'banana'; choose auto"),
     (["train", "--device", "cuda:99"], 2, "--device: cuda:99 is not available; this machine has"),
     (["train", "--precision", "fp16", "--device", "cpu"], 2, "--precision: fp16 needs a CUDA device"),
     (["train", "--dataset", "image-folder", "--dataset.path", "missing"], 1, "missing"),
@@ -462,7 +462,7 @@ BAD: list[tuple[list[str], int, str]] = [
     (["train", "--schedule.beta-min", "0.5", "--schedule.beta-max", "0.1"], 2, "beta"),
     (["sample", "missing"], 1, "missing does not exist"),
     (["sample"], 1, "there is no trained run under"),
-    (["sample", "norun"], 1, "norun is no run folder"),
+    (["sample", "norun"], 1, "norun is not a run folder"),
     (["sample", "POINTS", "--steps", "1001"], 2, "--steps: 1001 is more than the schedule's 1000 levels"),
     (["sample", "POINTS", "--steps", "0"], 2, "--steps: must be greater than or equal to 1"),
     (["sample", "POINTS", "--label", "1"], 2, "--label: swiss-roll-mlp has no classes"),
@@ -475,7 +475,7 @@ BAD: list[tuple[list[str], int, str]] = [
     (["sample", "POINTS", "--sampler", "dimm"], 2, "unknown sampler 'dimm'; did you mean 'ddim'"),
     (["sample", "POINTS", "--sampler.variance", "fixed-small"], 2, "is an option of the sampler ddpm"),
     (["sample", "POINTS", "--sampler.eta", "1.5"], 2, "--sampler.eta: must be less than or equal to 1"),
-    (["sample", "POINTS", "--device", "banana"], 2, "--device: 'banana' is no device"),
+    (["sample", "POINTS", "--device", "banana"], 2, "--device: unknown device 'banana'"),
     (["sample", "POINTS", "--weights", "best"], 2, "--weights"),
     (["sample", "empty.safetensors"], 1, NOT_OURS),
     (["sample", "text.safetensors"], 1, NOT_OURS),
@@ -512,7 +512,7 @@ BAD: list[tuple[list[str], int, str]] = [
     (["sample", "step.safetensors"], 1, "malformed"),
     (["info", "truncated.safetensors"], 1, NOT_OURS),
     (["info", "missing"], 1, "missing"),
-    (["info", "norun"], 1, "norun is no run folder"),
+    (["info", "norun"], 1, "norun is not a run folder"),
     (["info"], 1, "there is no trained run under"),
     (["noise", "--at", "1000"], 2, "--at: 1000 is beyond the last level, 999"),
     (["noise", "--at", "-1"], 2, "--at: must be greater than or equal to 0"),

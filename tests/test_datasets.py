@@ -667,7 +667,7 @@ def test_a_file_cut_while_it_is_read(tmp_path: Path) -> None:
 
 def test_only_plain_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(BadImage, match=r"pipe\.png: no regular file"):
+    with pytest.raises(BadImage, match=r"pipe\.png: not a regular file"):
         read_image(tmp_path / "pipe.png")
     with pytest.raises(BadImage, match="Is a directory"):
         read_image(tmp_path)

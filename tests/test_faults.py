@@ -589,7 +589,7 @@ USAGE = [
     Fault("levels alike", ("inspect-schedule", "scaled-linear", "--schedule.beta-max", 0.99999), 2, ("scaled-linear",)),
     Fault("self-conditioning", (*TRAIN, "--self-condition", "--steps", "x"), 2, ("--steps",)),
     Fault("points for a U-Net", ("train", "--backbone", "unet", "--dataset", "swiss-roll"), 2, ("needs images",)),
-    Fault("8x9 for a U-Net", ("train", *IMAGES, "--dataset.size", "8,9"), 2, ("8x9", "8x8, 8x10")),
+    Fault("8x9 for a U-Net", ("train", *IMAGES, "--dataset.size", "8,9"), 2, ("8x9", "8x8 or 8x10")),
     Fault("1x1 for a U-Net", ("train", *IMAGES, "--dataset.size", 1), 2, ("1x1",)),
     Fault("groups that do not divide", ("train", *IMAGES, "--backbone.groups", 7), 2, ("--backbone.groups",)),
     Fault("468,750 GiB of images", ("train", *IMAGES, "--dataset.size", 4096, "--dataset.n", 10**7), 2, ("GiB",)),
@@ -722,14 +722,14 @@ OUT_ROWS = [
         "--out a full folder that is no run, --overwrite",
         (*OUT, "r", "--overwrite"),
         1,
-        ("--out: r is no run folder",),
+        ("--out: r is not a run folder",),
         (folder("r", full=True),),
     ),
     Fault("--out a run", (*OUT, "r"), 1, ("--out: r is not empty", "--overwrite"), (copied(),)),
     Fault(
         "--out a link to a full folder", (*OUT, "l"), 1, ("l is not empty",), (folder("r", full=True), link("l", "r"))
     ),
-    Fault("--out a link to nothing", (*OUT, "l"), 1, ("l is a link to nothing",), (link("l", "no"),)),
+    Fault("--out a link to nothing", (*OUT, "l"), 1, ("l is a broken link",), (link("l", "no"),)),
     Fault("--out a link to itself", (*OUT, "l"), 1, ("l ",), (link("l", "l"),)),
     Fault("--out below a link to nothing", (*OUT, "l/x"), 1, ("l/x",), (link("l", "no"),)),
     Fault("--out below a link to itself", (*OUT, "l/x"), 1, ("l/x",), (link("l", "l"),)),
@@ -770,7 +770,7 @@ OUT_ROWS = [
     Fault("a second picture that exists", (*TO, "ok.npy", "--out", "x.png"), 1, ("x.png exists",), (put("x.png"),)),
     Fault("a picture that is a folder", (*TO, "x.png"), 1, ("x.png is a folder",), (folder("x.png"),)),
     Fault("a folder for a picture", (*TO, "x.png", "--overwrite"), 1, ("x.png is a folder",), (folder("x.png"),)),
-    Fault("a picture behind a link to nothing", (*TO, "x.png"), 1, ("link to nothing",), (link("x.png", "no"),)),
+    Fault("a picture behind a link to nothing", (*TO, "x.png"), 1, ("broken link",), (link("x.png", "no"),)),
     Fault("a picture below a file", (*TO, "f/x.png"), 1, ("f/x.png", "not a folder"), (put("f"),)),
     Fault("a picture below a link to nothing", (*TO, "l/x.png"), 1, ("l",), (link("l", "no"),)),
     Fault("a picture of 300 characters", (*TO, f"{LONG}.png"), 1, ("xxx",)),
@@ -785,9 +785,7 @@ OUT_ROWS = [
     Fault("the same picture by a link", (*TO, "a.png", "--out", "l/a.png"), 2, ("given twice",), (link("l", "."),)),
     Fault("a folder of pictures that is full", (*PICTURES, "x"), 1, ("x exists",), (folder("x", full=True),)),
     Fault("a folder of pictures that is a file", (*PICTURES, "x", "--overwrite"), 1, ("x is a file",), (put("x"),)),
-    Fault(
-        "a folder of pictures behind a link to nothing", (*PICTURES, "x"), 1, ("link to nothing",), (link("x", "no"),)
-    ),
+    Fault("a folder of pictures behind a link to nothing", (*PICTURES, "x"), 1, ("broken link",), (link("x", "no"),)),
     Fault(
         "a figure that exists", ("inspect-schedule", "linear", "--out", "x.png"), 1, ("x.png exists",), (put("x.png"),)
     ),
@@ -819,9 +817,9 @@ def optimizer_only(change: Callable[[Tensors, str], object]) -> Callable[[Tensor
 
 RESUME_ROWS = [
     Fault("resume what is not there", RESUME, 1, ("run r does not exist",)),
-    Fault("resume a file", RESUME, 1, ("r is no run folder",), (put("r"),)),
-    Fault("resume an empty folder", RESUME, 1, ("r is no run folder",), (folder("r"),)),
-    Fault("resume a model file", ("train", "--resume", "POINTS/model.safetensors"), 1, ("is no run folder",)),
+    Fault("resume a file", RESUME, 1, ("r is not a run folder",), (put("r"),)),
+    Fault("resume an empty folder", RESUME, 1, ("r is not a run folder",), (folder("r"),)),
+    Fault("resume a model file", ("train", "--resume", "POINTS/model.safetensors"), 1, ("is not a run folder",)),
     Fault("resume a link to itself", RESUME, 1, ("r",), (link("r", "r"),)),
     Fault("resume with escapes", ("train", "--resume", ESCAPE), 1, (r"a\x1b[31m",)),
     Fault("resume with NUL", ("train", "--resume", "a\0b"), 2, ("--resume",)),
@@ -866,8 +864,8 @@ RESUME_ROWS = [
     Fault(
         "config.toml no TOML", RESUME, 2, ("r/config.toml", "not valid TOML"), (copied(), put("r/config.toml", "[[["))
     ),
-    Fault("config.toml a folder", RESUME, 1, ("r is no run folder",), (copied(), folder("r/config.toml"))),
-    Fault("config.toml a pipe", RESUME, 1, ("r is no run folder",), (copied(), fifo("r/config.toml"))),
+    Fault("config.toml a folder", RESUME, 1, ("r is not a run folder",), (copied(), folder("r/config.toml"))),
+    Fault("config.toml a pipe", RESUME, 1, ("r is not a run folder",), (copied(), fifo("r/config.toml"))),
     Fault(
         "config.toml with a newer key",
         RESUME,
@@ -975,7 +973,7 @@ RESUME_ROWS = [
     Fault("raw weights of a state of step [1]", RAW, 1, ("step-000000030",), (copied(), state("step", [1]))),
     Fault("raw weights of a lone file", ("sample", "POINTS/model.safetensors", "--weights", "raw"), 2, ("run folder",)),
     Fault(
-        "sample a run without config", ("sample", "r"), 1, ("r is no run folder",), (copied(), gone("r/config.toml"))
+        "sample a run without config", ("sample", "r"), 1, ("r is not a run folder",), (copied(), gone("r/config.toml"))
     ),
     Fault("sample a run without a model", ("sample", "r"), 1, ("no model",), (copied(), gone("r/model.safetensors"))),
     Fault("sample nothing", ("sample",), 1, ("there is no trained run under",)),
@@ -1034,7 +1032,7 @@ FILES: dict[str, tuple[tuple[str, ...], Step]] = {
     "a pipe": (("m.safetensors", "regular file"), fifo("m.safetensors")),
     "a link to itself": (("m.safetensors",), link("m.safetensors", "m.safetensors")),
     "a link to nothing": (("m.safetensors does not exist",), link("m.safetensors", "no")),
-    "a folder": (("m.safetensors is no run folder",), folder("m.safetensors")),
+    "a folder": (("m.safetensors is not a run folder",), folder("m.safetensors")),
     "missing": (("m.safetensors does not exist",), gone("m.safetensors")),
     "a picture": (NOT_OURS, lambda at, _: Image.new("RGB", (8, 8)).save(at / "m.safetensors", "PNG")),
     "a pickle, renamed": (NOT_OURS, lambda at, _: torch.save({"a": torch.zeros(3)}, at / "m.safetensors")),
@@ -1310,7 +1308,7 @@ IMAGE_ROWS = [
     Fault("images at 300 characters", (*FOLDER, "--dataset.path", LONG), 1, ("xxx",)),
     Fault("images of a stranger's home", (*FOLDER, "--dataset.path", "~nobody9/x"), 2, ("--dataset.path", "~nobody9")),
     Fault("images of two channels", (*FOLDER, "--dataset.channels", 2), 2, ("--dataset.channels", "1 or 3"), (GOOD,)),
-    Fault("images of 7x7 for a U-Net", (*FOLDER, "--dataset.size", 7), 2, ("7x7", "6x6, 8x8"), (GOOD,)),
+    Fault("images of 7x7 for a U-Net", (*FOLDER, "--dataset.size", 7), 2, ("7x7", "6x6 or 8x8"), (GOOD,)),
     Fault("memory nan", (*FOLDER, "--dataset.memory", "nan"), 2, ("--dataset.memory",), (GOOD,)),
     Fault("the only image held out", (*FOLDER, "--held-out", 1), 2, ("--held-out", "1 of 1"), (GOOD,)),
     *(

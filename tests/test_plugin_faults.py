@@ -126,9 +126,9 @@ class Broken(Backbone, name="broken"):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"dataset": Nothing()}, "dataset nothing gave a NoneType, not Samples"),
+        ({"dataset": Nothing()}, "dataset nothing returned NoneType, not Samples"),
         ({"dataset": Leaves()}, "dataset leaves failed: SystemExit"),
-        ({"schedule": Short()}, "schedule short gave 3 levels, not 1000"),
+        ({"schedule": Short()}, "schedule short returned 3 levels, not 1000"),
         ({"backbone": Broken()}, "backbone broken failed: RuntimeError: no way"),
         ({"backbone": Narrow()}, r"the network answered \(8, 1\), not \(8, 2\)"),
     ],

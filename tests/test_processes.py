@@ -253,7 +253,7 @@ def test_each_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -
     assert devices.choose("auto") == devices.choose("cuda") == torch.device("cuda:1")
     assert devices.choose("cpu") == torch.device("cpu")
     for name in ("cuda:0", "mps"):
-        with pytest.raises(UsageError, match="each of 4 processes has a device of its own"):
+        with pytest.raises(UsageError, match=f"4 processes cannot share {name}; choose auto, cuda or cpu"):
             devices.choose(name)
     surround(monkeypatch, "3", "4", "3", "4")
     with pytest.raises(UsageError, match="4 processes need a GPU each, and this machine has 2"):
@@ -401,6 +401,7 @@ def lines_by_rank(outcome: Outcome) -> dict[int, str]:
 def test_wrong_usage_is_reported_once(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
     wrong: dict[tuple[object, ...], str] = {
         ("train", "--backbone.widht", 3): "there is no option --backbone.widht; did you mean --backbone.width?",
+        ("train", "--stepps", 3): "--stepps",
         ("train", *POINTS, "--batch-size", 1): "--batch-size: 2 processes share each batch, so it has at least",
     }
     started = [torchrun(*arguments) for arguments in wrong]

@@ -181,7 +181,7 @@ def test_resuming_what_is_no_whole_run(half: Path, missing: str) -> None:
         assert outcome.code in (0, 1)
     else:
         assert outcome.code == 1
-        assert "is no run folder: it has no config.toml" in outcome.error
+        assert "is not a run folder: it has no config.toml" in outcome.error
 
 
 def test_resuming_what_does_not_exist(tmp_path: Path) -> None:

@@ -728,8 +728,8 @@ def test_items_that_cannot_be_read_are_no_bug() -> None:
     [
         ({"items": torch.tensor([[0.0, math.nan]] * 3)}, "items hold NaN or infinite numbers"),
         ({"items": torch.full((3, 2), math.inf)}, "items hold NaN or infinite numbers"),
-        ({"class_names": ("a", "x" * 1001)}, "class 1 has a name that a model cannot remember"),
-        ({"class_names": ("bad\udcff", "b")}, "class 0 has a name that a model cannot remember"),
+        ({"class_names": ("a", "x" * 1001)}, "class 1 has a name that a model file cannot hold"),
+        ({"class_names": ("bad\udcff", "b")}, "class 0 has a name that a model file cannot hold"),
         ({"class_names": tuple(map(str, range(100_001)))}, "there are 100,001 classes"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command line: one file a command. `main` is the one place that turns exceptions into a line and an exit code."""
+"""The entry point. `main` alone turns exceptions into a line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from difftool.errors import (
 
 BUG = "this is a bug in difftool or a plugin: run again with --debug and report what it prints"
 DEBUG, NO_PLUGINS = "--debug", "--no-plugins"
-"""Options of the program itself, wherever they stand before a `--`."""
+"""Options of the program itself, which may stand anywhere before a `--`."""
 COMPLETE = "_DIFFTOOL_COMPLETE"
 """The variable by which a shell asks for completions."""
-BROKEN_PIPE = 141  # 128 + SIGPIPE, as any tool whose reader has gone
+BROKEN_PIPE = 141  # 128 + SIGPIPE, as for any tool whose reader is gone
 LAST_STREAM = 2
 DISTRIBUTED = ("train", "sample")
 """The commands that several processes share; the main process runs the others alone."""
 MAIN_FIRST = 10.0
 """Seconds that a process leaves to the main process to report wrong usage, and to torchrun to end this one."""
 TOO_LONG = r"\S{300,}"
-"""Words that a message tells the ends of: no path is as long by accident."""
+"""Words of which a message shows only the two ends."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _exit_code(given: list[str]) -> int:
-    """Run a command; what goes wrong is said in one line."""
+    """Run a command, report a failure, and return the exit code."""
     warnings.showwarning = _warn
     _mend_streams()
     end = given.index("--") if "--" in given else len(given)
@@ -77,7 +77,9 @@ def _exit_code(given: list[str]) -> int:
             return BROKEN_PIPE
         if is_signal(error):
             return 130
-        if signals.number is not None and not isinstance(error, DifftoolError):  # what others made of a signal
+        if signals.number is not None and not isinstance(
+            error, DifftoolError
+        ):  # other code caught a signal and raised this
             return 128 + signals.number
         if isinstance(error, SystemExit) and COMPLETE in os.environ:  # how Typer ends a completion
             raise
@@ -87,13 +89,13 @@ def _exit_code(given: list[str]) -> int:
 def _end(error: BaseException, *, debug: bool) -> int:
     """Report a failure in one line, and return the exit code.
 
-    Of several processes each reports its own, with its rank before it. All find wrong usage, and all stop at a signal,
-    so the main process alone reports these.
+    Each of several processes reports its own failures, with its rank before them. All find wrong usage, and all stop at
+    a signal, so the main process alone reports these.
     """
     code, message = failure(error)
-    here = world()
+    here, wrong_usage = world(), code == UsageError.exit_code
     if here.size > 1:
-        if isinstance(error, UsageError) and not here.is_main:
+        if wrong_usage and not here.is_main:
             try:
                 time.sleep(MAIN_FIRST)
             except Stopped:
@@ -106,7 +108,7 @@ def _end(error: BaseException, *, debug: bool) -> int:
 
         traceback.print_exception(error)
         _say(_versions())
-    shared = here.size == 1 or isinstance(error, (Interrupted, UsageError))
+    shared = here.size == 1 or wrong_usage or isinstance(error, Interrupted)
     _say(message, prefix="" if shared else f"[rank{here.rank}]: ")
     return code
 
@@ -128,7 +130,7 @@ def _run(arguments: list[str]) -> int:
 
     try:
         os.getcwd()
-    except OSError as error:  # nor could torch be loaded there
+    except OSError as error:  # torch could not be imported there
         raise DifftoolError(f"the current folder cannot be used ({error.strerror}); change to another") from None
     _refuse_empty(arguments)
     if world().size > 1:
@@ -143,7 +145,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _refuse_empty(arguments: list[str]) -> None:
-    """No option takes an empty text, and a path of that kind would be the current folder."""
+    """Refuse empty values. No option takes one, and an empty path would be the current folder. Raises `UsageError`."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if argument == "--":
             return
@@ -154,7 +156,7 @@ def _refuse_empty(arguments: list[str]) -> None:
 
 
 def failure(error: BaseException) -> tuple[int, str]:
-    """Exit code and the one line for an exception."""
+    """Return the exit code and the message for an exception."""
     import typer
 
     if isinstance(error, Interrupted):
@@ -166,14 +168,14 @@ def failure(error: BaseException) -> tuple[int, str]:
     if out_of_memory(error):
         return 1, f"error: {OUT_OF_MEMORY.format('')}"
     if reader_died(error):
-        return 1, "error: a process that reads data was killed, perhaps for want of memory; try --workers 0"
+        return 1, "error: a process that reads data was killed, perhaps because memory ran out; try --workers 0"
     if isinstance(error, OSError) and error.strerror:
         return 1, f"error: {error.filename or 'the output'}: {error.strerror}"
     return 1, f"error: unexpected {type(error).__name__}: {one_line(error)}; {BUG}"
 
 
 def _usage(error: Any) -> str:
-    """Typer's finding as one line in our words."""
+    """Return the message of a Typer exception, worded as the other messages are."""
     if type(error).__name__ == "NoArgsIsHelpError":
         return "name a command, such as 'difftool train'"
     text = " ".join(str(error.format_message()).split()).rstrip(".")
@@ -202,7 +204,7 @@ def _say(message: str, prefix: str = "") -> None:
 
 
 def _versions() -> str:
-    """What a report of a bug should say."""
+    """Return the versions that a bug report should contain."""
     import platform
     from importlib.metadata import version
 
@@ -211,29 +213,30 @@ def _versions() -> str:
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Warnings as one line; those meant for programmers are passed over."""
+    """Print a warning as one line, unless it is meant for programmers."""
     if not issubclass(category, (DeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)):
         _say(f"warning: {message}")
 
 
 def _mend_streams() -> None:
-    """A closed stream is a silent one, and names that a stream cannot spell are escaped rather than fatal.
+    """Let output to a closed stream vanish, and escape characters that a stream cannot encode.
 
-    The numbers of closed streams are taken first, or a file opened later would get one, and stray output with it.
+    Descriptors 0 to 2 are opened first where they are closed: a file opened later would get one of these numbers, and
+    stray output with it.
     """
-    if os.environ.get("COLUMNS", "").strip("0") == "":  # rich would print nothing in none
+    if os.environ.get("COLUMNS", "").strip("0") == "":  # rich prints nothing in zero columns
         os.environ.pop("COLUMNS", None)
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= LAST_STREAM:
         pass
     os.close(descriptor)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open for as long as the process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - stays open until the process ends
         elif hasattr(stream := getattr(sys, name), "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _forget_stdout() -> None:
-    """What is still buffered has nowhere to go: the reader has gone, or the disk is full."""
+    """Discard buffered output: the reader is gone, or the disk is full."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,6 @@
-"""What SIGINT, SIGTERM and SIGHUP do: they end the program quietly, tidily and with exit code 128 + number.
+"""SIGINT, SIGTERM and SIGHUP end the program without a traceback, with exit code 128 + number.
 
-While a run is trained, the first one is only noted, for the step to be finished and saved (`deferred`).
+During training the first signal is only noted, so that the step can be finished and saved (`Signals.deferred`).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class Signals:
-    """The signals that came. The first can be deferred; the one after it ends the program."""
+    """The handler of signals. The first signal can be deferred; the next one ends the program."""
 
     def __init__(self) -> None:
         self.number: int | None = None
-        """The first that came."""
+        """The first signal that arrived."""
         self._deferred = False
         self._ignored = False
         self._process = os.getpid()
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        """Handle signals in this block. One that is ignored already (`nohup`, a job in the background) stays so."""
-        if threading.current_thread() is not threading.main_thread():  # Python allows handlers there alone
+        """Handle signals in a block. A signal that was ignored before (`nohup`, a background job) still is."""
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
             yield
             return
         wanted = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
@@ -53,7 +53,7 @@ class Signals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[Signals]:
-        """In this block the first signal is noted as `number`, for whoever is at work to end in good order."""
+        """Note the first signal in a block as `number`; the code in the block ends in its own time."""
         self._deferred = True
         try:
             yield self
@@ -72,14 +72,16 @@ class Signals:
         first = self.number is None
         self.number = self.number or number
         if self._deferred and first:
-            if world().size > 1:  # they have yet to agree on a step
+            if world().size > 1:  # the processes have yet to agree on a step
                 return
             with contextlib.suppress(Exception):  # the log may be full, closed, or just being written to
                 from difftool.cli.console import note
 
                 note("stopping after this step; once more stops at once")
             return
-        if importing_torch():  # its C++ parts turn an exception into errors of their own; there is nothing to tidy yet
+        if (
+            importing_torch()
+        ):  # its C++ code would turn the exception into an error of its own; nothing needs cleaning up yet
             os._exit(128 + number)
         raise Stopped(number)
 
@@ -90,4 +92,4 @@ def importing_torch() -> bool:
 
 
 signals = Signals()
-"""Those of this process."""
+"""The signals of this process."""

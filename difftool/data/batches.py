@@ -1,4 +1,4 @@
-"""Batches as a function of the step."""
+"""Batches of training items, each a function of the step."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from difftool.rng import generator, permutation
 
 @dataclass(frozen=True)
 class Batch:
-    """The batches of one or more steps, or this process's part of each, on the device: raw items and labels."""
+    """Raw items and labels on the device for one or more steps, or this process's share of each step."""
 
     items: Tensor
     labels: Tensor | None
 
 
 class Batches:
-    """Endless batches, each a function of (seed, step): every epoch visits each item once, in its own order.
+    """Endless batches, each a function of (seed, step). Every epoch visits each item once, in its own order.
 
-    Data that fit live on the device and are gathered there by index; others are read by worker processes. Where several
-    processes train, each has its part of every batch.
+    Data in memory are moved to the device and indexed there; others are read by worker processes. If several processes
+    train, each gets its share of every batch.
     """
 
     def __init__(
@@ -46,16 +46,19 @@ class Batches:
         self.device, self.workers = torch.device(device), workers
         self.part = part or slice(0, batch_size)
         self.size = self.part.stop - self.part.start
-        """Items of a batch that are read here."""
+        """The number of items that this process reads for a batch."""
         self.waited = 0.0
-        """Seconds that training has waited for worker processes."""
+        """The time in seconds that training has waited for worker processes."""
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(samples), seed, "order", epoch))
         if isinstance(samples.items, Tensor):
             self._items = samples.items.to(self.device)
             self._labels = None if samples.labels is None else samples.labels.to(self.device)
 
     def indices(self, step: int, count: int = 1) -> Tensor:
-        """Which items the steps from this one on use. Sample counter i is item i mod N of epoch i div N."""
+        """Return the indices of the items of `count` steps, int64 (count * batch_size,).
+
+        The i-th item overall is number i mod N in the order of epoch i div N.
+        """
         n, first = len(self.samples), step * self.batch_size
         last = first + count * self.batch_size
         parts = []
@@ -67,13 +70,13 @@ class Batches:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def own_indices(self, step: int, count: int = 1) -> Tensor:
-        """Which of them are read here."""
+        """Return the indices of this process's share."""
         return self.indices(step, count).view(count, self.batch_size)[:, self.part].flatten()
 
     def start(self, step: int, *, block: int = 1) -> Iterator[Batch]:
-        """The items, or this process's part of them, of this step and of all that follow.
+        """Yield the batches of this step and all that follow.
 
-        Where they are in memory they come for several steps at once: up to the next multiple of `block`.
+        Data in memory come for several steps at once: up to the next multiple of `block`.
         """
         batches = self._from_memory(step, block) if isinstance(self.samples.items, Tensor) else self._from_source(step)
         augment = self.samples.augment
@@ -86,7 +89,7 @@ class Batches:
             step += len(batch.items) // self.size
 
     def _augmented(self, augment: Augment, items: Tensor, step: int) -> Tensor:
-        """A step's items changed at random: as part of the batch that they belong to, so that each has its own luck."""
+        """Augment the items of a step at their places in the whole batch, so that shares change no random number."""
         random = generator(self.seed, "augment", step, device=self.device)
         if self.size == self.batch_size:
             return augment(items, random)
@@ -118,10 +121,10 @@ class Batches:
         )
         read = iter(loader)
         while True:
-            asked = time.perf_counter()
+            start = time.perf_counter()
             items, labels = next(read)
-            self.waited += time.perf_counter() - asked
-            if isinstance(items, Exception):  # of a worker, whose own traceback would drown the message
+            self.waited += time.perf_counter() - start
+            if isinstance(items, Exception):  # a worker would add its traceback, so the error is handed over
                 raise DifftoolError(one_line(items)) from items
             yield Batch(
                 items.to(self.device, non_blocking=cuda),
@@ -143,6 +146,8 @@ class _Order:
 
 
 class _Reader(torch.utils.data.Dataset[Any]):
+    """A map-style dataset that returns an error instead of an item that cannot be read."""
+
     def __init__(self, samples: Samples) -> None:
         self.items, self.labels = samples.items, samples.labels
 
@@ -157,14 +162,14 @@ class _Reader(torch.utils.data.Dataset[Any]):
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Ctrl-C in a terminal reaches every process; the one that trains ends the others once its step is done."""
+    """Ignore signals in a worker. Ctrl-C reaches every process, and the one that trains ends the workers itself."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _collate(pairs: list[tuple[Any, Tensor | None]]) -> tuple[Any, Tensor | None]:
-    """A batch, or the first error met while reading it."""
+    """Stack items and labels, or return the first error among the items."""
     for item, _ in pairs:
         if isinstance(item, Exception):
             return item, None

@@ -1,4 +1,4 @@
-"""What a model must remember of its data."""
+"""The facts about its data that a model needs, which travel with the weights."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from difftool.data.samples import Samples, Scaling
 
 LARGEST_UNIT = 1e30
-"""Shift, scale and bounds in a file stay below this, or float32 would overflow."""
+"""The limit for shift, scale and bounds in a file, so that float32 does not overflow."""
 LARGEST_ITEM = 2**26
-"""Numbers in an item: an image of 4096 x 4096 in four channels."""
+"""The largest number of values in an item: an image of 4096 x 4096 in four channels."""
 MEASURED, DECODED = 1_000, 256
-"""Items that the standard deviation of the data is measured from: of those in memory, and where each must be read."""
+"""The number of items from which the standard deviation is measured: in memory, and if each must be decoded."""
 MOST_CLASSES, LONGEST_NAME = 10**5, 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What a model must remember of its data. It travels with the weights."""
+    """The facts about its data that a model needs."""
 
     shape: tuple[int, ...]
     shift: tuple[float, ...] = (0.0,)
@@ -29,17 +29,19 @@ class DataFacts:
     bounds: tuple[float, float] | None = None
     class_names: tuple[str, ...] = ()
     std: float = 1.0
-    """Standard deviation in model units."""
+    """The standard deviation in model units."""
 
     @classmethod
     def of(cls, samples: Samples) -> DataFacts:
+        """Measure the facts of samples. Raises `ValueError` for items or names that cannot be used."""
         names = samples.class_names
         if samples.labels is not None and not names:
             names = tuple(str(i) for i in range(int(samples.labels.max()) + 1))
         _check_names(names)
-        few, n = min(MEASURED if isinstance(samples.items, Tensor) else DECODED, len(samples)), len(samples)
-        items, _ = samples.take([i * n // few for i in range(few)])
-        if tuple(items.shape[1:]) != tuple(samples.shape):  # a source is asked here first
+        n = len(samples)
+        measured = min(n, MEASURED if isinstance(samples.items, Tensor) else DECODED)
+        items, _ = samples.take([i * n // measured for i in range(measured)])
+        if tuple(items.shape[1:]) != tuple(samples.shape):  # the first items of a source that are read
             raise ValueError(f"items are {tuple(items.shape[1:])}, but the shape says {tuple(samples.shape)}")
         std = float(Scaling.of(samples).to_model(items).std(correction=0))
         if not math.isfinite(std):
@@ -66,50 +68,36 @@ class DataFacts:
         return len(self.class_names) or None
 
     def document(self) -> dict[str, Any]:
-        return {
-            "shape": list(self.shape),
-            "shift": list(self.shift),
-            "scale": list(self.scale),
-            "bounds": None if self.bounds is None else list(self.bounds),
-            "class_names": list(self.class_names),
-            "std": self.std,
-        }
+        """Return the facts as plain values, which `read` takes."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
     @classmethod
     def read(cls, document: Any) -> DataFacts:
-        """From untrusted metadata. Raises `ValueError`."""
+        """Check facts from untrusted metadata. Raises `ValueError`."""
         import json
         from typing import Annotated
 
-        import pydantic
+        from pydantic import ConfigDict, Field, FiniteFloat, create_model
 
-        number = Annotated[float, pydantic.Field(allow_inf_nan=False)]
-        size = Annotated[int, pydantic.Field(ge=1, le=65_536)]
-        model = pydantic.create_model(
+        name = Annotated[str, Field(max_length=LONGEST_NAME)]
+        units = Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=65_536)]
+        model = create_model(
             "DataFacts",
-            __config__=pydantic.ConfigDict(strict=True, extra="ignore"),
-            shape=(Annotated[tuple[size, ...], pydantic.Field(min_length=1, max_length=4)], ...),
-            shift=(Annotated[tuple[number, ...], pydantic.Field(min_length=1, max_length=65_536)], ...),
-            scale=(Annotated[tuple[number, ...], pydantic.Field(min_length=1, max_length=65_536)], ...),
-            bounds=(tuple[number, number] | None, None),
-            std=(Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)], 1.0),
-            class_names=(
-                Annotated[
-                    tuple[Annotated[str, pydantic.Field(max_length=LONGEST_NAME)], ...],
-                    pydantic.Field(max_length=MOST_CLASSES),
-                ],
-                (),
-            ),
+            __config__=ConfigDict(strict=True, extra="ignore"),
+            shape=Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(min_length=1, max_length=4)],
+            shift=units,
+            scale=units,
+            bounds=(tuple[FiniteFloat, FiniteFloat] | None, None),
+            std=(Annotated[FiniteFloat, Field(gt=0)], 1.0),
+            class_names=(Annotated[tuple[name, ...], Field(max_length=MOST_CLASSES)], ()),
         )
         facts = cls(**model.model_validate_json(json.dumps(document)).model_dump())
         if not {len(facts.shift), len(facts.scale)} <= {1, facts.shape[0]}:
             raise ValueError("shift and scale must have one entry, or one for each channel")
         if math.prod(facts.shape) > LARGEST_ITEM:
             raise ValueError("an item has too many numbers")
-        if (
-            not all(1 / LARGEST_UNIT < scale < LARGEST_UNIT for scale in facts.scale)
-            or max(map(abs, facts.shift)) > LARGEST_UNIT
-        ):
+        ordinary = all(1 / LARGEST_UNIT < scale < LARGEST_UNIT for scale in facts.scale)
+        if not ordinary or max(map(abs, facts.shift)) > LARGEST_UNIT:
             raise ValueError("shift and scale must be ordinary numbers, scale above 0")
         if facts.bounds is not None and not -LARGEST_UNIT < facts.bounds[0] < facts.bounds[1] < LARGEST_UNIT:
             raise ValueError("bounds must be a low and a high number")
@@ -117,9 +105,9 @@ class DataFacts:
 
 
 def _check_names(names: tuple[str, ...]) -> None:
-    """Refuse names of classes that a file could not give back, before anything is trained. Raises `ValueError`."""
+    """Refuse class names that `DataFacts.read` would refuse, before anything is trained. Raises `ValueError`."""
     if len(names) > MOST_CLASSES:
-        raise ValueError(f"there are {len(names):,} classes; a model remembers at most {MOST_CLASSES:,}")
+        raise ValueError(f"there are {len(names):,} classes; a model file holds at most {MOST_CLASSES:,}")
     for number, name in enumerate(names):
         if len(name) > LONGEST_NAME or any("\ud800" <= c <= "\udfff" for c in name):
-            raise ValueError(f"class {number} has a name that a model cannot remember")
+            raise ValueError(f"class {number} has a name that a model file cannot hold")

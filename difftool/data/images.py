@@ -1,12 +1,12 @@
-"""Image files to uint8 pixels (channels, height, width), by one set of rules.
+"""Reading of image files as uint8 pixels (channels, height, width).
 
-1. The header is read first: the format must be one of `FORMATS`, the picture no larger than `MAX_PIXELS`.
-2. Of several frames, the first counts. EXIF orientation is obeyed, where it can be read.
-3. Whatever has transparency is laid over white, so that colours hidden under alpha 0 stay hidden.
-4. 16-bit gray is scaled to 8 bits (v / 257, rounded), not clipped; of 16-bit colour the upper bytes count. Palettes,
-   1-bit, CMYK and YCbCr are converted as Pillow does; colour profiles are passed over. Floating-point, 32-bit and Lab
-   pictures have no range of their own to convert, and are refused; so is TIFF's 12-bit or inverted 16-bit gray.
-5. The picture is scaled, antialiased (bicubic), until it just covers the size, and the centre is cut out.
+1. The header is checked first: the format must be one of `FORMATS`, and the image no larger than `MAX_PIXELS`.
+2. The first of several frames is read. EXIF orientation is applied, if it can be read.
+3. Transparent images are laid over white, so that colours under alpha 0 stay hidden.
+4. 16-bit gray is scaled to 8 bits (v / 257, rounded), not clipped; 16-bit colour keeps its upper bytes. Palettes,
+   1-bit, CMYK and YCbCr are converted as Pillow does, without colour profiles. Floating-point, 32-bit and Lab images
+   are refused, since their range of values is unknown. So is 12-bit or inverted 16-bit gray in TIFF.
+5. The image is scaled (bicubic, antialiased) until it just covers the size, and the centre is cropped.
 """
 
 from __future__ import annotations
@@ -33,46 +33,46 @@ from difftool.files import open_regular
 if TYPE_CHECKING:
     from difftool.data.facts import DataFacts
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # large pictures are refused here; small damage is no concern
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of damaged files would reach the terminal
+warnings.filterwarnings("ignore", module=r"PIL\.")  # large images are refused here, and slight damage does no harm
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # its log of damaged files would reach the terminal
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 MAX_PIXELS = 89_000_000
 GAP = 3.0
-"""How many times larger than the result a picture may become by cheap means (in the JPEG decoder, or by averaging whole
-blocks of pixels) before the antialiased filter does the rest; 3 cannot be told from the filter alone."""
+"""The reducing gap of Pillow: cheap reduction (in the JPEG decoder, or by averaging blocks of pixels) stops at this
+multiple of the result, and the antialiasing filter does the rest. With 3 the difference is invisible."""
 
 
 class BadImage(ValueError):
-    """A file that cannot be read; the message names it and says why."""
+    """An image cannot be read. The message names the file and the reason."""
 
 
 def read_image(path: str | os.PathLike[str], *, channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
-    """uint8 (channels, height, width) of an image file by the rules above; channels is 1 or 3.
+    """Return the pixels of an image file, uint8 (channels, height, width), with 1 or 3 channels.
 
-    `size` is (height, width); None keeps the picture's own. Raises `BadImage`, a `ValueError` that names the file.
+    `size` is (height, width), or None for that of the image. Raises `BadImage`, a `ValueError` that names the file.
     """
     with opened(os.fspath(path)) as image:
         return torch.from_numpy(pixels(image, channels, size))
 
 
 def check_image(path: str | os.PathLike[str]) -> None:
-    """Read the header alone. Raises `BadImage`."""
+    """Check the header of an image file without decoding it. Raises `BadImage`."""
     with opened(os.fspath(path)):
         pass
 
 
 def pixels(image: Image.Image, channels: int, size: tuple[int, int] | None) -> np.ndarray:
-    """An opened image by the rules above: uint8 (channels, height, width). Raises whatever Pillow raises."""
+    """Return the pixels of an open image, uint8 (channels, height, width). Raises whatever Pillow raises."""
     if size is not None:
-        ratio = max(size) / min(image.size) * GAP  # whichever way the picture will be turned
+        ratio = max(size) / min(image.size) * GAP  # EXIF may still turn the image
         image.draft(None, (math.ceil(image.width * ratio), math.ceil(image.height * ratio)))
     image.load()
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
         raise
-    except Exception:  # damaged EXIF data say nothing about the picture
+    except Exception:  # damaged EXIF data do not spoil the image
         pass
     flat = _flat(image, "L" if channels == 1 else "RGB")
     height, width = size or (flat.height, flat.width)
@@ -82,9 +82,9 @@ def pixels(image: Image.Image, channels: int, size: tuple[int, int] | None) -> n
 
 
 def cover_box(w: int, h: int, width: int, height: int) -> tuple[float, float, float, float]:
-    """The part of a w x h picture (left, top, right, bottom) that, scaled to width x height, is its covered centre.
+    """Return the centre (left, top, right, bottom) of a w x h image that has the aspect ratio of width x height.
 
-    Where no scaling is needed, the crop begins at a whole pixel (left of and above the middle), so nothing is blurred.
+    If no scaling is needed, the crop begins at a whole pixel, so that nothing is blurred.
     """
     if w * height >= h * width:  # too wide: the scale is height / h
         left = (w - width) // 2 if h == height else (w - h * width / height) / 2
@@ -94,15 +94,15 @@ def cover_box(w: int, h: int, width: int, height: int) -> tuple[float, float, fl
 
 
 def _flat(image: Image.Image, mode: str) -> Image.Image:
-    """The image without transparency, as 8-bit RGB or L."""
+    """Convert an image to 8-bit RGB or L, laid over white."""
     if image.mode.startswith("I"):
         values, key = np.asarray(image), image.info.get("transparency")
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("its gray values do not fit 16 bits")
         gray = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-        gray[values == key] = 255  # laid over white; where there is no key, None equals no value
+        gray[values == key] = 255  # transparent pixels become white; a key of None equals no value
         image = Image.fromarray(gray)
-    elif image.mode == "La":  # Pillow has no direct way from here to RGBA
+    elif image.mode == "La":  # Pillow cannot convert this mode to RGBA directly
         image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -115,7 +115,7 @@ def _flat(image: Image.Image, mode: str) -> Image.Image:
 def _refuse_unknown_range(image: Image.Image) -> None:
     if image.mode in ("F", "LAB"):
         raise ValueError(f"pixels of kind {image.mode} are not supported")
-    if isinstance(image, TiffImageFile) and image.mode.startswith("I;16"):  # Pillow would not scale, or invert, these
+    if isinstance(image, TiffImageFile) and image.mode.startswith("I;16"):  # Pillow does not scale or invert these
         bits, black_is_zero = image.tag_v2.get(258, (16,))[0], image.tag_v2.get(262) != 0
         if bits != 16 or not black_is_zero:
             raise ValueError(f"{bits}-bit gray{'' if black_is_zero else ' from white to black'} is not supported")
@@ -123,10 +123,10 @@ def _refuse_unknown_range(image: Image.Image) -> None:
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[Image.Image]:
-    """The image with its header checked and its pixels not yet read; every failure inside becomes `BadImage`."""
+    """Open an image and check its header. Every failure in the block becomes a `BadImage`."""
     try:
-        # Given a name, Pillow would map the file into memory, scramble TIFFs that are to be turned, and take the
-        # process down where another program cuts the file short in the meantime.
+        # Pillow maps a file that it opens by name into memory. It then scrambles TIFFs that EXIF turns, and the process
+        # crashes if another program truncates the file.
         with open_regular(Path(path)) as file:
             if not file.read(1):
                 raise OSError(errno.ENODATA, "the file is empty")
@@ -152,18 +152,18 @@ def _reason(error: Exception) -> str:
 
 
 THRESHOLD = 128
-"""A mask's gray values from here on are white."""
+"""The gray value of a mask from which on a pixel is white."""
 
 
 def own_image(path: Path, data: DataFacts, name: str, option: str) -> Tensor:
-    """(*shape) in model units: scaled and cropped by the rules above.
+    """Return the user's image (*shape) in model units, scaled and cropped to fit the model.
 
-    `name` is the model's, and `option` where the path was given. Raises `UsageError` for a model of other data,
-    `DifftoolError` for the file.
+    `name` is that of the model, and `option` the one that gave the path. Raises `UsageError` if the model has other
+    data, and `DifftoolError` if the file cannot be read.
     """
     shape = data.shape
     if not data.is_image:
-        raise UsageError(f"{option}: {name} is no model of images")
+        raise UsageError(f"{option}: {name} is not an image model")
     if shape[0] not in (1, 3):
         raise UsageError(f"{option}: image files are read with 1 or 3 channels, but {name} has {shape[0]}")
     pixels = _read(path, option, channels=shape[0], size=(shape[1], shape[2]))
@@ -171,11 +171,11 @@ def own_image(path: Path, data: DataFacts, name: str, option: str) -> Tensor:
 
 
 def own_mask(path: Path, data: DataFacts, option: str) -> Tensor:
-    """bool (1, H, W), true where the mask is white: cropped as images are, its pixels never blended."""
+    """Return the user's mask, bool (1, H, W), true where it is white. It is cropped as images are, without blending."""
     _, height, width = data.shape
-    own = Image.fromarray(_read(path, option, channels=1)[0].numpy())
-    box = cover_box(own.width, own.height, width, height)
-    mask = torch.from_numpy(np.array(own.resize((width, height), Image.Resampling.NEAREST, box=box)) >= THRESHOLD)
+    image = Image.fromarray(_read(path, option, channels=1)[0].numpy())
+    box = cover_box(image.width, image.height, width, height)
+    mask = torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.NEAREST, box=box)) >= THRESHOLD)
     if bool(mask.all()) or not bool(mask.any()):
         what = "white: all of the image is painted anew" if bool(mask.any()) else "black: nothing is painted"
         warnings.warn(f"{option}: {path} is all {what}", stacklevel=2)

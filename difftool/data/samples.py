@@ -1,4 +1,4 @@
-"""Samples in memory or on disk, their scaling, and batches as a function of the step."""
+"""Samples in memory or on disk, and their scaling."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from difftool.rng import generator
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetContext:
-    """What a dataset may lean on while loading. May grow fields."""
+    """The surroundings of a dataset that loads. Fields may be added."""
 
     seed: int = 0
     """Generated data are a function of this seed."""
     cache: Path | None = None
-    """A folder for indexes and the like; None: keep nothing."""
+    """A folder for indexes, or None to keep nothing."""
 
     def generator(self, *parts: int | str) -> torch.Generator:
-        """A CPU generator for (seed, "dataset", *parts)."""
+        """Return a CPU generator for (seed, "dataset", *parts)."""
         return generator(self.seed, "dataset", *parts)
 
 
 class Items(Protocol):
-    """A map-style source: `source[i]` is pure and gives one item as a tensor of `Samples.shape`."""
+    """A map-style source: `source[i]` has no side effects and returns item i, a tensor of `Samples.shape`."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Tensor: ...
@@ -43,31 +43,30 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What a dataset loads to. Model units are (item - shift) / scale, per channel or coordinate. May grow fields.
+    """The data of a dataset. Model units are (item - shift) / scale, per channel or coordinate. Fields may be added.
 
-    Items are in data units: of images pixel values 0..255, of points whatever they come in.
+    Items are in data units: pixel values 0..255 for images, and any units for points.
     """
 
     items: Tensor | Items
     """(N, *shape) of any dtype, or a map-style source that worker processes read."""
     shape: tuple[int, ...]
-    """Shape of one item, channels (or coordinates) first."""
+    """The shape of one item, channels (or coordinates) first."""
     shift: tuple[float, ...] = (0.0,)
     scale: tuple[float, ...] = (1.0,)
     bounds: tuple[float, float] | None = None
-    """Range of the data in model units, to which estimates are clipped; None for unbounded data."""
+    """The range of the data in model units, to which estimates are clipped, or None for unbounded data."""
     labels: Tensor | None = None
     """(N,) int64 class indices."""
     class_names: tuple[str, ...] = ()
     item_ids: Sequence[str] | None = None
-    """Stable names of the items (relative paths): what is held out depends on them, never on a run's seed."""
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
-    """Random change of a batch (B, *shape) of raw items, each by itself, run in the main process, such as a flip."""
+    """Stable names of the items, such as relative paths. They decide which items are held out, whatever the seed."""
+    augment: Augment | None = None
+    """A random change of a batch (B, *shape) of raw items, each on its own, such as a flip. It runs outside workers."""
     mixture: Mixture | None = None
-    """The distribution the items were drawn from, where it is known in closed form."""
+    """The distribution that the items were drawn from, if it is a mixture of Gaussians."""
     fingerprint: str = ""
-    """A text that changes when the data do, of data that come from outside: what is made from options and seed needs
-    none."""
+    """A text that changes with the data, for data from outside. Data that options and seed determine need none."""
 
     def __post_init__(self) -> None:
         if len(self.items) == 0:
@@ -95,11 +94,11 @@ class Samples:
 
     @property
     def is_image(self) -> bool:
-        """Whether an item is (channels, height, width)."""
+        """Return whether items are images (channels, height, width)."""
         return len(self.shape) == 3
 
     def take(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Raw items and labels at these indices. Raises `DifftoolError` where one cannot be read."""
+        """Return raw items (B, *shape) and labels (B,) at indices. Raises `DifftoolError` if one cannot be read."""
         if isinstance(self.items, Tensor):
             items = self.items[torch.as_tensor(indices)]
         else:
@@ -110,10 +109,13 @@ class Samples:
         return items, None if self.labels is None else self.labels[torch.as_tensor(indices)]
 
 
-def identity(samples: Samples) -> str:
-    """What a run remembers of its data, to tell whether they are still the same: `1,797 items, 1x8x8, 5b3f...`."""
+def fingerprint(samples: Samples) -> str:
+    """Return a text by which a run recognises its data, such as `1,797 items, 1x8x8, 5b3f...`.
+
+    Floats are left out, since another machine may round them differently.
+    """
     sha = hashlib.sha256(json.dumps([samples.fingerprint, samples.class_names]).encode())
-    for tensor in (samples.items, samples.labels):  # floats are not asked: another machine may make other last digits
+    for tensor in (samples.items, samples.labels):
         if isinstance(tensor, Tensor) and not tensor.is_floating_point():
             sha.update(tensor.contiguous().cpu().numpy().data)
     return f"{len(samples):,} items, {'x'.join(map(str, samples.shape))}, {sha.hexdigest()[:16]}"
@@ -121,7 +123,7 @@ def identity(samples: Samples) -> str:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Data units <-> model units; it travels with the weights."""
+    """The conversion between data units and model units."""
 
     shift: tuple[float, ...]
     scale: tuple[float, ...]
@@ -129,20 +131,21 @@ class Scaling:
 
     @classmethod
     def of(cls, samples: Samples) -> Scaling:
+        """Return the scaling of samples."""
         return cls(tuple(samples.shift), tuple(samples.scale), samples.is_image)
 
     def to_model(self, raw: Tensor) -> Tensor:
-        """(B, C, ...) in data units, any dtype -> float32 in model units."""
+        """Convert (B, C, ...) of any dtype from data units to model units, float32."""
         shift, scale = self._broadcast(raw)
         return (raw.to(torch.float32) - shift) / scale
 
     def to_data(self, x: Tensor) -> Tensor:
-        """Model units -> data units, float."""
+        """Convert (B, C, ...) from model units to data units, float32."""
         shift, scale = self._broadcast(x)
         return (x * scale).add_(shift)
 
     def to_pixels(self, x: Tensor) -> Tensor:
-        """Images in model units -> uint8, rounded: all 256 values survive the round trip. Data units are 0..255."""
+        """Convert images from model units to uint8, rounded, so that all 256 values survive the round trip."""
         return self.to_data(x).round_().clamp_(0, 255).to(torch.uint8)
 
     def _broadcast(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +159,7 @@ def _constant(values: tuple[float, ...], ends: tuple[int, ...], device: torch.de
 
 
 PIXELS: dict[str, Any] = {"shift": (127.5,), "scale": (127.5,), "bounds": (-1.0, 1.0)}
-"""Keywords of `Samples` for uint8 images: x/127.5 - 1."""
+"""The arguments of `Samples` for uint8 images, which scale them to x/127.5 - 1."""
 
 
 def points(
@@ -168,9 +171,10 @@ def points(
     mean_labels: Tensor | None = None,
     std: float = 0.0,
 ) -> Samples:
-    """Samples of points (N, D), scaled to mean 0 and standard deviation 1 in each coordinate.
+    """Return samples of points (N, D), scaled to mean 0 and standard deviation 1 in each coordinate.
 
-    Points drawn from Gaussians of equal weight can say so: their `means` (K, D), class and `std`, in the points' units.
+    For points from a mixture of equally weighted Gaussians, `means` (K, D), `mean_labels` (K,) and `std` describe it,
+    in the units of the points.
     """
     scale, shift = torch.std_mean(items.to(torch.float64), dim=0, correction=0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
@@ -186,7 +190,10 @@ def points(
 
 
 def split(samples: Samples, held_out: int) -> tuple[Samples, Samples | None]:
-    """(training, held out). Which items are held out is a function of the items alone: the smallest SHA-256."""
+    """Split samples into (training, held out). The items with the smallest SHA-256 of their names are held out.
+
+    Raises `ValueError` if no item would be left.
+    """
     if held_out == 0:
         return samples, None
     n = len(samples)
@@ -199,7 +206,7 @@ def split(samples: Samples, held_out: int) -> tuple[Samples, Samples | None]:
 
 @dataclass(frozen=True)
 class _View:
-    """Some items of a source."""
+    """A selection of the items of a source."""
 
     source: Items
     indices: list[int] = field(repr=False)
@@ -223,14 +230,14 @@ def _subset(samples: Samples, indices: list[int]) -> Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Gaussians of equal weight that share the standard deviation of each coordinate. In data units, as items are."""
+    """A mixture of Gaussians with equal weights and one standard deviation for all coordinates, in data units."""
 
     means: Tensor
     """(K, *shape), float64."""
     std: float
-    """Of every coordinate of every component; 0 leaves the means alone."""
+    """The standard deviation of each coordinate; 0 for points exactly at the means."""
     labels: Tensor | None = None
-    """(K,) int64: the class each component belongs to."""
+    """The class of each component, (K,) int64."""
 
     def __post_init__(self) -> None:
         if len(self.means) == 0 or self.std < 0:

@@ -1,4 +1,4 @@
-"""The one place where a component's own code makes its part, and where what goes wrong in it is told."""
+"""Schedules, networks and data, made by the code of components, whose errors name the component."""
 
 from __future__ import annotations
 
@@ -24,22 +24,19 @@ if TYPE_CHECKING:
 
 
 def build_schedule(component: NoiseSchedule, timesteps: int, prediction: Prediction | None = None) -> Schedule:
-    """The table of a schedule, checked against the prediction type it is to be used with, if any.
-
-    Raises `UsageError` for values that make none.
-    """
+    """Return the table of a schedule, checked together with a prediction type, if one is given. Raises `UsageError`."""
     what = f"schedule {component.name}"
     with blaming(what, refusal=UsageError):
         schedule = component.build(timesteps)
         if prediction is not None:
             check(prediction, ObjectiveSpec(schedule=schedule))
     if len(schedule) != timesteps:
-        raise DifftoolError(f"{what} gave {len(schedule)} levels, not {timesteps}")
+        raise DifftoolError(f"{what} returned {len(schedule)} levels, not {timesteps}")
     return schedule
 
 
 def build_network(backbone: Backbone, data: DataFacts, settings: Training) -> nn.Module:
-    """The network of a backbone for such data. Raises `UsageError` where it takes no such data."""
+    """Return the network of a backbone for these data. Raises `UsageError` if it does not support them."""
     what = f"backbone {backbone.name}"
     spec = BackboneSpec(
         shape=data.shape,
@@ -56,16 +53,16 @@ def build_network(backbone: Backbone, data: DataFacts, settings: Training) -> nn
 
 
 def load_samples(dataset: Dataset, seed: int) -> Samples:
-    """The data of a dataset. Raises `DifftoolError`."""
+    """Return the data of a dataset. Raises `DifftoolError`."""
     with loading(dataset):
         samples = dataset.load(DatasetContext(seed=seed, cache=cache_folder()))
     if not isinstance(samples, Samples):
-        raise DifftoolError(f"dataset {dataset.name} gave a {type(samples).__name__}, not Samples")
+        raise DifftoolError(f"dataset {dataset.name} returned {type(samples).__name__}, not Samples")
     return samples
 
 
 def cache_folder() -> Path | None:
-    """Where datasets may keep indexes: the user's cache, if the user has one."""
+    """Return the folder in which datasets may keep indexes, or None if the user has no cache."""
     if root := os.environ.get("XDG_CACHE_HOME"):
         return Path(root) / "difftool"
     try:
@@ -76,7 +73,7 @@ def cache_folder() -> Path | None:
 
 @contextlib.contextmanager
 def loading(dataset: Dataset) -> Iterator[None]:
-    """What a dataset raises while it loads becomes one line that names it."""
+    """Turn exceptions of a dataset that loads into errors that name it."""
     try:
         with blaming(f"dataset {dataset.name}", ModuleNotFoundError, OSError):
             yield

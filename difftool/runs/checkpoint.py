@@ -1,7 +1,7 @@
-"""safetensors in and out: one JSON document in the metadata, a digest over everything, and no code ever.
+"""Safetensors files with a JSON document in the metadata, and a digest over all of it.
 
-A file is data, also a stranger's: it is opened only when it is a regular file with a small header, its digest must
-match, and its document is checked by whoever reads it. A pickle is never tried.
+Files from others are safe to load: only regular files with a small header are opened, the digest must match, the caller
+checks the document, and pickles are refused.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from difftool.errors import BadFile, DifftoolError
 from difftool.files import atomic, open_regular
 
 KEY = "difftool"
-"""The one metadata key: several keys would make saves irreproducible."""
+"""The only metadata key, since the order of several would vary between saves."""
 FORMAT = 1
 LARGEST_HEADER = 16 * 2**20
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any], *, overwrite: bool = True) -> None:
-    """Write tensors and document, whole or not at all."""
+    """Write tensors and a document, whole or not at all. Raises `DifftoolError`."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     ready: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        own = tensor.detach().to("cpu").contiguous()
-        ready[name] = own.clone() if own.data_ptr() in seen else own  # tied weights: the format wants each its own
-        seen.add(own.data_ptr())
+        array = tensor.detach().to("cpu").contiguous()
+        ready[name] = array.clone() if array.data_ptr() in seen else array  # the format refuses shared memory
+        seen.add(array.data_ptr())
     text = json.dumps({"format": FORMAT, **document}, sort_keys=True, allow_nan=False)
     metadata = {KEY: json.dumps({"document": text, "sha256": digest(ready, text)}, sort_keys=True)}
     try:
@@ -47,7 +47,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any],
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, document) of a file that `save` wrote. Raises `BadFile`."""
+    """Return the tensors and the document of a file that `save` wrote. Raises `BadFile`."""
     from safetensors import SafetensorError, safe_open
 
     _check_header(path)
@@ -63,7 +63,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_document(path: Path) -> dict[str, Any]:
-    """The document alone, its digest unchecked: cheap, for listings."""
+    """Return the document of a file without reading its tensors or checking its digest. Raises `BadFile`."""
     from safetensors import SafetensorError, safe_open
 
     _check_header(path)
@@ -76,7 +76,7 @@ def load_document(path: Path) -> dict[str, Any]:
 
 
 def digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    """SHA-256 over the document and each tensor's name, dtype, shape and bytes."""
+    """Return the SHA-256 of the document and of each tensor's name, dtype, shape and bytes."""
     sha = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -87,7 +87,7 @@ def digest(tensors: Mapping[str, Tensor], text: str) -> str:
 
 
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], most: int = 3) -> str:
-    """The first differences in names and shapes and how many there are, or an empty text."""
+    """Return the first differences in names, shapes and types, and the number of the others, or an empty text."""
     rows = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
     rows += [f"{name} is not expected" for name in sorted(found.keys() - wanted.keys())]
     rows += [
@@ -105,9 +105,9 @@ def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], most:
 
 
 def _check_header(path: Path) -> None:
-    """Refuse what is no file of ours before a library parses it: by its suffix, its kind, and the size of its header.
+    """Check suffix, kind and header of a file before a library parses it. Raises `BadFile`.
 
-    The library takes the last of two equal names; here there is one of each.
+    Two tensors with the same name are refused, of which the library would take the last.
     """
     if path.suffix.lower() in PICKLES:
         raise _foreign(path, f"{path.suffix} files can run code when they are opened, so this one is not")
@@ -131,7 +131,7 @@ def _check_header(path: Path) -> None:
 
 
 def _strict(text: str | bytes) -> Any:
-    """JSON without two equal keys in an object. Raises `ValueError`, `RecursionError`."""
+    """Parse JSON, and refuse an object with two equal keys. Raises `ValueError`, `RecursionError`."""
     return json.loads(text, object_pairs_hook=_unique)
 
 

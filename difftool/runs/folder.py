@@ -1,12 +1,12 @@
-"""The run folder: where everything of a run lies, and how runs are found again.
+"""Run folders, and how to find them.
 
-lock                 held while a process trains the run
-config.toml          the resolved recipe, and what is recorded with it
+lock                 locked while a process trains the run
+config.toml          the resolved recipe, and a record of the run
 model.safetensors    the weights to sample from, with all that sampling needs
-state/               training states, to go on from
-metrics.jsonl        one JSON object a logged step
+state/               training states, from which the run can be resumed
+metrics.jsonl        one JSON object per logged step
 previews/ samples/ loss.png
-logs/                what loggers keep there
+logs/                files of loggers
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from difftool.runs.recipe import Recipe
 ROOT = Path("runs")
 LOCK = "lock"
 DAMAGED = ".damaged"
-"""Ends the name of a training state that could not be read."""
+"""The suffix of a training state that could not be read."""
 LARGEST = 1e300
-"""A number in metrics.jsonl stays below this."""
+"""The limit for numbers in metrics.jsonl."""
 OURS = ("state", "model.safetensors", "metrics.jsonl", "loss.png", "previews", "samples", "logs", "config.toml")
-"""What a run writes into its folder: all that --overwrite may remove, the states first, so that what is left of a run
-half removed cannot be gone on with."""
+"""The files of a run, which are all that --overwrite may remove. States go first, so that a half-removed run cannot be
+resumed."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run is."""
+    """The progress of a run."""
 
     status: Literal["training", "finished", "stopped"]
     step: int
-    """The step that it can go on from; of a run that is trained now, the last one logged."""
+    """The step from which it can be resumed, or the last logged one if it is being trained."""
     steps: int | None
-    """The step that it ends at, where that is recorded."""
+    """The last step, if it is recorded."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,16 @@ class RunFolder:
         return self.states / self.state_name(step)
 
     def saved_states(self) -> list[Path]:
-        """Training states, the newest first."""
+        """Return the training states, the newest first."""
         found = [p for p in self.states.glob("step-*.safetensors") if re.fullmatch(r"step-\d{9,10}", p.stem, re.ASCII)]
         return sorted(found, key=step_of, reverse=True)
 
     def damaged_states(self) -> list[Path]:
-        """States that were set aside."""
+        """Return the states that were set aside."""
         return sorted(self.states.glob(f"step-*{DAMAGED}"))
 
     def set_aside(self, states: Sequence[Path]) -> None:
-        """Give damaged states another name, or they would count as the newest, to be kept before valid ones."""
+        """Rename damaged states, which would otherwise count among the newest and be kept instead of valid ones."""
         for path in states:
             if path.suffix != DAMAGED:
                 path.rename(path.with_name(path.name + DAMAGED))
@@ -112,7 +112,7 @@ class RunFolder:
     def write_config(
         self, document: Mapping[str, Any], recorded: Mapping[str, Any], plugins: Mapping[str, str]
     ) -> None:
-        """`config.toml`: the tables of recipe and loggers, and what is recorded but not read back."""
+        """Write `config.toml`: the tables of recipe and loggers, and a record of the run that is not read back."""
         run = {k: v for k, v in recorded.items() if v is not None}
         tables = {"run": run, **document, "plugins": plugins}
         head = "# Written by difftool; `difftool train --config` reads it. [run] and [plugins] only record.\n\n"
@@ -122,24 +122,24 @@ class RunFolder:
         return read_toml(self.config)
 
     def readable_config(self) -> dict[str, Any]:
-        """The config file, or nothing where it cannot be read: enough to list a run."""
+        """Return the config file, or an empty dictionary if it cannot be read, so that the run can be listed."""
         try:
             return self.read_config()
         except UsageError:
             return {}
 
     def recorded(self) -> dict[str, Any]:
-        """What the config file only records: when the run began, where, on which data."""
+        """Return the record of the run in its config file: when it began, on which machine, with which data."""
         recorded = self.readable_config().get("run")
         return recorded if isinstance(recorded, dict) else {}
 
     @property
     def started(self) -> str:
-        """When the run began, ISO 8601 in UTC; empty where that is not recorded."""
+        """The time when the run began, ISO 8601 in UTC, or an empty text."""
         return str(self.recorded().get("started", ""))
 
     def status(self) -> Status:
-        """How far the run is, by its lock, its states and its metrics."""
+        """Return the progress of the run, by its lock, its states and its metrics."""
         steps = self.recorded().get("steps")
         steps = steps if type(steps) is int else None
         if self.in_use_by:
@@ -157,7 +157,7 @@ class RunFolder:
             raise DifftoolError(f"{self.metrics} could not be written: {error.strerror}") from None
 
     def read_metrics(self, up_to: int | None = None) -> list[dict[str, Any]]:
-        """The logged rows, up to a step; a half-written last line of a killed run is passed over."""
+        """Return the logged rows, up to a step. A killed run may leave half a line, which is skipped."""
         rows: dict[int, dict[str, Any]] = {}
         if self.metrics.is_file():
             for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -172,44 +172,44 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run: a second process is told so. The kernel frees the lock even after kill -9."""
+        """Lock the run for a block. Raises `DifftoolError` if another process trains it."""
         with hold(self.path / LOCK):
             sweep(self.path)
             yield
 
     def check_free(self) -> None:
-        """Refuse a run that another process trains, before the data are loaded."""
+        """Check that no other process trains the run. Raises `DifftoolError`."""
         if process := self.in_use_by:
             raise in_use(self.path, process)
 
     def check_room(self, state_bytes: int) -> None:
-        """Refuse a run whose state cannot be written, before it has cost any time."""
+        """Check, before any work, that the files of a run can be written. Raises `DifftoolError`."""
         for folder in (self.states, self.previews, self.samples):
             if folder.exists() and not folder.is_dir():
                 raise DifftoolError(f"{folder} is a file; a run needs a folder there")
         for file in (self.config, self.model, self.metrics, self.loss):
             if file.exists() and not file.is_file():
-                raise DifftoolError(f"{file} is no regular file; a run needs one there")
+                raise DifftoolError(f"{file} is not a regular file; a run needs one there")
         free = shutil.disk_usage(self.path).free
         if free < state_bytes:
             raise DifftoolError(
                 f"{self.path}: its disk has {free / 2**20:.1f} MiB left, and a training state takes "
-                f"{state_bytes / 2**20:.1f} MiB; make room, or take another --out"
+                f"{state_bytes / 2**20:.1f} MiB; free some space, or choose another --out"
             )
 
     @property
     def in_use_by(self) -> str:
-        """The number of the process that trains the run now; empty where none does."""
+        """The number of the process that trains the run, or an empty text."""
         return holder(self.path / LOCK)
 
 
 def step_of(state: Path) -> int:
-    """The step in the name of a training state."""
+    """Return the step in the name of a training state."""
     return int(state.stem.removeprefix("step-"))
 
 
 def create(recipe: Recipe, out: Path | None, *, overwrite: bool) -> RunFolder:
-    """A new run folder: `out`, or `runs/<dataset>-<backbone>-NNN`, made exclusively."""
+    """Create a run folder: `out`, or `runs/<dataset>-<backbone>-NNN` with a new number. Raises `DifftoolError`."""
     if out is not None:
         check_run_output(out, overwrite=overwrite)
         make_folder(out)
@@ -231,7 +231,10 @@ def create(recipe: Recipe, out: Path | None, *, overwrite: bool) -> RunFolder:
 
 
 def check_run_output(out: Path | None, *, overwrite: bool) -> None:
-    """Refuse, before any work, an --out that cannot become a run folder; without one, runs/ must be able to take it."""
+    """Check, before any work, that `out` can become a run folder, or that one can be created under runs/.
+
+    Raises `DifftoolError`.
+    """
     if out is None:
         check_output(ROOT / "x", overwrite=False)
         return
@@ -245,33 +248,36 @@ def check_run_output(out: Path | None, *, overwrite: bool) -> None:
         if content and not overwrite:
             raise DifftoolError(f"--out: {out} is not empty; name a new folder, or --overwrite a run")
         if "config.toml" not in content and not content <= {*OURS}:
-            raise DifftoolError(f"--out: {out} is no run folder, so --overwrite leaves it alone; name another")
+            raise DifftoolError(f"--out: {out} is not a run folder, so --overwrite does not touch it; name another")
 
 
 def _content(folder: Path) -> set[str]:
-    """The names in a folder, without those that a run killed at its very beginning leaves."""
+    """Return the names in a folder, without those that a run leaves if it is killed before its first state."""
     names = {p.name for p in folder.iterdir() if not p.name.startswith(TEMPORARY)} - {LOCK}
     state = folder / "state"
     return names if state.is_file() or (state.is_dir() and any(state.iterdir())) else names - {"state"}
 
 
 def open_run(path: Path) -> RunFolder:
-    """The run folder at a path. Raises `BadFile`."""
+    """Return the run folder at a path. Raises `BadFile`."""
     if not path.exists():
         raise BadFile(f"run {path} does not exist")
     if not (path / "config.toml").is_file():
-        raise BadFile(f"{path} is no run folder: it has no config.toml")
+        raise BadFile(f"{path} is not a run folder: it has no config.toml")
     return RunFolder(path)
 
 
 def all_runs(root: Path = ROOT) -> list[RunFolder]:
-    """The runs under a folder, the newest first by recorded start."""
+    """Return the runs in a folder, the newest first by their recorded start."""
     runs = [RunFolder(p.parent) for p in root.glob("*/config.toml") if p.is_file()]
     return sorted(runs, key=lambda run: (run.started, run.path.name), reverse=True)
 
 
 def find_model(name: Path | None) -> tuple[Path, RunFolder | None]:
-    """The model file of a run and the run, or a lone model file and None; by default the newest run's."""
+    """Return the model file of a run, by default the newest, and the run; or a single model file and None.
+
+    Raises `DifftoolError`, or `BadFile` for a wrong path.
+    """
     if name is None:
         for run in all_runs():
             if run.model.is_file():
@@ -280,7 +286,7 @@ def find_model(name: Path | None) -> tuple[Path, RunFolder | None]:
     if name.is_dir():
         run = open_run(name)
         if not run.model.is_file():
-            raise DifftoolError(f"run {name} has no model yet; 'difftool train --resume {name}' goes on with it")
+            raise DifftoolError(f"run {name} has no model yet; continue it with 'difftool train --resume {name}'")
         return run.model, run
     if not name.exists():
         raise BadFile(f"{name} does not exist: it names neither a run folder nor a model file")
@@ -288,11 +294,12 @@ def find_model(name: Path | None) -> tuple[Path, RunFolder | None]:
 
 
 def now() -> str:
+    """Return the time, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _is_row(row: Any) -> bool:
-    """Whether something read from metrics.jsonl is a row as it was written there: numbers, or None for none."""
+    """Return whether a JSON value from metrics.jsonl is a row: step, loss, and numbers or None."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or "loss" not in row:
         return False
     quartiles = row.get("loss_quartiles", [None] * 4)
@@ -303,7 +310,7 @@ def _is_row(row: Any) -> bool:
 
 
 def _clear(path: Path) -> None:
-    """Remove what a run wrote, and nothing else."""
+    """Remove the files of a run, and no others."""
     for name in OURS:
         target = path / name
         if target.is_dir() and not target.is_symlink():

@@ -19,7 +19,7 @@ from difftool import devices
 from difftool.components import Backbone, Dataset, Logger, NoiseSchedule, Prediction, TimestepSampling, Weighting
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
-from difftool.data.samples import Samples, identity, split
+from difftool.data.samples import Samples, fingerprint, split
 from difftool.diffusion.schedule import Schedule
 from difftool.distributed import SINGLE, ProcessGroup, world
 from difftool.errors import DifftoolError, InvalidOption, UsageError
@@ -306,7 +306,7 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         state=train_state,
         model=Model(recipe, data, schedule, averaged, weights, device=device),
         device=device,
-        fingerprint=identity(samples),
+        fingerprint=fingerprint(samples),
         search=search,
     )
 
