@@ -165,6 +165,7 @@ def test_every_block_of_a_page_runs(page: Path, tmp_path: Path) -> None:
                     assert done.returncode == 0, f"{where}: {shlex.join(words)}\n{done.stdout}{done.stderr}"
 
 
+@pytest.mark.slow
 def test_commands_of_contributing_find_tests() -> None:
     (block,) = (block for block in blocks(CONTRIBUTING) if block.language == "console")
     for words in commands(block.text):
