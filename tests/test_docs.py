@@ -49,7 +49,7 @@ def blocks(page: Path) -> list[Block]:
     found = []
     for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
         before = text[: match.start()]
-        named = re.search(r"`([\w./-]+)`:\s*$", before)
+        named = re.search(r"`(\w[\w./-]*)`:\s*$", before)
         found.append(Block(match[1], match[2], named[1] if named else "", before.count("\n") + 1))
     return found
 
