@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-all lint format bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/difftool train --seed 0 --out runs/demo --overwrite
@@ -13,7 +13,12 @@ demo: $(VENV)/.installed
 	@echo "Look at demo/samples.png, demo/trajectory.gif, demo/noise.png and demo/schedules.png."
 	@echo "Then: source $(VENV)/bin/activate; difftool sample --sampler dpmpp-2m --spacing log-snr --steps 10"
 
+# All tests that are not marked slow: some four minutes on two cores.
 test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+# All tests: some ten minutes on two cores.
+test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.installed-test

@@ -1,4 +1,4 @@
-"""What the tests of the core and the command line share: a quiet environment, the command line, two tiny runs."""
+"""Shared by the tests: a quiet environment, the command line, and a few trained runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from difftool import testing
 
@@ -31,7 +32,7 @@ os.environ.update(QUIET)
 
 @dataclass(frozen=True)
 class Outcome(testing.Outcome):
-    """What a command left behind."""
+    """The exit code and output of a command, with a few ways to read them."""
 
     @property
     def errors(self) -> list[str]:
@@ -54,12 +55,12 @@ Run = Callable[..., Outcome]
 
 
 def invoke(*arguments: object) -> Outcome:
-    """The command line in this process."""
+    """Run the command line in this process."""
     return Outcome(*astuple(testing.invoke(*arguments)))
 
 
 def spawn(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 240) -> Outcome:
-    """The command line in a process of its own."""
+    """Run the command line in a new process."""
     done = subprocess.run(
         [sys.executable, "-m", "difftool", *map(str, arguments)],
         cwd=cwd,
@@ -81,7 +82,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Run:
-    """`cli("train", "--steps", 3)` in a process of its own, in an empty folder."""
+    """`cli("train", "--steps", 3)` in a new process, in an empty folder."""
 
     def call(*arguments: object, env: Mapping[str, str] | None = None, cwd: Path = tmp_path) -> Outcome:
         return spawn(*arguments, cwd=cwd, env=env)
@@ -98,29 +99,46 @@ IMAGES = (
 """A tiny run of images."""
 
 
-def _trained(folder: Path, *arguments: object) -> Path:
-    outcome = invoke("train", *arguments, "--out", folder)
-    assert outcome.code == 0, outcome.err
-    return folder
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[..., Path]:
+    """`shared("points", *POINTS, "--steps", 30)`: a trained run that all workers of pytest-xdist share.
+
+    The first worker that needs a run trains it, while others that need it wait.
+    """
+    here = tmp_path_factory.getbasetemp()
+    folder = here.parent if hasattr(request.config, "workerinput") else here
+
+    def trained(name: str, *arguments: object) -> Path:
+        run = folder / "shared" / name
+        run.parent.mkdir(exist_ok=True)
+        with FileLock(folder / f"{name}.lock"):
+            if not run.exists():
+                part = tmp_path_factory.mktemp(name) / name
+                outcome = invoke("train", *arguments, "--out", part)
+                assert outcome.code == 0, outcome.err
+                part.rename(run)
+        return run
+
+    return trained
 
 
 @pytest.fixture(scope="session")
-def points_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def points_run(shared: Callable[..., Path]) -> Path:
     """A trained run of points: read it, or copy it."""
-    return _trained(tmp_path_factory.mktemp("points") / "points", *POINTS, "--steps", 30)
+    return shared("points", *POINTS, "--steps", 30)
 
 
 @pytest.fixture(scope="session")
-def images_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images_run(shared: Callable[..., Path]) -> Path:
     """A trained run of images: read it, or copy it."""
-    return _trained(tmp_path_factory.mktemp("images") / "images", *IMAGES, "--steps", 4)
+    return shared("images", *IMAGES, "--steps", 4)
 
 
 @pytest.fixture(scope="session")
-def labels_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def labels_run(shared: Callable[..., Path]) -> Path:
     """A run of four labelled Gaussians, trained until the labels matter."""
-    return _trained(
-        tmp_path_factory.mktemp("labels") / "labels",
+    return shared(
+        "labels",
         *("--dataset", "gaussian-mixture", "--dataset.components", 4, "--dataset.labels", "--dataset.n", 2000),
         *("--backbone.width", 32, "--backbone.depth", 2, "--batch-size", 128, "--steps", 400, "--lr", 5e-3),
         *("--preview-every", 0, "--ema", 0.9, "--warmup", 0),
@@ -128,5 +146,9 @@ def labels_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, with its content."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Return the content of every file below a folder, by its path there.
+
+    The lock of a run is left out, for it holds the number of the last process.
+    """
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

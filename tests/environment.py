@@ -1,4 +1,4 @@
-"""A virtual environment of a test's own, which sees what is installed in this one, and installs without the network."""
+"""A virtual environment for one test: it sees the packages of this one, and installs others without the network."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PROGRAMS = {"python": (), "difftool": ("-m", "difftool"), "pytest": ("-m", "pytest", "-q", "-p", "no:cacheprovider")}
 OFFLINE = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check")
 
 
 @dataclass(frozen=True)
 class Environment:
-    """The environment, and a folder to work in."""
+    """A virtual environment, and a folder to work in."""
 
     python: Path
     folder: Path
 
     @classmethod
     def make(cls, folder: Path) -> Environment:
-        """In a new folder; tests that share one do not see each other's files, but what they install."""
+        """Create the environment in an empty folder."""
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
         (site,) = (folder / "venv").glob("[lL]ib/**/site-packages")
         parents = [path for path in sys.path if path.endswith("site-packages")]
@@ -32,7 +31,12 @@ class Environment:
         return cls(folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python", work)
 
     def run(self, *words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run `difftool ...`, `python ...`, `pytest ...` or `pip ...` there. What is installed there is found."""
+        """Run `difftool ...`, `python ...`, `pytest ...` or `pip ...` there; it finds what is installed there.
+
+        `source .venv/bin/activate` does nothing, for every program already comes from this environment.
+        """
+        if words == ("source", ".venv/bin/activate"):
+            return subprocess.CompletedProcess(words, 0, "", "")
         here = {k: v for k, v in os.environ.items() if k != "DIFFTOOL_PLUGINS"}
         return subprocess.run(
             self._spelled([str(word) for word in words]),
@@ -45,13 +49,13 @@ class Environment:
         )
 
     def check(self, *words: object, cwd: Path | None = None, **environment: str) -> str:
-        """Run it, and fail unless it succeeds; what it wrote to stdout."""
+        """Run a command, fail unless it succeeds, and return what it wrote to stdout."""
         done = self.run(*words, cwd=cwd, **environment)
         assert done.returncode == 0, f"{' '.join(map(str, words))}\n{done.stdout}{done.stderr}"
         return done.stdout
 
     def _spelled(self, words: Sequence[str]) -> list[str]:
-        """The words with the programs of this environment."""
+        """Return the command with the programs of this environment."""
         program, *rest = words
         if program == "pip":
             return [sys.executable, "-m", "pip", "--python", str(self.python), rest[0], *OFFLINE, *rest[1:]]

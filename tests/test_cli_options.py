@@ -335,20 +335,20 @@ def test_an_error_on_the_command_line_is_not_blamed_on_the_config(run: Run, tmp_
     assert outcome.error.startswith("difftool: error: --backbone.width: must be")
 
 
-def complete(cli: Run, *words: str, shell: str = "bash") -> list[str]:
-    """What the shell would be offered for the last word."""
+def completion(*words: str) -> dict[str, str]:
+    """Return what bash sets to complete the last word."""
     line = " ".join(("difftool", *words))
-    env = {"_DIFFTOOL_COMPLETE": f"complete_{shell}", "COMP_WORDS": line, "COMP_CWORD": str(len(words))}
-    outcome = cli(env={**env, "_TYPER_COMPLETE_ARGS": line})
-    assert "Traceback" not in outcome.err
-    return outcome.out.split()
+    return {"_DIFFTOOL_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words))}
 
 
-# `python -m difftool` names the variable after the program all the same: main gives the program's name.
+def test_completion_of_the_module(cli: Run) -> None:
+    """`python -m difftool` names the variable after the program, for main gives the program's name."""
+    assert cli(env=completion("tra")).out.split() == ["train"]
+
+
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (["tra"], ["train"]),
         (["train", "--backbone", "u"], ["unet"]),
         (["train", "--schedule", "cos"], ["cosine"]),
         (["train", "--backbone", "unet", "--backbone.dim"], ["--backbone.dim", "--backbone.dim-mults"]),
@@ -364,8 +364,12 @@ def complete(cli: Run, *words: str, shell: str = "bash") -> list[str]:
         (["train", "--backbone", "nope", "--backbone."], []),
     ],
 )
-def test_completion(cli: Run, words: list[str], offered: list[str]) -> None:
-    assert sorted(complete(cli, *words)) == offered
+def test_completion(run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], offered: list[str]) -> None:
+    for name, value in completion(*words).items():
+        monkeypatch.setenv(name, value)
+    outcome = run()
+    assert "Traceback" not in outcome.err
+    assert sorted(outcome.out.split()) == offered
 
 
 def test_positional_schedules_take_the_options_they_have(run: Run) -> None:

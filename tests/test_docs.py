@@ -27,6 +27,8 @@ from difftool.testing.laws import name_of, text_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+"""A page whose commands run these very tests, and need only find them."""
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the docs are not beside the tests")
 
 LAWS = re.compile(r"(?<=<!-- laws -->\n).*?(?=<!-- end of laws -->)", re.DOTALL)
@@ -47,7 +49,7 @@ def blocks(page: Path) -> list[Block]:
     found = []
     for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
         before = text[: match.start()]
-        named = re.search(r"`([\w./-]+)`:\s*$", before)
+        named = re.search(r"`(\w[\w./-]*)`:\s*$", before)
         found.append(Block(match[1], match[2], named[1] if named else "", before.count("\n") + 1))
     return found
 
@@ -163,7 +165,26 @@ def test_every_block_of_a_page_runs(page: Path, tmp_path: Path) -> None:
                     assert done.returncode == 0, f"{where}: {shlex.join(words)}\n{done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.slow
+def test_commands_of_contributing_find_tests() -> None:
+    (block,) = (block for block in blocks(CONTRIBUTING) if block.language == "console")
+    for words in commands(block.text):
+        assert words[0] == ".venv/bin/python"
+        done = subprocess.run(
+            [sys.executable, *words[1:], "-n", "0", "--collect-only", "-q"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
+
+
+def test_the_makefile_has_every_target_that_a_page_names() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in (*PAGES, CONTRIBUTING):
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"`make ([a-z-]+)`", text) + re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)
+        assert set(named) <= targets, page.name
+
+
+@pytest.mark.parametrize("page", [*PAGES, CONTRIBUTING], ids=lambda page: page.name)
 def test_blocks_say_what_they_are(page: Path) -> None:
     """No code is out of reach of these tests: it is fenced, and has a language."""
     assert {block.language for block in blocks(page)} <= {"console", "python", "toml", ""}
@@ -173,7 +194,7 @@ def test_blocks_say_what_they_are(page: Path) -> None:
     assert not re.search(r"^ {4}(difftool|pip|python|import|from) ", outside, re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, CONTRIBUTING], ids=lambda page: page.name)
 def test_links_and_pictures_are_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     targets = [*re.findall(r"\]\(([^)#]+)[^)]*\)", text), *re.findall(r'src="([^"]+)"', text)]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ast
-import os
+import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Outcome
 
 import difftool
 import difftool_plugins
@@ -87,38 +87,49 @@ def test_opening_a_file_never_runs_code() -> None:
 
 
 PROBE = """\
-import atexit, os, sys
-def tell():
-    names = [n for n in ("torch", "numpy", "matplotlib", "difftool_plugins") if n in sys.modules]
-    os.write(2, f"\\nIMPORTED {','.join(names)}\\n".encode())
-atexit.register(tell)
-if len(sys.argv) == 1:
-    import difftool
-else:
-    from difftool.cli.main import main
-    main(sys.argv[1:] if sys.argv[1] != "COMPLETE" else [])
+import json, os, sys
+import difftool
+def imported():
+    return [n for n in ("torch", "numpy", "matplotlib", "difftool_plugins") if n in sys.modules]
+found = [[0, "", "", imported(), []]]
+from difftool.testing import invoke
+for arguments, environment in json.load(sys.stdin):
+    os.environ.update(environment)
+    outcome = invoke(*arguments)
+    for name in environment:
+        del os.environ[name]
+    found.append([outcome.code, outcome.out, outcome.err, imported(), os.listdir()])
+print(json.dumps(found))
 """
 
 
-def probe(cwd: Path, *arguments: str, env: dict[str, str] | None = None) -> tuple[Outcome, set[str]]:
-    """The command line in a process that tells at exit which heavy modules it had imported."""
+@dataclass(frozen=True)
+class Probed:
+    """The outcome of a command, the heavy modules that were imported by then, and the files that lay there."""
+
+    code: int
+    out: str
+    err: str
+    imported: list[str]
+    files: list[str]
+
+
+def probe(folder: Path, *rows: tuple[Sequence[str], dict[str, str]]) -> list[Probed]:
+    """Run command lines, each with environment variables of its own, one after the other in one new process.
+
+    Return one result for `import difftool` alone, and one for each command line.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        check=False,
+        [sys.executable, "-c", PROBE], input=json.dumps(rows), capture_output=True, text=True, cwd=folder, check=False
     )
-    imported = done.stderr.rpartition("IMPORTED ")[2].strip()
-    return Outcome(done.returncode, done.stdout, done.stderr), set(imported.split(",")) - {""}
+    assert done.returncode == 0, done.stderr
+    return [Probed(*found) for found in json.loads(done.stdout)]
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["traim"]])
-def test_the_top_level_loads_no_plugin_at_all(tmp_path: Path, arguments: list[str]) -> None:
-    outcome, imported = probe(tmp_path, *arguments)
-    assert outcome.code in (0, 2)
-    assert imported == set()
+def test_the_top_level_loads_no_plugin_at_all(tmp_path: Path) -> None:
+    alone, *found = probe(tmp_path, (["--help"], {}), (["--version"], {}), (["traim"], {}))
+    assert alone.imported == []
+    assert [(one.code, one.imported) for one in found] == [(0, []), (0, []), (2, [])]
 
 
 LIGHT = [
@@ -180,27 +191,29 @@ LIGHT = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "code"), LIGHT)
-def test_help_lists_and_usage_errors_import_nothing_heavy(tmp_path: Path, arguments: list[str], code: int) -> None:
-    outcome, imported = probe(tmp_path, *arguments)
-    assert outcome.code == code, outcome.err
-    assert imported & set(HEAVY) == set()
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "line", ["difftool tra", "difftool train --backbone u", "difftool train --backbone unet --backbone.d"]
-)
-def test_completion_imports_nothing_heavy(tmp_path: Path, line: str) -> None:
+def completion(line: str) -> dict[str, str]:
+    """Return what a shell sets to complete a line."""
     words = str(len(line.split()) - 1)
-    env = {"_DIFFTOOL_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": words}
-    outcome, imported = probe(tmp_path, "COMPLETE", env=env)
-    assert outcome.out.split()[0] in ("train", "unet", "--backbone.dim")
-    assert imported & set(HEAVY) == set()
+    return {"_DIFFTOOL_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": words}
 
 
-def test_a_real_command_does_import_torch(tmp_path: Path) -> None:
-    """The probe sees what there is."""
-    outcome, imported = probe(tmp_path, "inspect-schedule", "linear", "--json")
-    assert outcome.code == 0
-    assert "torch" in imported
+COMPLETED = {
+    "difftool tra": "train",
+    "difftool train --backbone u": "unet",
+    "difftool train --backbone unet --backbone.d": "--backbone.dim",
+}
+
+
+def test_help_lists_usage_errors_and_completion_import_nothing_heavy(tmp_path: Path) -> None:
+    """The last command does import torch, so that the probe is known to see it."""
+    rows = [(arguments, {}) for arguments, _ in LIGHT] + [([], completion(line)) for line in COMPLETED]
+    _, *found, real = probe(tmp_path, *rows, (["inspect-schedule", "linear", "--json"], {}))
+    for (arguments, environment), one in zip(rows, found, strict=True):
+        assert set(one.imported) & set(HEAVY) == set(), arguments or environment
+        assert one.files == [], arguments or environment
+    for (arguments, code), one in zip(LIGHT, found, strict=False):
+        assert one.code == code, f"{arguments}: {one.err}"
+    completed = found[len(LIGHT) :]
+    assert [one.out.split()[0] for one in completed] == list(COMPLETED.values())
+    assert real.code == 0
+    assert "torch" in real.imported
