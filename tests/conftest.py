@@ -148,7 +148,7 @@ def labels_run(shared: Callable[..., Path]) -> Path:
 def tree(folder: Path) -> dict[str, bytes]:
     """Return the content of every file below a folder, by its path there.
 
-    The lock of a run is left out, for it holds the number of the last process.
+    The lock of a run counts as empty, for it holds the number of the last process.
     """
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): b"" if path.name == "lock" else path.read_bytes() for path in files}
