@@ -464,7 +464,12 @@ REFUSED: list[tuple[str, list[object], int, str]] = [
     ("POINTS", ["--interpolate", "1,2", "--seed", 3], 2, "--seed: --interpolate names its own two seeds"),
     ("POINTS", ["--interpolate", "1,2", "-n", 1], 2, "--num-samples: a path needs at least 2 samples"),
     ("POINTS", ["--init", "own picture.png"], 2, "--init: swiss-roll-mlp is not an image model"),
-    ("POINTS", ["--inpaint", "own picture.png", "--mask", "mask.png"], 2, "--inpaint: swiss-roll-mlp is not an image model"),
+    (
+        "POINTS",
+        ["--inpaint", "own picture.png", "--mask", "mask.png"],
+        2,
+        "--inpaint: swiss-roll-mlp is not an image model",
+    ),
     ("IMAGES", ["--strength", 0.5], 2, "--strength: belongs to --init; add --init"),
     ("IMAGES", ["--init", "own picture.png", "--strength", 0], 2, "--strength: must be greater than 0"),
     ("IMAGES", ["--init", "own picture.png", "--strength", 1.1], 2, "--strength: must be less than or equal to 1"),
@@ -551,11 +556,7 @@ def test_reconstruction_of_own_images(run: Run, images_run: Path, picture: Path,
         (["--at", ","], 2, "--at: must name at least one level"),
         (["--at", 1000], 2, "--at: 1000 is beyond the last level, 999"),
         (["--out", "x.gif"], 2, "--out: x.gif: cannot write .gif files"),
-<<<<<<< ours
         (["mask.png"], 2, "IMAGE: swiss-roll-mlp is not an image model"),
-=======
-        (["mask.png"], 2, "image: swiss-roll-mlp is not an image model"),
->>>>>>> theirs
         (["nowhere.png"], 1, "image nowhere.png does not exist"),
     ],
 )

@@ -98,7 +98,7 @@ def test_others_can_be_named_on_the_way(run: Run) -> None:
         (("--logger", "csv", "--logger.pth", "x"), 2, "there is no option --logger.pth"),
         (("--config", "unknown.toml"), 2, "unknown.toml: loggers: unknown logger 'prom'"),
         (("--config", "flat.toml"), 2, "flat.toml, line 1: loggers: csv must be a table, [loggers.csv]"),
-        (("--logger", "csv", "--logger", "difftool:csv"), 2, "logger csv: is named twice; name it once"),
+        (("--logger", "csv", "--logger", "difftool:csv"), 2, "logger csv: named twice; name it once"),
         (("--logger", "nested"), 1, "logger nested: needs the module 'no_such_thing.part', which is not installed"),
         (("--config", "option.toml"), 2, "option.toml, line 3: loggers.jsonl.pth: there is no such option"),
         (
@@ -225,7 +225,7 @@ def others(plugin_manager: PluginManager) -> None:
 @pytest.mark.parametrize(
     ("at", "words"),
     [
-        (3, "logger fails failed at step 3 and is told no more (ConnectionError: line cut)"),
+        (3, "logger fails failed at step 3 and is dropped (ConnectionError: line cut)"),
         (-1, "logger fails could not be closed (ConnectionError: not sent)"),
     ],
 )
@@ -243,7 +243,7 @@ def test_a_logger_that_fails_ends_no_run(run: Run, others: None, at: int, words:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((), "logger leaves failed at step 1 and is told no more (SystemExit: 0)"),
+        ((), "logger leaves failed at step 1 and is dropped (SystemExit: 0)"),
         (("--logger.closing",), "logger leaves could not be closed (KeyboardInterrupt)"),
     ],
 )

@@ -130,7 +130,7 @@ class Broken(Backbone, name="broken"):
         ({"dataset": Leaves()}, "dataset leaves failed: SystemExit"),
         ({"schedule": Short()}, "schedule short returned 3 levels, not 1000"),
         ({"backbone": Broken()}, "backbone broken failed: RuntimeError: no way"),
-        ({"backbone": Narrow()}, r"the network answered \(8, 1\), not \(8, 2\)"),
+        ({"backbone": Narrow()}, r"the network returned \(8, 1\), not \(8, 2\)"),
     ],
 )
 def test_training(tmp_path: Any, parts: dict[str, Any], message: str) -> None:
