@@ -515,7 +515,7 @@ def test_python_refuses_the_same(points_run: Path) -> None:
         model.sample(4, interpolate=(1, 1))
     with pytest.raises(UsageError, match="--interpolate: the sampler ddpm draws noise"):
         model.sample(4, interpolate=(0, 1), sampler="ddpm", steps=3)
-    with pytest.raises(InvalidOption, match="strength: says how far"):
+    with pytest.raises(InvalidOption, match="strength: belongs to --init"):
         model.sample(4, strength=0.5)
     with pytest.raises(DifftoolError, match="no model of images"):
         model.sample(4, init="x.png")
