@@ -27,9 +27,9 @@ T = TypeVar("T")
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """The environment variables by which torchrun tells a process its place."""
-GRADIENT_TIMEOUT = timedelta(seconds=60)
-"""All processes begin a step together, so one that brings no gradients in this time is dead. A killed process is
-noticed at once; the timeout is for machines that vanish."""
+GRADIENT_TIMEOUT = timedelta(minutes=5)
+"""All processes end a step together, so one that has not read its share of a batch and computed gradients in this time
+is dead. A killed process is noticed at once; the timeout is for machines that vanish."""
 TIMEOUT = timedelta(minutes=30)
 """The timeout of all other exchanges, in which the main process may draw or save while the others wait for it."""
 

@@ -184,7 +184,11 @@ def make(record: type[T], values: Mapping[str, object]) -> T:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else next(iter(values), "")
         raise InvalidOption(name, _reason(first, by_name.get(name))) from None
-    checked = {name: _expand_home(name, value) for name, value in checked.items()}
+    for name, value in checked.items():
+        try:
+            checked[name] = value.expanduser() if isinstance(value, Path) else value
+        except RuntimeError:
+            raise InvalidOption(name, f"{value}: the home folder is not known") from None
     try:
         return record(**checked)
     except ValueError as error:  # from the record's own __post_init__: "name: reason"
@@ -296,10 +300,3 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_to_plain(v) for v in value]
     return str(value.absolute()) if isinstance(value, Path) else value
-
-
-def _expand_home(name: str, value: Any) -> Any:
-    try:
-        return value.expanduser() if isinstance(value, Path) else value
-    except RuntimeError:
-        raise InvalidOption(name, f"{value}: the home folder is not known") from None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import torch
@@ -54,13 +55,13 @@ class Batches:
             self._items = samples.items.to(self.device)
             self._labels = None if samples.labels is None else samples.labels.to(self.device)
 
-    def indices(self, step: int, count: int = 1) -> Tensor:
-        """Return the indices of the items of `count` steps, int64 (count * batch_size,).
+    def indices(self, step: int, steps: int = 1) -> Tensor:
+        """Return the indices of the items of these steps, int64 (steps * batch_size,).
 
         The i-th item overall is number i mod N in the order of epoch i div N.
         """
         n, first = len(self.samples), step * self.batch_size
-        last = first + count * self.batch_size
+        last = first + steps * self.batch_size
         parts = []
         while first < last:
             epoch, at = divmod(first, n)
@@ -69,9 +70,9 @@ class Batches:
             first += end - at
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def own_indices(self, step: int, count: int = 1) -> Tensor:
+    def own_indices(self, step: int, steps: int = 1) -> Tensor:
         """Return the indices of this process's share."""
-        return self.indices(step, count).view(count, self.batch_size)[:, self.part].flatten()
+        return self.indices(step, steps).view(steps, self.batch_size)[:, self.part].flatten()
 
     def start(self, step: int, *, block: int = 1) -> Iterator[Batch]:
         """Yield the batches of this step and all that follow.
@@ -99,11 +100,11 @@ class Batches:
 
     def _from_memory(self, step: int, block: int) -> Iterator[Batch]:
         while True:
-            count = block - step % block
-            indices = self.own_indices(step, count).to(self.device)
+            steps = block - step % block
+            indices = self.own_indices(step, steps).to(self.device)
             labels = None if self._labels is None else self._labels.index_select(0, indices)
             yield Batch(self._items.index_select(0, indices), labels)
-            step += count
+            step += steps
 
     def _from_source(self, step: int) -> Iterator[Batch]:
         from torch.utils.data import DataLoader
@@ -111,7 +112,7 @@ class Batches:
         cuda = self.device.type == "cuda"
         loader: DataLoader[Any] = DataLoader(
             _Reader(self.samples),
-            batch_sampler=_Order(self, step),
+            batch_sampler=(self.own_indices(k).tolist() for k in count(step)),
             num_workers=self.workers,
             pin_memory=cuda,
             prefetch_factor=4 if self.workers else None,
@@ -130,19 +131,6 @@ class Batches:
                 items.to(self.device, non_blocking=cuda),
                 None if labels is None else labels.to(self.device, non_blocking=cuda),
             )
-
-
-class _Order:
-    """The endless batch sampler of `Batches`, for a DataLoader."""
-
-    def __init__(self, batches: Batches, step: int) -> None:
-        self.batches, self.step = batches, step
-
-    def __iter__(self) -> Iterator[list[int]]:
-        step = self.step
-        while True:
-            yield self.batches.own_indices(step).tolist()
-            step += 1
 
 
 class _Reader(torch.utils.data.Dataset[Any]):

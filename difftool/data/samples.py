@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from difftool.errors import DifftoolError, one_line
 from difftool.rng import generator
@@ -201,31 +202,17 @@ def split(samples: Samples, held_out: int) -> tuple[Samples, Samples | None]:
         raise ValueError(f"cannot hold out {held_out} of {n} items")
     ids = samples.item_ids or [str(i) for i in range(n)]
     ranked = sorted(range(n), key=lambda i: hashlib.sha256(ids[i].encode("utf-8", "surrogateescape")).digest())
-    return _subset(samples, sorted(ranked[held_out:])), _subset(samples, sorted(ranked[:held_out]))
 
+    def subset(indices: list[int]) -> Samples:
+        items: Any = samples.items
+        return replace(
+            samples,
+            items=items[indices] if isinstance(items, Tensor) else Subset(items, indices),
+            labels=None if samples.labels is None else samples.labels[indices],
+            item_ids=None if samples.item_ids is None else [samples.item_ids[i] for i in indices],
+        )
 
-@dataclass(frozen=True)
-class _View:
-    """A selection of the items of a source."""
-
-    source: Items
-    indices: list[int] = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return self.source[self.indices[i]]
-
-
-def _subset(samples: Samples, indices: list[int]) -> Samples:
-    items = samples.items
-    return replace(
-        samples,
-        items=items[indices] if isinstance(items, Tensor) else _View(items, indices),
-        labels=None if samples.labels is None else samples.labels[indices],
-        item_ids=None if samples.item_ids is None else [samples.item_ids[i] for i in indices],
-    )
+    return subset(sorted(ranked[held_out:])), subset(sorted(ranked[:held_out]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,10 @@ checks the document, and pickles are refused.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from difftool.files import atomic, open_regular
 
 KEY = "difftool"
 """The only metadata key, since the order of several would vary between saves."""
+ENVELOPE = ("document", "sha256")
+"""The entries of the metadata: the document as JSON text, and the digest."""
 FORMAT = 1
 LARGEST_HEADER = 16 * 2**20
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
@@ -48,15 +51,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any],
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the document of a file that `save` wrote. Raises `BadFile`."""
-    from safetensors import SafetensorError, safe_open
-
-    _check_header(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            text, expected = _document(path, file.metadata())
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _foreign(path, str(error)) from None
+    with _opened(path) as (file, text, expected):
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
     if digest(tensors, text) != expected:
         raise BadFile(f"{path} is damaged: its content does not match its digest")
     return tensors, _parse(path, text)
@@ -64,15 +60,27 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def load_document(path: Path) -> dict[str, Any]:
     """Return the document of a file without reading its tensors or checking its digest. Raises `BadFile`."""
+    with _opened(path) as (_, text, _):
+        return _parse(path, text)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, str, str]]:
+    """Open a file for a block with its document, as text, and its digest. Raises `BadFile`, also inside the block."""
     from safetensors import SafetensorError, safe_open
 
     _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
-            text, _ = _document(path, file.metadata())
+            metadata = file.metadata()
+            if not metadata or KEY not in metadata:
+                raise _foreign(path, "it carries no difftool metadata")
+            envelope = _json(path, metadata[KEY], "its metadata are not JSON")
+            if not isinstance(envelope, dict) or not all(isinstance(envelope.get(k), str) for k in ENVELOPE):
+                raise _foreign(path, "its metadata are malformed")
+            yield file, envelope["document"], envelope["sha256"]
     except (SafetensorError, OSError, ValueError) as error:
         raise _foreign(path, str(error)) from None
-    return _parse(path, text)
 
 
 def digest(tensors: Mapping[str, Tensor], text: str) -> str:
@@ -90,16 +98,12 @@ def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], most:
     """Return the first differences in names, shapes and types, and the number of the others, or an empty text."""
     rows = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
     rows += [f"{name} is not expected" for name in sorted(found.keys() - wanted.keys())]
-    rows += [
-        f"{name} is {tuple(found[name].shape)}, not {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & found.keys())
-        if found[name].shape != wanted[name].shape
-    ]
-    rows += [
-        f"{name} is {found[name].dtype}, not {wanted[name].dtype}".replace("torch.", "")
-        for name in sorted(wanted.keys() & found.keys())
-        if found[name].dtype != wanted[name].dtype
-    ]
+    for name in sorted(wanted.keys() & found.keys()):
+        new, old = found[name], wanted[name]
+        if new.shape != old.shape:
+            rows.append(f"{name} is {tuple(new.shape)}, not {tuple(old.shape)}")
+        if new.dtype != old.dtype:
+            rows.append(f"{name} is {new.dtype}, not {old.dtype}".replace("torch.", ""))
     more = f" and {len(rows) - most} more" if len(rows) > most else ""
     return "; ".join(rows[:most]) + more
 
@@ -124,41 +128,27 @@ def _check_header(path: Path) -> None:
         raise BadFile(f"{path} cannot be read: {error.strerror}") from None
     if not header.startswith(b"{"):
         raise _foreign(path, "no header")
+    _json(path, header, "its header is malformed")
+
+
+def _json(path: Path, text: str | bytes, refusal: str) -> Any:
+    """Parse JSON, and refuse an object with two equal keys. Raises `BadFile`."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("two equal keys")
+        return found
+
     try:
-        _strict(header)
+        return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError):
-        raise _foreign(path, "its header is malformed") from None
-
-
-def _strict(text: str | bytes) -> Any:
-    """Parse JSON, and refuse an object with two equal keys. Raises `ValueError`, `RecursionError`."""
-    return json.loads(text, object_pairs_hook=_unique)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("two equal keys")
-    return found
-
-
-def _document(path: Path, metadata: Mapping[str, str] | None) -> tuple[str, str]:
-    if not metadata or KEY not in metadata:
-        raise _foreign(path, "it carries no difftool metadata")
-    try:
-        envelope = _strict(metadata[KEY])
-    except (ValueError, RecursionError):
-        raise _foreign(path, "its metadata are not JSON") from None
-    if not isinstance(envelope, dict) or not all(isinstance(envelope.get(k), str) for k in ("document", "sha256")):
-        raise _foreign(path, "its metadata are malformed")
-    return envelope["document"], envelope["sha256"]
+        raise _foreign(path, refusal) from None
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
-    try:
-        document = _strict(text)
-    except (ValueError, RecursionError):
-        raise _foreign(path, "its metadata are not JSON") from None
+    """Check a document. Raises `BadFile`."""
+    document = _json(path, text, "its metadata are not JSON")
     if not isinstance(document, dict) or type(document.get("format")) is not int or document["format"] < 1:
         raise _foreign(path, "its metadata are malformed")
     if document["format"] > FORMAT:

@@ -49,43 +49,29 @@ class Status:
     """The last step, if it is recorded."""
 
 
+class _Inside:
+    """A path with a fixed name inside a run folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: RunFolder, _owner: object = None) -> Path:
+        return run.path / self.name
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths of a run."""
+    """The files of a run."""
 
     path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.toml"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model.safetensors"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def loss(self) -> Path:
-        return self.path / "loss.png"
-
-    @property
-    def states(self) -> Path:
-        return self.path / "state"
-
-    @property
-    def previews(self) -> Path:
-        return self.path / "previews"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
+    config = _Inside("config.toml")
+    model = _Inside("model.safetensors")
+    metrics = _Inside("metrics.jsonl")
+    loss = _Inside("loss.png")
+    states = _Inside("state")
+    previews = _Inside("previews")
+    samples = _Inside("samples")
+    logs = _Inside("logs")
 
     @staticmethod
     def state_name(step: int) -> str:

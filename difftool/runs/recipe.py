@@ -100,17 +100,15 @@ def differences(before: Recipe, now: Recipe) -> list[str]:
         if old[table].get("name") != new[table].get("name"):  # the options of two components cannot be compared
             rows.append(f"--{table} is {old[table]['name']} in the run, not {new[table]['name']}")
             continue
-        ignored = MAY_CHANGE if table == "training" else _path_options(now.parts[table])
-        for key in sorted({*old[table], *new[table]} - {*ignored}):
+        ignored = {*MAY_CHANGE}
+        if table != "training":
+            ignored = {f.name for f in fields(type(now.parts[table])) if f.scalar is Path}
+        for key in sorted({*old[table], *new[table]} - ignored):
             a, b = old[table].get(key), new[table].get(key)
             if a != b:
                 prefix = "" if table == "training" else f"{table}."
                 rows.append(f"--{prefix}{dashed(key)} is {_in_words(a)} in the run, not {_in_words(b)}")
     return rows
-
-
-def _path_options(component: Component) -> list[str]:
-    return [f.name for f in fields(type(component)) if f.scalar is Path]
 
 
 def _in_words(value: Any) -> str:
@@ -142,8 +140,12 @@ def resolve(document: Mapping[str, Any], classes: Mapping[str, type[Component]] 
     """
     chosen: dict[str, type[Any]] = dict(classes or {})
     for kind, base in recipe_kinds().items():
-        if kind not in chosen and (name := _name_in(document, kind)) is not None:
-            chosen[kind] = registry().of_kind(base, name)
+        name = document.get(kind, {}).get("name")
+        if kind in chosen or name is None:
+            continue
+        if not isinstance(name, str):
+            raise UnknownComponent(kind, f"the name of a {kind} must be text")
+        chosen[kind] = registry().of_kind(base, name)
     for kind, base in recipe_kinds().items():
         if kind not in chosen:
             chosen[kind] = _suitable(base, chosen.values())
@@ -204,13 +206,6 @@ def merge(document: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) 
 def options_in(document: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Return the options of a component in a document, without its name."""
     return {key: value for key, value in document.get(kind, {}).items() if key != "name"}
-
-
-def _name_in(document: Mapping[str, Any], kind: str) -> str | None:
-    name = document.get(kind, {}).get("name")
-    if name is not None and not isinstance(name, str):
-        raise UnknownComponent(kind, f"the name of a {kind} must be text")
-    return name
 
 
 # --- recipes in files of weights -------------------------------------------------------------------------------------
