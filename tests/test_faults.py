@@ -565,7 +565,7 @@ USAGE = [
     Fault("threshold without bounds", ("sample", "POINTS", "--threshold", 0.9), 2, ("--threshold", "no bounds")),
     Fault("threshold and no clipping", ("sample", "IMAGES", "--threshold", 0.9, "--no-clip"), 2, ("--threshold",)),
     Fault("strength of nothing", ("sample", "IMAGES", "--strength", 0.5), 2, ("--strength", "--init")),
-    Fault("an image for points", ("sample", "POINTS", "--init", "x.png"), 2, ("--init", "no model of images")),
+    Fault("an image for points", ("sample", "POINTS", "--init", "x.png"), 2, ("--init", "not an image model")),
     Fault("a hole without a mask", ("sample", "IMAGES", "--inpaint", "x.png"), 2, ("--mask",)),
     Fault("a mask without a hole", ("sample", "IMAGES", "--mask", "x.png"), 2, ("--inpaint",)),
     Fault("a path of one", ("sample", "POINTS", "--interpolate", "0,1", "-n", 1), 2, ("--num-samples",)),
