@@ -59,7 +59,7 @@ def texts_inside(figure: Figure) -> None:
     style.render(figure)
     renderer = style.agg_of(figure).get_renderer()
     width, height = style.size_of(figure)
-    texts = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
+    texts = [*figure.texts, *(text for legend in figure.legends for text in (legend.get_title(), *legend.get_texts()))]
     boxes = [text.get_window_extent(renderer) for text in texts if text.get_text()]
     boxes += [axes.get_tightbbox(renderer) for axes in figure.axes]  # with its ticks and labels
     for box in boxes:
