@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor
 
 from difftool import CLEAN, Level, Sampler, Schedule
-from difftool.testing.known import flow, mixture, quantiles, ve, zero_terminal_snr
+from difftool.testing.known import flow, mixture, quantiles, ve
 from difftool_plugins.samplers import difftool_spacings
 from difftool_plugins.samplers.dpmpp import DPMpp2M, DPMpp2MSDE
 from difftool_plugins.samplers.heun import Heun, Restart
@@ -30,7 +30,7 @@ SCHEDULES = {
     "cosine": lambda: Cosine().build(T),
     "sigmoid-beta": lambda: Sigmoid().build(T),
     "sigmoid-alpha-bar": lambda: Sigmoid(form="alpha-bar").build(T),
-    "zero-terminal-snr": lambda: zero_terminal_snr(Linear().build(T)),
+    "zero-terminal-snr": lambda: Linear(zero_snr=True).build(T),
     "flow": lambda: flow(T),
     "ve": lambda: ve(T),
 }

@@ -20,7 +20,7 @@ from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import collect, draw, sample
 from difftool.sampling.plan import Plan
 from difftool.settings import Sampling
-from difftool.testing.known import flow, ve, zero_terminal_snr
+from difftool.testing.known import flow, ve
 from difftool_plugins.objectives.predictions import EpsPrediction
 from difftool_plugins.samplers import difftool_samplers, difftool_spacings
 from difftool_plugins.samplers.dpmpp import DPMpp2M, DPMpp2MSDE
@@ -43,7 +43,7 @@ MEAN, STD = 0.7, 0.4
 
 
 LINEAR = Linear().build(1000)
-TABLES = {"vp": LINEAR, "ve": ve(1000), "flow": flow(1000), "zero-terminal-snr": zero_terminal_snr(LINEAR)}
+TABLES = {"vp": LINEAR, "ve": ve(1000), "flow": flow(1000), "zero-terminal-snr": Linear(zero_snr=True).build(1000)}
 every_table = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES.keys())
 STOCHASTIC: dict[str, Sampler] = {
     "ddpm-small": DDPM(),
