@@ -154,18 +154,16 @@ def pixels_of(agg: Any) -> Pixels:
     return np.asarray(agg.buffer_rgba())[..., :3].copy()
 
 
-_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
-_RASTER: dict[str, dict[str, Any]] = {".png": {"format": "PNG"}, ".jpg": _JPEG, ".jpeg": _JPEG}
 _DATES = {".svg": "Date", ".pdf": "CreationDate"}
-FORMATS = (*_RASTER, *_DATES)
-"""The suffixes of the files that `save` writes."""
+"""The metadata by which a format of vectors would hold a date."""
 
 
 @look()
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the path's suffix. The same figure gives the same bytes."""
+    """Write a figure in the format of the path's suffix, one of `PICTURES`. The same figure gives the same bytes."""
     suffix, dpi = path.suffix.lower(), round(figure.dpi)
     if suffix in _DATES:
         figure.savefig(path, format=suffix[1:], dpi=dpi, metadata={_DATES[suffix]: None})
     else:
-        Image.fromarray(render(figure)).save(path, dpi=(dpi, dpi), **_RASTER[suffix])
+        # the last two are for JPEG
+        Image.fromarray(render(figure)).save(path, dpi=(dpi, dpi), quality=95, subsampling=0)
