@@ -13,15 +13,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from difftool.figures import style
-from difftool.figures.layout import Chart
+from difftool.figures.layout import add_heading
 
 MARKERS = "os^Dv<>PX*"
 DECADES = 8
 """The largest number of orders of magnitude of a panel."""
 MEASURES = {"error": "distance to the exact solution (RMS)", "sliced_w2": "sliced W2 to fresh data"}
 FLOOR = "data against data"
-LEFT, GAP, PANEL, BETWEEN, BELOW = 144, 50, 440, 60, 86
-NARROWEST, WIDEST, TOTAL = 440, 640, 1480
+FLOOR_STROKE = {"color": style.FAINT, "lw": 1.0, "ls": ":"}
+NARROWEST, WIDEST, TOTAL = 490, 690, 1530
+"""The least and the largest width of a panel, and the width that panels share."""
+HEIGHT = 520
+"""The height of a panel."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +51,26 @@ def comparison_figure(curves: Curves, *, floor: float | None, title: str) -> Fig
     strokes = {name: _stroke(i) for i, name in enumerate(dict.fromkeys(n for by in curves.values() for n in by))}
     across = max(NARROWEST, min(WIDEST, TOTAL // max(1, len(curves))))
     rows = max(1, len(measures))
-    height = 46 + rows * PANEL + (rows - 1) * BETWEEN + BELOW
-    chart = Chart(LEFT + len(curves) * (across + GAP), height, title=title, names=[*strokes, FLOOR])
-    for row, measure in enumerate(measures):
-        first: Axes | None = None
-        for column, (spacing, by_sampler) in enumerate(curves.items()):
-            x, y = LEFT + column * (across + GAP), 46 + row * (PANEL + BETWEEN)
-            axes = chart.axes(x, y, across, PANEL, sharex=first, sharey=first)
-            first = first or axes
-            for name, points in by_sampler.items():
-                if pairs := _pairs(points, measure):
-                    axes.plot(*zip(*pairs, strict=True), **strokes[name])
-            if measure == "sliced_w2" and floor:
-                axes.axhline(floor, color=style.FAINT, lw=1.0, ls=":", zorder=1)
-            axes.tick_params(which="both", labelleft=column == 0, labelbottom=row == rows - 1)
-            axes.set_title(spacing if row == 0 else "", parse_math=False)
-            axes.set_xlabel("network calls" if row == rows - 1 else "")
-            axes.set_ylabel(MEASURES[measure] if column == 0 else "")
-        if first is not None:
-            _scale(first, {point.calls for point in everything})
+    figure = style.canvas(100 + len(curves) * across, 60 + rows * HEIGHT, dpi=style.CHART_DPI, layout="constrained")
+    if measures:
+        panels = figure.subplots(rows, len(curves), sharex=True, sharey="row", squeeze=False)
+        for measure, row in zip(measures, panels, strict=True):
+            for axes, by_sampler in zip(row, curves.values(), strict=True):
+                for name, points in by_sampler.items():
+                    if pairs := _pairs(points, measure):
+                        axes.plot(*zip(*pairs, strict=True), **strokes[name])
+                if measure == "sliced_w2" and floor:
+                    axes.axhline(floor, **FLOOR_STROKE, zorder=1)
+            row[0].set_ylabel(MEASURES[measure])
+            _scale(row[0], {point.calls for point in everything})
+        for spacing, top, bottom in zip(curves, panels[0], panels[-1], strict=True):
+            top.set_title(spacing, parse_math=False)
+            bottom.set_xlabel("network calls")
     if floor and "sliced_w2" in measures:
-        strokes[FLOOR] = {"color": style.FAINT, "lw": 1.0, "ls": ":"}
-    chart.legend([Line2D([], [], **stroke) for stroke in strokes.values()], list(strokes), handlelength=3)
-    return chart.figure
+        strokes[FLOOR] = FLOOR_STROKE
+    handles = [Line2D([], [], **stroke) for stroke in strokes.values()]
+    add_heading(figure, title, handles, list(strokes), handlelength=3)
+    return figure
 
 
 def _pairs(points: Sequence[Point], measure: str) -> list[tuple[int, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,31 +17,20 @@ from difftool.figures.style import Pixels
 def film(frames: Iterable[Pixels], path: Path, *, fps: float = 20, hold: float = 1.5) -> None:
     """Write RGB frames (H, W, 3) as an endless GIF whose last frame stays for `hold` seconds.
 
-    Frames are drawn from the iterable one by one. GIF counts in hundredths of a second, and viewers slow down films of
-    more than 50 frames a second. Raises `ValueError` without frames, or if they differ in size.
+    GIF counts in hundredths of a second, and viewers slow down films of more than 50 frames a second. Raises
+    `ValueError` without frames, or if they differ in size.
     """
-    pause = max(20, round(100 / fps) * 10)
-    pictures = _paced(frames, pause, max(pause, round(hold * 100) * 10))
-    first = next(pictures, None)
-    if first is None:
+    pictures = [indexed(frame) for frame in frames]
+    if not pictures:
         raise ValueError("a film needs at least one frame")
+    first, *others = pictures
+    for picture in others:
+        if picture.size != first.size:
+            raise ValueError(f"a frame of {picture.width} x {picture.height} in a film of {first.size}")
+    pause = max(20, round(100 / fps) * 10)
+    durations = [*[pause] * len(others), max(pause, round(hold * 100) * 10)]
     # disposal 1: each frame is drawn over the one before, so only what changes is stored
-    first.save(path, format="GIF", save_all=True, append_images=pictures, loop=0, disposal=1, optimize=False)
-
-
-def _paced(frames: Iterable[Pixels], pause: int, hold: int) -> Iterator[Image.Image]:
-    """Yield indexed pictures with their duration in milliseconds. Looking ahead by one tells which is the last."""
-    waiting: Image.Image | None = None
-    for frame in frames:
-        if waiting is not None:
-            if waiting.size != (frame.shape[1], frame.shape[0]):
-                raise ValueError(f"a frame of {frame.shape[1]} x {frame.shape[0]} in a film of {waiting.size}")
-            waiting.info["duration"] = pause
-            yield waiting
-        waiting = indexed(frame)
-    if waiting is not None:
-        waiting.info["duration"] = hold
-        yield waiting
+    first.save(path, "GIF", save_all=True, append_images=others, duration=durations, loop=0, disposal=1, optimize=False)
 
 
 def indexed(frame: Pixels) -> Image.Image:

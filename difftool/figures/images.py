@@ -157,15 +157,9 @@ class Mosaic:
 
 def over_white(image: Pixels) -> Pixels:
     """Return an image (H, W, C) of 1, 3 or 4 channels as RGB (H, W, 3), transparent pixels over white."""
-    channels = image.shape[-1]
-    if channels == 1:
-        return image.repeat(3, axis=-1)
-    if channels == 3:
-        return image
-    if channels != 4:
-        raise ValueError(f"an image has 1, 3 or 4 channels, not {channels}")
-    alpha = image[..., 3:].astype(np.float32) / 255
-    return np.rint(image[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    return np.asarray(Image.alpha_composite(white, picture).convert("RGB"))
 
 
 def _columns(count: int, height: int, width: int) -> int:

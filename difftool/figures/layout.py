@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.legend import Legend
 from matplotlib.text import Text
 
 from difftool.figures import style
@@ -44,9 +45,9 @@ def text_width(text: str, size: float) -> float:
     return float(width)
 
 
-def text_height(lines: int, size: float, dpi: int = style.PICTURE_DPI) -> float:
-    """Return the height of some lines of text."""
-    return lines * size * style.LINE * dpi / 72
+def text_height(lines: int, size: float) -> float:
+    """Return the height of some lines of text at `PICTURE_DPI`."""
+    return lines * size * style.LINE * style.PICTURE_DPI / 72
 
 
 def wrap(text: str, width: float, size: float) -> list[str]:
@@ -88,13 +89,12 @@ def fit(titles: Sequence[str], width: float) -> tuple[list[str], float]:
     return fitted, size
 
 
-def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], *, x: float, y: float, **look: Any) -> None:
-    """Add a legend whose upper edge is centred at (x, y). Names are taken literally, so a `$` is a `$`."""
-    width, height = style.size_of(figure)
-    anchor = (x / width, 1 - y / height)
-    box = figure.legend(handles, names, loc="upper center", bbox_to_anchor=anchor, borderpad=0, **look)
-    for text in box.get_texts():
+def add_legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], **look: Any) -> Legend:
+    """Add a legend. Names are taken literally, so a `$` is a `$`."""
+    legend = figure.legend(handles, names, borderpad=0, **look)
+    for text in legend.get_texts():
         text.set_parse_math(False)
+    return legend
 
 
 @dataclass(frozen=True)
@@ -152,27 +152,23 @@ class Board:
         return self.figure.add_axes(style.rectangle(self.figure, self.left + x, self.top + y, width, height))
 
 
-class Chart:
-    """A figure of curves: a title and a legend, and below them room for panels."""
+@style.look()
+def add_heading(
+    figure: Figure, title: str, handles: Sequence[Any], names: Sequence[str], *, columns: int = 0, **look: Any
+) -> None:
+    """Put a legend with a title above the panels of a chart, and make the figure higher by as much.
 
-    @style.look()
-    def __init__(self, width: int, height: int, *, title: str, names: Sequence[str], columns: int = 0) -> None:
-        """Make room for panels of this size and a legend of these names, by default in rows of similar length."""
-        scale = style.CHART_DPI / style.PICTURE_DPI
-        (title,), size = fit([title], (width - 60) / scale)
-        self._title_height = text_height(title.count("\n") + 1, size, style.CHART_DPI) if title else 0.0
+    By default the rows of the legend have similar lengths.
+    """
+    width, height = style.size_of(figure)
+    scale = style.CHART_DPI / style.PICTURE_DPI
+    (title,), size = fit([title], (width - 60) / scale)
+    if not columns:
         widest = max(text_width(name, style.SMALL + 0.5) for name in names) * scale
-        rows = math.ceil(len(names) / (columns or max(1, int((width - 60) // (widest + ENTRY)))))
-        self.columns = columns or math.ceil(len(names) / rows)
-        self.top = round(30 + self._title_height + 36 * rows)
-        self.figure = style.canvas(width, self.top + height, dpi=style.CHART_DPI)
-        style.write(self.figure, width / 2, 16, title, size=size, ha="center", va="top")
-
-    def axes(self, x: float, y: float, width: float, height: float, **shared: Any) -> Axes:
-        """Add axes whose upper left corner is at (x, y) below the legend."""
-        return self.figure.add_axes(style.rectangle(self.figure, x, self.top + y, width, height), **shared)
-
-    def legend(self, handles: Sequence[Any], names: Sequence[str], **look: Any) -> None:
-        """Draw the legend."""
-        x, y = style.size_of(self.figure)[0] / 2, 22 + self._title_height
-        legend(self.figure, handles, names, x=x, y=y, ncols=self.columns, **look)
+        rows = math.ceil(len(names) / max(1, int((width - 60) // (widest + ENTRY))))
+        columns = math.ceil(len(names) / rows)
+    look = {"loc": "outside upper center", "ncols": columns, "title": title, "title_fontsize": size, **look}
+    legend = add_legend(figure, handles, names, **look)
+    legend.get_title().set(parse_math=False, linespacing=style.LINE)
+    total = height + legend.get_window_extent().height
+    figure.set_figheight(style.inches(round(total), style.CHART_DPI))

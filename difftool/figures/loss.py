@@ -13,11 +13,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from difftool.figures import style
-from difftool.figures.layout import Chart
+from difftool.figures.layout import add_heading
 
 Values = NDArray[np.float64]
 
-WIDTH, PANEL = 1120, 440
 POINTS = 1500
 """The largest number of points of a line, whatever the number of records."""
 SMOOTHED = 100_000
@@ -32,9 +31,8 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
     A record has `step`, and possibly `loss`, `loss_quartiles` (four floats or None, by quarters of t from clean to
     noisy) and `held_out_loss`. Values that are missing, not finite or not positive are left out.
     """
-    names = (*QUARTILES, "loss", "held out")
-    chart = Chart(WIDTH, PANEL + 98, title=title, names=names, columns=len(names))
-    axes = chart.axes(120, 8, WIDTH - 150, PANEL)
+    figure = style.canvas(1120, 560, dpi=style.CHART_DPI, layout="constrained")
+    axes = figure.subplots()
     axes.set(xlabel="step", ylabel="loss")
     records = sorted(records, key=lambda record: int(record["step"]))
     steps = np.array([record["step"] for record in records], dtype=np.float64)
@@ -46,7 +44,8 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
         axes.set(xticks=[], yticks=[])
         place: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes.transAxes}
         axes.text(0.5, 0.5, "no step has been recorded yet", color=style.FAINT, **place)
-        return chart.figure
+        add_heading(figure, title, [], [], columns=1)
+        return figure
 
     _raw(axes, *_known(steps, loss))
     for values, (name, colour) in zip(quartiles.T, QUARTILES.items(), strict=True):
@@ -59,8 +58,8 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
     _scale(axes)
     if len(np.unique(steps)) == 1:
         axes.set_xlim(steps[0] - 1, steps[0] + 1)
-    chart.legend(*axes.get_legend_handles_labels(), columnspacing=1.4)
-    return chart.figure
+    add_heading(figure, title, *axes.get_legend_handles_labels(), columns=len(QUARTILES) + 2, columnspacing=1.4)
+    return figure
 
 
 def _values(entries: Sequence[Any]) -> Values:

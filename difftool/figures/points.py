@@ -165,7 +165,8 @@ def _caption(
     """Write a legend and notes below the axes."""
     total, box = style.size_of(board.figure), axes.get_position()
     x, bottom = (box.x0 + box.x1) / 2 * total[0], (1 - box.y0) * total[1]
-    layout.legend(board.figure, handles, names, x=x, y=bottom + 26, ncols=2, **look)
+    anchor = (x / total[0], 1 - (bottom + 26) / total[1])
+    layout.add_legend(board.figure, handles, names, loc="upper center", bbox_to_anchor=anchor, ncols=2, **look)
     for i, note in enumerate(notes):
         y = bottom + 48 + 17 * i
         style.write(board.figure, x, y, note, size=style.SMALL, color=style.FAINT, ha="center", va="top")

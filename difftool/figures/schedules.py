@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from difftool.diffusion.schedule import Schedule
 from difftool.figures import style
-from difftool.figures.layout import Chart
+from difftool.figures.layout import add_heading
 
 Values = NDArray[np.float64]
 
@@ -24,7 +24,6 @@ COLOURS = (*style.COLOURS, "#882255", "#7a4a12")
 DASHES = (*style.DASHES, (0, (8, 1.4, 1.2, 1.4, 1.2, 1.4)))
 DECIBELS = 80.0
 """The largest signal-to-noise ratio, of either sign, that the figure shows."""
-WIDTH, PANEL, GAP, LEFT = 1600, 390, 116, 96
 
 
 @style.look()
@@ -33,9 +32,8 @@ def schedule_figure(schedules: Mapping[str, Schedule], *, title: str = "") -> Fi
 
     The axis is t if all schedules have one length, else t / T. Infinite ends are left open.
     """
-    chart = Chart(WIDTH, PANEL + 42 + 88, title=title, names=list(schedules))
-    across = (WIDTH - LEFT - 30 - 2 * GAP) // 3
-    alpha_bar, beta, snr = (chart.axes(LEFT + i * (across + GAP), 42, across, PANEL) for i in range(3))
+    figure = style.canvas(1600, 580, dpi=style.CHART_DPI, layout="constrained")
+    alpha_bar, beta, snr = figure.subplots(1, 3)
     one_length = len({len(schedule) for schedule in schedules.values()}) == 1
     for i, schedule in enumerate(schedules.values()):
         t = np.arange(len(schedule), dtype=np.float64)
@@ -54,8 +52,9 @@ def schedule_figure(schedules: Mapping[str, Schedule], *, title: str = "") -> Fi
         axes.set_title(name, pad=9)
         axes.set_xlabel(r"$t$" if one_length else r"$t\,/\,T$")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=one_length))
-    chart.legend([Line2D([], [], **_stroke(i)) for i in range(len(schedules))], list(schedules), handlelength=2.6)
-    return chart.figure
+    handles = [Line2D([], [], **_stroke(i)) for i in range(len(schedules))]
+    add_heading(figure, title, handles, list(schedules), handlelength=2.6)
+    return figure
 
 
 def decibels(schedule: Schedule) -> Values:

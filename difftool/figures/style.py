@@ -10,7 +10,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -62,6 +62,8 @@ _LOOK: Any = {
     "axes.unicode_minus": True,
     "axes.formatter.use_mathtext": True,
     "axes.formatter.limits": (-3, 4),
+    "figure.constrained_layout.h_pad": 0.1,
+    "figure.constrained_layout.w_pad": 0.1,
     "figure.facecolor": "white",
     "grid.color": RULE,
     "grid.linewidth": 0.7,
@@ -93,12 +95,16 @@ def look() -> Iterator[None]:
 
 
 @look()
-def canvas(width: int, height: int, *, dpi: int = PICTURE_DPI) -> Figure:
-    """Return an empty figure of exactly width x height pixels."""
-    # a whisker more, since width / dpi * dpi may fall below width and is then cut to the pixel before
-    figure = Figure(figsize=((width + 1e-4) / dpi, (height + 1e-4) / dpi), dpi=dpi)
+def canvas(width: int, height: int, *, dpi: int = PICTURE_DPI, layout: Literal["constrained"] | None = None) -> Figure:
+    """Return an empty figure of exactly width x height pixels. `layout` is matplotlib's."""
+    figure = Figure(figsize=(inches(width, dpi), inches(height, dpi)), dpi=dpi, layout=layout)
     FigureCanvasAgg(figure)
     return figure
+
+
+def inches(pixels: int, dpi: int) -> float:
+    """Return a length in inches: a whisker more, since pixels / dpi * dpi may fall below a pixel and is then cut."""
+    return (pixels + 1e-4) / dpi
 
 
 def size_of(figure: Figure) -> tuple[int, int]:
@@ -148,18 +154,16 @@ def pixels_of(agg: Any) -> Pixels:
     return np.asarray(agg.buffer_rgba())[..., :3].copy()
 
 
-_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
-_RASTER: dict[str, dict[str, Any]] = {".png": {"format": "PNG"}, ".jpg": _JPEG, ".jpeg": _JPEG}
 _DATES = {".svg": "Date", ".pdf": "CreationDate"}
-FORMATS = (*_RASTER, *_DATES)
-"""The suffixes of the files that `save` writes."""
+"""The metadata by which a format of vectors would hold a date."""
 
 
 @look()
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the path's suffix. The same figure gives the same bytes."""
+    """Write a figure in the format of the path's suffix, one of `PICTURES`. The same figure gives the same bytes."""
     suffix, dpi = path.suffix.lower(), round(figure.dpi)
     if suffix in _DATES:
         figure.savefig(path, format=suffix[1:], dpi=dpi, metadata={_DATES[suffix]: None})
     else:
-        Image.fromarray(render(figure)).save(path, dpi=(dpi, dpi), **_RASTER[suffix])
+        # the last two are for JPEG
+        Image.fromarray(render(figure)).save(path, dpi=(dpi, dpi), quality=95, subsampling=0)

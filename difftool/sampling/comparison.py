@@ -7,12 +7,14 @@ oracle estimates at levels cleaner than the table as they are, a network at its 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -89,12 +91,12 @@ def deterministic(schedule: Schedule, spacing: Spacing) -> list[Sampler]:
 
 def steps_within(calls: int, sampler: Sampler, spacing: Spacing, schedule: Schedule) -> int | None:
     """Return the largest number of steps that needs no more network calls; None if one step needs more."""
-    low, high = 0, min(calls, len(schedule))  # a step takes one call at least
-    while low < high:
-        middle = (low + high + 1) // 2
-        levels = (*spaced_levels(schedule, spacing, middle), CLEAN)
-        low, high = (middle, high) if dry_run(sampler, levels).calls <= calls else (low, middle - 1)
-    return low or None
+
+    def needed(steps: int) -> int:
+        return dry_run(sampler, (*spaced_levels(schedule, spacing, steps), CLEAN)).calls
+
+    most = min(calls, len(schedule))  # a step takes one call at least
+    return bisect.bisect_right(range(1, most + 1), calls, key=needed) or None
 
 
 def entries(
@@ -106,15 +108,13 @@ def entries(
 ) -> list[Entry]:
     """Return what to measure: each sampler on each spacing, with the most steps that each number of calls allows."""
     found: dict[tuple[str, str, int], Entry] = {}
-    for spacing in spacings:
-        for sampler in samplers:
-            noisy = draws_noise(sampler, spacing, source.schedule)
-            for limit in calls:
-                steps = steps_within(limit, sampler, spacing, source.schedule)
-                if steps is not None:
-                    plan = Plan.of(source, replace(settings, steps=steps), sampler=sampler, spacing=spacing)
-                    entry = Entry(plan, dry_run(sampler, plan.levels).calls, noisy)
-                    found.setdefault((sampler.name, spacing.name, steps), entry)
+    for spacing, sampler in product(spacings, samplers):
+        noisy = draws_noise(sampler, spacing, source.schedule)
+        for limit in calls:
+            if steps := steps_within(limit, sampler, spacing, source.schedule):
+                plan = Plan.of(source, replace(settings, steps=steps), sampler=sampler, spacing=spacing)
+                entry = Entry(plan, dry_run(sampler, plan.levels).calls, noisy)
+                found.setdefault((sampler.name, spacing.name, steps), entry)
     return list(found.values())
 
 
@@ -180,10 +180,8 @@ class Reference:
         `watch` is called after each step. Raises `DifftoolError` if the solution is not finite.
         """
         if first not in self._solutions:
-            half, full = (
-                collect(self.source, replace(self.plan, levels=levels), watch=watch).x
-                for levels in (self._levels(first, max(1, self.steps // 2)), self._levels(first, self.steps))
-            )
+            trials = (reference_levels(first, self.source.schedule, n) for n in (max(1, self.steps // 2), self.steps))
+            half, full = (collect(self.source, replace(self.plan, levels=levels), watch=watch).x for levels in trials)
             if not bool(full.isfinite().all()):
                 raise DifftoolError(
                     f"the solution to compare with is not finite: the estimates of {self.source.name} diverged"
@@ -191,9 +189,6 @@ class Reference:
             self.error = max(self.error, rms(half - full))
             self._solutions[first] = full
         return self._solutions[first]
-
-    def _levels(self, first: Level, steps: int) -> tuple[Level, ...]:
-        return reference_levels(first, self.source.schedule, steps)
 
 
 class FreshData:

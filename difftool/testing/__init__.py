@@ -37,19 +37,27 @@ __all__ = [
 ]
 
 
-def check_component(component: Component | type[Component]) -> list[Finding]:
-    """Check a component of any kind against the laws of that kind. Raises `LawsFailed`."""
-    return _check(component)
+def check_component(component: Component | type[Component], *, shape: tuple[int, ...] | None = None) -> list[Finding]:
+    """Check a component of any kind against the laws of that kind. Raises `LawsFailed`.
+
+    `shape` is the shape of the items that a backbone is checked with.
+    """
+    __tracebackhide__ = True  # pytest then shows the caller's line
+    checked = instance(component)
+    findings = list(examine(checked, shape=shape))
+    if any(finding.failed for finding in findings):
+        raise LawsFailed(checked, findings)
+    return findings
 
 
 def check_dataset(dataset: Dataset | type[Dataset]) -> list[Finding]:
     """Check that a dataset loads what it declares, the same each time, scaled for a network. Raises `LawsFailed`."""
-    return _check(dataset)
+    return check_component(dataset)
 
 
 def check_schedule(schedule: NoiseSchedule | type[NoiseSchedule]) -> list[Finding]:
     """Check that a schedule falls strictly from data to noise, at every length. Raises `LawsFailed`."""
-    return _check(schedule)
+    return check_component(schedule)
 
 
 def check_backbone(backbone: Backbone | type[Backbone], *, shape: tuple[int, ...] | None = None) -> list[Finding]:
@@ -58,18 +66,9 @@ def check_backbone(backbone: Backbone | type[Backbone], *, shape: tuple[int, ...
     `shape` is the shape of one item, such as (3, 224, 224). By default it is the first of some small common shapes that
     the network accepts.
     """
-    return _check(backbone, shape=shape)
+    return check_component(backbone, shape=shape)
 
 
 def check_sampler(sampler: Sampler | type[Sampler]) -> list[Finding]:
     """Check that a sampler reaches a known distribution with the order and the calls it claims. Raises `LawsFailed`."""
-    return _check(sampler)
-
-
-def _check(component: Component | type[Component], *, shape: tuple[int, ...] | None = None) -> list[Finding]:
-    __tracebackhide__ = True  # pytest then shows the caller's line
-    checked = instance(component)
-    findings = list(examine(checked, shape=shape))
-    if any(finding.failed for finding in findings):
-        raise LawsFailed(checked, findings)
-    return findings
+    return check_component(sampler)

@@ -19,7 +19,7 @@ from difftool.runs import checkpoint
 from difftool.settings import Training
 from difftool.specs import BackboneSpec
 from difftool.testing.backbone_case import GOAL, Case
-from difftool.testing.laws import Failed, Skipped, accelerators, counted, gap, largest, raised, size
+from difftool.testing.laws import Failed, Skipped, accelerators, counted, gap, largest, raised, require, size
 from difftool.testing.toy_task import LOOK_EVERY, mean_loss, noise, predict, train
 
 ODD_SHAPES: Sequence[tuple[int, ...]] = ((1,), (5,), (1, 1, 1), (3, 7, 5), (1, 12, 8), (4, 6, 6), (2, 9))
@@ -74,8 +74,7 @@ def check_output(network: nn.Module, spec: BackboneSpec, count: int, name: str) 
         expected = (count, spec.out_channels, *spec.shape[1:])
         if tuple(output.shape) != expected or output.dtype != torch.float32:
             raise Failed(f"{name}: it returned {tuple(output.shape)} {output.dtype}, not {expected} torch.float32")
-        if not torch.equal(x, before):
-            raise Failed(f"{name}: it changes x in place; make new tensors")
+        require(torch.equal(x, before), f"{name}: it changes x in place; make new tensors")
 
 
 def refuses_unsupported_shapes(case: Case) -> str:
@@ -129,8 +128,7 @@ def learns_to_denoise(case: Case) -> str:
     predicting 0."""
     _, losses = case.training
     rows = f"loss {losses[0]:.2f}, after {LOOK_EVERY * (len(losses) - 1)} steps {losses[-1]:.2f}"
-    if not losses[-1] <= GOAL:
-        raise Failed(f"{rows}; at most {GOAL} is required")
+    require(losses[-1] <= GOAL, f"{rows}; at most {GOAL} is required")
     return f"{rows}, at most {GOAL}"
 
 
@@ -162,8 +160,7 @@ def uses_the_time(case: Case) -> str:
     x = noise(case.spec, 4)
     early, late = case.predict(x, 20.0), case.predict(x, 900.0)
     rows = f"outputs at t = 20 and t = 900 differ by {gap(early, late):.2g}, the largest being {largest(late):.2g}"
-    if not gap(early, late) > SENSITIVITY * largest(late):
-        raise Failed(rows)
+    require(gap(early, late) > SENSITIVITY * largest(late), rows)
     return rows
 
 
@@ -179,8 +176,7 @@ def uses_the_last_estimate(case: Case) -> str:
     rows = (
         f"outputs with and without an estimate differ by {gap(*outputs):.2g}, the largest is {largest(outputs[1]):.2g}"
     )
-    if not gap(*outputs) > SENSITIVITY * largest(outputs[1]):
-        raise Failed(rows)
+    require(gap(*outputs) > SENSITIVITY * largest(outputs[1]), rows)
     return rows
 
 
@@ -190,8 +186,7 @@ def treats_items_independently(case: Case) -> str:
     x, t, cond = noise(case.spec, 5), torch.linspace(10.0, 990.0, 5), case.labels(5)
     network = case.training[0]
     together, again = predict(network, x, t, cond), predict(network, x, t, cond)
-    if not torch.equal(together, again):
-        raise Failed("two calls in evaluation mode give two outputs")
+    require(torch.equal(together, again), "two calls in evaluation mode give two outputs")
     items = [slice(i, i + 1) for i in range(5)]
     alone = torch.cat([predict(network, x[i], t[i], None if cond is None else cond[i]) for i in items])
     rows = f"outputs alone and in a batch differ by {gap(together, alone):.2g}, the largest being {largest(alone):.2g}"
@@ -226,8 +221,7 @@ def works_in_bf16(case: Case) -> str:
         half = case.predict(x).float()
     mean_gap, mean_size = float((full - half).abs().mean()), float(full.abs().mean())
     rows = f"outputs in bfloat16 differ by {mean_gap:.2g} on average, of {mean_size:.2g}"
-    if not mean_gap <= 0.1 * mean_size:
-        raise Failed(f"{rows}; at most a tenth is required")
+    require(mean_gap <= 0.1 * mean_size, f"{rows}; at most a tenth is required")
     return rows
 
 

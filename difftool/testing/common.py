@@ -21,7 +21,7 @@ from difftool.errors import InvalidOption
 from difftool.options import Details, Field, fields, make, plain
 from difftool.plugins.validation import problem
 from difftool.runs.config import dump_toml
-from difftool.testing.laws import Failed, Skipped, counted
+from difftool.testing.laws import Failed, Skipped, counted, require
 
 HEAVY = ("torch", "numpy", "matplotlib")
 """Libraries that a component's module must not import."""
@@ -113,8 +113,7 @@ def _check_round_trip(component: Component, round_trip: Callable[[Component], Co
             result = round_trip(choice)
         except InvalidOption as error:
             raise Failed(f"{choice} is refused: {error}") from None
-        if _comparable(result) != _comparable(choice):
-            raise Failed(f"{choice} came back as {result}")
+        require(_comparable(result) == _comparable(choice), f"{choice} came back as {result}")
     return f"{counted(len(choices), 'choice')} unchanged"
 
 

@@ -23,7 +23,7 @@ from difftool.plugins.build import build_network
 from difftool.plugins.registry import registry
 from difftool.rng import generator
 from difftool.settings import Training
-from difftool.testing.laws import Failed, Skipped, size
+from difftool.testing.laws import Failed, Skipped, require, size
 
 MAX_ITEMS = 512
 """Items that are read, evenly spread over the dataset."""
@@ -83,14 +83,12 @@ def is_reproducible(case: Case) -> str:
     """A second load with the same seed gives the same items, labels and fingerprint, whatever random numbers the
     program has drawn in between."""
     a, b = case.samples, case.again
-    if len(a) != len(b):
-        raise Failed(f"{len(a)} items, then {len(b)}")
+    require(len(a) == len(b), f"{len(a)} items, then {len(b)}")
     if not equal(case.items, b.take(case.indices)[0]):
         raise Failed("the second load has other items; draw from context.generator(...) alone")
     if not equal(a.labels, b.labels) or a.class_names != b.class_names:
         raise Failed("the second load has other labels")
-    if a.fingerprint != b.fingerprint:
-        raise Failed("the second load has another fingerprint, so no run could be resumed")
+    require(a.fingerprint == b.fingerprint, "the second load has another fingerprint, so no run could be resumed")
     return "items, labels and fingerprint are equal"
 
 
@@ -125,8 +123,7 @@ def is_scaled_for_a_network(case: Case) -> str:
     """In model units, (item - shift) / scale, the data are finite, have a standard deviation between 0.1 and 10, and
     lie within the bounds that the samples declare."""
     x = Scaling.of(case.samples).to_model(case.items)
-    if not bool(x.isfinite().all()):
-        raise Failed("items contain NaN or infinite numbers")
+    require(x.isfinite().all(), "items contain NaN or infinite numbers")
     std, low, high = float(x.std(correction=0)), float(x.min()), float(x.max())
     bounds = case.samples.bounds
     if bounds is not None and not (low >= bounds[0] - 1e-5 and high <= bounds[1] + 1e-5):
@@ -191,8 +188,7 @@ def can_be_stored_in_a_model_file(case: Case) -> str:
         result = DataFacts.read(facts.document())
     except ValueError as error:
         raise Failed(f"a model file could not give back {facts}: {error}") from None
-    if result != facts:
-        raise Failed(f"{facts} came back from a model file as {result}")
+    require(result == facts, f"{facts} came back from a model file as {result}")
     ids = case.samples.item_ids
     if ids is not None and len(set(ids)) < len(ids):
         raise Failed("two items have the same name in item_ids")

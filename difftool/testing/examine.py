@@ -6,22 +6,9 @@ import contextlib
 import random
 from collections.abc import Iterator, Mapping
 
-from difftool.components import (
-    Backbone,
-    Component,
-    Dataset,
-    Logger,
-    NoiseSchedule,
-    Oracle,
-    Prediction,
-    Sampler,
-    Spacing,
-    TimestepSampling,
-    Weighting,
-    Writer,
-)
+from difftool.components import Component
 from difftool.plugins.loading import Plugin
-from difftool.testing.laws import Failed, Finding, KindLaws, Law, Skipped, counted, name_of, raised
+from difftool.testing.laws import Failed, Finding, KindLaws, Law, Skipped, counted, name_of, raised, require
 
 
 def laws_by_kind() -> Mapping[str, KindLaws]:
@@ -40,17 +27,17 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
     )
 
     return {
-        Dataset.kind: KindLaws(datasets.LAWS, datasets.Case),
-        NoiseSchedule.kind: KindLaws(schedules.LAWS, schedules.prepare),
-        Backbone.kind: KindLaws(backbones.LAWS, backbone_case.prepare),
-        Sampler.kind: KindLaws(samplers.LAWS, samplers.prepare),
-        Spacing.kind: KindLaws(samplers.SPACING_LAWS),
-        Prediction.kind: KindLaws(objectives.PREDICTION_LAWS),
-        Weighting.kind: KindLaws(objectives.WEIGHTING_LAWS),
-        TimestepSampling.kind: KindLaws(objectives.TIMESTEP_SAMPLING_LAWS),
-        Oracle.kind: KindLaws(oracles.LAWS),
-        Logger.kind: KindLaws(loggers.LAWS),
-        Writer.kind: KindLaws(writers.LAWS),
+        "dataset": KindLaws(datasets.LAWS, datasets.Case),
+        "schedule": KindLaws(schedules.LAWS, schedules.prepare),
+        "backbone": KindLaws(backbones.LAWS, backbone_case.prepare),
+        "sampler": KindLaws(samplers.LAWS, samplers.prepare),
+        "spacing": KindLaws(samplers.SPACING_LAWS),
+        "prediction": KindLaws(objectives.PREDICTION_LAWS),
+        "weighting": KindLaws(objectives.WEIGHTING_LAWS),
+        "timestep-sampling": KindLaws(objectives.TIMESTEP_SAMPLING_LAWS),
+        "oracle": KindLaws(oracles.LAWS),
+        "logger": KindLaws(loggers.LAWS),
+        "writer": KindLaws(writers.LAWS),
     }
 
 
@@ -128,8 +115,7 @@ def loads_completely(plugin: Plugin) -> str:
     """The plugin is loaded, difftool knows and calls its hooks, and none of its components is set aside."""
     if plugin.problems:
         raise Failed("; ".join(map(str, plugin.problems)))
-    if not plugin.components:
-        raise Failed("it provides no component; put @difftool.hookimpl above its hooks")
+    require(plugin.components, "it provides no component; put @difftool.hookimpl above its hooks")
     return counted(len(plugin.components), "component")
 
 

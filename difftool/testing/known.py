@@ -80,12 +80,6 @@ def flow(T: int) -> Schedule:
     return Schedule(1 - u, u)
 
 
-def zero_terminal_snr(schedule: Schedule) -> Schedule:
-    """Shift and scale sqrt(alpha-bar) so that it ends at 0 (Lin et al., 2024, algorithm 1)."""
-    r = schedule.alpha_bars.sqrt()
-    return Schedule.from_alpha_bars(((r - r[-1]) * r[0] / (r[0] - r[-1])).square())
-
-
 TABLES: Mapping[str, Schedule] = {"linear": linear(1000), "flow": flow(1000), "ve": ve(1000)}
 
 

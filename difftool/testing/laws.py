@@ -30,6 +30,12 @@ class Failed(AssertionError):
     """A law does not hold. The text says what was measured and what is required."""
 
 
+def require(holds: object, otherwise: str) -> None:
+    """Raise `Failed` with the text unless something holds."""
+    if not holds:
+        raise Failed(otherwise)
+
+
 class Skipped(Exception):
     """A law does not apply to this component, or cannot be checked on this machine. The text says why."""
 

@@ -10,7 +10,7 @@ from difftool.components import Prediction, TimestepSampling, Weighting
 from difftool.diffusion.prediction import check, estimate
 from difftool.specs import ObjectiveSpec
 from difftool.testing.known import TABLES
-from difftool.testing.laws import Failed
+from difftool.testing.laws import Failed, require
 from difftool.training.loss import distribution
 
 ROUNDING = 1e-6
@@ -36,10 +36,8 @@ def recovers_data_and_noise(prediction: Prediction) -> str:
             # errors are weighted by their effect on x_t
             error = level.alpha * (found.x_0 - x_0).abs().max() + level.sigma * (found.eps - eps).abs().max()
             worst = max(worst, float(error) / level.norm)
-    if not accepted:
-        raise Failed(f"it leaves x_0 or eps unknown at some level of each of {', '.join(TABLES)}")
-    if not worst <= ROUNDING:
-        raise Failed(f"x_0 and eps are {worst:.2g} off; at most {ROUNDING:g} is rounding")
+    require(accepted, f"it leaves x_0 or eps unknown at some level of each of {', '.join(TABLES)}")
+    require(worst <= ROUNDING, f"x_0 and eps are {worst:.2g} off; at most {ROUNDING:g} is rounding")
     return f"{worst:.1g} off, on {', '.join(accepted)}"
 
 

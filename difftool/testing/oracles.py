@@ -8,7 +8,7 @@ from difftool.components import Oracle
 from difftool.data.samples import Samples, points
 from difftool.rng import generator
 from difftool.testing.known import TABLES
-from difftool.testing.laws import Failed, gap
+from difftool.testing.laws import Failed, gap, require
 
 ROUNDING = 1e-3
 """Rounding error of float32, relative to the level's norm."""
@@ -54,8 +54,7 @@ def recovers_an_item(oracle: Oracle) -> str:
     items = (samples.take(range(32))[0] - torch.tensor(samples.shift)) / torch.tensor(samples.scale)
     level = TABLES["ve"][0]
     estimate = oracle.denoiser(samples, None, torch.device("cpu"))(level.alpha * items.float(), level)
-    if not gap(estimate.x_0, items) <= 0.1:
-        raise Failed(f"its x_0 is {gap(estimate.x_0, items):.2g} from the item")
+    require(gap(estimate.x_0, items) <= 0.1, f"its x_0 is {gap(estimate.x_0, items):.2g} from the item")
     return f"{gap(estimate.x_0, items):.1g} from the item"
 
 

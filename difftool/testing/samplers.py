@@ -21,7 +21,7 @@ from difftool.rng import sample_noise
 from difftool.sampling.denoiser import Counted
 from difftool.sampling.plan import spaced_levels
 from difftool.testing.known import DEVIATION, QUANTILES, TABLES, distance, evenly, log_snr_levels, mixture, quantiles
-from difftool.testing.laws import Failed, Skipped, accelerators, gap, raised
+from difftool.testing.laws import Failed, Skipped, accelerators, gap, raised, require
 
 Noise = Callable[[int], Tensor]
 
@@ -129,29 +129,26 @@ def is_reproducible(case: Case) -> str:
 def modifies_no_tensor_in_place(case: Case) -> str:
     """The first noise, the states that it yields or passes to the denoiser, and the denoiser's estimates keep their
     values, since the caller may keep these tensors."""
-    passed: list[tuple[Tensor, Tensor]] = []
-    estimated: list[tuple[Tensor, Tensor]] = []
+    seen: list[tuple[str, Tensor, Tensor]] = []
+
+    def remember(what: str, x: Tensor) -> None:
+        seen.append((what, x, x.clone()))
 
     def denoise(x: Tensor, level: Level) -> Estimate:
         estimate = mixture(x, level)
-        passed.append((x, x.clone()))
-        estimated.extend((part, part.clone()) for part in (estimate.x_0, estimate.eps))
+        remember("a state that was passed to the denoiser", x)
+        remember("an estimate of the denoiser", estimate.x_0)
+        remember("an estimate of the denoiser", estimate.eps)
         return estimate
 
     levels = case.levels(10)
     start = levels[0].norm * case.noise(8)(-1)
-    before = start.clone()
-    yielded = [(step.x, step.x.clone()) for step in case.trajectory(levels, 8, denoise=denoise, x=start)]
-    if not torch.equal(start, before):
-        raise Failed("the noise that it starts from was changed in place; make new tensors")
-    for number, (x, value) in enumerate(yielded, start=1):
-        if not torch.equal(x, value):
-            raise Failed(f"the state of step {number} was changed in place later; make new tensors")
-    if not all(torch.equal(x, value) for x, value in passed):
-        raise Failed("a state that was passed to the denoiser was changed in place later; make new tensors")
-    if not all(torch.equal(part, value) for part, value in estimated):
-        raise Failed("an estimate of the denoiser was changed in place; make new tensors")
-    return f"{len(yielded)} states and {len(estimated) // 2} estimates unchanged"
+    remember("the noise that it starts from", start)
+    for number, step in enumerate(case.trajectory(levels, 8, denoise=denoise, x=start), start=1):
+        remember(f"the state of step {number}", step.x)
+    for what, x, value in seen:
+        require(torch.equal(x, value), f"{what} was changed in place later; make new tensors")
+    return f"{len(seen)} tensors unchanged"
 
 
 def is_independent_of_the_batch_size(case: Case) -> str:
@@ -279,19 +276,15 @@ def check_trajectory(
             raise Failed(f"step {number} is a {type(step).__name__}, not a Step")
         if step.x.shape != start.shape or step.x.dtype != start.dtype:
             raise Failed(f"step {number} has {form(step.x)}, not {form(start)}")
-        if not bool(step.x.isfinite().all()):
-            raise Failed(f"the state of step {number} is not finite")
-    if len(trajectory) != steps:
-        raise Failed(f"it yielded {len(trajectory)} steps")
+        require(step.x.isfinite().all(), f"the state of step {number} is not finite")
+    require(len(trajectory) == steps, f"it yielded {len(trajectory)} steps")
     for number, (step, level) in enumerate(zip(trajectory, levels[1:], strict=True), start=1):
-        if step.level != level:
-            raise Failed(f"step {number} claims to be at {step.level}, but should be at {level}")
+        require(step.level == level, f"step {number} claims to be at {step.level}, but should be at {level}")
 
 
 def check_level(level: Level, schedule: Schedule) -> None:
     """Refuse a level at which no network could be called: the clean end, or the t of another level."""
-    if level.sigma == 0.0:
-        raise Failed("the denoiser was called at the clean end, where there is nothing to denoise")
+    require(level.sigma != 0.0, "the denoiser was called at the clean end, where there is nothing to denoise")
     if math.isnan(level.t):
         return
     if not -1.0 <= level.t <= len(schedule) - 1 or abs(schedule.at(level.t).theta - level.theta) > OFF_TABLE:

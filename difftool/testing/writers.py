@@ -15,7 +15,7 @@ from difftool.figures.drawing import Drawing
 from difftool.figures.formats import DrawingSpec
 from difftool.rng import generator
 from difftool.sampling.writers import check, needed_states, write
-from difftool.testing.laws import Failed
+from difftool.testing.laws import Failed, require
 
 COUNT, STEPS = 6, 8
 
@@ -45,12 +45,9 @@ def writes_what_it_accepts(writer: Writer) -> str:
             accepted.append(name)
             for suffix in writer.suffixes:
                 a, b = (_written(writer, drawing, Path(folder) / f"{k}{suffix}") for k in "ab")
-                if not a:
-                    raise Failed(f"{suffix}: it wrote no content for {name}")
-                if a != b:
-                    raise Failed(f"{suffix}: writing the same {name} twice gave different bytes")
-    if not accepted:
-        raise Failed("it refuses both points and images")
+                require(a, f"{suffix}: it wrote no content for {name}")
+                require(a == b, f"{suffix}: writing the same {name} twice gave different bytes")
+    require(accepted, "it refuses both points and images")
     return ", ".join(accepted)
 
 

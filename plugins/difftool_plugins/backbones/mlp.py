@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from difftool import Backbone, option
@@ -52,10 +53,5 @@ class MLP(Backbone, name="mlp"):
             in_channels=spec.in_channels,
             shape=(spec.out_channels, *spec.shape[1:]),
             classes=spec.classes,
-            width=self.width,
-            depth=self.depth,
-            activation=self.activation,
-            residual=self.residual,
-            time=self.time,
-            time_dim=self.time_dim,
+            **asdict(self),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from difftool import Backbone, option
@@ -100,24 +101,14 @@ class UNet(Backbone, name="unet"):
         self._check(spec.shape)
         from difftool_plugins.backbones.networks.unet import UNetNetwork
 
+        options = asdict(self)
+        del options["dim_mults"]
+        options |= {"widths": self.widths, "init_dim": self.init_dim or self.dim, "attention": self.attention_by_level}
         return UNetNetwork(
             in_channels=spec.in_channels,
             out_channels=spec.out_channels,
             classes=spec.classes,
-            dim=self.dim,
-            init_dim=self.init_dim or self.dim,
-            widths=self.widths,
-            blocks=self.blocks,
-            attention=self.attention_by_level,
-            middle=self.middle,
-            heads=self.heads,
-            head_dim=self.head_dim,
-            time=self.time,
-            groups=self.groups,
-            dropout=self.dropout,
-            checkpointing=self.checkpointing,
-            standardize=self.standardize,
-            downsample=self.downsample,
+            **options,
         )
 
     def _check(self, shape: tuple[int, ...]) -> None:

@@ -12,8 +12,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
@@ -85,16 +83,10 @@ class NewPlugin(Command, name="new-plugin"):
 def render(kind: str, words: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield the path and the text of every file of the package."""
     for part in ("package", kind):
-        yield from _render(files("difftool_plugins.commands") / "templates" / part, "", words)
-
-
-def _render(folder: Traversable, place: str, words: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        path = place + Template(entry.name).substitute(words)
-        if entry.is_dir():
-            yield from _render(entry, f"{path}/", words)
-        else:
-            yield path.removesuffix(TEMPLATE), Template(entry.read_text(encoding="utf-8")).substitute(words)
+        folder = Path(__file__).with_name("templates") / part
+        for file in sorted(folder.rglob(f"*{TEMPLATE}")):
+            path = Template(file.relative_to(folder).as_posix()).substitute(words)
+            yield path.removesuffix(TEMPLATE), Template(file.read_text(encoding="utf-8")).substitute(words)
 
 
 def write(folder: Path, texts: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ import secrets
 import warnings
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -76,7 +77,9 @@ class ImageFolder(Dataset, name="image-folder"):
         root = os.path.abspath(self.path.expanduser())
         files = ImageFiles(root, list_images(root), channels, (height, width), self.skip_bad)
         items: Tensor | ImageFiles
-        if self._fits_in_memory(len(files), len(files) * math.prod(shape)):
+        gib = len(files) * math.prod(shape) / 2**30
+        most = GIB_IN_MEMORY if self.memory is None else self.memory
+        if gib <= most and (self.memory is not None or len(files) <= FILES_IN_MEMORY):
             items, bad = read_all(files)
             good = [i for i in range(len(files)) if i not in bad]
             if bad:
@@ -87,7 +90,7 @@ class ImageFolder(Dataset, name="image-folder"):
             bad = self._check(files, stamps, context.cache)
             good = [i for i in range(len(files)) if i not in bad]
             names = [files.names[i] for i in good]
-            items, fingerprint = files.with_names(names), _fingerprint(names, [stamps[i] for i in good])
+            items, fingerprint = replace(files, names=names), _fingerprint(names, [stamps[i] for i in good])
         if bad:
             _report(root, list(bad.values()), len(files))
         classes = class_folders(names) if self.labels == "auto" else ()
@@ -105,12 +108,6 @@ class ImageFolder(Dataset, name="image-folder"):
 
     def item_shape(self) -> tuple[int, int, int]:
         return (self.channels, *height_width(self.size))
-
-    def _fits_in_memory(self, count: int, size: int) -> bool:
-        """Decide if `count` images of `size` bytes in total are decoded before training."""
-        if self.memory is None:
-            return count <= FILES_IN_MEMORY and size <= GIB_IN_MEMORY * 2**30
-        return size <= self.memory * 2**30
 
     def _check(self, files: ImageFiles, stamps: Sequence[Stamp], cache: Path | None) -> dict[int, BadImage]:
         """Return the errors of bad files by number, without holding the images in memory.

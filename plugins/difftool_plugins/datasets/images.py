@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -45,9 +45,6 @@ class ImageFiles:
         """Read the header alone. Raises `BadImage`."""
         with self._advice():
             check_image(self.path(i))
-
-    def with_names(self, names: list[str]) -> ImageFiles:
-        return replace(self, names=names)
 
     @contextlib.contextmanager
     def _advice(self) -> Iterator[None]:

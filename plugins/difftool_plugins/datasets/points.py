@@ -10,13 +10,19 @@ from difftool import Dataset, option
 if TYPE_CHECKING:
     from difftool import DatasetContext, Samples
 
-MAX_POINTS = 10_000_000
+
+class PlanePoints(Dataset):
+    """The base of these datasets."""
+
+    n: int = option(default=100_000, ge=1, le=10_000_000, help="number of points")
+
+    def item_shape(self) -> tuple[int, ...]:
+        return (2,)
 
 
-class SwissRoll(Dataset, name="swiss-roll"):
+class SwissRoll(PlanePoints, name="swiss-roll"):
     """A spiral: (t cos t, t sin t) / 10, where t = 1.5 pi (1 + 2u) and u is uniform in [0, 1)."""
 
-    n: int = option(default=100_000, ge=1, le=MAX_POINTS, help="number of points")
     noise: float = option(
         default=0.0, ge=0, help="standard deviation around the spiral, whose radius grows from 0.47 to 1.41"
     )
@@ -33,14 +39,10 @@ class SwissRoll(Dataset, name="swiss-roll"):
             roll += self.noise * torch.randn(roll.shape, generator=context.generator("noise"), dtype=torch.float64)
         return points(roll)
 
-    def item_shape(self) -> tuple[int, ...]:
-        return (2,)
 
-
-class TwoMoons(Dataset, name="two-moons"):
+class TwoMoons(PlanePoints, name="two-moons"):
     """Two interleaved half circles of radius 1 around (0, 0) and (1, 0.5), with the same number of points."""
 
-    n: int = option(default=100_000, ge=1, le=MAX_POINTS, help="number of points")
     noise: float = option(default=0.05, ge=0, help="standard deviation around the half circles")
     labels: bool = option(default=False, help="label each point with its half circle, upper or lower")
 
@@ -58,14 +60,10 @@ class TwoMoons(Dataset, name="two-moons"):
             moons += self.noise * torch.randn(moons.shape, generator=context.generator("noise"), dtype=torch.float64)
         return points(moons, labels=moon, class_names=("upper", "lower")) if self.labels else points(moons)
 
-    def item_shape(self) -> tuple[int, ...]:
-        return (2,)
 
-
-class GaussianMixture(Dataset, name="gaussian-mixture"):
+class GaussianMixture(PlanePoints, name="gaussian-mixture"):
     """Round Gaussians evenly spaced on a circle, the first at (radius, 0), with the same number of points."""
 
-    n: int = option(default=100_000, ge=1, le=MAX_POINTS, help="number of points")
     components: int = option(default=8, ge=1, le=1000, help="number of Gaussians")
     radius: float = option(default=1.0, ge=0, help="radius of the circle")
     std: float = option(default=0.05, ge=0, help="standard deviation of each Gaussian")
@@ -86,6 +84,3 @@ class GaussianMixture(Dataset, name="gaussian-mixture"):
             return points(mixture, means=means, std=self.std)
         names = tuple(str(i) for i in range(self.components))
         return points(mixture, labels=component, class_names=names, means=means, mean_labels=k, std=self.std)
-
-    def item_shape(self) -> tuple[int, ...]:
-        return (2,)
