@@ -14,11 +14,13 @@ from torch import Tensor
 from difftool import CLEAN, Level, Sampler, Schedule
 from difftool.testing.known import flow, mixture, quantiles, ve
 from difftool_plugins.samplers import difftool_spacings
-from difftool_plugins.samplers.dpmpp import DPMpp2M, DPMpp2MSDE
+from difftool_plugins.samplers.ddim import DDIM
+from difftool_plugins.samplers.dpmpp import DPMpp2M, DPMpp2MSDE, DPMpp3M
+from difftool_plugins.samplers.euler import Euler, EulerAncestral
 from difftool_plugins.samplers.heun import Heun, Restart
-from difftool_plugins.samplers.multistep import LMS, DPMpp3M, UniPC
-from difftool_plugins.samplers.single_step import DDIM, Euler, EulerAncestral
+from difftool_plugins.samplers.lms import LMS
 from difftool_plugins.samplers.spacings import LogSNR
+from difftool_plugins.samplers.unipc import UniPC
 from difftool_plugins.schedules.variance_preserving import Cosine, Linear, Quadratic, ScaledLinear, Sigmoid
 
 T = 1000

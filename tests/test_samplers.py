@@ -23,19 +23,15 @@ from difftool.settings import Sampling
 from difftool.testing.known import flow, ve
 from difftool_plugins.objectives.predictions import EpsPrediction
 from difftool_plugins.samplers import difftool_samplers, difftool_spacings
-from difftool_plugins.samplers.dpmpp import DPMpp2M, DPMpp2MSDE
+from difftool_plugins.samplers.ddim import DDIM
+from difftool_plugins.samplers.ddpm import DDPM
+from difftool_plugins.samplers.dpmpp import DPMpp2M, DPMpp2MSDE, DPMpp3M
+from difftool_plugins.samplers.euler import Euler, EulerAncestral
 from difftool_plugins.samplers.heun import Heun, Restart
-from difftool_plugins.samplers.multistep import (
-    LMS,
-    DPMpp3M,
-    UniPC,
-    exponential_moments,
-    exponential_update,
-    plain_moments,
-    quadrature,
-)
-from difftool_plugins.samplers.single_step import DDIM, DDPM, Euler, EulerAncestral
+from difftool_plugins.samplers.lms import LMS
+from difftool_plugins.samplers.multistep import exponential_moments, exponential_update, plain_moments, quadrature
 from difftool_plugins.samplers.spacings import Karras, Leading, Linspace, LogSNR, Trailing
+from difftool_plugins.samplers.unipc import UniPC
 from difftool_plugins.schedules.variance_preserving import Cosine, Linear
 
 MEAN, STD = 0.7, 0.4

@@ -12,7 +12,7 @@ from difftool import CLEAN, Level, NoiseSchedule, Schedule
 from difftool.errors import InvalidOption
 from difftool.options import make
 from difftool.plugins.validation import problem
-from difftool_plugins.samplers.single_step import DDPM
+from difftool_plugins.samplers.ddpm import DDPM
 from difftool_plugins.schedules import difftool_schedules
 from difftool_plugins.schedules.log_snr import Laplace, LogLinear
 from difftool_plugins.schedules.paths import VE, Flow

@@ -1,11 +1,14 @@
 """Built-in samplers and spacings."""
 
 from difftool import Sampler, Spacing, hookimpl
-from difftool_plugins.samplers.dpmpp import DPMpp2M, DPMpp2MSDE
+from difftool_plugins.samplers.ddim import DDIM
+from difftool_plugins.samplers.ddpm import DDPM
+from difftool_plugins.samplers.dpmpp import DPMpp2M, DPMpp2MSDE, DPMpp3M
+from difftool_plugins.samplers.euler import Euler, EulerAncestral
 from difftool_plugins.samplers.heun import Heun, Restart
-from difftool_plugins.samplers.multistep import LMS, DPMpp3M, UniPC
-from difftool_plugins.samplers.single_step import DDIM, DDPM, Euler, EulerAncestral
+from difftool_plugins.samplers.lms import LMS
 from difftool_plugins.samplers.spacings import Karras, Leading, Linspace, LogSNR, Trailing
+from difftool_plugins.samplers.unipc import UniPC
 
 
 @hookimpl

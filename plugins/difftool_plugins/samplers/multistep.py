@@ -18,13 +18,12 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from difftool import Sampler, option
 from difftool_plugins.samplers.equations import decay, euler_step, velocity
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from difftool import Denoise, Estimate, Level, Noise, Step
+    from difftool import Denoise, Estimate, Level, Step
 
     History = Sequence[tuple[Level, Estimate]]
     Update = Callable[[Tensor, Level, Level, History], Tensor]
@@ -160,60 +159,3 @@ def exponential_moments(h: float, count: int) -> list[float]:
     for k in range(1, count):
         moments.append(1.0 - k * moments[-1] / h)  # by parts
     return moments
-
-
-class LMS(Sampler, name="lms"):
-    """Linear multistep (Adams-Bashforth) in the angle, with steps of any size (k-diffusion).
-
-    x_s/norm_s = x_t/norm_t + (theta_s - theta_t) V, where V is the mean over the step of the polynomial in theta
-    through the last velocities.
-    """
-
-    default_steps = 20
-
-    order: int = option(default=3, ge=1, le=4, help="how many velocities a step uses")
-
-    def claimed_order(self) -> int:
-        return self.order
-
-    def sample(self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-        return multistep(theta_update, denoise, x, levels, order=self.order, corrected_steps=self.order - 1)
-
-
-class DPMpp3M(Sampler, name="dpmpp-3m"):
-    """DPM-Solver++(3M), of third order (Lu et al., 2022).
-
-    x_s = (sigma_s/sigma_t) x_t + alpha_s D, where D integrates the parabola in lambda through the last three x_0.
-    """
-
-    # The published code has the second-order difference at half its weight, and begins with a plain step of first
-    # order: either makes it a method of order 2. Here the polynomial is integrated exactly, and the first two steps are
-    # corrected.
-
-    default_steps = 20
-
-    def claimed_order(self) -> int:
-        return 3
-
-    def sample(self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-        return multistep(exponential_update, denoise, x, levels, order=3, corrected_steps=2)
-
-
-class UniPC(Sampler, name="unipc"):
-    """UniPC: a predictor and a corrector that share one call per step (Zhao et al., 2023, algorithms 5 and 6).
-
-    x_s = (sigma_s/sigma_t) x_t + alpha_s D. In the predictor, D integrates the polynomial in lambda through the last
-    `order` estimates of x_0; in the corrector, through these and the one at the predicted x_s.
-    """
-
-    # With the order conditions solved exactly B(h) cancels, so the paper's variants bh1 and bh2 are one.
-
-    default_steps = 20
-
-    order: int = option(default=2, ge=1, le=3, help="order of the predictor; the corrector has one more")
-
-    def claimed_order(self) -> int:
-        return self.order + 1
-
-    def sample(self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-        return multistep(exponential_update, denoise, x, levels, order=self.order, corrected_steps=len(levels))
