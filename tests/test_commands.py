@@ -232,7 +232,7 @@ def test_names_that_are_taken_are_reached_by_their_package(monkeypatch: pytest.M
 
 
 def test_the_help_says_of_each_command_what_its_own_help_says_first() -> None:
-    for name, (_, text) in app.COMMANDS.items():
+    for name, text in app.COMMANDS.items():
         assert app._load(name).get_short_help_str(limit=1000) == text
 
 
