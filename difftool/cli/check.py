@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Column
 
 from difftool.cli.command import component_command, given_values
 from difftool.cli.console import bar, new_table, plain, result, result_json, stdout
@@ -176,15 +177,17 @@ def _print(results: Sequence[tuple[_Case, list[Finding]]]) -> None:
     counts = dict.fromkeys(STYLES, 0)
     for case, findings in results:
         title = f"{case.kind} {case.name}{f' ({case.package})' if case.package else ''}"
-        table = new_table(title)
-        for heading, fixed in (("", True), ("law", True), ("measured", False)):
-            table.add_column(heading, no_wrap=fixed, overflow="fold")
+        table = new_table(
+            Column(no_wrap=True),
+            Column("law", no_wrap=True, overflow="fold"),
+            Column("measured", overflow="fold"),
+            title=title,
+        )
         for finding in findings:
             counts[finding.verdict] += 1
             verdict = f"[{STYLES[finding.verdict]}]{finding.verdict}[/]"
             table.add_row(verdict, plain(finding.law), plain(finding.measured))
-        console.print(table)
-        console.print()
+        console.print(table, "")
     result(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
 
 

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from difftool.cli.console import results_alone
-from difftool.cli.flags import Group, compile_names, compile_options, take_names, take_values
+from difftool.cli.flags import Group, compile_names, compile_options, make_from_flags, take_names, take_values
 from difftool.components import KINDS, Component, kinds_of
 from difftool.errors import UsageError
 from difftool.options import fields, suggestion
@@ -96,6 +96,12 @@ def given_names(ctx: typer.Context) -> dict[str, Any]:
     """Return the components named on the command line, by kind."""
     names: dict[str, Any] = ctx.meta[NAMES]
     return names
+
+
+def given_component(ctx: typer.Context, base: type[C]) -> C:
+    """Return the component that the command line names, or the kind's default. Raises `UsageError`."""
+    component: C = make_from_flags(named(base, given_names(ctx)), given_values(ctx)[base.kind])
+    return component
 
 
 def named(base: type[C], names: Mapping[str, Any]) -> type[C]:

@@ -7,6 +7,7 @@ files.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -154,13 +155,13 @@ def _typed(f: Field) -> tuple[Any, dict[str, Any]]:
 
 
 def _parser(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
-    """Return the parser of a value, whose error says what is expected."""
+    """Return the parser of a value or a tuple that must not be empty. Its error says what is expected."""
 
     def parse(text: str) -> Any:
-        try:
-            return convert(text)
-        except ValueError:
-            raise typer.BadParameter(f"must be {expected}, not {text!r}") from None
+        with contextlib.suppress(ValueError):
+            if (value := convert(text)) != ():
+                return value
+        raise typer.BadParameter(f"must be {expected}, not {text!r}")
 
     return parse
 

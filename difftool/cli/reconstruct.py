@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from difftool.cli.command import component_command, given_values
-from difftool.cli.console import help_text, note
+from difftool.cli.console import note
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_out, report, save_figure
-from difftool.cli.parameters import AsJson, Device, Images, Overwrite, check_images, check_levels
+from difftool.cli.parameters import AsJson, Device, Images, Overwrite, check_images, check_levels, out_option
 from difftool.components import Dataset
 from difftool.errors import DifftoolError, UsageError, printable
 from difftool.figures.formats import PICTURES, undrawable
@@ -47,10 +47,6 @@ class Reconstructing(Options):
     )
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="seed of the noise")
 
-    def __post_init__(self) -> None:
-        if self.at == ():
-            raise ValueError("at: must name at least one level")
-
 
 def reconstruct(
     ctx: typer.Context,
@@ -58,10 +54,7 @@ def reconstruct(
     images: Images = None,
     out: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help=help_text("The figure (.png .jpg .svg .pdf).", "default: a new reconstruction-<name>-NNN.png here"),
-        ),
+        out_option("The figure (.png .jpg .svg .pdf).", "a new reconstruction-<name>-NNN.png here"),
     ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
