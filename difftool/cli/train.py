@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,9 +62,8 @@ def train(
     Without options it learns the swiss roll with an MLP in well under a minute; [bold]--backbone unet[/bold] learns
     colour gradients; [bold]--dataset image-folder --dataset.path DIR[/bold] learns your images.
     """
-    request: Request = ctx.obj
-    values = given_values(ctx)
-    recipe, loggers = request.recipe(values), request.companions(Logger, values)
+    request: Request = replace(ctx.obj, values=given_values(ctx))
+    recipe, loggers = request.recipe(), request.companions(Logger)
     place = _Place(out, overwrite, resume, new_data)
     place.check(recipe, request)
     for text in request.ignored_options():
@@ -80,7 +79,7 @@ def train(
         try:
             experiment = prepare(recipe, chosen)
         except InvalidOption as error:
-            raise request.locate(error, values) from None
+            raise request.locate(error) from None
         _introduce(experiment)
         if dry_run:
             _report_dry_run(experiment, as_json=json)
