@@ -7,7 +7,6 @@ files.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -82,8 +81,8 @@ def compile_options(groups: Iterable[Group]) -> list[Any]:
     return _typer_options(parameters)
 
 
-def compile_names(kinds: Mapping[str, type[Component]], panel: Callable[[str], str | None]) -> list[Any]:
-    """Return the options `--KIND NAME` of these kinds, each in the panel that `panel(kind)` names."""
+def compile_names(kinds: Mapping[str, type[Component]], panels: Mapping[str, str]) -> list[Any]:
+    """Return the options `--KIND NAME` of these kinds, each in its panel or under "Components"."""
     parameters = []
     for kind, base in kinds.items():
         text = (inspect.getdoc(base) or "").partition("\n")[0]
@@ -92,7 +91,7 @@ def compile_names(kinds: Mapping[str, type[Component]], panel: Callable[[str], s
             metavar="NAME",
             autocompletion=names_of(kind),
             help=help_text(f"{text} May be given several times." if base.several else text, _default_name(base, kinds)),
-            rich_help_panel=panel(kind),
+            rich_help_panel=panels.get(kind, "Components"),
             show_default=False,
         )
         parameters.append(_optional(name_parameter(kind), list[str] if base.several else str, option))
@@ -155,13 +154,13 @@ def _typed(f: Field) -> tuple[Any, dict[str, Any]]:
 
 
 def _parser(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
-    """Return the parser of a value or a tuple that must not be empty. Its error says what is expected."""
+    """Return the parser of a value, whose error says what is expected."""
 
     def parse(text: str) -> Any:
-        with contextlib.suppress(ValueError):
-            if (value := convert(text)) != ():
-                return value
-        raise typer.BadParameter(f"must be {expected}, not {text!r}")
+        try:
+            return convert(text)
+        except ValueError:
+            raise typer.BadParameter(f"must be {expected}, not {text!r}") from None
 
     return parse
 
