@@ -53,6 +53,11 @@ class Comparing(Options):
         default=None, ge=1, le=1024, help="CPU threads", otherwise="the number that suits the network"
     )
 
+    def __post_init__(self) -> None:
+        for name in ("samplers", "spacings", "calls"):
+            if getattr(self, name) == ():
+                raise ValueError(f"{name}: must name at least one")
+
 
 def _choose(_ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
     return [*source_groups(params), Group("compare", (Comparing,), "Comparison")]

@@ -54,6 +54,8 @@ class Noising(Options):
     def __post_init__(self) -> None:
         if self.size is not None and len(self.size) not in (1, 2):
             raise ValueError("size: must be one number, or two as HEIGHT,WIDTH")
+        if self.at == ():
+            raise ValueError("at: must name at least one level")
 
 
 def _choose(_ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:

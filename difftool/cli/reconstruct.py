@@ -47,6 +47,10 @@ class Reconstructing(Options):
     )
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="seed of the noise")
 
+    def __post_init__(self) -> None:
+        if self.at == ():
+            raise ValueError("at: must name at least one level")
+
 
 def reconstruct(
     ctx: typer.Context,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from difftool.cli.console import bar, note
+from difftool.cli.outputs import save_figure
 from difftool.cli.signals import signals
 from difftool.distributed import naming_lost_peers
 from difftool.errors import DifftoolError, Interrupted, PeerDied, one_line, spending
@@ -146,9 +147,6 @@ class BarWords:
 
 def _draw_loss(experiment: Experiment, rows: list[dict[str, Any]]) -> None:
     from difftool.figures.loss import loss_figure
-    from difftool.figures.style import save
-    from difftool.files import atomic
 
     figure = loss_figure(rows, title=experiment.recipe.name)
-    with atomic(experiment.folder.loss) as temporary:
-        save(figure, temporary)
+    save_figure(figure, experiment.folder.loss, overwrite=True)
