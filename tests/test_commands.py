@@ -424,8 +424,9 @@ def test_check_of_a_backbone_with_a_shape(run: Run) -> None:
         (("image-folder",), "--dataset.path: must be given"),
         (("ddim", "--sampler.eta", "2"), "--sampler.eta: must be less than or equal to 1"),
         (("ddim", "--schedule.p", "2"), "there is no option --schedule.p"),
-        (("mlp", "--shape", "3,x"), "--shape: must be one to four positive numbers"),
-        (("mlp", "--shape", "0"), "--shape: must be one to four positive numbers"),
+        (("mlp", "--shape", "3,x"), "--shape: must be whole numbers joined by commas"),
+        (("mlp", "--shape", "0"), "--shape: must be greater than or equal to 1"),
+        (("mlp", "--shape", "1,1,1,1,1"), "--shape: must be one to four numbers"),
     ],
 )
 def test_what_cannot_be_checked(run: Run, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

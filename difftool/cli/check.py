@@ -17,7 +17,7 @@ from difftool.cli.flags import Group, flag_of, make_from_flags, text_of
 from difftool.cli.parameters import AsJson
 from difftool.components import KINDS, Backbone, Component
 from difftool.errors import DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError
-from difftool.options import fields, options_of, suggestion
+from difftool.options import Options, fields, option, options_of, suggestion
 from difftool.plugins.discovery import distribution_name
 from difftool.plugins.loading import Plugin
 from difftool.plugins.registry import registry
@@ -28,6 +28,18 @@ if TYPE_CHECKING:
 STYLES = {"passed": "green", "failed": "bold red", "skipped": "dim"}
 
 
+class Checking(Options):
+    """The settings of a check."""
+
+    shape: tuple[int, ...] | None = option(
+        default=None, ge=1, help="C,H,W or D: shape of the items that backbones are checked with"
+    )
+
+    def __post_init__(self) -> None:
+        if self.shape is not None and not 1 <= len(self.shape) <= 4:
+            raise ValueError("shape: must be one to four numbers, such as 3,64,64")
+
+
 def _choose(_ctx: typer.Context, _params: dict[str, Any], args: list[str]) -> Sequence[Group]:
     """Return the options of the named components.
 
@@ -35,7 +47,7 @@ def _choose(_ctx: typer.Context, _params: dict[str, Any], args: list[str]) -> Se
     """
     classes = dict.fromkeys(cls for name in args for cls in _components(name))
     kinds = {cls.kind: [c for c in classes if c.kind == cls.kind] for cls in classes}
-    return [Group.of(*some) for some in kinds.values()]
+    return [*(Group.of(*some) for some in kinds.values()), Group("check", (Checking,), "Check")]
 
 
 def check(
@@ -48,10 +60,6 @@ def check(
             help="A component, such as ddim, or a package, such as difftool-digits.",
         ),
     ],
-    shape: Annotated[
-        str | None,
-        typer.Option(metavar="C,H,W", help="Shape of the items that backbones are checked with."),
-    ] = None,
     json: AsJson = False,
 ) -> None:
     """Check components against the laws of their kind.
@@ -59,8 +67,9 @@ def check(
     The laws are those of [bold]difftool.testing[/bold], for use in the tests of a package; docs/plugins.md lists them.
     For each law, the command prints a verdict and what was measured. It exits with 1 if a law fails.
     """
-    values, item_shape = given_values(ctx), _shape(shape)
-    cases = [case for name in dict.fromkeys(names) for case in _cases(name, values, item_shape)]
+    values = given_values(ctx)
+    settings: Checking = make_from_flags(Checking, values["check"])
+    cases = [case for name in dict.fromkeys(names) for case in _cases(name, values, settings.shape)]
     from difftool.testing.examine import PLUGIN_LAWS, laws_of
     from difftool.testing.laws import counted
 
@@ -158,18 +167,6 @@ def _names() -> list[str]:
 
 def _package(plugin: Plugin) -> str:
     return f"{plugin.distribution} {plugin.version}"
-
-
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        shape = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1 or len(shape) > 4:
-        raise UsageError(f"--shape: must be one to four positive numbers, such as 3,64,64, not {text!r}")
-    return shape
 
 
 def _print(results: Sequence[tuple[_Case, list[Finding]]]) -> None:

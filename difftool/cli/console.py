@@ -111,15 +111,6 @@ def result_json(document: Mapping[str, Any]) -> None:
     result(json.dumps(document, indent=2, allow_nan=False, default=str))
 
 
-def encodable(text: str) -> bool:
-    """Return whether stdout can show a text; a C locale has ASCII alone."""
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 class _TwoLines(Progress):
     """A progress bar with a line of words below it."""
 

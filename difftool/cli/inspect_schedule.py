@@ -7,7 +7,6 @@ is the part of that share that a step removes.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,7 @@ import typer
 from rich.table import Column
 
 from difftool.cli.command import component_command, given_values
-from difftool.cli.console import add_row, encodable, help_text, new_table, note, result, result_json, show, stderr
+from difftool.cli.console import add_row, help_text, new_table, note, result, result_json, show, stderr
 from difftool.cli.flags import Group, make_from_flags, names_of
 from difftool.cli.outputs import check_out, save_figure
 from difftool.cli.parameters import Overwrite, out_option
@@ -140,6 +139,7 @@ def _print_plot(schedules: Mapping[str, Schedule]) -> None:
         label, curves = "alpha-bar", {name: schedule.alpha_bars.tolist() for name, schedule in schedules.items()}
     else:  # these differ where alpha-bar is almost 1 or 0
         label, curves = "SNR dB", {name: decibels(schedule).tolist() for name, schedule in schedules.items()}
-    width = max(40, min(stderr().width, 100))
-    ascii = os.environ.get("TERM") == "dumb" or not encodable("⣿─│")
+    console = stderr()
+    width = max(40, min(console.width, 100))
+    ascii = console.is_dumb_terminal or console.options.ascii_only
     show(Text(terminal_plot(curves, width=width, height=14, ascii=ascii, y_label=label)))

@@ -34,16 +34,9 @@ POINTS, IMAGES = 2_000, 1
 class Reconstructing(Options):
     """The settings of a reconstruction."""
 
-    at: tuple[int, ...] | None = option(
-        default=None, ge=0, help="noise levels to show, 0 to T-1", otherwise="five of them"
-    )
+    at: tuple[int, ...] | None = option(default=None, ge=0, help="levels to show, 0 to T-1", otherwise="five of them")
     num_samples: int | None = option(
-        default=None,
-        ge=1,
-        le=10**6,
-        short="-n",
-        help="number of items of the run's dataset",
-        otherwise="1 image, 2000 points",
+        default=None, ge=1, le=10**6, short="-n", help="items of the run's dataset", otherwise="1 image, 2000 points"
     )
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="seed of the noise")
 

@@ -51,15 +51,14 @@ class Request:
     @classmethod
     def read(cls, names: Mapping[str, Any], *, config: Path | None, resume: Path | None) -> Request:
         """Read the config file, or that of the run to resume. Raises `UsageError`."""
-        if config is not None and resume is not None:
-            raise UsageError("--config: a resumed run has its own; leave it out")
-        if config is None and resume is None:
-            return cls(names, {}, None)
         if resume is not None:
+            if config is not None:
+                raise UsageError("--config: a resumed run has its own; leave it out")
             from difftool.runs.folder import open_run
 
             config = open_run(resume).config
-        assert config is not None
+        if config is None:
+            return cls(names, {}, None)
         request = cls(names, read_toml(config), config)
         try:
             check_tables(request.tables)
