@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.measuring import Steps
 from difftool import devices
 from difftool.cli.console import Bar
-from difftool.cli.training import _Words  # the bar's words are part of what is measured
+from difftool.cli.training import BarWords  # the bar's words are part of what is measured
 from difftool.components import Backbone, Dataset
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Scaling
@@ -55,14 +55,14 @@ def watched(experiment: Experiment) -> Generator[None, None, None]:
     """An experiment that is there already, step by step."""
     with tempfile.TemporaryDirectory() as place, open(os.devnull, "w") as nowhere:
         terminal = Console(file=nowhere, force_terminal=True, _environ={"TERM": "xterm"})
-        words = _Words(experiment.batch_size)
+        words = BarWords(experiment.batch_size)
         with experiment.open(lambda: create(experiment.recipe, Path(place) / "run", overwrite=False)):
             bar = Bar("training", experiment.steps, terminal)
             try:
                 for result in experiment.run():
                     if result.metrics is not None:
-                        words.see(result.metrics)
-                    bar.update(result.step, words)
+                        words.add(result.metrics)
+                    bar.update(result.step, str(words))
                     yield
             finally:
                 bar.close()

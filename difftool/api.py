@@ -58,7 +58,7 @@ def train(*, out: str | Path | None = None, overwrite: bool = False, device: str
 
 
 def _recipe(choices: Mapping[str, Any]) -> Recipe:
-    """The recipe of the components and settings among the choices."""
+    """Return the recipe of the components and settings among the choices."""
     kinds = {base.kind.replace("-", "_"): base for base in recipe_kinds().values()}
     plurals = {plural.replace("-", "_") for plural in companion_kinds()}
     training = {name: value for name, value in choices.items() if name not in kinds and name not in plurals}
@@ -73,7 +73,7 @@ def _recipe(choices: Mapping[str, Any]) -> Recipe:
 
 
 def _companions(choices: Mapping[str, Any]) -> list[Any]:
-    """The components among the choices of which a run can have several, such as loggers."""
+    """Make the components that a run can have several of, such as loggers."""
     return [
         make(registry().of_kind(base, choice), {}) if isinstance(choice, str) else _checked(choice, base)
         for plural, base in companion_kinds().items()

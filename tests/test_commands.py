@@ -232,7 +232,7 @@ def test_names_that_are_taken_are_reached_by_their_package(monkeypatch: pytest.M
 
 
 def test_the_help_says_of_each_command_what_its_own_help_says_first() -> None:
-    for name, (_, text) in app.COMMANDS.items():
+    for name, text in app.COMMANDS.items():
         assert app._load(name).get_short_help_str(limit=1000) == text
 
 
@@ -424,8 +424,9 @@ def test_check_of_a_backbone_with_a_shape(run: Run) -> None:
         (("image-folder",), "--dataset.path: must be given"),
         (("ddim", "--sampler.eta", "2"), "--sampler.eta: must be less than or equal to 1"),
         (("ddim", "--schedule.p", "2"), "there is no option --schedule.p"),
-        (("mlp", "--shape", "3,x"), "--shape: must be one to four positive numbers"),
-        (("mlp", "--shape", "0"), "--shape: must be one to four positive numbers"),
+        (("mlp", "--shape", "3,x"), "--shape: must be whole numbers joined by commas"),
+        (("mlp", "--shape", "0"), "--shape: must be greater than or equal to 1"),
+        (("mlp", "--shape", "1,1,1,1,1"), "--shape: must be one to four numbers"),
     ],
 )
 def test_what_cannot_be_checked(run: Run, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

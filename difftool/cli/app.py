@@ -16,26 +16,20 @@ from difftool.cli.console import help_text
 from difftool.plugins.discovery import BUILT_IN, Announced, announced
 from difftool.version import __version__
 
-COMMANDS: Mapping[str, tuple[str, str]] = {
-    "train": ("train", "Train a model, and print its run folder."),
-    "sample": ("sample", "Draw samples from a trained model, or from an oracle, and print the files written."),
-    "compare": ("compare", "Compare samplers and spacings on one model: a table here, a figure in a file."),
-    "noise": ("noise", "Show how signal turns into noise: the clean x_0, then x_t at several levels."),
-    "reconstruct": ("reconstruct", "Show what a network makes of noised images or points in one step."),
-    "inspect-schedule": (
-        "inspect_schedule",
-        "Compare noise schedules: a table and a small plot here, a figure in a file.",
-    ),
-    "runs": ("runs", "List the runs in a folder, the newest first."),
-    "info": (
-        "info",
-        "Describe a run or a model file: its progress, loss and parts, and whether its files are intact.",
-    ),
-    "list": ("listing", "List the components that commands can be given, with their options."),
-    "plugins": ("plugins", "List the plugins found, what they provide and cost, and why any was set aside."),
-    "check": ("check", "Check components against the laws of their kind."),
+COMMANDS: Mapping[str, str] = {
+    "train": "Train a model, and print its run folder.",
+    "sample": "Draw samples from a trained model, or from an oracle, and print the files written.",
+    "compare": "Compare samplers and spacings on one model: a table here, a figure in a file.",
+    "noise": "Show how signal turns into noise: the clean x_0, then x_t at several levels.",
+    "reconstruct": "Show what a network makes of noised images or points in one step.",
+    "inspect-schedule": "Compare noise schedules: a table and a small plot here, a figure in a file.",
+    "runs": "List the runs in a folder, the newest first.",
+    "info": "Describe a run or a model file: its progress, loss and parts, and whether its files are intact.",
+    "list": "List the components that commands can be given, with their options.",
+    "plugins": "List the plugins found, what they provide and cost, and why any was set aside.",
+    "check": "Check components against the laws of their kind.",
 }
-"""The module in `difftool.cli` that adds each command, and the first line of its own help."""
+"""The first line of the help of each command. The module in `difftool.cli` that adds it has the command's name."""
 PANEL = "Commands of plugins"
 
 
@@ -48,7 +42,7 @@ class Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a placeholder with the command's name and first line, which is all that the help needs."""
         if cmd_name in COMMANDS:
-            return _placeholder(cmd_name, COMMANDS[cmd_name][1])
+            return _placeholder(cmd_name, COMMANDS[cmd_name])
         if (one := announced(COMMANDS).get(cmd_name)) is not None:
             return _placeholder(cmd_name, _summary(one), PANEL)
         return None
@@ -69,17 +63,18 @@ class Commands(TyperGroup):
 
 
 def _load(name: str) -> Any:
-    if name not in COMMANDS:
-        from difftool.cli.plugin_command import load_command
+    program = _new_program()
+    if name in COMMANDS:
+        import_module(f"difftool.cli.{name.replace('-', '_')}").add_to(program)
+    else:
+        from difftool.cli.plugin_command import add_to
 
-        return load_command(name, announced(COMMANDS)[name])
-    program = new_program()
-    import_module(f"difftool.cli.{COMMANDS[name][0]}").add_to(program)
+        add_to(program, name, announced(COMMANDS)[name])
     return typer.main.get_command(program)
 
 
 def _placeholder(name: str, text: str, panel: str | None = None) -> Any:
-    program = new_program()
+    program = _new_program()
 
     @program.command(name, help=help_text(text), rich_help_panel=panel)
     def placeholder() -> None: ...
@@ -94,7 +89,7 @@ def _summary(one: Announced) -> str:
     return f"{one.summary or 'From a package'} ({package})"
 
 
-def new_program() -> typer.Typer:
+def _new_program() -> typer.Typer:
     """Return a Typer application for a single command, without completion and tracebacks of its own."""
     return typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Column
 
 from difftool.cli.command import component_command, given_values
 from difftool.cli.console import bar, new_table, plain, result, result_json, stdout
@@ -16,7 +17,7 @@ from difftool.cli.flags import Group, flag_of, make_from_flags, text_of
 from difftool.cli.parameters import AsJson
 from difftool.components import KINDS, Backbone, Component
 from difftool.errors import DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError
-from difftool.options import fields, options_of, suggestion
+from difftool.options import Options, fields, option, options_of, suggestion
 from difftool.plugins.discovery import distribution_name
 from difftool.plugins.loading import Plugin
 from difftool.plugins.registry import registry
@@ -27,6 +28,18 @@ if TYPE_CHECKING:
 STYLES = {"passed": "green", "failed": "bold red", "skipped": "dim"}
 
 
+class Checking(Options):
+    """The settings of a check."""
+
+    shape: tuple[int, ...] | None = option(
+        default=None, ge=1, help="C,H,W or D: shape of the items that backbones are checked with"
+    )
+
+    def __post_init__(self) -> None:
+        if self.shape is not None and not 1 <= len(self.shape) <= 4:
+            raise ValueError("shape: must be one to four numbers, such as 3,64,64")
+
+
 def _choose(_ctx: typer.Context, _params: dict[str, Any], args: list[str]) -> Sequence[Group]:
     """Return the options of the named components.
 
@@ -34,7 +47,7 @@ def _choose(_ctx: typer.Context, _params: dict[str, Any], args: list[str]) -> Se
     """
     classes = dict.fromkeys(cls for name in args for cls in _components(name))
     kinds = {cls.kind: [c for c in classes if c.kind == cls.kind] for cls in classes}
-    return [Group.of(*some) for some in kinds.values()]
+    return [*(Group.of(*some) for some in kinds.values()), Group("check", (Checking,), "Check")]
 
 
 def check(
@@ -47,10 +60,6 @@ def check(
             help="A component, such as ddim, or a package, such as difftool-digits.",
         ),
     ],
-    shape: Annotated[
-        str | None,
-        typer.Option(metavar="C,H,W", help="Shape of the items that backbones are checked with."),
-    ] = None,
     json: AsJson = False,
 ) -> None:
     """Check components against the laws of their kind.
@@ -58,8 +67,9 @@ def check(
     The laws are those of [bold]difftool.testing[/bold], for use in the tests of a package; docs/plugins.md lists them.
     For each law, the command prints a verdict and what was measured. It exits with 1 if a law fails.
     """
-    values, item_shape = given_values(ctx), _shape(shape)
-    cases = [case for name in dict.fromkeys(names) for case in _cases(name, values, item_shape)]
+    values = given_values(ctx)
+    settings: Checking = make_from_flags(Checking, values["check"])
+    cases = [case for name in dict.fromkeys(names) for case in _cases(name, values, settings.shape)]
     from difftool.testing.examine import PLUGIN_LAWS, laws_of
     from difftool.testing.laws import counted
 
@@ -159,32 +169,22 @@ def _package(plugin: Plugin) -> str:
     return f"{plugin.distribution} {plugin.version}"
 
 
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        shape = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1 or len(shape) > 4:
-        raise UsageError(f"--shape: must be one to four positive numbers, such as 3,64,64, not {text!r}")
-    return shape
-
-
 def _print(results: Sequence[tuple[_Case, list[Finding]]]) -> None:
     console = stdout()
     counts = dict.fromkeys(STYLES, 0)
     for case, findings in results:
         title = f"{case.kind} {case.name}{f' ({case.package})' if case.package else ''}"
-        table = new_table(title)
-        for heading, fixed in (("", True), ("law", True), ("measured", False)):
-            table.add_column(heading, no_wrap=fixed, overflow="fold")
+        table = new_table(
+            Column(no_wrap=True),
+            Column("law", no_wrap=True, overflow="fold"),
+            Column("measured", overflow="fold"),
+            title=title,
+        )
         for finding in findings:
             counts[finding.verdict] += 1
             verdict = f"[{STYLES[finding.verdict]}]{finding.verdict}[/]"
             table.add_row(verdict, plain(finding.law), plain(finding.measured))
-        console.print(table)
-        console.print()
+        console.print(table, "")
     result(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
 
 

@@ -15,13 +15,13 @@ import typer
 from typer.core import TyperCommand
 
 from difftool.cli.console import results_alone
-from difftool.cli.flags import Group, compile_names, compile_options, take_names, take_values
+from difftool.cli.flags import Group, compile_names, compile_options, make_from_flags, take_names, take_values
 from difftool.components import KINDS, Component, kinds_of
 from difftool.errors import UsageError
 from difftool.options import fields, suggestion
 from difftool.plugins.registry import registry
 
-GROUPS, OPTIONS, VALUES, NAMES = "difftool.groups", "difftool.options", "difftool.values", "difftool.names"
+OPTIONS, VALUES, NAMES = "difftool.options", "difftool.values", "difftool.names"
 
 C = TypeVar("C", bound=Component)
 
@@ -39,7 +39,7 @@ class ComponentCommand(TyperCommand):
     """Titles in the help for the names of some kinds; the others come under "Components"."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.meta[GROUPS] = groups = self._groups(ctx, args)
+        groups = self._groups(ctx, args)
         ctx.meta[OPTIONS] = compile_options(groups)
         try:
             rest = super().parse_args(ctx, args)
@@ -54,7 +54,7 @@ class ComponentCommand(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         *own, help_option = super().get_params(ctx)
-        names = compile_names(self.kinds, lambda kind: self.panels.get(kind, "Components"))
+        names = compile_names(self.kinds, self.panels)
         return [*names, *own, *ctx.meta.get(OPTIONS, ()), help_option]
 
     def _groups(self, ctx: Any, args: list[str]) -> Sequence[Group]:
@@ -98,6 +98,12 @@ def given_names(ctx: typer.Context) -> dict[str, Any]:
     return names
 
 
+def given_component(ctx: typer.Context, base: type[C]) -> C:
+    """Return the component that the command line names, or the kind's default. Raises `UsageError`."""
+    component: C = make_from_flags(named(base, given_names(ctx)), given_values(ctx)[base.kind])
+    return component
+
+
 def named(base: type[C], names: Mapping[str, Any]) -> type[C]:
     """Return the component class that the command line names, or the kind's default. Raises `UsageError`."""
     return registry().of_kind(base, names.get(base.kind, base.default))
@@ -111,23 +117,14 @@ def explained(error: typer.TyperException, params: Sequence[Any]) -> Exception:
     if owner := _owner(name):
         return UsageError(owner)
     flags = [flag for p in params for flag in (*p.opts, *p.secondary_opts)]
-    prefix, dot, rest = name.partition(".")
-    if not dot:
-        return UsageError(f"there is no option {name}{_similar(name, flags)}")
-    by_tail = {flag.partition(".")[2]: flag for flag in flags if flag.startswith(prefix + ".")}
-    similar = suggestion(rest, by_tail)  # of whole flags, all that begin with the prefix would look alike
-    for tail, flag in by_tail.items():
-        similar = similar.replace(f"'{tail}'", flag)
-    options = f"; {prefix.removeprefix('--')} takes {', '.join(sorted(by_tail.values()))}" if by_tail else ""
+    kind, dot, rest = name.removeprefix("--").partition(".")
+    if same := [flag for flag in flags if not dot and flag.partition(".")[2] == kind]:
+        return UsageError(f"there is no option {name}; did you mean {' or '.join(same)}?")
+    start, tail = (f"--{kind}.", rest) if dot else ("--", kind)  # beside their common start, whole flags look alike
+    own = sorted(flag for flag in flags if flag.startswith(start))
+    similar = re.sub(r"'(\S+)'", rf"{start}\1", suggestion(tail, [flag.removeprefix(start) for flag in own]))
+    options = f"; {kind} takes {', '.join(own)}" if dot and own else ""
     return UsageError(f"there is no option {name}{similar or options}")
-
-
-def _similar(name: str, flags: Sequence[str]) -> str:
-    """Return a note on similar flags, or on those of components that have the same name without the dashes."""
-    if same := [flag for flag in flags if flag.partition(".")[2] == name.lstrip("-")]:
-        return f"; did you mean {' or '.join(same)}?"
-    similar = suggestion(name.lstrip("-"), [flag.lstrip("-") for flag in flags if flag.startswith("--")])
-    return re.sub(r"'(\S+)'", r"--\1", similar)
 
 
 def _owner(option: str) -> str | None:

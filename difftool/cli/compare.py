@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Column
 
-from difftool.cli.command import component_command, given_names, given_values
-from difftool.cli.console import add_row, bar, help_text, new_table, note, show
+from difftool.cli.command import component_command, given_values
+from difftool.cli.console import add_row, bar, new_table, note, show
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_out, report, save_figure
-from difftool.cli.parameters import AsJson, Device, Overwrite
+from difftool.cli.parameters import AsJson, Device, Overwrite, out_option
 from difftool.cli.sources import PANELS, RunArgument, SourceRequest, Timesteps, Weights, source_groups
 from difftool.components import Component, Sampler, Spacing
 from difftool.figures.formats import PICTURES
@@ -67,27 +68,23 @@ def compare(
     model: RunArgument = None,
     timesteps: Timesteps = None,
     weights: Weights = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help=help_text("The figure.", "default: a new compare-<name>-NNN.png here")),
-    ] = None,
+    out: Annotated[Path | None, out_option("The figure.", "a new compare-<name>-NNN.png here")] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
     """Compare samplers and spacings on one model: a table here, a figure in a file."""
-    values = given_values(ctx)
-    request = SourceRequest.of(ctx.params, given_names(ctx), values)
-    settings: Comparing = make_from_flags(Comparing, values["compare"])
+    request = SourceRequest.of(ctx)
+    settings: Comparing = make_from_flags(Comparing, given_values(ctx)["compare"])
     spacings, samplers = _named(Spacing, settings.spacings), _named(Sampler, settings.samplers or ())
+    calls = sorted(set(settings.calls))
     if out is not None:
         check_out(out, overwrite=overwrite, suffixes=PICTURES)
 
     from difftool import devices
-    from difftool.sampling.comparison import SOLVER, Comparison, deterministic, entries
+    from difftool.sampling.comparison import Comparison, deterministic, entries
 
-    chosen = devices.choose(device)
-    opened = request.open(chosen)
+    opened = request.open(devices.choose(device))
     source = opened.source
     sampling = Sampling(
         num_samples=settings.num_samples, batch_size=settings.batch_size, seed=settings.seed, label=settings.label
@@ -95,30 +92,17 @@ def compare(
     with devices.threads(settings.threads, opened.threads):
         comparison = Comparison(source, opened.dataset, sampling, settings.reference)
         samplers = samplers or deterministic(source.schedule, spacings[0])
-        planned = entries(source, samplers, spacings, sorted(set(settings.calls)), sampling)
+        planned = entries(source, samplers, spacings, calls, sampling)
         note(
             f"comparing {len(samplers)} samplers on {opened.where} ({source.description}): "
-            f"{comparison.num_samples:,} samples; {devices.describe(chosen)}, seed {settings.seed}"
+            f"{comparison.num_samples:,} samples; {devices.describe(source.device)}, seed {settings.seed}"
         )
         results = []
         with bar("comparing", len(planned)) as progress:
             for i, entry in enumerate(planned):
                 results.append(comparison.measure(entry, partial(progress.update, i)))
             progress.update(len(planned), f"{len(planned)} trajectories")
-    fresh, reference = comparison.fresh, comparison.reference
-    note(
-        f"error: RMS distance in model units to the exact solution from the same x_T, {SOLVER} in {reference.steps} "
-        f"steps; it differs by {reference.error:.1e} from a solution in half as many"
-    )
-    note(
-        "sliced W2: not measured, since the data are not available here"
-        if fresh is None
-        else f"sliced W2: against {fresh.count:,} fresh items; the distance between two sets of data is "
-        f"{fresh.data_distance:.4f}"
-    )
-    _print(results, sorted(set(settings.calls)), "error", "error")
-    if fresh is not None:
-        _print(results, sorted(set(settings.calls)), "sliced_w2", "sliced W2")
+    _print(results, comparison, calls)
     path = out or numbered(Path(), f"compare-{source.name}", ".png")
     title = f"{source.title}, {comparison.num_samples:,} samples, seed {settings.seed}"
     save_figure(_figure(results, comparison, title), path, overwrite=overwrite)
@@ -135,20 +119,37 @@ def _named(base: type[Component], names: Iterable[str]) -> list[Any]:
     return [make_from_flags(registry().of_kind(base, name), {}) for name in dict.fromkeys(names)]
 
 
-def _print(results: Sequence[Result], calls: Sequence[int], measure: str, heading: str) -> None:
-    """Print a table of a measure on stderr: stdout is for the figure's path."""
-    table = new_table(f"{heading}, by network calls at most")
-    for name in ("sampler", "spacing"):
-        table.add_column(name, no_wrap=True)
-    for limit in calls:
-        table.add_column(str(limit), justify="right", no_wrap=True)
+def _print(results: Sequence[Result], comparison: Comparison, calls: Sequence[int]) -> None:
+    """Explain the measures and print their tables, on stderr: stdout is for the figure's path."""
+    from difftool.sampling.comparison import SOLVER
+
+    fresh, reference = comparison.fresh, comparison.reference
+    note(
+        f"error: RMS distance in model units to the exact solution from the same x_T, {SOLVER} in {reference.steps} "
+        f"steps; it differs by {reference.error:.1e} from a solution in half as many"
+    )
+    if fresh is None:
+        note("sliced W2: not measured, since the data are not available here")
+    else:
+        distance = f"the distance between two sets of data is {fresh.data_distance:.4f}"
+        note(f"sliced W2: against {fresh.count:,} fresh items; {distance}")
+    _print_table(results, calls, "error", "error")
+    if fresh is not None:
+        _print_table(results, calls, "sliced_w2", "sliced W2")
+
+
+def _print_table(results: Sequence[Result], calls: Sequence[int], measure: str, heading: str) -> None:
+    table = new_table(
+        *(Column(name, no_wrap=True) for name in ("sampler", "spacing")),
+        *(Column(str(limit), justify="right", no_wrap=True) for limit in calls),
+        title=f"{heading}, by network calls at most",
+    )
     rows: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         rows.setdefault((result.entry.sampler, result.entry.spacing), []).append(result)
     for names, row in rows.items():
         add_row(table, *names, *(_cell(row, limit, measure) for limit in calls))
-    show(table)
-    show("")
+    show(table, "")
 
 
 def _cell(row: Sequence[Result], limit: int, measure: str) -> str:

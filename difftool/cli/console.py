@@ -16,13 +16,12 @@ from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from difftool.errors import printable
 
-REDRAW_SECONDS = 0.1
 WIDEST = 300
 """Columns of a table in a file or a pipe."""
 PLAIN_SECONDS, SHORTEST_SECONDS = 30.0, 1.0
@@ -56,17 +55,23 @@ def note(text: str) -> None:
         stderr().print(Text(printable(text)))
 
 
-def show(block: RenderableType) -> None:
-    """Print a table or a plot on stderr, under the rules of `note`."""
+def show(*blocks: RenderableType) -> None:
+    """Print tables or plots on stderr, under the rules of `note`."""
     with contextlib.suppress(OSError):
-        stderr(soft_wrap=False).print(block)
+        stderr(soft_wrap=False).print(*blocks)
 
 
-def new_table(title: str = "", *, header: bool = True) -> Table:
+def new_table(*columns: Column | str, title: str = "", header: bool = True) -> Table:
     """Return a table without lines, under a bold title."""
-    table = Table(box=None, pad_edge=False, show_header=header, title_justify="left", title_style="bold")
-    table.title = plain(title) or None
-    return table
+    return Table(
+        *columns,
+        title=plain(title) or None,
+        box=None,
+        pad_edge=False,
+        show_header=header,
+        title_justify="left",
+        title_style="bold",
+    )
 
 
 def add_row(table: Table, *cells: str) -> None:
@@ -106,82 +111,52 @@ def result_json(document: Mapping[str, Any]) -> None:
     result(json.dumps(document, indent=2, allow_nan=False, default=str))
 
 
-def encodable(text: str) -> bool:
-    """Return whether stdout can show a text; a C locale has ASCII alone."""
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 class _TwoLines(Progress):
     """A progress bar with a line of words below it."""
 
-    words = ""
-
     def get_renderables(self) -> Iterator[RenderableType]:
         yield from super().get_renderables()
-        if self.words:
-            yield Text(self.words, overflow="ellipsis", no_wrap=True)
+        for task in self.tasks:
+            yield Text(task.fields["words"], overflow="ellipsis", no_wrap=True)
 
 
 class Bar:
     """Progress of a known number of steps, with a line of words below the bar."""
 
     def __init__(self, title: str, total: int, console: Console) -> None:
-        self.title, self.total, self.console = title, total, console
         self.live = console.is_terminal and not console.is_dumb_terminal
-        self.start = self._drawn = self._said = time.perf_counter()
-        self._tenth = 0
-        self._first: int | None = None
-        if self.live:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(elapsed_when_finished=True),
-            )
-            self._progress = _TwoLines(*columns, console=console)
-            self._task: TaskID = self._progress.add_task(title, total=total)
-            self._progress.start()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        self._progress = _TwoLines(*columns, console=console, disable=not self.live)
+        self._progress.add_task(title, total=total, words="")
+        self._task = self._progress.tasks[0]
+        self._printed, self._tenth = time.perf_counter(), 0
+        self._progress.start()
 
-    def update(self, step: int, words: Any, *, force: bool = False) -> None:
-        """Show the completed steps and words, which may be a function that is called only when they are shown.
-
-        A closed terminal or a full disk under a log does not end the work.
-        """
+    def update(self, step: int, words: str) -> None:
+        """Show the completed steps and words. A closed terminal or a full disk under a log does not end the work."""
         with contextlib.suppress(OSError):
-            self._update(step, words, force)
+            self._progress.update(self._task.id, completed=step, words=words)
+            if not self.live:
+                self._print_now_and_then()
 
-    def _update(self, step: int, words: Any, force: bool) -> None:
-        if self._first is None:
-            self._first = step
-        now = time.perf_counter()
-        if self.live:
-            if force or now - self._drawn >= REDRAW_SECONDS or step >= self.total:
-                self._drawn = now
-                self._progress.words = words() if callable(words) else words
-                self._progress.update(self._task, completed=step)
-            return
-        tenth = 10 * step // self.total if self.total else 10
-        due = tenth > self._tenth and now - self._said >= SHORTEST_SECONDS
-        if force or due or step >= self.total or now - self._said >= PLAIN_SECONDS:
-            self._tenth, self._said = tenth, now
-            text = words() if callable(words) else words
-            left = self._left(step, now)
-            self.console.print(Text(f"{self.title} {step}/{self.total}  {text}{left}"))
-
-    def _left(self, step: int, now: float) -> str:
-        done = step - (self._first or 0)
-        if done <= 0 or step >= self.total:
-            return ""
-        return f"  {(now - self.start) / done * (self.total - step):.0f} s left"
+    def _print_now_and_then(self) -> None:
+        """Print a line at each tenth, after a while, and at the end."""
+        task, now = self._task, time.perf_counter()
+        tenth, seconds = int(task.percentage / 10), now - self._printed
+        if task.finished or seconds >= PLAIN_SECONDS or (tenth > self._tenth and seconds >= SHORTEST_SECONDS):
+            self._printed, self._tenth = now, tenth
+            left = f"  {task.time_remaining:.0f} s left" if task.time_remaining else ""
+            line = f"{task.description} {task.completed}/{task.total}  {task.fields['words']}{left}"
+            self._progress.console.print(Text(line))
 
     def close(self) -> None:
-        if self.live:
-            with contextlib.suppress(OSError):
-                self._progress.stop()
+        with contextlib.suppress(OSError):
+            self._progress.stop()
 
 
 @contextlib.contextmanager

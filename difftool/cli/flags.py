@@ -81,8 +81,8 @@ def compile_options(groups: Iterable[Group]) -> list[Any]:
     return _typer_options(parameters)
 
 
-def compile_names(kinds: Mapping[str, type[Component]], panel: Callable[[str], str | None]) -> list[Any]:
-    """Return the options `--KIND NAME` of these kinds, each in the panel that `panel(kind)` names."""
+def compile_names(kinds: Mapping[str, type[Component]], panels: Mapping[str, str]) -> list[Any]:
+    """Return the options `--KIND NAME` of these kinds, each in its panel or under "Components"."""
     parameters = []
     for kind, base in kinds.items():
         text = (inspect.getdoc(base) or "").partition("\n")[0]
@@ -91,7 +91,7 @@ def compile_names(kinds: Mapping[str, type[Component]], panel: Callable[[str], s
             metavar="NAME",
             autocompletion=names_of(kind),
             help=help_text(f"{text} May be given several times." if base.several else text, _default_name(base, kinds)),
-            rich_help_panel=panel(kind),
+            rich_help_panel=panels.get(kind, "Components"),
             show_default=False,
         )
         parameters.append(_optional(name_parameter(kind), list[str] if base.several else str, option))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Column
 
 from difftool.cli.console import add_row, help_text, new_table, result_json, stdout
 from difftool.cli.parameters import AsJson
@@ -38,9 +39,7 @@ def info(
     if json:
         result_json(facts)
         return
-    table = new_table(header=False)
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
+    table = new_table(Column(style="cyan", no_wrap=True), Column(overflow="fold"), header=False)
     for name, value in facts.items():
         rows = value if isinstance(value, list) and value and isinstance(value[0], dict) else [value]
         for i, row in enumerate(rows):

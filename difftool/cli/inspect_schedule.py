@@ -7,18 +7,18 @@ is the part of that share that a step removes.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Column
 
 from difftool.cli.command import component_command, given_values
-from difftool.cli.console import add_row, encodable, help_text, new_table, note, result, result_json, show, stderr
+from difftool.cli.console import add_row, help_text, new_table, note, result, result_json, show, stderr
 from difftool.cli.flags import Group, make_from_flags, names_of
 from difftool.cli.outputs import check_out, save_figure
-from difftool.cli.parameters import Overwrite
+from difftool.cli.parameters import Overwrite, out_option
 from difftool.components import NoiseSchedule
 from difftool.errors import UsageError
 from difftool.figures.formats import PICTURES
@@ -58,9 +58,7 @@ def inspect_schedule(
         ),
     ] = None,
     timesteps: Annotated[int, typer.Option(min=1, max=100_000, help="T, the number of noise levels.")] = 1000,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=help_text("The figure.", "default: a new schedule-NNN.png here"))
-    ] = None,
+    out: Annotated[Path | None, out_option("The figure.", "a new schedule-NNN.png here")] = None,
     overwrite: Overwrite = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, and draw a figure only if --out names one.")
@@ -121,15 +119,13 @@ def _numbers(schedule: Schedule) -> dict[str, Any]:
 def _print_levels(name: str, schedule: Schedule) -> None:
     """Print a table of five levels on stderr: stdout is for the figure's path."""
     last = len(schedule) - 1
-    table = new_table(f"{name} (T = {len(schedule)})")
-    for heading in ("t", "beta", "alpha-bar", "alpha", "sigma", "SNR dB"):
-        table.add_column(heading, justify="right")
+    headings = ("t", "beta", "alpha-bar", "alpha", "sigma", "SNR dB")
+    table = new_table(*(Column(h, justify="right") for h in headings), title=f"{name} (T = {len(schedule)})")
     for t in sorted({round(share * last) for share in (0.0, 0.25, 0.5, 0.75, 1.0)}):
         columns = (schedule.betas, schedule.alpha_bars, schedule.alpha, schedule.sigma)
         decibels = 10.0 * float(schedule.snr[t].log10())
         add_row(table, str(t), *(f"{float(column[t]):.6g}" for column in columns), f"{decibels:.2f}")
-    show(table)
-    show("")
+    show(table, "")
 
 
 def _print_plot(schedules: Mapping[str, Schedule]) -> None:
@@ -143,6 +139,7 @@ def _print_plot(schedules: Mapping[str, Schedule]) -> None:
         label, curves = "alpha-bar", {name: schedule.alpha_bars.tolist() for name, schedule in schedules.items()}
     else:  # these differ where alpha-bar is almost 1 or 0
         label, curves = "SNR dB", {name: decibels(schedule).tolist() for name, schedule in schedules.items()}
-    width = max(40, min(stderr().width, 100))
-    ascii = os.environ.get("TERM") == "dumb" or not encodable("⣿─│")
+    console = stderr()
+    width = max(40, min(console.width, 100))
+    ascii = console.is_dumb_terminal or console.options.ascii_only
     show(Text(terminal_plot(curves, width=width, height=14, ascii=ascii, y_label=label)))

@@ -34,7 +34,6 @@ DEBUG, NO_PLUGINS = "--debug", "--no-plugins"
 COMPLETE = "_DIFFTOOL_COMPLETE"
 """The variable by which a shell asks for completions."""
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as for any tool whose reader is gone
-LAST_STREAM = 2
 DISTRIBUTED = ("train", "sample")
 """The commands that several processes share; the main process runs the others alone."""
 MAIN_FIRST = 10.0
@@ -56,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _exit_code(given: list[str]) -> int:
     """Run a command, report a failure, and return the exit code."""
     warnings.showwarning = _warn
-    _mend_streams()
+    _prepare_streams()
     end = given.index("--") if "--" in given else len(given)
     options, values = given[:end], given[end:]
     try:
@@ -68,18 +67,15 @@ def _exit_code(given: list[str]) -> int:
         return code
     except Stopped as stopped:
         return stopped.exit_code
-    except BrokenPipeError:
-        _forget_stdout()
-        return BROKEN_PIPE
     except BaseException as error:
-        if reader_left(error):
+        if isinstance(error, BrokenPipeError) or reader_left(error):
             _forget_stdout()
             return BROKEN_PIPE
         if is_signal(error):
             return 130
         if signals.number is not None and not isinstance(
             error, DifftoolError
-        ):  # other code caught a signal and raised this
+        ):  # other code turned the signal into this
             return 128 + signals.number
         if isinstance(error, SystemExit) and COMPLETE in os.environ:  # how Typer ends a completion
             raise
@@ -194,13 +190,8 @@ def _usage(error: Any) -> str:
 def _say(message: str, prefix: str = "") -> None:
     """Print one line to stderr, with the middle of very long words left out."""
     line = printable(re.sub(TOO_LONG, lambda word: f"{word[0][:60]}[...]{word[0][-20:]}", " ".join(message.split())))
-    line = f"{prefix}difftool: {line}\n"
-    try:
-        sys.stderr.write(line)
-    except UnicodeEncodeError:
-        sys.stderr.write(line.encode("ascii", "backslashreplace").decode())
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{prefix}difftool: {line}\n")
 
 
 def _versions() -> str:
@@ -218,22 +209,15 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
         _say(f"warning: {message}")
 
 
-def _mend_streams() -> None:
-    """Let output to a closed stream vanish, and escape characters that a stream cannot encode.
-
-    Descriptors 0 to 2 are opened first where they are closed: a file opened later would get one of these numbers, and
-    stray output with it.
-    """
+def _prepare_streams() -> None:
+    """Let output to a closed stream vanish, and escape characters that a stream cannot encode."""
     if os.environ.get("COLUMNS", "").strip("0") == "":  # rich prints nothing in zero columns
         os.environ.pop("COLUMNS", None)
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= LAST_STREAM:
-        pass
-    os.close(descriptor)
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - stays open until the process ends
-        elif hasattr(stream := getattr(sys, name), "reconfigure"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
 
 
 def _forget_stdout() -> None:

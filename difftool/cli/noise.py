@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from difftool.cli.command import component_command, given_names, given_values, named
-from difftool.cli.console import bar, help_text, note
+from difftool.cli.command import component_command, given_component, given_names, given_values, named
+from difftool.cli.console import bar, note
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_out, report
-from difftool.cli.parameters import AsJson, Device, Images, Overwrite, check_images, check_levels
+from difftool.cli.parameters import AsJson, Device, Images, Overwrite, check_images, check_levels, out_option
 from difftool.components import Dataset, NoiseSchedule
 from difftool.errors import DifftoolError, UsageError, printable
 from difftool.figures.formats import FILMS, PICTURES, DrawingSpec, undrawable
@@ -72,28 +72,23 @@ def noise(
     images: Images = None,
     out: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help=help_text(
-                "A strip (.png .jpg .svg .pdf) or a film (.gif).", "default: a new noise-<name>-NNN.png here"
-            ),
-        ),
+        out_option("A strip (.png .jpg .svg .pdf) or a film (.gif).", "a new noise-<name>-NNN.png here"),
     ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
     """Show how signal turns into noise: the clean x_0, then x_t at several levels."""
-    names, values = given_names(ctx), given_values(ctx)
+    values = given_values(ctx)
     settings: Noising = make_from_flags(Noising, values["noise"])
-    if images and (Dataset.kind in names or values[Dataset.kind]):
+    if images and (Dataset.kind in given_names(ctx) or values[Dataset.kind]):
         raise UsageError("--dataset: give either images or a dataset")
     if settings.size is not None and not images:
         raise UsageError("--size: is for own images; a dataset has --dataset.size where it has sizes")
     check_images(images or ())
     check_levels(settings.at or (), settings.timesteps)
-    component = make_from_flags(named(NoiseSchedule, names), values[NoiseSchedule.kind])
-    dataset = None if images else make_from_flags(named(Dataset, names), values[Dataset.kind])
+    component = given_component(ctx, NoiseSchedule)
+    dataset = None if images else given_component(ctx, Dataset)
     for path in out or ():
         check_out(path, overwrite=overwrite, suffixes=(*PICTURES, *FILMS))
 
@@ -121,12 +116,8 @@ def noise(
     if settings.iterative:
         _report_moments(moments, x_0.numel())
     for path in paths:
-        drawing = _drawing(items, {t: states[t] for t in (film_levels if path in films else levels)}, title)
-        with atomic(path, overwrite=overwrite) as temporary:
-            if path in films:
-                drawing.save_film(temporary, most=len(states) + 1, fps=20, hold=1.5)
-            else:
-                drawing.save_figure(temporary)
+        shown = {t: states[t] for t in (film_levels if path in films else levels)}
+        _save(_drawing(items, shown, title), path, overwrite=overwrite)
     report(paths, {"levels": moments}, as_json=json)
 
 
@@ -223,6 +214,15 @@ def _report_moments(rows: Sequence[dict[str, Any]], numbers: int) -> None:
     difference = max(abs(row[key] - row[f"closed_{key}"]) for row in rows for key in ("mean", "std"))
     chance = max(row["sigma"] for row in rows) * math.sqrt(2 / numbers)
     note(f"largest difference of mean or deviation: {difference:.4f}; chance alone makes about {chance:.4f}")
+
+
+def _save(drawing: Drawing, path: Path, *, overwrite: bool) -> None:
+    """Write a film or a strip, whole or not at all."""
+    with atomic(path, overwrite=overwrite) as temporary:
+        if path.suffix.lower() in FILMS:
+            drawing.save_film(temporary, most=len(drawing.state_labels), fps=20, hold=1.5)
+        else:
+            drawing.save_figure(temporary)
 
 
 def _drawing(items: _Items, states: dict[int, Tensor], title: str) -> Drawing:

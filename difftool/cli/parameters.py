@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from difftool.cli.console import help_text
 from difftool.errors import DifftoolError, UsageError
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")]
@@ -17,6 +18,11 @@ Images = Annotated[
     list[Path] | None,
     typer.Argument(metavar="[IMAGE]...", help="Your own images, instead of items of a dataset."),
 ]
+
+
+def out_option(text: str, default: str) -> Any:
+    """Return the option `--out` for figures, with a note on the path that is taken without it."""
+    return typer.Option(metavar="FILE", help=help_text(text, f"default: {default}"))
 
 
 def check_images(paths: Sequence[Path]) -> None:

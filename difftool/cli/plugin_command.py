@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Any
 
 import typer
 
@@ -33,8 +32,8 @@ def unknown_command(name: str, known: Sequence[str]) -> DifftoolError:
     return UsageError(f"{text}{registry().missing_note()} (see 'difftool --help')")
 
 
-def load_command(name: str, announced: Announced) -> Any:
-    """Return the command that a package announces. Raises `PluginFailure` if the package does not provide it."""
+def add_to(app: typer.Typer, name: str, announced: Announced) -> None:
+    """Add the command that a package announces. Raises `PluginFailure` if the package does not provide it."""
     try:
         cls = registry().of_kind(Command, f"{announced.distribution}:{announced.command}")
     except UnknownComponent:
@@ -43,9 +42,8 @@ def load_command(name: str, announced: Announced) -> Any:
             "provide it; see 'difftool plugins'"
         ) from None
     group = Group.of_command(cls)
-    program = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-    @program.command(name, cls=component_command(lambda *_: [group]), help=help_text(inspect.getdoc(cls) or ""))
+    @app.command(name, cls=component_command(lambda *_: [group]), help=help_text(inspect.getdoc(cls) or ""))
     def run(ctx: typer.Context) -> None:
         component, what = make_from_flags(cls, given_values(ctx)[cls.kind], group), f"command {cls.name}"
         try:
@@ -55,8 +53,6 @@ def load_command(name: str, announced: Announced) -> Any:
             if error.strerror or isinstance(error, BrokenPipeError):
                 raise
             raise DifftoolError(f"{what} failed: {describe(error)}") from error  # a library's own, which names no file
-
-    return typer.main.get_command(program)
 
 
 def _print_result(value: object, what: str) -> None:

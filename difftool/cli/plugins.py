@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
+from rich.table import Column
 
 from difftool.cli.console import add_row, new_table, plain, result_json, stdout
 from difftool.cli.parameters import AsJson
@@ -41,9 +42,8 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _print(found: Registry) -> None:
-    console, table = stdout(), new_table()
-    for heading in ("plugin", "version", "import", "provides"):
-        table.add_column(heading, overflow="fold")
+    console = stdout()
+    table = new_table(*(Column(heading, overflow="fold") for heading in ("plugin", "version", "import", "provides")))
     plugins_of = Counter(p.distribution for p in found.plugins)
     for p in found.plugins:
         names = {kind: sorted(c.name for c in p.components if c.kind == kind) for kind in KINDS}

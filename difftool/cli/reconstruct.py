@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from difftool.cli.command import component_command, given_values
-from difftool.cli.console import help_text, note
+from difftool.cli.console import note
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_out, report, save_figure
-from difftool.cli.parameters import AsJson, Device, Images, Overwrite, check_images, check_levels
+from difftool.cli.parameters import AsJson, Device, Images, Overwrite, check_images, check_levels, out_option
 from difftool.components import Dataset
 from difftool.errors import DifftoolError, UsageError, printable
 from difftool.figures.formats import PICTURES, undrawable
@@ -34,16 +34,9 @@ POINTS, IMAGES = 2_000, 1
 class Reconstructing(Options):
     """The settings of a reconstruction."""
 
-    at: tuple[int, ...] | None = option(
-        default=None, ge=0, help="noise levels to show, 0 to T-1", otherwise="five of them"
-    )
+    at: tuple[int, ...] | None = option(default=None, ge=0, help="levels to show, 0 to T-1", otherwise="five of them")
     num_samples: int | None = option(
-        default=None,
-        ge=1,
-        le=10**6,
-        short="-n",
-        help="number of items of the run's dataset",
-        otherwise="1 image, 2000 points",
+        default=None, ge=1, le=10**6, short="-n", help="items of the run's dataset", otherwise="1 image, 2000 points"
     )
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="seed of the noise")
 
@@ -58,10 +51,7 @@ def reconstruct(
     images: Images = None,
     out: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help=help_text("The figure (.png .jpg .svg .pdf).", "default: a new reconstruction-<name>-NNN.png here"),
-        ),
+        out_option("The figure (.png .jpg .svg .pdf).", "a new reconstruction-<name>-NNN.png here"),
     ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,

@@ -7,7 +7,7 @@ name the flag, or the file and the line.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,19 +45,20 @@ class Request:
     tables: Mapping[str, Any]
     """The tables of the file as they stand there."""
     file: Path | None
+    values: Values = field(default_factory=dict)
+    """The options given on the command line, once it is parsed."""
 
     @classmethod
     def read(cls, names: Mapping[str, Any], *, config: Path | None, resume: Path | None) -> Request:
         """Read the config file, or that of the run to resume. Raises `UsageError`."""
-        if config is not None and resume is not None:
-            raise UsageError("--config: a resumed run has its own; leave it out")
-        if config is None and resume is None:
-            return cls(names, {}, None)
         if resume is not None:
+            if config is not None:
+                raise UsageError("--config: a resumed run has its own; leave it out")
             from difftool.runs.folder import open_run
 
             config = open_run(resume).config
-        assert config is not None
+        if config is None:
+            return cls(names, {}, None)
         request = cls(names, read_toml(config), config)
         try:
             check_tables(request.tables)
@@ -97,32 +98,32 @@ class Request:
         defaults = training_values(classes["backbone"], document.get("training", {}))
         return [*groups, Group("training", (Training,), "Training", defaults=defaults)]
 
-    def recipe(self, values: Values) -> Recipe:
+    def recipe(self) -> Recipe:
         """Return the recipe with the options given on the command line. Raises `UsageError`."""
-        own = {key: table for key, table in values.items() if key in (*recipe_kinds(), "training")}
-        return build_recipe(merge(self.document, own), make=lambda record, table: self.make(record, table, values))
+        own = {key: table for key, table in self.values.items() if key in (*recipe_kinds(), "training")}
+        return build_recipe(merge(self.document, own), make=self.make)
 
-    def companions(self, base: type[C], values: Values) -> list[C]:
+    def companions(self, base: type[C]) -> list[C]:
         """Return the components of a kind that accompany the run, such as its loggers. Raises `UsageError`."""
         tables = self.tables.get(base.plural(), {})
         return [
-            self.make(cls, {**tables.get(name, {}), **options_of(cls, values.get(base.kind, {}))}, values)
+            self.make(cls, {**tables.get(name, {}), **options_of(cls, self.values.get(base.kind, {}))})
             for name, cls in self._companion_classes()[base.plural()].items()
         ]
 
-    def make(self, record: type[Any], table: Mapping[str, object], values: Values) -> Any:
+    def make(self, record: type[Any], table: Mapping[str, object]) -> Any:
         """Make a record; an error names the flag, or the file and line, that the value came from."""
         try:
             return make(record, table)
         except InvalidOption as error:
             key = record.kind if issubclass(record, Component) else "training"
-            if self.file is not None and error.field in table and error.field not in values.get(key, {}):
+            if self.file is not None and error.field in table and error.field not in self.values.get(key, {}):
                 raise self._located(error, self._table_of(record), error.field) from None
             raise InvalidOption(error.field, error.reason, where=flag_of(record, error.field)) from None
 
-    def locate(self, error: InvalidOption, values: Values) -> UsageError:
+    def locate(self, error: InvalidOption) -> UsageError:
         """Return an error about a training setting that the data or the device do not allow, with its place."""
-        if self.file is None or error.field in values.get("training", {}):
+        if self.file is None or error.field in self.values.get("training", {}):
             return error
         return self._located(error, "training", error.field)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Column
 
 from difftool.cli.console import add_row, help_text, new_table, note, result_json, stdout
 from difftool.cli.parameters import AsJson
@@ -35,11 +36,11 @@ def runs(
     elif not rows:
         note(f"there are no runs in {root.absolute()}; train one with 'difftool train'")
     else:
-        table = new_table()
-        table.add_column("run", style="cyan", overflow="fold", no_wrap=True)
-        for heading in ("started", "status", "step", "loss"):
-            table.add_column(heading, overflow="fold", no_wrap=True)
-        table.add_column("what", overflow="fold")
+        table = new_table(
+            Column("run", style="cyan", overflow="fold", no_wrap=True),
+            *(Column(name, overflow="fold", no_wrap=True) for name in ("started", "status", "step", "loss")),
+            Column("what", overflow="fold"),
+        )
         for row in rows:
             steps = f"{row['step']}/{row['steps']}" if row["steps"] is not None else str(row["step"])
             loss = "-" if row["loss"] is None else f"{row['loss']:.4g}"

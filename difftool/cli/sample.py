@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from difftool.cli.command import component_command, given_names, given_values, named
+from difftool.cli.command import component_command, given_component, given_values, named
 from difftool.cli.console import bar, note
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_outs, naming_out, report
@@ -21,7 +21,7 @@ from difftool.distributed import connect, world
 from difftool.errors import UsageError, printable, spending
 from difftool.figures.formats import DrawingSpec, undrawable
 from difftool.files import numbered
-from difftool.options import options_of, plain
+from difftool.options import Options, option, options_of, plain
 from difftool.sampling.writers import check, needed_states, suffixes_of_arrays, write, writer_of
 from difftool.settings import STRENGTH, Sampling
 
@@ -35,11 +35,23 @@ if TYPE_CHECKING:
     from difftool.sampling.source import Source
 
 
+class Display(Options):
+    """The settings of pictures and arrays."""
+
+    columns: int | None = option(default=None, ge=1, help="columns of a grid of images")
+    strip: int | None = option(default=None, ge=2, help="draw this many states of the trajectory")
+    trajectory: bool = option(default=False, help="write the states of the trajectory to arrays too")
+    raw: bool = option(default=False, help="write arrays of images as floats in [-1, 1], not pixels")
+
+
+FILES = Group("files", (Display,), "Files")
+
+
 def _choose(_ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
     groups = [Group.of(named(Sampler, params)), Group.of(named(Spacing, params))]
     if writers := dict.fromkeys(_writers_of(params.get("out")).values()):
         groups.append(Group.of(*writers))
-    return [*source_groups(params), *groups, Group("sampling", (Sampling,), "Sampling")]
+    return [*source_groups(params), *groups, Group("sampling", (Sampling,), "Sampling"), FILES]
 
 
 def _writers_of(out: Sequence[Path] | None) -> dict[Path, type[Writer]]:
@@ -61,70 +73,50 @@ def sample(
     ] = None,
     weights: Weights = None,
     device: Device = "auto",
-    columns: Annotated[int | None, typer.Option(min=1, help="Columns of a grid of images.")] = None,
-    strip: Annotated[int | None, typer.Option(min=2, help="Draw this many states of the trajectory.")] = None,
-    trajectory: Annotated[
-        bool, typer.Option("--trajectory", help="Write the states of the trajectory to arrays too.")
-    ] = False,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Write arrays of images as floats in [-1, 1], not pixels.")
-    ] = False,
     overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
     """Draw samples from a trained model, or from an oracle, and print the files written."""
-    names, values = given_names(ctx), given_values(ctx)
-    sampler = make_from_flags(named(Sampler, names), values[Sampler.kind])
-    spacing = make_from_flags(named(Spacing, names), values[Spacing.kind])
+    sampler, spacing = given_component(ctx, Sampler), given_component(ctx, Spacing)
+    values = given_values(ctx)
     settings: Sampling = make_from_flags(Sampling, values["sampling"])
     if settings.interpolate is not None and "seed" in values["sampling"]:
         raise UsageError("--seed: --interpolate names its own two seeds; leave it out")
-    request = SourceRequest.of(ctx.params, names, values)
+    request = SourceRequest.of(ctx)
     request.check(settings)
     check_outs(out or (), overwrite=overwrite)
-    writers = {
-        path: make_from_flags(cls, options_of(cls, values.get(Writer.kind, {})))
-        for path, cls in _writers_of(out).items()
-    }
-    if not any(writer.holds_arrays for writer in writers.values()):
-        for flag in [flag for flag, used in (("--trajectory", trajectory), ("--raw", raw)) if used]:
-            raise UsageError(f"{flag}: is for arrays; add --out with one of {', '.join(suffixes_of_arrays())}")
+    given_options = values.get(Writer.kind, {})
+    writers = {path: make_from_flags(cls, options_of(cls, given_options)) for path, cls in _writers_of(out).items()}
+    display: Display = make_from_flags(Display, values[FILES.key])
+    _check_for_arrays(display, writers.values())
 
     from difftool import devices
     from difftool.sampling.plan import Plan
 
-    chosen = devices.choose(device)
-    opened = request.open(chosen, compiled=settings.compile)
-    source = opened.source
-    plan = Plan.of(source, settings, sampler=sampler, spacing=spacing)
+    opened = request.open(devices.choose(device), compiled=settings.compile)
+    plan = Plan.of(opened.source, settings, sampler=sampler, spacing=spacing)
     if settings.batch_size is None and world().size > 1:  # so that each process has a batch
         plan = replace(plan, batch_size=min(plan.batch_size, -(-plan.num_samples // world().size)))
     if not writers:
         path = _default_path(opened, plan)
         writers[path] = writer_of(path)()
-    spec = DrawingSpec(shape=source.data.shape, steps=plan.steps, strip=strip, trajectory=trajectory)
-    output = _Output(
-        writers=writers, source=source, plan=plan, spec=spec, columns=columns, raw=raw, overwrite=overwrite
-    )
+    output = _Output(writers, opened.source, plan, display, overwrite)
     output.check()
-    with devices.threads(settings.threads, opened.threads):
-        note(
-            f"sampling {opened.where} ({source.description}): {plan.num_samples:,} samples, "
-            f"{plan.sampler.name}, {plan.steps} steps, {plan.spacing.name}; {devices.describe(chosen)}, {_seeds(plan)}"
-        )
-        start = time.perf_counter()
-        with connect() as group:
-            trajectories = _draw(source, plan, output.steps, group)
-            seconds = time.perf_counter() - start
-            group.on_main(lambda: output.write(trajectories))
-    calls = trajectories.calls
-    note(f"{plan.num_samples:,} samples in {seconds:.1f} s ({plan.steps} steps, {calls} network calls each)")
-    facts = {**opened.facts, **_facts(plan), "calls": calls, "seconds": round(seconds, 3)}
-    report(list(writers), facts, as_json=json)
+    facts = _draw_and_write(opened, output)
+    report(list(writers), {**opened.facts, **_facts(plan), **facts}, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose, command="sample", panels=PANELS))(sample)
+
+
+def _check_for_arrays(display: Display, writers: Iterable[Writer]) -> None:
+    """Raise `UsageError` for settings of arrays if no writer holds them."""
+    if any(writer.holds_arrays for writer in writers):
+        return
+    for flag, used in (("--trajectory", display.trajectory), ("--raw", display.raw)):
+        if used:
+            raise UsageError(f"{flag}: is for arrays; add --out with one of {', '.join(suffixes_of_arrays())}")
 
 
 def _default_path(opened: Opened, plan: Plan) -> Path:
@@ -152,6 +144,25 @@ def _seeds(plan: Plan) -> str:
     return f"seed {plan.seed}" if seeds is None else f"seeds {seeds[0]} to {seeds[1]}"
 
 
+def _draw_and_write(opened: Opened, output: _Output) -> dict[str, Any]:
+    """Draw the samples, write the files, and return network calls and seconds for `--json`."""
+    from difftool import devices
+
+    source, plan = output.source, output.plan
+    with devices.threads(plan.settings.threads, opened.threads), connect() as group:
+        note(
+            f"sampling {opened.where} ({source.description}): {plan.num_samples:,} samples, {plan.sampler.name}, "
+            f"{plan.steps} steps, {plan.spacing.name}; {devices.describe(source.device)}, {_seeds(plan)}"
+        )
+        start = time.perf_counter()
+        trajectories = _draw(source, plan, output.steps, group)
+        seconds = time.perf_counter() - start
+        group.on_main(lambda: output.write(trajectories))
+    calls = trajectories.calls
+    note(f"{plan.num_samples:,} samples in {seconds:.1f} s ({plan.steps} steps, {calls} network calls each)")
+    return {"calls": calls, "seconds": round(seconds, 3)}
+
+
 def _draw(source: Source, plan: Plan, steps: Sequence[int], group: ProcessGroup) -> Trajectories:
     """Draw the samples under a progress bar, with their states after these steps.
 
@@ -175,28 +186,30 @@ def _draw(source: Source, plan: Plan, steps: Sequence[int], group: ProcessGroup)
 
 def _gather(x: Tensor, plan: Plan, group: ProcessGroup) -> None:
     """Copy the batches of the other processes to their place on the first one."""
-    if group.size == 1:
-        return
     for batch in range(plan.batches):
         owner, first = batch % group.size, batch * plan.batch_size
         part = x[first : first + plan.count(batch)]
-        if group.is_main and owner:
+        if owner and group.is_main:
             group.recv(part, owner)
-        elif owner == group.rank and not group.is_main:
+        elif owner and owner == group.rank:
             group.send(part)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Output:
     """The files to write, and how they show the samples."""
 
     writers: Mapping[Path, Writer]
     source: Source
     plan: Plan
-    spec: DrawingSpec
-    columns: int | None
-    raw: bool
+    display: Display
     overwrite: bool
+
+    @property
+    def spec(self) -> DrawingSpec:
+        """The samples to come, for the writers."""
+        display, shape = self.display, self.source.data.shape
+        return DrawingSpec(shape=shape, steps=self.plan.steps, strip=display.strip, trajectory=display.trajectory)
 
     def check(self) -> None:
         """Raise `UsageError` for a file that cannot show these samples."""
@@ -233,12 +246,12 @@ class _Output:
             state_steps=self.steps,
             labels=None if plan.label is None else torch.full((plan.num_samples,), plan.label),
             reference=reference_points_of(source) if drawn and len(source.data.shape) == 1 else None,
-            columns=self.columns or (plan.num_samples + len(images) if joined else None),  # a path is one row
+            columns=self.display.columns or (plan.num_samples + len(images) if joined else None),  # a path is one row
             given=torch.stack(images).cpu() if images else None,
             joined=joined,
-            strip=self.spec.strip,
-            raw=self.raw,
-            trajectory=self.spec.trajectory,
+            strip=self.display.strip,
+            raw=self.display.raw,
+            trajectory=self.display.trajectory,
         )
 
 

@@ -52,11 +52,11 @@ class Signals:
         self._ignored = True
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[Signals]:
+    def deferred(self) -> Iterator[None]:
         """Note the first signal in a block as `number`; the code in the block ends in its own time."""
         self._deferred = True
         try:
-            yield self
+            yield
         except Exception:
             if world().size > 1:
                 self.ignore()
@@ -65,9 +65,7 @@ class Signals:
             self._deferred = False
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a child that was just forked
-            return
-        if self._ignored:
+        if self._ignored or os.getpid() != self._process:  # the latter in a child that was just forked
             return
         first = self.number is None
         self.number = self.number or number
@@ -79,16 +77,10 @@ class Signals:
 
                 note("stopping after this step; once more stops at once")
             return
-        if (
-            importing_torch()
-        ):  # its C++ code would turn the exception into an error of its own; nothing needs cleaning up yet
+        torch_spec = getattr(sys.modules.get("torch"), "__spec__", None)
+        if getattr(torch_spec, "_initializing", False):  # its C++ code would turn the exception into another error
             os._exit(128 + number)
         raise Stopped(number)
-
-
-def importing_torch() -> bool:
-    spec = getattr(sys.modules.get("torch"), "__spec__", None)
-    return bool(getattr(spec, "_initializing", False))
 
 
 signals = Signals()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from difftool.cli.command import named
+from difftool.cli.command import given_component, given_names, named
 from difftool.cli.console import help_text
-from difftool.cli.flags import Group, make_from_flags
+from difftool.cli.flags import Group
 from difftool.components import Component, Dataset, NoiseSchedule, Oracle
 from difftool.errors import UsageError
 from difftool.settings import Sampling
@@ -76,11 +76,10 @@ class SourceRequest:
     timesteps: int | None
 
     @classmethod
-    def of(
-        cls, params: Mapping[str, Any], names: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]
-    ) -> SourceRequest:
-        """Return the request of a command's parameters, component names and options. Raises `UsageError`."""
-        run, weights, timesteps = (params[key] for key in ("model", "weights", "timesteps"))
+    def of(cls, ctx: typer.Context) -> SourceRequest:
+        """Return the request of a command. Raises `UsageError`."""
+        run, weights, timesteps = (ctx.params[key] for key in ("model", "weights", "timesteps"))
+        names = given_names(ctx)
         if Oracle.kind not in names:
             flags = [base.flag for base in ORACLE_PARTS if base.kind in names]
             for flag in (*flags, *(["--timesteps"] if timesteps is not None else [])):
@@ -90,8 +89,8 @@ class SourceRequest:
             raise UsageError(f"--oracle: give either an oracle or a run, not both ({run})")
         if weights is not None:
             raise UsageError("--weights: an oracle has none")
-        oracle, dataset, schedule = (make_from_flags(named(base, names), values[base.kind]) for base in ORACLE_PARTS)
-        return cls(None, None, (oracle, dataset, schedule), timesteps)
+        parts = (given_component(ctx, Oracle), given_component(ctx, Dataset), given_component(ctx, NoiseSchedule))
+        return cls(None, None, parts, timesteps)
 
     def check(self, settings: Sampling) -> None:
         """Raise `UsageError` for settings of a network if there is none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ import typer
 from difftool.cli.command import component_command, given_values
 from difftool.cli.console import help_text, note, result, result_json
 from difftool.cli.flags import Group
+from difftool.cli.parameters import Device
 from difftool.cli.request import Request
 from difftool.cli.training import fit
 from difftool.components import KINDS, Backbone, Dataset, Logger, NoiseSchedule, Prediction
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from difftool.training.experiment import Experiment
 
 LARGEST_GAIN = 4.0
-"""The factor by which the first sampling step multiplies an error of the network, from which on it is worth a note."""
+"""The first sampling step may multiply an error of the network by this factor without a note."""
 
 
 def _choose(ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
@@ -50,7 +51,7 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="Take everything that is not given here from a TOML file.", metavar="FILE")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")] = "auto",
+    device: Device = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show parameters and the resolved configuration; write nothing.")
     ] = False,
@@ -61,9 +62,8 @@ def train(
     Without options it learns the swiss roll with an MLP in well under a minute; [bold]--backbone unet[/bold] learns
     colour gradients; [bold]--dataset image-folder --dataset.path DIR[/bold] learns your images.
     """
-    request: Request = ctx.obj
-    values = given_values(ctx)
-    recipe, loggers = request.recipe(values), request.companions(Logger, values)
+    request: Request = replace(ctx.obj, values=given_values(ctx))
+    recipe, loggers = request.recipe(), request.companions(Logger)
     place = _Place(out, overwrite, resume, new_data)
     place.check(recipe, request)
     for text in request.ignored_options():
@@ -79,8 +79,8 @@ def train(
         try:
             experiment = prepare(recipe, chosen)
         except InvalidOption as error:
-            raise request.locate(error, values) from None
-        _introduce(experiment, devices.describe(chosen))
+            raise request.locate(error) from None
+        _introduce(experiment)
         if dry_run:
             _report_dry_run(experiment, as_json=json)
             return
@@ -88,14 +88,9 @@ def train(
         with experiment.open(
             lambda: place.folder(recipe), resume=resumed, new_data=new_data, loggers=loggers, group=group
         ):
-            note(_beginning(experiment, resumed=resumed))
+            note(_first_note(experiment, resumed=resumed))
             fit(experiment)
-    folder = experiment.folder
-    if json:
-        last = folder.read_metrics()[-1:] or [{}]
-        result_json({"run": str(folder.path), "model": str(folder.model), "step": experiment.state.step, **last[0]})
-    else:
-        result(str(folder.path))
+    _report(experiment, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -137,7 +132,7 @@ class _Place:
         return create(recipe, self.out, overwrite=self.overwrite) if self.resume is None else RunFolder(self.resume)
 
 
-def _beginning(experiment: Experiment, *, resumed: bool) -> str:
+def _first_note(experiment: Experiment, *, resumed: bool) -> str:
     path, step = experiment.folder.path, experiment.state.step
     if not resumed:
         return f"run folder {path}"
@@ -146,7 +141,9 @@ def _beginning(experiment: Experiment, *, resumed: bool) -> str:
     return f"resuming {path} after step {step}"
 
 
-def _introduce(experiment: Experiment, device: str) -> None:
+def _introduce(experiment: Experiment) -> None:
+    """Print the parts of a run and their sizes, and notes on what may spoil its samples."""
+    from difftool import devices
     from difftool.diffusion.prediction import first_step_gain
 
     recipe, settings = experiment.recipe, experiment.recipe.training
@@ -154,7 +151,7 @@ def _introduce(experiment: Experiment, device: str) -> None:
         f"{recipe[Dataset].name} ({len(experiment.train):,} x {'x'.join(map(str, experiment.data.shape))}) / "
         f"{recipe[NoiseSchedule].name} (T {settings.timesteps}) / "
         f"{recipe[Backbone].name} ({experiment.parameters:,} parameters) / "
-        f"{recipe[Prediction].name}; {device}, {settings.precision}, seed {settings.seed}"
+        f"{recipe[Prediction].name}; {devices.describe(experiment.device)}, {settings.precision}, seed {settings.seed}"
     )
     if experiment.search is not None:
         note(str(experiment.search))
@@ -165,15 +162,23 @@ def _introduce(experiment: Experiment, device: str) -> None:
         )
     if (gain := first_step_gain(recipe[Prediction], experiment.objective.spec)) > LARGEST_GAIN:
         note(
-            f"at the last level {recipe[Prediction].name} hardly tells x_0: the first step of a walk multiplies what "
-            f"it gets wrong by {gain:.0f}, and shorter walks by more; --prediction v has no such level"
+            f"with --prediction {recipe[Prediction].name}, the first sampling step multiplies an error of the network "
+            f"by {gain:.0f}, and by more if there are fewer steps; --prediction v avoids this"
         )
 
 
+def _report(experiment: Experiment, *, as_json: bool) -> None:
+    folder = experiment.folder
+    if as_json:
+        last = folder.read_metrics()[-1:] or [{}]
+        result_json({"run": str(folder.path), "model": str(folder.model), "step": experiment.state.step, **last[0]})
+    else:
+        result(str(folder.path))
+
+
 def _report_dry_run(experiment: Experiment, *, as_json: bool) -> None:
-    parameters = experiment.parameters
     facts = {
-        "parameters": parameters,
+        "parameters": experiment.parameters,
         "state_bytes": experiment.state_bytes,
         "steps": experiment.steps,
         "steps_per_epoch": experiment.steps_per_epoch,

@@ -1,4 +1,4 @@
-"""A run under the eyes of a user: progress bar, previews, signals, and what remains to say at the end."""
+"""Training as the user sees it: progress bar, previews, signals, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from difftool.cli.console import bar, note
-from difftool.cli.signals import Signals, signals
+from difftool.cli.outputs import save_figure
+from difftool.cli.signals import signals
 from difftool.distributed import naming_lost_peers
 from difftool.errors import DifftoolError, Interrupted, PeerDied, one_line, spending
 
@@ -19,48 +20,44 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WAITING_SHOWN = 0.02
-"""The share of time spent waiting for data from which on the bar shows it."""
+"""The smallest share of time spent waiting for data that the bar shows."""
 
 
 def fit(experiment: Experiment) -> None:
-    """Train to the end under a bar; a signal saves and ends the run."""
-    words = _Words(experiment.batch_size)
-    with (
-        signals.deferred() as stop,
-        bar("training", experiment.steps) as shown,
-        _knowing_the_last_state(experiment),
-    ):
+    """Train to the end under a progress bar. A signal saves the run and ends it."""
+    words = BarWords(experiment.batch_size)
+    with signals.deferred(), bar("training", experiment.steps) as progress, _naming_last_state(experiment):
         for result in experiment.run():
             if result.metrics is not None:
-                words.see(result.metrics)
-            shown.update(result.step, words)
+                words.add(result.metrics)
+            progress.update(result.step, str(words))
             if result.preview and experiment.group.is_main:
-                _preview(experiment)
-            _stop_if_asked(experiment, stop)
+                _draw_preview(experiment)
+            _stop_at_signal(experiment)
         experiment.save()
-    _stop_if_asked(experiment, signals)
-    experiment.group.on_main(lambda: _conclude(experiment, words))
+    _stop_at_signal(experiment)
+    experiment.group.on_main(lambda: _summarize(experiment, words))
 
 
-def _stop_if_asked(experiment: Experiment, stop: Signals) -> None:
-    """After a signal, to whichever process: save, and end with the line that goes on."""
-    number = experiment.group.all_max(stop.number or 0)
+def _stop_at_signal(experiment: Experiment) -> None:
+    """Save the run and raise `Interrupted` if any of its processes has received a signal."""
+    number = experiment.group.all_max(signals.number or 0)
     if number:
         experiment.save()
         raise Interrupted(
             f"stopped after step {experiment.state.step} of {experiment.steps}; everything is saved; "
-            f"{_how_to_go_on(experiment)}",
+            f"{_resume_hint(experiment)}",
             number,
         )
 
 
-def _how_to_go_on(experiment: Experiment) -> str:
+def _resume_hint(experiment: Experiment) -> str:
     return f"go on with: difftool train --resume {shlex.quote(str(experiment.folder.path))}"
 
 
 @contextlib.contextmanager
-def _knowing_the_last_state(experiment: Experiment) -> Iterator[None]:
-    """What goes wrong on the way is told with the state that the run can go on from."""
+def _naming_last_state(experiment: Experiment) -> Iterator[None]:
+    """Add the state that the run can be resumed from to any error in this block."""
     try:
         with spending(experiment.batch_size), naming_lost_peers():
             yield
@@ -70,7 +67,7 @@ def _knowing_the_last_state(experiment: Experiment) -> Iterator[None]:
         saved = experiment.folder.saved_states()
         state = f"the last state is {saved[0]}" if saved else "no state was saved before"
         if saved and isinstance(error, PeerDied):
-            state += f"; {_how_to_go_on(experiment)}"
+            state += f"; {_resume_hint(experiment)}"
         if isinstance(error, DifftoolError):
             error.args = (f"{error}; {state}",)
         else:
@@ -78,10 +75,10 @@ def _knowing_the_last_state(experiment: Experiment) -> Iterator[None]:
         raise
 
 
-def _conclude(experiment: Experiment, words: _Words) -> None:
-    """What is left of a run that was trained to its end: the last pictures, and what came of it in words."""
+def _summarize(experiment: Experiment, words: BarWords) -> None:
+    """Draw the last pictures of a complete run, and print its loss and files."""
     folder = experiment.folder
-    drawn, rows = _preview(experiment), folder.read_metrics()
+    drawn, rows = _draw_preview(experiment), folder.read_metrics()
     if rows:
         _attempt("picture of the loss", lambda: _draw_loss(experiment, rows))
     if words.loss is not None:
@@ -97,8 +94,8 @@ def _conclude(experiment: Experiment, words: _Words) -> None:
     note(f"sample it with: difftool sample {shlex.quote(str(folder.path))}")
 
 
-def _preview(experiment: Experiment) -> list[Path]:
-    """Draw a preview, and tell the loggers of it."""
+def _draw_preview(experiment: Experiment) -> list[Path]:
+    """Draw a preview, pass it to the loggers, and return its files."""
     from difftool.specs import Row
     from difftool.training import previews
 
@@ -110,7 +107,7 @@ def _preview(experiment: Experiment) -> list[Path]:
 
 
 def _attempt(what: str, draw: Callable[[], T]) -> T | None:
-    """Draw. A picture is no reason to lose a run: what goes wrong is noted, and the run goes on."""
+    """Return what `draw` returns, or print a note if it fails: a failed picture must not end a run."""
     try:
         return draw()
     except Exception as error:
@@ -119,24 +116,25 @@ def _attempt(what: str, draw: Callable[[], T]) -> T | None:
 
 
 def loss_text(loss: float, digits: int = 4) -> str:
-    """A loss in so many decimals, or as many digits where it is tiny: that of the posterior mean is."""
+    """Return a loss with this many decimals, or with significant digits where it is tiny, as that of an oracle is."""
     return f"{loss:.{digits}f}" if loss >= 0.1**digits else f"{loss:.{digits - 2}g}"
 
 
-class _Words:
-    """The words beside the bar: speed, smoothed loss, loss by quartile of t."""
+class BarWords:
+    """The words below the progress bar: speed, smoothed loss, and loss by quartile of t."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.loss: float | None = None
         self.row: Mapping[str, Any] = {}
 
-    def see(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take a row of metrics."""
         self.row = row
         if row["loss"] is not None:
             self.loss = row["loss"] if self.loss is None else 0.9 * self.loss + 0.1 * row["loss"]
 
-    def __call__(self) -> str:
+    def __str__(self) -> str:
         speed = self.row.get("steps_per_second")
         if speed is None or self.loss is None:
             return ""
@@ -149,9 +147,6 @@ class _Words:
 
 def _draw_loss(experiment: Experiment, rows: list[dict[str, Any]]) -> None:
     from difftool.figures.loss import loss_figure
-    from difftool.figures.style import save
-    from difftool.files import atomic
 
     figure = loss_figure(rows, title=experiment.recipe.name)
-    with atomic(experiment.folder.loss) as temporary:
-        save(figure, temporary)
+    save_figure(figure, experiment.folder.loss, overwrite=True)

@@ -6,6 +6,7 @@ import inspect
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from rich.table import Column
 
 from difftool.cli.console import add_row, new_table, note, result_json, stdout
 from difftool.cli.flags import text_of
@@ -42,17 +43,13 @@ def listing(
         return
     console = stdout()
     for plural, classes in found.items():
-        table = new_table(plural)
-        table.add_column("name", style="cyan", no_wrap=True)
-        table.add_column("what it is")
-        table.add_column("options")
-        table.add_column("package", no_wrap=True)
+        name_column, package = Column("name", style="cyan", no_wrap=True), Column("package", no_wrap=True)
+        table = new_table(name_column, "what it is", "options", package, title=plural)
         for name, cls in classes.items():
             options = ", ".join(f"{f.flag}={_default(f)}" for f in fields(cls))
             owner = _owner(cls)
             add_row(table, name, _summary(cls), options, f"{owner.distribution} {owner.version}")
-        console.print(table)
-        console.print()
+        console.print(table, "")
     if registry().set_aside:
         note(registry().missing_note().removeprefix("; "))
 
