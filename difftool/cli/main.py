@@ -34,6 +34,7 @@ DEBUG, NO_PLUGINS = "--debug", "--no-plugins"
 COMPLETE = "_DIFFTOOL_COMPLETE"
 """The variable by which a shell asks for completions."""
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as for any tool whose reader is gone
+LAST_STREAM = 2
 DISTRIBUTED = ("train", "sample")
 """The commands that several processes share; the main process runs the others alone."""
 MAIN_FIRST = 10.0
@@ -210,9 +211,16 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 
 
 def _prepare_streams() -> None:
-    """Let output to a closed stream vanish, and escape characters that a stream cannot encode."""
+    """Let output to a closed stream vanish, and escape characters that a stream cannot encode.
+
+    Descriptors 0 to 2 are opened if they are closed. Otherwise a file that is opened later gets such a number, and with
+    it whatever native code prints.
+    """
     if os.environ.get("COLUMNS", "").strip("0") == "":  # rich prints nothing in zero columns
         os.environ.pop("COLUMNS", None)
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= LAST_STREAM:
+        pass
+    os.close(descriptor)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
         if hasattr(stream, "reconfigure"):
