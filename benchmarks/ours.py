@@ -62,7 +62,7 @@ def watched(experiment: Experiment) -> Generator[None, None, None]:
                 for result in experiment.run():
                     if result.metrics is not None:
                         words.add(result.metrics)
-                    bar.update(result.step, str(words))
+                    bar.update(result.step, words)
                     yield
             finally:
                 bar.close()

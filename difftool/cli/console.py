@@ -117,7 +117,7 @@ class _TwoLines(Progress):
     def get_renderables(self) -> Iterator[RenderableType]:
         yield from super().get_renderables()
         for task in self.tasks:
-            yield Text(task.fields["words"], overflow="ellipsis", no_wrap=True)
+            yield Text(str(task.fields["words"]), overflow="ellipsis", no_wrap=True)
 
 
 class Bar:
@@ -137,8 +137,11 @@ class Bar:
         self._printed, self._tenth = time.perf_counter(), 0
         self._progress.start()
 
-    def update(self, step: int, words: str) -> None:
-        """Show the completed steps and words. A closed terminal or a full disk under a log does not end the work."""
+    def update(self, step: int, words: object) -> None:
+        """Show the completed steps and words, which become text when they are drawn.
+
+        A closed terminal, or a full disk under a log, does not end the work.
+        """
         with contextlib.suppress(OSError):
             self._progress.update(self._task.id, completed=step, words=words)
             if not self.live:

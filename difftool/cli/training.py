@@ -30,7 +30,7 @@ def fit(experiment: Experiment) -> None:
         for result in experiment.run():
             if result.metrics is not None:
                 words.add(result.metrics)
-            progress.update(result.step, str(words))
+            progress.update(result.step, words)
             if result.preview and experiment.group.is_main:
                 _draw_preview(experiment)
             _stop_at_signal(experiment)
