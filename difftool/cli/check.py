@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,18 +74,16 @@ def check(
     from difftool.testing.laws import counted
 
     total = sum(len(PLUGIN_LAWS if case.kind == "plugin" else laws_of(case.kind)) for case in cases)
-    results: list[tuple[_Case, list[Finding]]] = []
     with bar("checking", total) as progress:
         for case in cases:
-            results.append((case, findings := []))
             for finding in case.examine():
-                findings.append(finding)
-                progress.update(sum(len(some) for _, some in results), f"{case.kind} {case.name}: {finding.law}")
+                case.findings.append(finding)
+                progress.update(sum(len(c.findings) for c in cases), f"{case.kind} {case.name}: {finding.law}")
+    failures = [f"{case.kind} {case.name} {f.law}" for case in cases for f in case.findings if f.failed]
     if json:
-        result_json(_as_json(results))
+        result_json({"verdict": "failed" if failures else "passed", "checked": [_as_json(case) for case in cases]})
     else:
-        _print(results)
-    failures = [f"{case.kind} {case.name} {f.law}" for case, findings in results for f in findings if f.failed]
+        _print(cases)
     if failures:
         more = ", ..." if len(failures) > 1 else ""
         raise DifftoolError(f"{counted(len(failures), 'law')} failed: {failures[0]}{more}")
@@ -95,14 +93,15 @@ def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose))(check)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Case:
-    """A component, or a plugin as a whole, that is checked."""
+    """A component, or a plugin as a whole, that is checked, and what was found."""
 
     kind: str
     name: str
     package: str
     examine: Callable[[], Iterator[Finding]]
+    findings: list[Finding] = field(default_factory=list)
 
 
 def _cases(name: str, values: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...] | None) -> Iterator[_Case]:
@@ -110,10 +109,10 @@ def _cases(name: str, values: Mapping[str, Mapping[str, Any]], shape: tuple[int,
     from difftool.testing.examine import examine, examine_plugin
     from difftool.testing.laws import Finding
 
-    plugins = _plugins(name)
+    plugins, components = _plugins(name), _components(name)
     for plugin in plugins:
         yield _Case("plugin", plugin.identity, _package(plugin), partial(examine_plugin, plugin))
-    for cls in _components(name):
+    for cls in components:
         owner = registry().owner(cls)
         package = "" if owner is None else _package(owner)
         try:
@@ -126,7 +125,7 @@ def _cases(name: str, values: Mapping[str, Mapping[str, Any]], shape: tuple[int,
             continue
         item_shape = shape if cls.kind == Backbone.kind else None
         yield _Case(cls.kind, _title(component), package, partial(examine, component, shape=item_shape))
-    if not plugins and not _components(name):
+    if not plugins and not components:
         for kind in KINDS:  # raises the reason for a component that was set aside
             with contextlib.suppress(UnknownComponent):
                 registry().get(kind, name)
@@ -169,10 +168,10 @@ def _package(plugin: Plugin) -> str:
     return f"{plugin.distribution} {plugin.version}"
 
 
-def _print(results: Sequence[tuple[_Case, list[Finding]]]) -> None:
+def _print(cases: Sequence[_Case]) -> None:
     console = stdout()
     counts = dict.fromkeys(STYLES, 0)
-    for case, findings in results:
+    for case in cases:
         title = f"{case.kind} {case.name}{f' ({case.package})' if case.package else ''}"
         table = new_table(
             Column(no_wrap=True),
@@ -180,7 +179,7 @@ def _print(results: Sequence[tuple[_Case, list[Finding]]]) -> None:
             Column("measured", overflow="fold"),
             title=title,
         )
-        for finding in findings:
+        for finding in case.findings:
             counts[finding.verdict] += 1
             verdict = f"[{STYLES[finding.verdict]}]{finding.verdict}[/]"
             table.add_row(verdict, plain(finding.law), plain(finding.measured))
@@ -188,16 +187,6 @@ def _print(results: Sequence[tuple[_Case, list[Finding]]]) -> None:
     result(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
 
 
-def _as_json(results: Sequence[tuple[_Case, list[Finding]]]) -> dict[str, Any]:
-    return {
-        "verdict": "failed" if any(f.failed for _, findings in results for f in findings) else "passed",
-        "checked": [
-            {
-                "kind": case.kind,
-                "name": case.name,
-                "package": case.package,
-                "laws": [{"law": f.law, "verdict": f.verdict, "measured": f.measured} for f in findings],
-            }
-            for case, findings in results
-        ],
-    }
+def _as_json(case: _Case) -> dict[str, Any]:
+    laws = [{"law": f.law, "verdict": f.verdict, "measured": f.measured} for f in case.findings]
+    return {"kind": case.kind, "name": case.name, "package": case.package, "laws": laws}
