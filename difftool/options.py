@@ -124,7 +124,7 @@ class Field:
     def inner(self) -> Any:
         """The type without `| None` and without the words."""
         kinds = [kind for kind in alternatives(self.type) if kind is not type(None)]
-        return next((kind for kind in kinds if get_origin(kind) is not Literal), kinds[0])
+        return ([kind for kind in kinds if get_origin(kind) is not Literal] or kinds)[0]
 
     @property
     def words(self) -> tuple[str, ...]:

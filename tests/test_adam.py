@@ -57,7 +57,7 @@ def test_it_is_the_adam_of_torch(form: str) -> None:
         optimizer.clear_gradients()
         loss.backward()
         norm = optimizer.gradient_norm()
-        nn.utils.clip_grads_with_norm_(optimizer.parameters(), 0.05, norm)
+        nn.utils.clip_grads_with_norm_(optimizer.parameters, 0.05, norm)
         optimizer.update(lr, torch.isfinite(norm))
         expected.zero_grad()
         other.backward()

@@ -317,7 +317,7 @@ def check_processes(settings: Training) -> None:
     if processes > 1 and settings.batch_size == AUTO:
         reason = "auto is for one process; name a number"
     elif isinstance(settings.batch_size, int) and settings.batch_size < processes:
-        reason = f"{processes} processes share each batch, so it needs as many items, not {settings.batch_size}"
+        reason = f"{processes} processes share each batch, so it has at least as many items, not {settings.batch_size}"
     if reason:
         raise InvalidOption("batch_size", reason, where="--batch-size")
 

@@ -12,22 +12,35 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
+from torch.optim.adam import adam
 
+BETA_1, BETA_2, EPS = 0.9, 0.999, 1e-8
 SMALL = 2**18
 """The largest number of weights that are joined: 1 MiB, which stays in the cache."""
 SLOTS = ("step", "exp_avg", "exp_avg_sq")
 """The names of Adam's state of each weight."""
 
 
-class Adam(torch.optim.Adam):
-    """Adam (Kingma & Ba, 2015). It updates the weights of a small network as one vector."""
+class Adam:
+    """Adam (Kingma & Ba, 2015). It updates the weights of a small network as one vector.
+
+    It calls the function behind `torch.optim.Adam`. The class itself imports torch's compiler, which takes a second,
+    and costs a small network a sixth of its step.
+    """
 
     def __init__(self, weights: Iterable[nn.Parameter]) -> None:
         self.weights = [*weights]
         vector = join(self.weights)
         self.vector = None if vector is None else nn.Parameter(vector)
         """The vector of which the weights are views, or None."""
-        super().__init__(self.weights if self.vector is None else [self.vector], fused=True)
+        self.parameters = self.weights if self.vector is None else [self.vector]
+        """The tensors to update: the vector alone, or each weight."""
+        self.param_groups = [{"params": self.parameters}]
+        """The attribute of an optimizer that torch's `GradScaler` reads."""
+        self._state = [
+            dict(zip(SLOTS, (torch.zeros((), device=p.device), *(torch.zeros_like(p) for _ in range(2))), strict=True))
+            for p in self.parameters
+        ]
         if self.vector is not None:
             self.vector.grad = torch.zeros_like(self.vector)
             for weight, grad in zip(self.weights, views_of(self.vector.grad, self.weights), strict=True):
@@ -35,52 +48,59 @@ class Adam(torch.optim.Adam):
 
     def clear_gradients(self) -> None:
         """Set the gradient of the vector to zero, or those of the weights to None."""
-        if self.vector is None:
-            self.zero_grad(set_to_none=True)
-        else:
-            self.gradients()[0].zero_()
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Return what is updated: the vector alone, or each weight."""
-        return self.weights if self.vector is None else [self.vector]
-
-    def gradients(self) -> list[Tensor]:
-        """Return all gradients. Weights that are not used have none."""
-        return [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        if self.vector is not None and self.vector.grad is not None:
+            self.vector.grad.zero_()
+            return
+        for weight in self.weights:
+            weight.grad = None
 
     def gradient_norm(self) -> Tensor:
-        """Return the norm of all gradients together, a scalar on the device."""
-        gradients = self.gradients()
-        return get_total_norm(gradients) if self.vector is None else torch.linalg.vector_norm(gradients[0])
+        """Return the norm of all gradients together, a scalar on the device. Unused weights have no gradient."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm: Tensor = torch.linalg.vector_norm(gradients[0]) if len(gradients) == 1 else get_total_norm(gradients)
+        return norm
 
+    @torch.no_grad()
     def update(self, lr: float, finite: Tensor) -> None:
         """Update the weights. If `finite`, a boolean on the device, is false, nothing changes."""
-        for group in self.param_groups:
-            group["lr"] = lr
-        self.found_inf = (~finite).float()  # the kernel skips the step where it is 1, as for torch's own GradScaler
-        self.step()
+        used = [(p, p.grad, slots) for p, slots in zip(self.parameters, self._state, strict=True) if p.grad is not None]
+        adam(
+            [parameter for parameter, _, _ in used],
+            [gradient for _, gradient, _ in used],
+            [slots["exp_avg"] for _, _, slots in used],
+            [slots["exp_avg_sq"] for _, _, slots in used],
+            [],
+            [slots["step"] for _, _, slots in used],
+            fused=True,
+            found_inf=(~finite).float(),  # the kernel skips the step where it is 1, as for torch's own GradScaler
+            amsgrad=False,
+            beta1=BETA_1,
+            beta2=BETA_2,
+            lr=lr,
+            weight_decay=0.0,
+            eps=EPS,
+            maximize=False,
+        )
 
     def weight_state(self) -> dict[int, dict[str, Tensor]]:
         """Return the optimizer state by the index of the weight. Weights that never received a gradient are omitted."""
-        if self.vector is None:
-            return {i: dict(self.state[w]) for i, w in enumerate(self.weights) if w in self.state}
-        if self.vector not in self.state:
-            return {}
-        step, *moments = (self.state[self.vector][slot] for slot in SLOTS)
-        of_weights = zip(*(views_of(moment, self.weights) for moment in moments), strict=True)
-        return {i: dict(zip(SLOTS, (step, *slots), strict=True)) for i, slots in enumerate(of_weights)}
+        return {i: slots for i, slots in enumerate(self._slots()) if float(slots["step"]) > 0}
 
     @torch.no_grad()
     def load_weight_state(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
         """Load what `weight_state` returned, also if the weights were joined then and are not now, or vice versa."""
-        owners = [self.weights[i] for i in state] if self.vector is None else [self.vector][: len(state)]
-        for owner in owners:
-            moments = (torch.zeros_like(owner), torch.zeros_like(owner))
-            self.state[owner] = dict(zip(SLOTS, (torch.zeros((), device=owner.device), *moments), strict=True))
-        own = self.weight_state()
+        own = self._slots()
         for i, slots in state.items():
             for slot, tensor in slots.items():
                 own[i][slot].copy_(tensor)
+
+    def _slots(self) -> list[dict[str, Tensor]]:
+        """Return the state of each weight, as views of that of the vector."""
+        if self.vector is None:
+            return self._state
+        step, *moments = (self._state[0][slot] for slot in SLOTS)
+        views = zip(*(views_of(moment, self.weights) for moment in moments), strict=True)
+        return [dict(zip(SLOTS, (step, *moments), strict=True)) for moments in views]
 
 
 def join(weights: Sequence[Tensor]) -> Tensor | None:

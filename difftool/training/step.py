@@ -61,11 +61,11 @@ def make_step(state: TrainState, objective: Objective, settings: Training, group
     def step(inputs: Inputs, lr: float, self_cond: bool) -> StepResult:
         optimizer.clear_gradients()
         loss, prediction = backward(inputs, self_cond)
-        scaler.unscale_(optimizer)
+        scaler.unscale_(optimizer)  # type: ignore[arg-type]
         grad_norm = optimizer.gradient_norm()
         finite = grad_norm.isfinite()
         if settings.clip:
-            clip_grads_with_norm_(optimizer.parameters(), settings.clip, grad_norm)
+            clip_grads_with_norm_(optimizer.parameters, settings.clip, grad_norm)
         optimizer.update(lr, finite)  # a step whose gradient is not finite is masked
         scaler.update()
         if state.ema is not None:  # averaging weights that a masked step left alone does no harm
