@@ -12,9 +12,12 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from difftool.errors import DifftoolError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 TEMPORARY = ".difftool-tmp"
 """The prefix of temporary folders, by which `sweep` finds those of a killed run."""
@@ -196,11 +199,11 @@ def hold(path: Path) -> Iterator[None]:
     The system releases the lock of a killed process, and forked children do not inherit it. Raises `DifftoolError` if
     another process has the lock.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     if path.is_symlink() or (path.exists() and not path.is_file()):  # it may lead to somebody else's file, or be a pipe
         raise DifftoolError(f"{path} cannot be locked: it is {'a link' if path.is_symlink() else 'not a regular file'}")
-    lock = FileLock(path, blocking=False)
+    lock = _new_lock(path)
     try:
         lock.acquire()
     except Timeout:
@@ -222,12 +225,12 @@ def holder(path: Path) -> str:
 
     If this user must not lock the file, the number in it counts, which a killed process leaves there.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     if not path.is_file() or path.is_symlink():
         return ""
     try:
-        with FileLock(path, blocking=False):
+        with _new_lock(path):
             return ""
     except Timeout:
         return _owner(path) or "unknown"
@@ -235,6 +238,17 @@ def holder(path: Path) -> str:
         return _owner(path)
     except OSError:
         return ""
+
+
+_locks: list[FileLock] = []
+"""All locks, which are never freed: a signal in the `__del__` of filelock could not end the program."""
+
+
+def _new_lock(path: Path) -> FileLock:
+    from filelock import FileLock
+
+    _locks.append(FileLock(path, blocking=False))
+    return _locks[-1]
 
 
 def in_use(folder: Path, process: str) -> DifftoolError:

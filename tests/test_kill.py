@@ -654,7 +654,7 @@ def test_two_signals_at_any_calls_end_a_run_quietly(
         folder, first = tmp_path / f"{moment}", rng.randrange(calls)
         at = (first, first + rng.randint(1, 2000))
         outcome = server.run(train(*SAVES, "--out", folder, before=partial(strike_at_calls, number, at)), tmp_path)
-        assert (outcome.code, outcome.out) == (SIGNALS[number], "")
+        assert (outcome.code, outcome.out) == (SIGNALS[number], ""), outcome.err
         check_quiet(outcome.err)
         go_on(server, folder, SAVES)
         check_end(folder, three_saves)

@@ -46,7 +46,10 @@ TOO_LONG = r"\S{300,}"
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     with signals.caught():
-        code = _exit_code(list(sys.argv[1:] if arguments is None else arguments))
+        try:
+            code = _exit_code(list(sys.argv[1:] if arguments is None else arguments))
+        except Stopped as stopped:  # a second signal, while the end by the first one is being reported
+            code = stopped.exit_code
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nothing is left to do: end without a traceback
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGINT, signal.SIG_DFL)
