@@ -81,7 +81,7 @@ def test_the_environment_can_leave_them_out(here: Environment) -> None:
     assert told["left_out"] == ["difftool-dit:dit"]
     text = here.check("difftool", "plugins", DIFFTOOL_PLUGINS="Demo_Sampler,demo-samler", COLUMNS="200")
     assert "left out difftool-dit:dit: by DIFFTOOL_PLUGINS or DIFFTOOL_DISABLE_PLUGINS" in text
-    assert "unknown demo-samler: DIFFTOOL_PLUGINS names it, and it is not installed" in text
+    assert "unknown demo-samler: DIFFTOOL_PLUGINS names it, but it is not installed" in text
     assert "unknown demo-sampler" not in text
 
 
