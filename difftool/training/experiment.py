@@ -43,7 +43,7 @@ PREVIEWS = 4
 
 
 class Stopwatch:
-    """Seconds of training over all resumes, without pauses. It runs inside `with`."""
+    """Seconds of training over all resumes, without pauses."""
 
     def __init__(self) -> None:
         self.total = 0.0
@@ -55,18 +55,11 @@ class Stopwatch:
         """Seconds up to now."""
         return self.total if self._start is None else self.total + time.perf_counter() - self._start
 
-    def __enter__(self) -> None:
+    def start(self) -> None:
         self._start = time.perf_counter()
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
         self.total, self._start = self.elapsed, None
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stop for a block."""
-        self.__exit__()
-        yield
-        self.__enter__()
 
 
 @dataclass
@@ -224,19 +217,22 @@ class Experiment:
             workers=settings.workers,
             part=self.group.shard(self.batch_size),
         )
+        steps, log_every = self.steps, self.log_every
         self.meter.start(self.clock.total, self.state.skipped)
-        with self.clock:
-            for result in loop.train(self.state, batches, self.objective, settings, steps=self.steps, group=self.group):
-                step, last = result.step, result.step == self.steps
-                self.meter.add(result)
-                measure = self.held_out is not None and (due(step, "1ep") or last)
-                if step % self.log_every == 0 or last or measure:
-                    result.metrics = self._log(result, batches.waited, with_held_out=measure)
-                result.preview = due(step, preview_every) and not last
-                with self.clock.paused():  # neither drawing nor saving is training time
-                    yield result
-                    if due(step, settings.checkpoint_every) and not last:
-                        self.save()
+        self.clock.start()
+        for result in loop.train(self.state, batches, self.objective, settings, steps=steps, group=self.group):
+            step, last = result.step, result.step == steps
+            self.meter.add(result)
+            measure = self.held_out is not None and (due(step, "1ep") or last)
+            if step % log_every == 0 or last or measure:
+                result.metrics = self._log(result, batches.waited, with_held_out=measure)
+            result.preview = due(step, preview_every) and not last
+            self.clock.stop()  # neither drawing nor saving is training time
+            yield result
+            if due(step, settings.checkpoint_every) and not last:
+                self.save()
+            self.clock.start()
+        self.clock.stop()
 
     def _log(self, result: StepResult, waited: float, *, with_held_out: bool) -> dict[str, object]:
         """Log a row of metrics, and return it."""

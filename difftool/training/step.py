@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -63,7 +64,7 @@ def make_step(state: TrainState, objective: Objective, settings: Training, group
         loss, prediction = backward(inputs, self_cond)
         scaler.unscale_(optimizer)  # type: ignore[arg-type]
         grad_norm = optimizer.gradient_norm()
-        finite = grad_norm.isfinite()
+        finite = grad_norm < math.inf
         if settings.clip:
             clip_grads_with_norm_(optimizer.parameters, settings.clip, grad_norm)
         optimizer.update(lr, finite)  # a step whose gradient is not finite is masked
