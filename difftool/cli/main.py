@@ -77,9 +77,8 @@ def _exit_code(given: list[str]) -> int:
             return BROKEN_PIPE
         if is_signal(error):
             return 130
-        if signals.number is not None and not isinstance(
-            error, DifftoolError
-        ):  # other code turned the signal into this
+        # other code may have turned the signal into an error of its own
+        if signals.number is not None and not isinstance(error, DifftoolError):
             return 128 + signals.number
         if isinstance(error, SystemExit) and COMPLETE in os.environ:  # how Typer ends a completion
             raise

@@ -181,8 +181,8 @@ def augments_reproducibly(case: Case) -> str:
 
 
 def can_be_stored_in_a_model_file(case: Case) -> str:
-    """What a model file stores of the data is unchanged after it was written and read, and `item_ids`, by which items
-    are held out, are unique."""
+    """The facts of the data in a model file are unchanged after they were written and read, and `item_ids`, by which
+    items are held out, are unique."""
     facts = DataFacts.of(case.samples)
     try:
         result = DataFacts.read(facts.document())

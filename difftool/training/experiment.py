@@ -141,11 +141,7 @@ class Experiment:
         `DifftoolError` if that fails, also if the disk has no room for a state.
         """
         self.folder, self.group = group.on_main(folder), group
-        with (
-            self._open_files(resume, new_data, loggers)
-            if group.is_main
-            else contextlib.nullcontext(Loggers({})) as self.loggers
-        ):
+        with self._open_files(resume, new_data, loggers) as self.loggers:
             step = group.on_main(lambda: self.state.step)
             if not group.is_main and step:
                 state.restore_step(self.folder, step, self.state, self.recipe)
@@ -153,6 +149,9 @@ class Experiment:
 
     @contextlib.contextmanager
     def _open_files(self, resume: bool, new_data: bool, loggers: Sequence[Logger]) -> Iterator[Loggers]:
+        if not self.group.is_main:
+            yield Loggers({})
+            return
         folder, document = self.folder, self.recipe.document()
         with folder.lock():
             folder.check_room(self.state_bytes)
