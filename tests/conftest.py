@@ -152,3 +152,24 @@ def tree(folder: Path) -> dict[str, bytes]:
     """
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): b"" if path.name == "lock" else path.read_bytes() for path in files}
+
+
+# --- the table of faults ---------------------------------------------------------------------------------------------
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give each test of `tests/test_faults*.py` its row: the first line of its docstring."""
+    text = getattr(getattr(item, "function", None), "__doc__", None)
+    if item.path.name.startswith("test_faults") and text:
+        item.user_properties.append(("row", text.strip().splitlines()[0]))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the rows of the faults that ran, where `-k faults` asks for them."""
+    if "faults" not in terminalreporter.config.option.keyword:
+        return
+    ran = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
+    rows = {(report.nodeid.partition("[")[0], str(row)): report for report in ran for _, row in report.user_properties}
+    terminalreporter.section("faults")
+    for (test, row), report in sorted(rows.items()):
+        terminalreporter.write_line(f"{report.outcome:6}  {row}  ({test.rpartition('::')[2]})")
