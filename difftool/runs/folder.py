@@ -23,16 +23,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from difftool.errors import BadFile, DifftoolError, UsageError
-from difftool.files import TEMPORARY, check_output, hold, holder, in_use, make_folder, sweep, write_text
+from difftool.files import (
+    TEMPORARY,
+    check_output,
+    hold,
+    holder,
+    in_use,
+    make_folder,
+    open_regular,
+    parse_json,
+    sweep,
+    write_text,
+)
 from difftool.runs.config import dump_toml, read_toml
 from difftool.runs.recipe import Recipe
+from difftool.settings import LARGEST_STEP
 
 ROOT = Path("runs")
 LOCK = "lock"
 DAMAGED = ".damaged"
 """The suffix of a training state that could not be read."""
-LARGEST = 1e300
-"""The limit for numbers in metrics.jsonl."""
+LARGEST, LONGEST_ROW = 1e300, 2**16
+"""The limits for numbers in metrics.jsonl, and for the bytes of a row."""
 OURS = ("state", "model.safetensors", "metrics.jsonl", "loss.png", "previews", "samples", "logs", "config.toml")
 """The files of a run, which are all that --overwrite may remove. States go first, so that a half-removed run cannot be
 resumed."""
@@ -127,7 +139,7 @@ class RunFolder:
     def status(self) -> Status:
         """Return the progress of the run, by its lock, its states and its metrics."""
         steps = self.recorded().get("steps")
-        steps = steps if type(steps) is int else None
+        steps = steps if type(steps) is int and 0 <= steps <= LARGEST_STEP else None
         if self.in_use_by:
             rows = self.read_metrics()
             return Status("training", rows[-1]["step"] if rows else 0, steps)
@@ -145,10 +157,10 @@ class RunFolder:
     def read_metrics(self, up_to: int | None = None) -> list[dict[str, Any]]:
         """Return the logged rows, up to a step. A killed run may leave half a line, which is skipped."""
         rows: dict[int, dict[str, Any]] = {}
-        if self.metrics.is_file():
-            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError, RecursionError):
-                    row = json.loads(line)
+        with contextlib.suppress(OSError), open_regular(self.metrics) as file:
+            while line := file.readline(LONGEST_ROW):
+                with contextlib.suppress(ValueError):
+                    row = parse_json(line)
                     if _is_row(row) and (up_to is None or row["step"] <= up_to):
                         rows[row["step"]] = row
         return list(rows.values())
@@ -287,6 +299,8 @@ def now() -> str:
 def _is_row(row: Any) -> bool:
     """Return whether a JSON value from metrics.jsonl is a row: step, loss, and numbers or None."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or "loss" not in row:
+        return False
+    if not 0 <= row["step"] <= LARGEST_STEP:
         return False
     quartiles = row.get("loss_quartiles", [None] * 4)
     if not isinstance(quartiles, list) or len(quartiles) != 4:
