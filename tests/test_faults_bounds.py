@@ -169,8 +169,8 @@ def test_pixels_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "CMYK", "I;16", "L"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_bands_change_no_pixel(mode: str, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large image is converted band by band, to the same pixels as in one go."""
+def test_pieces_change_no_pixel(mode: str, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large image is converted piece by piece, to the same pixels as in one go."""
     values = np.random.default_rng(0).integers(0, 256, (13, 7, 4), dtype=np.uint8)
     if mode == "I;16":
         image = Image.fromarray(values[..., 0].astype(np.uint16) * 257)
@@ -179,5 +179,5 @@ def test_bands_change_no_pixel(mode: str, channels: int, tmp_path: Path, monkeyp
     name = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     image.save(name, **({"transparency": 3} if mode == "P" else {}))
     whole = read_image(name, channels=channels)
-    monkeypatch.setattr(images, "BAND", 20)
+    monkeypatch.setattr(images, "PIECE", 4)
     assert torch.equal(read_image(name, channels=channels), whole)

@@ -19,6 +19,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,8 +41,8 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # its log of damaged
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 MAX_PIXELS = 89_000_000
 """The largest image. Threads together hold no more decoded pixels than this, unless one image alone has them."""
-BAND = 2**20
-"""The number of pixels that are converted at once, since the steps of a conversion need several times their memory."""
+PIECE = 1024
+"""The side in pixels of the pieces that are converted one by one: a conversion needs several times their memory."""
 GAP = 3.0
 """The reducing gap of Pillow: cheap reduction (in the JPEG decoder, or by averaging blocks of pixels) stops at this
 multiple of the result, and the antialiasing filter does the rest. With 3 the difference is invisible."""
@@ -127,16 +128,15 @@ _in_flight = _Budget(MAX_PIXELS)
 
 
 def _flat(image: Image.Image, mode: str) -> Image.Image:
-    """Convert an image to 8-bit RGB or L, laid over white, band by band."""
+    """Convert an image to 8-bit RGB or L, laid over white, piece by piece."""
     if image.mode == mode and not image.has_transparency_data:
         return image
     width, height = image.size
-    rows = max(1, BAND // width)
-    if height <= rows:
+    if width * height <= PIECE**2:
         return _converted(image, mode)
     flat = Image.new(mode, image.size)
-    for top in range(0, height, rows):
-        box = (0, top, width, min(height, top + rows))
+    for top, left in product(range(0, height, PIECE), range(0, width, PIECE)):
+        box = (left, top, min(width, left + PIECE), min(height, top + PIECE))
         flat.paste(_converted(image.crop(box), mode), box)
     return flat
 
