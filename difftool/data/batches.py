@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from difftool.data.samples import Augment, Samples
+from difftool.data.tensors import item_of
 from difftool.errors import DifftoolError, one_line
 from difftool.rng import generator, permutation
 
@@ -52,7 +53,7 @@ class Batches:
         """The time in seconds that training has waited for worker processes."""
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(samples), seed, "order", epoch))
         if isinstance(samples.items, Tensor):
-            self._items = samples.items.to(self.device)
+            self._items = _on_device(samples.items, self.device)
             self._labels = None if samples.labels is None else samples.labels.to(self.device)
 
     def indices(self, step: int, steps: int = 1) -> Tensor:
@@ -128,23 +129,33 @@ class Batches:
             if isinstance(items, Exception):  # a worker would add its traceback, so the error is handed over
                 raise DifftoolError(one_line(items)) from items
             yield Batch(
-                items.to(self.device, non_blocking=cuda),
+                _on_device(items, self.device),
                 None if labels is None else labels.to(self.device, non_blocking=cuda),
             )
+
+
+def _on_device(items: Tensor, device: torch.device) -> Tensor:
+    """Copy items to the device. Apple GPUs have no float64; data that need it are refused there."""
+    if device.type == "mps" and items.dtype == torch.float64:
+        items = items.to(torch.float32)
+    return items.to(device, non_blocking=device.type == "cuda")
 
 
 class _Reader(torch.utils.data.Dataset[Any]):
     """A map-style dataset that returns an error instead of an item that cannot be read."""
 
     def __init__(self, samples: Samples) -> None:
-        self.items, self.labels = samples.items, samples.labels
+        self.items, self.labels, self.shape = samples.items, samples.labels, samples.shape
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, i: int) -> tuple[Any, Tensor | None]:
         try:
-            return self.items[i], None if self.labels is None else self.labels[i]
+            item = item_of(self.items, i)
+            if tuple(item.shape) != self.shape:
+                raise ValueError(f"items are {tuple(item.shape)}, but the shape says {self.shape} (item {i})")
+            return item, None if self.labels is None else self.labels[i]
         except (ValueError, OSError) as error:
             return error, None
 

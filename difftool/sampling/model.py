@@ -94,8 +94,7 @@ class Model(Source):
     def to(self, device: torch.device | str) -> Model:
         self.device = torch.device(device)
         self.network.to(self.device).eval()
-        if self.data.is_image:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
         return self
 
     @property

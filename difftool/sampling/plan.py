@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from difftool.sampling.source import Source
 
 POINTS, IMAGES, PATH = 2_000, 16, 9
-"""Default numbers of samples; PATH along --interpolate."""
+"""Default numbers of samples: points, images or arrays; PATH along --interpolate."""
 BATCH_ELEMENTS, BATCH_SAMPLES = 2**17, 8_192
 """Numbers and samples that a batch holds at most by default: larger batches fall out of the cache."""
 
@@ -95,7 +95,7 @@ class Plan:
         if settings.init is not None:
             init = own_image(settings.init, source.data, source.name, "--init").to(source.device)
             levels = last_levels(levels, settings.strength or STRENGTH)
-        default_count = PATH if settings.interpolate is not None else IMAGES if source.data.is_image else POINTS
+        default_count = PATH if settings.interpolate is not None else POINTS if source.data.is_points else IMAGES
         return cls(
             sampler=sampler,
             spacing=spacing,

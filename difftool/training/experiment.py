@@ -283,8 +283,7 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         data = DataFacts.of(samples)
     seed_globally(device, key(settings.seed, "weights"))
     network = build_network(recipe[Backbone], data, settings).to(device)
-    if data.is_image:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
     objective = build_objective(recipe, schedule, data, device)
     search = None
     if settings.batch_size == AUTO:
