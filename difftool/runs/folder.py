@@ -35,6 +35,7 @@ from difftool.files import (
     sweep,
     write_text,
 )
+from difftool.paths import check_inside, check_links
 from difftool.runs.config import dump_toml, read_toml
 from difftool.runs.recipe import Recipe
 from difftool.settings import LARGEST_STEP
@@ -133,8 +134,11 @@ class RunFolder:
 
     @property
     def started(self) -> str:
-        """The time when the run began, ISO 8601 in UTC, or an empty text."""
-        return str(self.recorded().get("started", ""))
+        """The time when the run began, ISO 8601, or an empty text where the config file holds no time."""
+        try:
+            return datetime.fromisoformat(str(self.recorded().get("started"))).isoformat(timespec="milliseconds")
+        except ValueError:
+            return ""
 
     def status(self) -> Status:
         """Return the progress of the run, by its lock, its states and its metrics."""
@@ -181,7 +185,10 @@ class RunFolder:
             raise in_use(self.path, process)
 
     def check_room(self, state_bytes: int) -> None:
-        """Check, before any work, that the files of a run can be written. Raises `DifftoolError`."""
+        """Check, before any work, that the files of a run can be written, and in its folder. Raises `DifftoolError`."""
+        for folder in (self.states, self.previews, self.samples):
+            check_inside(folder, self.path)
+        check_links(self.logs, self.path)
         for folder in (self.states, self.previews, self.samples):
             if folder.exists() and not folder.is_dir():
                 raise DifftoolError(f"{folder} is a file; a run needs a folder there")
