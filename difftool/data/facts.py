@@ -22,6 +22,8 @@ LARGEST_ITEM = 2**26
 """The largest number of values in an item: an image of 4096 x 4096 in four channels."""
 MEASURED, DECODED = 1_000, 256
 """The number of items from which the standard deviation is measured: in memory, and if each must be decoded."""
+MEASURED_NUMBERS = 2**25
+"""The largest number of values from which the standard deviation is measured, unless one item has more."""
 MOST_AXES, MOST_UNITS = 16, 2**19
 """The largest numbers of axes of an item, and of entries of shift and scale."""
 MOST_CLASSES, LONGEST_NAME = 10**5, 1_000
@@ -65,7 +67,8 @@ class DataFacts:
         names = names or tuple(map(str, range(count)))
         _check_names(names)
         n = len(samples)
-        measured = min(n, MEASURED if isinstance(samples.items, Tensor) else DECODED)
+        most = MEASURED if isinstance(samples.items, Tensor) else DECODED
+        measured = max(1, min(n, most, MEASURED_NUMBERS // math.prod(samples.shape)))
         items, _ = samples.take([i * n // measured for i in range(measured)])
         if tuple(items.shape[1:]) != samples.shape:  # the first items of a source that are read
             raise ValueError(f"items are {tuple(items.shape[1:])}, but the shape says {samples.shape}")
@@ -76,6 +79,10 @@ class DataFacts:
         if not math.isfinite(std):
             raise ValueError("items hold numbers too large for float32; give scale=")
         _check_scaling(mean, std, len(x))
+        _check_bounds(x, samples.bounds)
+        if samples.is_image and samples.shape[0] > 4 >= samples.shape[2]:
+            what = f"images of shape {samples.shape} have {samples.shape[0]} channels"
+            warnings.warn(f"{what}, since channels come first; permute(0, 3, 1, 2) puts them there", stacklevel=2)
         facts = cls(
             shape=samples.shape,
             shift=samples.shift,
@@ -195,3 +202,16 @@ def _check_scaling(mean: float, std: float, count: int) -> None:
         "networks learn from about 0 and 1; scale them by difftool.points(), or by shift= and scale= of Samples",
         stacklevel=3,
     )
+
+
+def _check_bounds(x: Tensor, bounds: tuple[float, float] | None) -> None:
+    """Warn of data beyond their bounds, which no samples will reach."""
+    if bounds is None:
+        return
+    low, high, room = float(x.min()), float(x.max()), (bounds[1] - bounds[0]) / 100
+    if low < bounds[0] - room or high > bounds[1] + room:
+        warnings.warn(
+            f"in model units, the data reach from {low:.3g} to {high:.3g}, beyond their bounds {bounds}, to which "
+            "samples are clipped",
+            stacklevel=3,
+        )

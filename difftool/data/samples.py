@@ -111,6 +111,8 @@ class Samples:
         self._set(class_names=tuple(map(str, self.class_names)))
         if self.item_ids is not None and len(self.item_ids) != len(self.items):
             raise ValueError(f"{len(self.item_ids)} item_ids for {len(self.items)} items")
+        if self.item_ids is not None and not all(isinstance(name, str) for name in self.item_ids):
+            raise ValueError("item_ids must be texts, such as relative paths")
         if self.labels is not None:
             self._set(labels=self._checked_labels(self.labels))
 
