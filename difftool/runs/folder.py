@@ -40,6 +40,8 @@ ROOT = Path("runs")
 LOCK = "lock"
 DAMAGED = ".damaged"
 """The suffix of a training state that could not be read."""
+OURS = {"config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "state", "previews", "samples", "logs"}
+"""The files and folders of a run."""
 DAMAGED_STATE = re.compile(rf"step-\d{{9,10}}\.safetensors{re.escape(DAMAGED)}", re.ASCII)
 PREVIEW = re.compile(r"(samples|panel)-\d{6,}\.png", re.ASCII)
 """The names of previews."""
@@ -254,13 +256,8 @@ def check_run_output(out: Path | None, *, overwrite: bool) -> None:
                 f"--out: {out} is not a run folder, so --overwrite does not touch it (its lock file is not "
                 "difftool's); name another"
             )
-        run = RunFolder(out)
-        if link := next(
-            (p for p in (run.config, run.model, run.metrics, run.loss, run.states) if p.is_symlink()), None
-        ):
-            raise DifftoolError(
-                f"--out: {link} is a link, which --overwrite does not replace; remove it, or name another"
-            )
+        if link := next((name for name in sorted(content & OURS) if (out / name).is_symlink()), None):
+            raise DifftoolError(f"--out: {out / link} is a link, so --overwrite does not touch it; remove it first")
 
 
 def _content(folder: Path) -> set[str]:
@@ -331,7 +328,7 @@ def _clear(run: RunFolder) -> None:
 
     States go first, so that a half-removed run cannot be resumed.
     """
-    previews = [p for p in run.previews.glob("*.png") if PREVIEW.fullmatch(p.name) and not run.previews.is_symlink()]
+    previews = [p for p in run.previews.glob("*.png") if PREVIEW.fullmatch(p.name)]
     patterns = {pattern for logger in registry().all_of(Logger) for pattern in logger.files}
     logs = [p for pattern in sorted(patterns) for p in run.logs.glob(pattern) if not _below_link(p, run.path)]
     for file in (*run.saved_states(), *run.damaged_states(), run.model, run.metrics, run.loss, *previews, *logs):
