@@ -261,6 +261,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "enormous labels": ({"labels": torch.arange(20) * 10**12}, "there are 19,000,000,000,001 classes"),
     "a text of names": ({"labels": [0, 1] * 10, "class_names": "ab"}, "must be a tuple of texts"),
     "numbers as names": ({"labels": [0, 1] * 10, "class_names": (1, 2)}, "must be a tuple of texts"),
+    "no names": ({"labels": [0, 1] * 10, "class_names": None}, "must be a tuple of texts"),
+    "a name twice": ({"labels": [0, 1] * 10, "class_names": ("a", "a")}, "two classes have the same name"),
+    "a number as augmentation": ({"augment": 3}, "augment must be a function"),
+    "a number of ids": ({"item_ids": 20}, "item_ids must be texts"),
     "numbers as ids": ({"item_ids": list(range(20))}, "item_ids must be texts"),
     "NaN anywhere": ({"items": NAN}, r"NaN or infinite numbers \(first in item 5000\)"),
     "infinity": ({"items": X.double() / 0}, "NaN or infinite"),
@@ -310,6 +314,12 @@ def test_items_that_are_read_late_are_checked(tmp_path: Path) -> None:
     for bad, words in ((torch.full((2,), math.nan), "NaN or infinite numbers"), (torch.zeros(3), "the shape says")):
         with pytest.raises(DifftoolError, match=rf"{words}.*\(item 501\)"):
             train(Samples(items=Late(bad), shape=(2,)), out=tmp_path / words, **settings)
+
+
+def test_augmentations_keep_the_shape(tmp_path: Path) -> None:
+    """An augmentation that changes the shape of a batch is refused, instead of being broadcast over the noise."""
+    with pytest.raises(DifftoolError, match=r"augment\(\) of the dataset made \(8, 1\) of \(8, 2\)"):
+        train(Samples(items=X, shape=(2,), augment=lambda items, _: items[:, :1]), out=tmp_path / "r")
 
 
 # --- from Python -----------------------------------------------------------------------------------------------------

@@ -94,10 +94,10 @@ class Batches:
         """Augment the items of a step at their places in the whole batch, so that shares change no random number."""
         random = generator(self.seed, "augment", step, device=self.device)
         if self.size == self.batch_size:
-            return augment(items, random)
+            return _augment(augment, items, random)
         whole = items.new_zeros(self.batch_size, *items.shape[1:])
         whole[self.part] = items
-        return augment(whole, random)[self.part]
+        return _augment(augment, whole, random)[self.part]
 
     def _from_memory(self, step: int, block: int) -> Iterator[Batch]:
         while True:
@@ -132,6 +132,14 @@ class Batches:
                 _on_device(items, self.device),
                 None if labels is None else labels.to(self.device, non_blocking=cuda),
             )
+
+
+def _augment(augment: Augment, items: Tensor, random: torch.Generator) -> Tensor:
+    """Return augmented items. Raises `DifftoolError` if their shape changed, which training would broadcast."""
+    result = augment(items, random)
+    if result.shape != items.shape:
+        raise DifftoolError(f"augment() of the dataset made {tuple(result.shape)} of {tuple(items.shape)}")
+    return result
 
 
 def _on_device(items: Tensor, device: torch.device) -> Tensor:

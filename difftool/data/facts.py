@@ -170,6 +170,8 @@ class DataFacts:
 
 def _check_names(names: tuple[str, ...]) -> None:
     """Refuse class names that `DataFacts.read` would refuse, before anything is trained. Raises `ValueError`."""
+    if len(set(names)) < len(names):
+        raise ValueError("two classes have the same name")
     for number, name in enumerate(names):
         if len(name) > LONGEST_NAME or any("\ud800" <= c <= "\udfff" for c in name):
             raise ValueError(f"class {number} has a name that a model file cannot hold")

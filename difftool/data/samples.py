@@ -103,16 +103,17 @@ class Samples:
             self._set(bounds=numbers_of("bounds", self.bounds))
             if len(self.bounds) != 2 or self.bounds[0] >= self.bounds[1]:
                 raise ValueError(f"bounds must be a low and a high number, not {self.bounds}")
-        names: object = self.class_names
-        if isinstance(names, str) or not all(isinstance(name, str) for name in self.class_names):
-            raise ValueError(f"class_names must be a tuple of texts, not {names!r:.80}")
+        if not _are_texts(self.class_names):
+            raise ValueError(f"class_names must be a tuple of texts, not {self.class_names!r:.80}")
+        if self.augment is not None and not callable(self.augment):
+            raise ValueError(f"augment must be a function of items and a generator, not {self.augment!r:.80}")
         if not isinstance(self.fingerprint, str):
             raise ValueError(f"the fingerprint must be a text, not {type(self.fingerprint).__name__}")
         self._set(class_names=tuple(map(str, self.class_names)))
+        if self.item_ids is not None and not _are_texts(self.item_ids):
+            raise ValueError("item_ids must be texts, such as relative paths")
         if self.item_ids is not None and len(self.item_ids) != len(self.items):
             raise ValueError(f"{len(self.item_ids)} item_ids for {len(self.items)} items")
-        if self.item_ids is not None and not all(isinstance(name, str) for name in self.item_ids):
-            raise ValueError("item_ids must be texts, such as relative paths")
         if self.labels is not None:
             self._set(labels=self._checked_labels(self.labels))
 
@@ -161,6 +162,11 @@ class Samples:
             except RuntimeError as error:
                 raise DifftoolError(f"items differ in shape: {one_line(error)}") from error
         return items, None if self.labels is None else self.labels[torch.as_tensor(indices)]
+
+
+def _are_texts(values: object) -> bool:
+    """Return whether a value is a sequence of texts, and not a text itself."""
+    return isinstance(values, Sequence) and not isinstance(values, str) and all(isinstance(v, str) for v in values)
 
 
 def fingerprint(samples: Samples) -> str:
