@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from difftool.sampling.model import Model as Model
     from difftool.specs import BackboneSpec as BackboneSpec
     from difftool.specs import ObjectiveSpec as ObjectiveSpec
+    from difftool.specs import OracleSpec as OracleSpec
     from difftool.specs import Row as Row
     from difftool.specs import RunContext as RunContext
 
@@ -89,7 +90,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "options": ("option",),
     "plugins.registry": ("component", "names"),
     "sampling.model": ("Model",),
-    "specs": ("BackboneSpec", "ObjectiveSpec", "Row", "RunContext"),
+    "specs": ("BackboneSpec", "ObjectiveSpec", "OracleSpec", "Row", "RunContext"),
 }
 """The public names, by the module that defines each."""
 

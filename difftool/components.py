@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from difftool.options import Options, dashed, plain
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from difftool.data.samples import DatasetContext, Samples
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from difftool.diffusion.schedule import Level, Schedule
     from difftool.figures.drawing import Drawing
     from difftool.figures.formats import DrawingSpec
-    from difftool.specs import BackboneSpec, ObjectiveSpec, Row, RunContext
+    from difftool.specs import BackboneSpec, ObjectiveSpec, OracleSpec, Row, RunContext
 
 
 class Component(Options):
@@ -254,7 +253,7 @@ class Oracle(Component):
     default = "ideal"
 
     @abstractmethod
-    def denoiser(self, samples: Samples, label: int | None, device: torch.device) -> Denoise:
+    def denoiser(self, samples: Samples, spec: OracleSpec) -> Denoise:
         """Return the denoiser of the data in model units, or of one class. Raise `ValueError` where there is none."""
 
 

@@ -16,6 +16,7 @@ from difftool.diffusion.schedule import Level, Schedule
 from difftool.errors import UsageError, blaming
 from difftool.plugins.build import build_schedule, load_samples, loading
 from difftool.sampling.source import Autocast, Source
+from difftool.specs import OracleSpec
 
 TIMESTEPS = 1000
 
@@ -77,8 +78,9 @@ class OracleSource(Source):
     def _of_class(self, label: int | None) -> Denoise:
         """Return the denoiser of a class. It is made once, since an oracle remembers nothing between trajectories."""
         if label not in self._denoisers:
+            spec = OracleSpec(schedule=self.schedule, label=label, device=self.device)
             with blaming(f"oracle {self.oracle.name}, dataset {self.dataset.name}", refusal=UsageError):
-                self._denoisers[label] = self.oracle.denoiser(self.samples, label, self.device)
+                self._denoisers[label] = self.oracle.denoiser(self.samples, spec)
         return self._denoisers[label]
 
 
