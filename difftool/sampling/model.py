@@ -129,6 +129,7 @@ class Model(Source):
             learned_variance=self.recipe.training.learn_variance,
             bounds=self.data.bounds,
             autocast=autocast,
+            name=f"backbone {self.recipe[Backbone].name}",
         )
 
     def sample(

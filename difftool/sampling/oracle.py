@@ -79,9 +79,21 @@ class OracleSource(Source):
         """Return the denoiser of a class. It is made once, since an oracle remembers nothing between trajectories."""
         if label not in self._denoisers:
             spec = OracleSpec(schedule=self.schedule, label=label, device=self.device)
-            with blaming(f"oracle {self.oracle.name}, dataset {self.dataset.name}", refusal=UsageError):
-                self._denoisers[label] = self.oracle.denoiser(self.samples, spec)
+            what = f"oracle {self.oracle.name}, dataset {self.dataset.name}"
+            with blaming(what, refusal=UsageError):
+                denoise = self.oracle.denoiser(self.samples, spec)
+            self._denoisers[label] = naming(denoise, what)
         return self._denoisers[label]
+
+
+def naming(denoise: Denoise, what: str) -> Denoise:
+    """Return a denoiser whose errors name the oracle, and not the sampler that calls it."""
+
+    def denoise_or_blame(x: Tensor, level: Level) -> Estimate:
+        with blaming(what):
+            return denoise(x, level)
+
+    return denoise_or_blame
 
 
 def by_class(labels: Tensor, denoisers: Mapping[int, Denoise]) -> Denoise:

@@ -218,6 +218,7 @@ class Experiment:
             device=self.device,
             workers=settings.workers,
             part=self.group.shard(self.batch_size),
+            name=f"dataset {self.recipe[Dataset].name}",
         )
         steps, log_every = self.steps, self.log_every
         self.meter.start(self.clock.total, self.state.skipped)
@@ -323,17 +324,15 @@ def check_processes(settings: Training) -> None:
 def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device: torch.device) -> Objective:
     """Build the objective of a recipe. Raises `UsageError` if its parts do not fit together."""
     settings = recipe.training
-    try:
-        return Objective(
-            ObjectiveSpec(schedule=schedule, sigma_data=data.std),
-            recipe[Prediction],
-            recipe[Weighting],
-            recipe[TimestepSampling],
-            settings.loss,
-            device=device,
-            self_condition=settings.self_condition,
-            learn_variance=settings.learn_variance,
-            data=data,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    return Objective(
+        ObjectiveSpec(schedule=schedule, sigma_data=data.std),
+        recipe[Prediction],
+        recipe[Weighting],
+        recipe[TimestepSampling],
+        settings.loss,
+        device=device,
+        self_condition=settings.self_condition,
+        learn_variance=settings.learn_variance,
+        data=data,
+        network=f"backbone {recipe[Backbone].name}",
+    )

@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from difftool.devices import autocast
 from difftool.distributed import SINGLE, ProcessGroup
+from difftool.errors import blaming
 from difftool.training.optimizer import views_of
 
 if TYPE_CHECKING:
@@ -96,13 +97,14 @@ def eager_backward(
 ) -> Backward:
     """Return the backward pass by autograd, part by part of the batch."""
     context = autocast(objective.device, settings.precision) or nullcontext
+    passing = () if group.size == 1 else (RuntimeError,)  # of which some say that another process is gone
     assert isinstance(settings.batch_size, int)
     loss_factor = group.loss_factor(settings.batch_size)
 
     def backward(inputs: Inputs, self_cond: bool) -> tuple[Tensor, Tensor]:
         losses, predictions = [], []
         for part, share in parts(inputs, settings.accumulate):
-            with context():
+            with blaming(objective.network, *passing), context():
                 output = objective.predict(network, part, self_cond=self_cond)
             loss, weight = objective.loss(output, part), share * loss_factor
             loss = loss if weight == 1.0 else weight * loss
