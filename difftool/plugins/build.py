@@ -29,7 +29,7 @@ def build_schedule(component: NoiseSchedule, timesteps: int, prediction: Predict
     with blaming(what, refusal=UsageError):
         schedule = component.build(timesteps)
     if prediction is not None:
-        with blaming(f"{what}, prediction {prediction.name}", refusal=UsageError):
+        with blaming(f"prediction {prediction.name}, {what}", refusal=UsageError):
             check(prediction, ObjectiveSpec(schedule=schedule))
     if len(schedule) != timesteps:
         raise DifftoolError(f"{what} returned {len(schedule)} levels, not {timesteps}")

@@ -58,9 +58,9 @@ class Objective:
         native = native_weight(det, schedule.sigma)
         with blaming(f"weighting {weighting.name}", refusal=UsageError):
             weight = weighting.weight(native, spec)
-            if weight.shape != native.shape or not bool(((weight >= 0) & weight.isfinite()).all()):
+            factor = weight / native if weight.shape == native.shape else torch.tensor(math.nan)
+            if not bool(((factor >= 0) & factor.isfinite()).all()):
                 raise ValueError("it gives no finite weight at some level of this schedule")
-        factor = weight / native
 
         def table(values: Tensor) -> Tensor:
             return values.to(device, torch.float32)
