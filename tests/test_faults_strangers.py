@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ from PIL import Image
 
 import difftool
 from difftool import Backbone, Dataset, DatasetContext, Logger, RunContext, Samples, hookimpl, option
+from difftool.children import SAFE_PATH
 from difftool.components import Component
 from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
@@ -390,3 +393,88 @@ def test_shared_files_hold_no_path_of_the_machine(run: Run, tmp_path: Path) -> N
         content = path.read_bytes()
         for word in ("secret", str(tmp_path), os.path.expanduser("~")):
             assert word.encode() not in content, (path, word)
+
+
+# --- modules in the current folder -----------------------------------------------------------------------------------
+
+DECOYS = (
+    *("typing", "random", "torch", "numpy", "sitecustomize", "usercustomize", "difftool_plugins", "copy", "re", "json"),
+    *("struct", "socket", "pickle", "dataclasses", "enum", "contextlib", "PIL", "matplotlib", "pluggy", "typer"),
+)
+"""Modules that a child process might take from the current folder; `python -m` takes its very first there."""
+PROGRAM = (str(Path(sys.executable).with_name("difftool")),)
+AS_MODULE = (sys.executable, "-m", "difftool")
+SPAWNING = """
+import difftool, multiprocessing
+if __name__ == "__main__":
+    multiprocessing.set_start_method("{method}")
+    data = difftool.component("dataset", "image-folder", path="../photos", size=8, memory=0.0)
+    unet = difftool.component("backbone", "unet", dim=8, dim_mults=(1, 2), groups=4)
+    difftool.train(dataset=data, backbone=unet, batch_size=4, steps=1, workers=1, preview_every="0", out="../r")
+"""
+
+
+def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder of decoys, none of which may be imported."""
+    here = folder / "here"
+    here.mkdir()
+    for name in (*DECOYS, *(() if command[1:3] == ("-m", "difftool") else ("difftool",))):
+        (here / f"{name}.py").write_text(f"open({str(folder / 'ran')!r}, 'a').write({name!r})\nraise SystemExit(9)\n")
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    assert not (folder / "ran").exists(), (folder / "ran").read_text()
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("program", [PROGRAM, AS_MODULE], ids=["script", "module"])
+@pytest.mark.parametrize(
+    "words", [("check", "none"), ("new-plugin", "difftool-abc", "--kind", "sampler"), ("plugins",)], ids=lambda w: w[0]
+)
+def test_no_command_runs_a_module_of_the_current_folder(
+    tmp_path: Path, program: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    """No command, and no process that it starts, takes a module from the current folder."""
+    assert call(tmp_path, *program, *words).stdout
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_no_worker_runs_a_module_of_the_current_folder(tmp_path: Path, method: str) -> None:
+    """A process that reads data takes no module from the current folder, however it is started."""
+    photos(tmp_path / "photos")
+    (tmp_path / "script").mkdir()
+    (tmp_path / "script" / "main.py").write_text(SPAWNING.format(method=method))
+    call(tmp_path, sys.executable, str(tmp_path / "script" / "main.py"))
+    assert (tmp_path / "r" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_no_compiler_runs_a_module_of_the_current_folder(tmp_path: Path) -> None:
+    """The processes of torch.compile take no module from the current folder."""
+    call(tmp_path, *PROGRAM, "train", *map(str, POINTS), "--steps", "2", "--compile", "--out", "../r")
+
+
+def test_children_inherit_a_safe_path_only_while_a_command_runs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that runs in the process of a script leaves its environment as it was."""
+    monkeypatch.delenv(SAFE_PATH, raising=False)
+    run("list")
+    assert SAFE_PATH not in os.environ
+    monkeypatch.setenv(SAFE_PATH, "yes")
+    run("list")
+    assert os.environ[SAFE_PATH] == "yes"
+
+
+def test_a_package_in_the_current_folder_can_be_checked(tmp_path: Path) -> None:
+    """The tests of a package that lies in the current folder find it there, and nothing else."""
+    (tmp_path / "mine.py").write_text(
+        "import helper\nfrom difftool import Logger\n\n\nclass Mine(Logger, name='mine'):\n"
+        "    'Logs nothing.'\n\n    def open(self, run):\n        import contextlib\n"
+        "        return contextlib.nullcontext(print)\n"
+    )
+    (tmp_path / "helper.py").write_text("")
+    (tmp_path / "random.py").write_text("raise SystemExit(9)\n")
+    code = (
+        "import random, sys; sys.path.insert(0, ''); import mine; from difftool.testing import check_component as c; "
+    )
+    code += "print(*[(f.law, f.verdict) for f in c(mine.Mine)], sep='\\n')"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert "('imports nothing heavy', 'passed')" in done.stdout, done.stdout + done.stderr

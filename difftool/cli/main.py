@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from difftool.children import safe_path
 from difftool.cli.signals import signals
 from difftool.distributed import leave_world, world
 from difftool.errors import (
@@ -45,7 +46,7 @@ TOO_LONG = r"\S{300,}"
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    with signals.caught():
+    with signals.caught(), safe_path():
         try:
             code = _exit_code(list(sys.argv[1:] if arguments is None else arguments))
         except Stopped as stopped:  # a second signal, while the end by the first one is being reported
