@@ -3,8 +3,13 @@
 import os
 import sys
 
-if __name__ == "__main__" and not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:  # where `python -m` puts it
-    del sys.path[0]
+if __name__ == "__main__" and not sys.flags.safe_path:
+    try:
+        here = os.getcwd()
+    except OSError:  # it was deleted, as the program will say
+        here = ""
+    if sys.path[0] == here:  # where `python -m` puts it
+        del sys.path[0]
 
 from difftool.cli.main import main
 

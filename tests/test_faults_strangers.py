@@ -437,7 +437,7 @@ def test_no_command_runs_a_module_of_the_current_folder(
     assert call(tmp_path, *program, *words).stdout
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_no_worker_runs_a_module_of_the_current_folder(tmp_path: Path, method: str) -> None:
     """A process that reads data takes no module from the current folder, however it is started."""
     photos(tmp_path / "photos")
@@ -478,3 +478,128 @@ def test_a_package_in_the_current_folder_can_be_checked(tmp_path: Path) -> None:
     code += "print(*[(f.law, f.verdict) for f in c(mine.Mine)], sep='\\n')"
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert "('imports nothing heavy', 'passed')" in done.stdout, done.stdout + done.stderr
+
+
+# --- packages of strangers -------------------------------------------------------------------------------------------
+
+STRANGER = '''
+import os, subprocess, sys
+from difftool import Command, Dataset, Sampler, hookimpl
+
+
+def shout(where):
+    os.write(1, f"by-descriptor at {where}\\n".encode())
+    subprocess.run([sys.executable, "-S", "-c", "print('by-child')"], check=True)
+    print("by-print", file=sys.__stdout__, flush=True)
+    print("by-print")
+
+
+shout("import")
+
+
+class Loud(Sampler, name="loud"):
+    """Shouts while it samples."""
+
+    def sample(self, denoise, x, levels, noise):
+        from difftool import component
+
+        shout("sampling")
+        yield from component("sampler", "ddim").sample(denoise, x, levels, noise)
+
+
+class Tell(Command, name="tell"):
+    """Shouts while it runs."""
+
+    def run(self):
+        shout("run")
+        return {"result": 1}
+
+
+@hookimpl
+def difftool_samplers():
+    return [Loud]
+
+
+@hookimpl
+def difftool_commands():
+    return [Tell]
+'''
+
+
+def distribution(folder: Path, name: str, points: str, *, info: str = "") -> None:
+    """Write a package's metadata into a folder of the module path."""
+    place = folder / f"{info or name}-9.9.dist-info"
+    place.mkdir(parents=True)
+    (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n")
+    (place / "entry_points.txt").write_text(points)
+
+
+@pytest.mark.parametrize(
+    ("name", "info"), [("difftool", ""), ("Difftool", ""), ("difftool", "other"), ("difftool-plugins", "")]
+)
+def test_no_package_passes_for_the_built_ins(cli: Run, tmp_path: Path, name: str, info: str) -> None:
+    """A package on the module path that calls itself difftool is set aside, and hides no built-in."""
+    path = tmp_path / "path"
+    distribution(path, name, "[difftool]\nx = evil\n[difftool.commands]\ntell = evil\nnew-plugin = evil\n", info=info)
+    (path / "evil.py").write_text(STRANGER.replace("loud", "ddim"))
+    (path / "difftool_plugins").mkdir()
+    (path / "difftool_plugins" / "__init__.py").write_text("raise SystemExit(9)\n")
+    env = {"PYTHONPATH": str(path), "DIFFTOOL_PLUGINS": "difftool-plugins,difftool"}
+    listed = json.loads(cli("list", "samplers", "--json", env=env).out)
+    listing = json.loads(cli("plugins", "--json", env=env).out)["plugins"]
+    assert "ddim" in json.dumps(listed)
+    ours = [p for p in listing if p["distribution"] == "difftool"]
+    assert {p["version"] for p in ours} == {difftool.__version__}
+    assert any("ddim" in p["provides"].get("samplers", ()) for p in ours)
+    (theirs,) = [p for p in listing if p["distribution"] != "difftool"]
+    if name.lower() == "difftool":
+        assert theirs["distribution"] == f"difftool in {path}"
+        assert "calls itself difftool" in theirs["problems"][0]["reason"]
+        assert "tell" not in cli("--help", env=env).out
+        assert "by-" not in cli("list", env=env).err
+    else:
+        assert "the name is taken by difftool" in json.dumps(theirs["problems"])
+        assert "tell" in cli("--help", env=env).out
+    assert cli("new-plugin", "difftool-abc", "--kind", "sampler", env=env).code == 0
+
+
+def test_stdout_holds_results_alone(cli: Run, tmp_path: Path, points_run: Path) -> None:
+    """What a plugin, or a child of it, writes to descriptor 1 at any moment goes to stderr, and never into results."""
+    distribution(tmp_path / "path", "loud", "[difftool]\nx = loud\n[difftool.commands]\ntell = loud\n")
+    (tmp_path / "path" / "loud.py").write_text(STRANGER)
+    env = {"PYTHONPATH": str(tmp_path / "path"), "DIFFTOOL_PLUGINS": "loud"}
+    told = cli("tell", env=env)
+    assert json.loads(told.out) == {"result": 1}
+    assert told.err.count("by-descriptor at run") == told.err.count("by-descriptor at import") == 1
+    assert told.err.count("by-child") == 2
+    assert told.err.count("by-print") == 4
+    sampled = cli("sample", points_run, "--sampler", "loud", "-n", 4, "--steps", 2, "--out", "x.npy", "--json", env=env)
+    assert json.loads(sampled.out)["files"] == ["x.npy"]
+    assert "by-descriptor at sampling" in sampled.err
+    for words in (("list", "--json"), ("plugins", "--json"), ("info", str(points_run), "--json")):
+        json.loads(cli(*words, env=env).out)
+    assert "by-" not in cli("--help", env=env).out
+
+
+def test_results_reach_a_file_and_a_closed_pipe(tmp_path: Path, points_run: Path) -> None:
+    """Results reach files and pipes as before, and a reader that leaves is no error."""
+    program = f"{sys.executable} -m difftool"
+    script = f"{program} info {points_run} --json > info.json; {program} list | head -1; echo ${{PIPESTATUS[0]}}; "
+    script += f"{program} --version >&-; echo $?; {program} list > /dev/full; echo $?"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert json.loads((tmp_path / "info.json").read_text())["run"] == str(points_run)
+    assert done.stdout.splitlines()[1:] in (["141", "0", "1"], ["0", "0", "1"])
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("difftool: error") == 1
+
+
+def test_two_functions_may_serve_one_hook(plugin_manager: PluginManager) -> None:
+    """A module may have several functions for one hook, and all of their components count."""
+    first, second = (hookimpl(specname="difftool_loggers")(lambda one=one: [one]) for one in (Lines, Other))
+    found = plugin_manager.register(SimpleNamespace(__name__="two", first=first, second=second))
+    assert found.problems == []
+    assert {c.name for c in found.components} == {"lines", "other"}
+
+
+class Other(Lines, name="other"):
+    """Another logger."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import signal
@@ -28,6 +29,7 @@ from difftool.errors import (
     reader_died,
     reader_left,
 )
+from difftool.version import __version__
 
 BUG = "this is a bug in difftool or a plugin: run again with --debug and report what it prints"
 DEBUG, NO_PLUGINS = "--debug", "--no-plugins"
@@ -203,8 +205,8 @@ def _versions() -> str:
     import platform
     from importlib.metadata import version
 
-    packages = ", ".join(f"{name} {version(name)}" for name in ("difftool", "torch", "typer", "pluggy", "safetensors"))
-    return f"{packages}, Python {platform.python_version()}, {platform.platform()}"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "typer", "pluggy", "safetensors"))
+    return f"difftool {__version__}, {packages}, Python {platform.python_version()}, {platform.platform()}"
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -229,6 +231,32 @@ def _prepare_streams() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, stream)
+    _keep_stdout_for_results()
+
+
+def _keep_stdout_for_results() -> None:
+    """Move the results to a descriptor of their own, and let descriptor 1 lead to stderr.
+
+    Then whatever writes to descriptor 1, such as native code of a plugin or a process that it starts, cannot mix with
+    the results. There is nothing to move where a program that calls this one has put another stream in place of stdout.
+    """
+    stream: Any = sys.stdout
+    standard = 1
+    try:
+        if stream.fileno() != standard:
+            return
+    except (OSError, ValueError):
+        return
+    stream.flush()
+    results = os.dup(standard)
+    os.dup2(LAST_STREAM, standard)
+    sys.stdout = io.TextIOWrapper(
+        open(results, "wb", buffering=0 if stream.write_through else -1),  # noqa: SIM115 - open until the process ends
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _forget_stdout() -> None:
