@@ -271,6 +271,8 @@ class Logger(Component):
 
     requires: ClassVar[Mapping[str, str]] = {}
     """The modules that the logger needs, looked for before a run begins, each with what to pip install for it."""
+    files: ClassVar[tuple[str, ...]] = ()
+    """Patterns of its files below `run.logs`, such as `metrics.csv`, which `train --overwrite` deletes with the run."""
 
     @abstractmethod
     def open(self, run: RunContext) -> AbstractContextManager[Callable[[Row], None]]:

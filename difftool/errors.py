@@ -129,6 +129,8 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
 
 
+LONGEST_LINE = 2_000
+"""Characters of a line of output, or of a cell of a table, since either may hold text from a file."""
 OUT_OF_MEMORY = "out of memory{}; a smaller --batch-size, a smaller network or --precision bf16 need less"
 
 
@@ -151,3 +153,11 @@ def reader_died(error: BaseException) -> bool:
 def printable(text: str) -> str:
     """Escape control characters, also line breaks, in a text from a file before it reaches the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most `most` characters: the middle of a longer one is left out."""
+    if len(text) <= most:
+        return text
+    end = most // 4
+    return f"{text[: most - end - 5]}[...]{text[-end:]}"

@@ -1,10 +1,12 @@
-"""Files: written whole or not at all, never over one another, and locked."""
+"""Files: written whole or not at all, never over one another, and read with bounds."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import glob
+import json
+import math
 import os
 import re
 import secrets
@@ -12,17 +14,18 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import Any, BinaryIO
 
 from difftool.errors import DifftoolError
-
-if TYPE_CHECKING:
-    from filelock import FileLock
 
 TEMPORARY = ".difftool-tmp"
 """The prefix of temporary folders, by which `sweep` finds those of a killed run."""
 LONGEST_NAME = 255
 """The largest size of a file name in bytes, on all usual file systems."""
+LARGEST_INTEGER, DEEPEST = 2**63, 32
+"""The limits for whole numbers in files, and for values within values."""
+LARGEST_JSON = 2**28
+"""The size in bytes up to which a JSON file is read."""
 
 
 @contextlib.contextmanager
@@ -34,7 +37,7 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     refused, also one that appears in the meantime. Raises `DifftoolError`.
     """
     try:
-        with _temporary_folder(path.parent) as folder:
+        with temporary_folder(path.parent) as folder:
             temporary = folder / path.name
             yield temporary
             # a writer may ignore the umask, but the folder was created with it
@@ -48,39 +51,15 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     except FileExistsError:
         raise _exists(path) from None
     except OSError as error:
-        raise _not_written(path, error) from None
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """Yield an empty folder whose files are moved into `path`, each whole, if the block succeeds.
-
-    With `overwrite`, numbered files that an earlier, larger set left there are removed: they would pass for new ones.
-    Raises `DifftoolError`.
-    """
-    if path.exists() and not path.is_dir():
-        raise DifftoolError(f"{path} is a file; a folder is to be written there")
-    try:
-        with _temporary_folder(path.parent) as folder:
-            yield folder
-            new = {p.name: p for p in sorted(folder.iterdir()) if p.is_file()}
-            make_folder(path)
-            for name, file in new.items():
-                with atomic(path / name, overwrite=overwrite) as temporary:
-                    os.replace(file, temporary)
-            suffixes = {file.suffix for file in new.values()}
-            for old in path.iterdir() if overwrite else ():
-                if re.fullmatch(r"\d{4,}", old.stem) and old.suffix in suffixes and old.name not in new:
-                    old.unlink()
-    except OSError as error:
-        raise _not_written(path, error) from None
+        raise not_written(path, error) from None
 
 
 def _exists(path: Path) -> DifftoolError:
     return DifftoolError(f"{path} exists already; give another name, or --overwrite")
 
 
-def _not_written(path: Path, error: OSError) -> DifftoolError:
+def not_written(path: Path, error: OSError) -> DifftoolError:
+    """Return the error for a file or folder that could not be written."""
     return DifftoolError(f"{path} could not be written: {error.strerror or error}")
 
 
@@ -92,6 +71,57 @@ def open_regular(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "Is a directory" if stat.S_ISDIR(mode) else "not a regular file", str(path))
     return os.fdopen(descriptor, "rb")
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file, with the checks of `parse_json`. Raises `OSError` and `ValueError`."""
+    with open_regular(path) as file:
+        data = file.read(LARGEST_JSON + 1)
+    if len(data) > LARGEST_JSON:
+        raise ValueError(f"it is larger than {LARGEST_JSON >> 20} MiB")
+    return parse_json(data)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text from an untrusted file.
+
+    Raises `ValueError` for text that is not JSON, objects with two equal keys, and what `check_values` refuses.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("two keys are equal")
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError("values are nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError("the text is not JSON") from None
+    check_values(value)
+    return value
+
+
+def check_values(value: Any, name: str = "", depth: int = 0) -> None:
+    """Check values from an untrusted file before anything computes with them.
+
+    Raises `ValueError`, with the key, for numbers that are not finite or take more than 64 bits, and for values nested
+    too deeply.
+    """
+    problem = ""
+    if isinstance(value, (dict, list)):
+        if depth == DEEPEST:
+            raise ValueError("values are nested too deeply")
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            check_values(entry, f"{name}.{key}" if name else str(key), depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        problem = f"must be a finite number, not {value}"
+    elif isinstance(value, int) and not -LARGEST_INTEGER <= value < LARGEST_INTEGER:
+        problem = "a whole number of more than 64 bits"
+    if problem:
+        raise ValueError(f"{name}: {problem}" if name else problem)
 
 
 def make_folder(path: Path) -> None:
@@ -111,6 +141,11 @@ def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
     """Write a UTF-8 text file, whole or not at all. Raises `DifftoolError`."""
     with atomic(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as a JSON file, whole or not at all. Raises `DifftoolError`."""
+    write_text(path, json.dumps(value))
 
 
 def numbered(folder: Path, stem: str, suffix: str) -> Path:
@@ -166,7 +201,7 @@ def _move_to_new(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary_folder(parent: Path) -> Iterator[Path]:
+def temporary_folder(parent: Path) -> Iterator[Path]:
     """Create a folder with a new name for a block, and remove it even if a signal comes while it is created."""
     folder = parent / f"{TEMPORARY}-{secrets.token_hex(8)}"
     try:
@@ -190,76 +225,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def hold(path: Path) -> Iterator[None]:
-    """Lock a file for a block; the file holds the number of this process.
-
-    The system releases the lock of a killed process, and forked children do not inherit it. Raises `DifftoolError` if
-    another process has the lock.
-    """
-    from filelock import Timeout
-
-    if path.is_symlink() or (path.exists() and not path.is_file()):  # it may lead to somebody else's file, or be a pipe
-        raise DifftoolError(f"{path} cannot be locked: it is {'a link' if path.is_symlink() else 'not a regular file'}")
-    lock = _new_lock(path)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise in_use(path.parent, _owner(path) or "unknown") from None
-    except OSError as error:
-        raise DifftoolError(f"{path} cannot be locked: {error.strerror or error}") from None
-    try:
-        with contextlib.suppress(PermissionError):  # Windows lets nobody write to a locked file
-            path.write_text(str(os.getpid()), encoding="ascii")
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.truncate(path, 0)
-        lock.release()
-
-
-def holder(path: Path) -> str:
-    """Return the number of the process that holds a lock, or an empty text.
-
-    If this user must not lock the file, the number in it counts, which a killed process leaves there.
-    """
-    from filelock import Timeout
-
-    if not path.is_file() or path.is_symlink():
-        return ""
-    try:
-        with _new_lock(path):
-            return ""
-    except Timeout:
-        return _owner(path) or "unknown"
-    except PermissionError:
-        return _owner(path)
-    except OSError:
-        return ""
-
-
-_locks: list[FileLock] = []
-"""All locks, which are never freed: a signal in the `__del__` of filelock could not end the program."""
-
-
-def _new_lock(path: Path) -> FileLock:
-    from filelock import FileLock
-
-    _locks.append(FileLock(path, blocking=False))
-    return _locks[-1]
-
-
-def in_use(folder: Path, process: str) -> DifftoolError:
-    """Return the error for a folder that another process has locked."""
-    return DifftoolError(f"{folder} is in use by process {process}")
-
-
-def _owner(path: Path) -> str:
-    """Return the number in a lock file, or an empty text."""
-    try:
-        with open_regular(path) as file:
-            return file.read(32).decode("ascii", "replace").strip()
-    except OSError:
-        return ""

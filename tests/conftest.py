@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from safetensors.torch import save_file
+from torch import Tensor
 
 from difftool import testing
+from difftool.runs import checkpoint
 
 NOISY = ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "CLICOLOR_FORCE", "TERMINAL_WIDTH", "DIFFTOOL_DISABLE_PLUGINS")
 QUIET = {
@@ -152,6 +156,12 @@ def tree(folder: Path) -> dict[str, bytes]:
     """
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): b"" if path.name == "lock" else path.read_bytes() for path in files}
+
+
+def write_signed(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
+    """Write a file of weights with any text for its document and the digest that fits, as a stranger could."""
+    metadata = {checkpoint.KEY: json.dumps({"document": text, "sha256": checkpoint.digest(tensors, text)})}
+    save_file(dict(tensors), path, metadata)
 
 
 # --- the table of faults ---------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from difftool import manifest
 from difftool.cli.command import component_command, given_component, given_values, named
 from difftool.cli.console import bar, note
 from difftool.cli.flags import Group, make_from_flags
@@ -98,12 +99,14 @@ def sample(
     plan = Plan.of(opened.source, settings, sampler=sampler, spacing=spacing)
     if settings.batch_size is None and world().size > 1:  # so that each process has a batch
         plan = replace(plan, batch_size=min(plan.batch_size, -(-plan.num_samples // world().size)))
-    if not writers:
+    if not out:
         path = _default_path(opened, plan)
         writers[path] = writer_of(path)()
     output = _Output(writers, opened.source, plan, display, overwrite)
     output.check()
     facts = _draw_and_write(opened, output)
+    if not out and opened.run and world().is_main:
+        manifest.record(opened.run.samples, map(manifest.entry, writers))
     report(list(writers), {**opened.facts, **_facts(plan), **facts}, as_json=json)
 
 

@@ -1,12 +1,15 @@
 """Run folders, and how to find them.
 
-lock                 locked while a process trains the run
+lock                 locked while a process trains the run, and the mark of a run folder
 config.toml          the resolved recipe, and a record of the run
 model.safetensors    the weights to sample from, with all that sampling needs
 state/               training states, from which the run can be resumed
 metrics.jsonl        one JSON object per logged step
 previews/ samples/ loss.png
 logs/                files of loggers
+
+The first line of the lock marks the folder as difftool's. `--overwrite` replaces no other folder, and in this one only
+what difftool wrote.
 """
 
 from __future__ import annotations
@@ -22,21 +25,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from difftool import manifest
+from difftool.components import Logger
 from difftool.errors import BadFile, DifftoolError, UsageError
-from difftool.files import TEMPORARY, check_output, hold, holder, in_use, make_folder, sweep, write_text
+from difftool.files import TEMPORARY, check_output, make_folder, open_regular, parse_json, sweep, write_text
+from difftool.locks import hold, holder, in_use, is_marked
 from difftool.paths import check_inside, check_links
+from difftool.plugins.registry import registry
 from difftool.runs.config import dump_toml, read_toml
 from difftool.runs.recipe import Recipe
+from difftool.settings import LARGEST_STEP
 
 ROOT = Path("runs")
 LOCK = "lock"
 DAMAGED = ".damaged"
 """The suffix of a training state that could not be read."""
-LARGEST = 1e300
-"""The limit for numbers in metrics.jsonl."""
-OURS = ("state", "model.safetensors", "metrics.jsonl", "loss.png", "previews", "samples", "logs", "config.toml")
-"""The files of a run, which are all that --overwrite may remove. States go first, so that a half-removed run cannot be
-resumed."""
+OURS = {"config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "state", "previews", "samples", "logs"}
+"""The files and folders of a run."""
+DAMAGED_STATE = re.compile(rf"step-\d{{9,10}}\.safetensors{re.escape(DAMAGED)}", re.ASCII)
+PREVIEW = re.compile(r"(samples|panel)-\d{6,}\.png", re.ASCII)
+"""The names of previews."""
+LARGEST, LONGEST_ROW = 1e300, 2**16
+"""The limits for numbers in metrics.jsonl, and for the bytes of a row."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,8 @@ class RunFolder:
 
     def damaged_states(self) -> list[Path]:
         """Return the states that were set aside."""
-        return sorted(self.states.glob(f"step-*{DAMAGED}"))
+        found = (p for p in self.states.glob(f"step-*{DAMAGED}") if DAMAGED_STATE.fullmatch(p.name))
+        return sorted(found)
 
     def set_aside(self, states: Sequence[Path]) -> None:
         """Rename damaged states, which would otherwise count among the newest and be kept instead of valid ones."""
@@ -131,7 +142,7 @@ class RunFolder:
     def status(self) -> Status:
         """Return the progress of the run, by its lock, its states and its metrics."""
         steps = self.recorded().get("steps")
-        steps = steps if type(steps) is int else None
+        steps = steps if type(steps) is int and 0 <= steps <= LARGEST_STEP else None
         if self.in_use_by:
             rows = self.read_metrics()
             return Status("training", rows[-1]["step"] if rows else 0, steps)
@@ -149,10 +160,10 @@ class RunFolder:
     def read_metrics(self, up_to: int | None = None) -> list[dict[str, Any]]:
         """Return the logged rows, up to a step. A killed run may leave half a line, which is skipped."""
         rows: dict[int, dict[str, Any]] = {}
-        if self.metrics.is_file():
-            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError, RecursionError):
-                    row = json.loads(line)
+        with contextlib.suppress(OSError), open_regular(self.metrics) as file:
+            while line := file.readline(LONGEST_ROW):
+                with contextlib.suppress(ValueError):
+                    row = parse_json(line)
                     if _is_row(row) and (up_to is None or row["step"] <= up_to):
                         rows[row["step"]] = row
         return list(rows.values())
@@ -208,7 +219,7 @@ def create(recipe: Recipe, out: Path | None, *, overwrite: bool) -> RunFolder:
         make_folder(out)
         folder = RunFolder(out)
         with folder.lock():  # refuses a run that is still training
-            _clear(out)
+            _clear(folder)
         return folder
     make_folder(ROOT)
     taken = [int(m[1]) for p in ROOT.iterdir() if (m := re.fullmatch(rf"{re.escape(recipe.name)}-(\d{{3,}})", p.name))]
@@ -240,15 +251,23 @@ def check_run_output(out: Path | None, *, overwrite: bool) -> None:
         content = _content(out)
         if content and not overwrite:
             raise DifftoolError(f"--out: {out} is not empty; name a new folder, or --overwrite a run")
-        if "config.toml" not in content and not content <= {*OURS}:
-            raise DifftoolError(f"--out: {out} is not a run folder, so --overwrite does not touch it; name another")
+        if content and not is_marked(out / LOCK):
+            raise DifftoolError(
+                f"--out: {out} is not a run folder, so --overwrite does not touch it (its lock file is not "
+                "difftool's); name another"
+            )
+        if link := next((name for name in sorted(content & OURS) if (out / name).is_symlink()), None):
+            raise DifftoolError(f"--out: {out / link} is a link, so --overwrite does not touch it; remove it first")
 
 
 def _content(folder: Path) -> set[str]:
     """Return the names in a folder, without those that a run leaves if it is killed before its first state."""
-    names = {p.name for p in folder.iterdir() if not p.name.startswith(TEMPORARY)} - {LOCK}
+    names = {p.name for p in folder.iterdir() if not p.name.startswith(TEMPORARY)}
     state = folder / "state"
-    return names if state.is_file() or (state.is_dir() and any(state.iterdir())) else names - {"state"}
+    if state.is_dir() and not any(state.iterdir()):
+        names -= {"state"}
+    lock = folder / LOCK
+    return names - {LOCK} if lock.is_symlink() or is_marked(lock, or_empty=True) else names  # `hold` refuses a link
 
 
 def open_run(path: Path) -> RunFolder:
@@ -295,6 +314,8 @@ def _is_row(row: Any) -> bool:
     """Return whether a JSON value from metrics.jsonl is a row: step, loss, and numbers or None."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or "loss" not in row:
         return False
+    if not 0 <= row["step"] <= LARGEST_STEP:
+        return False
     quartiles = row.get("loss_quartiles", [None] * 4)
     if not isinstance(quartiles, list) or len(quartiles) != 4:
         return False
@@ -302,11 +323,25 @@ def _is_row(row: Any) -> bool:
     return all(v is None or (type(v) in (int, float) and abs(v) < LARGEST) for v in (*numbers, *quartiles))
 
 
-def _clear(path: Path) -> None:
-    """Remove the files of a run, and no others."""
-    for name in OURS:
-        target = path / name
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
+def _clear(run: RunFolder) -> None:
+    """Remove what difftool wrote into a run folder, and nothing else.
+
+    States go first, so that a half-removed run cannot be resumed.
+    """
+    previews = [p for p in run.previews.glob("*.png") if PREVIEW.fullmatch(p.name)]
+    patterns = {pattern for logger in registry().all_of(Logger) for pattern in logger.files}
+    logs = [p for pattern in sorted(patterns) for p in run.logs.glob(pattern) if not _below_link(p, run.path)]
+    for file in (*run.saved_states(), *run.damaged_states(), run.model, run.metrics, run.loss, *previews, *logs):
+        if file.is_file():
+            file.unlink()
+    manifest.remove(run.samples)
+    run.config.unlink(missing_ok=True)
+    for folder in (run.states, run.previews, run.samples, *{log.parent for log in logs}, run.logs):
+        with contextlib.suppress(OSError):  # the user's own files are in it, or it is a link
+            folder.rmdir()
+
+
+def _below_link(path: Path, folder: Path) -> bool:
+    """Return whether a link leads to a path from a folder above it."""
+    parts = path.relative_to(folder).parts
+    return any(folder.joinpath(*parts[:n]).is_symlink() for n in range(1, len(parts) + 1))

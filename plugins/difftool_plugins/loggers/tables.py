@@ -31,6 +31,8 @@ class Nothing(Logger, name="none"):
 class CSV(Logger, name="csv"):
     """The file logs/metrics.csv in the run folder, with one row per logged step and one column per number."""
 
+    files = ("metrics.csv",)
+
     @contextlib.contextmanager
     def open(self, run: RunContext) -> Iterator[Callable[[Row], None]]:
         run.logs.mkdir(exist_ok=True)
