@@ -116,6 +116,9 @@ def test_a_path_in_a_file_stays_in_the_run_folder(
         {"address": "sqlite:////tmp/x.db"},
         {"address": "file:///tmp/x"},
         {"address": "a-file-here"},
+        {"address": "new/rows"},
+        {"address": ".profile"},
+        {"address": "rows.txt"},
         {"others": ["ok", "~/.bashrc"]},
         {"address": "C:\\x"},
     ],
@@ -137,11 +140,11 @@ def test_a_text_that_leads_out_counts_as_a_path(
 def test_a_relative_path_in_a_file_lies_in_the_run_folder(run: Run, plugin_manager: PluginManager) -> None:
     """A relative path in a config file, or a logger's default, is one in the run folder, and moves with it."""
     plugin_manager.register(plugin(Lines))
-    Path("c.toml").write_text('[loggers.jsonl]\npath = "logs/all.jsonl"\n[loggers.lines]\nproject = "mine"\n')
+    Path("c.toml").write_text('[loggers.jsonl]\npath = "logs/all.jsonl"\n[loggers.lines]\nproject = "v1.0"\n')
     outcome = run("train", "--config", "c.toml", *POINTS, "--steps", 1, "--out", "r")
     assert outcome.code == 0, outcome.err
     assert "logging to jsonl: path r/logs/all.jsonl\n" in outcome.err
-    assert "logging to lines: path r/rows.txt, project mine" in outcome.err
+    assert "logging to lines: path r/rows.txt, project v1.0" in outcome.err
     assert Path("r/rows.txt").read_text() == "a row\n"
     assert tomllib.loads(Path("r/config.toml").read_text())["loggers"]["jsonl"] == {"path": "logs/all.jsonl"}
     Path("r").rename("moved")

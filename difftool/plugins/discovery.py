@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from pathlib import Path
@@ -33,18 +34,19 @@ def installed(group: str) -> list[EntryPoint]:
 
     Packages whose metadata cannot be read are left out, and so are those that call themselves difftool.
     """
-    own = running_distribution()
+    own = running_distribution(tuple(sys.path))
     others = [point for point in _found(group) if distribution_of(point) != BUILT_IN]
     return [*([] if own is None else own.entry_points.select(group=group)), *others]
 
 
 def impostors() -> list[EntryPoint]:
     """Return the plugins of packages that call themselves difftool and are not the distribution that runs."""
-    own = running_distribution()
+    own = running_distribution(tuple(sys.path))
     return [e for e in _found(GROUP) if distribution_of(e) == BUILT_IN and not (own and _same(own, e.dist))]
 
 
-def running_distribution() -> Distribution | None:
+@functools.cache
+def running_distribution(_path: tuple[str, ...]) -> Distribution | None:
     """Return the distribution of the very package that runs, wherever other ones of its name lie on the module path."""
     named = list(distributions(name=BUILT_IN))
     running = [found for found in named if _holds(found, Path(__file__).parents[1])]
@@ -73,7 +75,12 @@ def _same(one: Distribution, other: Distribution | None) -> bool:
 
 
 def _found(group: str) -> list[EntryPoint]:
-    """Return the entry points of a group. Of distributions with equal names, Python takes the first alone."""
+    return _read(group, tuple(sys.path))
+
+
+@functools.cache
+def _read(group: str, _path: tuple[str, ...]) -> list[EntryPoint]:
+    """Read the entry points of a group. Of distributions with equal names, Python takes the first alone."""
     try:
         return list(entry_points(group=group))
     except Exception:  # one unreadable package hides all others, so read them one by one

@@ -100,7 +100,7 @@ def options_survive_a_config_file(component: Component) -> str:
 
 def options_survive_a_model_file(component: Component) -> str:
     """The component's options, as they are and with each one changed in turn, are unchanged after they were written to
-    and read from the JSON metadata of `model.safetensors`."""
+    and read from JSON, as the metadata of `model.safetensors` hold all but paths."""
     return _check_round_trip(
         component, lambda one: make(type(one), json.loads(json.dumps(plain(one), allow_nan=False)))
     )
