@@ -2,7 +2,6 @@
 
 A component is a frozen, keyword-only dataclass. Its fields are its options, its docstring is its help, and its one
 method makes the part. Subclassing is all it takes: `class DDIM(Sampler, name="ddim")`.
-
 A kind is declared by its base class alone, here. The hook that plugins implement, the flag `--KIND NAME` with the
 options of the component that it names, the table in config files, `difftool list` and the tables of the documentation
 follow from the declaration. Importing this module imports nothing heavy.
@@ -276,8 +275,7 @@ class Logger(Component):
 
     def destination(self, run: RunContext) -> str:
         """Return where the rows go, for the first lines of `difftool train`: the options, or `run.logs`."""
-        options = (f"{dashed(name)} {value}" for name, value in plain(self).items() if value != [])
-        return ", ".join(options) or str(run.logs)
+        return ", ".join(f"{dashed(name)} {v}" for name, v in plain(self).items() if v != []) or str(run.logs)
 
 
 class Writer(Component):

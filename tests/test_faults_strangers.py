@@ -345,8 +345,8 @@ class Weighed(Weighting, name="weighed"):
 
     table: Path = option(help="the file")
 
-    def weight(self, spec: Any, prediction: Any) -> torch.Tensor:
-        return torch.ones(len(spec.schedule), dtype=torch.float64)
+    def weight(self, native: torch.Tensor, spec: Any) -> torch.Tensor:
+        return native
 
 
 def test_a_model_is_sampled_without_the_files_of_its_training(run: Run, plugin_manager: PluginManager) -> None:
