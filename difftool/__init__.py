@@ -7,12 +7,14 @@ This module offers everything that a plugin author or a script needs, and nothin
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from difftool.version import API_VERSION as API_VERSION
 from difftool.version import __version__ as __version__
 
+TYPE_CHECKING = False  # typing is not imported: under `python -m` it could still come from the current folder
 if TYPE_CHECKING:
+    from typing import Any
+
     from difftool.api import load as load
     from difftool.api import train as train
     from difftool.components import Backbone as Backbone

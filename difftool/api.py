@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from difftool.children import safe_path
 from difftool.components import Component
 from difftool.options import make
 from difftool.paths import absolute
@@ -47,7 +48,7 @@ def train(*, out: str | Path | None = None, overwrite: bool = False, device: str
     check_requirements(loggers)
     check_run_output(path, overwrite=overwrite)
     chosen = devices.choose(device)
-    with devices.threads(recipe.training.threads), connect(chosen) as group:
+    with safe_path(), devices.threads(recipe.training.threads), connect(chosen) as group:
         experiment = prepare(recipe, chosen)
         with experiment.open(lambda: create(recipe, path, overwrite=overwrite), loggers=loggers, group=group):
             for _ in experiment.run():

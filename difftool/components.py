@@ -1,15 +1,7 @@
 """The kinds of component: validated options go in, a working part comes out.
 
 A component is a frozen, keyword-only dataclass. Its fields are its options, its docstring is its help, and its one
-method makes the part. Subclassing is all it takes:
-
-    class DDIM(Sampler, name="ddim"):
-        \"\"\"Denoising diffusion implicit models (Song, Meng & Ermon, 2021).\"\"\"
-
-        eta: float = option(default=0.0, ge=0, le=1, help="0 is deterministic, 1 adds as much noise as DDPM")
-
-        def sample(self, denoise, x, levels, noise): ...
-
+method makes the part. Subclassing is all it takes: `class DDIM(Sampler, name="ddim")`.
 A kind is declared by its base class alone, here. The hook that plugins implement, the flag `--KIND NAME` with the
 options of the component that it names, the table in config files, `difftool list` and the tables of the documentation
 follow from the declaration. Importing this module imports nothing heavy.
@@ -87,8 +79,7 @@ class Dataset(Component):
     """The backbone that is taken when the user names none."""
 
     generated: ClassVar[bool] = False
-    """True if the samples are computed from the options and the seed alone, and no file is opened. A model file by
-    itself, of which the options are a stranger's, loads only such data."""
+    """True if the samples are computed from the options and the seed alone. A model file by itself loads no others."""
 
     @abstractmethod
     def load(self, context: DatasetContext) -> Samples:
@@ -283,8 +274,7 @@ class Logger(Component):
 
     def destination(self, run: RunContext) -> str:
         """Return where the rows go, for the first lines of `difftool train`: the options, or `run.logs`."""
-        options = (f"{dashed(name)} {value}" for name, value in plain(self).items() if value != [])
-        return ", ".join(options) or str(run.logs)
+        return ", ".join(f"{dashed(name)} {v}" for name, v in plain(self).items() if v != []) or str(run.logs)
 
 
 class Writer(Component):

@@ -16,6 +16,8 @@ from rich.table import Column
 from difftool.cli.console import add_row, help_text, new_table, result_json, stdout
 from difftool.cli.parameters import AsJson
 from difftool.errors import BadFile
+from difftool.plugins.discovery import BUILT_IN
+from difftool.version import __version__
 
 if TYPE_CHECKING:
     from difftool.runs.folder import RunFolder
@@ -113,7 +115,7 @@ def _of_file(tensors: dict[str, Any], document: dict[str, Any], *, brief: bool =
 def _version(distribution: str, recorded: str) -> str:
     """Return the recorded version of a package, and the installed one if it differs."""
     try:
-        installed = metadata.version(distribution)
+        installed = __version__ if distribution == BUILT_IN else metadata.version(distribution)
     except (metadata.PackageNotFoundError, ValueError):
         return f"{recorded} (not installed)"
     return recorded if installed == recorded else f"{recorded} (now {installed})"
