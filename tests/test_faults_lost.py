@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import POINTS, Outcome, Run, tree
 
-from difftool import manifest
+from difftool import locks, manifest
 from difftool.errors import DifftoolError
 from difftool.files import TEMPORARY
-from difftool.locks import MARK
+from difftool.locks import MARK, hold, holder
 from difftool.manifest import atomic_folder
+from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
+from difftool.sampling.model import load_model, raw_model
 
 TINY = (*POINTS, "--steps", 2)
 
@@ -225,3 +231,101 @@ def test_a_set_that_is_killed_half_way_is_replaced_as_a_whole(
     assert names(folder) == ["0000.png", "2023.png"]
     assert (folder / "0000.png").read_text() == "last 0000.png"
     assert RunFolder(folder).saved_states() == []
+
+
+# --- looking at a run while it is trained --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", ["it is opened", "its header is read", "a tensor is read"])
+@pytest.mark.parametrize("other", [4, 64])
+def test_a_file_that_is_replaced_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, other: int
+) -> None:
+    """`sample` and `info` read the old file or the new one of a run that saves meanwhile, and never a mixture."""
+    path, replaced = tmp_path / "model.safetensors", []
+    checkpoint.save(path, {"a": torch.zeros(4), "b": torch.zeros(3)}, {"step": 1})
+
+    def then_replace(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            result = function(*arguments)
+            if not replaced:
+                replaced.append(checkpoint.save(path, {"a": torch.ones(other), "b": torch.ones(3)}, {"step": 2}))
+            return result
+
+        return called
+
+    owner, name = {
+        "it is opened": (checkpoint, "open_regular"),
+        "its header is read": (checkpoint, "_read_header"),
+        "a tensor is read": (checkpoint._Entry, "read"),
+    }[point]
+    monkeypatch.setattr(owner, name, then_replace(getattr(owner, name)))
+    tensors, document = checkpoint.load(path)
+    assert replaced
+    assert (document["step"], tensors["a"].tolist(), tensors["b"].tolist()) == (1, [0.0] * 4, [0.0] * 3)
+    assert checkpoint.load(path)[1]["step"] == 2
+
+
+def test_raw_weights_of_a_state_that_is_replaced(
+    points_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sample --weights raw` takes the newer state where the one that it found was just deleted by the run."""
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(points_run, run.path)
+    model, (state, *_) = load_model(run.path), run.saved_states()
+    newer = run.state(31)
+    load = checkpoint.load
+
+    def load_late(path: Path) -> Any:
+        if path == state:
+            tensors, document = load(state)
+            checkpoint.save(newer, tensors, {**document, "step": 31})
+            state.unlink()
+        return load(path)
+
+    monkeypatch.setattr(checkpoint, "load", load_late)
+    assert raw_model(model, run).source == newer
+
+
+def test_a_look_is_not_in_the_way_of_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`runs` and `info` look at a lock together, and `--resume` waits for them instead of saying "in use"."""
+    lock = tmp_path / "lock"
+    with hold(lock):
+        pass
+    with open(lock, "rb") as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        assert holder(lock) == ""
+        waited = []
+
+        def end_the_look(_: float) -> None:
+            waited.append(fcntl.flock(look, fcntl.LOCK_UN))
+
+        monkeypatch.setattr(locks.time, "sleep", end_the_look)
+        with hold(lock):
+            assert holder(lock) == str(os.getpid())
+            with pytest.raises(DifftoolError, match=f"in use by process {os.getpid()}"), hold(lock):
+                pass
+        assert len(waited) == 1
+    assert (holder(lock), lock.read_text()) == ("", MARK)
+
+
+@pytest.mark.slow
+def test_runs_in_a_loop_disturb_nobody(tmp_path: Path) -> None:
+    """Thousands of looks at a run leave a process that takes its lock again and again undisturbed."""
+    lock, done = tmp_path / "lock", threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            holder(lock)
+
+    looks = [threading.Thread(target=look) for _ in range(2)]
+    for one in looks:
+        one.start()
+    try:
+        for _ in range(300):
+            with hold(lock):
+                assert holder(lock) == str(os.getpid())
+    finally:
+        done.set()
+        for one in looks:
+            one.join()
