@@ -67,11 +67,13 @@ def make_step(state: TrainState, objective: Objective, settings: Training, group
         finite = grad_norm < math.inf
         if settings.clip:
             clip_grads_with_norm_(optimizer.parameters, settings.clip, grad_norm)
+        state.moving = True
         optimizer.update(lr, finite)  # a step whose gradient is not finite is masked
         scaler.update()
         if state.ema is not None:  # averaging weights that a masked step left alone does no harm
             state.ema.update()
         state.step += 1
+        state.moving = False
         return StepResult(state.step, inputs, prediction, loss, grad_norm, finite, lr)
 
     return step
