@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -92,6 +93,14 @@ class ProcessGroup:
         """Return the network such that a backward pass averages gradients over the processes."""
         return network
 
+    def wrap_again(self, wrapped: nn.Module, network: nn.Module) -> nn.Module:
+        """Return the wrapped network for the steps after the first, which has shown whether all weights are used."""
+        return wrapped
+
+    def averaging(self, wrapped: nn.Module, now: bool) -> AbstractContextManager[object]:
+        """Return a context for a forward and a backward pass that averages the gradients, or else only adds them up."""
+        return contextlib.nullcontext()
+
     def all_max(self, number: int) -> int:
         """Return the largest of the processes' numbers."""
         return number
@@ -145,12 +154,29 @@ class DistributedGroup(ProcessGroup):
                 self._dist.destroy_process_group(group)
 
     def wrap(self, network: nn.Module) -> nn.Module:
+        self._silent = {weight for weight in network.parameters() if weight.requires_grad}
+        weights: list[Any] = [*self._silent]
+        self._hooks = [weight.register_post_accumulate_grad_hook(self._silent.discard) for weight in weights]
+        return self._averaged(network, find_unused_parameters=True)
+
+    def wrap_again(self, wrapped: nn.Module, network: nn.Module) -> nn.Module:
+        for hook in self._hooks:
+            hook.remove()
+        skips = self.all_max(len(self._silent)) > 0 or getattr(network, "skips_weights", False)
+        return wrapped if skips else self._averaged(network, find_unused_parameters=False)
+
+    def _averaged(self, network: nn.Module, *, find_unused_parameters: bool) -> nn.Module:
         from torch.nn.parallel import DistributedDataParallel
 
-        # a network may leave weights unused, and not always the same ones
         return DistributedDataParallel(
-            network, process_group=self._gradients, broadcast_buffers=False, find_unused_parameters=True
+            network,
+            process_group=self._gradients,
+            broadcast_buffers=False,
+            find_unused_parameters=find_unused_parameters,  # a search through the graph in every step
         )
+
+    def averaging(self, wrapped: nn.Module, now: bool) -> AbstractContextManager[object]:
+        return contextlib.nullcontext() if now else wrapped.no_sync()  # type: ignore[operator]
 
     def all_max(self, number: int) -> int:
         import torch
@@ -227,6 +253,11 @@ def naming_lost_peers() -> Iterator[None]:
         text = one_line(error)
         if any(word in text for word in LOST):
             raise PeerDied("another process of this run failed or was killed") from error
+        if "finished reduction in the prior iteration" in text:
+            raise DifftoolError(
+                "the network leaves some weights out of some steps, but not of the first; to train it with many "
+                "processes, its class must set skips_weights = True"
+            ) from error
         if isinstance(error, dist.DistError):
             raise DifftoolError(f"the processes cannot work together: {text}") from error
         raise
