@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from difftool.components import Component
+from difftool.errors import check_main_guard
 from difftool.options import make
 from difftool.plugins.registry import registry
 from difftool.runs.recipe import Recipe, build_recipe, companion_kinds, recipe_kinds
@@ -46,6 +47,7 @@ def train(*, out: str | Path | None = None, overwrite: bool = False, device: str
     from difftool.training.experiment import prepare
     from difftool.training.loggers import check_requirements
 
+    check_main_guard()
     recipe, loggers = _recipe(choices), _companions(choices)
     path = None if out is None else Path(out)
     check_requirements(loggers)

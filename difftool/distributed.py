@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 GRADIENT_TIMEOUT = timedelta(minutes=5)
 """All processes end a step together, so one that has not read its share of a batch and computed gradients in this time
 is dead. A killed process is noticed at once; the timeout is for machines that vanish."""
+MEETING = timedelta(seconds=90)
+"""The time in which all processes must have been started, and reach the main one."""
 TIMEOUT = timedelta(minutes=30)
 """The timeout of all other exchanges, in which the main process may draw or save while the others wait for it."""
 
@@ -226,10 +229,7 @@ def connect(device: torch.device | None = None) -> Iterator[ProcessGroup]:
         import torch.distributed as dist
 
         if not dist.is_initialized():
-            try:
-                dist.init_process_group("gloo", timeout=TIMEOUT)
-            except ValueError as error:
-                raise DifftoolError(f"cannot find the other processes: {error}; start them with torchrun") from None
+            _meet()
             atexit.register(dist.destroy_process_group)
         if device is not None and device.type == "cuda":
             torch.cuda.set_device(device)
@@ -238,6 +238,35 @@ def connect(device: torch.device | None = None) -> Iterator[ProcessGroup]:
             yield group
         finally:
             group.close()
+
+
+def _meet() -> None:
+    """Find the other processes. Raises `DifftoolError`, also if they cannot be reached in time."""
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        with _silent_descriptor():  # its C++ code repeats each failure there
+            store, rank, size = next(rendezvous("env://", timeout=MEETING))
+        store.set_timeout(TIMEOUT)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    except (ValueError, RuntimeError) as error:
+        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        reason = re.split(r"\. | \(|Exception raised| while trying", one_line(error).rstrip("."))[0]
+        raise DifftoolError(f"cannot find the other processes at {where}: {reason}; start them with torchrun") from None
+
+
+@contextlib.contextmanager
+def _silent_descriptor() -> Iterator[None]:
+    """Let what native code prints to descriptor 2 in a block vanish."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextlib.contextmanager

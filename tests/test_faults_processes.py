@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import resource
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from conftest import POINTS, Run
-from test_processes import Torchrun, distance, one, torchrun  # noqa: F401 - a fixture
+from test_processes import Torchrun, distance, one, photos, torchrun  # noqa: F401 - a fixture
 from torch import nn
 
+from difftool import distributed
 from difftool.distributed import ProcessGroup
+from difftool.errors import DifftoolError
 
 COUNTED = """
 import json, os, sys
@@ -91,3 +98,60 @@ def test_only_the_last_part_of_a_batch_is_sent(run: Run, monkeypatch: pytest.Mon
     monkeypatch.setattr(ProcessGroup, "averaging", averaging)
     assert run("train", *POINTS, "--batch-size", 7, "--accumulate", 3, "--steps", 2).code == 0
     assert sent == [False, False, True] * 2
+
+
+@pytest.mark.parametrize(("rank", "reason"), [(0, "waiting for clients"), (1, "The client socket has timed out")])
+def test_processes_that_do_not_meet_end(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], rank: int, reason: str
+) -> None:
+    """A MASTER_ADDR that cannot be reached ends a run in bounded time with one line, without a trace of C++."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in names.items():
+        monkeypatch.setenv(name, str(value))
+    assert timedelta(seconds=30) <= distributed.MEETING <= timedelta(minutes=2)
+    monkeypatch.setattr(distributed, "MEETING", timedelta(milliseconds=100))
+    where = f"cannot find the other processes at 127.0.0.1:{port}: "
+    with pytest.raises(DifftoolError, match=f"{where}.*{reason}") as caught, distributed.connect():
+        pass
+    assert len(str(caught.value)) < 200
+    assert "frame" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("mebibytes", [100, 300])
+def test_a_limit_on_memory_is_no_bug(tmp_path: Path, mebibytes: int) -> None:
+    """`ulimit -v` that is too small for torch is told as a lack of memory, with the limit, and not as a bug."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (mebibytes << 20, mebibytes << 20))
+
+    command = [sys.executable, "-m", "difftool", "train", "--steps", "1", "--out", "x"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=limit, check=False)
+    assert done.returncode == 1
+    assert f"error: out of memory (ulimit -v allows {mebibytes} MiB)" in done.stderr
+    assert "bug" not in done.stderr
+
+
+UNGUARDED = """
+import multiprocessing
+multiprocessing.set_start_method("spawn", force=True)
+import difftool
+data = difftool.component("dataset", "image-folder", path="photos", size=8, memory=0)
+unet = difftool.component("backbone", "unet", dim=8, dim_mults=(1, 2), groups=4)
+difftool.train(dataset=data, backbone=unet, workers=1, steps=1, batch_size=4)
+"""
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_guard(tmp_path: Path) -> None:
+    """A script without a main guard says so where workers are spawned, and makes one run folder."""
+    photos(tmp_path)
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert 'a script must call difftool below `if __name__ == "__main__":`' in last
+    assert len(list((tmp_path / "runs").iterdir())) == 1
