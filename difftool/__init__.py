@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from difftool.errors import printable as printable
     from difftool.figures.drawing import Drawing as Drawing
     from difftool.figures.formats import DrawingSpec as DrawingSpec
+    from difftool.files import read_json as read_json
+    from difftool.files import write_json as write_json
     from difftool.hookspecs import hookimpl as hookimpl
     from difftool.options import option as option
     from difftool.plugins.registry import component as component
@@ -82,6 +84,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "errors": ("DifftoolError", "UsageError", "printable"),
     "figures.drawing": ("Drawing",),
     "figures.formats": ("DrawingSpec",),
+    "files": ("read_json", "write_json"),
     "hookspecs": ("hookimpl",),
     "options": ("option",),
     "plugins.registry": ("component", "names"),

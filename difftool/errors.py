@@ -134,6 +134,8 @@ NO_MEMORY = (
     *("failed to map segment", "can't start new thread"),  # a shared library or a stack that found no room
 )
 """Words of libraries that found no memory, or no more of it below a limit such as that of `ulimit -v`."""
+LONGEST_LINE = 2_000
+"""Characters of a line of output, or of a cell of a table, since either may hold text from a file."""
 OUT_OF_MEMORY = "out of memory{}; a smaller --batch-size, a smaller network or --precision bf16 need less"
 
 
@@ -173,3 +175,11 @@ def reader_died(error: BaseException) -> bool:
 def printable(text: str) -> str:
     """Escape control characters, also line breaks, in a text from a file before it reaches the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most `most` characters: the middle of a longer one is left out."""
+    if len(text) <= most:
+        return text
+    end = most // 4
+    return f"{text[: most - end - 5]}[...]{text[-end:]}"

@@ -1,10 +1,12 @@
-"""Files: written whole or not at all, and never over one another."""
+"""Files: written whole or not at all, never over one another, and read with bounds."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import glob
+import json
+import math
 import os
 import re
 import secrets
@@ -12,7 +14,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from difftool.errors import DifftoolError
 
@@ -20,6 +22,10 @@ TEMPORARY = ".difftool-tmp"
 """The prefix of temporary folders, by which `sweep` finds those of a killed run."""
 LONGEST_NAME = 255
 """The largest size of a file name in bytes, on all usual file systems."""
+LARGEST_INTEGER, DEEPEST = 2**63, 32
+"""The limits for whole numbers in files, and for values within values."""
+LARGEST_JSON = 2**28
+"""The size in bytes up to which a JSON file is read."""
 
 
 @contextlib.contextmanager
@@ -67,6 +73,57 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file, with the checks of `parse_json`. Raises `OSError` and `ValueError`."""
+    with open_regular(path) as file:
+        data = file.read(LARGEST_JSON + 1)
+    if len(data) > LARGEST_JSON:
+        raise ValueError(f"it is larger than {LARGEST_JSON >> 20} MiB")
+    return parse_json(data)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text from an untrusted file.
+
+    Raises `ValueError` for text that is not JSON, objects with two equal keys, and what `check_values` refuses.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("two keys are equal")
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError("values are nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError("the text is not JSON") from None
+    check_values(value)
+    return value
+
+
+def check_values(value: Any, name: str = "", depth: int = 0) -> None:
+    """Check values from an untrusted file before anything computes with them.
+
+    Raises `ValueError`, with the key, for numbers that are not finite or take more than 64 bits, and for values nested
+    too deeply.
+    """
+    problem = ""
+    if isinstance(value, (dict, list)):
+        if depth == DEEPEST:
+            raise ValueError("values are nested too deeply")
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            check_values(entry, f"{name}.{key}" if name else str(key), depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        problem = f"must be a finite number, not {value}"
+    elif isinstance(value, int) and not -LARGEST_INTEGER <= value < LARGEST_INTEGER:
+        problem = "a whole number of more than 64 bits"
+    if problem:
+        raise ValueError(f"{name}: {problem}" if name else problem)
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and its parents where they are missing, synced to the disk. Raises `DifftoolError`."""
     try:
@@ -84,6 +141,11 @@ def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
     """Write a UTF-8 text file, whole or not at all. Raises `DifftoolError`."""
     with atomic(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as a JSON file, whole or not at all. Raises `DifftoolError`."""
+    write_text(path, json.dumps(value))
 
 
 def numbered(folder: Path, stem: str, suffix: str) -> Path:

@@ -14,7 +14,7 @@ BUILT_INS = PACKAGE.parent / "plugins" / "difftool_plugins"
 LAYERS = (
     ("version", "errors", "files", "locks", "manifest", "rng"),
     ("distributed", "devices"),
-    ("options", "specs", "components", "settings", "hookspecs"),
+    ("options", "paths", "specs", "components", "settings", "hookspecs"),
     ("diffusion",),
     ("data",),
     ("figures",),

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
-from difftool.errors import printable
+from difftool.errors import LONGEST_LINE, printable, shortened
 
 WIDEST = 300
 """Columns of a table in a file or a pipe."""
@@ -52,7 +52,7 @@ def note(text: str) -> None:
     A log that cannot take it (a full disk, a closed pipe) does not end a run.
     """
     with contextlib.suppress(OSError):
-        stderr().print(Text(printable(text)))
+        stderr().print(Text(shortened(printable(text), LONGEST_LINE)))
 
 
 def show(*blocks: RenderableType) -> None:
@@ -81,7 +81,7 @@ def add_row(table: Table, *cells: str) -> None:
 
 def plain(text: str) -> str:
     """Return markup that shows a line of text as it stands, without control characters and tags."""
-    return escape(printable(text))
+    return escape(shortened(printable(text), LONGEST_LINE))
 
 
 _results: list[TextIO] = []

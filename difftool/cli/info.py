@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +21,8 @@ from difftool.errors import BadFile
 if TYPE_CHECKING:
     from difftool.runs.folder import RunFolder
 
-MAX_DEPTH, MAX_ENTRIES = 4, 12
-"""The largest depth of nested values, and number of entries of a list, that are printed."""
+MAX_DEPTH, MAX_ENTRIES, MAX_ROWS = 4, 12, 200
+"""The largest depth of nested values, number of entries of a list, and number of rows that are printed."""
 
 
 def info(
@@ -41,15 +43,21 @@ def info(
         result_json(facts)
         return
     table = new_table(Column(style="cyan", no_wrap=True), Column(overflow="fold"), header=False)
-    for name, value in facts.items():
-        rows = value if isinstance(value, list) and value and isinstance(value[0], dict) else [value]
-        for i, row in enumerate(rows):
-            add_row(table, "" if i else name.replace("_", " "), _text(row))
+    for name, row in islice(_rows(facts), MAX_ROWS):
+        add_row(table, name, row)
     stdout().print(table)
 
 
 def add_to(app: typer.Typer) -> None:
     app.command()(info)
+
+
+def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield names and values as texts; a list of tables takes several rows, of which the first has the name."""
+    for name, value in facts.items():
+        rows = value if isinstance(value, list) and value and isinstance(value[0], dict) else [value]
+        for i, row in enumerate(rows):
+            yield "" if i else name.replace("_", " "), _text(row)
 
 
 def _of_run(run: RunFolder) -> dict[str, Any]:

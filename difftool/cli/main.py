@@ -15,6 +15,7 @@ from typing import Any
 from difftool.cli.signals import signals
 from difftool.distributed import leave_world, world
 from difftool.errors import (
+    LONGEST_LINE,
     OUT_OF_MEMORY,
     READER_DIED,
     DifftoolError,
@@ -27,6 +28,7 @@ from difftool.errors import (
     printable,
     reader_died,
     reader_left,
+    shortened,
 )
 
 BUG = "this is a bug in difftool or a plugin: run again with --debug and report what it prints"
@@ -40,8 +42,8 @@ DISTRIBUTED = ("train", "sample")
 """The commands that several processes share; the main process runs the others alone."""
 MAIN_FIRST = 10.0
 """Seconds that a process leaves to the main process to report wrong usage, and to torchrun to end this one."""
-TOO_LONG = r"\S{300,}"
-"""Words of which a message shows only the two ends."""
+LONG_WORD, SHORT_WORD = 300, 85
+"""The length from which words are shortened, and the length that they get."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -202,8 +204,9 @@ def _usage(error: Any) -> str:
 
 
 def _say(message: str, prefix: str = "") -> None:
-    """Print one line to stderr, with the middle of very long words left out."""
-    line = printable(re.sub(TOO_LONG, lambda word: f"{word[0][:60]}[...]{word[0][-20:]}", " ".join(message.split())))
+    """Print one line to stderr, with the middle of very long words, and of a very long line, left out."""
+    words = (word if len(word) < LONG_WORD else shortened(word, SHORT_WORD) for word in message.split())
+    line = shortened(printable(" ".join(words)), LONGEST_LINE)
     with contextlib.suppress(OSError):
         sys.stderr.write(f"{prefix}difftool: {line}\n")
 

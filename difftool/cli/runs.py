@@ -11,10 +11,13 @@ from rich.table import Column
 
 from difftool.cli.console import add_row, help_text, new_table, note, result_json, stdout
 from difftool.cli.parameters import AsJson
-from difftool.errors import BadFile
+from difftool.errors import BadFile, shortened
 
 if TYPE_CHECKING:
     from difftool.runs.folder import RunFolder
+
+LONGEST_NAME = 60
+"""Characters of a component's name that are shown, since a run's config file may hold any."""
 
 
 def runs(
@@ -44,8 +47,9 @@ def runs(
         for row in rows:
             steps = f"{row['step']}/{row['steps']}" if row["steps"] is not None else str(row["step"])
             loss = "-" if row["loss"] is None else f"{row['loss']:.4g}"
-            names = (row.get(kind) for kind in ("dataset", "schedule", "backbone", "prediction"))
-            started, what = row["started"][:16].replace("T", " "), " / ".join(str(name) for name in names if name)
+            kinds = ("dataset", "schedule", "backbone", "prediction")
+            what = " / ".join(shortened(str(row[kind]), LONGEST_NAME) for kind in kinds if row.get(kind))
+            started = row["started"][:16].replace("T", " ")
             add_row(table, row["run"], started, row["status"], steps, loss, what)
         stdout().print(table)
 

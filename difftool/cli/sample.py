@@ -23,6 +23,7 @@ from difftool.errors import UsageError, printable, spending
 from difftool.figures.formats import DrawingSpec, undrawable
 from difftool.files import numbered
 from difftool.options import Options, option, options_of, plain
+from difftool.paths import check_inside
 from difftool.sampling.writers import check, needed_states, suffixes_of_arrays, write, writer_of
 from difftool.settings import STRENGTH, Sampling
 
@@ -125,6 +126,7 @@ def _check_for_arrays(display: Display, writers: Iterable[Writer]) -> None:
 def _default_path(opened: Opened, plan: Plan) -> Path:
     suffix = ".npy" if undrawable(opened.source.data.shape) else ".png"
     if opened.run:
+        check_inside(opened.run.samples, opened.run.path)
         return numbered(opened.run.samples, plan.stem, suffix)
     return numbered(Path(), f"{opened.source.name}-{plan.stem}", suffix)
 

@@ -16,8 +16,10 @@ import errno
 import logging
 import math
 import os
+import threading
 import warnings
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +40,9 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # its log of damaged
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 MAX_PIXELS = 89_000_000
+"""The largest image. Threads together hold no more decoded pixels than this, unless one image alone has them."""
+PIECE = 1024
+"""The side in pixels of the pieces that are converted one by one: a conversion needs several times their memory."""
 GAP = 3.0
 """The reducing gap of Pillow: cheap reduction (in the JPEG decoder, or by averaging blocks of pixels) stops at this
 multiple of the result, and the antialiasing filter does the rest. With 3 the difference is invisible."""
@@ -64,9 +69,16 @@ def check_image(path: str | os.PathLike[str]) -> None:
 
 def pixels(image: Image.Image, channels: int, size: tuple[int, int] | None) -> np.ndarray:
     """Return the pixels of an open image, uint8 (channels, height, width). Raises whatever Pillow raises."""
+    whole = image.width * image.height
     if size is not None:
         ratio = max(size) / min(image.size) * GAP  # EXIF may still turn the image
         image.draft(None, (math.ceil(image.width * ratio), math.ceil(image.height * ratio)))
+    # a progressive JPEG is held whole by its decoder, however small the image that comes out
+    with _in_flight.spend(whole if "progressive" in image.info else image.width * image.height):
+        return _decoded(image, channels, size)
+
+
+def _decoded(image: Image.Image, channels: int, size: tuple[int, int] | None) -> np.ndarray:
     image.load()
     try:
         ImageOps.exif_transpose(image, in_place=True)
@@ -93,8 +105,43 @@ def cover_box(w: int, h: int, width: int, height: int) -> tuple[float, float, fl
     return 0, top, w, min(top + w * height / width, h)
 
 
+class _Budget:
+    """An amount that threads share: one that asks for more than is left waits, unless nothing is spent."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._spent, self._change = most, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def spend(self, amount: int) -> Iterator[None]:
+        with self._change:
+            self._change.wait_for(lambda: self._spent == 0 or self._spent + amount <= self._most)
+            self._spent += amount
+        try:
+            yield
+        finally:
+            with self._change:
+                self._spent -= amount
+                self._change.notify_all()
+
+
+_in_flight = _Budget(MAX_PIXELS)
+
+
 def _flat(image: Image.Image, mode: str) -> Image.Image:
-    """Convert an image to 8-bit RGB or L, laid over white."""
+    """Convert an image to 8-bit RGB or L, laid over white, piece by piece."""
+    if image.mode == mode and not image.has_transparency_data:
+        return image
+    width, height = image.size
+    if width * height <= PIECE**2:
+        return _converted(image, mode)
+    flat = Image.new(mode, image.size)
+    for top, left in product(range(0, height, PIECE), range(0, width, PIECE)):
+        box = (left, top, min(width, left + PIECE), min(height, top + PIECE))
+        flat.paste(_converted(image.crop(box), mode), box)
+    return flat
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I"):
         values, key = np.asarray(image), image.info.get("transparency")
         if values.min() < 0 or values.max() > 65535:

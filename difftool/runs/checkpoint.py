@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from difftool.errors import BadFile, DifftoolError, out_of_memory
-from difftool.files import atomic, open_regular
+from difftool.files import atomic, open_regular, parse_json
 
 KEY = "difftool"
 """The only metadata key, since the order of several would vary between saves."""
@@ -166,11 +166,11 @@ def _read_header(path: Path, file: BinaryIO) -> _Header:
     text = file.read(length)
     if not text.startswith(b"{"):
         raise _foreign(path, "no header")
-    header = _json(path, text, "its header is malformed")
+    header = _json(path, text, "header")
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get(KEY), str):
         raise _foreign(path, "it carries no difftool metadata")
-    envelope = _json(path, metadata[KEY], "its metadata are not JSON")
+    envelope = _json(path, metadata[KEY], "metadata")
     if not isinstance(envelope, dict) or not all(isinstance(envelope.get(k), str) for k in ENVELOPE):
         raise _foreign(path, "its metadata are malformed")
     try:
@@ -208,24 +208,17 @@ def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], most:
     return "; ".join(rows[:most]) + more
 
 
-def _json(path: Path, text: str | bytes, refusal: str) -> Any:
-    """Parse JSON, and refuse an object with two equal keys. Raises `BadFile`."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("two equal keys")
-        return found
-
+def _json(path: Path, text: str | bytes, part: str) -> Any:
+    """Parse the JSON in a part of a file, with the checks that untrusted text needs. Raises `BadFile`."""
     try:
-        return json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError):
-        raise _foreign(path, refusal) from None
+        return parse_json(text)
+    except ValueError as error:
+        raise _foreign(path, f"in its {part}, {error}") from None
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
     """Check a document. Raises `BadFile`."""
-    document = _json(path, text, "its metadata are not JSON")
+    document = _json(path, text, "metadata")
     if not isinstance(document, dict) or type(document.get("format")) is not int or document["format"] < 1:
         raise _foreign(path, "its metadata are malformed")
     if document["format"] > FORMAT:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from difftool.errors import UsageError
-from difftool.files import open_regular
+from difftool.files import check_values, open_regular
 
 LARGEST_CONFIG = 2**20
 """The size in bytes up to which a config file is read."""
@@ -19,20 +19,30 @@ def read_toml(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(_text(path))
+        document = tomllib.loads(_text(path))
     except FileNotFoundError:
         raise UsageError(f"config file {path} does not exist") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise UsageError(f"config file {path}: values are nested too deeply") from None
+    except ValueError as error:
         raise UsageError(f"config file {path} is not valid TOML: {str(error).partition(';')[0]}") from None
     except OSError as error:
         raise UsageError(f"config file {path} cannot be read: {error.strerror}") from None
+    try:
+        check_values(document)
+    except ValueError as error:
+        table, _, key = str(error).partition(":")[0].rpartition(".")
+        line = line_of(path, table, key) if table else None
+        raise UsageError(f"config file {path}{f', line {line}' if line else ''}: {error}") from None
+    return document
 
 
 def dump_toml(document: Mapping[str, Any]) -> str:
-    """Return tables of plain values as TOML. `read_toml` reads them back."""
+    """Return tables of plain values as TOML, without characters that could steer a terminal. `read_toml` reads them."""
     import tomli_w
 
-    return tomli_w.dumps(document)
+    text = tomli_w.dumps(document)
+    return "".join(c if c == "\n" or c.isprintable() else f"\\U{ord(c):08x}" for c in text)
 
 
 def line_of(path: Path, table: str, key: str = "") -> int | None:

@@ -28,21 +28,25 @@ from typing import Any, Literal
 from difftool import manifest
 from difftool.components import Logger
 from difftool.errors import BadFile, DifftoolError, UsageError
-from difftool.files import TEMPORARY, check_output, make_folder, sweep, write_text
+from difftool.files import TEMPORARY, check_output, make_folder, open_regular, parse_json, sweep, write_text
 from difftool.locks import followed, hold, holder, in_use, is_marked
+from difftool.paths import check_inside, check_links
 from difftool.plugins.registry import registry
 from difftool.runs.config import dump_toml, read_toml
 from difftool.runs.recipe import Recipe
+from difftool.settings import LARGEST_STEP
 
 ROOT = Path("runs")
 LOCK = "lock"
 DAMAGED = ".damaged"
 """The suffix of a training state that could not be read."""
+OURS = {"config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "state", "previews", "samples", "logs"}
+"""The files and folders of a run."""
 DAMAGED_STATE = re.compile(rf"step-\d{{9,10}}\.safetensors{re.escape(DAMAGED)}", re.ASCII)
 PREVIEW = re.compile(r"(samples|panel)-\d{6,}\.png", re.ASCII)
 """The names of previews."""
-LARGEST = 1e300
-"""The limit for numbers in metrics.jsonl."""
+LARGEST, LONGEST_ROW = 1e300, 2**16
+"""The limits for numbers in metrics.jsonl, and for the bytes of a row."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +133,16 @@ class RunFolder:
 
     @property
     def started(self) -> str:
-        """The time when the run began, ISO 8601 in UTC, or an empty text."""
-        return str(self.recorded().get("started", ""))
+        """The time when the run began, ISO 8601, or an empty text where the config file holds no time."""
+        try:
+            return datetime.fromisoformat(str(self.recorded().get("started"))).isoformat(timespec="milliseconds")
+        except ValueError:
+            return ""
 
     def status(self) -> Status:
         """Return the progress of the run, by its lock, its states and its metrics."""
         steps = self.recorded().get("steps")
-        steps = steps if type(steps) is int else None
+        steps = steps if type(steps) is int and 0 <= steps <= LARGEST_STEP else None
         if self.in_use_by:
             rows = self.read_metrics()
             return Status("training", rows[-1]["step"] if rows else 0, steps)
@@ -153,10 +160,10 @@ class RunFolder:
     def read_metrics(self, up_to: int | None = None) -> list[dict[str, Any]]:
         """Return the logged rows, up to a step. A killed run may leave half a line, which is skipped."""
         rows: dict[int, dict[str, Any]] = {}
-        if self.metrics.is_file():
-            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError, RecursionError):
-                    row = json.loads(line)
+        with contextlib.suppress(OSError), open_regular(self.metrics) as file:
+            while line := file.readline(LONGEST_ROW):
+                with contextlib.suppress(ValueError):
+                    row = parse_json(line)
                     if _is_row(row) and (up_to is None or row["step"] <= up_to):
                         rows[row["step"]] = row
         return list(rows.values())
@@ -180,7 +187,10 @@ class RunFolder:
             raise in_use(self.path, process)
 
     def check_room(self, state_bytes: int) -> None:
-        """Check, before any work, that the files of a run can be written. Raises `DifftoolError`."""
+        """Check, before any work, that the files of a run can be written, and in its folder. Raises `DifftoolError`."""
+        for folder in (self.states, self.previews, self.samples):
+            check_inside(folder, self.path)
+        check_links(self.logs, self.path)
         for folder in (self.states, self.previews, self.samples):
             if folder.exists() and not folder.is_dir():
                 raise DifftoolError(f"{folder} is a file; a run needs a folder there")
@@ -249,13 +259,8 @@ def check_run_output(out: Path | None, *, overwrite: bool) -> None:
                 f"--out: {out} is not a run folder, so --overwrite does not touch it (its lock file is not "
                 "difftool's); name another"
             )
-        run = RunFolder(out)
-        if link := next(
-            (p for p in (run.config, run.model, run.metrics, run.loss, run.states) if p.is_symlink()), None
-        ):
-            raise DifftoolError(
-                f"--out: {link} is a link, which --overwrite does not replace; remove it, or name another"
-            )
+        if link := next((name for name in sorted(content & OURS) if (out / name).is_symlink()), None):
+            raise DifftoolError(f"--out: {out / link} is a link, so --overwrite does not touch it; remove it first")
 
 
 def _content(folder: Path) -> set[str]:
@@ -312,6 +317,8 @@ def _is_row(row: Any) -> bool:
     """Return whether a JSON value from metrics.jsonl is a row: step, loss, and numbers or None."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or "loss" not in row:
         return False
+    if not 0 <= row["step"] <= LARGEST_STEP:
+        return False
     quartiles = row.get("loss_quartiles", [None] * 4)
     if not isinstance(quartiles, list) or len(quartiles) != 4:
         return False
@@ -324,7 +331,7 @@ def _clear(run: RunFolder) -> None:
 
     States go first, so that a half-removed run cannot be resumed.
     """
-    previews = [p for p in run.previews.glob("*.png") if PREVIEW.fullmatch(p.name) and not run.previews.is_symlink()]
+    previews = [p for p in run.previews.glob("*.png") if PREVIEW.fullmatch(p.name)]
     patterns = {pattern for logger in registry().all_of(Logger) for pattern in logger.files}
     logs = [p for pattern in sorted(patterns) for p in run.logs.glob(pattern) if not _below_link(p, run.path)]
     for file in (*run.saved_states(), *run.damaged_states(), run.model, run.metrics, run.loss, *previews, *logs):

@@ -20,18 +20,19 @@ from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples, fingerprint, split
 from difftool.diffusion.schedule import Schedule
-from difftool.distributed import SINGLE, ProcessGroup, world
+from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import DifftoolError, InvalidOption, UsageError
 from difftool.files import sweep
+from difftool.paths import in_run, relative_to_run
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading
 from difftool.rng import key, seed_globally
 from difftool.runs.folder import RunFolder, now
 from difftool.runs.recipe import Recipe, companion_tables
 from difftool.sampling.model import Model
-from difftool.settings import AUTO, Training, is_due
+from difftool.settings import AUTO, is_due
 from difftool.specs import ObjectiveSpec, Row, RunContext
 from difftool.training import loop, state
-from difftool.training.batch_size import BatchSizeSearch, find_batch_size
+from difftool.training.batch_size import BatchSizeSearch, check_processes, find_batch_size
 from difftool.training.loggers import Loggers, opened
 from difftool.training.loss import Objective
 from difftool.training.metrics import Meter, Stopwatch, scalars
@@ -140,6 +141,8 @@ class Experiment:
             if resume:
                 self._resume(new_data)
             started = (folder.started if resume else "") or now()
+            loggers = [relative_to_run(logger, folder.path) for logger in loggers]
+            placed = [in_run(logger, folder.path) for logger in loggers]
             facts = {"started": started, **devices.machine(self.device), "steps": self.steps, "data": self.fingerprint}
             tables, plugins = {**document, **companion_tables(loggers)}, self.recipe.plugins(loggers)
             self._describe = lambda folder: folder.write_config(tables, facts, plugins)
@@ -152,7 +155,7 @@ class Experiment:
                 started=started,
                 step=self.state.step,
             )
-            with opened(loggers, context) as open_loggers:
+            with opened(placed, context) as open_loggers:
                 yield open_loggers
 
     def _resume(self, new_data: bool) -> None:
@@ -320,17 +323,6 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         fingerprint=fingerprint(samples),
         search=search,
     )
-
-
-def check_processes(settings: Training) -> None:
-    """Raise `InvalidOption` if the processes of this run cannot share a batch."""
-    processes, reason = world().size, ""
-    if processes > 1 and settings.batch_size == AUTO:
-        reason = "auto is for one process; name a number"
-    elif isinstance(settings.batch_size, int) and settings.batch_size < processes:
-        reason = f"{processes} processes share each batch, so it has at least as many items, not {settings.batch_size}"
-    if reason:
-        raise InvalidOption("batch_size", reason, where="--batch-size")
 
 
 def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device: torch.device) -> Objective:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import os
-import secrets
 import warnings
 from collections import deque
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from difftool import Dataset, option, printable
+from difftool import Dataset, DifftoolError, option, printable, read_json, write_json
 from difftool_plugins.datasets.sizes import height_width
 
 if TYPE_CHECKING:
@@ -122,7 +120,9 @@ class ImageFolder(Dataset, name="image-folder"):
         unchecked = [i for i, name in enumerate(files.names) if not stamps[i] or checked.get(name) != stamps[i]]
         bad = check_all(files, unchecked)
         if index and unchecked:
-            _write_index(index, {name: stamps[i] for i, name in enumerate(files.names) if i not in bad})
+            good = {name: stamps[i] for i, name in enumerate(files.names) if i not in bad}
+            with contextlib.suppress(DifftoolError):  # a run can go on without it, as on a full or read-only disk
+                write_json(index, good)
         return bad
 
 
@@ -210,18 +210,7 @@ def _fingerprint(names: Sequence[str], stamps: Sequence[Stamp]) -> str:
 def _read_index(file: Path) -> dict[str, Stamp]:
     """Return the stamps in an index file, or none if it is missing or damaged, since it only saves time."""
     try:
-        index = json.loads(file.read_bytes())
+        index = read_json(file)
     except (OSError, ValueError):
         return {}
     return index if isinstance(index, dict) else {}
-
-
-def _write_index(file: Path, stamps: dict[str, Stamp]) -> None:
-    temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")
-    with contextlib.suppress(OSError):  # a run can go on without an index, for example on a full or read-only disk
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(stamps))  # JSON in ASCII can hold the surrogates of undecodable names
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
