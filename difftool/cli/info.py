@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -89,6 +90,8 @@ def _of_state(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     problem = check(path)
+    if problem and not os.path.lexists(path):
+        return None
     facts = {"file": path.name, "mebibytes": round(size / 2**20, 2), "valid": not problem}
     return facts | ({"problem": problem} if problem else {})
 

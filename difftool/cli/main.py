@@ -19,6 +19,7 @@ from difftool.distributed import leave_world, world
 from difftool.errors import (
     LONGEST_LINE,
     OUT_OF_MEMORY,
+    READER_DIED,
     DifftoolError,
     Interrupted,
     Stopped,
@@ -170,12 +171,22 @@ def failure(error: BaseException) -> tuple[int, str]:
     if isinstance(error, typer.TyperException):
         return error.exit_code, f"error: {_usage(error)}"
     if out_of_memory(error):
-        return 1, f"error: {OUT_OF_MEMORY.format('')}"
+        return 1, f"error: {OUT_OF_MEMORY.format(_memory_limit())}"
     if reader_died(error):
-        return 1, "error: a process that reads data was killed, perhaps because memory ran out; try --workers 0"
+        return 1, f"error: {READER_DIED}"
     if isinstance(error, OSError) and error.strerror:
         return 1, f"error: {error.filename or 'the output'}: {error.strerror}"
     return 1, f"error: unexpected {type(error).__name__}: {one_line(error)}; {BUG}"
+
+
+def _memory_limit() -> str:
+    """Return the limit of the shell on the memory of a process, to add to an error, or an empty text."""
+    if sys.platform == "win32":
+        return ""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return "" if limit == resource.RLIM_INFINITY else f" (ulimit -v allows {limit >> 20:,} MiB)"
 
 
 def _usage(error: Any) -> str:
