@@ -17,8 +17,7 @@ from difftool.devices import check_precision
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError, UsageError, blaming
-from difftool.options import make
-from difftool.plugins.registry import registry
+from difftool.plugins.registry import given
 from difftool.sampling.denoiser import Counted
 from difftool.settings import STRENGTH, Sampling
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from difftool.sampling.source import Source
 
 POINTS, IMAGES, PATH = 2_000, 16, 9
-"""Default numbers of samples; PATH along --interpolate."""
+"""Default numbers of samples: points, images or arrays; PATH along --interpolate."""
 BATCH_ELEMENTS, BATCH_SAMPLES = 2**17, 8_192
 """Numbers and samples that a batch holds at most by default: larger batches fall out of the cache."""
 
@@ -76,14 +75,12 @@ class Plan:
     ) -> Plan:
         """Resolve settings against a source.
 
-        Raises `UsageError` for what does not go together, and `DifftoolError` for images that cannot be read.
+        Raises `UsageError` for what does not go together, `TypeError` for something else than a sampler or a spacing,
+        and `DifftoolError` for images that cannot be read.
         """
         settings = settings or Sampling()
         check_settings(source, settings)
-        if isinstance(sampler, str):
-            sampler = make(registry().of_kind(Sampler, sampler), {})
-        if isinstance(spacing, str):
-            spacing = make(registry().of_kind(Spacing, spacing), {})
+        sampler, spacing = given(Sampler, sampler), given(Spacing, spacing)
         T, shape = len(source.schedule), source.data.shape
         levels = spaced_levels(source.schedule, spacing, settings.steps or min(sampler.default_steps or T, T))
         if settings.interpolate is not None and dry_run(sampler, (*levels, CLEAN)).draws_noise:
@@ -95,7 +92,7 @@ class Plan:
         if settings.init is not None:
             init = own_image(settings.init, source.data, source.name, "--init").to(source.device)
             levels = last_levels(levels, settings.strength or STRENGTH)
-        default_count = PATH if settings.interpolate is not None else IMAGES if source.data.is_image else POINTS
+        default_count = PATH if settings.interpolate is not None else POINTS if source.data.is_points else IMAGES
         return cls(
             sampler=sampler,
             spacing=spacing,
