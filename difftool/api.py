@@ -8,6 +8,7 @@ from typing import Any
 
 from difftool.components import Component
 from difftool.options import make
+from difftool.paths import absolute
 from difftool.plugins.registry import registry
 from difftool.runs.recipe import Recipe, build_recipe, companion_kinds, recipe_kinds
 from difftool.sampling.model import Model
@@ -75,7 +76,7 @@ def _recipe(choices: Mapping[str, Any]) -> Recipe:
 def _companions(choices: Mapping[str, Any]) -> list[Any]:
     """Make the components that a run can have several of, such as loggers."""
     return [
-        make(registry().of_kind(base, choice), {}) if isinstance(choice, str) else _checked(choice, base)
+        make(registry().of_kind(base, choice), {}) if isinstance(choice, str) else absolute(_checked(choice, base))
         for plural, base in companion_kinds().items()
         for choice in choices.get(plural.replace("-", "_"), ())
     ]

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from difftool.options import Options
+from difftool.options import Options, dashed, plain
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +86,10 @@ class Dataset(Component):
 
     default_backbone: ClassVar[str] = "mlp"
     """The backbone that is taken when the user names none."""
+
+    generated: ClassVar[bool] = False
+    """True if the samples are computed from the options and the seed alone, and no file is opened. A model file by
+    itself, of which the options are a stranger's, loads only such data."""
 
     @abstractmethod
     def load(self, context: DatasetContext) -> Samples:
@@ -263,9 +267,12 @@ class Logger(Component):
     several = True
     commands = ("train",)
     needed_to_sample = False
+    path_use = "write"
 
     requires: ClassVar[Mapping[str, str]] = {}
     """The modules that the logger needs, looked for before a run begins, each with what to pip install for it."""
+    files: ClassVar[tuple[str, ...]] = ()
+    """Patterns of its files below `run.logs`, such as `metrics.csv`, which `train --overwrite` deletes with the run."""
 
     @abstractmethod
     def open(self, run: RunContext) -> AbstractContextManager[Callable[[Row], None]]:
@@ -274,6 +281,11 @@ class Logger(Component):
         Rows up to `run.step` were logged before. Rows beyond it must be discarded, since a resumed run logs them again.
         An exception that the function raises is reported, and the run continues without this logger.
         """
+
+    def destination(self, run: RunContext) -> str:
+        """Return where the rows go, for the first lines of `difftool train`: the options, or `run.logs`."""
+        options = (f"{dashed(name)} {value}" for name, value in plain(self).items() if value != [])
+        return ", ".join(options) or str(run.logs)
 
 
 class Writer(Component):

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, never over one another, locked, and read with bounds."""
+"""Files: written whole or not at all, never over one another, and read with bounds."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from difftool.errors import DifftoolError
-
-if TYPE_CHECKING:
-    from filelock import FileLock
 
 TEMPORARY = ".difftool-tmp"
 """The prefix of temporary folders, by which `sweep` finds those of a killed run."""
@@ -40,7 +37,7 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     refused, also one that appears in the meantime. Raises `DifftoolError`.
     """
     try:
-        with _temporary_folder(path.parent) as folder:
+        with temporary_folder(path.parent) as folder:
             temporary = folder / path.name
             yield temporary
             # a writer may ignore the umask, but the folder was created with it
@@ -54,39 +51,15 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     except FileExistsError:
         raise _exists(path) from None
     except OSError as error:
-        raise _not_written(path, error) from None
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """Yield an empty folder whose files are moved into `path`, each whole, if the block succeeds.
-
-    With `overwrite`, numbered files that an earlier, larger set left there are removed: they would pass for new ones.
-    Raises `DifftoolError`.
-    """
-    if path.exists() and not path.is_dir():
-        raise DifftoolError(f"{path} is a file; a folder is to be written there")
-    try:
-        with _temporary_folder(path.parent) as folder:
-            yield folder
-            new = {p.name: p for p in sorted(folder.iterdir()) if p.is_file()}
-            make_folder(path)
-            for name, file in new.items():
-                with atomic(path / name, overwrite=overwrite) as temporary:
-                    os.replace(file, temporary)
-            suffixes = {file.suffix for file in new.values()}
-            for old in path.iterdir() if overwrite else ():
-                if re.fullmatch(r"\d{4,}", old.stem) and old.suffix in suffixes and old.name not in new:
-                    old.unlink()
-    except OSError as error:
-        raise _not_written(path, error) from None
+        raise not_written(path, error) from None
 
 
 def _exists(path: Path) -> DifftoolError:
     return DifftoolError(f"{path} exists already; give another name, or --overwrite")
 
 
-def _not_written(path: Path, error: OSError) -> DifftoolError:
+def not_written(path: Path, error: OSError) -> DifftoolError:
+    """Return the error for a file or folder that could not be written."""
     return DifftoolError(f"{path} could not be written: {error.strerror or error}")
 
 
@@ -228,7 +201,7 @@ def _move_to_new(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary_folder(parent: Path) -> Iterator[Path]:
+def temporary_folder(parent: Path) -> Iterator[Path]:
     """Create a folder with a new name for a block, and remove it even if a signal comes while it is created."""
     folder = parent / f"{TEMPORARY}-{secrets.token_hex(8)}"
     try:
@@ -252,76 +225,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def hold(path: Path) -> Iterator[None]:
-    """Lock a file for a block; the file holds the number of this process.
-
-    The system releases the lock of a killed process, and forked children do not inherit it. Raises `DifftoolError` if
-    another process has the lock.
-    """
-    from filelock import Timeout
-
-    if path.is_symlink() or (path.exists() and not path.is_file()):  # it may lead to somebody else's file, or be a pipe
-        raise DifftoolError(f"{path} cannot be locked: it is {'a link' if path.is_symlink() else 'not a regular file'}")
-    lock = _new_lock(path)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise in_use(path.parent, _owner(path) or "unknown") from None
-    except OSError as error:
-        raise DifftoolError(f"{path} cannot be locked: {error.strerror or error}") from None
-    try:
-        with contextlib.suppress(PermissionError):  # Windows lets nobody write to a locked file
-            path.write_text(str(os.getpid()), encoding="ascii")
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.truncate(path, 0)
-        lock.release()
-
-
-def holder(path: Path) -> str:
-    """Return the number of the process that holds a lock, or an empty text.
-
-    If this user must not lock the file, the number in it counts, which a killed process leaves there.
-    """
-    from filelock import Timeout
-
-    if not path.is_file() or path.is_symlink():
-        return ""
-    try:
-        with _new_lock(path):
-            return ""
-    except Timeout:
-        return _owner(path) or "unknown"
-    except PermissionError:
-        return _owner(path)
-    except OSError:
-        return ""
-
-
-_locks: list[FileLock] = []
-"""All locks, which are never freed: a signal in the `__del__` of filelock could not end the program."""
-
-
-def _new_lock(path: Path) -> FileLock:
-    from filelock import FileLock
-
-    _locks.append(FileLock(path, blocking=False))
-    return _locks[-1]
-
-
-def in_use(folder: Path, process: str) -> DifftoolError:
-    """Return the error for a folder that another process has locked."""
-    return DifftoolError(f"{folder} is in use by process {process}")
-
-
-def _owner(path: Path) -> str:
-    """Return the number in a lock file, or an empty text."""
-    try:
-        with open_regular(path) as file:
-            return file.read(32).decode("ascii", "replace").strip()
-    except OSError:
-        return ""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
+    ClassVar,
     Literal,
     TypeVar,
     Union,
@@ -47,6 +48,7 @@ class Details:
     short: str = ""
     otherwise: str = ""
     positional: bool = False
+    path: Literal["read", "write"] | None = None
 
     @property
     def bounds(self) -> dict[str, Any]:
@@ -76,19 +78,25 @@ def option(
     short: str = "",
     otherwise: str = "",
     positional: bool = False,
+    path: Literal["read", "write"] | None = None,
 ) -> Any:
     """Declare an option of a component. Without a default, the user has to give it.
 
     The bounds hold for each entry of a tuple. `otherwise` tells the help what a default of None stands for. Only
     options of commands can have a `short` flag such as `-n`, or be `positional`, which means given without a flag.
+    `path` says that the option names a file or folder to read or to write; see `difftool.paths`. One of type `Path`
+    needs it only if it is used in another way than its kind's, which is to write for loggers and to read for others.
     """
-    details = Details(help, ge, gt, le, lt, short, otherwise, positional)
+    details = Details(help, ge, gt, le, lt, short, otherwise, positional, path)
     return dataclasses.field(default=default, metadata={Details: details})
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
 class Options:
     """A frozen, keyword-only record of options. Subclasses need no decorator."""
+
+    path_use: ClassVar[Literal["read", "write"]] = "read"
+    """The use of options of type `Path` that declare none."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -136,6 +144,10 @@ class Field:
     def scalar(self) -> Any:
         """The type of one entry of a tuple, or the type itself."""
         return get_args(self.inner)[0] if get_origin(self.inner) is tuple else self.inner
+
+    def use_in(self, record: type[Options]) -> Literal["read", "write"] | None:
+        """Return how a record uses the path that the option names; None for an option that names none."""
+        return self.details.path or (record.path_use if self.scalar is Path else None)
 
     @property
     def flag(self) -> str:
@@ -197,9 +209,12 @@ def make(record: type[T], values: Mapping[str, object]) -> T:
 
 
 def plain(record: Options) -> dict[str, Any]:
-    """Return the values of a record as JSON and TOML hold them; options that are None are left out."""
-    values = ((f.name, getattr(record, f.name)) for f in fields(type(record)))
-    return {name: _to_plain(value) for name, value in values if value is not None}
+    """Return the values of a record as JSON and TOML hold them; options that are None are left out.
+
+    Paths to read become absolute. A relative path to write belongs to a run folder, so it stays relative.
+    """
+    values = ((f, getattr(record, f.name)) for f in fields(type(record)))
+    return {f.name: _to_plain(value, f.use_in(type(record))) for f, value in values if value is not None}
 
 
 def options_of(record: type[Options], values: Mapping[str, object]) -> dict[str, object]:
@@ -296,7 +311,7 @@ def _path_to_text(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} is not a plain value")
 
 
-def _to_plain(value: Any) -> Any:
+def _to_plain(value: Any, use: str | None) -> Any:
     if isinstance(value, tuple):
-        return [_to_plain(v) for v in value]
-    return str(value.absolute()) if isinstance(value, Path) else value
+        return [_to_plain(v, use) for v in value]
+    return str(value if use == "write" else value.absolute()) if isinstance(value, Path) else value

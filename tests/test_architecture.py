@@ -12,9 +12,9 @@ PACKAGE = Path(difftool.__file__).parent
 BUILT_INS = PACKAGE.parent / "plugins" / "difftool_plugins"
 
 LAYERS = (
-    ("version", "errors", "files", "rng"),
+    ("version", "errors", "files", "locks", "manifest", "rng"),
     ("distributed", "devices"),
-    ("options", "specs", "components", "settings", "hookspecs"),
+    ("options", "paths", "specs", "components", "settings", "hookspecs"),
     ("diffusion",),
     ("data",),
     ("figures",),

@@ -173,7 +173,7 @@ def test_every_suffix(run: Run, points_run: Path, images_run: Path, tmp_path: Pa
         assert np.allclose(numbers[:, :2], array, atol=1e-5)
         assert np.array_equal(np.load(tmp_path / "deep/er/x.npy"), array)
     else:
-        pictures = sorted((tmp_path / "folder").iterdir())
+        pictures = sorted((tmp_path / "folder").glob("[!.]*"))
         assert len(pictures) == 6
         assert np.array_equal(np.stack([np.asarray(Image.open(p)) for p in pictures]), array)
     assert any(len(t) == 6 for t in load_file(tmp_path / "x.safetensors").values())

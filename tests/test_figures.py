@@ -674,7 +674,7 @@ def test_folder_of_images(tmp_path: Path) -> None:
     drawing, folder = images_drawing(), tmp_path / "images"
     assert put(drawing, folder, overwrite=False) == folder
     expected = drawing.scaling.to_pixels(drawing.x).permute(0, 2, 3, 1).numpy()
-    assert sorted(p.name for p in folder.iterdir()) == [f"{i:04d}.png" for i in range(6)]
+    assert sorted(p.name for p in folder.glob("[!.]*")) == [f"{i:04d}.png" for i in range(6)]
     for i in range(6):
         np.testing.assert_array_equal(np.asarray(Image.open(folder / f"{i:04d}.png")), expected[i])
     with pytest.raises(DifftoolError, match="exists already"):
@@ -683,7 +683,7 @@ def test_folder_of_images(tmp_path: Path) -> None:
     (folder / "notes.txt").touch()
     gray = images_drawing(x=drawing.x[:2, :1])
     put(gray, folder, overwrite=True)
-    assert sorted(p.name for p in folder.iterdir()) == ["0000.png", "0001.png", "notes.txt"]
+    assert sorted(p.name for p in folder.glob("[!.]*")) == ["0000.png", "0001.png", "notes.txt"]
     assert Image.open(folder / "0001.png").mode == "L"
     (tmp_path / "empty").mkdir()
     put(gray, tmp_path / "empty", overwrite=False)

@@ -67,8 +67,9 @@ def test_config_remembers_loggers_and_the_model_does_not(run: Run, tmp_path: Pat
     config = tomllib.loads(Path("r/config.toml").read_text())
     assert config["loggers"] == {"csv": {}, "jsonl": {"path": str(tmp_path / "all.jsonl")}}
     assert "jsonl" not in json.dumps(difftool.load("r").recipe.document())
-    again = run("train", "--config", "r/config.toml", "--out", "s")
+    again = run("train", "--config", "r/config.toml", "--out", "s", "--logger.path", "all.jsonl")
     assert again.code == 0, again.err
+    assert f"logging to jsonl: path {tmp_path / 'all.jsonl'}" in again.err
     assert len(rows_of(Path("s/logs/metrics.csv"))) == 2
     lines = [json.loads(line) for line in Path("all.jsonl").read_text().splitlines()]
     assert [(Path(line["run"]).name, line["step"]) for line in lines] == [("r", 1), ("r", 2), ("s", 1), ("s", 2)]

@@ -15,6 +15,7 @@ from difftool.cli.flags import Group, flag_of
 from difftool.components import Component
 from difftool.errors import InvalidOption, UnknownComponent, UsageError
 from difftool.options import Options, make, options_of
+from difftool.paths import absolute, check_named_by_file
 from difftool.plugins.registry import registry
 from difftool.runs.config import line_of, read_toml
 from difftool.runs.recipe import (
@@ -47,6 +48,8 @@ class Request:
     file: Path | None
     values: Values = field(default_factory=dict)
     """The options given on the command line, once it is parsed."""
+    run: Path | None = None
+    """The run folder to resume, whose file it is."""
 
     @classmethod
     def read(cls, names: Mapping[str, Any], *, config: Path | None, resume: Path | None) -> Request:
@@ -59,7 +62,7 @@ class Request:
             config = open_run(resume).config
         if config is None:
             return cls(names, {}, None)
-        request = cls(names, read_toml(config), config)
+        request = cls(names, read_toml(config), config, run=resume)
         try:
             check_tables(request.tables)
         except InvalidOption as error:
@@ -112,12 +115,21 @@ class Request:
         ]
 
     def make(self, record: type[Any], table: Mapping[str, object]) -> Any:
-        """Make a record; an error names the flag, or the file and line, that the value came from."""
+        """Make a record; an error names the flag, or the file and line, that the value came from.
+
+        The user may name any path to write. The file may only name those in the run folder.
+        """
+        component = issubclass(record, Component)
+        key, moves = (record.kind, record.several) if component else ("training", False)
+        typed = self.values.get(key, {})
         try:
-            return make(record, table)
+            checked = {
+                name: value if name in typed else check_named_by_file(record, name, value, self.run, moves=moves)
+                for name, value in table.items()
+            }
+            return absolute(make(record, checked), typed)
         except InvalidOption as error:
-            key = record.kind if issubclass(record, Component) else "training"
-            if self.file is not None and error.field in table and error.field not in self.values.get(key, {}):
+            if self.file is not None and error.field in table and error.field not in typed:
                 raise self._located(error, self._table_of(record), error.field) from None
             raise InvalidOption(error.field, error.reason, where=flag_of(record, error.field)) from None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from difftool import manifest
 from difftool.cli.command import component_command, given_component, given_values, named
 from difftool.cli.console import bar, note
 from difftool.cli.flags import Group, make_from_flags
@@ -22,6 +23,7 @@ from difftool.errors import UsageError, printable, spending
 from difftool.figures.formats import DrawingSpec, undrawable
 from difftool.files import numbered
 from difftool.options import Options, option, options_of, plain
+from difftool.paths import check_inside
 from difftool.sampling.writers import check, needed_states, suffixes_of_arrays, write, writer_of
 from difftool.settings import STRENGTH, Sampling
 
@@ -97,12 +99,14 @@ def sample(
     plan = Plan.of(opened.source, settings, sampler=sampler, spacing=spacing)
     if settings.batch_size is None and world().size > 1:  # so that each process has a batch
         plan = replace(plan, batch_size=min(plan.batch_size, -(-plan.num_samples // world().size)))
-    if not writers:
+    if not out:
         path = _default_path(opened, plan)
         writers[path] = writer_of(path)()
     output = _Output(writers, opened.source, plan, display, overwrite)
     output.check()
     facts = _draw_and_write(opened, output)
+    if not out and opened.run and world().is_main:
+        manifest.record(opened.run.samples, map(manifest.entry, writers))
     report(list(writers), {**opened.facts, **_facts(plan), **facts}, as_json=json)
 
 
@@ -122,6 +126,7 @@ def _check_for_arrays(display: Display, writers: Iterable[Writer]) -> None:
 def _default_path(opened: Opened, plan: Plan) -> Path:
     suffix = ".npy" if undrawable(opened.source.data.shape) else ".png"
     if opened.run:
+        check_inside(opened.run.samples, opened.run.path)
         return numbered(opened.run.samples, plan.stem, suffix)
     return numbered(Path(), f"{opened.source.name}-{plan.stem}", suffix)
 

@@ -89,6 +89,8 @@ def train(
             lambda: place.folder(recipe), resume=resumed, new_data=new_data, loggers=loggers, group=group
         ):
             note(_first_note(experiment, resumed=resumed))
+            for destination in experiment.loggers.destinations:
+                note(f"logging to {destination}")
             fit(experiment)
     _report(experiment, as_json=json)
 

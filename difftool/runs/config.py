@@ -38,10 +38,11 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def dump_toml(document: Mapping[str, Any]) -> str:
-    """Return tables of plain values as TOML. `read_toml` reads them back."""
+    """Return tables of plain values as TOML, without characters that could steer a terminal. `read_toml` reads them."""
     import tomli_w
 
-    return tomli_w.dumps(document)
+    text = tomli_w.dumps(document)
+    return "".join(c if c == "\n" or c.isprintable() else f"\\U{ord(c):08x}" for c in text)
 
 
 def line_of(path: Path, table: str, key: str = "") -> int | None:

@@ -1,12 +1,15 @@
 """Run folders, and how to find them.
 
-lock                 locked while a process trains the run
+lock                 locked while a process trains the run, and the mark of a run folder
 config.toml          the resolved recipe, and a record of the run
 model.safetensors    the weights to sample from, with all that sampling needs
 state/               training states, from which the run can be resumed
 metrics.jsonl        one JSON object per logged step
 previews/ samples/ loss.png
 logs/                files of loggers
+
+The first line of the lock marks the folder as difftool's. `--overwrite` replaces no other folder, and in this one only
+what difftool wrote.
 """
 
 from __future__ import annotations
@@ -22,19 +25,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from difftool import manifest
+from difftool.components import Logger
 from difftool.errors import BadFile, DifftoolError, UsageError
-from difftool.files import (
-    TEMPORARY,
-    check_output,
-    hold,
-    holder,
-    in_use,
-    make_folder,
-    open_regular,
-    parse_json,
-    sweep,
-    write_text,
-)
+from difftool.files import TEMPORARY, check_output, make_folder, open_regular, parse_json, sweep, write_text
+from difftool.locks import hold, holder, in_use, is_marked
+from difftool.paths import check_inside, check_links
+from difftool.plugins.registry import registry
 from difftool.runs.config import dump_toml, read_toml
 from difftool.runs.recipe import Recipe
 from difftool.settings import LARGEST_STEP
@@ -43,11 +40,13 @@ ROOT = Path("runs")
 LOCK = "lock"
 DAMAGED = ".damaged"
 """The suffix of a training state that could not be read."""
+OURS = {"config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "state", "previews", "samples", "logs"}
+"""The files and folders of a run."""
+DAMAGED_STATE = re.compile(rf"step-\d{{9,10}}\.safetensors{re.escape(DAMAGED)}", re.ASCII)
+PREVIEW = re.compile(r"(samples|panel)-\d{6,}\.png", re.ASCII)
+"""The names of previews."""
 LARGEST, LONGEST_ROW = 1e300, 2**16
 """The limits for numbers in metrics.jsonl, and for the bytes of a row."""
-OURS = ("state", "model.safetensors", "metrics.jsonl", "loss.png", "previews", "samples", "logs", "config.toml")
-"""The files of a run, which are all that --overwrite may remove. States go first, so that a half-removed run cannot be
-resumed."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,8 @@ class RunFolder:
 
     def damaged_states(self) -> list[Path]:
         """Return the states that were set aside."""
-        return sorted(self.states.glob(f"step-*{DAMAGED}"))
+        found = (p for p in self.states.glob(f"step-*{DAMAGED}") if DAMAGED_STATE.fullmatch(p.name))
+        return sorted(found)
 
     def set_aside(self, states: Sequence[Path]) -> None:
         """Rename damaged states, which would otherwise count among the newest and be kept instead of valid ones."""
@@ -133,8 +133,11 @@ class RunFolder:
 
     @property
     def started(self) -> str:
-        """The time when the run began, ISO 8601 in UTC, or an empty text."""
-        return str(self.recorded().get("started", ""))
+        """The time when the run began, ISO 8601, or an empty text where the config file holds no time."""
+        try:
+            return datetime.fromisoformat(str(self.recorded().get("started"))).isoformat(timespec="milliseconds")
+        except ValueError:
+            return ""
 
     def status(self) -> Status:
         """Return the progress of the run, by its lock, its states and its metrics."""
@@ -181,7 +184,10 @@ class RunFolder:
             raise in_use(self.path, process)
 
     def check_room(self, state_bytes: int) -> None:
-        """Check, before any work, that the files of a run can be written. Raises `DifftoolError`."""
+        """Check, before any work, that the files of a run can be written, and in its folder. Raises `DifftoolError`."""
+        for folder in (self.states, self.previews, self.samples):
+            check_inside(folder, self.path)
+        check_links(self.logs, self.path)
         for folder in (self.states, self.previews, self.samples):
             if folder.exists() and not folder.is_dir():
                 raise DifftoolError(f"{folder} is a file; a run needs a folder there")
@@ -213,7 +219,7 @@ def create(recipe: Recipe, out: Path | None, *, overwrite: bool) -> RunFolder:
         make_folder(out)
         folder = RunFolder(out)
         with folder.lock():  # refuses a run that is still training
-            _clear(out)
+            _clear(folder)
         return folder
     make_folder(ROOT)
     taken = [int(m[1]) for p in ROOT.iterdir() if (m := re.fullmatch(rf"{re.escape(recipe.name)}-(\d{{3,}})", p.name))]
@@ -245,15 +251,23 @@ def check_run_output(out: Path | None, *, overwrite: bool) -> None:
         content = _content(out)
         if content and not overwrite:
             raise DifftoolError(f"--out: {out} is not empty; name a new folder, or --overwrite a run")
-        if "config.toml" not in content and not content <= {*OURS}:
-            raise DifftoolError(f"--out: {out} is not a run folder, so --overwrite does not touch it; name another")
+        if content and not is_marked(out / LOCK):
+            raise DifftoolError(
+                f"--out: {out} is not a run folder, so --overwrite does not touch it (its lock file is not "
+                "difftool's); name another"
+            )
+        if link := next((name for name in sorted(content & OURS) if (out / name).is_symlink()), None):
+            raise DifftoolError(f"--out: {out / link} is a link, so --overwrite does not touch it; remove it first")
 
 
 def _content(folder: Path) -> set[str]:
     """Return the names in a folder, without those that a run leaves if it is killed before its first state."""
-    names = {p.name for p in folder.iterdir() if not p.name.startswith(TEMPORARY)} - {LOCK}
+    names = {p.name for p in folder.iterdir() if not p.name.startswith(TEMPORARY)}
     state = folder / "state"
-    return names if state.is_file() or (state.is_dir() and any(state.iterdir())) else names - {"state"}
+    if state.is_dir() and not any(state.iterdir()):
+        names -= {"state"}
+    lock = folder / LOCK
+    return names - {LOCK} if lock.is_symlink() or is_marked(lock, or_empty=True) else names  # `hold` refuses a link
 
 
 def open_run(path: Path) -> RunFolder:
@@ -309,11 +323,25 @@ def _is_row(row: Any) -> bool:
     return all(v is None or (type(v) in (int, float) and abs(v) < LARGEST) for v in (*numbers, *quartiles))
 
 
-def _clear(path: Path) -> None:
-    """Remove the files of a run, and no others."""
-    for name in OURS:
-        target = path / name
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
+def _clear(run: RunFolder) -> None:
+    """Remove what difftool wrote into a run folder, and nothing else.
+
+    States go first, so that a half-removed run cannot be resumed.
+    """
+    previews = [p for p in run.previews.glob("*.png") if PREVIEW.fullmatch(p.name)]
+    patterns = {pattern for logger in registry().all_of(Logger) for pattern in logger.files}
+    logs = [p for pattern in sorted(patterns) for p in run.logs.glob(pattern) if not _below_link(p, run.path)]
+    for file in (*run.saved_states(), *run.damaged_states(), run.model, run.metrics, run.loss, *previews, *logs):
+        if file.is_file():
+            file.unlink()
+    manifest.remove(run.samples)
+    run.config.unlink(missing_ok=True)
+    for folder in (run.states, run.previews, run.samples, *{log.parent for log in logs}, run.logs):
+        with contextlib.suppress(OSError):  # the user's own files are in it, or it is a link
+            folder.rmdir()
+
+
+def _below_link(path: Path, folder: Path) -> bool:
+    """Return whether a link leads to a path from a folder above it."""
+    parts = path.relative_to(folder).parts
+    return any(folder.joinpath(*parts[:n]).is_symlink() for n in range(1, len(parts) + 1))

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from difftool.components import KINDS, Backbone, Component, Dataset, suggestion_attribute
-from difftool.errors import BadFile, InvalidOption, PluginFailure, UnknownComponent, UsageError
+from difftool.errors import BadFile, DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError
 from difftool.options import dashed, fields, make, plain, suggestion
+from difftool.paths import is_path, without_paths
 from difftool.plugins.discovery import ALLOW, DENY
 from difftool.plugins.registry import registry
 from difftool.plugins.validation import abstract_methods
@@ -61,6 +62,13 @@ class Recipe:
         tables = {kind: component_table(part) for kind, part in self.parts.items()}
         return {**tables, "training": plain(self.training)}
 
+    def shared_document(self) -> dict[str, dict[str, Any]]:
+        """Return the document for files of weights, which others may get: it names no path of this machine."""
+        return {
+            key: without_paths(type(self.parts[key]), table) if key in self.parts else table
+            for key, table in self.document().items()
+        }
+
     def plugins(self, companions: Iterable[Component] = ()) -> dict[str, str]:
         """Return distribution and version of each plugin package that the components, or companions, come from."""
         owners = (registry().owner(type(part)) for part in (*self.parts.values(), *companions))
@@ -100,9 +108,11 @@ def differences(before: Recipe, now: Recipe) -> list[str]:
         if old[table].get("name") != new[table].get("name"):  # the options of two components cannot be compared
             rows.append(f"--{table} is {old[table]['name']} in the run, not {new[table]['name']}")
             continue
-        ignored = {*MAY_CHANGE}
-        if table != "training":
-            ignored = {f.name for f in fields(type(now.parts[table])) if f.scalar is Path}
+        if table == "training":
+            ignored = {*MAY_CHANGE}
+        else:
+            own = fields(cls := type(now.parts[table]))
+            ignored = {f.name for f in own for some in (old, new) if is_path(cls, f, some[table].get(f.name))}
         for key in sorted({*old[table], *new[table]} - ignored):
             a, b = old[table].get(key), new[table].get(key)
             if a != b:
@@ -211,35 +221,69 @@ def options_in(document: Mapping[str, Any], kind: str) -> dict[str, Any]:
 # --- recipes in files of weights -------------------------------------------------------------------------------------
 
 
-def read_recipe(path: Path, document: Mapping[str, Any]) -> Recipe:
+def read_recipe(path: Path, document: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Recipe:
     """Return the recipe in the metadata of a file, through the registry and the components' own validation.
 
-    Components that sampling does not need may be absent, or come from a plugin that is not installed. Raises `BadFile`.
+    `config` holds the tables of the run that the file belongs to. Paths come from there, and so does the dataset. A
+    file by itself names no paths, and its dataset loads nothing unless its samples are generated. Components that
+    sampling does not need may be absent, or come from a plugin that is not installed. Raises `BadFile`.
     """
     tables = {kind: document[kind] for kind in (*recipe_kinds(), "training") if kind in document}
-    absent = {}
-    for kind, base in recipe_kinds().items():
-        table = tables.get(kind, None if base.needed_to_sample else {"name": ""})
-        if not isinstance(table, Mapping) or not isinstance(name := table.get("name"), str):
-            raise BadFile(f"{path}: its metadata name no {kind}")
-        if not base.needed_to_sample and re.fullmatch(r"[\w.:-]{1,100}", name) and name not in registry().names(kind):
-            absent[kind] = _stand_in(base, name)
-    if not isinstance(tables.get("training"), Mapping):
-        raise BadFile(f"{path}: its metadata have no training settings")
+    ready: dict[str, Component] = {}
     try:
-        return build_recipe(tables, parts=absent)
+        for kind, base in recipe_kinds().items():
+            table = tables.get(kind, None if base.needed_to_sample else {"name": ""})
+            if not isinstance(table, Mapping) or not isinstance(name := table.get("name"), str):
+                raise BadFile(f"{path}: its metadata name no {kind}")
+            if name in registry().names(kind):
+                cls = registry().of_kind(base, name)
+                tables[kind] = {**without_paths(cls, table), **_own_paths(cls, name, (config or {}).get(kind))}
+                if issubclass(cls, Dataset) and not cls.generated:
+                    ready[kind] = _own_dataset(config or {}) or _sealed_dataset(cls, tables[kind])
+            elif not base.needed_to_sample and re.fullmatch(r"[\w.:-]{1,100}", name):
+                ready[kind] = _stand_in(base, name, "its plugin is not installed")
+        if not isinstance(tables.get("training"), Mapping):
+            raise BadFile(f"{path}: its metadata have no training settings")
+        return build_recipe(tables, parts=ready)
     except UsageError as error:
         raise BadFile(f"{path}: its metadata are refused: {error}{made_with(document.get('plugins'))}") from None
 
 
-def _stand_in(base: type[Component], name: str) -> Component:
-    """Return a component that stands for one whose plugin is not installed; its methods refuse to work."""
+def _own_paths(cls: type[Component], name: str, table: object) -> dict[str, Any]:
+    """Return the paths that a run's own table gives to a component, if it names the same one."""
+    if not isinstance(table, Mapping) or table.get("name") != name:
+        return {}
+    others = without_paths(cls, table)
+    return {key: value for key, value in table.items() if key not in others}
+
+
+def _own_dataset(config: Mapping[str, Any]) -> Dataset | None:
+    """Return the dataset that a run's own config file names, or None if that cannot be made here."""
+    table = config.get(Dataset.kind)
+    if not isinstance(table, Mapping) or not isinstance(name := table.get("name"), str):
+        return None
+    try:
+        return make(registry().of_kind(Dataset, name), options_in(config, Dataset.kind))
+    except DifftoolError:
+        return None
+
+
+def _sealed_dataset(cls: type[Dataset], table: Mapping[str, Any]) -> Component:
+    """Return a dataset of a file with its options, for comparison alone: it loads nothing."""
+    missing = {f.name: "." for f in fields(cls) if f.required and f.name not in table and f.use_in(cls)}
+    options = {key: value for key, value in {**missing, **table}.items() if key != "name"}
+    return _stand_in(cls, table["name"], "a model file does not bring its data; name its run folder", options)
+
+
+def _stand_in(base: type[Component], name: str, reason: str, options: Mapping[str, Any] | None = None) -> Component:
+    """Return a component that stands for one that must not or cannot work; its methods refuse with a reason."""
 
     def refuse(*_: object) -> None:
-        raise ValueError("its plugin is not installed")
+        raise ValueError(reason)
 
-    methods = dict.fromkeys(abstract_methods(base), refuse)
-    stand_in: Component = types.new_class(base.__name__, (base,), {"name": name}, lambda body: body.update(methods))()
+    methods = {**dict.fromkeys(abstract_methods(KINDS[base.kind]), refuse), "item_shape": lambda _: None}
+    cls = types.new_class(base.__name__, (base,), {"name": name}, lambda body: body.update(methods))
+    stand_in: Component = make(cls, options or {})
     return stand_in
 
 

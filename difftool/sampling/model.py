@@ -16,7 +16,7 @@ from difftool.data.samples import Samples
 from difftool.diffusion.estimate import Denoise
 from difftool.errors import BadFile, DifftoolError, UsageError
 from difftool.options import make
-from difftool.plugins.build import build_network, build_schedule, load_samples
+from difftool.plugins.build import build_network, build_schedule, load_samples, loading
 from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder, find_model, step_of
 from difftool.runs.recipe import Recipe, made_with, read_recipe
@@ -55,14 +55,17 @@ class Model(Source):
     """The compiled network, which takes the place of `network` in calls."""
 
     @classmethod
-    def read(cls, path: Path, *, device: torch.device | str = "cpu") -> Model:
-        """Read the model in a file. Raises `BadFile`, or `UnknownComponent` if a plugin is missing."""
+    def read(cls, path: Path, *, device: torch.device | str = "cpu", run: RunFolder | None = None) -> Model:
+        """Read the model in a file, of a run if one is given, whose config file then names the data.
+
+        Raises `BadFile`, or `UnknownComponent` if a plugin is missing.
+        """
         tensors, document = checkpoint.load(path)
         if document.get("kind") != "model":
             if document.get("kind") == "state":
                 raise BadFile(f"{path} holds a training state, not a model; sample the run's model.safetensors")
             raise BadFile(f"{path} holds no model")
-        recipe = read_recipe(path, document)
+        recipe = read_recipe(path, document, None if run is None else run.readable_config())
         try:
             data = DataFacts.read(document.get("data"))
         except ValueError:
@@ -76,13 +79,13 @@ class Model(Source):
             raise BadFile(f"{error}{made_with(document.get('plugins'))}") from None
         network.load_state_dict(tensors)
         schedule = build_schedule(recipe[NoiseSchedule], recipe.training.timesteps, recipe[Prediction])
-        model = cls(recipe, data, schedule, network, weights, step, path)
+        model = cls(recipe, data, schedule, network, weights, step, path, run)
         return model.to(device)
 
     def save(self, path: Path, *, overwrite: bool = True) -> None:
         """Write the model to a safetensors file that `read` can read."""
         document = {
-            **self.recipe.document(),
+            **self.recipe.shared_document(),
             "kind": "model",
             "data": self.data.document(),
             "plugins": self.recipe.plugins(),
@@ -140,7 +143,14 @@ class Model(Source):
         return draw(self, plan)
 
     def load_samples(self) -> Samples:
-        return load_samples(self.recipe[Dataset], self.recipe.training.seed)
+        dataset = self.recipe[Dataset]
+        with loading(dataset):
+            shape = dataset.item_shape()
+        if shape not in (None, self.data.shape):  # a foreign run folder must not have other data opened
+            raise DifftoolError(
+                f"dataset {dataset.name}: its items are {shape}, and those of the model {self.data.shape}"
+            )
+        return load_samples(dataset, self.recipe.training.seed)
 
 
 def _network(path: Path, recipe: Recipe, data: DataFacts, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -161,7 +171,7 @@ def load_model(path: Path | None, weights: str = "ema", *, device: torch.device 
     `DifftoolError`.
     """
     source, run = find_model(path)
-    model = replace(Model.read(source), run=run)
+    model = Model.read(source, run=run)
     if weights == "raw" and model.weights == "ema":  # a run without an average (--ema 0) has raw weights alone
         if run is None:
             raise UsageError(

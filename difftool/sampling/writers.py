@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from difftool.components import Writer
 from difftool.errors import DifftoolError, UsageError, blaming, one_line
-from difftool.files import atomic, atomic_folder, check_output
+from difftool.files import atomic, check_output
+from difftool.manifest import atomic_folder
 from difftool.plugins.discovery import DENY, winner_of
 from difftool.plugins.registry import registry
 

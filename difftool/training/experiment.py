@@ -23,6 +23,7 @@ from difftool.data.samples import Samples, fingerprint, split
 from difftool.diffusion.schedule import Schedule
 from difftool.distributed import SINGLE, ProcessGroup, world
 from difftool.errors import DifftoolError, InvalidOption, UsageError
+from difftool.paths import in_run, relative_to_run
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading
 from difftool.rng import key, seed_globally
 from difftool.runs.folder import RunFolder, now
@@ -158,6 +159,8 @@ class Experiment:
             if resume:
                 self._resume(new_data)
             started = (folder.started if resume else "") or now()
+            loggers = [relative_to_run(logger, folder.path) for logger in loggers]
+            placed = [in_run(logger, folder.path) for logger in loggers]
             facts = {"started": started, **devices.machine(self.device), "steps": self.steps, "data": self.fingerprint}
             folder.write_config({**document, **companion_tables(loggers)}, facts, self.recipe.plugins(loggers))
             context = RunContext(
@@ -168,7 +171,7 @@ class Experiment:
                 started=started,
                 step=self.state.step,
             )
-            with opened(loggers, context) as open_loggers:
+            with opened(placed, context) as open_loggers:
                 yield open_loggers
 
     def _resume(self, new_data: bool) -> None:

@@ -42,8 +42,10 @@ def _is_there(module: str) -> bool:
 class Loggers:
     """The open loggers of a run. One that fails is reported and dropped, and the run goes on."""
 
-    def __init__(self, logs: Iterable[tuple[str, Log]]) -> None:
+    def __init__(self, logs: Iterable[tuple[str, Log]], destinations: Sequence[str] = ()) -> None:
         self._logs = list(logs)
+        self.destinations = destinations
+        """Where the loggers write, such as `csv: runs/swiss-roll-mlp-001/logs`."""
 
     def __call__(self, row: Row) -> None:
         for one in [*self._logs]:
@@ -61,7 +63,15 @@ class Loggers:
 def opened(loggers: Sequence[Logger], run: RunContext) -> Iterator[Loggers]:
     """Open loggers for a block, and close them however it ends. Raises `DifftoolError` if one cannot be opened."""
     with contextlib.ExitStack() as stack:
-        yield Loggers([(name_of(logger), stack.enter_context(_opened(logger, run))) for logger in loggers])
+        logs = [(name_of(logger), stack.enter_context(_opened(logger, run))) for logger in loggers]
+        yield Loggers(
+            logs, [f"{name_of(logger)}: {place}" for logger in loggers if (place := _destination(logger, run))]
+        )
+
+
+def _destination(logger: Logger, run: RunContext) -> str:
+    with blaming(f"logger {name_of(logger)}"):
+        return str(logger.destination(run))
 
 
 def name_of(logger: Logger) -> str:

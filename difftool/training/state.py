@@ -89,7 +89,7 @@ def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata)
     """Write everything that training is resumed from."""
     tensors = {f"{group}.{name}": t for group, some in state.tensors().items() for name, t in some.items()}
     document = {
-        **recipe.document(),
+        **recipe.shared_document(),
         "kind": "state",
         "step": state.step,
         "skipped": state.skipped,
@@ -146,7 +146,8 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
     """Load a state once all of it was checked. Raises `BadFile` and `DifftoolError`."""
     tensors, document = checkpoint.load(path)
     counters, metadata = _read_document(path, document)
-    if rows := differences(read_recipe(path, document), recipe):  # its weights would get another meaning in silence
+    recorded = read_recipe(path, document, recipe.document())
+    if rows := differences(recorded, recipe):  # its weights would get another meaning in silence
         raise DifftoolError(
             f"{config} describes another run than {path.name} was trained in: {'; '.join(rows)}; "
             "restore that file, or start a new run"

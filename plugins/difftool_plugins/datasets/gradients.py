@@ -22,6 +22,7 @@ class Gradients(Dataset, name="gradients"):
     """Images that blend from one random colour, at the top left, to another, at the bottom right."""
 
     default_backbone = "unet"
+    generated = True
 
     n: int = option(default=10_000, ge=1, le=10_000_000, help="number of images")
     size: tuple[int, ...] = option(

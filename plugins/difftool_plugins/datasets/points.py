@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class PlanePoints(Dataset):
     """The base of these datasets."""
 
+    generated = True
+
     n: int = option(default=100_000, ge=1, le=10_000_000, help="number of points")
 
     def item_shape(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ class TensorBoard(Logger, name="tensorboard"):
     """Event files for TensorBoard: numbers, previews and the configuration."""
 
     requires: ClassVar[Mapping[str, str]] = {"tensorboard": "difftool[tensorboard]"}
+    files = ("tensorboard/events.out.tfevents.*",)
 
     dir: Path | None = option(
         default=None, help="folder of the event files", otherwise="logs/tensorboard in the run folder"

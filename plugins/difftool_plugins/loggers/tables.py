@@ -24,9 +24,14 @@ class Nothing(Logger, name="none"):
     def open(self, run: RunContext) -> Iterator[Callable[[Row], None]]:
         yield lambda _: None
 
+    def destination(self, run: RunContext) -> str:
+        return ""
+
 
 class CSV(Logger, name="csv"):
     """The file logs/metrics.csv in the run folder, with one row per logged step and one column per number."""
+
+    files = ("metrics.csv",)
 
     @contextlib.contextmanager
     def open(self, run: RunContext) -> Iterator[Callable[[Row], None]]:
@@ -51,7 +56,10 @@ class CSV(Logger, name="csv"):
 
 
 class JSONL(Logger, name="jsonl"):
-    """A file of one JSON object per row, with the run's name. Several runs may append to the same file."""
+    """A file of one JSON object per row, with the run's name. Several runs may append to the same file.
+
+    A path in a config file is relative to the run folder. One on the command line may be anywhere.
+    """
 
     # A resumed run appends some rows a second time, since a shared file cannot be rewritten. Of two rows of a step, the
     # later one counts.
