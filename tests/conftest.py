@@ -103,8 +103,6 @@ IMAGES = (
 """A tiny run of images."""
 
 
-
-
 def last_of(arguments: Sequence[object]) -> list[object]:
     """Return the arguments with the last value of each option in `POINTS` or `IMAGES`, which tests lay others over."""
     given, last = list(arguments), {word: i for i, word in enumerate(arguments)}

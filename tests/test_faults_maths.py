@@ -104,16 +104,16 @@ def build(backbone: Backbone, *shape: int) -> Any:
 
 
 def test_cosine_betas_have_a_lower_clip() -> None:
-    """`--schedule.beta-min` clips the cosine's betas from below, as tutorial 4's source does."""
+    """`--schedule.beta-floor` clips the cosine's betas from below, as tutorial 4's source does."""
     T, s = 1000, 0.008
     f = [math.cos((i / T + s) / (1 + s) * math.pi / 2) ** 2 for i in range(T + 1)]
     betas = [min(max(1 - after / before, 1e-4), 0.9999) for before, after in pairwise(f)]
-    found = Cosine(beta_min=1e-4, beta_max=0.9999).build(T)
+    found = Cosine(beta_floor=1e-4, beta_max=0.9999).build(T)
     expected = torch.tensor(betas, dtype=torch.float64)
     assert torch.allclose(found.alpha_bars, (1 - expected).cumprod(0), rtol=1e-9, atol=1e-15)
     assert int((Cosine(beta_max=0.9999).build(T).betas < 1e-4 * (1 - 1e-9)).sum()) == 13  # unclipped
-    with pytest.raises(ValueError, match="beta_min: must be below beta_max"):
-        Cosine(beta_min=0.9, beta_max=0.5)
+    with pytest.raises(ValueError, match="beta_floor: must be below beta_max"):
+        Cosine(beta_floor=0.9, beta_max=0.5)
 
 
 def test_timesteps_can_begin_at_1() -> None:
@@ -211,7 +211,7 @@ TUTORIAL_4 = UNet(
     standardize=True,
     standardize_eps=1e-5,
     downsample="unshuffle",
-    widen="after",
+    grow="after",
     first_kernel=1,
     zero_init=False,
     time_dim=28,

@@ -79,7 +79,7 @@ class UNet(Backbone, name="unet"):
         help="post: convolution, normalisation, SiLU, with time in the first; pre: normalisation, SiLU, convolution, "
         "with time after both",
     )
-    widen: Literal["before", "after"] = option(
+    grow: Literal["before", "after"] = option(
         default="before",
         help="before: the blocks of level i have dim x dim-mults[i] channels; after: those of the encoder keep the "
         "channels that come in, and the step to the next level widens",
@@ -114,7 +114,7 @@ class UNet(Backbone, name="unet"):
         if self.first_kernel % 2 == 0:
             raise ValueError(f"first_kernel: must be odd, not {self.first_kernel}")
         normalised = [*self.widths]
-        if self.block == "pre" or self.widen == "after":  # the first convolution's channels are normalised too
+        if self.block == "pre" or self.grow == "after":  # the first convolution's channels are normalised too
             normalised.append(self.init_dim or self.dim)
         if self.attention_groups and (rest := [width for width in normalised if width % self.attention_groups]):
             raise ValueError(

@@ -168,7 +168,7 @@ class UNetNetwork(nn.Module):
         downsample: With "stride", halve the image by a strided convolution; with "unshuffle", move 2x2 pixels into
             channels.
         block: Order in a block: "post" is convolution, normalisation, SiLU; "pre" has the convolution last.
-        widen: With "before", all blocks of level i have `widths[i]` channels. With "after", those of the encoder have
+        grow: With "before", all blocks of level i have `widths[i]` channels. With "after", those of the encoder have
             the channels that come in, and the step to the next level widens; a 3x3 convolution widens the last level.
         first_kernel: Size of the first convolution.
         zero_init: Start with an output of zero, and with attentions that are the identity.
@@ -200,7 +200,7 @@ class UNetNetwork(nn.Module):
         standardize: bool = False,
         downsample: str = "stride",
         block: str = "post",
-        widen: str = "before",
+        grow: str = "before",
         first_kernel: int = 3,
         zero_init: bool = True,
         standardize_eps: float = 0.0,
@@ -209,7 +209,7 @@ class UNetNetwork(nn.Module):
     ) -> None:
         super().__init__()
         embedding, coarsest = 4 * dim, widths[-1]
-        encoder = [*widths] if widen == "before" else [init_dim, *widths[:-1]]
+        encoder = [*widths] if grow == "before" else [init_dim, *widths[:-1]]
         make_block = partial(
             Block,
             embedding=embedding,
@@ -238,7 +238,7 @@ class UNetNetwork(nn.Module):
         self.downsamples = nn.ModuleList(make_downsample(downsample, *pair) for pair in pairwise(encoder))
         self.upsamples = nn.ModuleList(make_upsample(coarse, fine) for fine, coarse in pairwise(widths))
         self.widen, self.narrow = (
-            nn.Identity() if widen == "before" else nn.Conv2d(*pair, 3, padding=1)
+            nn.Identity() if grow == "before" else nn.Conv2d(*pair, 3, padding=1)
             for pair in ((encoder[-1], coarsest), (widths[0], encoder[0]))
         )
         self.middle1 = make_block(coarsest, coarsest)
