@@ -89,7 +89,7 @@ class Sampling(Options):
     )
     batch_size: int | None = option(default=None, ge=1, le=10**7, help="samples computed at once; does not change them")
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="random seed; sample k of a seed is always the same")
-    label: str | None = option(default=None, help="class to sample: its name or index")
+    label: str | None = option(default=None, help="class to sample: its name, or its index if no name is a number")
     guidance: float = option(default=1.0, ge=0, le=1000, help="guidance scale w: u + w (c - u); 1 is off")
     guidance_interval: tuple[float, ...] | None = option(
         default=None, ge=0, le=10**6, help="LOW,HIGH: guide only where sigma/alpha lies between", otherwise="everywhere"

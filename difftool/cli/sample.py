@@ -156,8 +156,9 @@ def _draw_and_write(opened: Opened, output: _Output) -> dict[str, Any]:
     source, plan = output.source, output.plan
     with devices.threads(plan.settings.threads, opened.threads), connect() as group:
         note(
-            f"sampling {opened.where} ({source.description}): {plan.num_samples:,} samples, {plan.sampler.name}, "
-            f"{plan.steps} steps, {plan.spacing.name}; {devices.describe(source.device)}, {_seeds(plan)}"
+            f"sampling {opened.where} ({source.description}): {plan.num_samples:,} samples"
+            f"{source.of_class(plan.label)}, {plan.sampler.name}, {plan.steps} steps, {plan.spacing.name}; "
+            f"{devices.describe(source.device)}, {_seeds(plan)}"
         )
         start = time.perf_counter()
         trajectories = _draw(source, plan, output.steps, group)
@@ -250,6 +251,7 @@ class _Output:
             state_labels=[f"t = {level.t:.0f}" if level.sigma > 0 else "x_0" for level in trajectories.levels],
             state_steps=self.steps,
             labels=None if plan.label is None else torch.full((plan.num_samples,), plan.label),
+            class_names=source.data.class_names,
             reference=reference_points_of(source) if drawn and len(source.data.shape) == 1 else None,
             columns=self.display.columns or (plan.num_samples + len(images) if joined else None),  # a path is one row
             given=torch.stack(images).cpu() if images else None,

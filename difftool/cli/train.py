@@ -150,7 +150,8 @@ def _introduce(experiment: Experiment) -> None:
 
     recipe, settings = experiment.recipe, experiment.recipe.training
     note(
-        f"{recipe[Dataset].name} ({len(experiment.train):,} x {'x'.join(map(str, experiment.data.shape))}) / "
+        f"{recipe[Dataset].name} ({len(experiment.train):,} x {'x'.join(map(str, experiment.data.shape))}"
+        f"{', ' if experiment.data.classes else ''}{experiment.data.classes_text}) / "
         f"{recipe[NoiseSchedule].name} (T {settings.timesteps}) / "
         f"{recipe[Backbone].name} ({experiment.parameters:,} parameters) / "
         f"{recipe[Prediction].name}; {devices.describe(experiment.device)}, {settings.precision}, seed {settings.seed}"
@@ -184,6 +185,7 @@ def _report_dry_run(experiment: Experiment, *, as_json: bool) -> None:
         "state_bytes": experiment.state_bytes,
         "steps": experiment.steps,
         "steps_per_epoch": experiment.steps_per_epoch,
+        "classes": list(experiment.data.class_names),
         "device": str(experiment.device),
         **experiment.recipe.document(),
     }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from difftool.data.samples import Samples, Scaling
+from difftool.errors import printable, shortened
 
 LARGEST_UNIT = 1e30
 """The limit for shift, scale and bounds in a file, so that float32 does not overflow."""
@@ -17,6 +19,8 @@ LARGEST_ITEM = 2**26
 MEASURED, DECODED = 1_000, 256
 """The number of items from which the standard deviation is measured: in memory, and if each must be decoded."""
 MOST_CLASSES, LONGEST_NAME = 10**5, 1_000
+LISTED, LONGEST_LISTED = 4, 40
+"""The number of classes that a message names, and the characters of a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,11 @@ class DataFacts:
     def classes(self) -> int | None:
         return len(self.class_names) or None
 
+    @property
+    def classes_text(self) -> str:
+        """The classes in words, such as `10 classes: 0, 1, 2, ... 9`; an empty text if there are none."""
+        return classes_text(self.class_names)
+
     def document(self) -> dict[str, Any]:
         """Return the facts as plain values, which `read` takes."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
@@ -102,6 +111,16 @@ class DataFacts:
         if facts.bounds is not None and not -LARGEST_UNIT < facts.bounds[0] < facts.bounds[1] < LARGEST_UNIT:
             raise ValueError("bounds must be a low and a high number")
         return facts
+
+
+def classes_text(names: Sequence[str], most: int = LISTED) -> str:
+    """Return classes in words: their number, and at most this many names, of which one is the last."""
+    if not names:
+        return ""
+    listed = [shortened(printable(name), LONGEST_LISTED) for name in (*names[: most - 1], *names[most - 1 :][-1:])]
+    if len(names) > most:
+        listed[-1] = f"... {listed[-1]}"
+    return f"{len(names):,} {'class' if len(names) == 1 else 'classes'}: {', '.join(listed)}"
 
 
 def _check_names(names: tuple[str, ...]) -> None:

@@ -1,0 +1,157 @@
+"""What is chosen for the user is said: classes, predictions, cures; and nothing is silently wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run
+from PIL import Image
+from safetensors import safe_open
+
+TINY = (
+    *("--dataset", "image-folder", "--dataset.path", "photos", "--dataset.size", 4, "--backbone.dim", 8),
+    *("--backbone.dim-mults", "1,2", "--backbone.groups", 4, "--batch-size", 4, "--preview-every", 0, "--threads", 1),
+    *("--steps", 1),
+)
+
+
+def photos(*files: str, empty: str = "") -> None:
+    """Write small images into the folder `photos`, and an empty folder."""
+    for number, file in enumerate(files):
+        path = Path("photos", file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number % 256, 0, 0)).save(path)
+    if empty:
+        Path("photos", empty).mkdir()
+
+
+# -- classes -----------------------------------------------------------------------------------------------------------
+
+CAT_AND_DOG = ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png")
+
+
+def test_the_first_line_names_the_classes(run: Run) -> None:
+    """The first line of `train`, `--dry-run` and `info` name the classes, and say how many there are."""
+    photos(*CAT_AND_DOG)
+    dry = run("train", *TINY, "--dry-run", "--json")
+    assert "image-folder (4 x 3x4x4, 2 classes: cat, dog) / " in dry.err
+    assert "warning" not in dry.err
+    assert json.loads(dry.out)["classes"] == ["cat", "dog"]
+    trained = run("train", *TINY, "--out", "r")
+    assert trained.err.splitlines()[0].startswith("image-folder (4 x 3x4x4, 2 classes: cat, dog) / ")
+    for target in ("r", "r/model.safetensors"):
+        assert "2 classes: cat, dog" in run("info", target).out
+        assert json.loads(run("info", target, "--json").out)["classes"] == ["cat", "dog"]
+
+
+def test_many_classes_are_named_in_one_short_line(run: Run) -> None:
+    """Of many classes the first line names the first three and the last; a long name loses its middle."""
+    photos(*(f"{i}/a.png" for i in range(10)))
+    assert "10 classes: 0, 1, 2, ... 9)" in run("train", *TINY, "--dry-run").err
+    photos(f"{'x' * 200}/a.png")
+    assert len(run("train", *TINY, "--dry-run").err.splitlines()[0]) < 200
+
+
+@pytest.mark.parametrize(
+    ("files", "empty", "pieces"),
+    [
+        ((*CAT_AND_DOG, "x.png"), "", ("beside", "1 of 5: x.png", "--dataset.labels folders", "cat, dog")),
+        (("train/1.png", "Test/1.png", "val/1.png"), "", ("Test, train, val", "--dataset.path", "photos/val ")),
+        (("train/cat/1.png", "test/cat/1.png"), "", ("test, train", "photos/train ", "--dataset.labels folders")),
+        (("data/cat/1.png", "data/dog/1.png"), "", ("photos/data takes its sub-folders (cat, dog)",)),
+        (("cat/1.png", "cat/2.png"), "dog", ("one sub-folder", "(dog)")),
+    ],
+)
+def test_what_switches_classes_off_is_warned_of(run: Run, files: tuple[str, ...], empty: str, pieces: tuple) -> None:
+    """Folders that look like classes and are none are warned of, with the option that decides it."""
+    photos(*files, empty=empty)
+    outcome = run("train", *TINY, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    (warning,) = [line for line in outcome.err.splitlines() if line.startswith("difftool: warning: no classes")]
+    assert all(piece in warning for piece in pieces), warning
+    assert "classes: " not in outcome.err.replace(warning, "")
+    silent = run("train", *TINY, "--dataset.labels", "none", "--dry-run")
+    assert "warning" not in silent.err, silent.err
+
+
+@pytest.mark.parametrize("files", [(*CAT_AND_DOG, "x.png"), CAT_AND_DOG])
+def test_folders_are_classes_if_asked_for(run: Run, files: tuple[str, ...]) -> None:
+    """`--dataset.labels folders` keeps the classes, and leaves out images beside the folders with a warning."""
+    photos(*files)
+    outcome = run("train", *TINY, "--dataset.labels", "folders", "--dry-run")
+    assert "(4 x 3x4x4, 2 classes: cat, dog)" in outcome.err
+    assert ("left out 1 of 5 images" in outcome.err) == (len(files) == 5)
+
+
+def test_splits_are_classes_if_asked_for(run: Run) -> None:
+    """`--dataset.labels folders` makes classes even of `train` and `test`, and refuses a single folder."""
+    photos("train/1.png", "test/1.png")
+    folders = ("--dataset.labels", "folders", "--dry-run")
+    assert "2 classes: test, train" in run("train", *TINY, *folders).err
+    Path("photos/test/1.png").unlink()
+    outcome = run("train", *TINY, *folders)
+    assert outcome.code != 0
+    assert "two sub-folders or more, not train" in outcome.error
+
+
+def test_an_empty_folder_is_no_class(run: Run) -> None:
+    """A class folder without images is warned of; the others stay classes."""
+    photos(*CAT_AND_DOG, empty="bird")
+    outcome = run("train", *TINY, "--dry-run")
+    assert "2 classes: cat, dog" in outcome.err
+    (warning,) = [line for line in outcome.err.splitlines() if "warning" in line]
+    assert "(bird)" in warning
+
+
+@pytest.fixture
+def numbers_run(run: Run) -> Path:
+    """A run whose classes are called 5, 6 and 7."""
+    photos("5/a.png", "6/a.png", "7/a.png", "7/b.png")
+    assert run("train", *TINY, "--out", "r").code == 0
+    return Path("r")
+
+
+@pytest.mark.parametrize(
+    ("label", "similar"), [("1", "'5'"), ("0", "'5'"), ("6.5", "'6' or '7'"), ("900", "'7'"), ("06", "'6'")]
+)
+def test_an_index_is_refused_where_names_are_numbers(run: Run, numbers_run: Path, label: str, similar: str) -> None:
+    """`--label 1` among classes 5, 6, 7 is refused with the names and the nearest in value."""
+    outcome = run("sample", numbers_run, "--label", label, "-n", 1, "--steps", 1)
+    assert outcome.code == 2
+    assert f"there is no class '{label}'; did you mean {similar}?; there are 3 classes: 5, 6, 7" in outcome.error
+
+
+def test_the_class_is_named_wherever_samples_are(run: Run, numbers_run: Path) -> None:
+    """The line of `sample`, npz and safetensors name the class that was drawn."""
+    files = ("--out", "x.npz", "--out", "x.safetensors", "--out", "x.svg")
+    outcome = run("sample", numbers_run, "--label", 6, "-n", 2, "--steps", 1, *files)
+    assert outcome.code == 0, outcome.err
+    assert "2 samples of class 6, " in outcome.err
+    with np.load("x.npz") as arrays:
+        assert arrays["labels"].tolist() == [1, 1]
+        assert arrays["class_names"].tolist() == ["5", "6", "7"]
+    with safe_open("x.safetensors", "numpy") as file:
+        assert json.loads(file.metadata()["samples"])["class_names"] == ["5", "6", "7"]
+    assert "class 6" in Path("x.svg").read_text()
+
+
+def test_names_win_over_indices(run: Run) -> None:
+    """A name that is a number is that class, even if it is the index of another; plain names may be indexed."""
+    photos("1/a.png", "2/a.png", "cat/a.png")
+    assert run("train", *TINY, "--out", "r").code == 0
+    base = ("-n", 1, "--steps", 1, "--label")
+    assert "of class 1, " in run("sample", "r", *base, 1).err
+    assert "of class cat, " in run("sample", "r", *base, "cat").err
+    assert "there is no class '0'" in run("sample", "r", *base, 0).error
+
+
+def test_a_class_in_a_run_that_needs_one_may_have_any_name(run: Run) -> None:
+    """A run with `--label-dropout 0` draws previews of its first class by name, whatever it is called."""
+    photos("5/a.png", "6/a.png", "6/b.png")
+    outcome = run("train", *TINY, "--label-dropout", 0, "--steps", 2, "--preview-every", 1, "--out", "r")
+    assert outcome.code == 0, outcome.err
+    assert "no preview" not in outcome.err
+    assert list(Path("r/previews").iterdir())
