@@ -110,7 +110,9 @@ class Sampling(Options):
         default=None, gt=0, le=1, help="share of the steps made from --init; 1: all", otherwise=f"{STRENGTH}"
     )
     inpaint: Path | None = option(default=None, help="image of which a part is painted anew; see --mask")
-    mask: Path | None = option(default=None, help="image: white where --inpaint paints, black where it keeps")
+    mask: Path | None = option(
+        default=None, help="image of the same proportions: white where --inpaint paints, black where it keeps"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="number format of the network")
     compile: bool = option(default=False, help="compile the network with torch.compile")
     threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads", otherwise="what suits the network")

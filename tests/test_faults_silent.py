@@ -155,3 +155,52 @@ def test_a_class_in_a_run_that_needs_one_may_have_any_name(run: Run) -> None:
     assert outcome.code == 0, outcome.err
     assert "no preview" not in outcome.err
     assert list(Path("r/previews").iterdir())
+
+
+# -- masks -------------------------------------------------------------------------------------------------------------
+
+
+def picture(name: str, width: int, height: int, *, turned: bool = False) -> Path:
+    """Write an image, black on the left and white on the right, which EXIF data may turn by 90 degrees."""
+    image = Image.new("L", (width, height))
+    image.paste(255, (width // 2, 0, width, height))
+    exif = Image.Exif()
+    if turned:
+        exif[0x0112] = 6
+    image.save(name, exif=exif)
+    return Path(name)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [((16, 8), (8, 8)), ((8, 16), (16, 8)), ((16, 8), (10, 6)), ((8, 8), (8, 7)), ((16, 8, True), (16, 8))],
+)
+def test_a_mask_of_other_proportions_is_refused(run: Run, images_run: Path, image: tuple, mask: tuple) -> None:
+    """A mask of other proportions than its image is refused with both sizes: the hole would move."""
+    files = {
+        name: picture(f"{name}.png", *size[:2], turned=len(size) > 2) for name, size in (("i", image), ("m", mask))
+    }
+    outcome = run("sample", images_run, "--inpaint", files["i"], "--mask", files["m"], "-n", 1, "--steps", 1)
+    assert outcome.code == 2
+    shown = "x".join(map(str, image[:2][:: -1 if len(image) > 2 else 1]))
+    assert f"m.png is {mask[0]}x{mask[1]} pixels, and the image of --inpaint {shown}; " in outcome.error
+    assert "white where it is painted anew" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ((16, 8), (32, 16)),
+        ((16, 8), (8, 4)),
+        ((1024, 683), (64, 43)),
+        ((64, 42), (1024, 683)),
+        ((16, 8, True), (8, 16)),
+    ],
+)
+def test_a_mask_of_another_size_fits(run: Run, images_run: Path, image: tuple, mask: tuple) -> None:
+    """A mask of another size but the same proportions is taken, also beside an image that EXIF data turn."""
+    files = {
+        name: picture(f"{name}.png", *size[:2], turned=len(size) > 2) for name, size in (("i", image), ("m", mask))
+    }
+    outcome = run("sample", images_run, "--inpaint", files["i"], "--mask", files["m"], "-n", 1, "--steps", 1)
+    assert outcome.code == 0, outcome.err

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from difftool.components import Sampler, Spacing
-from difftool.data.images import own_image, own_mask
+from difftool.data.images import check_proportions, own_image, own_mask
 from difftool.devices import check_precision
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
@@ -46,6 +46,7 @@ class Inpainting:
         if settings.inpaint is None or settings.mask is None:
             return None
         image = own_image(settings.inpaint, source.data, source.name, "--inpaint")
+        check_proportions(settings.inpaint, settings.mask)
         return cls(image.to(source.device), own_mask(settings.mask, source.data, "--mask").to(source.device))
 
 
