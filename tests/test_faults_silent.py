@@ -7,9 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Run
+import torch
+from conftest import POINTS, Run
 from PIL import Image
 from safetensors import safe_open
+
+from difftool import ObjectiveSpec, Schedule, component, load
+from difftool.data.facts import DataFacts
+from difftool.runs.losses import losses, smoothed
+from difftool.training.loss import Objective
 
 TINY = (
     *("--dataset", "image-folder", "--dataset.path", "photos", "--dataset.size", 4, "--backbone.dim", 8),
@@ -204,3 +210,109 @@ def test_a_mask_of_another_size_fits(run: Run, images_run: Path, image: tuple, m
     }
     outcome = run("sample", images_run, "--inpaint", files["i"], "--mask", files["m"], "-n", 1, "--steps", 1)
     assert outcome.code == 0, outcome.err
+
+
+# -- predictions and losses --------------------------------------------------------------------------------------------
+
+COSINE = (*POINTS, "--schedule", "cosine", "--steps", 30)
+
+
+def test_a_chosen_prediction_is_said(run: Run, tmp_path: Path) -> None:
+    """`--schedule cosine` says in one line that v is predicted, and what can be compared; a named one says nothing."""
+    said = [line for line in run("train", *COSINE, "--out", "r").err.splitlines() if line.startswith("predicts")]
+    assert len(said) == 1
+    assert said[0].startswith("predicts v, which suits cosine; --prediction eps is another choice.")
+    assert "eps_loss" in said[0]
+    for more in (("--prediction", "v"), ("--prediction", "eps"), ("--config", "r/config.toml")):
+        assert "predicts" not in run("train", *COSINE, *more, "--dry-run").err
+    assert "predicts" not in run("train", *POINTS, "--steps", 3, "--dry-run").err
+    assert "predicts" not in run("train", "--resume", "r", "--steps", 31).err
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "warned"),
+    [("ddim", 5, True), ("ddim", 50, True), ("dpmpp-2m", 20, True), ("ddpm", 5, True), ("ddpm", 50, False)],
+)
+def test_spoiled_samples_are_warned_of_with_the_cure(run: Run, sampler: str, steps: int, warned: bool) -> None:
+    """Cosine with eps: `train` and `sample` warn, and name `--spacing log-snr`, which is then quiet."""
+    trained = run("train", *COSINE, "--prediction", "eps", "--out", "r")
+    assert "--spacing log-snr" in trained.err
+    base = ("sample", "r", "-n", 10, "--steps", steps, "--overwrite", "--out", "x.npy", "--sampler", sampler)
+    warnings = [line for line in run(*base).err.splitlines() if "warning" in line]
+    assert len(warnings) == warned  # many steps with noise forget the first one
+    assert all("multiplies an error" in line and "--spacing log-snr" in line for line in warnings)
+    assert "warning" not in run(*base, "--spacing", "log-snr").err
+
+
+def test_spoiled_samples_are_warned_of_in_python(run: Run) -> None:
+    """`sample()` of a model warns as the command does, and names the same cure."""
+    assert run("train", *COSINE, "--prediction", "eps", "--out", "r").code == 0
+    model = load("r")
+    with pytest.warns(UserWarning, match="--spacing log-snr"):
+        model.sample(4, steps=10)
+
+
+def test_sound_samples_are_not_warned_of(run: Run, points_run: Path) -> None:
+    """A linear schedule with eps, and cosine with v, are sampled without a warning."""
+    assert run("train", *COSINE, "--out", "r").code == 0
+    for model in (points_run, "r"):
+        assert "warning" not in run("sample", model, "-n", 10, "--overwrite", "--out", "x.npy").err
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0", "flow", "edm"])
+@pytest.mark.parametrize("loss", ["mse", "l1"])
+def test_the_error_of_eps_is_the_same_for_every_prediction(prediction: str, loss: str) -> None:
+    """`eps_loss` is the mean squared error of eps, whatever the network predicts and whichever loss it minimises."""
+    alpha = torch.tensor([0.99, 0.7, 0.2], dtype=torch.float64)
+    spec = ObjectiveSpec(schedule=Schedule(alpha, (1 - alpha**2).sqrt()))
+    parts = (component("prediction", prediction), component("weighting", "none"))
+    sampling = component("timestep-sampling", "uniform")
+    data = DataFacts(shape=(2,))
+    objective = Objective(spec, *parts, sampling, loss, device=torch.device("cpu"), data=data)
+    x_0, eps, error = torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(0)).unbind()
+    t = torch.arange(3)
+    inputs = objective.inputs(x_0, eps, t, None)
+    level_alpha, sigma = objective.alpha[t, None], objective.sigma[t, None]
+    # an estimate eps + error of the noise comes with the estimate of x_0 that solves x_t = alpha x_0 + sigma eps
+    output = objective.target(x_0 - sigma / level_alpha * error, eps + error, t)
+    found = objective.eps_errors(output, inputs.target, t, objective.item_losses(output, inputs.target))
+    torch.testing.assert_close(found, error.square().mean(1), rtol=1e-4, atol=1e-6)
+
+
+def test_every_command_shows_the_same_losses(run: Run) -> None:
+    """`train`, `runs` and `info` show the smoothed loss, the error of eps and the held-out loss alike, also as JSON."""
+    trained = run("train", *COSINE, "--held-out", 50, "--out", "runs/r", "--json")
+    assert trained.code == 0, trained.err
+    rows = [json.loads(line) for line in Path("runs/r/metrics.jsonl").read_text().splitlines()]
+    expected = losses(rows)
+    assert all(value is not None for value in expected.values())
+    assert expected["loss"] != rows[-1]["loss"]
+    (listed,) = json.loads(run("runs", "--json").out)["runs"]
+    described = json.loads(run("info", "runs/r", "--json").out)["loss"]
+    ended = json.loads(trained.out)
+    for name, value in expected.items():
+        assert listed[name] == described[name] == ended[name] == value
+    line = next(line for line in trained.err.splitlines() if line.startswith("loss "))
+    words = "loss {loss:.4f} ({eps_loss:.4f} as an error of eps), {held_out_loss:.4f} held out after 30 steps"
+    assert line.startswith(words.format(**expected))
+    table = run("runs").out
+    assert all(f"{value:.4g}" in table for value in expected.values())
+
+
+def test_a_resumed_run_goes_on_with_the_smoothed_loss(run: Run) -> None:
+    """A resumed run ends with the smoothed loss of all its rows, as `runs` shows it."""
+    assert run("train", *POINTS, "--steps", 10, "--out", "runs/r").code == 0
+    resumed = run("train", "--resume", "runs/r", "--steps", 20)
+    (listed,) = json.loads(run("runs", "--json").out)["runs"]
+    assert f"loss {listed['loss']:.4f} after 20 steps" in resumed.err
+
+
+def test_smoothing() -> None:
+    """The smoothed loss is an exponential average that passes over steps without a number."""
+    assert smoothed([]) is None
+    assert smoothed([None, 2.0, None, 1.0]) == pytest.approx(1.9)
+    assert losses([{"loss": 1.0, "held_out_loss": 3.0}, {"loss": 1.0}]) == {
+        "loss": 1.0,
+        "eps_loss": None,
+        "held_out_loss": 3.0,
+    }

@@ -16,6 +16,7 @@ from rich.table import Column
 from difftool.cli.console import add_row, help_text, new_table, result_json, stdout
 from difftool.cli.parameters import AsJson
 from difftool.errors import BadFile
+from difftool.runs.losses import losses
 
 if TYPE_CHECKING:
     from difftool.runs.folder import RunFolder
@@ -69,7 +70,7 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
     if rows := run.read_metrics():
         last = rows[-1]
         facts["progress"] = {k: last.get(k) for k in ("step", "samples", "elapsed", "steps_per_second")}
-        facts["loss"] = {k: last[k] for k in ("loss", "loss_quartiles", "held_out_loss") if k in last}
+        facts["loss"] = {**losses(rows), "loss_quartiles": last.get("loss_quartiles")}
     plugins = config.pop("plugins", {})
     facts |= config
     facts["plugins"] = {name: _version(name, version) for name, version in plugins.items()}

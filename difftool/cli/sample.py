@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,7 +94,7 @@ def sample(
     _check_for_arrays(display, writers.values())
 
     from difftool import devices
-    from difftool.sampling.plan import Plan
+    from difftool.sampling.plan import Plan, caution
 
     opened = request.open(devices.choose(device), compiled=settings.compile)
     plan = Plan.of(opened.source, settings, sampler=sampler, spacing=spacing)
@@ -104,6 +105,8 @@ def sample(
         writers[path] = writer_of(path)()
     output = _Output(writers, opened.source, plan, display, overwrite)
     output.check()
+    if warning := caution(opened.source, plan):
+        warnings.warn(warning, stacklevel=1)
     facts = _draw_and_write(opened, output)
     if not out and opened.run and world().is_main:
         manifest.record(opened.run.samples, map(manifest.entry, writers))

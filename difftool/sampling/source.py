@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from difftool.data.facts import DataFacts
     from difftool.data.samples import Samples
     from difftool.diffusion.estimate import Denoise
-    from difftool.diffusion.schedule import Schedule
+    from difftool.diffusion.schedule import Level, Schedule
 
 Autocast = Callable[[], AbstractContextManager[object]]
 """Returns the context in which a network runs in lower precision."""
@@ -59,6 +59,10 @@ class Source(ABC):
 
         It is bare: the caller puts guidance and clipping around it.
         """
+
+    def step_gain(self, t: Level, s: Level) -> float:
+        """Return the factor by which a step from t to s multiplies errors of a network; 0 for one without errors."""
+        return 0.0
 
     @abstractmethod
     def load_samples(self) -> Samples:
