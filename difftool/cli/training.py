@@ -7,7 +7,7 @@ import contextlib
 import shlex
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +16,7 @@ from difftool.cli.outputs import save_figure
 from difftool.cli.signals import Signals, signals
 from difftool.distributed import naming_lost_peers
 from difftool.errors import DifftoolError, Interrupted, PeerDied, Stopped, one_line, spending
+from difftool.runs.losses import losses, smoothed
 
 if TYPE_CHECKING:
     from difftool.training.experiment import Experiment
@@ -28,7 +29,7 @@ WAITING_SHOWN = 0.02
 
 def fit(experiment: Experiment) -> None:
     """Train to the end under a progress bar. A signal saves the run and ends it."""
-    words = BarWords(experiment.batch_size)
+    words = BarWords(experiment.batch_size, experiment.folder.read_metrics() if experiment.state.step else ())
     with signals.deferred(), bar("training", experiment.steps) as progress, _naming_last_state(experiment):
         for result in experiment.run():
             if result.metrics is not None:
@@ -140,8 +141,7 @@ def _summarize(experiment: Experiment, words: BarWords) -> None:
     if rows:
         _attempt("picture of the loss", lambda: _draw_loss(experiment, rows))
     if words.loss is not None:
-        held_out = rows[-1].get("held_out_loss")
-        beside = "" if held_out is None else f", {loss_text(held_out)} held out"
+        beside = _beside(losses(rows))
         after = f"after {experiment.state.step} steps in {experiment.clock.total:.1f} s"
         note(f"loss {loss_text(words.loss)}{beside} {after}")
     if skipped := experiment.state.skipped:
@@ -150,6 +150,14 @@ def _summarize(experiment: Experiment, words: BarWords) -> None:
         if path.exists():
             note(f"drew {path}")
     note(f"sample it with: difftool sample {shlex.quote(str(folder.path))}")
+
+
+def _beside(values: Mapping[str, float | None]) -> str:
+    """Return the error of eps, if it is not the loss itself, and the held-out loss in words."""
+    loss, eps, held_out = values["loss"], values["eps_loss"], values["held_out_loss"]
+    other = eps is not None and (loss is None or loss_text(eps) != loss_text(loss))
+    words = f" ({loss_text(eps)} as an error of eps)" if other and eps is not None else ""
+    return words if held_out is None else f"{words}, {loss_text(held_out)} held out"
 
 
 def _draw_preview(experiment: Experiment) -> list[Path]:
@@ -182,16 +190,15 @@ def loss_text(loss: float, digits: int = 4) -> str:
 class BarWords:
     """The words below the progress bar: speed, smoothed loss, and loss by quartile of t."""
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, rows: Sequence[Mapping[str, Any]] = ()) -> None:
         self.batch_size = batch_size
-        self.loss: float | None = None
+        self.loss = smoothed(row["loss"] for row in rows)
         self.row: Mapping[str, Any] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take a row of metrics."""
         self.row = row
-        if row["loss"] is not None:
-            self.loss = row["loss"] if self.loss is None else 0.9 * self.loss + 0.1 * row["loss"]
+        self.loss = smoothed([self.loss, row["loss"]])
 
     def __str__(self) -> str:
         speed = self.row.get("steps_per_second")

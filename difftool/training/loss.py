@@ -67,6 +67,8 @@ class Objective:
 
         self.alpha, self.sigma, self.factor, self.scale = map(table, (schedule.alpha, schedule.sigma, factor, scale))
         self.a, self.b = Table.of(table(a)), Table.of(table(b))
+        self.eps_weight = table((schedule.alpha / det).square())
+        self.squared = self.distance is F.mse_loss
         self.x_0_of_x_t, self.x_0_of_output = table(b / det), table(-schedule.sigma / det)
         with blaming(f"timestep sampling {timestep_sampling.name}", refusal=UsageError):
             self.distribution = table(distribution(timestep_sampling, spec))
@@ -135,6 +137,16 @@ class Objective:
     def item_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the unweighted loss of each item (B,)."""
         return self.distance(prediction, target, reduction="none").mean(tuple(range(1, target.ndim)))
+
+    def eps_errors(self, prediction: Tensor, target: Tensor, t: Tensor, losses: Tensor) -> Tensor:
+        """Return the mean squared error of the estimate of eps of each item (B,), whatever the network predicts.
+
+        An error e of the output is an error e alpha/det of eps, where det = alpha b - sigma a. `losses` are the
+        `item_losses`, which are the squared errors of the output already, unless another loss was chosen.
+        """
+        if not self.squared:
+            losses = F.mse_loss(prediction, target, reduction="none").mean(tuple(range(1, target.ndim)))
+        return losses * self.eps_weight[t]
 
     def prediction(self, output: Tensor) -> Tensor:
         """Return the part of the output that predicts a x_0 + b eps, without the part for the variance."""
