@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from difftool.children import safe_path
 from difftool.cli.request import Request
 from difftool.components import Component, Dataset, Logger
 from difftool.data.memory import Memory, samples_of
 from difftool.data.samples import Samples
-from difftool.errors import DifftoolError, UsageError
+from difftool.errors import DifftoolError, UsageError, check_main_guard
 from difftool.options import plain
 from difftool.paths import absolute
 from difftool.plugins.registry import given
@@ -58,14 +59,18 @@ def train(
     `memory`, and `resume` continues it, or any other run, to more steps. A script that torchrun starts trains with all
     its processes, and each of them gets the model.
 
-    Raises `DifftoolError`, and `TypeError`, which says what is taken, for a value that is not understood.
+    Ctrl-C saves the run before it raises `KeyboardInterrupt`, and other signals, such as SIGTERM or SIGUSR1, raise
+    `SystemExit` then, unless the program handles or ignores them itself. Raises `DifftoolError`, and `TypeError`, which
+    says what is taken, for a value that is not understood.
     """
     from difftool import devices
+    from difftool.cli.training import fit_quietly
     from difftool.distributed import connect
     from difftool.runs.folder import RunFolder, check_run_output, create, open_run
     from difftool.training.experiment import prepare
     from difftool.training.loggers import check_requirements
 
+    check_main_guard()
     chosen = devices.choose(device)
     path = None if out is None else _path("out", out)
     if not isinstance(overwrite, bool):
@@ -84,12 +89,10 @@ def train(
         return create(recipe, path, overwrite=overwrite) if resume is None else RunFolder(run)
 
     check_requirements(loggers)
-    with devices.threads(recipe.training.threads), connect(chosen) as group:
+    with safe_path(), devices.threads(recipe.training.threads), connect(chosen) as group:
         experiment = prepare(recipe, chosen)
         with experiment.open(folder, resume=resume is not None, loggers=loggers, group=group):
-            for _ in experiment.run():
-                pass
-            experiment.save()
+            fit_quietly(experiment)
     model = experiment.model
     model.source, model.run = experiment.folder.model, experiment.folder
     return model.to(chosen)

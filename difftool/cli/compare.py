@@ -90,12 +90,13 @@ def compare(
         num_samples=settings.num_samples, batch_size=settings.batch_size, seed=settings.seed, label=settings.label
     )
     with devices.threads(settings.threads, opened.threads):
+        of_class = source.of_class(source.label_index(settings.label))
         comparison = Comparison(source, opened.dataset, sampling, settings.reference)
         samplers = samplers or deterministic(source.schedule, spacings[0])
         planned = entries(source, samplers, spacings, calls, sampling)
         note(
             f"comparing {len(samplers)} samplers on {opened.where} ({source.description}): "
-            f"{comparison.num_samples:,} samples; {devices.describe(source.device)}, seed {settings.seed}"
+            f"{comparison.num_samples:,} samples{of_class}; {devices.describe(source.device)}, seed {settings.seed}"
         )
         results = []
         with bar("comparing", len(planned)) as progress:
@@ -104,7 +105,7 @@ def compare(
             progress.update(len(planned), f"{len(planned)} trajectories")
     _print(results, comparison, calls)
     path = out or numbered(Path(), f"compare-{source.name}", ".png")
-    title = f"{source.title}, {comparison.num_samples:,} samples, seed {settings.seed}"
+    title = f"{source.title}, {comparison.num_samples:,} samples{of_class}, seed {settings.seed}"
     save_figure(_figure(results, comparison, title), path, overwrite=overwrite)
     facts = {**opened.facts, "num_samples": comparison.num_samples, "seed": settings.seed}
     report([path], {**facts, **_facts(results, comparison)}, as_json=json)

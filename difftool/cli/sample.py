@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,7 +96,7 @@ def sample(
     _check_for_arrays(display, writers.values())
 
     from difftool import devices
-    from difftool.sampling.plan import Plan
+    from difftool.sampling.plan import Plan, caution
 
     opened = request.open(devices.choose(device), compiled=settings.compile)
     plan = Plan.of(opened.source, settings, sampler=sampler, spacing=spacing)
@@ -106,6 +107,8 @@ def sample(
         writers[path] = writer_of(path)()
     output = _Output(writers, opened.source, plan, display, overwrite)
     output.check()
+    if warning := caution(opened.source, plan):
+        warnings.warn(warning, stacklevel=1)
     facts = _draw_and_write(opened, output)
     if not out and opened.run and world().is_main:
         manifest.record(opened.run.samples, map(manifest.entry, writers))
@@ -158,8 +161,9 @@ def _draw_and_write(opened: Opened, output: _Output) -> dict[str, Any]:
     source, plan = output.source, output.plan
     with devices.threads(plan.settings.threads, opened.threads), connect() as group:
         note(
-            f"sampling {opened.where} ({source.description}): {plan.num_samples:,} samples, {plan.sampler.name}, "
-            f"{plan.steps} steps, {plan.spacing.name}; {devices.describe(source.device)}, {_seeds(plan)}"
+            f"sampling {opened.where} ({source.description}): {plan.num_samples:,} samples"
+            f"{source.of_class(plan.label)}, {plan.sampler.name}, {plan.steps} steps, {plan.spacing.name}; "
+            f"{devices.describe(source.device)}, {_seeds(plan)}"
         )
         start = time.perf_counter()
         trajectories = _draw(source, plan, output.steps, group)
@@ -259,6 +263,7 @@ class _Output:
             state_labels=[f"t = {level.t:.0f}" if level.sigma > 0 else "x_0" for level in trajectories.levels],
             state_steps=self.steps,
             labels=None if plan.label is None else torch.full((plan.num_samples,), plan.label),
+            class_names=source.data.class_names,
             reference=reference_points_of(source) if drawn and source.data.is_points else None,
             columns=self.display.columns or (plan.num_samples + len(images) if joined else None),  # a path is one row
             given=torch.stack(images).cpu() if images else None,

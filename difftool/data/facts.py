@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from difftool.data.forms import Form, form_of
 from difftool.data.samples import Samples, Scaling
 from difftool.data.tensors import check_finite
+from difftool.errors import printable, shortened
 from difftool.files import parse_json
 
 LARGEST_UNIT = 1e30
@@ -35,6 +37,8 @@ LARGEST_MEAN = 10.0
 """The largest mean in model units, in either direction, that suits networks."""
 DIGITS = 8
 """Data deviate from their mean by at least this many steps of their floating-point type, or have lost their shape."""
+LISTED, LONGEST_LISTED = 4, 40
+"""The number of classes that a message names, and the characters of a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +123,11 @@ class DataFacts:
     def classes(self) -> int | None:
         return len(self.class_names) or None
 
+    @property
+    def classes_text(self) -> str:
+        """The classes in words, such as `10 classes: 0, 1, 2, ... 9`; an empty text if there are none."""
+        return classes_text(self.class_names)
+
     def document(self) -> dict[str, Any]:
         """Return the facts as plain values, which `read` takes."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
@@ -166,6 +175,16 @@ class DataFacts:
         if facts.bounds is not None and not -LARGEST_UNIT < facts.bounds[0] < facts.bounds[1] < LARGEST_UNIT:
             raise ValueError("bounds must be a low and a high number")
         return facts
+
+
+def classes_text(names: Sequence[str], most: int = LISTED) -> str:
+    """Return classes in words: their number, and at most this many names, of which one is the last."""
+    if not names:
+        return ""
+    listed = [shortened(printable(name), LONGEST_LISTED) for name in (*names[: most - 1], *names[most - 1 :][-1:])]
+    if len(names) > most:
+        listed[-1] = f"... {listed[-1]}"
+    return f"{len(names):,} {'class' if len(names) == 1 else 'classes'}: {', '.join(listed)}"
 
 
 def _check_names(names: tuple[str, ...]) -> None:

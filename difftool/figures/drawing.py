@@ -44,6 +44,8 @@ class Drawing:
     """The steps after which the states were kept; if empty, all of them."""
     labels: Tensor | None = None
     """(N,) class indices."""
+    class_names: Sequence[str] = ()
+    """The names of the classes, or () if they have none."""
     reference: Tensor | None = None
     """(M, D) data points in data units, to draw under the samples."""
     columns: int | None = None
@@ -190,8 +192,11 @@ class Drawing:
         if self.given is not None:
             rows = torch.cat([self.given.expand(len(rows), *self.given.shape), rows], dim=1)
             columns = [*(["given"] * len(self.given)), *columns]
-        labels = () if self.labels is None else [f"class {int(label)}" for label in self.labels[: len(rows)]]
+        labels = () if self.labels is None else [self._class(int(label)) for label in self.labels[: len(rows)]]
         return image_table(self.pixels(rows), columns=columns, rows=labels, title=self.title)
+
+    def _class(self, label: int) -> str:
+        return f"class {self.class_names[label] if self.class_names else label}"
 
     def _plane(self) -> str:
         """Return the title, which names the coordinates if not all can be drawn."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from difftool.components import Sampler, Spacing
-from difftool.data.images import own_image, own_mask
+from difftool.data.images import check_proportions, own_image, own_mask
 from difftool.devices import check_precision
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 POINTS, IMAGES, PATH = 2_000, 16, 9
 """Default numbers of samples: points, images or arrays; PATH along --interpolate."""
+LARGEST_GAIN, FORGETFUL, CURES = 10.0, 50, ("log-snr", "karras")
+"""Without a warning, the first step may multiply an error by this factor, or more in this many steps with noise; the
+spacings that begin with short steps."""
 BATCH_ELEMENTS, BATCH_SAMPLES = 2**17, 8_192
 """Numbers and samples that a batch holds at most by default: larger batches fall out of the cache."""
 
@@ -45,6 +48,7 @@ class Inpainting:
         if settings.inpaint is None or settings.mask is None:
             return None
         image = own_image(settings.inpaint, source.data, source.name, "--inpaint")
+        check_proportions(settings.inpaint, settings.mask)
         return cls(image.to(source.device), own_mask(settings.mask, source.data, "--mask").to(source.device))
 
 
@@ -126,6 +130,36 @@ class Plan:
     def stem(self) -> str:
         """The beginning of file names, such as `ddim-50`."""
         return f"{self.sampler.name}-{self.steps}"
+
+
+def caution(source: Source, plan: Plan) -> str:
+    """Return a warning and its cure if the first step spoils the samples, or an empty text.
+
+    Estimates that are clipped cannot go astray, and a sampler that draws noise over many steps forgets its first one.
+    """
+    clipped = source.data.bounds is not None and plan.settings.clip
+    gain = first_gain(source, plan.levels)
+    if clipped or gain <= LARGEST_GAIN:
+        return ""
+    if plan.steps >= FORGETFUL and dry_run(plan.sampler, plan.levels).draws_noise:
+        return ""
+    cure = "more --steps"
+    for name in [name for name in CURES if name in registry().names(Spacing.kind)]:
+        spacing = make(registry().of_kind(Spacing, name), {})
+        levels = spaced_levels(source.schedule, spacing, plan.steps)
+        if first_gain(source, (*levels, CLEAN)) <= LARGEST_GAIN:
+            cure = f"--spacing {name}"
+            break
+    return (
+        f"the first of {plan.steps} steps multiplies an error of the network by {gain:,.0f}, so many samples may lie "
+        f"far from the data; {cure} avoids this, as does a run trained with --prediction v"
+    )
+
+
+def first_gain(source: Source, levels: Sequence[Level]) -> float:
+    """Return the factor by which the first step multiplies errors, relative to the spread of x after it."""
+    t, s = levels[:2]
+    return source.step_gain(t, s) / math.hypot(s.alpha * source.data.std, s.sigma)
 
 
 def check_settings(source: Source, settings: Sampling) -> None:

@@ -50,9 +50,10 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
     model = experiment.model
     steps = min(STEPS, len(model.schedule))
     n = IMAGES if model.data.is_image else POINTS
-    plan = Plan.of(model, Sampling(steps=steps, num_samples=n, label="0" if model.needs_label else None))
+    label = model.data.class_names[0] if model.needs_label else None
+    plan = Plan.of(model, Sampling(steps=steps, num_samples=n, label=label))
     x = torch.cat([p.x for p in sample(model, plan) if p.done]).cpu()
-    title = f"{model.recipe.name}, step {experiment.state.step}, ddim {steps} steps"
+    title = f"{model.recipe.name}, step {experiment.state.step}, ddim {steps} steps{model.of_class(plan.label)}"
     reference = reference_points(experiment.train)
     with atomic(path) as temporary:
         drawing = Drawing(x=x, scaling=model.data.scaling, title=title, reference=reference, form=model.data.form)
