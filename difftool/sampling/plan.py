@@ -17,7 +17,8 @@ from difftool.devices import check_precision
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError, UsageError, blaming
-from difftool.plugins.registry import given
+from difftool.options import make
+from difftool.plugins.registry import given, registry
 from difftool.sampling.denoiser import Counted
 from difftool.settings import STRENGTH, Sampling
 
