@@ -17,7 +17,6 @@ from difftool.devices import check_precision
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError, UsageError, blaming
-from difftool.options import make
 from difftool.plugins.registry import given, registry
 from difftool.sampling.denoiser import Counted
 from difftool.settings import STRENGTH, Sampling
@@ -146,8 +145,7 @@ def caution(source: Source, plan: Plan) -> str:
         return ""
     cure = "more --steps"
     for name in [name for name in CURES if name in registry().names(Spacing.kind)]:
-        spacing = make(registry().of_kind(Spacing, name), {})
-        levels = spaced_levels(source.schedule, spacing, plan.steps)
+        levels = spaced_levels(source.schedule, given(Spacing, name), plan.steps)
         if first_gain(source, (*levels, CLEAN)) <= LARGEST_GAIN:
             cure = f"--spacing {name}"
             break
