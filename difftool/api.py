@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from difftool.children import safe_path
 from difftool.components import Component
+from difftool.errors import check_main_guard
 from difftool.options import make
 from difftool.paths import absolute
 from difftool.plugins.registry import registry
@@ -34,25 +36,29 @@ def train(*, out: str | Path | None = None, overwrite: bool = False, device: str
         train(dataset="swiss-roll", backbone=component("backbone", "mlp", width=64), loggers=["csv"], steps=2000)
 
     A component is given by its name or as an instance with options. A script that torchrun starts trains with all its
-    processes, and each of them gets the model. Raises `DifftoolError`, and `TypeError` for a component of another kind.
+    processes, and each of them gets the model.
+
+    Ctrl-C saves the run before it raises `KeyboardInterrupt`, and other signals, such as SIGTERM or SIGUSR1, raise
+    `SystemExit` then, unless the program handles or ignores them itself. Raises `DifftoolError`, and `TypeError` for a
+    component of another kind.
     """
     from difftool import devices
+    from difftool.cli.training import fit_quietly
     from difftool.distributed import connect
     from difftool.runs.folder import check_run_output, create
     from difftool.training.experiment import prepare
     from difftool.training.loggers import check_requirements
 
+    check_main_guard()
     recipe, loggers = _recipe(choices), _companions(choices)
     path = None if out is None else Path(out)
     check_requirements(loggers)
     check_run_output(path, overwrite=overwrite)
     chosen = devices.choose(device)
-    with devices.threads(recipe.training.threads), connect(chosen) as group:
+    with safe_path(), devices.threads(recipe.training.threads), connect(chosen) as group:
         experiment = prepare(recipe, chosen)
         with experiment.open(lambda: create(recipe, path, overwrite=overwrite), loggers=loggers, group=group):
-            for _ in experiment.run():
-                pass
-            experiment.save()
+            fit_quietly(experiment)
     model = experiment.model
     model.source, model.run = experiment.folder.model, experiment.folder
     return model.to(chosen)

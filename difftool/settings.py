@@ -87,7 +87,9 @@ class Sampling(Options):
         help="number of samples",
         otherwise="16 images, 2000 points, 9 on a path",
     )
-    batch_size: int | None = option(default=None, ge=1, le=10**7, help="samples computed at once; does not change them")
+    batch_size: int | None = option(
+        default=None, ge=1, le=10**7, help="samples computed at once; changes only their last digits"
+    )
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="random seed; sample k of a seed is always the same")
     label: str | None = option(default=None, help="class to sample: its name, or its index if no name is a number")
     guidance: float = option(default=1.0, ge=0, le=1000, help="guidance scale w: u + w (c - u); 1 is off")

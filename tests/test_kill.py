@@ -37,7 +37,7 @@ from difftool.runs.folder import RunFolder
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals")
 
 SLOW = pytest.mark.slow
-SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 138, signal.SIGXCPU: 152}
 """The signals that stop a run in good order, with the exit code of each."""
 PATIENCE = 120
 """Seconds until a process that does not get on fails its test."""
@@ -595,7 +595,8 @@ def check_stopped(outcome: Outcome, number: int, folder: Path) -> None:
     assert len(lines) == (NOTED in outcome.err), outcome.err  # otherwise it had not begun to train, or was through
     for line in lines:
         found = re.fullmatch(
-            r"difftool: stopped after step (\d+) of \d+; everything is saved; go on with: difftool train --resume (.+)",
+            rf"difftool: stopped by {signal.Signals(number).name} after step (\d+) of \d+; everything is saved; "
+            r"go on with: difftool train --resume (.+)",
             line,
         )
         assert found, line

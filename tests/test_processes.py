@@ -317,7 +317,8 @@ def test_a_signal_to_one_process_stops_all_and_one_goes_on(
     outcome = run.end()
     stopped = state_step(tmp_path / "two")
     assert final_lines(outcome) == [
-        f"difftool: stopped after step {stopped} of 400; everything is saved; go on with: difftool train --resume two"
+        f"difftool: stopped by SIGTERM after step {stopped} of 400; everything is saved; "
+        "go on with: difftool train --resume two"
     ]
     assert 3 < stopped < 400
     assert codes(outcome) == {143}

@@ -521,7 +521,7 @@ FAILING_SCHEDULES = {
     schedules.is_reproducible: {"two tables of 1000 levels differ": schedule(random_table)},
     schedules.fits_its_default_prediction: {
         "unknown prediction 'score'": schedule(even_angle, default_prediction="score"),
-        "the prediction eps leaves x_0 unknown": schedule(straight),
+        "prediction eps: at level 999 (alpha 0, sigma 1) it leaves x_0 unknown": schedule(straight),
     },
     schedules.leads_from_noise_to_data: {"the samples end at a Wasserstein-1 distance of": schedule(second_half)},
 }
@@ -930,7 +930,7 @@ class Never(TimestepSampling, name="never"):
 class Liar(Oracle, name="liar"):
     """x_0 and eps of something else."""
 
-    def denoiser(self, samples: Samples, label: int | None, device: torch.device) -> Any:
+    def denoiser(self, samples: Samples, spec: difftool.OracleSpec) -> Any:
         return lambda x, level: difftool.Estimate(torch.zeros_like(x), torch.ones_like(x))
 
 

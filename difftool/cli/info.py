@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,7 +17,9 @@ from rich.table import Column
 from difftool.cli.console import add_row, help_text, new_table, result_json, stdout
 from difftool.cli.parameters import AsJson
 from difftool.errors import BadFile
+from difftool.plugins.discovery import BUILT_IN
 from difftool.runs.losses import losses
+from difftool.version import __version__
 
 if TYPE_CHECKING:
     from difftool.runs.folder import RunFolder
@@ -93,6 +96,8 @@ def _of_state(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     problem = check(path)
+    if problem and not os.path.lexists(path):
+        return None
     facts = {"file": path.name, "mebibytes": round(size / 2**20, 2), "valid": not problem}
     return facts | ({"problem": problem} if problem else {})
 
@@ -123,7 +128,7 @@ def _of_file(tensors: dict[str, Any], document: dict[str, Any], *, brief: bool =
 def _version(distribution: str, recorded: str) -> str:
     """Return the recorded version of a package, and the installed one if it differs."""
     try:
-        installed = metadata.version(distribution)
+        installed = __version__ if distribution == BUILT_IN else metadata.version(distribution)
     except (metadata.PackageNotFoundError, ValueError):
         return f"{recorded} (not installed)"
     return recorded if installed == recorded else f"{recorded} (now {installed})"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import shlex
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from difftool.cli.console import bar, note
 from difftool.cli.outputs import save_figure
-from difftool.cli.signals import signals
+from difftool.cli.signals import Signals, signals
 from difftool.distributed import naming_lost_peers
-from difftool.errors import DifftoolError, Interrupted, PeerDied, one_line, spending
+from difftool.errors import DifftoolError, Interrupted, PeerDied, Stopped, one_line, spending
 from difftool.runs.losses import losses, smoothed
 
 if TYPE_CHECKING:
@@ -34,22 +37,75 @@ def fit(experiment: Experiment) -> None:
             progress.update(result.step, words)
             if result.preview and experiment.group.is_main:
                 _draw_preview(experiment)
-            _stop_at_signal(experiment)
+            _stop_at_signal(experiment, signals)
         experiment.save()
-    _stop_at_signal(experiment)
+    _stop_at_signal(experiment, signals)
     experiment.group.on_main(lambda: _summarize(experiment, words))
 
 
-def _stop_at_signal(experiment: Experiment) -> None:
+def fit_quietly(experiment: Experiment) -> None:
+    """Train to the end for a program in Python, without a bar and pictures. A signal saves the run and ends it.
+
+    Ctrl-C raises `KeyboardInterrupt`, and other signals raise `SystemExit` with their exit code. Handlers of the
+    program stay in place. What they, or other threads, raise here passes, after the run was saved.
+    """
+    received = Signals()
+    try:
+        with (
+            received.caught(),
+            received.deferred(),
+            _ended_with_the_program(received),
+            spending(experiment.batch_size),
+        ):
+            for _ in experiment.run():
+                _stop_at_signal(experiment, received)
+            experiment.save()
+            _stop_at_signal(experiment, received)
+    except Interrupted as end:
+        if end.exit_code == Stopped(signal.SIGINT).exit_code:
+            raise KeyboardInterrupt(str(end)) from None
+        note(str(end))
+        raise SystemExit(end.exit_code) from None
+    except BaseException as error:
+        if isinstance(error, Stopped) and received.number is not None:  # the second signal
+            raise (KeyboardInterrupt if received.number == signal.SIGINT else SystemExit(error.exit_code)) from None
+        if not isinstance(error, Exception) and experiment.group.size == 1:
+            experiment.save_if_whole()
+        raise
+
+
+def _stop_at_signal(experiment: Experiment, received: Signals) -> None:
     """Save the run and raise `Interrupted` if any of its processes has received a signal."""
-    number = experiment.group.all_max(signals.number or 0)
-    if number:
+    if number := experiment.group.all_max(received.number or 0):
         experiment.save()
         raise Interrupted(
-            f"stopped after step {experiment.state.step} of {experiment.steps}; everything is saved; "
-            f"{_resume_hint(experiment)}",
+            f"stopped by {signal.Signals(number).name} after step {experiment.state.step} of {experiment.steps}; "
+            f"everything is saved; {_resume_hint(experiment)}",
             number,
         )
+
+
+@contextlib.contextmanager
+def _ended_with_the_program(received: Signals) -> Iterator[None]:
+    """Save as at Ctrl-C when the program ends during a block in another thread than the main one.
+
+    No signal arrives in such a thread, and the program would not wait for it after Ctrl-C.
+    """
+    if threading.current_thread() is threading.main_thread():
+        yield
+        return
+    saved = threading.Event()
+
+    def end() -> None:
+        received.number = received.number or signal.SIGINT
+        saved.wait()
+
+    atexit.register(end)
+    try:
+        yield
+    finally:
+        saved.set()
+        atexit.unregister(end)
 
 
 def _resume_hint(experiment: Experiment) -> str:
@@ -65,6 +121,8 @@ def _naming_last_state(experiment: Experiment) -> Iterator[None]:
     except Interrupted:
         raise
     except Exception as error:
+        if not experiment.folder.path.is_dir():  # the error says so
+            raise
         saved = experiment.folder.saved_states()
         state = f"the last state is {saved[0]}" if saved else "no state was saved before"
         if saved and isinstance(error, PeerDied):
@@ -78,7 +136,7 @@ def _naming_last_state(experiment: Experiment) -> Iterator[None]:
 
 def _summarize(experiment: Experiment, words: BarWords) -> None:
     """Draw the last pictures of a complete run, and print its loss and files."""
-    folder = experiment.folder
+    folder = experiment.find_folder()
     drawn, rows = _draw_preview(experiment), folder.read_metrics()
     if rows:
         _attempt("picture of the loss", lambda: _draw_loss(experiment, rows))
@@ -108,6 +166,7 @@ def _draw_preview(experiment: Experiment) -> list[Path]:
     from difftool.training import previews
 
     step = experiment.state.step
+    experiment.find_folder()
     drawn = _attempt(f"preview after step {step}", lambda: previews.draw(experiment)) or []
     if drawn:
         experiment.loggers(Row(step=step, metrics={}, pictures=tuple(drawn)))

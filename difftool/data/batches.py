@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from difftool.data.samples import Augment, Samples
-from difftool.errors import DifftoolError, one_line
+from difftool.errors import DifftoolError, blaming, describe, one_line
 from difftool.rng import generator, permutation
 
 
@@ -42,7 +42,10 @@ class Batches:
         device: torch.device | str = "cpu",
         workers: int = 0,
         part: slice | None = None,
+        name: str = "the dataset",
     ) -> None:
+        """Take the settings of batches; `name` is that of the data in errors from their code."""
+        self.name = name
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.device, self.workers = torch.device(device), workers
         self.part = part or slice(0, batch_size)
@@ -92,11 +95,12 @@ class Batches:
     def _augmented(self, augment: Augment, items: Tensor, step: int) -> Tensor:
         """Augment the items of a step at their places in the whole batch, so that shares change no random number."""
         random = generator(self.seed, "augment", step, device=self.device)
-        if self.size == self.batch_size:
-            return augment(items, random)
-        whole = items.new_zeros(self.batch_size, *items.shape[1:])
-        whole[self.part] = items
-        return augment(whole, random)[self.part]
+        with blaming(self.name):
+            if self.size == self.batch_size:
+                return augment(items, random)
+            whole = items.new_zeros(self.batch_size, *items.shape[1:])
+            whole[self.part] = items
+            return augment(whole, random)[self.part]
 
     def _from_memory(self, step: int, block: int) -> Iterator[Batch]:
         while True:
@@ -111,7 +115,7 @@ class Batches:
 
         cuda = self.device.type == "cuda"
         loader: DataLoader[Any] = DataLoader(
-            _Reader(self.samples),
+            _Reader(self.samples, self.name),
             batch_sampler=(self.own_indices(k).tolist() for k in count(step)),
             num_workers=self.workers,
             pin_memory=cuda,
@@ -125,8 +129,8 @@ class Batches:
             start = time.perf_counter()
             items, labels = next(read)
             self.waited += time.perf_counter() - start
-            if isinstance(items, Exception):  # a worker would add its traceback, so the error is handed over
-                raise DifftoolError(one_line(items)) from items
+            if isinstance(items, DifftoolError):  # a worker would add its traceback, so the error is handed over
+                raise items
             yield Batch(
                 items.to(self.device, non_blocking=cuda),
                 None if labels is None else labels.to(self.device, non_blocking=cuda),
@@ -136,8 +140,8 @@ class Batches:
 class _Reader(torch.utils.data.Dataset[Any]):
     """A map-style dataset that returns an error instead of an item that cannot be read."""
 
-    def __init__(self, samples: Samples) -> None:
-        self.items, self.labels = samples.items, samples.labels
+    def __init__(self, samples: Samples, name: str) -> None:
+        self.items, self.labels, self.name = samples.items, samples.labels, name
 
     def __len__(self) -> int:
         return len(self.items)
@@ -146,7 +150,9 @@ class _Reader(torch.utils.data.Dataset[Any]):
         try:
             return self.items[i], None if self.labels is None else self.labels[i]
         except (ValueError, OSError) as error:
-            return error, None
+            return DifftoolError(one_line(error)), None
+        except Exception as error:
+            return DifftoolError(f"{self.name} failed: {describe(error)}"), None
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
@@ -159,7 +165,7 @@ def _leave_signals_to_the_parent(_worker: int) -> None:
 def _collate(pairs: list[tuple[Any, Tensor | None]]) -> tuple[Any, Tensor | None]:
     """Stack items and labels, or return the first error among the items."""
     for item, _ in pairs:
-        if isinstance(item, Exception):
+        if isinstance(item, DifftoolError):
             return item, None
     labels = [label for _, label in pairs if label is not None]
     return torch.stack([item for item, _ in pairs]), torch.stack(labels) if labels else None

@@ -86,6 +86,6 @@ def check(prediction: Prediction, spec: ObjectiveSpec) -> None:
         t = int(undefined[0])
         level = schedule[t]
         raise ValueError(
-            f"at its level {t} (alpha {level.alpha:g}, sigma {level.sigma:g}) the prediction {prediction.name} leaves "
+            f"at level {t} (alpha {level.alpha:g}, sigma {level.sigma:g}) it leaves "
             f"{'x_0' if level.alpha < level.sigma else 'eps'} unknown; take another --prediction, such as v"
         )

@@ -13,8 +13,18 @@ from typing import Any, TypeVar
 from difftool.components import KINDS, Command, Component
 from difftool.errors import PluginFailure, UnknownComponent, UsageError
 from difftool.options import make, suggestion
-from difftool.plugins.discovery import ALLOW, COMMANDS, DENY, GROUP, announcements, choose, installed, winner_of
-from difftool.plugins.loading import Plugin, Problem, load
+from difftool.plugins.discovery import (
+    ALLOW,
+    COMMANDS,
+    DENY,
+    GROUP,
+    announcements,
+    choose,
+    impostors,
+    installed,
+    winner_of,
+)
+from difftool.plugins.loading import Plugin, Problem, impostor, load
 
 C = TypeVar("C", bound=Component)
 
@@ -135,7 +145,7 @@ def replaced_by(other: Registry) -> Iterator[None]:
 def _installed(allowed: str | None, denied: str) -> Registry:
     admitted, left_out = choose(installed(GROUP), allowed, denied)
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, not for what a plugin prints when imported
-        plugins = list(load(admitted))
+        plugins = [*load(admitted), *map(impostor, impostors())]
     announced = {(a.distribution, a.command) for a in announcements(allowed, denied)}
     for plugin in plugins:
         _set_aside_unannounced(plugin, announced)

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ from difftool import manifest
 from difftool.components import Logger
 from difftool.errors import BadFile, DifftoolError, UsageError
 from difftool.files import TEMPORARY, check_output, make_folder, open_regular, parse_json, sweep, write_text
-from difftool.locks import hold, holder, in_use, is_marked
+from difftool.locks import followed, hold, holder, in_use, is_marked
 from difftool.paths import check_inside, check_links
 from difftool.plugins.registry import registry
 from difftool.runs.config import dump_toml, read_toml
@@ -172,11 +172,14 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Lock the run for a block. Raises `DifftoolError` if another process trains it."""
-        with hold(self.path / LOCK):
+    def lock(self) -> Iterator[Callable[[], RunFolder]]:
+        """Lock the run for a block. Raises `DifftoolError` if another process trains it.
+
+        The block gets a function that returns the run where it lies by then, since somebody may move it.
+        """
+        with hold(self.path / LOCK), followed(self.path) as place:
             sweep(self.path)
-            yield
+            yield lambda: RunFolder(place())
 
     def check_free(self) -> None:
         """Check that no other process trains the run. Raises `DifftoolError`."""

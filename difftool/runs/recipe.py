@@ -238,8 +238,14 @@ def read_recipe(path: Path, document: Mapping[str, Any], config: Mapping[str, An
             if name in registry().names(kind):
                 cls = registry().of_kind(base, name)
                 tables[kind] = {**without_paths(cls, table), **_own_paths(cls, name, (config or {}).get(kind))}
+                missing = [f.name for f in fields(cls) if f.required and f.use_in(cls) and f.name not in tables[kind]]
+                if missing and base.needed_to_sample:
+                    what = f"the {kind} {name} needs {missing[0]}, a path, which a model file does not hold"
+                    raise BadFile(f"{path}: {what}; name its run folder")
                 if issubclass(cls, Dataset) and not cls.generated:
-                    ready[kind] = _own_dataset(config or {}) or _sealed_dataset(cls, tables[kind])
+                    ready[kind] = _own_dataset(config or {}) or _sealed(cls, tables[kind], missing)
+                elif missing:
+                    ready[kind] = _sealed(cls, tables[kind], missing)
             elif not base.needed_to_sample and re.fullmatch(r"[\w.:-]{1,100}", name):
                 ready[kind] = _stand_in(base, name, "its plugin is not installed")
         if not isinstance(tables.get("training"), Mapping):
@@ -268,10 +274,9 @@ def _own_dataset(config: Mapping[str, Any]) -> Dataset | None:
         return None
 
 
-def _sealed_dataset(cls: type[Dataset], table: Mapping[str, Any]) -> Component:
-    """Return a dataset of a file with its options, for comparison alone: it loads nothing."""
-    missing = {f.name: "." for f in fields(cls) if f.required and f.name not in table and f.use_in(cls)}
-    options = {key: value for key, value in {**missing, **table}.items() if key != "name"}
+def _sealed(cls: type[Component], table: Mapping[str, Any], missing: Iterable[str]) -> Component:
+    """Return a component of a file with its options, for comparison alone: it does no work."""
+    options = {**dict.fromkeys(missing, "."), **{key: value for key, value in table.items() if key != "name"}}
     return _stand_in(cls, table["name"], "a model file does not bring its data; name its run folder", options)
 
 

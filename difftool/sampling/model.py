@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -131,6 +132,7 @@ class Model(Source):
             learned_variance=self.recipe.training.learn_variance,
             bounds=self.data.bounds,
             autocast=autocast,
+            name=f"backbone {self.recipe[Backbone].name}",
         )
 
     def sample(
@@ -198,6 +200,8 @@ def raw_model(model: Model, run: RunFolder) -> Model:
             if document.get("kind") != "state" or document.get("step") != step_of(path):
                 raise BadFile(f"{path} is not the training state that its name says")
         except BadFile as error:
+            if not os.path.lexists(path):  # the run that is being trained has just replaced it
+                return raw_model(model, run)
             reasons.append(str(error))
             continue
         raw = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}

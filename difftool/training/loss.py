@@ -15,7 +15,7 @@ from torch import Tensor
 from difftool.diffusion.prediction import native_weight, tables
 from difftool.diffusion.self_conditioning import bounded_self_cond, with_self_cond
 from difftool.diffusion.variance import VarianceBound, split_variance
-from difftool.errors import DifftoolError
+from difftool.errors import DifftoolError, UsageError, blaming
 from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, 
 class Objective:
     """Schedule, prediction, weighting, timestep sampling and loss, as tables on the device.
 
-    Raises `ValueError` if they do not fit together.
+    `network` names the network in errors from its code. Raises `UsageError` if the parts do not fit together.
     """
 
     def __init__(
@@ -46,16 +46,21 @@ class Objective:
         self_condition: bool = False,
         learn_variance: bool = False,
         data: DataFacts,
+        network: str = "the network",
     ) -> None:
+        self.network = network
         self.spec, self.distance, self.device = spec, LOSSES[loss], device
         self.self_condition, self.data = self_condition, data
         schedule = spec.schedule
-        a, b, det = tables(prediction, spec)
+        with blaming(f"prediction {prediction.name}", refusal=UsageError):
+            a, b, det = tables(prediction, spec)
+            scale = torch.tensor([prediction.input_scale(level, spec) for level in schedule], dtype=torch.float64)
         native = native_weight(det, schedule.sigma)
-        factor = weighting.weight(native, spec) / native
-        if factor.shape != native.shape or not bool(torch.isfinite(factor).all()) or bool((factor < 0).any()):
-            raise ValueError(f"weighting {weighting.name} gives no finite weight at some level of this schedule")
-        scale = torch.tensor([prediction.input_scale(level, spec) for level in schedule], dtype=torch.float64)
+        with blaming(f"weighting {weighting.name}", refusal=UsageError):
+            weight = weighting.weight(native, spec)
+            factor = weight / native if weight.shape == native.shape else torch.tensor(math.nan)
+            if not bool(((factor >= 0) & factor.isfinite()).all()):
+                raise ValueError("it gives no finite weight at some level of this schedule")
 
         def table(values: Tensor) -> Tensor:
             return values.to(device, torch.float32)
@@ -65,7 +70,8 @@ class Objective:
         self.eps_weight = table((schedule.alpha / det).square())
         self.squared = self.distance is F.mse_loss
         self.x_0_of_x_t, self.x_0_of_output = table(b / det), table(-schedule.sigma / det)
-        self.distribution = table(distribution(timestep_sampling, spec))
+        with blaming(f"timestep sampling {timestep_sampling.name}", refusal=UsageError):
+            self.distribution = table(distribution(timestep_sampling, spec))
         self.bound: VarianceBound | None = None
         if learn_variance:
             pixels = data.bounds if data.is_image else None
@@ -192,7 +198,7 @@ def distribution(sampling: TimestepSampling, spec: ObjectiveSpec) -> Tensor:
     density = sampling.density(spec).to(torch.float64)
     total = float(density.sum())
     if density.shape != spec.schedule.alpha.shape or not bool((density >= 0).all()) or not 0.0 < total < math.inf:
-        raise ValueError(f"timestep sampling {sampling.name} gives no distribution over the levels of this schedule")
+        raise ValueError("it gives no distribution over the levels of this schedule")
     cumulative = density.cumsum(0)
     return cumulative / cumulative[-1]
 

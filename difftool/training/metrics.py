@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,27 @@ from difftool.training.step import StepResult
 
 KEPT_ELEMENTS = 2**20
 """The number of predicted values to keep before the losses of their items are computed in one call."""
+
+
+class Stopwatch:
+    """Seconds of training over all resumes, without pauses."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        """Seconds up to the last stop."""
+        self._start: float | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds up to now."""
+        return self.total if self._start is None else self.total + time.perf_counter() - self._start
+
+    def start(self) -> None:
+        self._start = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stop, unless it has stopped already."""
+        self.total, self._start = self.elapsed, None
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from difftool import Oracle, option
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from difftool import Denoise, Samples
+    from difftool import Denoise, OracleSpec, Samples
 
 
 class Ideal(Oracle, name="ideal"):
@@ -20,22 +19,22 @@ class Ideal(Oracle, name="ideal"):
 
     items: int | None = option(default=None, ge=1, le=10**8, help="items to use, picked evenly", otherwise="all")
 
-    def denoiser(self, samples: Samples, label: int | None, device: torch.device) -> Denoise:
+    def denoiser(self, samples: Samples, spec: OracleSpec) -> Denoise:
         import torch
 
         from difftool_plugins.oracles.mixture import MixtureDenoiser
 
-        indices = indices_of(samples.labels, label, len(samples))
+        indices = indices_of(samples.labels, spec.label, len(samples))
         count = min(self.items or len(indices), len(indices))
         indices = indices[torch.arange(count) * len(indices) // count]
         items, _ = samples.take(indices.tolist())
-        return MixtureDenoiser(in_model_units(items, samples).to(device), torch.zeros(1, device=device))
+        return MixtureDenoiser(in_model_units(items, samples).to(spec.device), torch.zeros(1, device=spec.device))
 
 
 class ClosedForm(Oracle, name="closed-form"):
     """The exact minimiser for the distribution that the data are drawn from, if its formula is known."""
 
-    def denoiser(self, samples: Samples, label: int | None, device: torch.device) -> Denoise:
+    def denoiser(self, samples: Samples, spec: OracleSpec) -> Denoise:
         import torch
 
         from difftool_plugins.oracles.mixture import MixtureDenoiser
@@ -43,9 +42,9 @@ class ClosedForm(Oracle, name="closed-form"):
         mixture = samples.mixture
         if mixture is None:
             raise ValueError("no formula is known of this dataset; take --oracle ideal, which needs only its items")
-        means = mixture.means[indices_of(mixture.labels, label, len(mixture.means))]
+        means = mixture.means[indices_of(mixture.labels, spec.label, len(mixture.means))]
         std = mixture.std / torch.tensor(samples.scale, dtype=torch.float64)
-        return MixtureDenoiser(in_model_units(means, samples).to(device), std.to(device))
+        return MixtureDenoiser(in_model_units(means, samples).to(spec.device), std.to(spec.device))
 
 
 def indices_of(labels: Tensor | None, label: int | None, n: int) -> Tensor:
