@@ -85,7 +85,7 @@ class Sampling(Options):
         le=10**9,
         short="-n",
         help="number of samples",
-        otherwise="16 images, 2000 points, 9 on a path",
+        otherwise="16 images or arrays, 2000 points, 9 on a path",
     )
     batch_size: int | None = option(
         default=None, ge=1, le=10**7, help="samples computed at once; changes only their last digits"

@@ -104,13 +104,19 @@ IMAGES = (
 
 
 def last_of(arguments: Sequence[object]) -> list[object]:
-    """Return the arguments with the last value of each option in `POINTS` or `IMAGES`, which tests lay others over."""
+    """Return the arguments with the last value of each option, since tests lay their own over `POINTS` and `IMAGES`."""
     given, last = list(arguments), {word: i for i, word in enumerate(arguments)}
-    replaced = [i for i, word in enumerate(given) if word in LAID_OVER and last[word] != i]
-    return [word for i, word in enumerate(given) if i not in replaced and i - 1 not in replaced]
+    replaced = {i for i, word in enumerate(given) if str(word).startswith("--") and last[word] != i} - repeatable(given)
+    return [word for i, word in enumerate(given) if i not in replaced and (i - 1 not in replaced or is_option(word))]
 
 
-LAID_OVER = {word for word in (*POINTS, *IMAGES) if str(word).startswith("--")}
+def repeatable(given: Sequence[object]) -> set[int]:
+    """Return the places of options that take several values."""
+    return {i for i, word in enumerate(given) if word in ("--out", "--logger")}
+
+
+def is_option(word: object) -> bool:
+    return str(word).startswith("--")
 
 
 @pytest.fixture(scope="session")

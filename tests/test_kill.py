@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from conftest import IMAGES, POINTS, Outcome, invoke, tree
+from conftest import IMAGES, POINTS, Outcome, invoke, last_of, tree
 from PIL import Image
 
 from difftool.files import TEMPORARY
@@ -199,7 +199,7 @@ def program(*arguments: object, before: Job | None = None, pictures: bool = Fals
     quicken(pictures)
     if before is not None:
         before()
-    main([str(a) for a in arguments])
+    main([str(a) for a in last_of(arguments)])
 
 
 def train(*arguments: object, before: Job | None = None, pictures: bool = False) -> Job:
@@ -765,7 +765,7 @@ def test_a_signal_while_modules_are_imported_ends_quietly(tmp_path: Path, module
 def test_the_program_itself(server: Server, tmp_path: Path) -> None:
     """The same in a process that was not forked, to the last thing that Python does; then it loses half a line."""
     folder, straight = tmp_path / "run", tmp_path / "straight"
-    command = [sys.executable, "-m", "difftool", "train", *map(str, ENDLESS), "--out", str(folder)]
+    command = [sys.executable, "-m", "difftool", "train", *map(str, last_of(ENDLESS)), "--out", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(PATIENCE * 50):
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import IMAGES, POINTS, Outcome, invoke
+from conftest import IMAGES, POINTS, Outcome, invoke, last_of
 from PIL import Image
 from torch import Tensor
 
@@ -49,7 +49,7 @@ class Torchrun:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                    *("--nproc-per-node", "2", *map(str, words)),
+                    *("--nproc-per-node", "2", *map(str, last_of(words))),
                 ],
                 cwd=folder,
                 env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},

@@ -846,7 +846,7 @@ FAILING_DATASETS = {
         "items contain NaN": lambda c: Samples(items=cloud(c).where(cloud(c) < 1, torch.nan), shape=(2,)),
     },
     datasets.stores_images_as_pixels: {
-        "give pixels from 0 to 255": lambda c: Samples(items=pixels(c).items / 255, shape=(3, 8, 8)),
+        "give pixels from 0 to 255": lambda c: Samples(items=pixels(c).items / 255, shape=(3, 8, 8), form="image"),
     },
     datasets.labels_items_by_class: {
         "no item is of class b": lambda c: points(cloud(c), labels=torch.zeros(100).long(), class_names=("a", "b")),
@@ -1023,7 +1023,7 @@ FAILING_OTHERS = {
     writers.declares_valid_suffixes: {"'.PNG' is not a valid suffix": Upper()},
     writers.writes_what_it_accepts: {
         ".x: writing the same points twice gave different bytes": Dated(),
-        "it refuses both points and images": Picky(),
+        "it refuses points, images and arrays": Picky(),
     },
 }
 

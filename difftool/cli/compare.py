@@ -41,7 +41,7 @@ class Comparing(Options):
         default=(5, 10, 20, 40, 80, 160), ge=1, le=100_000, help="network calls; as many steps as they allow"
     )
     num_samples: int | None = option(
-        default=None, ge=2, le=10**7, short="-n", help="number of samples", otherwise="16 images, 2000 points"
+        default=None, ge=2, le=10**7, short="-n", help="number of samples", otherwise="16 images or arrays, 2000 points"
     )
     batch_size: int | None = option(
         default=None, ge=1, le=10**7, help="samples drawn at once; does not change the samples"

@@ -25,6 +25,7 @@ from difftool.settings import LARGEST_SEED
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from difftool.data.forms import Form
     from difftool.data.samples import Scaling
     from difftool.diffusion.schedule import Schedule
     from difftool.figures.drawing import Drawing
@@ -108,7 +109,7 @@ def noise(
     )
     paths = out or [numbered(Path(), f"noise-{items.name.replace(' ', '-')}-{component.name}", ".png")]
     films = [path for path in paths if path.suffix.lower() in FILMS]
-    spec = DrawingSpec(shape=items.x_0.shape[1:], steps=settings.timesteps - 1)
+    spec = DrawingSpec(shape=tuple(items.x_0.shape[1:]), steps=settings.timesteps - 1, form=items.form)
     film_levels = settings.at or (spec.evenly(FILM_FRAMES) if films else ())
     x_0 = items.x_0.to(chosen)
     states = _states(x_0, schedule, settings, {*levels, *film_levels})
@@ -131,6 +132,7 @@ class _Items:
 
     x_0: Tensor
     scaling: Scaling
+    form: Form
     name: str
 
 
@@ -153,25 +155,25 @@ def _own_images(paths: Sequence[Path], settings: Noising) -> _Items:
         pixels = torch.stack([read_image(path, size=size) for path in paths])
     except BadImage as error:
         raise DifftoolError(str(error)) from None
-    scaling = Scaling(PIXELS["shift"], PIXELS["scale"], is_image=True)
-    return _Items(
-        scaling.to_model(pixels), scaling, printable(paths[0].stem) if len(paths) == 1 else f"{len(paths)} images"
-    )
+    scaling = Scaling(PIXELS["shift"], PIXELS["scale"])
+    name = printable(paths[0].stem) if len(paths) == 1 else f"{len(paths)} images"
+    return _Items(scaling.to_model(pixels), scaling, "image", name)
 
 
 def _dataset_items(dataset: Any, settings: Noising) -> _Items:
     """Take the first items of a dataset. Raises `DifftoolError` if they cannot be drawn."""
+    from difftool.data.forms import form_of
     from difftool.data.samples import Scaling
     from difftool.plugins.build import load_samples, loading
 
     samples = load_samples(dataset, settings.seed)
-    if samples.shape == (1,) or undrawable(samples.shape) or (len(samples.shape) == 3 and not samples.is_image):
-        raise DifftoolError(f"dataset {dataset.name}: only points and images can be drawn, not shape {samples.shape}")
+    if reason := undrawable(samples.form, samples.shape):
+        raise DifftoolError(f"dataset {dataset.name}: {reason}")
     count = min(settings.num_samples or (ROWS if samples.is_image else POINTS), len(samples))
     with loading(dataset):  # items on disk are read here
         items, _ = samples.take(range(count))
     scaling = Scaling.of(samples)
-    return _Items(scaling.to_model(items), scaling, dataset.name)
+    return _Items(scaling.to_model(items), scaling, form_of(samples.form, samples.shape), dataset.name)
 
 
 def _states(x_0: Tensor, schedule: Schedule, settings: Noising, levels: Collection[int]) -> dict[int, Tensor]:
@@ -235,6 +237,7 @@ def _drawing(items: _Items, states: dict[int, Tensor], title: str) -> Drawing:
     return Drawing(
         x=stacked[-1],
         scaling=items.scaling,
+        form=items.form,
         title=title,
         states=stacked,
         state_labels=["x_0", *(f"t = {t}" for t in states)],

@@ -44,7 +44,9 @@ class Display(Options):
     columns: int | None = option(default=None, ge=1, help="columns of a grid of images")
     strip: int | None = option(default=None, ge=2, help="draw this many states of the trajectory")
     trajectory: bool = option(default=False, help="write the states of the trajectory to arrays too")
-    raw: bool = option(default=False, help="write arrays of images as floats in [-1, 1], not pixels")
+    raw: bool = option(
+        default=False, help="write arrays in model units, as the network sees them, not as pixels or in data units"
+    )
 
 
 FILES = Group("files", (Display,), "Files")
@@ -127,7 +129,7 @@ def _check_for_arrays(display: Display, writers: Iterable[Writer]) -> None:
 
 
 def _default_path(opened: Opened, plan: Plan) -> Path:
-    suffix = ".npy" if undrawable(opened.source.data.shape) else ".png"
+    suffix = ".npy" if undrawable(opened.source.data.form, opened.source.data.shape) else ".png"
     if opened.run:
         check_inside(opened.run.samples, opened.run.path)
         return numbered(opened.run.samples, plan.stem, suffix)
@@ -217,8 +219,14 @@ class _Output:
     @property
     def spec(self) -> DrawingSpec:
         """The samples to come, for the writers."""
-        display, shape = self.display, self.source.data.shape
-        return DrawingSpec(shape=shape, steps=self.plan.steps, strip=display.strip, trajectory=display.trajectory)
+        display, data = self.display, self.source.data
+        return DrawingSpec(
+            shape=data.shape,
+            form=data.form,
+            steps=self.plan.steps,
+            strip=display.strip,
+            trajectory=display.trajectory,
+        )
 
     def check(self) -> None:
         """Raise `UsageError` for a file that cannot show these samples."""
@@ -249,13 +257,14 @@ class _Output:
         return Drawing(
             x=trajectories.x,
             scaling=source.data.scaling,
+            form=source.data.form,
             title=", ".join(_title(source, plan)),
             states=trajectories.states if self.steps else None,
             state_labels=[f"t = {level.t:.0f}" if level.sigma > 0 else "x_0" for level in trajectories.levels],
             state_steps=self.steps,
             labels=None if plan.label is None else torch.full((plan.num_samples,), plan.label),
             class_names=source.data.class_names,
-            reference=reference_points_of(source) if drawn and len(source.data.shape) == 1 else None,
+            reference=reference_points_of(source) if drawn and source.data.is_points else None,
             columns=self.display.columns or (plan.num_samples + len(images) if joined else None),  # a path is one row
             given=torch.stack(images).cpu() if images else None,
             joined=joined,

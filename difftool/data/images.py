@@ -210,7 +210,7 @@ def own_image(path: Path, data: DataFacts, name: str, option: str) -> Tensor:
     """
     shape = data.shape
     if not data.is_image:
-        raise UsageError(f"{option}: {name} is not an image model")
+        raise UsageError(f"{option}: {name} is not an image model; its samples are {data.words}")
     if shape[0] not in (1, 3):
         raise UsageError(f"{option}: image files are read with 1 or 3 channels, but {name} has {shape[0]}")
     pixels = _read(path, option, channels=shape[0], size=(shape[1], shape[2]))

@@ -28,7 +28,8 @@ SHORT = 64
 
 @style.look()
 def image_grid(images: Pixels, *, title: str, columns: int | None = None) -> Figure:
-    """Draw images (N, H, W, C), C in 1, 3, 4, each pixel as a square of whole pixels, over white."""
+    """Draw images (N, H, W, C), each pixel as a square of whole pixels, over white."""
+    images = side_by_side(images)
     mosaic = Mosaic.of(len(images), *images.shape[1:3], columns=columns)
     board = Board.of(mosaic.width, mosaic.height, titles=[mosaic.caption(title)])
     return _show(board, mosaic.compose(images))
@@ -37,6 +38,7 @@ def image_grid(images: Pixels, *, title: str, columns: int | None = None) -> Fig
 @style.look()
 def image_table(cells: Pixels, *, columns: Sequence[str], rows: Sequence[str] = (), title: str) -> Figure:
     """Draw images (R, K, H, W, C) in R rows and K labelled columns, at their true pixels."""
+    cells = side_by_side(cells)
     count, across, height, width = cells.shape[:4]
     label = max(text_width(column, style.LABEL) for column in columns)
     if label >= SHORT:
@@ -56,7 +58,7 @@ def image_table(cells: Pixels, *, columns: Sequence[str], rows: Sequence[str] = 
 
 def image_frames(states: Iterable[Pixels], titles: Sequence[str], columns: int | None = None) -> Iterator[Pixels]:
     """Yield a frame for each state, which is a batch of images (N, H, W, C), laid out as `image_grid` does."""
-    states = iter(states)
+    states = map(side_by_side, states)
     first = next(states, None)
     if first is None:
         return
@@ -153,6 +155,14 @@ class Mosaic:
             y, x = row * (height + self.gap), column * (width + self.gap)
             picture[y : y + height, x : x + width] = colour.repeat(self.factor, 0).repeat(self.factor, 1)
         return picture
+
+
+def side_by_side(images: Pixels) -> Pixels:
+    """Return images (..., H, W, C) that have a colour: other channels than 1, 3 or 4 become gray, side by side."""
+    if images.shape[-1] in (1, 3, 4):
+        return images
+    *before, height, width, channels = images.shape
+    return images.swapaxes(-1, -2).reshape(*before, height, channels * width, 1)
 
 
 def over_white(image: Pixels) -> Pixels:

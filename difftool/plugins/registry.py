@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 from difftool.components import KINDS, Command, Component
 from difftool.errors import PluginFailure, UnknownComponent, UsageError
-from difftool.options import make, suggestion
+from difftool.options import make, plain, suggestion
 from difftool.plugins.discovery import (
     ALLOW,
     COMMANDS,
@@ -163,8 +164,35 @@ def _set_aside_unannounced(plugin: Plugin, announced: set[tuple[str, str]]) -> N
             plugin.problems.append(Problem(reason, cure, component.kind, component.name))
 
 
+def given(base: type[C], choice: object, others: str = "") -> C:
+    """Return the component that Python code gives by its name or as an instance, with its options checked.
+
+    Raises `UsageError`, and `TypeError` for anything else; `others` says what else the caller takes.
+    """
+    if isinstance(choice, str):
+        return make(registry().of_kind(base, choice), {})
+    if not isinstance(choice, base):
+        found = type(choice).__name__
+        if isinstance(choice, type) and issubclass(choice, base):
+            found = f"the class {choice.__name__}; write {choice.__name__}()"
+        raise TypeError(f"a {base.kind} is given by its name{others} or as a {base.__name__}, not as {found}")
+    values = plain(choice)
+    made = make(type(choice), values)
+    try:
+        json.dumps(values)
+    except TypeError:  # numbers of NumPy, which no file could hold
+        return made
+    return choice
+
+
 def component(kind: str, name: str, **options: Any) -> Component:
-    """Return a component with its options: `component("backbone", "unet", dim=64)`. Raises `UsageError`."""
+    """Return a component with its options: `component("backbone", "unet", dim=64)`.
+
+    Raises `UsageError`, and `TypeError` for a kind or a name that is not text.
+    """
+    named: object = name
+    if not isinstance(named, str):
+        raise TypeError(f"a component is named by a text, not by {type(name).__name__}")
     return make(registry().get(_check_kind(kind), name), options)
 
 
@@ -174,6 +202,9 @@ def names(kind: str) -> list[str]:
 
 
 def _check_kind(kind: str) -> str:
+    named: object = kind
+    if not isinstance(named, str):
+        raise TypeError(f"a kind is named by a text such as 'backbone', not by {type(kind).__name__}")
     if kind not in KINDS:
         raise UsageError(f"unknown kind {kind!r}{suggestion(kind, KINDS)}; the kinds are {', '.join(KINDS)}")
     return kind

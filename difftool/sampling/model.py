@@ -85,7 +85,7 @@ class Model(Source):
         model = cls(recipe, data, schedule, network, weights, step, path, run)
         return model.to(device)
 
-    def save(self, path: Path, *, overwrite: bool = True) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = True) -> None:
         """Write the model to a safetensors file that `read` can read."""
         document = {
             **self.recipe.shared_document(),
@@ -95,13 +95,12 @@ class Model(Source):
             "weights": self.weights,
             "step": self.step,
         }
-        checkpoint.save(path, self.network.state_dict(), document, overwrite=overwrite)
+        checkpoint.save(Path(path), self.network.state_dict(), document, overwrite=overwrite)
 
     def to(self, device: torch.device | str) -> Model:
         self.device = torch.device(device)
         self.network.to(self.device).eval()
-        if self.data.is_image:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
         return self
 
     @property
@@ -138,11 +137,14 @@ class Model(Source):
     def sample(
         self, n: int = 16, *, sampler: str | Sampler = "ddim", spacing: str | Spacing = "trailing", **settings: Any
     ) -> Tensor:
-        """Draw n samples (n, *shape), float32 in data units; those of images are pixel values from 0 to 255.
+        """Draw n samples (n, *shape), floats in data units; those of images are pixel values from 0 to 255.
 
-        `settings` are the options of `difftool sample`: steps, seed, label, guidance, batch_size, ... Raises
-        `DifftoolError`.
+        They are float32, or float64 where the data lie so far from 0 that float32 would lose digits. `settings` are
+        the options of `difftool sample`: steps, seed, label, guidance, batch_size, ... Raises `DifftoolError`, and
+        `TypeError` for a sampler or spacing that is neither a name nor a component.
         """
+        if n is None or "num_samples" in settings:
+            raise TypeError("sample() takes the number of samples as n")
         plan = Plan.of(self, make(Sampling, {"num_samples": n, **settings}), sampler=sampler, spacing=spacing)
         if warning := caution(self, plan):
             warnings.warn(warning, stacklevel=2)
@@ -180,6 +182,8 @@ def load_model(path: Path | None, weights: str = "ema", *, device: torch.device 
     `weights` is "ema" (the average) or "raw" (the weights being trained, from the run's newest state). Raises
     `DifftoolError`.
     """
+    if weights not in ("ema", "raw"):
+        raise UsageError(f"--weights: unknown weights {weights!r}; choose ema or raw")
     source, run = find_model(path)
     model = Model.read(source, run=run)
     if weights == "raw" and model.weights == "ema":  # a run without an average (--ema 0) has raw weights alone

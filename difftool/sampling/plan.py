@@ -17,8 +17,7 @@ from difftool.devices import check_precision
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError, UsageError, blaming
-from difftool.options import make
-from difftool.plugins.registry import registry
+from difftool.plugins.registry import given, registry
 from difftool.sampling.denoiser import Counted
 from difftool.settings import STRENGTH, Sampling
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from difftool.sampling.source import Source
 
 POINTS, IMAGES, PATH = 2_000, 16, 9
-"""Default numbers of samples; PATH along --interpolate."""
+"""Default numbers of samples: points, images or arrays; PATH along --interpolate."""
 LARGEST_GAIN, FORGETFUL, CURES = 10.0, 50, ("log-snr", "karras")
 """Without a warning, the first step may multiply an error by this factor, or more in this many steps with noise; the
 spacings that begin with short steps."""
@@ -80,14 +79,12 @@ class Plan:
     ) -> Plan:
         """Resolve settings against a source.
 
-        Raises `UsageError` for what does not go together, and `DifftoolError` for images that cannot be read.
+        Raises `UsageError` for what does not go together, `TypeError` for something else than a sampler or a spacing,
+        and `DifftoolError` for images that cannot be read.
         """
         settings = settings or Sampling()
         check_settings(source, settings)
-        if isinstance(sampler, str):
-            sampler = make(registry().of_kind(Sampler, sampler), {})
-        if isinstance(spacing, str):
-            spacing = make(registry().of_kind(Spacing, spacing), {})
+        sampler, spacing = given(Sampler, sampler), given(Spacing, spacing)
         T, shape = len(source.schedule), source.data.shape
         levels = spaced_levels(source.schedule, spacing, settings.steps or min(sampler.default_steps or T, T))
         if settings.interpolate is not None and dry_run(sampler, (*levels, CLEAN)).draws_noise:
@@ -99,7 +96,7 @@ class Plan:
         if settings.init is not None:
             init = own_image(settings.init, source.data, source.name, "--init").to(source.device)
             levels = last_levels(levels, settings.strength or STRENGTH)
-        default_count = PATH if settings.interpolate is not None else IMAGES if source.data.is_image else POINTS
+        default_count = PATH if settings.interpolate is not None else POINTS if source.data.is_points else IMAGES
         return cls(
             sampler=sampler,
             spacing=spacing,
@@ -147,11 +144,12 @@ def caution(source: Source, plan: Plan) -> str:
     if plan.steps >= FORGETFUL and dry_run(plan.sampler, plan.levels).draws_noise:
         return ""
     for name in [name for name in CURES if name in registry().names(Spacing.kind)]:
-        levels = spaced_levels(source.schedule, make(registry().of_kind(Spacing, name), {}), plan.steps)
+        levels = spaced_levels(source.schedule, given(Spacing, name), plan.steps)
         if first_gain(source, (*levels, CLEAN)) <= max(LARGEST_GAIN, gain / 10):
             return (
                 f"the first of {plan.steps} steps makes what the network gets wrong {gain:,.0f} times as large, so "
-                f"many samples may lie far from the data; --spacing {name} avoids this, as does training with --prediction v"
+                f"many samples may lie far from the data; --spacing {name} avoids this, and so does training with "
+                "--prediction v"
             )
     return ""  # so few steps are rough with any spacing
 

@@ -132,4 +132,4 @@ def reference_points_of(source: Source) -> Tensor | None:
 def reference_points(samples: Samples) -> Tensor | None:
     """Return the first data points (N, D), in data units; None for other data."""
     items = samples.items
-    return items[:REFERENCE].float().cpu() if isinstance(items, Tensor) and items.ndim == 2 else None
+    return items[:REFERENCE] if isinstance(items, Tensor) and samples.form == "points" else None

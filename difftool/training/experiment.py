@@ -301,10 +301,11 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         raise InvalidOption("held_out", str(error), where="--held-out") from None
     with loading(recipe[Dataset]):
         data = DataFacts.of(samples)
+    if device.type == "mps" and data.scaling.dtype == torch.float64:
+        raise DifftoolError("the data are so far from 0 that they need float64, which mps lacks; pass --device cpu")
     seed_globally(device, key(settings.seed, "weights"))
     network = build_network(recipe[Backbone], data, settings).to(device)
-    if data.is_image:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
     objective = build_objective(recipe, schedule, data, device)
     search = None
     if settings.batch_size == AUTO:

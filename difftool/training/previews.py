@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from difftool.figures.formats import undrawable
 from difftool.files import atomic
 from difftool.rng import sample_noise
 from difftool.sampling.source import reference_points
@@ -25,8 +26,7 @@ PANEL_LEVELS = (0.1, 0.3, 0.5, 0.8)
 
 def draw(experiment: Experiment) -> list[Path]:
     """Draw `previews/samples-<step>.png` and `previews/panel-<step>.png`, for points and images only."""
-    shape = experiment.data.shape
-    if not experiment.data.is_image and len(shape) != 1:
+    if undrawable(experiment.data.form, experiment.data.shape):
         return []
     step, folder = experiment.state.step, experiment.folder.previews
     samples, panel = folder / f"samples-{step:06d}.png", folder / f"panel-{step:06d}.png"
@@ -56,7 +56,8 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
     title = f"{model.recipe.name}, step {experiment.state.step}, ddim {steps} steps{model.of_class(plan.label)}"
     reference = reference_points(experiment.train)
     with atomic(path) as temporary:
-        Drawing(x=x, scaling=model.data.scaling, title=title, reference=reference).save_figure(temporary)
+        drawing = Drawing(x=x, scaling=model.data.scaling, title=title, reference=reference, form=model.data.form)
+        drawing.save_figure(temporary)
 
 
 def draw_panel(experiment: Experiment, path: Path) -> None:

@@ -65,7 +65,11 @@ def in_model_units(items: Tensor, samples: Samples) -> Tensor:
     """Return (item - shift) / scale for items (N, *shape) in data units; float64 if they are, else float32."""
     import torch
 
-    items = items if items.dtype == torch.float64 else items.to(torch.float32)
+    dtype = torch.float64 if items.dtype == torch.float64 else torch.float32
+    if items.dtype in (torch.int32, torch.int64):  # float32 would round large ones before they are shifted
+        items = items.to(torch.float64)
+    elif items.dtype != torch.float64:
+        items = items.to(torch.float32)
     ends = (1,) * (items.ndim - 2)
     shift, scale = (torch.tensor(v, dtype=items.dtype).view(-1, *ends) for v in (samples.shift, samples.scale))
-    return (items - shift) / scale
+    return ((items - shift) / scale).to(dtype)

@@ -1,4 +1,4 @@
-"""Samples as arrays: pixels from 0 to 255, or floats with --raw; points in data units."""
+"""Samples as arrays: images as pixels from 0 to 255, all else in data units; with --raw, model units."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ class CSV(Writer, name="csv"):
             header = ["state", "sample", *header]
         if labels is not None:
             header.append("label")
-        line = ",".join(["%d" if rows.dtype.kind == "u" else "%.9g"] * width)
+        number = "%d" if rows.dtype.kind == "u" else "%.9g" if rows.dtype.itemsize == 4 else "%.17g"
+        line = ",".join([number] * width)
         with open(path, "w", encoding="utf-8", newline="\n") as file:
             file.write(",".join(header) + "\n")
             for state, samples in enumerate(rows):
