@@ -15,9 +15,10 @@ from difftool.cli.command import component_command, given_values
 from difftool.cli.console import add_row, bar, new_table, note, show
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_out, report, save_figure
-from difftool.cli.parameters import AsJson, Device, Overwrite, out_option
+from difftool.cli.parameters import Device, FigureJson, Overwrite, out_option
 from difftool.cli.sources import PANELS, RunArgument, SourceRequest, Timesteps, Weights, source_groups
 from difftool.components import Component, Sampler, Spacing
+from difftool.errors import counted
 from difftool.figures.formats import PICTURES
 from difftool.files import numbered
 from difftool.options import Options, option
@@ -71,7 +72,7 @@ def compare(
     out: Annotated[Path | None, out_option("The figure.", "a new compare-<name>-NNN.png here")] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
-    json: AsJson = False,
+    json: FigureJson = False,
 ) -> None:
     """Compare samplers and spacings on one model: a table here, a figure in a file."""
     request = SourceRequest.of(ctx)
@@ -94,7 +95,7 @@ def compare(
         samplers = samplers or deterministic(source.schedule, spacings[0])
         planned = entries(source, samplers, spacings, calls, sampling)
         note(
-            f"comparing {len(samplers)} samplers on {opened.where} ({source.description}): "
+            f"comparing {counted(len(samplers), 'sampler')} on {opened.where} ({source.description}): "
             f"{comparison.num_samples:,} samples; {devices.describe(source.device)}, seed {settings.seed}"
         )
         results = []
@@ -103,11 +104,12 @@ def compare(
                 results.append(comparison.measure(entry, partial(progress.update, i)))
             progress.update(len(planned), f"{len(planned)} trajectories")
     _print(results, comparison, calls)
-    path = out or numbered(Path(), f"compare-{source.name}", ".png")
-    title = f"{source.title}, {comparison.num_samples:,} samples, seed {settings.seed}"
-    save_figure(_figure(results, comparison, title), path, overwrite=overwrite)
+    path = out or (None if json else numbered(Path(), f"compare-{source.name}", ".png"))
+    if path is not None:
+        title = f"{source.title}, {comparison.num_samples:,} samples, seed {settings.seed}"
+        save_figure(_figure(results, comparison, title), path, overwrite=overwrite)
     facts = {**opened.facts, "num_samples": comparison.num_samples, "seed": settings.seed}
-    report([path], {**facts, **_facts(results, comparison)}, as_json=json)
+    report([path] if path else [], {**facts, **_facts(results, comparison)}, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -14,7 +14,7 @@ from difftool.cli.command import component_command, given_component, given_names
 from difftool.cli.console import bar, note
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_out, report
-from difftool.cli.parameters import AsJson, Device, Images, Overwrite, check_images, check_levels, out_option
+from difftool.cli.parameters import Device, FigureJson, Images, Overwrite, check_images, check_levels, out_option
 from difftool.components import Dataset, NoiseSchedule
 from difftool.errors import DifftoolError, UsageError, printable
 from difftool.figures.formats import FILMS, PICTURES, DrawingSpec, undrawable
@@ -41,7 +41,9 @@ class Noising(Options):
     """The settings of a forward process."""
 
     timesteps: int = option(default=1000, ge=1, le=100_000, help="T, the number of noise levels")
-    at: tuple[int, ...] | None = option(default=None, ge=0, help="levels to show, 0 to T-1", otherwise="five of them")
+    at: tuple[int, ...] | None = option(
+        default=None, ge=0, lt=100_000, help="levels to show, 0 to T-1", otherwise="five of them"
+    )
     iterative: bool = option(
         default=False, help="add noise step by step, and compare mean and deviation with the closed form"
     )
@@ -76,7 +78,7 @@ def noise(
     ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
-    json: AsJson = False,
+    json: FigureJson = False,
 ) -> None:
     """Show how signal turns into noise: the clean x_0, then x_t at several levels."""
     values = given_values(ctx)
@@ -106,7 +108,8 @@ def noise(
         f"{'step by step' if settings.iterative else 'in closed form'}; "
         f"{devices.describe(chosen)}, seed {settings.seed}"
     )
-    paths = out or [numbered(Path(), f"noise-{items.name.replace(' ', '-')}-{component.name}", ".png")]
+    stem = f"noise-{items.name.replace(' ', '-')}-{component.name}"
+    paths = out or ([] if json else [numbered(Path(), stem, ".png")])
     films = [path for path in paths if path.suffix.lower() in FILMS]
     spec = DrawingSpec(shape=items.x_0.shape[1:], steps=settings.timesteps - 1)
     film_levels = settings.at or (spec.evenly(FILM_FRAMES) if films else ())

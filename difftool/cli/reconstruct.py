@@ -12,7 +12,7 @@ from difftool.cli.command import component_command, given_values
 from difftool.cli.console import note
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_out, report, save_figure
-from difftool.cli.parameters import AsJson, Device, Images, Overwrite, check_images, check_levels, out_option
+from difftool.cli.parameters import Device, FigureJson, Images, Overwrite, check_images, check_levels, out_option
 from difftool.components import Dataset
 from difftool.errors import DifftoolError, UsageError, printable
 from difftool.figures.formats import PICTURES, undrawable
@@ -34,7 +34,9 @@ POINTS, IMAGES = 2_000, 1
 class Reconstructing(Options):
     """The settings of a reconstruction."""
 
-    at: tuple[int, ...] | None = option(default=None, ge=0, help="levels to show, 0 to T-1", otherwise="five of them")
+    at: tuple[int, ...] | None = option(
+        default=None, ge=0, lt=100_000, help="levels to show, 0 to T-1", otherwise="five of them"
+    )
     num_samples: int | None = option(
         default=None, ge=1, le=10**6, short="-n", help="items of the run's dataset", otherwise="1 image, 2000 points"
     )
@@ -55,7 +57,7 @@ def reconstruct(
     ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
-    json: AsJson = False,
+    json: FigureJson = False,
 ) -> None:
     """Show what a network makes of noised images or points in one step.
 
@@ -91,7 +93,7 @@ def reconstruct(
             f"t = {row.level.t:.0f}: mean squared error {row.error:.4g} of x_0 (data of variance {variance:.3g}), "
             f"{row.noise_error:.4g} of the noise"
         )
-    paths = out or [numbered(Path(), f"reconstruction-{model.name}", ".png")]
+    paths = out or ([] if json else [numbered(Path(), f"reconstruction-{model.name}", ".png")])
     for path in paths:
         save_figure(_figure(model, rows, names), path, overwrite=overwrite)
     report(paths, {"model": str(model.source), "levels": [row.facts() for row in rows]}, as_json=json)

@@ -19,7 +19,7 @@ from difftool.cli.parameters import AsJson, Device, Overwrite
 from difftool.cli.sources import PANELS, Opened, RunArgument, SourceRequest, Timesteps, Weights, source_groups
 from difftool.components import Sampler, Spacing, Writer
 from difftool.distributed import connect, world
-from difftool.errors import UsageError, printable, spending
+from difftool.errors import UsageError, counted, printable, spending
 from difftool.figures.formats import DrawingSpec, undrawable
 from difftool.files import numbered
 from difftool.options import Options, option, options_of, plain
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 class Display(Options):
     """The settings of pictures and arrays."""
 
-    columns: int | None = option(default=None, ge=1, help="columns of a grid of images")
-    strip: int | None = option(default=None, ge=2, help="draw this many states of the trajectory")
+    columns: int | None = option(default=None, ge=1, le=1000, help="columns of a grid of images, or of a --strip")
+    strip: int | None = option(default=None, ge=2, le=1000, help="draw this many states of the trajectory")
     trajectory: bool = option(default=False, help="write the states of the trajectory to arrays too")
     raw: bool = option(default=False, help="write arrays of images as floats in [-1, 1], not pixels")
 
@@ -156,15 +156,17 @@ def _draw_and_write(opened: Opened, output: _Output) -> dict[str, Any]:
     source, plan = output.source, output.plan
     with devices.threads(plan.settings.threads, opened.threads), connect() as group:
         note(
-            f"sampling {opened.where} ({source.description}): {plan.num_samples:,} samples, {plan.sampler.name}, "
-            f"{plan.steps} steps, {plan.spacing.name}; {devices.describe(source.device)}, {_seeds(plan)}"
+            f"sampling {opened.where} ({source.description}): {counted(plan.num_samples, 'sample')}, "
+            f"{plan.sampler.name}, {counted(plan.steps, 'step')}, {plan.spacing.name}; "
+            f"{devices.describe(source.device)}, {_seeds(plan)}"
         )
         start = time.perf_counter()
         trajectories = _draw(source, plan, output.steps, group)
         seconds = time.perf_counter() - start
         group.on_main(lambda: output.write(trajectories))
     calls = trajectories.calls
-    note(f"{plan.num_samples:,} samples in {seconds:.1f} s ({plan.steps} steps, {calls} network calls each)")
+    each = f"{counted(plan.steps, 'step')}, {counted(calls, 'network call')} each"
+    note(f"{counted(plan.num_samples, 'sample')} in {seconds:.1f} s ({each})")
     return {"calls": calls, "seconds": round(seconds, 3)}
 
 
@@ -181,7 +183,7 @@ def _draw(source: Source, plan: Plan, steps: Sequence[int], group: ProcessGroup)
         def watch(step: Any) -> None:
             finished = step.first + (len(step.x) if step.done else 0)
             steps_before = batches.index(step.first // plan.batch_size) * plan.steps
-            progress.update(steps_before + step.number, f"{finished:,}/{plan.num_samples:,} samples")
+            progress.update(steps_before + step.number, f"{finished:,}/{counted(plan.num_samples, 'sample')}")
 
         trajectories = collect(source, plan, steps, batches=batches, watch=watch)
         for x in (trajectories.x, *trajectories.states):
@@ -272,7 +274,7 @@ def _title(source: Source, plan: Plan) -> Iterator[str]:
     """Yield the parts of the title of a picture."""
     settings = plan.settings
     yield source.title
-    yield f"{plan.sampler.name} {plan.steps} steps"
+    yield f"{plan.sampler.name} {counted(plan.steps, 'step')}"
     yield _seeds(plan)
     if plan.label is not None:
         yield f"class {source.data.class_names[plan.label]}"

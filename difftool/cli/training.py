@@ -12,7 +12,8 @@ from difftool.cli.console import bar, note
 from difftool.cli.outputs import save_figure
 from difftool.cli.signals import signals
 from difftool.distributed import naming_lost_peers
-from difftool.errors import DifftoolError, Interrupted, PeerDied, one_line, spending
+from difftool.errors import DifftoolError, Interrupted, PeerDied, counted, one_line, spending
+from difftool.settings import is_never
 
 if TYPE_CHECKING:
     from difftool.training.experiment import Experiment
@@ -78,16 +79,17 @@ def _naming_last_state(experiment: Experiment) -> Iterator[None]:
 def _summarize(experiment: Experiment, words: BarWords) -> None:
     """Draw the last pictures of a complete run, and print its loss and files."""
     folder = experiment.folder
-    drawn, rows = _draw_preview(experiment), folder.read_metrics()
+    every, rows = experiment.recipe.training.preview_every, folder.read_metrics()
+    drawn = [] if every is not None and is_never(every) else _draw_preview(experiment)
     if rows:
         _attempt("picture of the loss", lambda: _draw_loss(experiment, rows))
     if words.loss is not None:
         held_out = rows[-1].get("held_out_loss")
         beside = "" if held_out is None else f", {loss_text(held_out)} held out"
-        after = f"after {experiment.state.step} steps in {experiment.clock.total:.1f} s"
+        after = f"after {counted(experiment.state.step, 'step')} in {experiment.clock.total:.1f} s"
         note(f"loss {loss_text(words.loss)}{beside} {after}")
     if skipped := experiment.state.skipped:
-        note(f"{skipped} steps changed nothing, since fp16 overflowed; --precision bf16 does not")
+        note(f"{counted(skipped, 'step')} changed nothing, since fp16 overflowed; --precision bf16 does not")
     for path in (*drawn[:1], folder.loss):
         if path.exists():
             note(f"drew {path}")

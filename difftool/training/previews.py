@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from difftool.errors import counted
 from difftool.files import atomic
 from difftool.rng import sample_noise
 from difftool.sampling.source import reference_points
@@ -52,7 +53,7 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
     n = IMAGES if model.data.is_image else POINTS
     plan = Plan.of(model, Sampling(steps=steps, num_samples=n, label="0" if model.needs_label else None))
     x = torch.cat([p.x for p in sample(model, plan) if p.done]).cpu()
-    title = f"{model.recipe.name}, step {experiment.state.step}, ddim {steps} steps"
+    title = f"{model.recipe.name}, step {experiment.state.step}, ddim {counted(steps, 'step')}"
     reference = reference_points(experiment.train)
     with atomic(path) as temporary:
         Drawing(x=x, scaling=model.data.scaling, title=title, reference=reference).save_figure(temporary)

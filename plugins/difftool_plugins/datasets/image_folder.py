@@ -47,7 +47,7 @@ class ImageFolder(Dataset, name="image-folder"):
     size: tuple[int, ...] = option(
         default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH in pixels, or one number for squares"
     )
-    channels: int = option(default=3, help="3 for colour, 1 for gray")
+    channels: int = option(default=3, ge=1, le=3, help="3 for colour, 1 for gray")
     labels: Literal["auto", "none"] = option(
         default="auto", help="auto: sub-folders are classes; none: there are no classes"
     )

@@ -1,0 +1,149 @@
+"""The first five minutes: what a newcomer types, sees and waits for."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import typer.completion
+from conftest import POINTS, Run
+
+from difftool.cli import check, compare, noise, reconstruct, sample
+from difftool.components import KINDS
+from difftool.options import Options, fields
+from difftool.plugins.registry import registry
+from difftool.settings import Sampling, Training
+
+ORACLE = ("--oracle", "closed-form", "--dataset", "gaussian-mixture", "--dataset.n", 200)
+
+
+# --- completion, help, lists -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_ends_cleanly(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shell: str) -> None:
+    """`--install-completion` and `--show-completion` work and exit with 0."""
+    monkeypatch.setattr(typer.completion, "_get_shell_name", lambda: shell)
+    monkeypatch.setattr("typer._completion_shared._get_shell_name", lambda: shell)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for option in ("--show-completion", "--install-completion"):
+        outcome = run(option)
+        assert (outcome.code, outcome.err) == (0, "")
+    assert shell in outcome.out
+    assert [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_component_that_exits_is_still_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SystemExit that is not a completion's is an error, also beside `--show-completion` as a value."""
+    monkeypatch.setattr("difftool.cli.runs._facts", lambda _: exit(0))
+    monkeypatch.setattr("difftool.runs.folder.all_runs", lambda _: [None])
+    for arguments in (("runs",), ("runs", "--", "--show-completion")):
+        assert run(*arguments).code != 0
+
+
+def test_help_marks_an_argument_as_required_once(run: Run) -> None:
+    """`new-plugin --help` says `[required]` once for each argument."""
+    text = run("new-plugin", "--help").out
+    assert text.count("[required]") == 2  # NAME and --kind
+
+
+def test_list_shows_real_defaults(run: Run) -> None:
+    """`list` shows no default where an option has none: `memory`, not `memory=auto`."""
+    text = run("list", "datasets").out
+    row = next(line for line in text.splitlines() if line.startswith("image-folder"))
+    assert re.search(r"labels=auto, .*skip-bad=off, memory\s", row)
+    options = json.loads(run("list", "datasets", "--json").out)["datasets"]["image-folder"]["options"]
+    assert options["memory"]["default"] is None
+    assert "images" in options["memory"]["otherwise"]
+
+
+def test_counts_agree_with_their_nouns(run: Run, points_run: Path) -> None:
+    """Notes say `1 sample` and `1 step`."""
+    text = run("sample", points_run, "-n", 1, "--steps", 1, "--out", "x.npy").err
+    assert re.search(r"1 sample, ddim, 1 step, ", text)
+    assert re.search(r"1 sample in .* \(1 step, 1 network call each\)", text)
+
+
+# --- options that only cost time or memory ---------------------------------------------------------------------------
+
+
+def test_every_whole_number_has_an_upper_bound() -> None:
+    """Every whole number among the options has a largest value."""
+    settings: list[type[Options]] = [
+        *(Training, Sampling, noise.Noising, compare.Comparing, sample.Display),
+        *(reconstruct.Reconstructing, check.Checking),
+    ]
+    records = [*settings, *(component for base in KINDS.values() for component in registry().all_of(base))]
+    numbers = [(record.__name__, f) for record in records for f in fields(record) if f.scalar is int]
+    assert len(numbers) > 40
+    assert [(name, f.name) for name, f in numbers if f.details.le is None and f.details.lt is None] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sample", *ORACLE, "--strip", 10**12),
+        ("sample", *ORACLE, "--columns", 10**12),
+        ("sample", *ORACLE, "-n", 10**12),
+        ("sample", *ORACLE, "--out", "x.gif", "--writer.frames", 10**12),
+        ("compare", *ORACLE, "--calls", 10**12),
+        ("compare", *ORACLE, "--reference", 10**12),
+        ("noise", "--at", 10**12),
+        ("train", "--warmup", 10**12),
+        ("train", "--held-out", 10**12),
+        ("train", "--workers", 10**12),
+        ("train", "--dataset.n", 10**12),
+        ("check", "mlp", "--shape", 10**12),
+        ("check", "unet", "--shape", "3,4096,4096"),
+    ],
+    ids=lambda arguments: " ".join(map(str, arguments[-2:])),
+)
+def test_numbers_that_only_cost_time_are_bounded(run: Run, arguments: tuple[object, ...]) -> None:
+    """A number that would only cost time or memory is refused with the largest one allowed."""
+    outcome = run(*arguments)
+    assert outcome.code == 2
+    assert re.search(r": (must be less than|an item may have at most)", outcome.error)
+    assert re.search(r"\d", outcome.error.partition("must be")[2] or outcome.error)
+
+
+# --- pictures and files that nobody asked for ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("never", ["0", "0ep"])
+def test_previews_can_be_switched_off(run: Run, never: str) -> None:
+    """`--preview-every 0` draws no samples, also at the end."""
+    assert run("train", *POINTS, "--preview-every", never, "--steps", 2, "--out", "r").code == 0
+    assert not list(Path("r").glob("previews/*"))
+    assert run("train", "--resume", "r", "--preview-every", 3, "--steps", 4).code == 0
+    assert sorted(path.name for path in Path("r/previews").iterdir()) == [
+        *("panel-000003.png", "panel-000004.png", "samples-000003.png", "samples-000004.png")
+    ]
+
+
+def test_numbers_bring_no_picture(run: Run, points_run: Path) -> None:
+    """`--json` of compare, noise, reconstruct and inspect-schedule draws a figure only where --out names one."""
+    commands = (
+        ("compare", *ORACLE, "--samplers", "ddim", "--calls", 2, "--reference", 4, "-n", 10),
+        ("noise", "-n", 10, "--dataset.n", 10),
+        ("reconstruct", points_run, "-n", 10),
+        ("inspect-schedule", "linear"),
+    )
+    for command in commands:
+        assert json.loads(run(*command, "--json").out).get("files", []) == []
+        assert not list(Path().iterdir())
+        assert run(*command, "--json", "--out", "x.png").code == 0
+        Path("x.png").unlink()
+
+
+def test_jsonl_needs_no_path(run: Run) -> None:
+    """`--logger jsonl` writes logs/metrics.jsonl in the run folder, and says so."""
+    outcome = run("train", *POINTS, "--steps", 2, "--out", "r", "--logger", "jsonl")
+    assert outcome.code == 0
+    assert "jsonl: " in outcome.err
+    assert [json.loads(line)["step"] for line in Path("r/logs/metrics.jsonl").read_text().splitlines()] == [1, 2]
+    Path("r").rename("s")
+    assert run("train", "--resume", "s", "--steps", 3).code == 0
+    assert len(Path("s/logs/metrics.jsonl").read_text().splitlines()) == 3
+    assert not Path("r").exists()
