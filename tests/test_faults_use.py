@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import typer.completion
 from conftest import POINTS, Run
+from PIL import Image
 
 from difftool.cli import check, compare, noise, reconstruct, sample
-from difftool.components import KINDS
+from difftool.components import KINDS, NoiseSchedule
+from difftool.diffusion.visible import hidden, spread, thinned, visible_levels
 from difftool.options import Options, fields
+from difftool.plugins.build import build_schedule
 from difftool.plugins.registry import registry
 from difftool.settings import Sampling, Training
 
@@ -147,3 +151,72 @@ def test_jsonl_needs_no_path(run: Run) -> None:
     assert run("train", "--resume", "s", "--steps", 3).code == 0
     assert len(Path("s/logs/metrics.jsonl").read_text().splitlines()) == 3
     assert not Path("r").exists()
+
+
+# --- levels that show something --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "flow", "log-linear"])
+@pytest.mark.parametrize("is_image", [False, True])
+def test_levels_are_even_in_what_can_be_seen(schedule: str, is_image: bool) -> None:
+    """`noise` shows levels at which signal is left, evenly spread, and pure noise once."""
+    table = build_schedule(registry().of_kind(NoiseSchedule, schedule)(), 1000)
+    levels = visible_levels(table, is_image=is_image)
+    ratios = [table[t].sigma / table[t].alpha for t in levels[:-1]]
+    assert levels[-1] == 999
+    assert ratios[0] > 0.04
+    assert ratios[-1] < 2.0  # of 0.5 and 0.25, tan(4/5 of a right angle) is 3.1: 1.54 and 0.77
+    shares = [0.0, *hidden([table[t] for t in levels], is_image=is_image)]
+    assert [b - a for a, b in pairwise(shares)] == pytest.approx([0.2] * 5, abs=0.02)
+
+
+def test_places_are_spread() -> None:
+    """As many states as asked for are shown, in order, each once; few or crowded ones too."""
+    assert spread(range(101), 5) == [0, 25, 50, 75, 100]
+    assert spread([1.0, 0.99, 0.98, 0.5, 0.0], 3) == [0, 3, 4]
+    assert spread([1.0, 0.99, 0.98, 0.5, 0.0], 4) == [0, 2, 3, 4]
+    assert spread([3.0, 2.0], 9) == [0, 1]
+    assert spread([3.0, 2.0, 1.0], 1) == [2]
+    assert thinned([1.0, 0.99, 0.98, 0.5, 0.0], 5) == [0, 2, 3, 4]
+    assert thinned([0.0], 5) == [0]
+    crowd = [1 - (i / 200) ** 3 for i in range(201)]
+    for count in range(2, 202):
+        chosen = spread(crowd, count)
+        assert (len(chosen), chosen[0], chosen[-1]) == (count, 0, 200)
+        assert all(a < b for a, b in pairwise(chosen))
+
+
+def test_words_of_noise_agree_with_its_pictures(run: Run) -> None:
+    """`noise` names the levels that it draws: those of a strip, and the number of those of a film."""
+    strip = run("noise", "-n", 20, "--dataset.n", 20, "--out", "a.png").err
+    assert "levels 21, 52, 100, 210, 999, in closed form" in strip
+    film = run("noise", "-n", 20, "--dataset.n", 20, "--out", "a.gif").err
+    assert "60 levels from 0 to 999 in the film, in closed form" in film
+    assert "levels 21" not in film
+    with Image.open("a.gif") as picture:
+        assert picture.n_frames == 61  # type: ignore[attr-defined]  # x_0 comes first
+
+
+def test_films_of_trajectories_do_not_linger_in_noise(run: Run) -> None:
+    """A film of 50 steps leaves out states that look like the one before; --writer.frames bounds the others."""
+    frames = []
+    for most in ((), ("--writer.frames", 5)):
+        assert run("sample", *ORACLE, "-n", 20, "--out", "a.gif", "--overwrite", *most).code == 0
+        with Image.open("a.gif") as picture:
+            frames.append(picture.n_frames)  # type: ignore[attr-defined]
+    assert 15 <= frames[0] < 40
+    assert frames[1] == 5
+
+
+@pytest.mark.parametrize("data", ["points", "images"])
+def test_a_long_strip_is_a_page(run: Run, data: str) -> None:
+    """`--strip 101` wraps into rows, and `--columns` says how many states stand side by side."""
+    images = ("--oracle", "ideal", "--dataset", "gradients", "--dataset.size", 8, "--dataset.n", 10, "-n", 2)
+    source = images if data == "images" else (*ORACLE, "-n", 20)
+    strip = ("sample", *source, "--steps", 40, "--strip", 41, "--overwrite", "--out", "a.png")
+    assert run(*strip).code == 0
+    with Image.open("a.png") as picture:
+        assert 0.8 < picture.width / picture.height < 2.0
+    assert run(*strip, "--columns", 4).code == 0
+    with Image.open("a.png") as picture:
+        assert picture.height > 1.5 * picture.width

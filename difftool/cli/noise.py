@@ -16,8 +16,8 @@ from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_out, report
 from difftool.cli.parameters import Device, FigureJson, Images, Overwrite, check_images, check_levels, out_option
 from difftool.components import Dataset, NoiseSchedule
-from difftool.errors import DifftoolError, UsageError, printable
-from difftool.figures.formats import FILMS, PICTURES, DrawingSpec, undrawable
+from difftool.errors import DifftoolError, UsageError, counted, printable
+from difftool.figures.formats import FILMS, PICTURES, undrawable
 from difftool.files import atomic, numbered
 from difftool.options import Options, option
 from difftool.settings import LARGEST_SEED
@@ -95,24 +95,27 @@ def noise(
         check_out(path, overwrite=overwrite, suffixes=(*PICTURES, *FILMS))
 
     from difftool import devices
-    from difftool.diffusion.forward import five_levels
+    from difftool.diffusion.visible import visible_levels
     from difftool.plugins.build import build_schedule
 
     chosen = devices.choose(device)
     schedule = build_schedule(component, settings.timesteps)
     items = _own_images(images, settings) if images else _dataset_items(dataset, settings)
-    levels = settings.at or five_levels(settings.timesteps)
     title = f"{items.name}, {component.name}, T = {settings.timesteps}"
-    note(
-        f"{title}, levels {', '.join(map(str, levels))}, "
-        f"{'step by step' if settings.iterative else 'in closed form'}; "
-        f"{devices.describe(chosen)}, seed {settings.seed}"
-    )
     stem = f"noise-{items.name.replace(' ', '-')}-{component.name}"
     paths = out or ([] if json else [numbered(Path(), stem, ".png")])
     films = [path for path in paths if path.suffix.lower() in FILMS]
-    spec = DrawingSpec(shape=items.x_0.shape[1:], steps=settings.timesteps - 1)
-    film_levels = settings.at or (spec.evenly(FILM_FRAMES) if films else ())
+    levels = settings.at or visible_levels(schedule, is_image=items.scaling.is_image)
+    film_levels = settings.at or (
+        visible_levels(schedule, FILM_FRAMES, is_image=items.scaling.is_image) if films else ()
+    )
+    drawn = [f"levels {', '.join(map(str, levels))}"] if settings.at or not paths or len(films) < len(paths) else []
+    if films and not settings.at:
+        drawn.append(f"{counted(len(film_levels), 'level')} from {film_levels[0]} to {film_levels[-1]} in the film")
+    note(
+        f"{title}, {'; '.join(drawn)}, {'step by step' if settings.iterative else 'in closed form'}; "
+        f"{devices.describe(chosen)}, seed {settings.seed}"
+    )
     x_0 = items.x_0.to(chosen)
     states = _states(x_0, schedule, settings, {*levels, *film_levels})
     moments = _moments(x_0, schedule, settings.seed, {t: states[t] for t in levels})
@@ -239,6 +242,7 @@ def _drawing(items: _Items, states: dict[int, Tensor], title: str) -> Drawing:
         x=stacked[-1],
         scaling=items.scaling,
         title=title,
+        noun="noised data",
         states=stacked,
         state_labels=["x_0", *(f"t = {t}" for t in states)],
         strip=len(stacked),

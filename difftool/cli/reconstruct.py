@@ -70,14 +70,15 @@ def reconstruct(
         check_out(path, overwrite=overwrite, suffixes=PICTURES)
 
     from difftool import devices
-    from difftool.diffusion.forward import five_levels, noise_of
+    from difftool.diffusion.forward import noise_of
+    from difftool.diffusion.visible import visible_levels
     from difftool.sampling.model import load_model
     from difftool.sampling.reconstruction import reconstruct as reconstruct_items
 
     model = load_model(run, device=devices.choose(device))
     if undrawable(model.data.shape) or model.data.shape == (1,):
         raise DifftoolError(f"{run}: only points and images can be drawn, not shape {model.data.shape}")
-    levels = settings.at or five_levels(len(model.schedule))
+    levels = settings.at or visible_levels(model.schedule, is_image=model.data.is_image)
     check_levels(levels, len(model.schedule))
     x_0, labels, names = _own_items(model, images) if images else _dataset_items(model, settings.num_samples)
     what = ", ".join(printable(path.name) for path in images or ()) or f"{len(x_0):,} of {model.recipe[Dataset].name}"

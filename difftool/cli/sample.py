@@ -18,6 +18,7 @@ from difftool.cli.outputs import check_outs, naming_out, report
 from difftool.cli.parameters import AsJson, Device, Overwrite
 from difftool.cli.sources import PANELS, Opened, RunArgument, SourceRequest, Timesteps, Weights, source_groups
 from difftool.components import Sampler, Spacing, Writer
+from difftool.diffusion.visible import hidden
 from difftool.distributed import connect, world
 from difftool.errors import UsageError, counted, printable, spending
 from difftool.figures.formats import DrawingSpec, undrawable
@@ -41,7 +42,7 @@ class Display(Options):
     """The settings of pictures and arrays."""
 
     columns: int | None = option(default=None, ge=1, le=1000, help="columns of a grid of images, or of a --strip")
-    strip: int | None = option(default=None, ge=2, le=1000, help="draw this many states of the trajectory")
+    strip: int | None = option(default=None, ge=2, le=400, help="draw this many states of the trajectory")
     trajectory: bool = option(default=False, help="write the states of the trajectory to arrays too")
     raw: bool = option(default=False, help="write arrays of images as floats in [-1, 1], not pixels")
 
@@ -216,7 +217,13 @@ class _Output:
     def spec(self) -> DrawingSpec:
         """The samples to come, for the writers."""
         display, shape = self.display, self.source.data.shape
-        return DrawingSpec(shape=shape, steps=self.plan.steps, strip=display.strip, trajectory=display.trajectory)
+        return DrawingSpec(
+            shape=shape,
+            steps=self.plan.steps,
+            strip=display.strip,
+            trajectory=display.trajectory,
+            hidden=hidden(self.plan.levels, is_image=self.source.data.is_image),
+        )
 
     def check(self) -> None:
         """Raise `UsageError` for a file that cannot show these samples."""
@@ -243,7 +250,9 @@ class _Output:
 
         source, plan, images = self.source, self.plan, _given_images(self.plan)
         drawn = not all(writer.holds_arrays for writer in self.writers.values())
-        joined = plan.settings.interpolate is not None
+        joined, columns = plan.settings.interpolate is not None, self.display.columns
+        if joined and not columns and self.display.strip is None:
+            columns = plan.num_samples + len(images)  # a path is one row
         return Drawing(
             x=trajectories.x,
             scaling=source.data.scaling,
@@ -251,9 +260,10 @@ class _Output:
             states=trajectories.states if self.steps else None,
             state_labels=[f"t = {level.t:.0f}" if level.sigma > 0 else "x_0" for level in trajectories.levels],
             state_steps=self.steps,
+            state_hidden=hidden(trajectories.levels, is_image=source.data.is_image),
             labels=None if plan.label is None else torch.full((plan.num_samples,), plan.label),
             reference=reference_points_of(source) if drawn and len(source.data.shape) == 1 else None,
-            columns=self.display.columns or (plan.num_samples + len(images) if joined else None),  # a path is one row
+            columns=columns,
             given=torch.stack(images).cpu() if images else None,
             joined=joined,
             strip=self.display.strip,
