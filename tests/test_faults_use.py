@@ -13,6 +13,8 @@ from conftest import POINTS, Run
 from PIL import Image
 
 from difftool.cli import check, compare, noise, reconstruct, sample
+from difftool.cli.console import duration
+from difftool.cli.training import BarWords
 from difftool.components import KINDS, NoiseSchedule
 from difftool.diffusion.visible import hidden, spread, thinned, visible_levels
 from difftool.options import Options, fields
@@ -220,3 +222,49 @@ def test_a_long_strip_is_a_page(run: Run, data: str) -> None:
     assert run(*strip, "--columns", 4).code == 0
     with Image.open("a.png") as picture:
         assert picture.height > 1.5 * picture.width
+
+
+# --- words on a narrow screen, and while training --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_help_keeps_names_whole(cli: Run, columns: int) -> None:
+    """Help cuts no name of an option and no word, at 80 columns and at 60."""
+    images = ("--backbone", "unet", "--dataset", "image-folder")
+    for command in (("train", *images), ("sample", "--oracle", "ideal"), ("noise",), ()):
+        text = cli(*command, "--help", env={"COLUMNS": str(columns)}).out
+        assert "…" not in text
+        if command[:1] == ("train",):
+            assert "--backbone.checkpointing " in text
+    assert "--install-completion " in text
+
+
+def test_tables_keep_numbers_whole(cli: Run, points_run: Path) -> None:
+    """`inspect-schedule` and `runs` cut no number at 60 columns."""
+    table = cli("inspect-schedule", "linear", "--out", "x.png", env={"COLUMNS": "60"}).err
+    assert "4.0358e-05" in table
+    table = cli("runs", points_run.parent, env={"COLUMNS": "60"}).out
+    assert re.search(r"finished +30/30 +\d\.\d+ ", table)
+    assert "…" not in table
+
+
+def test_the_bar_says_epoch_and_held_out_loss() -> None:
+    """The words of the training bar name the epoch, the held-out loss as it comes, and the order of `by t`."""
+    words = BarWords(batch_size=50, items=100, steps=9)
+    assert str(words) == ""
+    row = {"step": 3, "loss": 0.5, "loss_quartiles": [0.9, 0.3, None, 0.1], "steps_per_second": 10.0}
+    words.add(row)
+    first, second = str(words).splitlines()
+    assert first == "epoch 2/5  10.0 steps/s  500 samples/s"
+    assert second == "loss 0.5000  by t, clean to noisy: 0.900 0.300 - 0.100"
+    words.add({**row, "held_out_loss": 0.25})
+    words.add({**row, "step": 9})
+    assert str(words).startswith("epoch 5/5")
+    assert "loss 0.5000  held out 0.2500  by t" in str(words)
+
+
+def test_times_are_words() -> None:
+    """Times that are left are given in units that are read at once."""
+    assert [duration(s) for s in (0.2, 59, 60, 547, 7800, 3e5)] == [
+        *("0 s", "59 s", "1 min 00 s", "9 min 07 s", "2 h 10 min", "3 d 11 h")
+    ]

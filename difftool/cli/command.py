@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 
 from difftool.cli.console import results_alone
 from difftool.cli.flags import Group, compile_names, compile_options, make_from_flags, take_names, take_values
+from difftool.cli.help import whole_names
 from difftool.components import KINDS, Component, kinds_of
 from difftool.errors import UsageError
 from difftool.options import fields, suggestion
@@ -51,6 +52,10 @@ class ComponentCommand(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         with results_alone():
             return super().invoke(ctx)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with whole_names():
+            super().format_help(ctx, formatter)
 
     def get_params(self, ctx: Any) -> list[Any]:
         *own, help_option = super().get_params(ctx)

@@ -118,11 +118,13 @@ def _print_levels(name: str, schedule: Schedule) -> None:
     """Print a table of five levels on stderr: stdout is for the figure's path."""
     last = len(schedule) - 1
     headings = ("t", "beta", "alpha-bar", "alpha", "sigma", "SNR dB")
-    table = new_table(*(Column(h, justify="right") for h in headings), title=f"{name} (T = {len(schedule)})")
+    table = new_table(
+        *(Column(h, justify="right", no_wrap=True) for h in headings), title=f"{name} (T = {len(schedule)})"
+    )
     for t in sorted({round(share * last) for share in (0.0, 0.25, 0.5, 0.75, 1.0)}):
-        columns = (schedule.betas, schedule.alpha_bars, schedule.alpha, schedule.sigma)
+        rows = (schedule.betas, schedule.alpha_bars, schedule.alpha, schedule.sigma)
         decibels = 10.0 * float(schedule.snr[t].log10())
-        add_row(table, str(t), *(f"{float(column[t]):.6g}" for column in columns), f"{decibels:.2f}")
+        add_row(table, str(t), *(f"{float(column[t]):.5g}" for column in rows), f"{decibels:.2f}")
     show(table, "")
 
 

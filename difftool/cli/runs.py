@@ -40,8 +40,9 @@ def runs(
         note(f"there are no runs in {root.absolute()}; train one with 'difftool train'")
     else:
         table = new_table(
-            Column("run", style="cyan", overflow="fold", no_wrap=True),
-            *(Column(name, overflow="fold", no_wrap=True) for name in ("started", "status", "step", "loss")),
+            Column("run", style="cyan", overflow="fold"),
+            Column("started", overflow="fold"),
+            *(Column(name, no_wrap=True) for name in ("status", "step", "loss")),
             Column("what", overflow="fold"),
         )
         for row in rows:

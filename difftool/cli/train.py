@@ -61,6 +61,7 @@ def train(
 
     Without options it learns the swiss roll with an MLP in well under a minute; [bold]--backbone unet[/bold] learns
     colour gradients; [bold]--dataset image-folder --dataset.path DIR[/bold] learns your images.
+    The bar shows the loss by t too: its mean over each quarter of the noise levels, from clean to noisy.
     """
     request: Request = replace(ctx.obj, values=given_values(ctx))
     recipe, loggers = request.recipe(), request.companions(Logger)

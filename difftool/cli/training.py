@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ WAITING_SHOWN = 0.02
 
 def fit(experiment: Experiment) -> None:
     """Train to the end under a progress bar. A signal saves the run and ends it."""
-    words = BarWords(experiment.batch_size)
+    words = BarWords(experiment.batch_size, len(experiment.train), experiment.steps)
     with signals.deferred(), bar("training", experiment.steps) as progress, _naming_last_state(experiment):
         for result in experiment.run():
             if result.metrics is not None:
@@ -123,11 +124,13 @@ def loss_text(loss: float, digits: int = 4) -> str:
 
 
 class BarWords:
-    """The words below the progress bar: speed, smoothed loss, and loss by quartile of t."""
+    """The words below the progress bar: epoch and speed; smoothed loss, held-out loss, and loss by quartile of t."""
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
+    def __init__(self, batch_size: int, items: int, steps: int) -> None:
+        self.batch_size, self.items = batch_size, items
+        self.epochs = math.ceil(steps * batch_size / items)
         self.loss: float | None = None
+        self.held_out: float | None = None
         self.row: Mapping[str, Any] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -135,16 +138,20 @@ class BarWords:
         self.row = row
         if row["loss"] is not None:
             self.loss = row["loss"] if self.loss is None else 0.9 * self.loss + 0.1 * row["loss"]
+        self.held_out = row.get("held_out_loss", self.held_out)
 
     def __str__(self) -> str:
         speed = self.row.get("steps_per_second")
         if speed is None or self.loss is None:
             return ""
         quartiles = " ".join("-" if q is None else loss_text(q, 3) for q in self.row["loss_quartiles"])
-        rates = f"{speed:,.1f} steps/s  {speed * self.batch_size:,.0f} samples/s"
+        epoch = math.ceil(self.row["step"] * self.batch_size / self.items)
+        rates = f"epoch {epoch}/{self.epochs}  {speed:,.1f} steps/s  {speed * self.batch_size:,.0f} samples/s"
         waiting = self.row.get("waiting") or 0.0
         beside = f"  {waiting:.0%} waiting for data" if waiting >= WAITING_SHOWN else ""
-        return f"{rates}  loss {loss_text(self.loss)}  by t {quartiles}{beside}"
+        held_out = "" if self.held_out is None else f"  held out {loss_text(self.held_out)}"
+        losses = f"loss {loss_text(self.loss)}{held_out}  by t, clean to noisy: {quartiles}"
+        return f"{rates}{beside}\n{losses}"
 
 
 def _draw_loss(experiment: Experiment, rows: list[dict[str, Any]]) -> None:
