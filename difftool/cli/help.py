@@ -6,11 +6,13 @@ Typer prints tables whose columns rich narrows alike. While help is printed, its
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.columns import Columns
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 
 class _WholeNames(Table):
@@ -22,14 +24,20 @@ class _WholeNames(Table):
         yield from super().__rich_console__(console, options)
 
 
+def _one_text(parts: Sequence[RenderableType]) -> RenderableType:
+    """Return parts of a help text as one, whose long words are wrapped. Side by side, they would be cut."""
+    texts = [part for part in parts if isinstance(part, Text)]
+    return Text(" ").join(texts) if len(texts) == len(parts) else Columns(parts)
+
+
 @contextlib.contextmanager
 def whole_names() -> Iterator[None]:
     """Keep the names of options whole in the help that is printed in this block."""
     from typer import rich_utils
 
     typers: Any = rich_utils
-    typers.Table = _WholeNames
+    typers.Table, typers.Columns = _WholeNames, _one_text
     try:
         yield
     finally:
-        typers.Table = Table
+        typers.Table, typers.Columns = Table, Columns
