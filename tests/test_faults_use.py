@@ -8,19 +8,27 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 import typer.completion
 from conftest import POINTS, Run
 from PIL import Image
 
+from difftool import DatasetContext
 from difftool.cli import check, compare, noise, reconstruct, sample
 from difftool.cli.console import duration
 from difftool.cli.training import BarWords
-from difftool.components import KINDS, NoiseSchedule
+from difftool.components import KINDS, NoiseSchedule, Sampler, Spacing
 from difftool.diffusion.visible import hidden, spread, thinned, visible_levels
 from difftool.options import Options, fields
 from difftool.plugins.build import build_schedule
 from difftool.plugins.registry import registry
+from difftool.sampling.comparison import Comparison, entries
+from difftool.sampling.oracle import OracleSource
 from difftool.settings import Sampling, Training
+from difftool_plugins.datasets.points import GaussianMixture, TwoMoons
+from difftool_plugins.oracles.exact import ClosedForm, Ideal, in_model_units
+from difftool_plugins.oracles.mixture import MixtureDenoiser
+from difftool_plugins.schedules.variance_preserving import Linear
 
 ORACLE = ("--oracle", "closed-form", "--dataset", "gaussian-mixture", "--dataset.n", 200)
 
@@ -268,3 +276,91 @@ def test_times_are_words() -> None:
     assert [duration(s) for s in (0.2, 59, 60, 547, 7800, 3e5)] == [
         *("0 s", "59 s", "1 min 00 s", "9 min 07 s", "2 h 10 min", "3 d 11 h")
     ]
+
+
+# --- first guesses, and waiting --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (("my photos",), "unexpected"),
+        (("photos",), "--dataset image-folder --dataset.path photos"),
+        (("--dataset", "photos"), "--dataset image-folder --dataset.path photos"),
+        (("--dataset", "./photos/"), "--dataset image-folder --dataset.path ./photos/"),
+        (("--dataset", "mnist"), "--dataset image-folder --dataset.path FOLDER"),
+        (("--dataset", "cifar10"), "--dataset image-folder --dataset.path FOLDER"),
+        (("--dataset", "swiss-rol"), "did you mean 'swiss-roll'?"),
+        (("old",), "--resume old"),
+        (("my.toml",), "--config my.toml"),
+        (("unet",), "--backbone unet"),
+        (("two-moons",), "--dataset two-moons"),
+    ],
+)
+def test_first_guesses_lead_to_the_command(run: Run, arguments: tuple[str, ...], advice: str) -> None:
+    """`train photos`, `--dataset photos` and `--dataset mnist` name the command that learns a folder."""
+    Path("photos").mkdir()
+    Path("old").mkdir()
+    Path("old/config.toml").write_text("")
+    outcome = run("train", *arguments)
+    assert outcome.code == 2
+    assert advice in outcome.error
+
+
+def test_a_comparison_with_an_oracle_is_quick_by_default(run: Run) -> None:
+    """`compare --oracle ideal` takes 1,000 items and samples unless told otherwise, and counts its network calls."""
+    quick = ("compare", "--oracle", "ideal", "--dataset", "two-moons", "--samplers", "ddim,heun,ddpm", "--json")
+    few = ("--calls", "2,4", "--reference", 6)
+    outcome = run(*quick, *few, "--dataset.n", 3000)
+    assert "ideal: takes --oracle.items 1000" in outcome.err
+    document = json.loads(outcome.out)
+    assert (document["num_samples"], document["oracle"]["items"]) == (1000, 1000)
+    given = run(*quick, *few, "--dataset.n", 300, "--oracle.items", 200, "-n", 50)
+    assert "to be quick" not in given.err
+    assert json.loads(given.out)["num_samples"] == 50
+
+
+def test_a_comparison_knows_its_work(run: Run) -> None:
+    """The bar of `compare` counts network calls, of the exact solution too, so that the time left is right."""
+    source = OracleSource.of(ClosedForm(), GaussianMixture(n=100), Linear())
+    settings = Sampling(num_samples=20, batch_size=8)
+    comparison = Comparison(source, GaussianMixture(n=100), settings, reference_steps=10)
+    samplers = [registry().of_kind(Sampler, name)() for name in ("ddim", "heun", "ddpm")]
+    spacings = [registry().of_kind(Spacing, name)() for name in ("trailing", "log-snr")]
+    planned = entries(source, samplers, spacings, [3, 7], settings)
+    total, seen = comparison.calls_of(planned), []
+    for entry in planned:
+        comparison.measure(entry, lambda _: seen.append(comparison.calls))
+    assert comparison.calls == total
+    assert seen == sorted(seen)
+
+
+def test_few_items_of_an_oracle_are_of_all_classes() -> None:
+    """`--oracle.items` picks at random: every hundredth item of two moons would be of the upper one."""
+    samples = TwoMoons(n=1000).load(DatasetContext())
+    denoiser = Ideal(items=10).denoiser(samples, None, torch.device("cpu"))
+    assert isinstance(denoiser, MixtureDenoiser)
+    again = Ideal(items=10).denoiser(samples, None, torch.device("cpu"))
+    assert isinstance(again, MixtureDenoiser)
+    assert torch.equal(denoiser.means, again.means)
+    items, _ = samples.take(range(1000))
+    means = denoiser.means.double()
+    places = [int((in_model_units(items, samples) - mean).norm(dim=1).argmin()) for mean in means]
+    assert {place % 2 for place in places} == {0, 1}
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+def test_libtiff_prints_nothing(cli: Run, tmp_path: Path, compression: str) -> None:
+    """A damaged TIFF is one clear line; libtiff's own lines are not printed."""
+    noise = Image.effect_noise((64, 64), 90)
+    noise.save(tmp_path / "a.tif", compression=compression)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    for i in range(200, len(content) - 400, 37):
+        content[i] ^= 0x5A
+    (tmp_path / "a.tif").write_bytes(content)
+    outcome = cli("noise", "a.tif", "--out", "x.png")
+    if outcome.code:
+        assert outcome.err == f"{outcome.error}\n"
+        assert outcome.error.startswith("difftool: error: a.tif: ")
+    else:
+        assert all(line.startswith("a, linear") for line in outcome.err.splitlines())

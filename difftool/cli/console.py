@@ -24,8 +24,9 @@ from difftool.errors import LONGEST_LINE, printable, shortened
 
 WIDEST = 300
 """Columns of a table in a file or a pipe."""
-PLAIN_SECONDS, SHORTEST_SECONDS = 30.0, 1.0
-"""Without a terminal, a line is printed at each tenth and after this long, but never two within a second."""
+FIRST_SECONDS, PLAIN_SECONDS, SHORTEST_SECONDS = 3.0, 30.0, 1.0
+"""Without a terminal, a line is printed at each tenth, first after a few seconds, then after this long, but never two
+within a second."""
 
 
 class _Console(Console):
@@ -157,7 +158,7 @@ class Bar:
         self._progress = _TwoLines(*columns, console=console, disable=not self.live)
         self._progress.add_task(title, total=total, words="")
         self._task = self._progress.tasks[0]
-        self._printed, self._tenth = time.perf_counter(), 0
+        self._printed, self._tenth, self._printed_any = time.perf_counter(), 0, False
         self._progress.start()
 
     def update(self, step: int, words: object) -> None:
@@ -174,8 +175,9 @@ class Bar:
         """Print a line at each tenth, after a while, and at the end."""
         task, now = self._task, time.perf_counter()
         tenth, seconds = int(task.percentage / 10), now - self._printed
-        if task.finished or seconds >= PLAIN_SECONDS or (tenth > self._tenth and seconds >= SHORTEST_SECONDS):
-            self._printed, self._tenth = now, tenth
+        longest = PLAIN_SECONDS if self._printed_any else FIRST_SECONDS
+        if task.finished or seconds >= longest or (tenth > self._tenth and seconds >= SHORTEST_SECONDS):
+            self._printed, self._tenth, self._printed_any = now, tenth, True
             words = "  ".join(str(task.fields["words"]).splitlines())
             left = f"  {duration(task.time_remaining)} left" if task.time_remaining else ""
             line = f"{task.description} {task.completed}/{task.total}  {words}{left}"
