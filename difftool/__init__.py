@@ -7,12 +7,14 @@ This module offers everything that a plugin author or a script needs, and nothin
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from difftool.version import API_VERSION as API_VERSION
 from difftool.version import __version__ as __version__
 
+TYPE_CHECKING = False  # typing is not imported: under `python -m` it could still come from the current folder
 if TYPE_CHECKING:
+    from typing import Any
+
     from difftool.api import load as load
     from difftool.api import train as train
     from difftool.components import Backbone as Backbone
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from difftool.sampling.model import Model as Model
     from difftool.specs import BackboneSpec as BackboneSpec
     from difftool.specs import ObjectiveSpec as ObjectiveSpec
+    from difftool.specs import OracleSpec as OracleSpec
     from difftool.specs import Row as Row
     from difftool.specs import RunContext as RunContext
 
@@ -89,7 +92,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "options": ("option",),
     "plugins.registry": ("component", "names"),
     "sampling.model": ("Model",),
-    "specs": ("BackboneSpec", "ObjectiveSpec", "Row", "RunContext"),
+    "specs": ("BackboneSpec", "ObjectiveSpec", "OracleSpec", "Row", "RunContext"),
 }
 """The public names, by the module that defines each."""
 

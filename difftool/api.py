@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from difftool.components import Component
-from difftool.options import make
+import numpy as np
+import torch
+
+from difftool.children import safe_path
+from difftool.cli.request import Request
+from difftool.components import Component, Dataset, Logger
+from difftool.data.memory import Memory, samples_of
+from difftool.data.samples import Samples
+from difftool.errors import DifftoolError, UsageError, check_main_guard
+from difftool.options import plain
 from difftool.paths import absolute
-from difftool.plugins.registry import registry
-from difftool.runs.recipe import Recipe, build_recipe, companion_kinds, recipe_kinds
+from difftool.plugins.registry import given
+from difftool.runs.recipe import Recipe, build_recipe, companion_kinds, differences, recipe_kinds
 from difftool.sampling.model import Model
+
+ARRAYS = (Samples, torch.Tensor, np.ndarray, list)
+"""The data that `train` takes as a dataset."""
 
 
 def load(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Model:
@@ -23,66 +35,118 @@ def load(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Mod
     from difftool import devices
     from difftool.sampling.model import load_model
 
-    return load_model(Path(path), weights, device=devices.choose(device))
+    return load_model(_path("path", path), weights, device=devices.choose(device))
 
 
-def train(*, out: str | Path | None = None, overwrite: bool = False, device: str = "auto", **choices: Any) -> Model:
+def train(
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: str | Path | None = None,
+    device: str = "auto",
+    **choices: Any,
+) -> Model:
     """Train as `difftool train` does, without its pictures, and return the model. Its run folder is `model.run`.
 
     `choices` are components by their kind, and settings by the names that `difftool train` gives them:
 
         train(dataset="swiss-roll", backbone=component("backbone", "mlp", width=64), loggers=["csv"], steps=2000)
+        train(dataset=torch.randn(1000, 2), steps=2000)
 
-    A component is given by its name or as an instance with options. A script that torchrun starts trains with all its
-    processes, and each of them gets the model. Raises `DifftoolError`, and `TypeError` for a component of another kind.
+    A component is given by its name or as an instance with options. The dataset may also be `Samples`, or a tensor, a
+    NumPy array or a list of items (N, D) or (N, C, ...), which are scaled in each channel; images are
+    `Samples(items=..., shape=..., **PIXELS)`. A run on such data is recorded with their fingerprint as the dataset
+    `memory`, and `resume` continues it, or any other run, to more steps. A script that torchrun starts trains with all
+    its processes, and each of them gets the model.
+
+    Ctrl-C saves the run before it raises `KeyboardInterrupt`, and other signals, such as SIGTERM or SIGUSR1, raise
+    `SystemExit` then, unless the program handles or ignores them itself. Raises `DifftoolError`, and `TypeError`, which
+    says what is taken, for a value that is not understood.
     """
     from difftool import devices
+    from difftool.cli.training import fit_quietly
     from difftool.distributed import connect
-    from difftool.runs.folder import check_run_output, create
+    from difftool.runs.folder import RunFolder, check_run_output, create, open_run
     from difftool.training.experiment import prepare
     from difftool.training.loggers import check_requirements
 
-    recipe, loggers = _recipe(choices), _companions(choices)
-    path = None if out is None else Path(out)
-    check_requirements(loggers)
-    check_run_output(path, overwrite=overwrite)
+    check_main_guard()
     chosen = devices.choose(device)
-    with devices.threads(recipe.training.threads), connect(chosen) as group:
+    path = None if out is None else _path("out", out)
+    if not isinstance(overwrite, bool):
+        raise TypeError(f"overwrite is True or False, not {overwrite!r:.80}")
+    if resume is None:
+        recipe, loggers = _recipe(choices), _companions(choices)
+        check_run_output(path, overwrite=overwrite)
+    else:
+        run = _path("resume", resume)
+        if path is not None or overwrite:
+            raise UsageError("resume: a resumed run stays in its folder; leave out and overwrite away")
+        recipe, loggers = _resumed(run, choices)
+        open_run(run).check_free()
+
+    def folder() -> RunFolder:
+        return create(recipe, path, overwrite=overwrite) if resume is None else RunFolder(run)
+
+    check_requirements(loggers)
+    with safe_path(), devices.threads(recipe.training.threads), connect(chosen) as group:
         experiment = prepare(recipe, chosen)
-        with experiment.open(lambda: create(recipe, path, overwrite=overwrite), loggers=loggers, group=group):
-            for _ in experiment.run():
-                pass
-            experiment.save()
+        with experiment.open(folder, resume=resume is not None, loggers=loggers, group=group):
+            fit_quietly(experiment)
     model = experiment.model
     model.source, model.run = experiment.folder.model, experiment.folder
     return model.to(chosen)
 
 
-def _recipe(choices: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of the components and settings among the choices."""
+def _resumed(run: Path, choices: Mapping[str, Any]) -> tuple[Recipe, list[Any]]:
+    """Return the recipe and the loggers of a run, with the choices laid over them. Raises `DifftoolError`."""
+    request = Request.read({}, config=None, resume=run)
+    before = request.recipe()
+    recipe = _recipe(choices, before)
+    if rows := differences(before, recipe):
+        raise DifftoolError(f"{run}: {'; '.join(rows)}; leave these out, or start a new run")
+    return recipe, _companions(choices) or request.companions(Logger)
+
+
+def _recipe(choices: Mapping[str, Any], before: Recipe | None = None) -> Recipe:
+    """Return the recipe of the components and settings among the choices, laid over an earlier one if there is one."""
     kinds = {base.kind.replace("-", "_"): base for base in recipe_kinds().values()}
     plurals = {plural.replace("-", "_") for plural in companion_kinds()}
     training = {name: value for name, value in choices.items() if name not in kinds and name not in plurals}
-    names, parts = {}, {}
+    parts = {} if before is None else dict(before.parts)
     for name, base in kinds.items():
-        choice = choices.get(name)
-        if isinstance(choice, str):
-            names[base.kind] = {"name": choice}
-        elif choice is not None:
-            parts[base.kind] = _checked(choice, base)
-    return build_recipe({**names, "training": training}, parts=parts)
+        if name in choices:
+            parts[base.kind] = _component(base, choices[name])
+    settings = {} if before is None else plain(before.training)
+    if "steps" in training or "epochs" in training:  # the newer one wins
+        settings = {name: value for name, value in settings.items() if name not in ("steps", "epochs")}
+    return build_recipe({"training": {**settings, **training}}, parts=parts)
+
+
+def _component(base: type[Component], choice: object) -> Component:
+    """Return the component of a choice. Raises `UsageError`, and `TypeError` for what is none."""
+    if base is not Dataset:
+        return given(base, choice)
+    if not isinstance(choice, ARRAYS):
+        return given(base, choice, ", as Samples, as an array of items (N, ...)")
+    try:
+        return Memory.of(samples_of(choice))
+    except ValueError as error:
+        raise UsageError(f"dataset: {error}") from None
 
 
 def _companions(choices: Mapping[str, Any]) -> list[Any]:
     """Make the components that a run can have several of, such as loggers."""
-    return [
-        make(registry().of_kind(base, choice), {}) if isinstance(choice, str) else absolute(_checked(choice, base))
-        for plural, base in companion_kinds().items()
-        for choice in choices.get(plural.replace("-", "_"), ())
-    ]
+    made: list[Any] = []
+    for plural, base in companion_kinds().items():
+        chosen = choices.get(plural.replace("-", "_"), ())
+        if not isinstance(chosen, (list, tuple)):
+            raise TypeError(f"{plural} are a list of names or of {base.__name__}s, not {type(chosen).__name__}")
+        made += [absolute(given(base, choice)) for choice in chosen]
+    return made
 
 
-def _checked(choice: object, base: type[Component]) -> Component:
-    if not isinstance(choice, base):
-        raise TypeError(f"a {base.kind} is given by its name or as a {base.__name__}, not as {type(choice).__name__}")
-    return choice
+def _path(name: str, value: object) -> Path:
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} is a path, given as text or Path, not as {type(value).__name__}")
+    return Path(value)

@@ -1,15 +1,7 @@
 """The kinds of component: validated options go in, a working part comes out.
 
 A component is a frozen, keyword-only dataclass. Its fields are its options, its docstring is its help, and its one
-method makes the part. Subclassing is all it takes:
-
-    class DDIM(Sampler, name="ddim"):
-        \"\"\"Denoising diffusion implicit models (Song, Meng & Ermon, 2021).\"\"\"
-
-        eta: float = option(default=0.0, ge=0, le=1, help="0 is deterministic, 1 adds as much noise as DDPM")
-
-        def sample(self, denoise, x, levels, noise): ...
-
+method makes the part. Subclassing is all it takes: `class DDIM(Sampler, name="ddim")`.
 A kind is declared by its base class alone, here. The hook that plugins implement, the flag `--KIND NAME` with the
 options of the component that it names, the table in config files, `difftool list` and the tables of the documentation
 follow from the declaration. Importing this module imports nothing heavy.
@@ -26,7 +18,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from difftool.options import Options, dashed, plain
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from difftool.data.samples import DatasetContext, Samples
@@ -34,7 +25,7 @@ if TYPE_CHECKING:
     from difftool.diffusion.schedule import Level, Schedule
     from difftool.figures.drawing import Drawing
     from difftool.figures.formats import DrawingSpec
-    from difftool.specs import BackboneSpec, ObjectiveSpec, Row, RunContext
+    from difftool.specs import BackboneSpec, ObjectiveSpec, OracleSpec, Row, RunContext
 
 
 class Component(Options):
@@ -88,8 +79,7 @@ class Dataset(Component):
     """The backbone that is taken when the user names none."""
 
     generated: ClassVar[bool] = False
-    """True if the samples are computed from the options and the seed alone, and no file is opened. A model file by
-    itself, of which the options are a stranger's, loads only such data."""
+    """True if the samples are computed from the options and the seed alone. A model file by itself loads no others."""
 
     @abstractmethod
     def load(self, context: DatasetContext) -> Samples:
@@ -257,7 +247,7 @@ class Oracle(Component):
     """Options that `compare` sets unless the user does, since it makes thousands of calls."""
 
     @abstractmethod
-    def denoiser(self, samples: Samples, label: int | None, device: torch.device) -> Denoise:
+    def denoiser(self, samples: Samples, spec: OracleSpec) -> Denoise:
         """Return the denoiser of the data in model units, or of one class. Raise `ValueError` where there is none."""
 
 
@@ -287,8 +277,7 @@ class Logger(Component):
 
     def destination(self, run: RunContext) -> str:
         """Return where the rows go, for the first lines of `difftool train`: the options, or `run.logs`."""
-        options = (f"{dashed(name)} {value}" for name, value in plain(self).items() if value != [])
-        return ", ".join(options) or str(run.logs)
+        return ", ".join(f"{dashed(name)} {v}" for name, v in plain(self).items() if v != []) or str(run.logs)
 
 
 class Writer(Component):

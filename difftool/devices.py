@@ -24,11 +24,15 @@ def available() -> list[str]:
     return [*found, "cpu"]
 
 
-def choose(name: str) -> torch.device:
+def choose(name: str | torch.device) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda`, `cuda:1` or `mps`. Of several processes each gets a GPU of its own.
 
-    Raises `UsageError`, which lists the devices of this machine.
+    Raises `UsageError`, which lists the devices of this machine, and `TypeError` for anything but a name or a device.
     """
+    named: object = name
+    if not isinstance(named, (str, torch.device)):
+        raise TypeError(f"a device is given by its name, such as 'cpu', not as {type(name).__name__}")
+    name = str(name)
     present = available()
     if (here := world()).size > 1:
         return _device_of_process(name, present, here)

@@ -12,7 +12,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,6 +32,8 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 GRADIENT_TIMEOUT = timedelta(minutes=5)
 """All processes end a step together, so one that has not read its share of a batch and computed gradients in this time
 is dead. A killed process is noticed at once; the timeout is for machines that vanish."""
+MEETING = timedelta(seconds=90)
+"""The time in which all processes must have been started, and reach the main one."""
 TIMEOUT = timedelta(minutes=30)
 """The timeout of all other exchanges, in which the main process may draw or save while the others wait for it."""
 
@@ -92,6 +96,14 @@ class ProcessGroup:
         """Return the network such that a backward pass averages gradients over the processes."""
         return network
 
+    def wrap_again(self, wrapped: nn.Module, network: nn.Module) -> nn.Module:
+        """Return the wrapped network for the steps after the first, which has shown whether all weights are used."""
+        return wrapped
+
+    def averaging(self, wrapped: nn.Module, now: bool) -> AbstractContextManager[object]:
+        """Return a context for a forward and a backward pass that averages the gradients, or else only adds them up."""
+        return contextlib.nullcontext()
+
     def all_max(self, number: int) -> int:
         """Return the largest of the processes' numbers."""
         return number
@@ -145,12 +157,29 @@ class DistributedGroup(ProcessGroup):
                 self._dist.destroy_process_group(group)
 
     def wrap(self, network: nn.Module) -> nn.Module:
+        self._silent = {weight for weight in network.parameters() if weight.requires_grad}
+        weights: list[Any] = [*self._silent]
+        self._hooks = [weight.register_post_accumulate_grad_hook(self._silent.discard) for weight in weights]
+        return self._averaged(network, find_unused_parameters=True)
+
+    def wrap_again(self, wrapped: nn.Module, network: nn.Module) -> nn.Module:
+        for hook in self._hooks:
+            hook.remove()
+        skips = self.all_max(len(self._silent)) > 0 or getattr(network, "skips_weights", False)
+        return wrapped if skips else self._averaged(network, find_unused_parameters=False)
+
+    def _averaged(self, network: nn.Module, *, find_unused_parameters: bool) -> nn.Module:
         from torch.nn.parallel import DistributedDataParallel
 
-        # a network may leave weights unused, and not always the same ones
         return DistributedDataParallel(
-            network, process_group=self._gradients, broadcast_buffers=False, find_unused_parameters=True
+            network,
+            process_group=self._gradients,
+            broadcast_buffers=False,
+            find_unused_parameters=find_unused_parameters,  # a search through the graph in every step
         )
+
+    def averaging(self, wrapped: nn.Module, now: bool) -> AbstractContextManager[object]:
+        return contextlib.nullcontext() if now else wrapped.no_sync()  # type: ignore[operator]
 
     def all_max(self, number: int) -> int:
         import torch
@@ -200,10 +229,7 @@ def connect(device: torch.device | None = None) -> Iterator[ProcessGroup]:
         import torch.distributed as dist
 
         if not dist.is_initialized():
-            try:
-                dist.init_process_group("gloo", timeout=TIMEOUT)
-            except ValueError as error:
-                raise DifftoolError(f"cannot find the other processes: {error}; start them with torchrun") from None
+            _meet()
             atexit.register(dist.destroy_process_group)
         if device is not None and device.type == "cuda":
             torch.cuda.set_device(device)
@@ -212,6 +238,35 @@ def connect(device: torch.device | None = None) -> Iterator[ProcessGroup]:
             yield group
         finally:
             group.close()
+
+
+def _meet() -> None:
+    """Find the other processes. Raises `DifftoolError`, also if they cannot be reached in time."""
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        with _silent_descriptor():  # its C++ code repeats each failure there
+            store, rank, size = next(rendezvous("env://", timeout=MEETING))
+        store.set_timeout(TIMEOUT)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    except (ValueError, RuntimeError) as error:
+        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        reason = re.split(r"\. | \(|Exception raised| while trying", one_line(error).rstrip("."))[0]
+        raise DifftoolError(f"cannot find the other processes at {where}: {reason}; start them with torchrun") from None
+
+
+@contextlib.contextmanager
+def _silent_descriptor() -> Iterator[None]:
+    """Let what native code prints to descriptor 2 in a block vanish."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextlib.contextmanager
@@ -227,6 +282,11 @@ def naming_lost_peers() -> Iterator[None]:
         text = one_line(error)
         if any(word in text for word in LOST):
             raise PeerDied("another process of this run failed or was killed") from error
+        if "finished reduction in the prior iteration" in text:
+            raise DifftoolError(
+                "the network leaves some weights out of some steps, but not of the first; to train it with many "
+                "processes, its class must set skips_weights = True"
+            ) from error
         if isinstance(error, dist.DistError):
             raise DifftoolError(f"the processes cannot work together: {text}") from error
         raise

@@ -126,9 +126,14 @@ def blaming(what: str, *passing: type[Exception], refusal: type[DifftoolError] =
 def out_of_memory(error: BaseException) -> bool:
     """Return whether the memory of any device ran out. Libraries raise different classes for it."""
     text = one_line(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
+    return isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY)
 
 
+NO_MEMORY = (
+    *("out of memory", "can't allocate", "cannot allocate", "unable to allocate", "bad_alloc", "bad allocation"),
+    *("failed to map segment", "can't start new thread"),  # a shared library or a stack that found no room
+)
+"""Words of libraries that found no memory, or no more of it below a limit such as that of `ulimit -v`."""
 LONGEST_LINE = 2_000
 """Characters of a line of output, or of a cell of a table, since either may hold text from a file."""
 OUT_OF_MEMORY = "out of memory{}; a smaller --batch-size, a smaller network or --precision bf16 need less"
@@ -136,13 +141,30 @@ OUT_OF_MEMORY = "out of memory{}; a smaller --batch-size, a smaller network or -
 
 @contextlib.contextmanager
 def spending(batch_size: int) -> Iterator[None]:
-    """Turn a lack of memory into an error that names the batch size."""
+    """Turn a lack of memory into an error that names the batch size, and that of a reader of data into one as well."""
     try:
         yield
     except Exception as error:
+        if reader_died(error):
+            import multiprocessing
+
+            guard = "" if multiprocessing.get_start_method() == "fork" else GUARD
+            raise DifftoolError(READER_DIED + guard) from error
         if isinstance(error, DifftoolError) or not out_of_memory(error):
             raise
         raise DifftoolError(OUT_OF_MEMORY.format(f" with {batch_size} items at once")) from error
+
+
+READER_DIED = "a process that reads data was killed, perhaps because memory ran out; try --workers 0"
+GUARD = '; a script must call difftool below `if __name__ == "__main__":`, since such processes run it again'
+
+
+def check_main_guard() -> None:
+    """Raise `UsageError` in a worker process that runs the script which has started it."""
+    import multiprocessing
+
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing asks itself
+        raise UsageError("a worker process runs this script again" + GUARD)
 
 
 def reader_died(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Locks of folders: one process at a time writes, and looks at who does disturb nobody.
+"""Locks of folders: one process at a time writes, looks at who does disturb nobody, and moved folders are found again.
 
 The lock file is also the mark of a folder that difftool made, by its first line.
 """
@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,41 @@ def holder(path: Path) -> str:
             return file.read(64).decode("ascii", "replace").removeprefix(MARK).strip() or "unknown"
     except OSError:
         return ""
+
+
+@contextlib.contextmanager
+def followed(folder: Path) -> Iterator[Callable[[], Path]]:
+    """Yield a function that returns the path of a folder, also after it was moved.
+
+    The function raises `DifftoolError` if the folder is gone. On Windows a folder in use can be neither moved nor
+    deleted.
+    """
+    if sys.platform == "win32":
+        yield lambda: folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield lambda: _place_of(descriptor, folder)
+    finally:
+        os.close(descriptor)
+
+
+def _place_of(descriptor: int, path: Path) -> Path:
+    """Return the path of an open folder, which was `path` before. Raises `DifftoolError` if it is gone."""
+    own = os.fstat(descriptor)
+    found = [path]
+    with contextlib.suppress(OSError):
+        if sys.platform == "darwin":
+            import fcntl
+
+            found.append(Path(os.fsdecode(fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0"))))
+        else:
+            found.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+    for place in found:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(own, place.stat()):
+                return place
+    raise DifftoolError(f"the folder {path} is gone: it was deleted, or moved to another disk, while it was in use")
 
 
 def is_marked(path: Path, *, or_empty: bool = False) -> bool:

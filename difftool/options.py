@@ -288,7 +288,11 @@ def _reason(error: Any, f: Field | None) -> str:
 
 
 def _normalised(f: Field, value: object) -> object:
-    """Turn a scalar into a list of one (`size = 32`), and a number into a text (`preview_every = 200`)."""
+    """Turn a scalar into a list of one (`size = 32`), and a number into a text (`preview_every = 200`).
+
+    Numbers of NumPy and torch become plain ones.
+    """
+    value = value.tolist() if hasattr(value, "tolist") else value
     if get_origin(f.inner) is tuple and isinstance(value, (bool, int, float, str)):
         return [value]
     return str(value) if f.inner is str and type(value) is int else value
@@ -296,7 +300,7 @@ def _normalised(f: Field, value: object) -> object:
 
 def _to_json(name: str, value: object) -> str:
     try:
-        text = json.dumps(value, default=_path_to_text, ensure_ascii=False)
+        text = json.dumps(value, default=_to_plain_json, ensure_ascii=False)
         text.encode()
         return text
     except UnicodeEncodeError:  # a file name that is not UTF-8, which neither a config file nor a model can hold
@@ -305,9 +309,11 @@ def _to_json(name: str, value: object) -> str:
         raise InvalidOption(name, f"not a plain value ({error})") from None
 
 
-def _path_to_text(value: object) -> Any:
+def _to_plain_json(value: object) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if hasattr(value, "tolist"):  # a number of NumPy or torch in a list
+        return value.tolist()
     raise TypeError(f"{type(value).__name__} is not a plain value")
 
 

@@ -17,11 +17,14 @@ from typing import Any, TypeVar
 from difftool.errors import DifftoolError, InvalidOption
 from difftool.options import Field, Options, fields
 
+LIKE_A_FILE = re.compile(r"^(?!\w+://[^/])(.*[/\\]|\.|.*\.[A-Za-z]\w{0,7}$)", re.DOTALL)
+"""Texts that may well be files, of which an address such as `http://x/y` is none."""
+
 T = TypeVar("T", bound=Options)
 
 LONGEST_SHOWN = 200
 
-LEADS_OUT = re.compile(r"^~|^[/\\\\]|^[A-Za-z]:[/\\\\]|(^|[/\\\\])\.\.([/\\\\]|$)|:///|\0")
+LEADS_OUT = re.compile(r"^~|^[/\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)|:///|\0")
 """Texts that lead out of a folder: absolute paths, the home folder, `..`, and addresses of local files."""
 
 
@@ -50,7 +53,7 @@ def check_named_by_file(record: type[Options], name: str, value: object, run: Pa
     if not isinstance(value, str) or (f.scalar is not Path and f.scalar is not str):
         return value
     if f.use_in(record) is None:  # a text of a logger, of which nothing is known
-        wrong = LEADS_OUT.search(value) is not None or os.path.isfile(value) or os.path.islink(value)
+        wrong = bool(LEADS_OUT.search(value) or LIKE_A_FILE.match(value)) or os.path.isfile(value)
     else:
         if run is not None and os.path.isabs(value) and "\0" not in value and is_inside(Path(value), run):
             value = os.path.relpath(os.path.realpath(value), os.path.realpath(run))

@@ -87,11 +87,13 @@ class Sampling(Options):
         le=10**9,
         short="-n",
         help="number of samples",
-        otherwise="16 images, 2000 points, 9 on a path",
+        otherwise="16 images or arrays, 2000 points, 9 on a path",
     )
-    batch_size: int | None = option(default=None, ge=1, le=10**7, help="samples computed at once; does not change them")
+    batch_size: int | None = option(
+        default=None, ge=1, le=10**7, help="samples computed at once; changes only their last digits"
+    )
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="random seed; sample k of a seed is always the same")
-    label: str | None = option(default=None, help="class to sample: its name or index")
+    label: str | None = option(default=None, help="class to sample: its name, or its index if no name is a number")
     guidance: float = option(default=1.0, ge=0, le=1000, help="guidance scale w: u + w (c - u); 1 is off")
     guidance_interval: tuple[float, ...] | None = option(
         default=None, ge=0, le=10**6, help="LOW,HIGH: guide only where sigma/alpha lies between", otherwise="everywhere"
@@ -112,7 +114,9 @@ class Sampling(Options):
         default=None, gt=0, le=1, help="share of the steps made from --init; 1: all", otherwise=f"{STRENGTH}"
     )
     inpaint: Path | None = option(default=None, help="image of which a part is painted anew; see --mask")
-    mask: Path | None = option(default=None, help="image: white where --inpaint paints, black where it keeps")
+    mask: Path | None = option(
+        default=None, help="image of the same proportions: white where --inpaint paints, black where it keeps"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="number format of the network")
     compile: bool = option(default=False, help="compile the network with torch.compile")
     threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads", otherwise="what suits the network")

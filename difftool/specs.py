@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from difftool.diffusion.schedule import Schedule
 
 
@@ -39,6 +41,18 @@ class ObjectiveSpec:
     schedule: Schedule
     sigma_data: float = 1.0
     """Standard deviation of the data in model units."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OracleSpec:
+    """The setting of an oracle."""
+
+    schedule: Schedule
+    """The noise schedule of the samples: levels and times are its own."""
+    label: int | None = None
+    """The class that the denoiser is of; None: all classes."""
+    device: torch.device
+    """The device of the noisy states that the denoiser gets."""
 
 
 @dataclass(frozen=True, kw_only=True)

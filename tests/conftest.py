@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -60,13 +60,13 @@ Run = Callable[..., Outcome]
 
 def invoke(*arguments: object) -> Outcome:
     """Run the command line in this process."""
-    return Outcome(*astuple(testing.invoke(*arguments)))
+    return Outcome(*astuple(testing.invoke(*last_of(arguments))))
 
 
 def spawn(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 240) -> Outcome:
     """Run the command line in a new process."""
     done = subprocess.run(
-        [sys.executable, "-m", "difftool", *map(str, arguments)],
+        [sys.executable, "-m", "difftool", *map(str, last_of(arguments))],
         cwd=cwd,
         env={**os.environ, **(env or {})},
         capture_output=True,
@@ -101,6 +101,22 @@ IMAGES = (
     *("--backbone.groups", 4, "--batch-size", 8, "--preview-every", 0, "--threads", 1),
 )
 """A tiny run of images."""
+
+
+def last_of(arguments: Sequence[object]) -> list[object]:
+    """Return the arguments with the last value of each option, since tests lay their own over `POINTS` and `IMAGES`."""
+    given, last = list(arguments), {word: i for i, word in enumerate(arguments)}
+    replaced = {i for i, word in enumerate(given) if str(word).startswith("--") and last[word] != i} - repeatable(given)
+    return [word for i, word in enumerate(given) if i not in replaced and (i - 1 not in replaced or is_option(word))]
+
+
+def repeatable(given: Sequence[object]) -> set[int]:
+    """Return the places of options that take several values."""
+    return {i for i, word in enumerate(given) if word in ("--out", "--logger")}
+
+
+def is_option(word: object) -> bool:
+    return str(word).startswith("--")
 
 
 @pytest.fixture(scope="session")

@@ -249,7 +249,7 @@ def test_labels_change_the_samples(run: Run, labels_run: Path, tmp_path: Path) -
     assert not np.allclose(strong, east, atol=1e-2)
     assert np.array_equal(drawn(run, tmp_path, labels_run, *base, "--label", 0, "--guidance", 1), east)
     for arguments, piece in (
-        (["--label", 4], "--label: there is no class '4'; the 4 classes are 0, 1, 2, 3"),
+        (["--label", 4], "--label: there is no class '4'; did you mean '3'?; there are 4 classes: 0, 1, 2, 3"),
         (["--label", "east"], "--label: there is no class 'east'"),
         (["--guidance", 2], "--guidance: needs a --label to guide towards"),
         (["--label", 0, "--guidance", -1], "--guidance: must be greater than or equal to 0"),

@@ -383,7 +383,7 @@ def test_a_mask_is_cropped_as_its_image_and_never_blended(images_run: Path, tmp_
 def test_a_mask_of_one_colour_is_noted(
     run: Run, images_run: Path, picture: Path, tmp_path: Path, value: int, piece: str
 ) -> None:
-    Image.new("L", (8, 8), value).save(tmp_path / "flat.png")
+    Image.new("L", (30, 20), value).save(tmp_path / "flat.png")
     base = ("sample", images_run, "--inpaint", picture, "--mask", "flat.png", "--steps", 2, "-n", 2)
     outcome = run(*base, "--out", "x.npy")
     assert outcome.code == 0

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import POINTS, Outcome, Run, tree
+import torch
+from conftest import POINTS, Outcome, Run, invoke, tree
 
-from difftool import manifest
+import difftool
+from difftool import locks, manifest
 from difftool.errors import DifftoolError
 from difftool.files import TEMPORARY
-from difftool.locks import MARK
+from difftool.locks import MARK, hold, holder
 from difftool.manifest import atomic_folder
+from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
+from difftool.sampling.model import load_model, raw_model
+from difftool.training.ema import EMA
 
 TINY = (*POINTS, "--steps", 2)
 
@@ -92,24 +104,11 @@ def test_overwrite_leaves_the_users_files_in_a_run(run: Run, tmp_path: Path) -> 
     assert not gone & after.keys()
 
 
-@pytest.mark.parametrize("name", ["samples", "previews", "logs"])
-def test_overwrite_does_not_follow_links(run: Run, tmp_path: Path, name: str) -> None:
-    """`train --overwrite` deletes nothing behind a link in the run folder."""
+@pytest.mark.parametrize("name", ["state", "model.safetensors", "config.toml", "samples", "previews", "logs"])
+def test_a_link_in_place_of_a_runs_file_is_not_replaced(run: Run, tmp_path: Path, name: str) -> None:
+    """`train --overwrite` refuses a run in which a link stands for one of its files or folders, and touches nothing."""
     ok(run("train", *TINY, "--preview-every", 1, "--logger", "csv", "--out", "x"))
     ok(run("sample", "x", "-n", 4, "--steps", 2))
-    (tmp_path / "x" / name).rename(tmp_path / "elsewhere")
-    (tmp_path / "x" / name).symlink_to(tmp_path / "elsewhere")
-    before = tree(tmp_path / "elsewhere")
-    ok(run("train", *POINTS, "--steps", 0, "--out", "x", "--overwrite"))
-    assert (tmp_path / "x" / name).is_symlink()
-    after = tree(tmp_path / "elsewhere")
-    assert {path: after[path] for path in before} == before
-
-
-@pytest.mark.parametrize("name", ["state", "model.safetensors", "config.toml"])
-def test_a_link_in_place_of_a_runs_file_is_not_replaced(run: Run, tmp_path: Path, name: str) -> None:
-    """`train --overwrite` refuses a run whose states or weights are links, and touches nothing."""
-    ok(run("train", *TINY, "--out", "x"))
     (tmp_path / "x" / name).rename(tmp_path / "elsewhere")
     (tmp_path / "x" / name).symlink_to(tmp_path / "elsewhere")
     before = tree(tmp_path)
@@ -225,3 +224,352 @@ def test_a_set_that_is_killed_half_way_is_replaced_as_a_whole(
     assert names(folder) == ["0000.png", "2023.png"]
     assert (folder / "0000.png").read_text() == "last 0000.png"
     assert RunFolder(folder).saved_states() == []
+
+
+# --- looking at a run while it is trained --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", ["it is opened", "its header is read", "a tensor is read"])
+@pytest.mark.parametrize("other", [4, 64])
+def test_a_file_that_is_replaced_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, other: int
+) -> None:
+    """`sample` and `info` read the old file or the new one of a run that saves meanwhile, and never a mixture."""
+    path, replaced = tmp_path / "model.safetensors", []
+    checkpoint.save(path, {"a": torch.zeros(4), "b": torch.zeros(3)}, {"step": 1})
+
+    def then_replace(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            result = function(*arguments)
+            if not replaced:
+                replaced.append(checkpoint.save(path, {"a": torch.ones(other), "b": torch.ones(3)}, {"step": 2}))
+            return result
+
+        return called
+
+    owner, name = {
+        "it is opened": (checkpoint, "open_regular"),
+        "its header is read": (checkpoint, "_read_header"),
+        "a tensor is read": (checkpoint._Entry, "read"),
+    }[point]
+    monkeypatch.setattr(owner, name, then_replace(getattr(owner, name)))
+    tensors, document = checkpoint.load(path)
+    assert replaced
+    assert (document["step"], tensors["a"].tolist(), tensors["b"].tolist()) == (1, [0.0] * 4, [0.0] * 3)
+    assert checkpoint.load(path)[1]["step"] == 2
+
+
+def test_raw_weights_of_a_state_that_is_replaced(
+    points_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sample --weights raw` takes the newer state where the one that it found was just deleted by the run."""
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(points_run, run.path)
+    model, (state, *_) = load_model(run.path), run.saved_states()
+    newer = run.state(31)
+    load = checkpoint.load
+
+    def load_late(path: Path) -> Any:
+        if path == state:
+            tensors, document = load(state)
+            checkpoint.save(newer, tensors, {**document, "step": 31})
+            state.unlink()
+        return load(path)
+
+    monkeypatch.setattr(checkpoint, "load", load_late)
+    assert raw_model(model, run).source == newer
+
+
+def test_a_look_is_not_in_the_way_of_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`runs` and `info` look at a lock together, and `--resume` waits for them instead of saying "in use"."""
+    lock = tmp_path / "lock"
+    with hold(lock):
+        pass
+    with open(lock, "rb") as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        assert holder(lock) == ""
+        waited = []
+
+        def end_the_look(_: float) -> None:
+            waited.append(fcntl.flock(look, fcntl.LOCK_UN))
+
+        monkeypatch.setattr(locks.time, "sleep", end_the_look)
+        with hold(lock):
+            assert holder(lock) == str(os.getpid())
+            with pytest.raises(DifftoolError, match=f"in use by process {os.getpid()}"), hold(lock):
+                pass
+        assert len(waited) == 1
+    assert (holder(lock), lock.read_text()) == ("", MARK)
+
+
+@pytest.mark.slow
+def test_runs_in_a_loop_disturb_nobody(tmp_path: Path) -> None:
+    """Thousands of looks at a run leave a process that takes its lock again and again undisturbed."""
+    lock, done = tmp_path / "lock", threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            holder(lock)
+
+    looks = [threading.Thread(target=look) for _ in range(2)]
+    for one in looks:
+        one.start()
+    try:
+        for _ in range(300):
+            with hold(lock):
+                assert holder(lock) == str(os.getpid())
+    finally:
+        done.set()
+        for one in looks:
+            one.join()
+
+
+# --- signals, and folders that are moved ---------------------------------------------------------------------------
+
+
+LONGER = (*POINTS, "--threads", 1, "--steps", 6)
+LONGER_CHOICES = {"steps": 6, "batch_size": 64, "threads": 1}
+SIGNALS = [
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
+]
+
+
+def points_from_python(out: Path) -> difftool.Model:
+    """Train the run of `LONGER`."""
+    mlp = difftool.component("backbone", "mlp", width=16, depth=1)
+    data = difftool.component("dataset", "swiss-roll", n=500)
+    return difftool.train(dataset=data, backbone=mlp, out=out, **LONGER_CHOICES)
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
+    """`at_step(3, call)` calls a function once, when the third step is logged."""
+
+    def prepare(step: int, call: Callable[[], object]) -> None:
+        append, calls = RunFolder.append_metrics, [call]
+
+        def append_and_call(folder: RunFolder, row: Any) -> None:
+            append(folder, row)
+            if row["step"] == step and calls:
+                calls.pop()()
+
+        monkeypatch.setattr(RunFolder, "append_metrics", append_and_call)
+
+    return prepare
+
+
+AtStep = Callable[[int, Callable[[], object]], None]
+
+
+def send(*numbers: int) -> Callable[[], None]:
+    """Return a function that sends signals to this process."""
+
+    def call() -> None:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `LONGER`, trained without a break."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    ok(invoke("train", *LONGER, "--out", folder))
+    return folder
+
+
+def check_resumes(folder: Path, straight: Path) -> None:
+    """A stopped run is resumed, and ends as one that was not."""
+    ok(invoke("train", "--resume", folder))
+    check_weights(folder, straight)
+
+
+def check_weights(folder: Path, straight: Path) -> None:
+    """Two runs have the same weights."""
+    weights, others = (checkpoint.load(run / "model.safetensors")[0] for run in (folder, straight))
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_saves_and_says_which_it_was(run: Run, straight: Path, at_step: AtStep, number: int) -> None:
+    """SIGUSR1, SIGUSR2 and SIGXCPU, which queues send, save the run as SIGTERM does, and end it with 128 + number."""
+    before = [signal.getsignal(one) for one in SIGNALS]
+    at_step(3, send(number))
+    stopped = run("train", *LONGER, "--out", "x")
+    assert stopped.code == 128 + number
+    name = signal.Signals(number).name
+    assert f"stopped by {name} after step 3 of 6; everything is saved" in stopped.err
+    assert f"{name}: stopping after this step" in stopped.err
+    assert [signal.getsignal(one) for one in SIGNALS] == before
+    check_resumes(Path("x"), straight)
+
+
+def test_a_queue_that_repeats_itself_does_not_end_a_run_that_saves(
+    run: Run, straight: Path, at_step: AtStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue's second SIGXCPU, or its SIGTERM after a SIGUSR1, does not end a run before its state is on the disk."""
+    save = checkpoint.save
+
+    def save_under_fire(*arguments: Any, **options: Any) -> None:
+        send(signal.SIGXCPU, signal.SIGUSR1, signal.SIGTERM)()
+        monkeypatch.setattr(checkpoint, "save", save)
+        save(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "save", save_under_fire)
+    at_step(3, send(signal.SIGXCPU))
+    assert run("train", *LONGER, "--out", "x").code == 128 + signal.SIGXCPU
+    check_resumes(Path("x"), straight)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_python_saves_at_a_signal(tmp_path: Path, straight: Path, at_step: AtStep, number: int) -> None:
+    """Ctrl-C in `difftool.train()` saves, and raises KeyboardInterrupt then; other signals raise SystemExit."""
+    before = [signal.getsignal(one) for one in SIGNALS]
+    at_step(3, send(number))
+    expected = KeyboardInterrupt if number == signal.SIGINT else SystemExit
+    with pytest.raises(expected) as caught:
+        points_from_python(tmp_path / "x")
+    if number == signal.SIGINT:
+        assert "stopped by SIGINT after step 3 of 6; everything is saved; go on with: difftool" in str(caught.value)
+    else:
+        assert caught.value.code == 128 + number
+    assert [signal.getsignal(one) for one in SIGNALS] == before
+    check_resumes(tmp_path / "x", straight)
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
+def test_python_leaves_handlers_of_the_program(tmp_path: Path, at_step: AtStep, handler: Any) -> None:
+    """A signal that the program handles or ignores itself is none of `difftool.train()`'s, which goes on."""
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        at_step(3, send(*SIGNALS))
+        assert points_from_python(tmp_path / "x").step == 6
+        assert all(signal.getsignal(number) is handler for number in SIGNALS)
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def test_an_interrupt_in_another_thread_is_saved(tmp_path: Path, straight: Path, at_step: AtStep) -> None:
+    """KeyboardInterrupt in a thread that is not the main one saves the run of `difftool.train()` before it passes."""
+    caught: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            points_from_python(tmp_path / "x")
+        except BaseException as error:
+            caught.append(error)
+
+    def interrupt() -> None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(threading.get_ident()), ctypes.py_object(KeyboardInterrupt)
+        )
+
+    at_step(3, interrupt)
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert [type(error) for error in caught] == [KeyboardInterrupt]
+    assert len(RunFolder(tmp_path / "x").saved_states()) == 1
+    check_resumes(tmp_path / "x", straight)
+
+
+IN_A_THREAD = """
+import os, signal, sys, threading
+import difftool
+from difftool.runs.folder import RunFolder
+append = RunFolder.append_metrics
+def append_and_strike(folder, row):
+    append(folder, row)
+    if row["step"] == 50:
+        os.kill(os.getpid(), signal.SIGINT)
+RunFolder.append_metrics = append_and_strike
+thread = threading.Thread(target=lambda: difftool.train(steps=10**7, out="x", threads=1))
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.slow
+def test_a_thread_whose_program_was_interrupted_saves(tmp_path: Path) -> None:
+    """Ctrl-C ends a program whose training runs in a thread, and the thread saves before the program is gone."""
+    command = [sys.executable, "-c", IN_A_THREAD]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode in (130, 1, -signal.SIGINT)
+    assert "stopped by SIGINT after step" in done.stderr
+    assert len(RunFolder(tmp_path / "x").saved_states()) == 1
+
+
+def test_weights_that_are_half_moved_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt between the weights and their average leaves the last state as it was, and no mixture."""
+    update = EMA.update
+
+    def interrupted(ema: EMA) -> None:
+        if ema.updates == 3:
+            raise KeyboardInterrupt
+        update(ema)
+
+    monkeypatch.setattr(EMA, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        points_from_python(tmp_path / "x")
+    assert RunFolder(tmp_path / "x").saved_states() == []
+
+
+def test_a_run_folder_that_is_renamed(run: Run, straight: Path, at_step: AtStep) -> None:
+    """A run folder that is renamed during training is followed, with one line, and nothing is left at the old place."""
+    at_step(3, lambda: os.rename("x", "y"))
+    moved = ok(run("train", *LONGER, "--checkpoint-every", 2, "--preview-every", 4, "--out", "x"))
+    assert moved.err.count("x was moved; training goes on in") == 1
+    assert Path(moved.out.strip()) == Path("y").absolute()
+    assert not Path("x").exists()
+    new = {"previews/panel-000004.png", "previews/samples-000004.png", "state/step-000000004.safetensors"}
+    assert tree(Path("y")).keys() - tree(straight).keys() == new
+    check_weights(Path("y"), straight)
+
+
+def test_a_run_folder_that_is_renamed_while_it_is_saved(run: Run, straight: Path, monkeypatch: Any) -> None:
+    """A run folder that is renamed in the middle of a save is saved to again, at its new place."""
+    save = checkpoint.save
+
+    def save_and_rename(path: Path, *arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(checkpoint, "save", save)
+        os.rename("x", "y")
+        path.parent.rmdir() if path.parent.is_dir() else None
+        raise DifftoolError(f"{path} could not be written")
+
+    monkeypatch.setattr(checkpoint, "save", save_and_rename)
+    ok(run("train", *LONGER, "--checkpoint-every", 2, "--out", "x"))
+    assert not Path("x").exists()
+    check_weights(Path("y"), straight)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_run_folder_that_is_deleted(run: Run, at_step: AtStep, other: bool) -> None:
+    """A run folder that is deleted during training ends the run with one line, and is not made again."""
+
+    def replace() -> None:
+        shutil.rmtree("x")
+        if other:
+            Path("x").mkdir()
+            Path("x", "mine").touch()
+
+    at_step(3, replace)
+    gone = run("train", *LONGER, "--out", "x")
+    assert (gone.code, "the folder x is gone: it was deleted" in gone.error) == (1, True)
+    assert [str(path) for path in Path().rglob("*")] == (["x", "x/mine"] if other else [])
+
+
+def test_a_run_whose_content_is_moved(run: Run, at_step: AtStep) -> None:
+    """A run folder whose content is moved away during training gets its config again, before its next state."""
+
+    def empty() -> None:
+        Path("y").mkdir()
+        for path in Path("x").iterdir():
+            path.rename(Path("y", path.name))
+
+    at_step(3, empty)
+    emptied = ok(run("train", *LONGER, "--checkpoint-every", 2, "--out", "x"))
+    assert emptied.err.count("x/config.toml was removed; it is written again") == 1
+    ok(run("train", "--resume", "x", "--steps", 8))

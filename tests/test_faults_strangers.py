@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +22,8 @@ from conftest import POINTS, Run, tree
 from PIL import Image
 
 import difftool
-from difftool import Backbone, Dataset, DatasetContext, Logger, RunContext, Samples, hookimpl, option
+from difftool import Backbone, Dataset, DatasetContext, Logger, RunContext, Samples, Weighting, hookimpl, option
+from difftool.children import SAFE_PATH
 from difftool.components import Component
 from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
@@ -113,6 +116,9 @@ def test_a_path_in_a_file_stays_in_the_run_folder(
         {"address": "sqlite:////tmp/x.db"},
         {"address": "file:///tmp/x"},
         {"address": "a-file-here"},
+        {"address": "new/rows"},
+        {"address": ".profile"},
+        {"address": "rows.txt"},
         {"others": ["ok", "~/.bashrc"]},
         {"address": "C:\\x"},
     ],
@@ -134,11 +140,11 @@ def test_a_text_that_leads_out_counts_as_a_path(
 def test_a_relative_path_in_a_file_lies_in_the_run_folder(run: Run, plugin_manager: PluginManager) -> None:
     """A relative path in a config file, or a logger's default, is one in the run folder, and moves with it."""
     plugin_manager.register(plugin(Lines))
-    Path("c.toml").write_text('[loggers.jsonl]\npath = "logs/all.jsonl"\n[loggers.lines]\nproject = "mine"\n')
+    Path("c.toml").write_text('[loggers.jsonl]\npath = "logs/all.jsonl"\n[loggers.lines]\nproject = "v1.0"\n')
     outcome = run("train", "--config", "c.toml", *POINTS, "--steps", 1, "--out", "r")
     assert outcome.code == 0, outcome.err
     assert "logging to jsonl: path r/logs/all.jsonl\n" in outcome.err
-    assert "logging to lines: path r/rows.txt, project mine" in outcome.err
+    assert "logging to lines: path r/rows.txt, project v1.0" in outcome.err
     assert Path("r/rows.txt").read_text() == "a row\n"
     assert tomllib.loads(Path("r/config.toml").read_text())["loggers"]["jsonl"] == {"path": "logs/all.jsonl"}
     Path("r").rename("moved")
@@ -334,6 +340,25 @@ class Pretrained(Backbone, name="pretrained"):
         return difftool.component("backbone", "mlp", width=8, depth=1).build(spec)  # type: ignore[attr-defined,no-any-return]
 
 
+class Weighed(Weighting, name="weighed"):
+    """A stranger's weighting, from a file."""
+
+    table: Path = option(help="the file")
+
+    def weight(self, native: torch.Tensor, spec: Any) -> torch.Tensor:
+        return native
+
+
+def test_a_model_is_sampled_without_the_files_of_its_training(run: Run, plugin_manager: PluginManager) -> None:
+    """A model file whose weighting needed a file can be sampled without it, and its run resumes."""
+    plugin_manager.register(plugin(Weighed))
+    own = ("--weighting", "weighed", "--weighting.table", "w.csv")
+    assert run("train", *POINTS, "--steps", 2, *own, "--out", "r").code == 0
+    shutil.copy("r/model.safetensors", "m.safetensors")
+    assert run("sample", "m.safetensors", "-n", 4, "--steps", 2).code == 0
+    assert run("train", "--resume", "r", "--steps", 3).code == 0
+
+
 def test_a_network_of_a_file_opens_nothing(run: Run, plugin_manager: PluginManager, tmp_path: Path) -> None:
     """The paths of a network are taken from the run's config file, and never from a model file or a state."""
     plugin_manager.register(plugin(Pretrained))
@@ -351,8 +376,7 @@ def test_a_network_of_a_file_opens_nothing(run: Run, plugin_manager: PluginManag
     Pretrained.opened.clear()
     alone = run("sample", "m.safetensors", "-n", 4)
     assert alone.code == 1
-    assert "weights" in alone.error
-    assert "must be given" in alone.error
+    assert "the backbone pretrained needs weights, a path, which a model file does not hold" in alone.error
     assert Pretrained.opened == []
 
 
@@ -390,3 +414,213 @@ def test_shared_files_hold_no_path_of_the_machine(run: Run, tmp_path: Path) -> N
         content = path.read_bytes()
         for word in ("secret", str(tmp_path), os.path.expanduser("~")):
             assert word.encode() not in content, (path, word)
+
+
+# --- modules in the current folder -----------------------------------------------------------------------------------
+
+DECOYS = (
+    *("typing", "random", "torch", "numpy", "sitecustomize", "usercustomize", "difftool_plugins", "copy", "re", "json"),
+    *("struct", "socket", "pickle", "dataclasses", "enum", "contextlib", "PIL", "matplotlib", "pluggy", "typer"),
+)
+"""Modules that a child process might take from the current folder; `python -m` takes its very first there."""
+PROGRAM = (str(Path(sys.executable).with_name("difftool")),)
+AS_MODULE = (sys.executable, "-m", "difftool")
+SPAWNING = """
+import difftool, multiprocessing
+if __name__ == "__main__":
+    multiprocessing.set_start_method("{method}")
+    data = difftool.component("dataset", "image-folder", path="../photos", size=8, memory=0.0)
+    unet = difftool.component("backbone", "unet", dim=8, dim_mults=(1, 2), groups=4)
+    difftool.train(dataset=data, backbone=unet, batch_size=4, steps=1, workers=1, preview_every="0", out="../r")
+"""
+
+
+def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder of decoys, none of which may be imported."""
+    here = folder / "here"
+    here.mkdir()
+    for name in (*DECOYS, *(() if command[1:3] == ("-m", "difftool") else ("difftool",))):
+        (here / f"{name}.py").write_text(f"open({str(folder / 'ran')!r}, 'a').write({name!r})\nraise SystemExit(9)\n")
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    assert not (folder / "ran").exists(), (folder / "ran").read_text()
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("program", [PROGRAM, AS_MODULE], ids=["script", "module"])
+@pytest.mark.parametrize(
+    "words", [("check", "none"), ("new-plugin", "difftool-abc", "--kind", "sampler"), ("plugins",)], ids=lambda w: w[0]
+)
+def test_no_command_runs_a_module_of_the_current_folder(
+    tmp_path: Path, program: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    """No command, and no process that it starts, takes a module from the current folder."""
+    assert call(tmp_path, *program, *words).stdout
+
+
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
+def test_no_worker_runs_a_module_of_the_current_folder(tmp_path: Path, method: str) -> None:
+    """A process that reads data takes no module from the current folder, however it is started."""
+    photos(tmp_path / "photos")
+    (tmp_path / "script").mkdir()
+    (tmp_path / "script" / "main.py").write_text(SPAWNING.format(method=method))
+    call(tmp_path, sys.executable, str(tmp_path / "script" / "main.py"))
+    assert (tmp_path / "r" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_no_compiler_runs_a_module_of_the_current_folder(tmp_path: Path) -> None:
+    """The processes of torch.compile take no module from the current folder."""
+    call(tmp_path, *PROGRAM, "train", *map(str, POINTS), "--steps", "2", "--compile", "--out", "../r")
+
+
+def test_children_inherit_a_safe_path_only_while_a_command_runs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that runs in the process of a script leaves its environment as it was."""
+    monkeypatch.delenv(SAFE_PATH, raising=False)
+    run("list")
+    assert SAFE_PATH not in os.environ
+    monkeypatch.setenv(SAFE_PATH, "yes")
+    run("list")
+    assert os.environ[SAFE_PATH] == "yes"
+
+
+def test_a_package_in_the_current_folder_can_be_checked(tmp_path: Path) -> None:
+    """The tests of a package that lies in the current folder find it there, and nothing else."""
+    (tmp_path / "mine.py").write_text(
+        "import helper\nfrom difftool import Logger\n\n\nclass Mine(Logger, name='mine'):\n"
+        "    'Logs nothing.'\n\n    def open(self, run):\n        import contextlib\n"
+        "        return contextlib.nullcontext(print)\n"
+    )
+    (tmp_path / "helper.py").write_text("")
+    (tmp_path / "random.py").write_text("raise SystemExit(9)\n")
+    code = (
+        "import random, sys; sys.path.insert(0, ''); import mine; from difftool.testing import check_component as c; "
+    )
+    code += "print(*[(f.law, f.verdict) for f in c(mine.Mine)], sep='\\n')"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert "('imports nothing heavy', 'passed')" in done.stdout, done.stdout + done.stderr
+
+
+# --- packages of strangers -------------------------------------------------------------------------------------------
+
+STRANGER = '''
+import os, subprocess, sys
+from difftool import Command, Dataset, Sampler, hookimpl
+
+
+def shout(where):
+    os.write(1, f"by-descriptor at {where}\\n".encode())
+    subprocess.run([sys.executable, "-S", "-c", "print('by-child')"], check=True)
+    print("by-print", file=sys.__stdout__, flush=True)
+    print("by-print")
+
+
+shout("import")
+
+
+class Loud(Sampler, name="loud"):
+    """Shouts while it samples."""
+
+    def sample(self, denoise, x, levels, noise):
+        from difftool import component
+
+        shout("sampling")
+        yield from component("sampler", "ddim").sample(denoise, x, levels, noise)
+
+
+class Tell(Command, name="tell"):
+    """Shouts while it runs."""
+
+    def run(self):
+        shout("run")
+        return {"result": 1}
+
+
+@hookimpl
+def difftool_samplers():
+    return [Loud]
+
+
+@hookimpl
+def difftool_commands():
+    return [Tell]
+'''
+
+
+def distribution(folder: Path, name: str, points: str, *, info: str = "") -> None:
+    """Write a package's metadata into a folder of the module path."""
+    place = folder / f"{info or name}-9.9.dist-info"
+    place.mkdir(parents=True)
+    (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n")
+    (place / "entry_points.txt").write_text(points)
+
+
+@pytest.mark.parametrize(
+    ("name", "info"), [("difftool", ""), ("Difftool", ""), ("difftool", "other"), ("difftool-plugins", "")]
+)
+def test_no_package_passes_for_the_built_ins(cli: Run, tmp_path: Path, name: str, info: str) -> None:
+    """A package on the module path that calls itself difftool is set aside, and hides no built-in."""
+    path = tmp_path / "path"
+    distribution(path, name, "[difftool]\nx = evil\n[difftool.commands]\ntell = evil\nnew-plugin = evil\n", info=info)
+    (path / "evil.py").write_text(STRANGER.replace("loud", "ddim"))
+    (path / "difftool_plugins").mkdir()
+    (path / "difftool_plugins" / "__init__.py").write_text("raise SystemExit(9)\n")
+    env = {"PYTHONPATH": str(path), "DIFFTOOL_PLUGINS": "difftool-plugins,difftool"}
+    listed = json.loads(cli("list", "samplers", "--json", env=env).out)
+    listing = json.loads(cli("plugins", "--json", env=env).out)["plugins"]
+    assert "ddim" in json.dumps(listed)
+    ours = [p for p in listing if p["distribution"] == "difftool"]
+    assert {p["version"] for p in ours} == {difftool.__version__}
+    assert any("ddim" in p["provides"].get("samplers", ()) for p in ours)
+    (theirs,) = [p for p in listing if p["distribution"] != "difftool"]
+    if name.lower() == "difftool":
+        assert theirs["distribution"] == f"difftool in {path}"
+        assert "calls itself difftool" in theirs["problems"][0]["reason"]
+        assert "tell" not in cli("--help", env=env).out
+        assert "by-" not in cli("list", env=env).err
+    else:
+        assert "the name is taken by difftool" in json.dumps(theirs["problems"])
+        assert "tell" in cli("--help", env=env).out
+    assert cli("new-plugin", "difftool-abc", "--kind", "sampler", env=env).code == 0
+
+
+def test_stdout_holds_results_alone(cli: Run, tmp_path: Path, points_run: Path) -> None:
+    """What a plugin, or a child of it, writes to descriptor 1 at any moment goes to stderr, and never into results."""
+    distribution(tmp_path / "path", "loud", "[difftool]\nx = loud\n[difftool.commands]\ntell = loud\n")
+    (tmp_path / "path" / "loud.py").write_text(STRANGER)
+    env = {"PYTHONPATH": str(tmp_path / "path"), "DIFFTOOL_PLUGINS": "loud"}
+    told = cli("tell", env=env)
+    assert json.loads(told.out) == {"result": 1}
+    assert told.err.count("by-descriptor at run") == told.err.count("by-descriptor at import") == 1
+    assert told.err.count("by-child") == 2
+    assert told.err.count("by-print") == 4
+    sampled = cli("sample", points_run, "--sampler", "loud", "-n", 4, "--steps", 2, "--out", "x.npy", "--json", env=env)
+    assert json.loads(sampled.out)["files"] == ["x.npy"]
+    assert "by-descriptor at sampling" in sampled.err
+    for words in (("list", "--json"), ("plugins", "--json"), ("info", str(points_run), "--json")):
+        json.loads(cli(*words, env=env).out)
+    assert "by-" not in cli("--help", env=env).out
+
+
+def test_results_reach_a_file_and_a_closed_pipe(tmp_path: Path, points_run: Path) -> None:
+    """Results reach files and pipes as before, and a reader that leaves is no error."""
+    program = f"{sys.executable} -m difftool"
+    script = f"{program} info {points_run} --json > info.json; {program} list | head -1; echo ${{PIPESTATUS[0]}}; "
+    script += f"{program} --version >&-; echo $?; {program} list > /dev/full; echo $?"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert json.loads((tmp_path / "info.json").read_text())["run"] == str(points_run)
+    assert done.stdout.splitlines()[1:] in (["141", "0", "1"], ["0", "0", "1"])
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("difftool: error") == 1
+
+
+def test_two_functions_may_serve_one_hook(plugin_manager: PluginManager) -> None:
+    """A module may have several functions for one hook, and all of their components count."""
+    first, second = (hookimpl(specname="difftool_loggers")(lambda one=one: [one]) for one in (Lines, Other))
+    found = plugin_manager.register(SimpleNamespace(__name__="two", first=first, second=second))
+    assert found.problems == []
+    assert {c.name for c in found.components} == {"lines", "other"}
+
+
+class Other(Lines, name="other"):
+    """Another logger."""

@@ -13,7 +13,7 @@ import typer.completion
 from conftest import POINTS, Run
 from PIL import Image
 
-from difftool import DatasetContext
+from difftool import DatasetContext, OracleSpec
 from difftool.cli import check, compare, noise, reconstruct, sample
 from difftool.cli.console import duration
 from difftool.cli.training import BarWords
@@ -338,9 +338,10 @@ def test_a_comparison_knows_its_work(run: Run) -> None:
 def test_few_items_of_an_oracle_are_of_all_classes() -> None:
     """`--oracle.items` picks at random: every hundredth item of two moons would be of the upper one."""
     samples = TwoMoons(n=1000).load(DatasetContext())
-    denoiser = Ideal(items=10).denoiser(samples, None, torch.device("cpu"))
+    spec = OracleSpec(device=torch.device("cpu"), schedule=Linear().build(10))
+    denoiser = Ideal(items=10).denoiser(samples, spec)
     assert isinstance(denoiser, MixtureDenoiser)
-    again = Ideal(items=10).denoiser(samples, None, torch.device("cpu"))
+    again = Ideal(items=10).denoiser(samples, spec)
     assert isinstance(again, MixtureDenoiser)
     assert torch.equal(denoiser.means, again.means)
     items, _ = samples.take(range(1000))

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from conftest import IMAGES, POINTS, Outcome, invoke, tree
+from conftest import IMAGES, POINTS, Outcome, invoke, last_of, tree
 from PIL import Image
 
 from difftool.files import TEMPORARY
@@ -37,7 +37,7 @@ from difftool.runs.folder import RunFolder
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals")
 
 SLOW = pytest.mark.slow
-SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 138, signal.SIGXCPU: 152}
 """The signals that stop a run in good order, with the exit code of each."""
 PATIENCE = 120
 """Seconds until a process that does not get on fails its test."""
@@ -199,7 +199,7 @@ def program(*arguments: object, before: Job | None = None, pictures: bool = Fals
     quicken(pictures)
     if before is not None:
         before()
-    main([str(a) for a in arguments])
+    main([str(a) for a in last_of(arguments)])
 
 
 def train(*arguments: object, before: Job | None = None, pictures: bool = False) -> Job:
@@ -595,7 +595,8 @@ def check_stopped(outcome: Outcome, number: int, folder: Path) -> None:
     assert len(lines) == (NOTED in outcome.err), outcome.err  # otherwise it had not begun to train, or was through
     for line in lines:
         found = re.fullmatch(
-            r"difftool: stopped after step (\d+) of \d+; everything is saved; go on with: difftool train --resume (.+)",
+            rf"difftool: stopped by {signal.Signals(number).name} after step (\d+) of \d+; everything is saved; "
+            r"go on with: difftool train --resume (.+)",
             line,
         )
         assert found, line
@@ -764,7 +765,7 @@ def test_a_signal_while_modules_are_imported_ends_quietly(tmp_path: Path, module
 def test_the_program_itself(server: Server, tmp_path: Path) -> None:
     """The same in a process that was not forked, to the last thing that Python does; then it loses half a line."""
     folder, straight = tmp_path / "run", tmp_path / "straight"
-    command = [sys.executable, "-m", "difftool", "train", *map(str, ENDLESS), "--out", str(folder)]
+    command = [sys.executable, "-m", "difftool", "train", *map(str, last_of(ENDLESS)), "--out", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(PATIENCE * 50):
         with contextlib.suppress(subprocess.TimeoutExpired):

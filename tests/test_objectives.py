@@ -14,6 +14,7 @@ from torch import Tensor
 from difftool import NoiseSchedule, ObjectiveSpec, Prediction, TimestepSampling, Weighting
 from difftool.data.facts import DataFacts
 from difftool.diffusion.prediction import native_weight, tables
+from difftool.errors import UsageError
 from difftool.plugins.validation import problem
 from difftool.training.inputs import StepNoise
 from difftool.training.loss import Objective, distribution
@@ -158,7 +159,7 @@ def test_factors_are_finite_wherever_the_prediction_is_defined(name: str, T: int
         prediction, weighting = one(), other()
         pair = f"{prediction.name}, {weighting.name}"
         if prediction.name == "eps" and name in ("zero-snr", "flow"):
-            with pytest.raises(ValueError, match="no finite weight at some level"):
+            with pytest.raises(UsageError, match="no finite weight at some level"):
                 objective(about, prediction, weighting)
             continue
         made = objective(about, prediction, weighting)
@@ -276,7 +277,7 @@ class Broken(TimestepSampling, name="broken"):
 
 @pytest.mark.parametrize("values", [(1.0,), (0.0, 0.0, 0.0), (1.0, -1.0, 1.0), (1.0, math.nan, 1.0), (math.inf,) * 3])
 def test_what_is_no_density_is_refused(values: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="timestep sampling broken gives no distribution"):
+    with pytest.raises(UsageError, match="timestep sampling broken: it gives no distribution"):
         objective(spec("cosine", 3), time=Broken(values=values))
 
 
@@ -397,7 +398,7 @@ def test_the_network_sees_inputs_of_its_scale_and_time_in_0_to_1000(name: str) -
 def test_eps_where_no_signal_is_left_is_one_line(run: Run, tmp_path: Any, flags: tuple[str, ...], name: str) -> None:
     outcome = run("train", *POINTS, "--steps", 1, *flags)
     assert outcome.code == 2
-    assert f"schedule {name}: at its level 999 (alpha 0, sigma 1) the prediction eps leaves x_0" in outcome.error
+    assert f"prediction eps, schedule {name}: at level 999 (alpha 0, sigma 1) it leaves x_0" in outcome.error
     assert outcome.error.endswith("take another --prediction, such as v")
     assert list(tmp_path.iterdir()) == []
 

@@ -12,7 +12,7 @@ import torch
 from conftest import Run
 from torch import Tensor
 
-from difftool import DatasetContext, Level, Oracle, Samples, component, points
+from difftool import DatasetContext, Level, Oracle, OracleSpec, Samples, component, points
 from difftool.data.samples import Mixture
 from difftool.errors import UsageError
 from difftool.sampling.loop import draw
@@ -23,7 +23,10 @@ from difftool_plugins.oracles import difftool_oracles
 from difftool_plugins.oracles.exact import ClosedForm, Ideal
 from difftool_plugins.oracles.mixture import CHUNK, FEW_COORDINATES, MixtureDenoiser
 
-CPU = torch.device("cpu")
+
+def spec(label: int | None = None) -> OracleSpec:
+    """Return the setting of an oracle, or of its denoiser of one class, on the linear schedule."""
+    return OracleSpec(schedule=component("schedule", "linear").build(1000), label=label, device=torch.device("cpu"))
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -164,12 +167,12 @@ def test_items_in_model_units_of_one_class(shape: tuple[int, ...]) -> None:
     samples, pure = labelled(shape), Level(0.0, 0.0, 1.0)
     items = (samples.items.float() - 4) / 2  # type: ignore[union-attr]
     x = torch.zeros(1, *shape)
-    torch.testing.assert_close(Ideal().denoiser(samples, None, CPU)(x, pure).x_0[0], items.mean(0))
-    torch.testing.assert_close(Ideal().denoiser(samples, 1, CPU)(x, pure).x_0[0], items[1::3].mean(0))
-    four = Ideal(items=4).denoiser(samples, None, CPU).means.tolist()  # type: ignore[attr-defined]
+    torch.testing.assert_close(Ideal().denoiser(samples, spec())(x, pure).x_0[0], items.mean(0))
+    torch.testing.assert_close(Ideal().denoiser(samples, spec(1))(x, pure).x_0[0], items[1::3].mean(0))
+    four = Ideal(items=4).denoiser(samples, spec()).means.tolist()  # type: ignore[attr-defined]
     assert len({tuple(item) for item in four} & {tuple(item) for item in items.flatten(1).tolist()}) == 4
-    assert len(Ideal(items=2).denoiser(samples, 1, CPU).means) == 2  # type: ignore[attr-defined]
-    assert len(Ideal(items=99).denoiser(samples, None, CPU).means) == 12  # type: ignore[attr-defined]
+    assert len(Ideal(items=2).denoiser(samples, spec(1)).means) == 2  # type: ignore[attr-defined]
+    assert len(Ideal(items=99).denoiser(samples, spec()).means) == 12  # type: ignore[attr-defined]
 
 
 def test_a_source_of_items_is_read() -> None:
@@ -181,7 +184,7 @@ def test_a_source_of_items_is_read() -> None:
             return torch.full((1, 2, 2), i * i, dtype=torch.uint8)
 
     samples = Samples(items=Squares(), shape=(1, 2, 2), shift=(127.5,), scale=(127.5,))
-    x_0 = Ideal().denoiser(samples, None, CPU)(torch.zeros(2, 1, 2, 2), Level(0.0, 0.0, 1.0)).x_0
+    x_0 = Ideal().denoiser(samples, spec())(torch.zeros(2, 1, 2, 2), Level(0.0, 0.0, 1.0)).x_0
     torch.testing.assert_close(x_0, torch.full_like(x_0, 6 / 127.5 - 1))
 
 
@@ -254,19 +257,34 @@ def test_what_an_oracle_cannot_know() -> None:
     with pytest.raises(UsageError, match="class 2 has no items"):
         made.denoiser(1, label=2)
     with pytest.raises(ValueError, match="no classes"):
-        ClosedForm().denoiser(source("closed-form", "gaussian-mixture", n=9).samples, 0, CPU)
+        ClosedForm().denoiser(source("closed-form", "gaussian-mixture", n=9).samples, spec(0))
 
 
 def test_the_contract_of_third_parties() -> None:
     class Mean(Oracle, name="mean"):
         """Says 0 always."""
 
-        def denoiser(self, samples: Samples, label: int | None, device: torch.device):  # type: ignore[no-untyped-def]
+        def denoiser(self, samples: Samples, spec: OracleSpec):  # type: ignore[no-untyped-def]
             raise ZeroDivisionError("oops")
 
     data, schedule = component("dataset", "swiss-roll", n=9), component("schedule", "linear")
     with pytest.raises(Exception, match="oracle mean, dataset swiss-roll failed: ZeroDivisionError: oops"):
         OracleSource.of(Mean(), data, schedule)  # type: ignore[arg-type]
+
+
+def test_an_oracle_is_given_the_schedule_and_the_device() -> None:
+    settings = []
+
+    class Recording(Oracle, name="recording"):
+        """Remember the setting."""
+
+        def denoiser(self, samples: Samples, spec: OracleSpec):  # type: ignore[no-untyped-def]
+            settings.append(spec)
+
+    data, schedule = component("dataset", "swiss-roll", n=9), component("schedule", "cosine")
+    made = OracleSource.of(Recording(), data, schedule, timesteps=50)  # type: ignore[arg-type]
+    assert (settings[0].schedule, settings[0].label, settings[0].device) == (made.schedule, None, torch.device("cpu"))
+    assert len(settings[0].schedule) == 50
 
 
 # On the command line

@@ -279,7 +279,7 @@ def test_mean_between_the_rows_is_continuous(name: str) -> None:
 def test_undefined_pairs_are_refused_and_all_others_taken(prediction: Prediction, name: str) -> None:
     if prediction.name == "eps" and name in EMPTY:
         last = len(SCHEDULES[name]) - 1
-        with pytest.raises(ValueError, match=rf"at its level {last} \(alpha 0, sigma 1\) the prediction eps leaves"):
+        with pytest.raises(ValueError, match=rf"at level {last} \(alpha 0, sigma 1\) it leaves"):
             check(prediction, spec(name))
     else:
         check(prediction, spec(name))

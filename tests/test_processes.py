@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import IMAGES, POINTS, Outcome, invoke
+from conftest import IMAGES, POINTS, Outcome, invoke, last_of
 from PIL import Image
 from torch import Tensor
 
@@ -49,7 +49,7 @@ class Torchrun:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                    *("--nproc-per-node", "2", *map(str, words)),
+                    *("--nproc-per-node", "2", *map(str, last_of(words))),
                 ],
                 cwd=folder,
                 env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
@@ -317,7 +317,8 @@ def test_a_signal_to_one_process_stops_all_and_one_goes_on(
     outcome = run.end()
     stopped = state_step(tmp_path / "two")
     assert final_lines(outcome) == [
-        f"difftool: stopped after step {stopped} of 400; everything is saved; go on with: difftool train --resume two"
+        f"difftool: stopped by SIGTERM after step {stopped} of 400; everything is saved; "
+        "go on with: difftool train --resume two"
     ]
     assert 3 < stopped < 400
     assert codes(outcome) == {143}

@@ -521,7 +521,7 @@ FAILING_SCHEDULES = {
     schedules.is_reproducible: {"two tables of 1000 levels differ": schedule(random_table)},
     schedules.fits_its_default_prediction: {
         "unknown prediction 'score'": schedule(even_angle, default_prediction="score"),
-        "the prediction eps leaves x_0 unknown": schedule(straight),
+        "prediction eps: at level 999 (alpha 0, sigma 1) it leaves x_0 unknown": schedule(straight),
     },
     schedules.leads_from_noise_to_data: {"the samples end at a Wasserstein-1 distance of": schedule(second_half)},
 }
@@ -846,7 +846,7 @@ FAILING_DATASETS = {
         "items contain NaN": lambda c: Samples(items=cloud(c).where(cloud(c) < 1, torch.nan), shape=(2,)),
     },
     datasets.stores_images_as_pixels: {
-        "give pixels from 0 to 255": lambda c: Samples(items=pixels(c).items / 255, shape=(3, 8, 8)),
+        "give pixels from 0 to 255": lambda c: Samples(items=pixels(c).items / 255, shape=(3, 8, 8), form="image"),
     },
     datasets.labels_items_by_class: {
         "no item is of class b": lambda c: points(cloud(c), labels=torch.zeros(100).long(), class_names=("a", "b")),
@@ -930,7 +930,7 @@ class Never(TimestepSampling, name="never"):
 class Liar(Oracle, name="liar"):
     """x_0 and eps of something else."""
 
-    def denoiser(self, samples: Samples, label: int | None, device: torch.device) -> Any:
+    def denoiser(self, samples: Samples, spec: difftool.OracleSpec) -> Any:
         return lambda x, level: difftool.Estimate(torch.zeros_like(x), torch.ones_like(x))
 
 
@@ -1023,7 +1023,7 @@ FAILING_OTHERS = {
     writers.declares_valid_suffixes: {"'.PNG' is not a valid suffix": Upper()},
     writers.writes_what_it_accepts: {
         ".x: writing the same points twice gave different bytes": Dated(),
-        "it refuses both points and images": Picky(),
+        "it refuses points, images and arrays": Picky(),
     },
 }
 

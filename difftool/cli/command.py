@@ -45,6 +45,8 @@ class ComponentCommand(TyperCommand):
         groups = self._groups(ctx, args)
         ctx.meta[OPTIONS] = compile_options(groups)
         try:
+            if not ctx.resilient_parsing:
+                refuse_repeated(self.make_parser(ctx).parse_args(list(args))[2])
             rest = super().parse_args(ctx, args)
         except typer.TyperException as error:
             raise _advised(error, ctx.info_name) or explained(error, self.get_params(ctx)) from None
@@ -75,6 +77,8 @@ class ComponentCommand(TyperCommand):
             allow_extra_args=True,
         )
         with lenient:
+            if not ctx.resilient_parsing:  # before files that the command line names are read
+                refuse_repeated(self.make_parser(lenient).parse_args(list(args))[2])
             super().parse_args(lenient, list(args))
         names = take_names(lenient.params)
         try:
@@ -133,6 +137,19 @@ def _advised(error: typer.TyperException, command: str | None) -> UsageError | N
     else:
         return None
     return UsageError(f"got unexpected extra argument {word!r}; {meaning}")
+
+
+def refuse_repeated(given: Sequence[Any]) -> None:
+    """Refuse an option that takes one value and is given more often, since only the last value would count.
+
+    `given` are the parameters as often as they were given. Flags without an opposite may be repeated. Raises
+    `UsageError`.
+    """
+    for param in set(given):
+        takes_one = param.param_type_name == "option" and not param.multiple
+        if takes_one and given.count(param) > 1 and (param.secondary_opts or not param.is_flag):
+            flags = " or ".join((*param.opts, *param.secondary_opts))
+            raise UsageError(f"{flags}: given {given.count(param)} times, but it takes one value")
 
 
 def explained(error: typer.TyperException, params: Sequence[Any]) -> Exception:

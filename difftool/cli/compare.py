@@ -52,7 +52,7 @@ class Comparing(Options):
         le=10**7,
         short="-n",
         help="number of samples",
-        otherwise="16 images, 2000 points, 1000 with an oracle",
+        otherwise="16 images or arrays, 2000 points, 1000 with an oracle",
     )
     batch_size: int | None = option(
         default=None, ge=1, le=10**7, help="samples drawn at once; does not change the samples"
@@ -101,18 +101,19 @@ def compare(
     opened = request.open(devices.choose(device))
     source = opened.source
     sampling = Sampling(
-        num_samples=settings.num_samples or (ORACLE_POINTS if quick and not source.data.is_image else None),
+        num_samples=settings.num_samples or (ORACLE_POINTS if quick and source.data.is_points else None),
         batch_size=settings.batch_size,
         seed=settings.seed,
         label=settings.label,
     )
     with devices.threads(settings.threads, opened.threads):
+        of_class = source.of_class(source.label_index(settings.label))
         comparison = Comparison(source, opened.dataset, sampling, settings.reference)
         samplers = samplers or deterministic(source.schedule, spacings[0])
         planned = entries(source, samplers, spacings, calls, sampling)
         note(
             f"comparing {counted(len(samplers), 'sampler')} on {opened.where} ({source.description}): "
-            f"{comparison.num_samples:,} samples; {devices.describe(source.device)}, seed {settings.seed}"
+            f"{comparison.num_samples:,} samples{of_class}; {devices.describe(source.device)}, seed {settings.seed}"
         )
         results = []
         total = comparison.calls_of(planned)
@@ -124,7 +125,7 @@ def compare(
     _print(results, comparison, calls)
     path = out or (None if json else numbered(Path(), f"compare-{source.name}", ".png"))
     if path is not None:
-        title = f"{source.title}, {comparison.num_samples:,} samples, seed {settings.seed}"
+        title = f"{source.title}, {comparison.num_samples:,} samples{of_class}, seed {settings.seed}"
         save_figure(_figure(results, comparison, title), path, overwrite=overwrite)
     facts = {**opened.facts, "num_samples": comparison.num_samples, "seed": settings.seed}
     report([path] if path else [], {**facts, **_facts(results, comparison)}, as_json=json)

@@ -17,7 +17,7 @@ import typer
 
 from difftool.cli.console import help_text
 from difftool.components import KINDS, Command, Component, suggestion_attribute
-from difftool.errors import InvalidOption
+from difftool.errors import InvalidOption, UsageError
 from difftool.options import Field, Options, dashed, fields, make
 from difftool.plugins.registry import registry
 
@@ -236,13 +236,18 @@ def _typer_options(parameters: list[inspect.Parameter]) -> list[Any]:
 
 
 def take_values(groups: Iterable[Group], params: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the values given on the command line, by group, and remove them from `params`."""
+    """Return the values given on the command line, by group, and remove them from `params`.
+
+    Raises `UsageError` for a switch that is given as on and as off.
+    """
     values: dict[str, dict[str, Any]] = {}
     for group in groups:
         names = {f.name for record in group.records for f in fields(record)}
-        found = {name: params.pop(group.parameter(name), None) for name in names}
-        found |= {name: False for name in names if params.pop(group.parameter(name) + OFF, None)}
-        values[group.key] = {name: value for name, value in found.items() if value is not None}
+        found = {name: value for name in names if (value := params.pop(group.parameter(name), None)) is not None}
+        off = {name: False for name in names if params.pop(group.parameter(name) + OFF, None)}
+        if both := sorted(found.keys() & off.keys()):
+            raise UsageError(f"{group.flag(both[0])}: give it as on or as off, not both")
+        values[group.key] = found | off
     return values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,6 +17,9 @@ from rich.table import Column
 from difftool.cli.console import add_row, help_text, new_table, result_json, stdout
 from difftool.cli.parameters import AsJson
 from difftool.errors import BadFile
+from difftool.plugins.discovery import BUILT_IN
+from difftool.runs.losses import losses
+from difftool.version import __version__
 
 if TYPE_CHECKING:
     from difftool.runs.folder import RunFolder
@@ -53,10 +57,13 @@ def add_to(app: typer.Typer) -> None:
 
 def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield names and values as texts; a list of tables takes several rows, of which the first has the name."""
+    from difftool.data.facts import classes_text
+
     for name, value in facts.items():
         rows = value if isinstance(value, list) and value and isinstance(value[0], dict) else [value]
         for i, row in enumerate(rows):
-            yield "" if i else name.replace("_", " "), _text(row)
+            text = classes_text(row) if name == "classes" and isinstance(row, list) else _text(row)
+            yield "" if i else name.replace("_", " "), text
 
 
 def _of_run(run: RunFolder) -> dict[str, Any]:
@@ -66,13 +73,15 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
     if rows := run.read_metrics():
         last = rows[-1]
         facts["progress"] = {k: last.get(k) for k in ("step", "samples", "elapsed", "steps_per_second")}
-        facts["loss"] = {k: last[k] for k in ("loss", "loss_quartiles", "held_out_loss") if k in last}
+        facts["loss"] = {**losses(rows), "loss_quartiles": last.get("loss_quartiles")}
     plugins = config.pop("plugins", {})
     facts |= config
     facts["plugins"] = {name: _version(name, version) for name, version in plugins.items()}
     states = (_of_state(path) for path in (*run.saved_states(), *run.damaged_states()))
     facts["states"] = [state for state in states if state is not None]
-    facts["model"] = _of_model(run.model)
+    facts["model"] = model = _of_model(run.model)
+    if model and (classes := model.pop("classes", None)):
+        facts["classes"] = classes
     if status.status == "stopped":
         facts["go_on"] = f"difftool train --resume {shlex.quote(str(run.path))}"
     return facts
@@ -87,6 +96,8 @@ def _of_state(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     problem = check(path)
+    if problem and not os.path.lexists(path):
+        return None
     facts = {"file": path.name, "mebibytes": round(size / 2**20, 2), "valid": not problem}
     return facts | ({"problem": problem} if problem else {})
 
@@ -106,6 +117,10 @@ def _of_model(path: Path) -> dict[str, Any] | None:
 def _of_file(tensors: dict[str, Any], document: dict[str, Any], *, brief: bool = False) -> dict[str, Any]:
     facts = {key: document.get(key) for key in ("kind", "weights", "step")}
     facts["parameters"] = sum(t.numel() for t in tensors.values())
+    data = document.get("data")
+    names = data.get("class_names") if isinstance(data, dict) else None
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+        facts["classes"] = names
     rest = {} if brief else {k: v for k, v in document.items() if k not in facts and k != "format"}
     return {k: v for k, v in {**facts, **rest}.items() if v is not None}
 
@@ -113,7 +128,7 @@ def _of_file(tensors: dict[str, Any], document: dict[str, Any], *, brief: bool =
 def _version(distribution: str, recorded: str) -> str:
     """Return the recorded version of a package, and the installed one if it differs."""
     try:
-        installed = metadata.version(distribution)
+        installed = __version__ if distribution == BUILT_IN else metadata.version(distribution)
     except (metadata.PackageNotFoundError, ValueError):
         return f"{recorded} (not installed)"
     return recorded if installed == recorded else f"{recorded} (now {installed})"

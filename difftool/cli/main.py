@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import re
@@ -13,11 +14,13 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from difftool.children import safe_path
 from difftool.cli.signals import signals
 from difftool.distributed import leave_world, world
 from difftool.errors import (
     LONGEST_LINE,
     OUT_OF_MEMORY,
+    READER_DIED,
     DifftoolError,
     Interrupted,
     Stopped,
@@ -30,6 +33,7 @@ from difftool.errors import (
     reader_left,
     shortened,
 )
+from difftool.version import __version__
 
 BUG = "this is a bug in difftool or a plugin: run again with --debug and report what it prints"
 DEBUG, NO_PLUGINS = "--debug", "--no-plugins"
@@ -50,7 +54,7 @@ LONG_WORD, SHORT_WORD = 300, 85
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    with signals.caught():
+    with signals.caught(), safe_path():
         try:
             code = _exit_code(list(sys.argv[1:] if arguments is None else arguments))
         except Stopped as stopped:  # a second signal, while the end by the first one is being reported
@@ -175,12 +179,22 @@ def failure(error: BaseException) -> tuple[int, str]:
     if isinstance(error, typer.TyperException):
         return error.exit_code, f"error: {_usage(error)}"
     if out_of_memory(error):
-        return 1, f"error: {OUT_OF_MEMORY.format('')}"
+        return 1, f"error: {OUT_OF_MEMORY.format(_memory_limit())}"
     if reader_died(error):
-        return 1, "error: a process that reads data was killed, perhaps because memory ran out; try --workers 0"
+        return 1, f"error: {READER_DIED}"
     if isinstance(error, OSError) and error.strerror:
         return 1, f"error: {error.filename or 'the output'}: {error.strerror}"
     return 1, f"error: unexpected {type(error).__name__}: {one_line(error)}; {BUG}"
+
+
+def _memory_limit() -> str:
+    """Return the limit of the shell on the memory of a process, to add to an error, or an empty text."""
+    if sys.platform == "win32":
+        return ""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return "" if limit == resource.RLIM_INFINITY else f" (ulimit -v allows {limit >> 20:,} MiB)"
 
 
 def _usage(error: Any) -> str:
@@ -213,8 +227,8 @@ def _versions() -> str:
     import platform
     from importlib.metadata import version
 
-    packages = ", ".join(f"{name} {version(name)}" for name in ("difftool", "torch", "typer", "pluggy", "safetensors"))
-    return f"{packages}, Python {platform.python_version()}, {platform.platform()}"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "typer", "pluggy", "safetensors"))
+    return f"difftool {__version__}, {packages}, Python {platform.python_version()}, {platform.platform()}"
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -239,6 +253,32 @@ def _prepare_streams() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, stream)
+    _keep_stdout_for_results()
+
+
+def _keep_stdout_for_results() -> None:
+    """Move the results to a descriptor of their own, and let descriptor 1 lead to stderr.
+
+    Then whatever writes to descriptor 1, such as native code of a plugin or a process that it starts, cannot mix with
+    the results. There is nothing to move where a program that calls this one has put another stream in place of stdout.
+    """
+    stream: Any = sys.stdout
+    standard = 1
+    try:
+        if stream.fileno() != standard:
+            return
+    except (OSError, ValueError):
+        return
+    stream.flush()
+    results = os.dup(standard)
+    os.dup2(LAST_STREAM, standard)
+    sys.stdout = io.TextIOWrapper(
+        open(results, "wb", buffering=0 if stream.write_through else -1),  # noqa: SIM115 - open until the process ends
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _forget_stdout() -> None:

@@ -25,6 +25,7 @@ from difftool.settings import LARGEST_SEED
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from difftool.data.forms import Form
     from difftool.data.samples import Scaling
     from difftool.diffusion.schedule import Schedule
     from difftool.figures.drawing import Drawing
@@ -105,9 +106,9 @@ def noise(
     stem = f"noise-{items.name.replace(' ', '-')}-{component.name}"
     paths = out or ([] if json else [numbered(Path(), stem, ".png")])
     films = [path for path in paths if path.suffix.lower() in FILMS]
-    levels = settings.at or visible_levels(schedule, is_image=items.scaling.is_image)
+    levels = settings.at or visible_levels(schedule, is_image=items.form == "image")
     film_levels = settings.at or (
-        visible_levels(schedule, FILM_FRAMES, is_image=items.scaling.is_image) if films else ()
+        visible_levels(schedule, FILM_FRAMES, is_image=items.form == "image") if films else ()
     )
     drawn = [f"levels {', '.join(map(str, levels))}"] if settings.at or not paths or len(films) < len(paths) else []
     if films and not settings.at:
@@ -137,6 +138,7 @@ class _Items:
 
     x_0: Tensor
     scaling: Scaling
+    form: Form
     name: str
 
 
@@ -159,25 +161,25 @@ def _own_images(paths: Sequence[Path], settings: Noising) -> _Items:
         pixels = torch.stack([read_image(path, size=size) for path in paths])
     except BadImage as error:
         raise DifftoolError(str(error)) from None
-    scaling = Scaling(PIXELS["shift"], PIXELS["scale"], is_image=True)
-    return _Items(
-        scaling.to_model(pixels), scaling, printable(paths[0].stem) if len(paths) == 1 else f"{len(paths)} images"
-    )
+    scaling = Scaling(PIXELS["shift"], PIXELS["scale"])
+    name = printable(paths[0].stem) if len(paths) == 1 else f"{len(paths)} images"
+    return _Items(scaling.to_model(pixels), scaling, "image", name)
 
 
 def _dataset_items(dataset: Any, settings: Noising) -> _Items:
     """Take the first items of a dataset. Raises `DifftoolError` if they cannot be drawn."""
+    from difftool.data.forms import form_of
     from difftool.data.samples import Scaling
     from difftool.plugins.build import load_samples, loading
 
     samples = load_samples(dataset, settings.seed)
-    if samples.shape == (1,) or undrawable(samples.shape) or (len(samples.shape) == 3 and not samples.is_image):
-        raise DifftoolError(f"dataset {dataset.name}: only points and images can be drawn, not shape {samples.shape}")
+    if reason := undrawable(samples.form, samples.shape):
+        raise DifftoolError(f"dataset {dataset.name}: {reason}")
     count = min(settings.num_samples or (ROWS if samples.is_image else POINTS), len(samples))
     with loading(dataset):  # items on disk are read here
         items, _ = samples.take(range(count))
     scaling = Scaling.of(samples)
-    return _Items(scaling.to_model(items), scaling, dataset.name)
+    return _Items(scaling.to_model(items), scaling, form_of(samples.form, samples.shape), dataset.name)
 
 
 def _states(x_0: Tensor, schedule: Schedule, settings: Noising, levels: Collection[int]) -> dict[int, Tensor]:
@@ -241,6 +243,7 @@ def _drawing(items: _Items, states: dict[int, Tensor], title: str) -> Drawing:
     return Drawing(
         x=stacked[-1],
         scaling=items.scaling,
+        form=items.form,
         title=title,
         noun="noised data",
         states=stacked,

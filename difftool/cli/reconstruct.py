@@ -76,8 +76,8 @@ def reconstruct(
     from difftool.sampling.reconstruction import reconstruct as reconstruct_items
 
     model = load_model(run, device=devices.choose(device))
-    if undrawable(model.data.shape) or model.data.shape == (1,):
-        raise DifftoolError(f"{run}: only points and images can be drawn, not shape {model.data.shape}")
+    if reason := undrawable(model.data.form, model.data.shape):
+        raise DifftoolError(f"{run}: {reason}")
     levels = settings.at or visible_levels(model.schedule, is_image=model.data.is_image)
     check_levels(levels, len(model.schedule))
     x_0, labels, names = _own_items(model, images) if images else _dataset_items(model, settings.num_samples)

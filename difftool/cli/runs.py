@@ -12,6 +12,7 @@ from rich.table import Column
 from difftool.cli.console import add_row, help_text, new_table, note, result_json, stdout
 from difftool.cli.parameters import AsJson
 from difftool.errors import BadFile, shortened
+from difftool.runs.losses import losses
 
 if TYPE_CHECKING:
     from difftool.runs.folder import RunFolder
@@ -39,19 +40,22 @@ def runs(
     elif not rows:
         note(f"there are no runs in {root.absolute()}; train one with 'difftool train'")
     else:
+        shown = {"loss": "loss", "eps_loss": "error of eps"}
+        if any(row["held_out_loss"] is not None for row in rows):
+            shown["held_out_loss"] = "held out"
         table = new_table(
             Column("run", style="cyan", overflow="fold"),
             Column("started", overflow="fold"),
-            *(Column(name, no_wrap=True) for name in ("status", "step", "loss")),
+            *(Column(name, no_wrap=True) for name in ("status", "step", *shown.values())),
             Column("what", overflow="fold"),
         )
         for row in rows:
             steps = f"{row['step']}/{row['steps']}" if row["steps"] is not None else str(row["step"])
-            loss = "-" if row["loss"] is None else f"{row['loss']:.4g}"
+            values = ["-" if row[name] is None else f"{row[name]:.4g}" for name in shown]
             kinds = ("dataset", "schedule", "backbone", "prediction")
             what = " / ".join(shortened(str(row[kind]), LONGEST_NAME) for kind in kinds if row.get(kind))
             started = row["started"][:16].replace("T", " ")
-            add_row(table, row["run"], started, row["status"], steps, loss, what)
+            add_row(table, row["run"], started, row["status"], steps, *values, what)
         stdout().print(table)
 
 
@@ -62,13 +66,13 @@ def add_to(app: typer.Typer) -> None:
 def _facts(run: RunFolder) -> dict[str, Any]:
     from difftool.runs.recipe import recipe_kinds
 
-    rows, config = run.read_metrics(), run.readable_config()
+    config = run.readable_config()
     names = {kind: table.get("name") for kind in recipe_kinds() if isinstance(table := config.get(kind), dict)}
     return {
         "run": str(run.path),
         "started": run.started,
         **asdict(run.status()),
-        "loss": rows[-1]["loss"] if rows else None,
+        **losses(run.read_metrics()),
         "model": str(run.model) if run.model.is_file() else None,
         **names,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +45,9 @@ class Display(Options):
     columns: int | None = option(default=None, ge=1, le=1000, help="columns of a grid of images, or of a --strip")
     strip: int | None = option(default=None, ge=2, le=400, help="draw this many states of the trajectory")
     trajectory: bool = option(default=False, help="write the states of the trajectory to arrays too")
-    raw: bool = option(default=False, help="write arrays of images as floats in [-1, 1], not pixels")
+    raw: bool = option(
+        default=False, help="write arrays in model units, as the network sees them, not as pixels or in data units"
+    )
 
 
 FILES = Group("files", (Display,), "Files")
@@ -94,7 +97,7 @@ def sample(
     _check_for_arrays(display, writers.values())
 
     from difftool import devices
-    from difftool.sampling.plan import Plan
+    from difftool.sampling.plan import Plan, caution
 
     opened = request.open(devices.choose(device), compiled=settings.compile)
     plan = Plan.of(opened.source, settings, sampler=sampler, spacing=spacing)
@@ -105,6 +108,8 @@ def sample(
         writers[path] = writer_of(path)()
     output = _Output(writers, opened.source, plan, display, overwrite)
     output.check()
+    if warning := caution(opened.source, plan):
+        warnings.warn(warning, stacklevel=1)
     facts = _draw_and_write(opened, output)
     if not out and opened.run and world().is_main:
         manifest.record(opened.run.samples, map(manifest.entry, writers))
@@ -125,7 +130,7 @@ def _check_for_arrays(display: Display, writers: Iterable[Writer]) -> None:
 
 
 def _default_path(opened: Opened, plan: Plan) -> Path:
-    suffix = ".npy" if undrawable(opened.source.data.shape) else ".png"
+    suffix = ".npy" if undrawable(opened.source.data.form, opened.source.data.shape) else ".png"
     if opened.run:
         check_inside(opened.run.samples, opened.run.path)
         return numbered(opened.run.samples, plan.stem, suffix)
@@ -157,8 +162,8 @@ def _draw_and_write(opened: Opened, output: _Output) -> dict[str, Any]:
     source, plan = output.source, output.plan
     with devices.threads(plan.settings.threads, opened.threads), connect() as group:
         note(
-            f"sampling {opened.where} ({source.description}): {counted(plan.num_samples, 'sample')}, "
-            f"{plan.sampler.name}, {counted(plan.steps, 'step')}, {plan.spacing.name}; "
+            f"sampling {opened.where} ({source.description}): {counted(plan.num_samples, 'sample')}"
+            f"{source.of_class(plan.label)}, {plan.sampler.name}, {counted(plan.steps, 'step')}, {plan.spacing.name}; "
             f"{devices.describe(source.device)}, {_seeds(plan)}"
         )
         start = time.perf_counter()
@@ -216,13 +221,14 @@ class _Output:
     @property
     def spec(self) -> DrawingSpec:
         """The samples to come, for the writers."""
-        display, shape = self.display, self.source.data.shape
+        display, data = self.display, self.source.data
         return DrawingSpec(
-            shape=shape,
+            shape=data.shape,
+            form=data.form,
             steps=self.plan.steps,
             strip=display.strip,
             trajectory=display.trajectory,
-            hidden=hidden(self.plan.levels, is_image=self.source.data.is_image),
+            hidden=hidden(self.plan.levels, is_image=data.is_image),
         )
 
     def check(self) -> None:
@@ -256,13 +262,15 @@ class _Output:
         return Drawing(
             x=trajectories.x,
             scaling=source.data.scaling,
+            form=source.data.form,
             title=", ".join(_title(source, plan)),
             states=trajectories.states if self.steps else None,
             state_labels=[f"t = {level.t:.0f}" if level.sigma > 0 else "x_0" for level in trajectories.levels],
             state_steps=self.steps,
             state_hidden=hidden(trajectories.levels, is_image=source.data.is_image),
             labels=None if plan.label is None else torch.full((plan.num_samples,), plan.label),
-            reference=reference_points_of(source) if drawn and len(source.data.shape) == 1 else None,
+            class_names=source.data.class_names,
+            reference=reference_points_of(source) if drawn and source.data.is_points else None,
             columns=columns,
             given=torch.stack(images).cpu() if images else None,
             joined=joined,

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP end the program without a traceback, with exit code 128 + number.
+"""Signals end the program without a traceback, with exit code 128 + number.
 
 During training the first signal is only noted, so that the step can be finished and saved (`Signals.deferred`).
 """
@@ -16,7 +16,10 @@ from types import FrameType
 from difftool.distributed import world
 from difftool.errors import Stopped
 
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+URGENT = ("SIGINT", "SIGTERM", "SIGHUP")
+"""The signals of people and systems that want the program to end. The second of them ends it at once."""
+EARLY = ("SIGUSR1", "SIGUSR2", "SIGXCPU")
+"""The signals by which queues announce the end. They may come again and again, and do not end a run that is saving."""
 
 
 class Signals:
@@ -25,20 +28,24 @@ class Signals:
     def __init__(self) -> None:
         self.number: int | None = None
         """The first signal that arrived."""
+        self._urgent = False
         self._deferred = False
         self._ignored = False
         self._process = os.getpid()
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        """Handle signals in a block. A signal that was ignored before (`nohup`, a background job) still is."""
+        """Handle signals in a block.
+
+        A signal that was ignored before (`nohup`, a background job) still is, and one with another handler keeps it.
+        """
         if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
             yield
             return
-        wanted = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+        wanted = [getattr(signal, name) for name in (*URGENT, *EARLY) if hasattr(signal, name)]
         before = {number: signal.getsignal(number) for number in wanted}
-        ours = [number for number in wanted if before[number] not in (signal.SIG_IGN, None)]
-        self.number, self._process = None, os.getpid()
+        ours = [number for number in wanted if before[number] in (signal.SIG_DFL, signal.default_int_handler)]
+        self.number, self._urgent, self._process = None, False, os.getpid()
         for number in ours:
             signal.signal(number, self._handle)
         try:
@@ -67,15 +74,16 @@ class Signals:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._ignored or os.getpid() != self._process:  # the latter in a child that was just forked
             return
-        first = self.number is None
-        self.number = self.number or number
-        if self._deferred and first:
-            if world().size > 1:  # the processes have yet to agree on a step
+        first, urgent = self.number is None, signal.Signals(number).name in URGENT
+        self.number, again = self.number or number, self._urgent
+        self._urgent |= urgent
+        if self._deferred and not (urgent and again):
+            if world().size > 1 or not first:  # the processes have yet to agree on a step
                 return
             with contextlib.suppress(Exception):  # the log may be full, closed, or just being written to
                 from difftool.cli.console import note
 
-                note("stopping after this step; once more stops at once")
+                note(f"{signal.Signals(number).name}: stopping after this step; once more stops at once")
             return
         torch_spec = getattr(sys.modules.get("torch"), "__spec__", None)
         if getattr(torch_spec, "_initializing", False):  # its C++ code would turn the exception into another error

@@ -19,14 +19,12 @@ from difftool.components import KINDS, Backbone, Dataset, Logger, NoiseSchedule,
 from difftool.distributed import connect
 from difftool.errors import DifftoolError, InvalidOption, UsageError, counted
 from difftool.runs.config import dump_toml
+from difftool.runs.losses import losses
 from difftool.runs.recipe import Recipe, build_recipe, differences
 
 if TYPE_CHECKING:
     from difftool.runs.folder import RunFolder
     from difftool.training.experiment import Experiment
-
-LARGEST_GAIN = 4.0
-"""The first sampling step may multiply an error of the network by this factor without a note."""
 
 
 def _choose(ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
@@ -81,7 +79,7 @@ def train(
             experiment = prepare(recipe, chosen)
         except InvalidOption as error:
             raise request.locate(error) from None
-        _introduce(experiment)
+        _introduce(experiment, request)
         if dry_run:
             _report_dry_run(experiment, as_json=json)
             return
@@ -144,18 +142,25 @@ def _first_note(experiment: Experiment, *, resumed: bool) -> str:
     return f"resuming {path} after step {step}"
 
 
-def _introduce(experiment: Experiment) -> None:
+def _introduce(experiment: Experiment, request: Request) -> None:
     """Print the parts of a run and their sizes, and notes on what may spoil its samples."""
     from difftool import devices
-    from difftool.diffusion.prediction import first_step_gain
+    from difftool.diffusion.prediction import LARGEST_GAIN, first_step_gain
 
     recipe, settings = experiment.recipe, experiment.recipe.training
     note(
-        f"{recipe[Dataset].name} ({len(experiment.train):,} x {'x'.join(map(str, experiment.data.shape))}) / "
+        f"{recipe[Dataset].name} ({len(experiment.train):,} x {'x'.join(map(str, experiment.data.shape))}"
+        f"{', ' if experiment.data.classes else ''}{experiment.data.classes_text}) / "
         f"{recipe[NoiseSchedule].name} (T {settings.timesteps}) / "
         f"{recipe[Backbone].name} ({counted(experiment.parameters, 'parameter')}) / "
         f"{recipe[Prediction].name}; {devices.describe(experiment.device)}, {settings.precision}, seed {settings.seed}"
     )
+    chosen, schedule = recipe[Prediction].name, recipe[NoiseSchedule]
+    if Prediction.kind not in request.document and chosen == schedule.default_prediction != Prediction.default:
+        note(
+            f"predicts {chosen}, which suits {schedule.name}; --prediction {Prediction.default} is another choice. "
+            "Their losses cannot be compared, but their errors of eps can: eps_loss in metrics.jsonl, runs and info"
+        )
     if experiment.search is not None:
         note(str(experiment.search))
     if left := experiment.model.schedule.signal_left:
@@ -166,15 +171,17 @@ def _introduce(experiment: Experiment) -> None:
     if (gain := first_step_gain(recipe[Prediction], experiment.objective.spec)) > LARGEST_GAIN:
         note(
             f"with --prediction {recipe[Prediction].name}, the first sampling step multiplies an error of the network "
-            f"by {gain:.0f}, and by more if there are fewer steps; --prediction v avoids this"
+            f"by {gain:.0f}, and by more if there are fewer steps; --prediction v avoids this, and so does "
+            "'difftool sample --spacing log-snr'"
         )
 
 
 def _report(experiment: Experiment, *, as_json: bool) -> None:
     folder = experiment.folder
     if as_json:
-        last = folder.read_metrics()[-1:] or [{}]
-        result_json({"run": str(folder.path), "model": str(folder.model), "step": experiment.state.step, **last[0]})
+        rows = folder.read_metrics()
+        last = {**rows[-1], **losses(rows)} if rows else {}
+        result_json({"run": str(folder.path), "model": str(folder.model), "step": experiment.state.step, **last})
     else:
         result(str(folder.path))
 
@@ -185,6 +192,7 @@ def _report_dry_run(experiment: Experiment, *, as_json: bool) -> None:
         "state_bytes": experiment.state_bytes,
         "steps": experiment.steps,
         "steps_per_epoch": experiment.steps_per_epoch,
+        "classes": list(experiment.data.class_names),
         "device": str(experiment.device),
         **experiment.recipe.document(),
     }

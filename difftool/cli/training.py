@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import math
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from difftool.cli.console import bar, note
 from difftool.cli.outputs import save_figure
-from difftool.cli.signals import signals
+from difftool.cli.signals import Signals, signals
 from difftool.distributed import naming_lost_peers
-from difftool.errors import DifftoolError, Interrupted, PeerDied, counted, one_line, spending
+from difftool.errors import DifftoolError, Interrupted, PeerDied, Stopped, counted, one_line, spending
+from difftool.runs.losses import losses, smoothed
 from difftool.settings import is_never
 
 if TYPE_CHECKING:
@@ -27,7 +31,8 @@ WAITING_SHOWN = 0.02
 
 def fit(experiment: Experiment) -> None:
     """Train to the end under a progress bar. A signal saves the run and ends it."""
-    words = BarWords(experiment.batch_size, len(experiment.train), experiment.steps)
+    rows = experiment.folder.read_metrics() if experiment.state.step else ()
+    words = BarWords(experiment.batch_size, len(experiment.train), experiment.steps, rows)
     with signals.deferred(), bar("training", experiment.steps) as progress, _naming_last_state(experiment):
         for result in experiment.run():
             if result.metrics is not None:
@@ -35,22 +40,75 @@ def fit(experiment: Experiment) -> None:
             progress.update(result.step, words)
             if result.preview and experiment.group.is_main:
                 _draw_preview(experiment)
-            _stop_at_signal(experiment)
+            _stop_at_signal(experiment, signals)
         experiment.save()
-    _stop_at_signal(experiment)
+    _stop_at_signal(experiment, signals)
     experiment.group.on_main(lambda: _summarize(experiment, words))
 
 
-def _stop_at_signal(experiment: Experiment) -> None:
+def fit_quietly(experiment: Experiment) -> None:
+    """Train to the end for a program in Python, without a bar and pictures. A signal saves the run and ends it.
+
+    Ctrl-C raises `KeyboardInterrupt`, and other signals raise `SystemExit` with their exit code. Handlers of the
+    program stay in place. What they, or other threads, raise here passes, after the run was saved.
+    """
+    received = Signals()
+    try:
+        with (
+            received.caught(),
+            received.deferred(),
+            _ended_with_the_program(received),
+            spending(experiment.batch_size),
+        ):
+            for _ in experiment.run():
+                _stop_at_signal(experiment, received)
+            experiment.save()
+            _stop_at_signal(experiment, received)
+    except Interrupted as end:
+        if end.exit_code == Stopped(signal.SIGINT).exit_code:
+            raise KeyboardInterrupt(str(end)) from None
+        note(str(end))
+        raise SystemExit(end.exit_code) from None
+    except BaseException as error:
+        if isinstance(error, Stopped) and received.number is not None:  # the second signal
+            raise (KeyboardInterrupt if received.number == signal.SIGINT else SystemExit(error.exit_code)) from None
+        if not isinstance(error, Exception) and experiment.group.size == 1:
+            experiment.save_if_whole()
+        raise
+
+
+def _stop_at_signal(experiment: Experiment, received: Signals) -> None:
     """Save the run and raise `Interrupted` if any of its processes has received a signal."""
-    number = experiment.group.all_max(signals.number or 0)
-    if number:
+    if number := experiment.group.all_max(received.number or 0):
         experiment.save()
         raise Interrupted(
-            f"stopped after step {experiment.state.step} of {experiment.steps}; everything is saved; "
-            f"{_resume_hint(experiment)}",
+            f"stopped by {signal.Signals(number).name} after step {experiment.state.step} of {experiment.steps}; "
+            f"everything is saved; {_resume_hint(experiment)}",
             number,
         )
+
+
+@contextlib.contextmanager
+def _ended_with_the_program(received: Signals) -> Iterator[None]:
+    """Save as at Ctrl-C when the program ends during a block in another thread than the main one.
+
+    No signal arrives in such a thread, and the program would not wait for it after Ctrl-C.
+    """
+    if threading.current_thread() is threading.main_thread():
+        yield
+        return
+    saved = threading.Event()
+
+    def end() -> None:
+        received.number = received.number or signal.SIGINT
+        saved.wait()
+
+    atexit.register(end)
+    try:
+        yield
+    finally:
+        saved.set()
+        atexit.unregister(end)
 
 
 def _resume_hint(experiment: Experiment) -> str:
@@ -66,6 +124,8 @@ def _naming_last_state(experiment: Experiment) -> Iterator[None]:
     except Interrupted:
         raise
     except Exception as error:
+        if not experiment.folder.path.is_dir():  # the error says so
+            raise
         saved = experiment.folder.saved_states()
         state = f"the last state is {saved[0]}" if saved else "no state was saved before"
         if saved and isinstance(error, PeerDied):
@@ -79,14 +139,13 @@ def _naming_last_state(experiment: Experiment) -> Iterator[None]:
 
 def _summarize(experiment: Experiment, words: BarWords) -> None:
     """Draw the last pictures of a complete run, and print its loss and files."""
-    folder = experiment.folder
+    folder = experiment.find_folder()
     every, rows = experiment.recipe.training.preview_every, folder.read_metrics()
     drawn = [] if every is not None and is_never(every) else _draw_preview(experiment)
     if rows:
         _attempt("picture of the loss", lambda: _draw_loss(experiment, rows))
     if words.loss is not None:
-        held_out = rows[-1].get("held_out_loss")
-        beside = "" if held_out is None else f", {loss_text(held_out)} held out"
+        beside = _beside(losses(rows))
         after = f"after {counted(experiment.state.step, 'step')} in {experiment.clock.total:.1f} s"
         note(f"loss {loss_text(words.loss)}{beside} {after}")
     if skipped := experiment.state.skipped:
@@ -97,12 +156,21 @@ def _summarize(experiment: Experiment, words: BarWords) -> None:
     note(f"sample it with: difftool sample {shlex.quote(str(folder.path))}")
 
 
+def _beside(values: Mapping[str, float | None]) -> str:
+    """Return the error of eps, if it is not the loss itself, and the held-out loss in words."""
+    loss, eps, held_out = values["loss"], values["eps_loss"], values["held_out_loss"]
+    other = eps is not None and (loss is None or loss_text(eps) != loss_text(loss))
+    words = f" ({loss_text(eps)} as an error of eps)" if other and eps is not None else ""
+    return words if held_out is None else f"{words}, {loss_text(held_out)} held out"
+
+
 def _draw_preview(experiment: Experiment) -> list[Path]:
     """Draw a preview, pass it to the loggers, and return its files."""
     from difftool.specs import Row
     from difftool.training import previews
 
     step = experiment.state.step
+    experiment.find_folder()
     drawn = _attempt(f"preview after step {step}", lambda: previews.draw(experiment)) or []
     if drawn:
         experiment.loggers(Row(step=step, metrics={}, pictures=tuple(drawn)))
@@ -126,18 +194,17 @@ def loss_text(loss: float, digits: int = 4) -> str:
 class BarWords:
     """The words below the progress bar: epoch and speed; smoothed loss, held-out loss, and loss by quartile of t."""
 
-    def __init__(self, batch_size: int, items: int, steps: int) -> None:
+    def __init__(self, batch_size: int, items: int, steps: int, rows: Sequence[Mapping[str, Any]] = ()) -> None:
         self.batch_size, self.items = batch_size, items
         self.epochs = math.ceil(steps * batch_size / items)
-        self.loss: float | None = None
+        self.loss = smoothed(row["loss"] for row in rows)
         self.held_out: float | None = None
         self.row: Mapping[str, Any] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take a row of metrics."""
         self.row = row
-        if row["loss"] is not None:
-            self.loss = row["loss"] if self.loss is None else 0.9 * self.loss + 0.1 * row["loss"]
+        self.loss = smoothed([self.loss, row["loss"]])
         self.held_out = row.get("held_out_loss", self.held_out)
 
     def __str__(self) -> str:

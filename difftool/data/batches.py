@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from difftool.data.samples import Augment, Samples
-from difftool.errors import DifftoolError, one_line
+from difftool.data.tensors import item_of
+from difftool.errors import DifftoolError, blaming, describe, one_line
 from difftool.rng import generator, permutation
 
 
@@ -42,7 +43,10 @@ class Batches:
         device: torch.device | str = "cpu",
         workers: int = 0,
         part: slice | None = None,
+        name: str = "the dataset",
     ) -> None:
+        """Take the settings of batches; `name` is that of the data in errors from their code."""
+        self.name = name
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.device, self.workers = torch.device(device), workers
         self.part = part or slice(0, batch_size)
@@ -52,7 +56,7 @@ class Batches:
         """The time in seconds that training has waited for worker processes."""
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(samples), seed, "order", epoch))
         if isinstance(samples.items, Tensor):
-            self._items = samples.items.to(self.device)
+            self._items = _on_device(samples.items, self.device)
             self._labels = None if samples.labels is None else samples.labels.to(self.device)
 
     def indices(self, step: int, steps: int = 1) -> Tensor:
@@ -92,11 +96,12 @@ class Batches:
     def _augmented(self, augment: Augment, items: Tensor, step: int) -> Tensor:
         """Augment the items of a step at their places in the whole batch, so that shares change no random number."""
         random = generator(self.seed, "augment", step, device=self.device)
-        if self.size == self.batch_size:
-            return augment(items, random)
-        whole = items.new_zeros(self.batch_size, *items.shape[1:])
-        whole[self.part] = items
-        return augment(whole, random)[self.part]
+        with blaming(self.name):
+            if self.size == self.batch_size:
+                return _augment(augment, items, random)
+            whole = items.new_zeros(self.batch_size, *items.shape[1:])
+            whole[self.part] = items
+            return _augment(augment, whole, random)[self.part]
 
     def _from_memory(self, step: int, block: int) -> Iterator[Batch]:
         while True:
@@ -111,7 +116,7 @@ class Batches:
 
         cuda = self.device.type == "cuda"
         loader: DataLoader[Any] = DataLoader(
-            _Reader(self.samples),
+            _Reader(self.samples, self.name),
             batch_sampler=(self.own_indices(k).tolist() for k in count(step)),
             num_workers=self.workers,
             pin_memory=cuda,
@@ -125,28 +130,48 @@ class Batches:
             start = time.perf_counter()
             items, labels = next(read)
             self.waited += time.perf_counter() - start
-            if isinstance(items, Exception):  # a worker would add its traceback, so the error is handed over
-                raise DifftoolError(one_line(items)) from items
+            if isinstance(items, DifftoolError):  # a worker would add its traceback, so the error is handed over
+                raise items
             yield Batch(
-                items.to(self.device, non_blocking=cuda),
+                _on_device(items, self.device),
                 None if labels is None else labels.to(self.device, non_blocking=cuda),
             )
+
+
+def _augment(augment: Augment, items: Tensor, random: torch.Generator) -> Tensor:
+    """Return augmented items. Raises `DifftoolError` if their shape changed, which training would broadcast."""
+    result = augment(items, random)
+    if result.shape != items.shape:
+        raise DifftoolError(f"augment() of the dataset made {tuple(result.shape)} of {tuple(items.shape)}")
+    return result
+
+
+def _on_device(items: Tensor, device: torch.device) -> Tensor:
+    """Copy items to the device. Apple GPUs have no float64; data that need it are refused there."""
+    if device.type == "mps" and items.dtype == torch.float64:
+        items = items.to(torch.float32)
+    return items.to(device, non_blocking=device.type == "cuda")
 
 
 class _Reader(torch.utils.data.Dataset[Any]):
     """A map-style dataset that returns an error instead of an item that cannot be read."""
 
-    def __init__(self, samples: Samples) -> None:
-        self.items, self.labels = samples.items, samples.labels
+    def __init__(self, samples: Samples, name: str) -> None:
+        self.items, self.labels, self.shape, self.name = samples.items, samples.labels, samples.shape, name
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, i: int) -> tuple[Any, Tensor | None]:
         try:
-            return self.items[i], None if self.labels is None else self.labels[i]
+            item = item_of(self.items, i)
+            if tuple(item.shape) != self.shape:
+                raise ValueError(f"items are {tuple(item.shape)}, but the shape says {self.shape} (item {i})")
+            return item, None if self.labels is None else self.labels[i]
         except (ValueError, OSError) as error:
-            return error, None
+            return DifftoolError(one_line(error)), None
+        except Exception as error:
+            return DifftoolError(f"{self.name} failed: {describe(error)}"), None
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
@@ -159,7 +184,7 @@ def _leave_signals_to_the_parent(_worker: int) -> None:
 def _collate(pairs: list[tuple[Any, Tensor | None]]) -> tuple[Any, Tensor | None]:
     """Stack items and labels, or return the first error among the items."""
     for item, _ in pairs:
-        if isinstance(item, Exception):
+        if isinstance(item, DifftoolError):
             return item, None
     labels = [label for _, label in pairs if label is not None]
     return torch.stack([item for item, _ in pairs]), torch.stack(labels) if labels else None

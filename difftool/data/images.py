@@ -224,7 +224,7 @@ def own_image(path: Path, data: DataFacts, name: str, option: str) -> Tensor:
     """
     shape = data.shape
     if not data.is_image:
-        raise UsageError(f"{option}: {name} is not an image model")
+        raise UsageError(f"{option}: {name} is not an image model; its samples are {data.words}")
     if shape[0] not in (1, 3):
         raise UsageError(f"{option}: image files are read with 1 or 3 channels, but {name} has {shape[0]}")
     pixels = _read(path, option, channels=shape[0], size=(shape[1], shape[2]))
@@ -241,6 +241,24 @@ def own_mask(path: Path, data: DataFacts, option: str) -> Tensor:
         what = "white: all of the image is painted anew" if bool(mask.any()) else "black: nothing is painted"
         warnings.warn(f"{option}: {path} is all {what}", stacklevel=2)
     return mask[None]
+
+
+def check_proportions(image: Path, mask: Path) -> None:
+    """Refuse a mask of other proportions than its image, for each is cropped around its own centre.
+
+    Both are compared as they are shown, turned as their EXIF data say; the sides of either may be rounded to a pixel.
+    Raises `UsageError`, and `DifftoolError` if one cannot be read.
+    """
+    sizes = [_read(image, "--inpaint", channels=1).shape[1:], _read(mask, "--mask", channels=1).shape[1:]]
+    (h, w), (height, width) = sorted(sizes, key=math.prod)
+    fits_width = h in (math.floor(height * w / width), math.ceil(height * w / width))
+    fits_height = w in (math.floor(width * h / height), math.ceil(width * h / height))
+    if not (fits_width or fits_height):
+        shown, masked = (f"{columns}x{rows}" for rows, columns in sizes)
+        raise UsageError(
+            f"--mask: {mask} is {masked} pixels, and the image of --inpaint {shown}; give it the proportions of the "
+            "image, white where it is painted anew and black where it is kept"
+        )
 
 
 def _read(path: Path, option: str, *, channels: int, size: tuple[int, int] | None = None) -> Tensor:

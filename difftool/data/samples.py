@@ -6,7 +6,8 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from operator import index
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from difftool.data.forms import Form, form_of
+from difftool.data.tensors import item_of, numbers_of, tensor_of
 from difftool.errors import DifftoolError, one_line
 from difftool.rng import generator
 
@@ -50,7 +53,7 @@ class Samples:
     """
 
     items: Tensor | Items
-    """(N, *shape) of any dtype, or a map-style source that worker processes read."""
+    """(N, *shape) of any real dtype, a tensor or a NumPy array, or a map-style source that worker processes read."""
     shape: tuple[int, ...]
     """The shape of one item, channels (or coordinates) first."""
     shift: tuple[float, ...] = (0.0,)
@@ -68,35 +71,84 @@ class Samples:
     """The distribution that the items were drawn from, if it is a mixture of Gaussians."""
     fingerprint: str = ""
     """A text that changes with the data, for data from outside. Data that options and seed determine need none."""
+    form: Form | None = None
+    """What the numbers mean: `image` (which `PIXELS` declares), `points` or `array`. It decides how samples are drawn
+    and written. By default one axis makes points, and more axes an array, however many channels there are."""
 
     def __post_init__(self) -> None:
-        if len(self.items) == 0:
+        """Bring all fields into plain types. Raises `ValueError` for what no model file could describe."""
+        self._set(items=tensor_of(self.items))
+        if not hasattr(self.items, "__len__") or not hasattr(self.items, "__getitem__"):
+            kind = type(self.items).__name__
+            raise ValueError(f"items must be a tensor, a NumPy array or a source with len() and [i], not {kind}")
+        if (isinstance(self.items, Tensor) and self.items.ndim == 0) or len(self.items) == 0:
             raise ValueError("the dataset is empty")
-        if isinstance(self.items, Tensor) and tuple(self.items.shape[1:]) != tuple(self.shape):
-            raise ValueError(f"items are {tuple(self.items.shape[1:])}, but the shape says {tuple(self.shape)}")
-        if not self.shape:
+        try:
+            self._set(shape=tuple(map(index, self.shape)))
+        except TypeError:
+            raise ValueError(
+                f"the shape must be whole numbers, such as (2,) or (3, 32, 32), not {self.shape!r}"
+            ) from None
+        if isinstance(self.items, Tensor) and tuple(self.items.shape[1:]) != self.shape:
+            raise ValueError(f"items are {tuple(self.items.shape[1:])}, but the shape says {self.shape}")
+        if not self.shape or min(self.shape) < 1:
             raise ValueError("items must have a shape, such as (2,) or (3, 32, 32)")
-        if not {len(self.shift), len(self.scale)} <= {1, self.shape[0]} or 0.0 in self.scale:
-            raise ValueError("shift and scale must have one entry, or one for each channel, and no scale may be 0")
+        self._set(form=form_of(self.form, self.shape), shift=numbers_of("shift", self.shift))
+        self._set(scale=numbers_of("scale", self.scale))
+        if not {len(self.shift), len(self.scale)} <= {1, self.shape[0]} or min(self.scale) <= 0:
+            raise ValueError(
+                "shift and scale must have one entry, or one for each channel, and no scale may be 0 or less"
+            )
+        if self.bounds is not None:
+            self._set(bounds=numbers_of("bounds", self.bounds))
+            if len(self.bounds) != 2 or self.bounds[0] >= self.bounds[1]:
+                raise ValueError(f"bounds must be a low and a high number, not {self.bounds}")
+        if not _are_texts(self.class_names):
+            raise ValueError(f"class_names must be a tuple of texts, not {self.class_names!r:.80}")
+        if self.augment is not None and not callable(self.augment):
+            raise ValueError(f"augment must be a function of items and a generator, not {self.augment!r:.80}")
+        if not isinstance(self.fingerprint, str):
+            raise ValueError(f"the fingerprint must be a text, not {type(self.fingerprint).__name__}")
+        self._set(class_names=tuple(map(str, self.class_names)))
+        if self.item_ids is not None and not _are_texts(self.item_ids):
+            raise ValueError("item_ids must be texts, such as relative paths")
         if self.item_ids is not None and len(self.item_ids) != len(self.items):
             raise ValueError(f"{len(self.item_ids)} item_ids for {len(self.items)} items")
-        if self.labels is not None and len(self.labels) != len(self.items):
-            raise ValueError(f"{len(self.labels)} labels for {len(self.items)} items")
         if self.labels is not None:
-            low, high = int(self.labels.min()), int(self.labels.max())
-            if self.labels.dtype != torch.int64:
-                raise ValueError(f"labels must be int64, not {str(self.labels.dtype).removeprefix('torch.')}")
-            if low < 0 or (self.class_names and high >= len(self.class_names)):
-                count = f"{len(self.class_names)} classes" if self.class_names else "classes"
-                raise ValueError(f"labels must be indices of the {count}, from 0 on; they reach from {low} to {high}")
+            self._set(labels=self._checked_labels(self.labels))
+
+    def _set(self, **values: object) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _checked_labels(self, given: object) -> Tensor:
+        """Return labels of any integer type as int64 (N,). Raises `ValueError`."""
+        labels = tensor_of(given, "labels")
+        if not isinstance(labels, Tensor):
+            try:
+                labels = torch.as_tensor(labels)
+            except (TypeError, ValueError, RuntimeError):
+                raise ValueError(f"labels must be int64, not {type(given).__name__}") from None
+        if labels.ndim != 1:
+            raise ValueError(f"labels must be one class index an item, of shape (N,), not {tuple(labels.shape)}")
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise ValueError(f"labels must be int64, not {str(labels.dtype).removeprefix('torch.')}")
+        if len(labels) != len(self.items):
+            raise ValueError(f"{len(labels)} labels for {len(self.items)} items")
+        labels = labels.to(torch.int64)
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or (self.class_names and high >= len(self.class_names)):
+            count = f"{len(self.class_names)} classes" if self.class_names else "classes"
+            raise ValueError(f"labels must be indices of the {count}, from 0 on; they reach from {low} to {high}")
+        return labels
 
     def __len__(self) -> int:
         return len(self.items)
 
     @property
     def is_image(self) -> bool:
-        """Return whether items are images (channels, height, width)."""
-        return len(self.shape) == 3
+        """True if items are pixels (channels, height, width)."""
+        return self.form == "image"
 
     def take(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """Return raw items (B, *shape) and labels (B,) at indices. Raises `DifftoolError` if one cannot be read."""
@@ -104,10 +156,17 @@ class Samples:
             items = self.items[torch.as_tensor(indices)]
         else:
             try:
-                items = torch.stack([self.items[int(i)] for i in indices])
+                items = torch.stack([item_of(self.items, int(i)) for i in indices])
             except (ValueError, OSError) as error:
                 raise DifftoolError(one_line(error)) from error
+            except RuntimeError as error:
+                raise DifftoolError(f"items differ in shape: {one_line(error)}") from error
         return items, None if self.labels is None else self.labels[torch.as_tensor(indices)]
+
+
+def _are_texts(values: object) -> bool:
+    """Return whether a value is a sequence of texts, and not a text itself."""
+    return isinstance(values, Sequence) and not isinstance(values, str) and all(isinstance(v, str) for v in values)
 
 
 def fingerprint(samples: Samples) -> str:
@@ -122,28 +181,39 @@ def fingerprint(samples: Samples) -> str:
     return f"{len(samples):,} items, {'x'.join(map(str, samples.shape))}, {sha.hexdigest()[:16]}"
 
 
+FAR = 2.0**10
+"""From this |shift| / scale on, float32 rounds shifted data by a ten-thousandth of their deviation or more."""
+
+
 @dataclass(frozen=True)
 class Scaling:
     """The conversion between data units and model units."""
 
     shift: tuple[float, ...]
     scale: tuple[float, ...]
-    is_image: bool
 
     @classmethod
     def of(cls, samples: Samples) -> Scaling:
         """Return the scaling of samples."""
-        return cls(tuple(samples.shift), tuple(samples.scale), samples.is_image)
+        return cls(tuple(samples.shift), tuple(samples.scale))
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The type of numbers in data units: float64 for data so far from 0 that float32 would lose digits."""
+        far = max(abs(shift) for shift in self.shift) > FAR * min(self.scale)
+        return torch.float64 if far else torch.float32
 
     def to_model(self, raw: Tensor) -> Tensor:
         """Convert (B, C, ...) of any dtype from data units to model units, float32."""
         shift, scale = self._broadcast(raw)
-        return (raw.to(torch.float32) - shift) / scale
+        return ((raw.to(self.dtype) - shift) / scale).to(torch.float32)
 
     def to_data(self, x: Tensor) -> Tensor:
-        """Convert (B, C, ...) from model units to data units, float32."""
+        """Convert (B, C, ...) from model units to data units, of type `dtype`."""
+        if x.device.type == "mps" and self.dtype == torch.float64:  # which Apple GPUs lack
+            x = x.cpu()
         shift, scale = self._broadcast(x)
-        return (x * scale).add_(shift)
+        return (x.to(self.dtype) * scale).add_(shift)
 
     def to_pixels(self, x: Tensor) -> Tensor:
         """Convert images from model units to uint8, rounded, so that all 256 values survive the round trip."""
@@ -151,16 +221,16 @@ class Scaling:
 
     def _broadcast(self, x: Tensor) -> tuple[Tensor, Tensor]:
         ends = (1,) * (x.ndim - 2)
-        return _constant(self.shift, ends, x.device), _constant(self.scale, ends, x.device)
+        return _constant(self.shift, ends, x.device, self.dtype), _constant(self.scale, ends, x.device, self.dtype)
 
 
 @lru_cache(maxsize=64)
-def _constant(values: tuple[float, ...], ends: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, *ends)
+def _constant(values: tuple[float, ...], ends: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device).view(-1, *ends)
 
 
-PIXELS: dict[str, Any] = {"shift": (127.5,), "scale": (127.5,), "bounds": (-1.0, 1.0)}
-"""The arguments of `Samples` for uint8 images, which scale them to x/127.5 - 1."""
+PIXELS: dict[str, Any] = {"shift": (127.5,), "scale": (127.5,), "bounds": (-1.0, 1.0), "form": "image"}
+"""The arguments of `Samples` for images of pixels from 0 to 255, which scale them to x/127.5 - 1."""
 
 
 def points(
@@ -174,20 +244,32 @@ def points(
 ) -> Samples:
     """Return samples of points (N, D), scaled to mean 0 and standard deviation 1 in each coordinate.
 
-    For points from a mixture of equally weighted Gaussians, `means` (K, D), `mean_labels` (K,) and `std` describe it,
-    in the units of the points.
+    Items stay float64 where float32 would lose digits. For points from a mixture of equally weighted Gaussians,
+    `means` (K, D), `mean_labels` (K,) and `std` describe it, in the units of the points. Raises `ValueError`.
     """
-    scale, shift = torch.std_mean(items.to(torch.float64), dim=0, correction=0)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    items = tensor_of(items)
+    if not isinstance(items, Tensor) or items.ndim != 2 or items.numel() == 0:
+        raise ValueError("points must be a tensor or a NumPy array of shape (N, D)")
+    shift, scale = moments(items)
     return Samples(
-        items=items.to(torch.float32),
+        items=items.to(Scaling(shift, scale).dtype) if items.dtype == torch.float64 else items,
         shape=tuple(items.shape[1:]),
-        shift=tuple(shift.tolist()),
-        scale=tuple(scale.tolist()),
+        shift=shift,
+        scale=scale,
         labels=labels,
         class_names=class_names,
         mixture=None if means is None else Mixture(means=means.to(torch.float64), std=std, labels=mean_labels),
     )
+
+
+def moments(items: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel of items (N, C, ...); where all are equal, a deviation of 1.
+
+    They are `shift` and `scale` of `Samples` that have none of their own.
+    """
+    axes = [axis for axis in range(items.ndim) if axis != 1]
+    std, mean = torch.std_mean(items.to(torch.float64), dim=axes, correction=0)
+    return tuple(mean.tolist()), tuple(torch.where(std > 0, std, torch.ones_like(std)).tolist())
 
 
 def split(samples: Samples, held_out: int) -> tuple[Samples, Samples | None]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from difftool.components import Prediction
     from difftool.diffusion.schedule import Level
 
+LARGEST_GAIN = 4.0
+"""The first sampling step may multiply an error of the network by this factor without a warning."""
 SINGULAR = 1e-12
 """A determinant below this fraction of the level's norm counts as zero."""
 
@@ -66,7 +68,11 @@ def first_step_gain(prediction: Prediction, spec: ObjectiveSpec) -> float:
     takes most of that back, but not one over which alpha grows many times.
     """
     schedule, last = spec.schedule, len(spec.schedule) - 1
-    t, s = schedule[last], schedule[last - 1] if last else CLEAN
+    return step_gain(prediction, spec, schedule[last], schedule[last - 1] if last else CLEAN)
+
+
+def step_gain(prediction: Prediction, spec: ObjectiveSpec, t: Level, s: Level) -> float:
+    """Return the factor by which a step of DDIM from level t to level s multiplies errors of the output."""
     # of s.alpha x_0 + s.sigma eps, this much comes from the output; the rest comes from x_t, which has no error
     return abs(determinant(t, s.alpha, s.sigma) / determinant(t, *prediction.coefficients(t, spec)))
 
@@ -80,6 +86,6 @@ def check(prediction: Prediction, spec: ObjectiveSpec) -> None:
         t = int(undefined[0])
         level = schedule[t]
         raise ValueError(
-            f"at its level {t} (alpha {level.alpha:g}, sigma {level.sigma:g}) the prediction {prediction.name} leaves "
+            f"at level {t} (alpha {level.alpha:g}, sigma {level.sigma:g}) it leaves "
             f"{'x_0' if level.alpha < level.sigma else 'eps'} unknown; take another --prediction, such as v"
         )

@@ -13,12 +13,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from difftool.data.forms import Form, form_of
 from difftool.data.samples import Scaling
 from difftool.diffusion.visible import spread, thinned
 from difftool.figures import style
 from difftool.figures.films import film
+from difftool.figures.formats import undrawable
 from difftool.figures.images import image_frames, image_grid, image_table
-from difftool.figures.points import point_limits, scatter, scatter_frames, scatter_table
+from difftool.figures.points import histogram_frames, point_limits, scatter, scatter_frames, scatter_table
 from difftool.figures.style import Floats, Pixels
 
 FILM_IMAGES, FILM_POINTS = 36, 5000
@@ -33,7 +35,7 @@ class Drawing:
     x: Tensor
     """(N, *shape) float32 on the CPU, in model units."""
     scaling: Scaling
-    """The map to data units; its `is_image` tells images from points."""
+    """The map to data units."""
     title: str
     noun: str = "samples"
     """The name of the points in a legend."""
@@ -47,6 +49,8 @@ class Drawing:
     """The share of the data that noise hides in each state; if empty, the steps count as even."""
     labels: Tensor | None = None
     """(N,) class indices."""
+    class_names: Sequence[str] = ()
+    """The names of the classes, or () if they have none."""
     reference: Tensor | None = None
     """(M, D) data points in data units, to draw under the samples."""
     columns: int | None = None
@@ -60,22 +64,33 @@ class Drawing:
     strip_rows: int = STRIP_ROWS
     """The largest number of images whose states a strip shows."""
     raw: bool = False
-    """True if arrays of images hold floats (N, C, H, W) in model units instead of pixels."""
+    """True if arrays hold floats (N, *shape) in model units instead of pixels or data units."""
     trajectory: bool = False
     """True if arrays also hold the states of the trajectory."""
+    form: Form | None = None
+    """The form of a sample: `image`, `points` or `array`; by default, one axis makes points and more axes an array."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "form", form_of(self.form, self.x.shape[1:]))
+
+    @property
+    def is_image(self) -> bool:
+        """True if samples are drawn and written as pixels."""
+        return self.form == "image"
 
     @property
     def units(self) -> str:
         """The units of the numbers of `arrays`."""
-        if not self.scaling.is_image:
-            return "data units"
-        return "model units, channels first" if self.raw else "pixels 0..255, channels last"
+        if self.raw:
+            return "model units, channels first"
+        return "pixels 0..255, channels last" if self.is_image else "data units"
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return `samples`, with a trajectory `states`, and with classes `labels`.
 
-        Images are pixels uint8 (N, H, W, C), or if raw float32 (N, C, H, W) in model units. Everything else is float32
-        (N, *shape) in data units. States have one more dimension in front.
+        Images are pixels uint8 (N, H, W, C). Everything else is float32 (N, *shape) in data units, or float64 where
+        float32 would lose digits. If raw, all are float32 (N, *shape) in model units. States have one more dimension
+        in front.
         """
         arrays = {"samples": self._numbers(self.x)}
         if self.trajectory:
@@ -87,20 +102,25 @@ class Drawing:
     def pixels(self, x: Tensor | None = None) -> Pixels:
         """Return the images, or those given as (..., C, H, W) in model units, as uint8 (..., H, W, C).
 
-        Values beyond the range of pixels are clamped. Raises `ValueError` for points.
+        Values beyond the range of pixels are clamped. Raises `ValueError` for points and arrays.
         """
-        if not self.scaling.is_image:
-            raise ValueError("points have no pixels; refuse them in the writer's `check`")
+        if not self.is_image:
+            raise ValueError(f"samples of form {self.form!r} have no pixels; refuse them in the writer's `check`")
         x = self.x if x is None else x
         flat = torch.nan_to_num(x.reshape(-1, *x.shape[-3:]))
         images: Pixels = self.scaling.to_pixels(flat).movedim(1, -1).contiguous().numpy()
         return images.reshape(*x.shape[:-3], *x.shape[-2:], x.shape[-3])
 
     def figure(self) -> Figure:
-        """Draw a grid of the images or a scatter plot of the points; with `strip`, states of their trajectories."""
+        """Draw a grid of the images or a scatter plot of the points; with `strip`, states of their trajectories.
+
+        Raises `ValueError` for arrays, which no picture shows.
+        """
+        if reason := undrawable(self.form, self.x.shape[1:]):
+            raise ValueError(reason)
         if self.strip is not None:
             return self._strip(self.strip)
-        if self.scaling.is_image:
+        if self.is_image:
             return image_grid(self.pixels(self._with_given(self.x)), title=self.title, columns=self.columns)
         return scatter(
             self._points(self.x), reference=self._reference(), title=self.title, joined=self.joined, noun=self.noun
@@ -113,20 +133,21 @@ class Drawing:
     def frames(self, most: int) -> Iterator[Pixels]:
         """Return the trajectory as RGB frames (H, W, 3), x_T first: at most `most`, and none that add nothing."""
         states, chosen = self._states(), thinned(self._places(), most)
-        limit = FILM_IMAGES if self.scaling.is_image else FILM_POINTS
-        title = self.title if self.scaling.is_image else self._plane()
+        limit = FILM_IMAGES if self.is_image else FILM_POINTS
+        title = self.title if self.is_image else self._plane()
         if states.shape[1] > limit:
             title = f"{title} (first {limit:,} of {states.shape[1]:,})"
         titles = [f"{title}\n{self._label(k)}" for k in chosen]
         states_shown = (states[k, :limit] for k in chosen)
-        if self.scaling.is_image:
+        if self.is_image:
             return image_frames((self.pixels(self._with_given(x)) for x in states_shown), titles, self.columns)
         reference = self._reference()
         ends = np.concatenate([self._points(states[0]), self._points(states[-1])])
         points = (self._points(x)[:, :2] for x in states_shown)
-        return scatter_frames(
-            points, titles, point_limits(ends, reference), reference, joined=self.joined, noun=self.noun
-        )
+        limits = point_limits(ends, reference)
+        if self.x.shape[1] == 1:
+            return histogram_frames(points, titles, limits, reference)
+        return scatter_frames(points, titles, limits, reference, joined=self.joined, noun=self.noun)
 
     def save_film(self, path: Path, *, most: int, fps: float, hold: float) -> None:
         """Write the frames as an endless GIF whose last frame stays for `hold` seconds."""
@@ -146,18 +167,18 @@ class Drawing:
         return self.states
 
     def _numbers(self, x: Tensor) -> NDArray[Any]:
-        if not self.scaling.is_image:
-            return self._points(x)
-        return x.to(torch.float32).numpy() if self.raw else self.pixels(x)
+        if self.raw:
+            return x.to(torch.float32).numpy()
+        return self.pixels(x) if self.is_image else self._points(x)
 
-    def _points(self, x: Tensor) -> NDArray[np.float32]:
-        """Return (..., *shape) in model units as float32 in data units."""
-        flat = x.reshape(-1, *self.x.shape[1:])
-        points: NDArray[np.float32] = self.scaling.to_data(flat).to(torch.float32).reshape(x.shape).numpy()
+    def _points(self, x: Tensor) -> Floats:
+        """Return (..., *shape) in model units as numbers in data units."""
+        flat = x.to(torch.float32).reshape(-1, *self.x.shape[1:])
+        points: Floats = self.scaling.to_data(flat).reshape(x.shape).numpy()
         return points
 
     def _reference(self) -> Floats | None:
-        return None if self.reference is None else self.reference.to(torch.float32).numpy()
+        return None if self.reference is None else self.reference.to(self.scaling.dtype).numpy()
 
     def _with_given(self, x: Tensor) -> Tensor:
         return x if self.given is None else torch.cat([self.given, x])
@@ -168,7 +189,7 @@ class Drawing:
     def _strip(self, count: int) -> Figure:
         states, chosen = self._states(), self.chosen(count)
         columns = [self._label(k) for k in chosen]
-        if not self.scaling.is_image:
+        if not self.is_image:
             cells = [[self._points(states[k])[:, :2] for k in chosen]]
             title, reference = self._plane(), self._reference()
             return scatter_table(
@@ -178,10 +199,13 @@ class Drawing:
         if self.given is not None:
             rows = torch.cat([self.given.expand(len(rows), *self.given.shape), rows], dim=1)
             columns = [*(["given"] * len(self.given)), *columns]
-        labels = () if self.labels is None else [f"class {int(label)}" for label in self.labels[: len(rows)]]
+        labels = () if self.labels is None else [self._class(int(label)) for label in self.labels[: len(rows)]]
         return image_table(self.pixels(rows), columns=columns, rows=labels, title=self.title, across=self.columns)
+
+    def _class(self, label: int) -> str:
+        return f"class {self.class_names[label] if self.class_names else label}"
 
     def _plane(self) -> str:
         """Return the title, which names the coordinates if not all can be drawn."""
         dimensions = self.x.shape[1]
-        return self.title if dimensions == 2 else f"{self.title} (coordinates 0 and 1 of {dimensions})"
+        return self.title if dimensions <= 2 else f"{self.title} (coordinates 0 and 1 of {dimensions})"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from difftool.data.forms import Form, form_of
 from difftool.diffusion.visible import spread
 from difftool.errors import UsageError
 
@@ -23,13 +24,10 @@ def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
         raise UsageError(f"{path}: {what}; known are {' '.join(suffixes)}")
 
 
-def undrawable(shape: Sequence[int]) -> str:
-    """Return the reason why no picture can show samples of this shape, (C, H, W) or (D,), or an empty text."""
-    size = "x".join(map(str, shape))
-    if len(shape) == 3 and shape[0] not in (1, 3, 4):
-        return f"only images of 1, 3 or 4 channels can be drawn, but a sample has shape {size}"
-    if len(shape) not in (1, 3):
-        return f"only points and images can be drawn, but a sample has shape {size}"
+def undrawable(form: Form | None, shape: Sequence[int]) -> str:
+    """Return the reason why no picture can show samples of this form, or an empty text."""
+    if form_of(form, shape) == "array":
+        return f"only points and images can be drawn, but a sample is an array of shape {'x'.join(map(str, shape))}"
     return ""
 
 
@@ -47,6 +45,11 @@ class DrawingSpec:
     """True if arrays hold the states of the trajectory too."""
     hidden: Sequence[float] = ()
     """The share of the data that noise hides, from 1 to 0, in x_T and after each step; if empty, steps are even."""
+    form: Form | None = None
+    """The form of a sample: `image`, `points` or `array`; by default, one axis makes points and more axes an array."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "form", form_of(self.form, self.shape))
 
     def evenly(self, count: int) -> list[int]:
         """Return the steps after which to keep a state so that `count` of them cover the trajectory; 0 is x_T.
@@ -56,6 +59,6 @@ class DrawingSpec:
         return spread(self.hidden or range(self.steps + 1), count)
 
     def check_drawable(self) -> None:
-        """Raise `ValueError` if no picture can show samples of this shape."""
-        if reason := undrawable(self.shape):
+        """Raise `ValueError` if no picture can show samples of this form."""
+        if reason := undrawable(self.form, self.shape):
             raise ValueError(reason)

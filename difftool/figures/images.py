@@ -28,7 +28,8 @@ SHORT = 64
 
 @style.look()
 def image_grid(images: Pixels, *, title: str, columns: int | None = None) -> Figure:
-    """Draw images (N, H, W, C), C in 1, 3, 4, each pixel as a square of whole pixels, over white."""
+    """Draw images (N, H, W, C), each pixel as a square of whole pixels, over white."""
+    images = side_by_side(images)
     mosaic = Mosaic.of(len(images), *images.shape[1:3], columns=columns)
     board = Board.of(mosaic.width, mosaic.height, titles=[mosaic.caption(title)])
     return _show(board, mosaic.compose(images))
@@ -42,6 +43,7 @@ def image_table(
 
     Many columns are wrapped, `across` of them side by side.
     """
+    cells = side_by_side(cells)
     down, count, height, width = cells.shape[:4]
     label = max(text_width(column, style.LABEL) for column in columns)
     if label >= SHORT:
@@ -70,7 +72,7 @@ def image_table(
 
 def image_frames(states: Iterable[Pixels], titles: Sequence[str], columns: int | None = None) -> Iterator[Pixels]:
     """Yield a frame for each state, which is a batch of images (N, H, W, C), laid out as `image_grid` does."""
-    states = iter(states)
+    states = map(side_by_side, states)
     first = next(states, None)
     if first is None:
         return
@@ -167,6 +169,14 @@ class Mosaic:
             y, x = row * (height + self.gap), column * (width + self.gap)
             picture[y : y + height, x : x + width] = colour.repeat(self.factor, 0).repeat(self.factor, 1)
         return picture
+
+
+def side_by_side(images: Pixels) -> Pixels:
+    """Return images (..., H, W, C) that have a colour: other channels than 1, 3 or 4 become gray, side by side."""
+    if images.shape[-1] in (1, 3, 4):
+        return images
+    *before, height, width, channels = images.shape
+    return images.swapaxes(-1, -2).reshape(*before, height, channels * width, 1)
 
 
 def over_white(image: Pixels) -> Pixels:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import StepPatch
 
 from difftool.figures import layout, style
 from difftool.figures.films import Still
@@ -21,6 +22,8 @@ Limits = tuple[tuple[float, float], tuple[float, float]]
 
 PANEL = 620
 """The longer side of a plot."""
+BINS = 48
+"""The bins of histograms in tables and films."""
 CELL, SMALL_CELL, FEW = 168, 116, 24
 """The longer side of a panel in a table, that of one in a table of more than a few columns, and these few."""
 
@@ -63,6 +66,30 @@ def scatter_frames(
         panel.move(state)
         title.set_text(text)
         yield still.frame()
+
+
+def histogram_frames(
+    states: Iterable[Floats], titles: Sequence[str], limits: Limits, reference: Floats | None = None
+) -> Iterator[Pixels]:
+    """Yield a frame for each state, which is a set of numbers (N, 1): their histogram over that of the data."""
+    board, samples = _histogram_panel(titles, limits, reference)
+    still = Still(board.figure, [samples, board.title])
+    for state, text in zip(states, board.titles, strict=True):
+        samples.set_data(_density(state, limits[0]))
+        board.title.set_text(text)
+        yield still.frame()
+
+
+@style.look()
+def _histogram_panel(titles: Sequence[str], limits: Limits, reference: Floats | None) -> tuple[Board, StepPatch]:
+    board, axes = _axes(PANEL, 360, 52, titles=titles, notes=())
+    axes.set(xlim=limits[0], ylim=limits[1], ylabel="density")
+    if reference is not None:
+        _bars(axes, reference, limits[0], style.DATA).set_label("data")
+    samples = _bars(axes, np.zeros((0, 1)), limits[0], style.SAMPLES)
+    samples.set_label("samples")
+    _caption(board, axes, *axes.get_legend_handles_labels(), ())
+    return board, samples
 
 
 class _Panel:
@@ -114,14 +141,15 @@ def scatter_table(
     joined: bool = False,
     across: int | None = None,
 ) -> Figure:
-    """Draw R x K panels of points (N, 2) that share one scale, the data in grey under each.
+    """Draw R x K panels of points (N, D) that share one scale, the data in grey under each; histograms for D = 1.
 
     Many columns are wrapped, `across` of them side by side.
     """
     limits = point_limits(np.concatenate([points[:, :2] for row in cells for points in row]), reference)
     down, count = len(cells), max(len(row) for row in cells)
     panel = CELL if across or count <= FEW else SMALL_CELL
-    width, height = cell = _sides(limits, panel)
+    single = cells[0][0].shape[1] == 1
+    width, height = cell = (panel, panel * 2 // 3) if single else _sides(limits, panel)
     gap, across = 8, layout.columns_of_page(count, width + 8, down * (height + 8), across)
     board = Board.of(
         across * (width + gap) - gap,
@@ -138,6 +166,11 @@ def scatter_table(
             axes = board.axes(x, y, width, height)
             style.quiet(axes)
             axes.set(xlim=limits[0], ylim=limits[1])
+            if single:
+                if reference is not None:
+                    _bars(axes, reference, limits[0], style.DATA)
+                _bars(axes, points, limits[0], style.SAMPLES)
+                continue
             axes.set_aspect("equal", adjustable="box")
             if reference is not None:
                 _cloud(axes, reference, style.DATA, panel=panel)
@@ -164,6 +197,19 @@ def _histogram(values: Floats, reference: Floats | None, *, title: str, noun: st
     return board.figure
 
 
+def _bars(axes: Axes, values: Floats, span: tuple[float, float], colour: str) -> StepPatch:
+    """Draw a histogram of numbers (N, 1): filled for the data, an outline for samples."""
+    look: dict[str, Any] = {"fill": True, "color": "#d0d0d0"} if colour == style.DATA else {"color": colour, "lw": 1.4}
+    return axes.stairs(_density(values, span), np.linspace(*span, BINS + 1), **look)
+
+
+def _density(values: Floats, span: tuple[float, float]) -> Floats:
+    """Return the density of numbers (N, 1) in `BINS` bins of a span, as shares of all of them."""
+    counts, _ = np.histogram(values, bins=BINS, range=span)
+    heights: Floats = counts * (BINS / (span[1] - span[0]) / max(len(values), 1))
+    return heights
+
+
 def _axes(width: int, height: int, left: int, *, titles: Sequence[str], notes: Sequence[str]) -> tuple[Board, Axes]:
     """Return axes with room for tick labels on the left, and for a legend and notes below."""
     board = Board.of(width + left + 6, height + 54 + 17 * len(notes), titles=titles)
@@ -186,8 +232,11 @@ def _caption(
 def point_limits(points: Floats, reference: Floats | None = None) -> Limits:
     """Return axes that show the first two coordinates of the data, and of the samples unless they lie far out.
 
-    The shorter side is at least half as long as the longer one.
+    The shorter side is at least half as long as the longer one. Of single numbers, the second axis is their density.
     """
+    if points.shape[1] == 1:
+        span = _span(points[:, 0], None if reference is None else reference[:, 0])
+        return span, (0.0, 1.6 * float(max(_density(points if reference is None else reference, span).max(), 1e-9)))
     spans = [_span(points[:, i], None if reference is None else reference[:, i]) for i in (0, 1)]
     shortest = max(high - low for low, high in spans) / 2
     missing = [max(0.0, shortest - (high - low)) / 2 for low, high in spans]

@@ -28,7 +28,8 @@ def build_schedule(component: NoiseSchedule, timesteps: int, prediction: Predict
     what = f"schedule {component.name}"
     with blaming(what, refusal=UsageError):
         schedule = component.build(timesteps)
-        if prediction is not None:
+    if prediction is not None:
+        with blaming(f"prediction {prediction.name}, {what}", refusal=UsageError):
             check(prediction, ObjectiveSpec(schedule=schedule))
     if len(schedule) != timesteps:
         raise DifftoolError(f"{what} returned {len(schedule)} levels, not {timesteps}")

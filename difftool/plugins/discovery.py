@@ -7,11 +7,17 @@ Environment: `DIFFTOOL_PLUGINS=a,b` allows only these distributions besides the 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import EntryPoint, distributions, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
+from pathlib import Path
 from typing import NamedTuple, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from difftool.version import __version__
 
 T = TypeVar("T")
 
@@ -24,7 +30,57 @@ ALLOW, DENY = "DIFFTOOL_PLUGINS", "DIFFTOOL_DISABLE_PLUGINS"
 
 
 def installed(group: str) -> list[EntryPoint]:
-    """Return the entry points of a group, without those of packages whose metadata cannot be read."""
+    """Return the entry points of a group: those of the distribution that runs, and those of other packages.
+
+    Packages whose metadata cannot be read are left out, and so are those that call themselves difftool.
+    """
+    own = running_distribution(tuple(sys.path))
+    others = [point for point in _found(group) if distribution_of(point) != BUILT_IN]
+    return [*([] if own is None else own.entry_points.select(group=group)), *others]
+
+
+def impostors() -> list[EntryPoint]:
+    """Return the plugins of packages that call themselves difftool and are not the distribution that runs."""
+    own = running_distribution(tuple(sys.path))
+    return [e for e in _found(GROUP) if distribution_of(e) == BUILT_IN and not (own and _same(own, e.dist))]
+
+
+@functools.cache
+def running_distribution(_path: tuple[str, ...]) -> Distribution | None:
+    """Return the distribution of the very package that runs, wherever other ones of its name lie on the module path."""
+    named = list(distributions(name=BUILT_IN))
+    running = [found for found in named if _holds(found, Path(__file__).parents[1])]
+    same_version = [found for found in running if _text(lambda found=found: found.version) == __version__]  # type: ignore[misc]
+    return next(iter(same_version or running or (named if len(named) == 1 else [])), None)
+
+
+def _holds(found: Distribution, package: Path) -> bool:
+    """Return whether a package was installed by a distribution: beside its metadata, or from an editable checkout."""
+    try:
+        if os.path.samefile(str(found.locate_file(package.name)), package):
+            return True
+    except OSError:
+        pass
+    try:
+        address = json.loads(found.read_text("direct_url.json") or "{}")["url"]
+        checkout = unquote(urlsplit(address).path)
+        return package.is_relative_to(os.path.realpath(checkout.lstrip("/") if os.name == "nt" else checkout))
+    except Exception:  # no such file, or not what the standard says
+        return False
+
+
+def _same(one: Distribution, other: Distribution | None) -> bool:
+    """Return whether two distributions lie in one place."""
+    return other is not None and str(one.locate_file("")) == str(other.locate_file(""))
+
+
+def _found(group: str) -> list[EntryPoint]:
+    return _read(group, tuple(sys.path))
+
+
+@functools.cache
+def _read(group: str, _path: tuple[str, ...]) -> list[EntryPoint]:
+    """Read the entry points of a group. Of distributions with equal names, Python takes the first alone."""
     try:
         return list(entry_points(group=group))
     except Exception:  # one unreadable package hides all others, so read them one by one

@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from importlib.metadata import EntryPoint
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -95,6 +97,8 @@ def load(found: Iterable[EntryPoint]) -> Iterator[Plugin]:
 def _load(manager: Any, plugin: Plugin, entry_point: EntryPoint) -> None:
     had_torch, start = "torch" in sys.modules, time.perf_counter()
     try:
+        if plugin.built_in:
+            _import_from_here(plugin.module.partition(".")[0])
         module = entry_point.load()
     except BaseException as error:
         if is_signal(error):
@@ -105,6 +109,27 @@ def _load(manager: Any, plugin: Plugin, entry_point: EntryPoint) -> None:
     finally:
         plugin.seconds = time.perf_counter() - start
         plugin.imports_torch = "torch" in sys.modules and not had_torch
+
+
+def _import_from_here(package: str) -> None:
+    """Import a package of the built-ins from beside this one, wherever others of its name lie on the module path."""
+    home = Path(__file__).parents[2]
+    for folder in (home / package, home / "plugins" / package):  # installed, or in a checkout
+        if package not in sys.modules and (folder / "__init__.py").is_file():
+            spec = spec_from_file_location(package, folder / "__init__.py", submodule_search_locations=[str(folder)])
+            assert spec is not None
+            assert spec.loader is not None
+            sys.modules[package] = module = module_from_spec(spec)
+            spec.loader.exec_module(module)
+
+
+def impostor(entry_point: EntryPoint) -> Plugin:
+    """Return a plugin that is set aside, of a package that calls itself difftool."""
+    place = entry_point.dist.locate_file("") if entry_point.dist else "an unknown place"
+    plugin = Plugin(f"{BUILT_IN} in {place}", entry_point.name, version_of(entry_point), entry_point.value)
+    reason = f"its package calls itself {BUILT_IN}, which is the name of the program itself"
+    plugin.problems.append(Problem(reason, "rename it, or remove it from the module path"))
+    return plugin
 
 
 def new_manager() -> pluggy.PluginManager:
@@ -128,18 +153,19 @@ def ask(manager: Any, plugin: Plugin, module: object) -> None:
                 manager.unregister(name=plugin.identity)
             plugin.problems.append(_hook_problem(manager, module, error))
             return
-        for caller in manager.get_hookcallers(module) or ():
+        for caller in dict.fromkeys(manager.get_hookcallers(module) or ()):
             _collect(plugin, caller)
 
 
 def _collect(plugin: Plugin, caller: Any) -> None:
     """Take the components that one hook returns."""
     base = next(kind for kind in KINDS.values() if kind.hook == caller.name)
-    (implementation,) = (i for i in caller.get_hookimpls() if i.plugin_name == plugin.identity)
     cure = f"{base.hook}() must return classes that derive from difftool.{base.__name__}"
     classes: list[Any] = []
-    with _setting_aside(plugin, f"{base.hook}() failed", cure, base.kind):
-        classes = list(implementation.function())
+    for implementation in caller.get_hookimpls():  # a module may have several, by @hookimpl(specname=...)
+        if implementation.plugin_name == plugin.identity:
+            with _setting_aside(plugin, f"{base.hook}() failed", cure, base.kind):
+                classes += implementation.function()
     for component in classes:
         with _setting_aside(plugin, f"what {base.hook}() returned cannot be examined", _where(plugin), base.kind):
             if reason := problem(component) or _out_of_place(plugin, component, base):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import shlex
 import sys
@@ -13,9 +14,19 @@ from typing import Any, TypeVar
 
 from difftool.components import KINDS, Command, Component, Dataset
 from difftool.errors import PluginFailure, UnknownComponent, UsageError, printable
-from difftool.options import make, suggestion
-from difftool.plugins.discovery import ALLOW, COMMANDS, DENY, GROUP, announcements, choose, installed, winner_of
-from difftool.plugins.loading import Plugin, Problem, load
+from difftool.options import make, plain, suggestion
+from difftool.plugins.discovery import (
+    ALLOW,
+    COMMANDS,
+    DENY,
+    GROUP,
+    announcements,
+    choose,
+    impostors,
+    installed,
+    winner_of,
+)
+from difftool.plugins.loading import Plugin, Problem, impostor, load
 
 C = TypeVar("C", bound=Component)
 
@@ -149,7 +160,7 @@ def replaced_by(other: Registry) -> Iterator[None]:
 def _installed(allowed: str | None, denied: str) -> Registry:
     admitted, left_out = choose(installed(GROUP), allowed, denied)
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, not for what a plugin prints when imported
-        plugins = list(load(admitted))
+        plugins = [*load(admitted), *map(impostor, impostors())]
     announced = {(a.distribution, a.command) for a in announcements(allowed, denied)}
     for plugin in plugins:
         _set_aside_unannounced(plugin, announced)
@@ -167,8 +178,35 @@ def _set_aside_unannounced(plugin: Plugin, announced: set[tuple[str, str]]) -> N
             plugin.problems.append(Problem(reason, cure, component.kind, component.name))
 
 
+def given(base: type[C], choice: object, others: str = "") -> C:
+    """Return the component that Python code gives by its name or as an instance, with its options checked.
+
+    Raises `UsageError`, and `TypeError` for anything else; `others` says what else the caller takes.
+    """
+    if isinstance(choice, str):
+        return make(registry().of_kind(base, choice), {})
+    if not isinstance(choice, base):
+        found = type(choice).__name__
+        if isinstance(choice, type) and issubclass(choice, base):
+            found = f"the class {choice.__name__}; write {choice.__name__}()"
+        raise TypeError(f"a {base.kind} is given by its name{others} or as a {base.__name__}, not as {found}")
+    values = plain(choice)
+    made = make(type(choice), values)
+    try:
+        json.dumps(values)
+    except TypeError:  # numbers of NumPy, which no file could hold
+        return made
+    return choice
+
+
 def component(kind: str, name: str, **options: Any) -> Component:
-    """Return a component with its options: `component("backbone", "unet", dim=64)`. Raises `UsageError`."""
+    """Return a component with its options: `component("backbone", "unet", dim=64)`.
+
+    Raises `UsageError`, and `TypeError` for a kind or a name that is not text.
+    """
+    named: object = name
+    if not isinstance(named, str):
+        raise TypeError(f"a component is named by a text, not by {type(name).__name__}")
     return make(registry().get(_check_kind(kind), name), options)
 
 
@@ -178,6 +216,9 @@ def names(kind: str) -> list[str]:
 
 
 def _check_kind(kind: str) -> str:
+    named: object = kind
+    if not isinstance(named, str):
+        raise TypeError(f"a kind is named by a text such as 'backbone', not by {type(kind).__name__}")
     if kind not in KINDS:
         raise UsageError(f"unknown kind {kind!r}{suggestion(kind, KINDS)}; the kinds are {', '.join(KINDS)}")
     return kind

@@ -9,21 +9,45 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from difftool.errors import BadFile, DifftoolError
+from difftool.errors import BadFile, DifftoolError, out_of_memory
 from difftool.files import atomic, open_regular, parse_json
 
 KEY = "difftool"
 """The only metadata key, since the order of several would vary between saves."""
 ENVELOPE = ("document", "sha256")
 """The entries of the metadata: the document as JSON text, and the digest."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "BOOL": torch.bool,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+}
+"""The types of tensors, by their names in the header."""
 FORMAT = 1
+LARGEST_FILE = 2**62
+"""The largest number that a header may give for a size or a place."""
 LARGEST_HEADER = 16 * 2**20
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
@@ -50,37 +74,113 @@ def save(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any],
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the document of a file that `save` wrote. Raises `BadFile`."""
-    with _opened(path) as (file, text, expected):
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
-    if digest(tensors, text) != expected:
+    """Return the tensors and the document of a file that `save` wrote. Raises `BadFile`.
+
+    All is read from one open file, so a run that replaces the file meanwhile does not mix with it.
+    """
+    with _opened(path) as (file, header):
+        tensors = {entry.name: entry.read(path, file) for entry in header.entries}
+    if digest(tensors, header.text) != header.sha256:
         raise BadFile(f"{path} is damaged: its content does not match its digest")
-    return tensors, _parse(path, text)
+    return tensors, _parse(path, header.text)
 
 
 def load_document(path: Path) -> dict[str, Any]:
     """Return the document of a file without reading its tensors or checking its digest. Raises `BadFile`."""
-    with _opened(path) as (_, text, _):
-        return _parse(path, text)
+    with _opened(path) as (_, header):
+        return _parse(path, header.text)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor, as the header describes it."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @classmethod
+    def parse(cls, name: str, entry: Any) -> _Entry:
+        """Check an entry of the header. Raises `ValueError`."""
+        try:
+            dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+            if not all(type(n) is int and 0 <= n <= LARGEST_FILE for n in (*shape, start, end)):
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{name} is malformed in its header") from None
+        if end - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{name} has another size than its shape")
+        return cls(name, dtype, tuple(shape), start, end)
+
+    def read(self, path: Path, file: BinaryIO) -> Tensor:
+        """Read the next tensor of the file. Raises `BadFile`."""
+        try:
+            tensor = torch.empty(self.shape, dtype=self.dtype)
+        except (RuntimeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
+            raise _foreign(path, f"{self.name} cannot have the shape {self.shape}") from None
+        array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        rest = memoryview(array)
+        while rest and (count := file.readinto(rest)):  # type: ignore[attr-defined]
+            rest = rest[count:]
+        if rest:
+            raise _foreign(path, "it ends too early")
+        return tensor
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The header of a file: its tensors in the order of their bytes, the document, as text, and the digest."""
+
+    entries: Sequence[_Entry]
+    text: str
+    sha256: str
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, str, str]]:
-    """Open a file for a block with its document, as text, and its digest. Raises `BadFile`, also inside the block."""
-    from safetensors import SafetensorError, safe_open
-
-    _check_header(path)
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, _Header]]:
+    """Open a file for a block, after its header. Raises `BadFile`, also inside the block."""
+    if path.suffix.lower() in PICKLES:
+        raise _foreign(path, f"{path.suffix} files can run code when they are opened, so this one is not")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            if not metadata or KEY not in metadata:
-                raise _foreign(path, "it carries no difftool metadata")
-            envelope = _json(path, metadata[KEY], "metadata")
-            if not isinstance(envelope, dict) or not all(isinstance(envelope.get(k), str) for k in ENVELOPE):
-                raise _foreign(path, "its metadata are malformed")
-            yield file, envelope["document"], envelope["sha256"]
-    except (SafetensorError, OSError, ValueError) as error:
+        with open_regular(path) as file:
+            yield file, _read_header(path, file)
+    except FileNotFoundError:
+        raise BadFile(f"{path} does not exist") from None
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _read_header(path: Path, file: BinaryIO) -> _Header:
+    """Read the header of an open file, and check all of it. Raises `BadFile`.
+
+    The tensors must lie one after the other and fill the file, so nothing is hidden between or behind them.
+    """
+    size, start = os.fstat(file.fileno()).st_size, file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) == 8 and length > LARGEST_HEADER:
+        raise _foreign(path, "its header is too large")
+    text = file.read(length)
+    if not text.startswith(b"{"):
+        raise _foreign(path, "no header")
+    header = _json(path, text, "header")
+    metadata = header.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or not isinstance(metadata.get(KEY), str):
+        raise _foreign(path, "it carries no difftool metadata")
+    envelope = _json(path, metadata[KEY], "metadata")
+    if not isinstance(envelope, dict) or not all(isinstance(envelope.get(k), str) for k in ENVELOPE):
+        raise _foreign(path, "its metadata are malformed")
+    try:
+        entries = sorted((_Entry.parse(*item) for item in header.items()), key=lambda entry: (entry.start, entry.end))
+    except ValueError as error:
         raise _foreign(path, str(error)) from None
+    ends = [0, *(entry.end for entry in entries)]
+    if ends != [*(entry.start for entry in entries), size - 8 - length]:
+        raise _foreign(path, "its tensors do not fill it one after the other")
+    return _Header(entries, envelope["document"], envelope["sha256"])
 
 
 def digest(tensors: Mapping[str, Tensor], text: str) -> str:
@@ -106,29 +206,6 @@ def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], most:
             rows.append(f"{name} is {new.dtype}, not {old.dtype}".replace("torch.", ""))
     more = f" and {len(rows) - most} more" if len(rows) > most else ""
     return "; ".join(rows[:most]) + more
-
-
-def _check_header(path: Path) -> None:
-    """Check suffix, kind and header of a file before a library parses it. Raises `BadFile`.
-
-    Two tensors with the same name are refused, of which the library would take the last.
-    """
-    if path.suffix.lower() in PICKLES:
-        raise _foreign(path, f"{path.suffix} files can run code when they are opened, so this one is not")
-    try:
-        with open_regular(path) as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if len(start) == 8 and length > LARGEST_HEADER:
-                raise _foreign(path, "its header is too large")
-            header = file.read(length)
-    except FileNotFoundError:
-        raise BadFile(f"{path} does not exist") from None
-    except OSError as error:
-        raise BadFile(f"{path} cannot be read: {error.strerror}") from None
-    if not header.startswith(b"{"):
-        raise _foreign(path, "no header")
-    _json(path, header, "header")
 
 
 def _json(path: Path, text: str | bytes, part: str) -> Any:

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ from difftool import manifest
 from difftool.components import Logger
 from difftool.errors import BadFile, DifftoolError, UsageError
 from difftool.files import TEMPORARY, check_output, make_folder, open_regular, parse_json, sweep, write_text
-from difftool.locks import hold, holder, in_use, is_marked
+from difftool.locks import followed, hold, holder, in_use, is_marked
 from difftool.paths import check_inside, check_links
 from difftool.plugins.registry import registry
 from difftool.runs.config import dump_toml, read_toml
@@ -40,6 +40,8 @@ ROOT = Path("runs")
 LOCK = "lock"
 DAMAGED = ".damaged"
 """The suffix of a training state that could not be read."""
+OURS = {"config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "state", "previews", "samples", "logs"}
+"""The files and folders of a run."""
 DAMAGED_STATE = re.compile(rf"step-\d{{9,10}}\.safetensors{re.escape(DAMAGED)}", re.ASCII)
 PREVIEW = re.compile(r"(samples|panel)-\d{6,}\.png", re.ASCII)
 """The names of previews."""
@@ -170,11 +172,14 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Lock the run for a block. Raises `DifftoolError` if another process trains it."""
-        with hold(self.path / LOCK):
+    def lock(self) -> Iterator[Callable[[], RunFolder]]:
+        """Lock the run for a block. Raises `DifftoolError` if another process trains it.
+
+        The block gets a function that returns the run where it lies by then, since somebody may move it.
+        """
+        with hold(self.path / LOCK), followed(self.path) as place:
             sweep(self.path)
-            yield
+            yield lambda: RunFolder(place())
 
     def check_free(self) -> None:
         """Check that no other process trains the run. Raises `DifftoolError`."""
@@ -254,13 +259,8 @@ def check_run_output(out: Path | None, *, overwrite: bool) -> None:
                 f"--out: {out} is not a run folder, so --overwrite does not touch it (its lock file is not "
                 "difftool's); name another"
             )
-        run = RunFolder(out)
-        if link := next(
-            (p for p in (run.config, run.model, run.metrics, run.loss, run.states) if p.is_symlink()), None
-        ):
-            raise DifftoolError(
-                f"--out: {link} is a link, which --overwrite does not replace; remove it, or name another"
-            )
+        if link := next((name for name in sorted(content & OURS) if (out / name).is_symlink()), None):
+            raise DifftoolError(f"--out: {out / link} is a link, so --overwrite does not touch it; remove it first")
 
 
 def _content(folder: Path) -> set[str]:
@@ -331,7 +331,7 @@ def _clear(run: RunFolder) -> None:
 
     States go first, so that a half-removed run cannot be resumed.
     """
-    previews = [p for p in run.previews.glob("*.png") if PREVIEW.fullmatch(p.name) and not run.previews.is_symlink()]
+    previews = [p for p in run.previews.glob("*.png") if PREVIEW.fullmatch(p.name)]
     patterns = {pattern for logger in registry().all_of(Logger) for pattern in logger.files}
     logs = [p for pattern in sorted(patterns) for p in run.logs.glob(pattern) if not _below_link(p, run.path)]
     for file in (*run.saved_states(), *run.damaged_states(), run.model, run.metrics, run.loss, *previews, *logs):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from difftool.components import KINDS, Backbone, Component, Dataset, suggestion_attribute
+from difftool.data.memory import Memory
 from difftool.errors import BadFile, DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError
 from difftool.options import dashed, fields, make, plain, suggestion
 from difftool.paths import is_path, without_paths
@@ -155,11 +156,16 @@ def resolve(document: Mapping[str, Any], classes: Mapping[str, type[Component]] 
             continue
         if not isinstance(name, str):
             raise UnknownComponent(kind, f"the name of a {kind} must be text")
-        chosen[kind] = registry().of_kind(base, name)
+        chosen[kind] = Memory if _in_memory(kind, document[kind]) else registry().of_kind(base, name)
     for kind, base in recipe_kinds().items():
         if kind not in chosen:
             chosen[kind] = _suitable(base, chosen.values())
     return {kind: chosen[kind] for kind in recipe_kinds()}
+
+
+def _in_memory(kind: str, table: Mapping[str, Any]) -> bool:
+    """Return whether a table records data that a Python script held in memory, which no plugin offers."""
+    return kind == Dataset.kind and table.get("name") == Memory.name and "fingerprint" in table
 
 
 def _suitable(base: type[C], chosen: Iterable[type[Component]]) -> type[C]:
@@ -235,11 +241,19 @@ def read_recipe(path: Path, document: Mapping[str, Any], config: Mapping[str, An
             table = tables.get(kind, None if base.needed_to_sample else {"name": ""})
             if not isinstance(table, Mapping) or not isinstance(name := table.get("name"), str):
                 raise BadFile(f"{path}: its metadata name no {kind}")
-            if name in registry().names(kind):
+            if _in_memory(kind, table):
+                ready[kind] = make(Memory, {key: value for key, value in table.items() if key != "name"})
+            elif name in registry().names(kind):
                 cls = registry().of_kind(base, name)
                 tables[kind] = {**without_paths(cls, table), **_own_paths(cls, name, (config or {}).get(kind))}
+                missing = [f.name for f in fields(cls) if f.required and f.use_in(cls) and f.name not in tables[kind]]
+                if missing and base.needed_to_sample:
+                    what = f"the {kind} {name} needs {missing[0]}, a path, which a model file does not hold"
+                    raise BadFile(f"{path}: {what}; name its run folder")
                 if issubclass(cls, Dataset) and not cls.generated:
-                    ready[kind] = _own_dataset(config or {}) or _sealed_dataset(cls, tables[kind])
+                    ready[kind] = _own_dataset(config or {}) or _sealed(cls, tables[kind], missing)
+                elif missing:
+                    ready[kind] = _sealed(cls, tables[kind], missing)
             elif not base.needed_to_sample and re.fullmatch(r"[\w.:-]{1,100}", name):
                 ready[kind] = _stand_in(base, name, "its plugin is not installed")
         if not isinstance(tables.get("training"), Mapping):
@@ -268,10 +282,9 @@ def _own_dataset(config: Mapping[str, Any]) -> Dataset | None:
         return None
 
 
-def _sealed_dataset(cls: type[Dataset], table: Mapping[str, Any]) -> Component:
-    """Return a dataset of a file with its options, for comparison alone: it loads nothing."""
-    missing = {f.name: "." for f in fields(cls) if f.required and f.name not in table and f.use_in(cls)}
-    options = {key: value for key, value in {**missing, **table}.items() if key != "name"}
+def _sealed(cls: type[Component], table: Mapping[str, Any], missing: Iterable[str]) -> Component:
+    """Return a component of a file with its options, for comparison alone: it does no work."""
+    options = {**dict.fromkeys(missing, "."), **{key: value for key, value in table.items() if key != "name"}}
     return _stand_in(cls, table["name"], "a model file does not bring its data; name its run folder", options)
 
 

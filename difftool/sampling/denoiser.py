@@ -18,6 +18,7 @@ from difftool.diffusion.estimate import Denoise, Estimate
 from difftool.diffusion.prediction import estimate
 from difftool.diffusion.self_conditioning import bounded_self_cond, with_self_cond
 from difftool.diffusion.variance import split_variance
+from difftool.errors import blaming
 from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
@@ -46,7 +47,10 @@ class Denoiser:
         learned_variance: bool = False,
         bounds: tuple[float, float] | None = None,
         autocast: Callable[[], AbstractContextManager[object]] | None = None,
+        name: str = "the network",
     ) -> None:
+        """Take the parts of a denoiser; `name` is that of the network in errors from its code."""
+        self.name = name
         self.network, self.prediction, self.spec, self.cond = network, prediction, spec, cond
         self.self_condition, self.learned_variance = self_condition, learned_variance
         self.bounds, self.autocast = bounds, autocast or nullcontext
@@ -57,11 +61,12 @@ class Denoiser:
         if math.isnan(level.t):
             return self._at_own_level(x, level)
         t = torch.full((x.size(0),), self.spec.schedule.time(level.t), dtype=torch.float32, device=x.device)
-        scale = self.prediction.input_scale(level, self.spec)
+        with blaming(f"prediction {self.prediction.name}"):
+            scale = self.prediction.input_scale(level, self.spec)
         net_input = x if abs(scale - 1.0) < ROUNDING else scale * x
         if self.self_condition:
             net_input = with_self_cond(net_input, self._x_self_cond)
-        with self.autocast():
+        with blaming(self.name), self.autocast():
             output = self.network(net_input, t, self.cond).to(x.dtype)
         output, fraction = split_variance(output) if self.learned_variance else (output, None)
         found = estimate(self.prediction, output, x, level, self.spec, fraction)

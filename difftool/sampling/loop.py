@@ -1,6 +1,6 @@
 """The sampling loop: batches of samples, step by step. The caller draws progress bars and keeps what it wants.
 
-Noise is keyed by (seed, sample number, step), so that the batch size changes no sample.
+Noise is keyed by (seed, sample number, step), so that the batch size changes only the last digits of a sample.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from difftool.components import Backbone, Dataset, NoiseSchedule, Prediction
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples
 from difftool.diffusion.estimate import Denoise
+from difftool.diffusion.prediction import step_gain
 from difftool.errors import BadFile, DifftoolError, UsageError
 from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading
@@ -22,14 +25,14 @@ from difftool.runs.folder import RunFolder, find_model, step_of
 from difftool.runs.recipe import Recipe, made_with, read_recipe
 from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import draw
-from difftool.sampling.plan import Plan
+from difftool.sampling.plan import Plan, caution
 from difftool.sampling.source import Autocast, Source
 from difftool.settings import LARGEST_STEP, Sampling
 from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
     from difftool.components import Sampler, Spacing
-    from difftool.diffusion.schedule import Schedule
+    from difftool.diffusion.schedule import Level, Schedule
 
 LARGEST_MODEL = 10**10
 """The largest number of parameters of a file's network. It is checked before memory is allocated."""
@@ -82,7 +85,7 @@ class Model(Source):
         model = cls(recipe, data, schedule, network, weights, step, path, run)
         return model.to(device)
 
-    def save(self, path: Path, *, overwrite: bool = True) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = True) -> None:
         """Write the model to a safetensors file that `read` can read."""
         document = {
             **self.recipe.shared_document(),
@@ -92,13 +95,12 @@ class Model(Source):
             "weights": self.weights,
             "step": self.step,
         }
-        checkpoint.save(path, self.network.state_dict(), document, overwrite=overwrite)
+        checkpoint.save(Path(path), self.network.state_dict(), document, overwrite=overwrite)
 
     def to(self, device: torch.device | str) -> Model:
         self.device = torch.device(device)
         self.network.to(self.device).eval()
-        if self.data.is_image:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
         return self
 
     @property
@@ -129,18 +131,28 @@ class Model(Source):
             learned_variance=self.recipe.training.learn_variance,
             bounds=self.data.bounds,
             autocast=autocast,
+            name=f"backbone {self.recipe[Backbone].name}",
         )
 
     def sample(
         self, n: int = 16, *, sampler: str | Sampler = "ddim", spacing: str | Spacing = "trailing", **settings: Any
     ) -> Tensor:
-        """Draw n samples (n, *shape), float32 in data units; those of images are pixel values from 0 to 255.
+        """Draw n samples (n, *shape), floats in data units; those of images are pixel values from 0 to 255.
 
-        `settings` are the options of `difftool sample`: steps, seed, label, guidance, batch_size, ... Raises
-        `DifftoolError`.
+        They are float32, or float64 where the data lie so far from 0 that float32 would lose digits. `settings` are
+        the options of `difftool sample`: steps, seed, label, guidance, batch_size, ... Raises `DifftoolError`, and
+        `TypeError` for a sampler or spacing that is neither a name nor a component.
         """
+        if n is None or "num_samples" in settings:
+            raise TypeError("sample() takes the number of samples as n")
         plan = Plan.of(self, make(Sampling, {"num_samples": n, **settings}), sampler=sampler, spacing=spacing)
+        if warning := caution(self, plan):
+            warnings.warn(warning, stacklevel=2)
         return draw(self, plan)
+
+    def step_gain(self, t: Level, s: Level) -> float:
+        spec = ObjectiveSpec(schedule=self.schedule, sigma_data=self.data.std)
+        return step_gain(self.recipe[Prediction], spec, t, s)
 
     def load_samples(self) -> Samples:
         dataset = self.recipe[Dataset]
@@ -170,6 +182,8 @@ def load_model(path: Path | None, weights: str = "ema", *, device: torch.device 
     `weights` is "ema" (the average) or "raw" (the weights being trained, from the run's newest state). Raises
     `DifftoolError`.
     """
+    if weights not in ("ema", "raw"):
+        raise UsageError(f"--weights: unknown weights {weights!r}; choose ema or raw")
     source, run = find_model(path)
     model = Model.read(source, run=run)
     if weights == "raw" and model.weights == "ema":  # a run without an average (--ema 0) has raw weights alone
@@ -190,6 +204,8 @@ def raw_model(model: Model, run: RunFolder) -> Model:
             if document.get("kind") != "state" or document.get("step") != step_of(path):
                 raise BadFile(f"{path} is not the training state that its name says")
         except BadFile as error:
+            if not os.path.lexists(path):  # the run that is being trained has just replaced it
+                return raw_model(model, run)
             reasons.append(str(error))
             continue
         raw = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}

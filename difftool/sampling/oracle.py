@@ -16,6 +16,7 @@ from difftool.diffusion.schedule import Level, Schedule
 from difftool.errors import UsageError, blaming
 from difftool.plugins.build import build_schedule, load_samples, loading
 from difftool.sampling.source import Autocast, Source
+from difftool.specs import OracleSpec
 
 TIMESTEPS = 1000
 
@@ -77,9 +78,22 @@ class OracleSource(Source):
     def _of_class(self, label: int | None) -> Denoise:
         """Return the denoiser of a class. It is made once, since an oracle remembers nothing between trajectories."""
         if label not in self._denoisers:
-            with blaming(f"oracle {self.oracle.name}, dataset {self.dataset.name}", refusal=UsageError):
-                self._denoisers[label] = self.oracle.denoiser(self.samples, label, self.device)
+            spec = OracleSpec(schedule=self.schedule, label=label, device=self.device)
+            what = f"oracle {self.oracle.name}, dataset {self.dataset.name}"
+            with blaming(what, refusal=UsageError):
+                denoise = self.oracle.denoiser(self.samples, spec)
+            self._denoisers[label] = naming(denoise, what)
         return self._denoisers[label]
+
+
+def naming(denoise: Denoise, what: str) -> Denoise:
+    """Return a denoiser whose errors name the oracle, and not the sampler that calls it."""
+
+    def denoise_or_blame(x: Tensor, level: Level) -> Estimate:
+        with blaming(what):
+            return denoise(x, level)
+
+    return denoise_or_blame
 
 
 def by_class(labels: Tensor, denoisers: Mapping[int, Denoise]) -> Denoise:

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from difftool.components import Sampler, Spacing
-from difftool.data.images import own_image, own_mask
+from difftool.data.images import check_proportions, own_image, own_mask
 from difftool.devices import check_precision
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError, UsageError, blaming
-from difftool.options import make
-from difftool.plugins.registry import registry
+from difftool.plugins.registry import given, registry
 from difftool.sampling.denoiser import Counted
 from difftool.settings import STRENGTH, Sampling
 
@@ -26,7 +25,10 @@ if TYPE_CHECKING:
     from difftool.sampling.source import Source
 
 POINTS, IMAGES, PATH = 2_000, 16, 9
-"""Default numbers of samples; PATH along --interpolate."""
+"""Default numbers of samples: points, images or arrays; PATH along --interpolate."""
+LARGEST_GAIN, FORGETFUL, CURES = 10.0, 50, ("log-snr", "karras")
+"""Without a warning, the first step may multiply an error by this factor, or more in this many steps with noise; the
+spacings that begin with short steps."""
 BATCH_ELEMENTS, BATCH_SAMPLES = 2**17, 8_192
 """Numbers and samples that a batch holds at most by default: larger batches fall out of the cache."""
 
@@ -46,6 +48,7 @@ class Inpainting:
         if settings.inpaint is None or settings.mask is None:
             return None
         image = own_image(settings.inpaint, source.data, source.name, "--inpaint")
+        check_proportions(settings.inpaint, settings.mask)
         return cls(image.to(source.device), own_mask(settings.mask, source.data, "--mask").to(source.device))
 
 
@@ -76,14 +79,12 @@ class Plan:
     ) -> Plan:
         """Resolve settings against a source.
 
-        Raises `UsageError` for what does not go together, and `DifftoolError` for images that cannot be read.
+        Raises `UsageError` for what does not go together, `TypeError` for something else than a sampler or a spacing,
+        and `DifftoolError` for images that cannot be read.
         """
         settings = settings or Sampling()
         check_settings(source, settings)
-        if isinstance(sampler, str):
-            sampler = make(registry().of_kind(Sampler, sampler), {})
-        if isinstance(spacing, str):
-            spacing = make(registry().of_kind(Spacing, spacing), {})
+        sampler, spacing = given(Sampler, sampler), given(Spacing, spacing)
         T, shape = len(source.schedule), source.data.shape
         levels = spaced_levels(source.schedule, spacing, settings.steps or min(sampler.default_steps or T, T))
         if settings.interpolate is not None and dry_run(sampler, (*levels, CLEAN)).draws_noise:
@@ -95,7 +96,7 @@ class Plan:
         if settings.init is not None:
             init = own_image(settings.init, source.data, source.name, "--init").to(source.device)
             levels = last_levels(levels, settings.strength or STRENGTH)
-        default_count = PATH if settings.interpolate is not None else IMAGES if source.data.is_image else POINTS
+        default_count = PATH if settings.interpolate is not None else POINTS if source.data.is_points else IMAGES
         return cls(
             sampler=sampler,
             spacing=spacing,
@@ -129,6 +130,35 @@ class Plan:
     def stem(self) -> str:
         """The beginning of file names, such as `ddim-50`."""
         return f"{self.sampler.name}-{self.steps}"
+
+
+def caution(source: Source, plan: Plan) -> str:
+    """Return a warning and its cure if the first step spoils the samples, or an empty text.
+
+    Estimates that are clipped cannot go astray, and a sampler that draws noise over many steps forgets its first one.
+    """
+    clipped = source.data.bounds is not None and plan.settings.clip
+    gain = first_gain(source, plan.levels)
+    if clipped or gain <= LARGEST_GAIN:
+        return ""
+    if plan.steps >= FORGETFUL and dry_run(plan.sampler, plan.levels).draws_noise:
+        return ""
+    cure = "more --steps"
+    for name in [name for name in CURES if name in registry().names(Spacing.kind)]:
+        levels = spaced_levels(source.schedule, given(Spacing, name), plan.steps)
+        if first_gain(source, (*levels, CLEAN)) <= LARGEST_GAIN:
+            cure = f"--spacing {name}"
+            break
+    return (
+        f"the first of {plan.steps} steps multiplies an error of the network by {gain:,.0f}, so many samples may lie "
+        f"far from the data; {cure} avoids this, as does a run trained with --prediction v"
+    )
+
+
+def first_gain(source: Source, levels: Sequence[Level]) -> float:
+    """Return the factor by which the first step multiplies errors, relative to the spread of x after it."""
+    t, s = levels[:2]
+    return source.step_gain(t, s) / math.hypot(s.alpha * source.data.std, s.sigma)
 
 
 def check_settings(source: Source, settings: Sampling) -> None:

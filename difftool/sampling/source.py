@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from difftool.data.facts import classes_text
 from difftool.errors import DifftoolError, UsageError
 from difftool.options import suggestion
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from difftool.data.facts import DataFacts
     from difftool.data.samples import Samples
     from difftool.diffusion.estimate import Denoise
-    from difftool.diffusion.schedule import Schedule
+    from difftool.diffusion.schedule import Level, Schedule
 
 Autocast = Callable[[], AbstractContextManager[object]]
 """Returns the context in which a network runs in lower precision."""
@@ -57,6 +60,10 @@ class Source(ABC):
         It is bare: the caller puts guidance and clipping around it.
         """
 
+    def step_gain(self, t: Level, s: Level) -> float:
+        """Return the factor by which a step from t to s multiplies errors of a network; 0 for one without errors."""
+        return 0.0
+
     @abstractmethod
     def load_samples(self) -> Samples:
         """Load the data that the source stands for. Raises `DifftoolError` if they are not available here."""
@@ -66,23 +73,50 @@ class Source(ABC):
         """A title for pictures: `swiss-roll-mlp, linear T = 1000`."""
         return f"{self.name}, {self.schedule_name} T = {len(self.schedule)}"
 
+    def of_class(self, label: int | None) -> str:
+        """Return words such as ` of class cat`, or an empty text without a class."""
+        return "" if label is None else f" of class {self.data.class_names[label]}"
+
     def label_index(self, label: str | int | None) -> int | None:
-        """Return the index of a class, given by name or index. Raises `UsageError` for an unknown one."""
+        """Return the index of a class, given by name, or by index if no name is a number.
+
+        Raises `UsageError` for an unknown one.
+        """
         if label is None:
             return None
         names = self.data.class_names
         if not names:
             raise UsageError(f"--label: {self.name} has no classes")
-        if str(label) in names:
-            return names.index(str(label))
-        if str(label).isdecimal() and int(label) < len(names):
-            return int(label)
-        raise UsageError(
-            f"--label: there is no class {str(label)!r}{suggestion(str(label), names)}; "
-            f"the {len(names)} classes are {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
-        )
+        text = str(label)
+        if text in names:
+            return names.index(text)
+        numeric = [name for name in names if number_in(name) is not None]
+        if not numeric and re.fullmatch(r"[0-9]{1,9}", text) and int(text) < len(names):
+            return int(text)
+        similar = nearest(text, numeric) or suggestion(text, names)
+        raise UsageError(f"--label: there is no class {text!r}{similar}; there are {classes_text(names, LISTED)}")
 
 
+def number_in(text: str) -> float | None:
+    """Return the finite number that a text is, or None."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def nearest(text: str, numbers: Sequence[str]) -> str:
+    """Return `; did you mean 'x'?` with the numbers nearest in value to a text, or nothing if it is not a number."""
+    if (value := number_in(text)) is None or not numbers:
+        return ""
+    distance = {name: abs(float(name) - value) for name in numbers}
+    near = [name for name in numbers if distance[name] == min(distance.values())][:2]
+    return f"; did you mean {' or '.join(map(repr, near))}?"
+
+
+LISTED = 12
+"""The number of classes that a refusal names."""
 REFERENCE = 5_000
 """Number of data points drawn under samples."""
 
@@ -98,4 +132,4 @@ def reference_points_of(source: Source) -> Tensor | None:
 def reference_points(samples: Samples) -> Tensor | None:
     """Return the first data points (N, D), in data units; None for other data."""
     items = samples.items
-    return items[:REFERENCE].float().cpu() if isinstance(items, Tensor) and items.ndim == 2 else None
+    return items[:REFERENCE] if isinstance(items, Tensor) and samples.form == "points" else None

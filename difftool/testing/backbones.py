@@ -35,8 +35,8 @@ SENSITIVITY = 1e-3
 def returns_the_right_shape(case: Case) -> str:
     """net(x, t, cond) returns float32 of the shape of x, for one item and for five, for each class and for "no class"
     (index `classes`). It also does so without classes, with twice the channels for a learned variance, and with twice
-    the input channels if the backbone declares self-conditioning. x is not changed. Labels and a learned variance may
-    be refused with a `ValueError`."""
+    the input channels if the backbone declares self-conditioning. x is not changed. Labels, a lack of labels, and a
+    learned variance may be refused with a `ValueError`."""
     specs = {
         "plain": replace(case.spec, classes=None),
         "classes": case.spec,
@@ -51,7 +51,7 @@ def returns_the_right_shape(case: Case) -> str:
         try:
             network = case.build(spec)
         except ValueError as error:
-            if name != "learned variance":
+            if name != "learned variance" and not (name == "plain" and case.classes):
                 raise
             refused.append(f"{name} ({error})")
             continue
@@ -82,7 +82,7 @@ def refuses_unsupported_shapes(case: Case) -> str:
     train."""
     accepted, refused = [], []
     for shape in ODD_SHAPES:
-        spec = BackboneSpec(shape=shape, out_channels=shape[0])
+        spec = BackboneSpec(shape=shape, out_channels=shape[0], classes=case.classes)
         try:
             network = case.build(spec)
         except ValueError:
@@ -91,7 +91,7 @@ def refuses_unsupported_shapes(case: Case) -> str:
         except Exception as error:
             raise Failed(f"build() for items of {size(shape)} {raised(error)}; raise ValueError instead") from None
         try:
-            predict(network, noise(spec, 2), 500.0, None)
+            predict(network, noise(spec, 2), 500.0, case.labels(2))
         except Exception as error:
             raise Failed(f"build() accepted items of {size(shape)}, but the network {raised(error)}") from None
         accepted.append(size(shape))

@@ -53,7 +53,7 @@ def imports_nothing_heavy(component: Component) -> str:
     module = type(component).__module__
     if module == "__main__":
         raise Skipped("it is defined in a script")
-    done = _import_in_new_process(module, os.pathsep.join(filter(None, sys.path)))
+    done = _import_in_new_process(module, tuple(sys.path))
     if done.returncode:
         last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise Skipped(f"{module} cannot be imported on its own ({last_line})")
@@ -63,11 +63,21 @@ def imports_nothing_heavy(component: Component) -> str:
 
 
 @functools.cache  # the components of a package often share a module
-def _import_in_new_process(module: str, python_path: str) -> subprocess.CompletedProcess[str]:
-    """Import a module in a new Python process, which prints the names of all imported modules."""
+def _import_in_new_process(module: str, path: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """Import a module in a new Python process, which prints the names of all imported modules.
+
+    The current folder is on its path only if the module lies there, and then comes last, so that no file there takes
+    the place of another module.
+    """
+    here = os.getcwd()
+    others = [os.path.abspath(entry) for entry in path if entry and os.path.abspath(entry) != here]
+    top = module.partition(".")[0]
+    place = os.path.dirname(os.path.abspath(getattr(sys.modules.get(top), "__file__", None) or os.devnull))
+    lies_here = place in (here, os.path.join(here, top))
+    code = f"import sys, importlib; sys.path += {[here] if lies_here else []}; importlib.import_module({module!r})"
     return subprocess.run(
-        [sys.executable, "-c", f"import sys, importlib; importlib.import_module({module!r}); print(*sys.modules)"],
-        env={**os.environ, "PYTHONPATH": python_path},
+        [sys.executable, "-P", "-c", f"{code}; print(*sys.modules)"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(others)},
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
@@ -90,7 +100,7 @@ def options_survive_a_config_file(component: Component) -> str:
 
 def options_survive_a_model_file(component: Component) -> str:
     """The component's options, as they are and with each one changed in turn, are unchanged after they were written to
-    and read from the JSON metadata of `model.safetensors`."""
+    and read from JSON, as the metadata of `model.safetensors` hold all but paths."""
     return _check_round_trip(
         component, lambda one: make(type(one), json.loads(json.dumps(plain(one), allow_nan=False)))
     )

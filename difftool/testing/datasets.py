@@ -15,7 +15,7 @@ from torch import Tensor
 
 from difftool import errors
 from difftool.components import Backbone, Dataset
-from difftool.data.facts import DataFacts
+from difftool.data.facts import DEVIATIONS, DataFacts
 from difftool.data.samples import DatasetContext, Samples, Scaling
 from difftool.errors import UsageError
 from difftool.options import make
@@ -30,8 +30,6 @@ MAX_ITEMS = 512
 DARKEST_MAXIMUM = 1.0
 """If no pixel is brighter than this, images have a range of 0 to 1 instead of 0 to 255."""
 UNUSUAL_SEED = 987_654_321
-DEVIATIONS = (0.1, 10.0)
-"""Range of the standard deviation in model units."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +134,10 @@ def is_scaled_for_a_network(case: Case) -> str:
 
 
 def stores_images_as_pixels(case: Case) -> str:
-    """Items of 1, 3 or 4 channels with height and width are images. Their numbers are pixels from 0 to 255, which
-    `Samples(..., **PIXELS)` scales and pictures are written from."""
-    if len(case.samples.shape) != 3 or case.samples.shape[0] not in (1, 3, 4):
-        raise Skipped("its items are not images")
+    """Items whose form is `image` hold pixels from 0 to 255, which `Samples(..., **PIXELS)` declares and scales, and
+    pictures are written from. Items of other forms may hold any numbers."""
+    if not case.samples.is_image:
+        raise Skipped(f"its items are of form {case.samples.form!r}; Samples(..., **PIXELS) declares images")
     low, high = float(case.items.min()), float(case.items.max())
     if not (low >= 0.0 and DARKEST_MAXIMUM < high <= 255.0):
         raise Failed(f"they reach from {low:.3g} to {high:.3g}; give pixels from 0 to 255, and Samples(..., **PIXELS)")

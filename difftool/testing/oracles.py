@@ -7,9 +7,11 @@ import torch
 from difftool.components import Oracle
 from difftool.data.samples import Samples, points
 from difftool.rng import generator
+from difftool.specs import OracleSpec
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Failed, gap, require
 
+CPU = torch.device("cpu")
 ROUNDING = 1e-3
 """Rounding error of float32, relative to the level's norm."""
 
@@ -36,8 +38,8 @@ def gives_consistent_estimates(oracle: Oracle) -> str:
     samples, worst = four_gaussians(), 0.0
     x = torch.randn(64, 2, generator=generator(1, "law"))
     for label in (None, 1):
-        denoise = oracle.denoiser(samples, label, torch.device("cpu"))
         for table in TABLES.values():
+            denoise = oracle.denoiser(samples, OracleSpec(schedule=table, label=label, device=CPU))
             for level in (table[0], table[len(table) // 2], table[len(table) - 1]):
                 x_t = level.norm * x
                 estimate = denoise(x_t, level)
@@ -52,8 +54,9 @@ def recovers_an_item(oracle: Oracle) -> str:
     """For an item at the cleanest level, x_0 is that item, to a tenth of the data's standard deviation."""
     samples = four_gaussians()
     items = (samples.take(range(32))[0] - torch.tensor(samples.shift)) / torch.tensor(samples.scale)
-    level = TABLES["ve"][0]
-    estimate = oracle.denoiser(samples, None, torch.device("cpu"))(level.alpha * items.float(), level)
+    table = TABLES["ve"]
+    denoise = oracle.denoiser(samples, OracleSpec(schedule=table, device=CPU))
+    estimate = denoise(table[0].alpha * items.float(), table[0])
     require(gap(estimate.x_0, items) <= 0.1, f"its x_0 is {gap(estimate.x_0, items):.2g} from the item")
     return f"{gap(estimate.x_0, items):.1g} from the item"
 

@@ -120,7 +120,7 @@ def fits_its_default_prediction(case: Case) -> str:
     try:
         check(make(registry().of_kind(Prediction, name), {}), ObjectiveSpec(schedule=case[1000]))
     except (ValueError, UsageError) as error:
-        raise Failed(str(error)) from None
+        raise Failed(f"prediction {name}: {error}") from None
     return name
 
 

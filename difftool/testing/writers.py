@@ -1,4 +1,4 @@
-"""The laws of writers, checked with the trajectories of a few points and of a few images."""
+"""The laws of writers, checked with the trajectories of a few points, images and arrays."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from difftool.components import Writer
+from difftool.data.forms import form_of
 from difftool.data.samples import PIXELS, Scaling
 from difftool.errors import UsageError
 from difftool.figures.drawing import Drawing
@@ -33,8 +34,8 @@ def declares_valid_suffixes(writer: Writer) -> str:
 
 
 def writes_what_it_accepts(writer: Writer) -> str:
-    """It accepts points, images or both, and writes them to a file that is not empty and has the same bytes each time.
-    `check` refuses the others with a `ValueError`."""
+    """It accepts points, images or arrays, and writes them to a file that is not empty and has the same bytes each
+    time. `check` refuses the others with a `ValueError`."""
     accepted = []
     for name, drawing, spec in drawings(writer):
         with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +48,7 @@ def writes_what_it_accepts(writer: Writer) -> str:
                 a, b = (_written(writer, drawing, Path(folder) / f"{k}{suffix}") for k in "ab")
                 require(a, f"{suffix}: it wrote no content for {name}")
                 require(a == b, f"{suffix}: writing the same {name} twice gave different bytes")
-    require(accepted, "it refuses both points and images")
+    require(accepted, "it refuses points, images and arrays")
     return ", ".join(accepted)
 
 
@@ -57,14 +58,18 @@ LAWS = (declares_valid_suffixes, writes_what_it_accepts)
 def drawings(writer: Writer) -> Iterator[tuple[str, Drawing, DrawingSpec]]:
     """Yield (name, drawing, spec), with the states of the trajectory that the writer needs."""
     for name, shape, scaling in (
-        ("points", (2,), Scaling((0.0,), (1.0,), False)),
-        ("images", (3, 6, 5), Scaling(PIXELS["shift"], PIXELS["scale"], True)),
+        ("points", (2,), Scaling((0.0,), (1.0,))),
+        ("image", (3, 6, 5), Scaling(PIXELS["shift"], PIXELS["scale"])),
+        ("array", (2, 6, 5), Scaling((0.0,), (1.0,))),
     ):
-        spec = DrawingSpec(shape=shape, steps=STEPS)
+        spec = DrawingSpec(shape=shape, steps=STEPS, form=form_of(name, shape))
         trajectory = torch.randn(STEPS + 1, COUNT, *shape, generator=generator(0, "law")).clamp(-1, 1)
         steps = needed_states([writer], spec)
         states = trajectory[steps] if steps else None
-        yield name, Drawing(x=trajectory[-1], scaling=scaling, title="a law", states=states, state_steps=steps), spec
+        drawing = Drawing(
+            x=trajectory[-1], scaling=scaling, title="a law", states=states, state_steps=steps, form=spec.form
+        )
+        yield name, drawing, spec
 
 
 def _written(writer: Writer, drawing: Drawing, path: Path) -> dict[str, bytes]:

@@ -15,7 +15,9 @@ import torch
 
 from difftool.data.batches import Batches
 from difftool.data.samples import Samples
-from difftool.errors import OUT_OF_MEMORY, DifftoolError, out_of_memory
+from difftool.distributed import world
+from difftool.errors import OUT_OF_MEMORY, DifftoolError, InvalidOption, out_of_memory
+from difftool.settings import AUTO
 from difftool.training.loop import train
 from difftool.training.state import TrainState
 
@@ -130,3 +132,14 @@ def memory_is_tight(device: torch.device) -> bool:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return peak > (1 - FREE_MEMORY) * total / 2
+
+
+def check_processes(settings: Training) -> None:
+    """Raise `InvalidOption` if the processes of this run cannot share a batch."""
+    processes, reason = world().size, ""
+    if processes > 1 and settings.batch_size == AUTO:
+        reason = "auto is for one process; name a number"
+    elif isinstance(settings.batch_size, int) and settings.batch_size < processes:
+        reason = f"{processes} processes share each batch, so it has at least as many items, not {settings.batch_size}"
+    if reason:
+        raise InvalidOption("batch_size", reason, where="--batch-size")

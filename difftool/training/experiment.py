@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,46 +20,27 @@ from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples, fingerprint, split
 from difftool.diffusion.schedule import Schedule
-from difftool.distributed import SINGLE, ProcessGroup, world
+from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import DifftoolError, InvalidOption, UsageError
+from difftool.files import sweep
 from difftool.paths import in_run, relative_to_run
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading
 from difftool.rng import key, seed_globally
 from difftool.runs.folder import RunFolder, now
 from difftool.runs.recipe import Recipe, companion_tables
 from difftool.sampling.model import Model
-from difftool.settings import AUTO, Training, is_due
+from difftool.settings import AUTO, is_due
 from difftool.specs import ObjectiveSpec, Row, RunContext
 from difftool.training import loop, state
-from difftool.training.batch_size import BatchSizeSearch, find_batch_size
+from difftool.training.batch_size import BatchSizeSearch, check_processes, find_batch_size
 from difftool.training.loggers import Loggers, opened
 from difftool.training.loss import Objective
-from difftool.training.metrics import Meter, scalars
+from difftool.training.metrics import Meter, Stopwatch, scalars
 from difftool.training.state import StateMetadata, TrainState
 from difftool.training.step import StepResult
 
 PREVIEWS = 4
 """The number of previews of a run by default."""
-
-
-class Stopwatch:
-    """Seconds of training over all resumes, without pauses."""
-
-    def __init__(self) -> None:
-        self.total = 0.0
-        """Seconds up to the last stop."""
-        self._start: float | None = None
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds up to now."""
-        return self.total if self._start is None else self.total + time.perf_counter() - self._start
-
-    def start(self) -> None:
-        self._start = time.perf_counter()
-
-    def stop(self) -> None:
-        self.total, self._start = self.elapsed, None
 
 
 @dataclass
@@ -82,6 +62,8 @@ class Experiment:
     """The search for a batch size, if there was one."""
     folder: RunFolder = field(init=False)
     """The run folder, once it is open."""
+    _find: Callable[[], RunFolder] = field(init=False)
+    _describe: Callable[[RunFolder], None] = field(init=False)
     loggers: Loggers = field(init=False)
     """The open loggers, once the run folder is open."""
     group: ProcessGroup = SINGLE
@@ -154,7 +136,7 @@ class Experiment:
             yield Loggers({})
             return
         folder, document = self.folder, self.recipe.document()
-        with folder.lock():
+        with folder.lock() as self._find:
             folder.check_room(self.state_bytes)
             if resume:
                 self._resume(new_data)
@@ -162,7 +144,9 @@ class Experiment:
             loggers = [relative_to_run(logger, folder.path) for logger in loggers]
             placed = [in_run(logger, folder.path) for logger in loggers]
             facts = {"started": started, **devices.machine(self.device), "steps": self.steps, "data": self.fingerprint}
-            folder.write_config({**document, **companion_tables(loggers)}, facts, self.recipe.plugins(loggers))
+            tables, plugins = {**document, **companion_tables(loggers)}, self.recipe.plugins(loggers)
+            self._describe = lambda folder: folder.write_config(tables, facts, plugins)
+            self._describe(folder)
             context = RunContext(
                 folder=folder.path,
                 logs=folder.logs,
@@ -218,6 +202,7 @@ class Experiment:
             device=self.device,
             workers=settings.workers,
             part=self.group.shard(self.batch_size),
+            name=f"dataset {self.recipe[Dataset].name}",
         )
         steps, log_every = self.steps, self.log_every
         self.meter.start(self.clock.total, self.state.skipped)
@@ -247,7 +232,7 @@ class Experiment:
             )
             self.state.network.train()
         if self.group.is_main:
-            self.folder.append_metrics(row)
+            self.find_folder().append_metrics(row)
             self.loggers(Row(step=result.step, metrics=scalars(row)))
         return row
 
@@ -255,8 +240,40 @@ class Experiment:
         """Write state and model. Older states are deleted once the new ones are on disk."""
         if self.saved_at != self.state.step:
             loop.check_finite(self.state, self.recipe.training, self.group)
-            self.group.on_main(self._write)
+            self.group.on_main(self._write_where_it_is)
             self.saved_at = self.state.step
+
+    def find_folder(self) -> RunFolder:
+        """Return the run folder for the next write, also if it was moved. Raises `DifftoolError` if it is gone.
+
+        A folder never gets files without its configuration, so one whose content was moved gets it again.
+        """
+        if (found := self._find()) != self.folder:
+            warnings.warn(
+                f"the run folder {self.folder.path} was moved; training goes on in {found.path}", stacklevel=2
+            )
+            self.folder = found
+            sweep(found.path)
+        if not found.config.exists():
+            warnings.warn(f"{found.config} was removed; it is written again", stacklevel=2)
+            self._describe(found)
+        return found
+
+    def _write_where_it_is(self) -> None:
+        """Write state and model, and once more if the folder is moved meanwhile."""
+        folder = self.find_folder()
+        try:
+            self._write()
+        except DifftoolError:
+            if self.find_folder() == folder:
+                raise
+            self._write()
+
+    def save_if_whole(self) -> None:
+        """Save what an exception from outside has interrupted, unless it struck while the weights were moved."""
+        if not self.state.moving:
+            self.clock.stop()
+            self.save()
 
     def _write(self) -> None:
         """Write the state first: where there is a model, there is something to resume from."""
@@ -284,10 +301,11 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         raise InvalidOption("held_out", str(error), where="--held-out") from None
     with loading(recipe[Dataset]):
         data = DataFacts.of(samples)
+    if device.type == "mps" and data.scaling.dtype == torch.float64:
+        raise DifftoolError("the data are so far from 0 that they need float64, which mps lacks; pass --device cpu")
     seed_globally(device, key(settings.seed, "weights"))
     network = build_network(recipe[Backbone], data, settings).to(device)
-    if data.is_image:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
     objective = build_objective(recipe, schedule, data, device)
     search = None
     if settings.batch_size == AUTO:
@@ -309,31 +327,18 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     )
 
 
-def check_processes(settings: Training) -> None:
-    """Raise `InvalidOption` if the processes of this run cannot share a batch."""
-    processes, reason = world().size, ""
-    if processes > 1 and settings.batch_size == AUTO:
-        reason = "auto is for one process; name a number"
-    elif isinstance(settings.batch_size, int) and settings.batch_size < processes:
-        reason = f"{processes} processes share each batch, so it has at least as many items, not {settings.batch_size}"
-    if reason:
-        raise InvalidOption("batch_size", reason, where="--batch-size")
-
-
 def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device: torch.device) -> Objective:
     """Build the objective of a recipe. Raises `UsageError` if its parts do not fit together."""
     settings = recipe.training
-    try:
-        return Objective(
-            ObjectiveSpec(schedule=schedule, sigma_data=data.std),
-            recipe[Prediction],
-            recipe[Weighting],
-            recipe[TimestepSampling],
-            settings.loss,
-            device=device,
-            self_condition=settings.self_condition,
-            learn_variance=settings.learn_variance,
-            data=data,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    return Objective(
+        ObjectiveSpec(schedule=schedule, sigma_data=data.std),
+        recipe[Prediction],
+        recipe[Weighting],
+        recipe[TimestepSampling],
+        settings.loss,
+        device=device,
+        self_condition=settings.self_condition,
+        learn_variance=settings.learn_variance,
+        data=data,
+        network=f"backbone {recipe[Backbone].name}",
+    )

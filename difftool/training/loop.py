@@ -16,7 +16,7 @@ from torch import nn
 from difftool.data.batches import Batches
 from difftool.data.samples import Samples
 from difftool.distributed import SINGLE, ProcessGroup
-from difftool.errors import Diverged
+from difftool.errors import Diverged, blaming
 from difftool.rng import key, sample_noise, seed_globally
 from difftool.training.inputs import inputs_from
 from difftool.training.loss import Objective
@@ -132,6 +132,8 @@ def held_out_loss(
             u = (torch.tensor(indices, device=device) + 0.5) / n + repeat / REPEATS
             t = ((u % 1.0) * levels).long().clamp(max=levels - 1)
             inputs = objective.inputs(x_0, eps, t, cond)
-            prediction = objective.prediction(objective.predict(network, inputs)).float()
+            with blaming(objective.network):
+                output = objective.predict(network, inputs)
+            prediction = objective.prediction(output).float()
             total += float(objective.item_losses(prediction, inputs.target).sum())
     return group.all_sum(total) / (n * REPEATS)

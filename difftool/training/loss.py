@@ -15,7 +15,7 @@ from torch import Tensor
 from difftool.diffusion.prediction import native_weight, tables
 from difftool.diffusion.self_conditioning import bounded_self_cond, with_self_cond
 from difftool.diffusion.variance import VarianceBound, split_variance
-from difftool.errors import DifftoolError
+from difftool.errors import DifftoolError, UsageError, blaming
 from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, 
 class Objective:
     """Schedule, prediction, weighting, timestep sampling and loss, as tables on the device.
 
-    Raises `ValueError` if they do not fit together.
+    `network` names the network in errors from its code. Raises `UsageError` if the parts do not fit together.
     """
 
     def __init__(
@@ -46,24 +46,32 @@ class Objective:
         self_condition: bool = False,
         learn_variance: bool = False,
         data: DataFacts,
+        network: str = "the network",
     ) -> None:
+        self.network = network
         self.spec, self.distance, self.device = spec, LOSSES[loss], device
         self.self_condition, self.data = self_condition, data
         schedule = spec.schedule
-        a, b, det = tables(prediction, spec)
+        with blaming(f"prediction {prediction.name}", refusal=UsageError):
+            a, b, det = tables(prediction, spec)
+            scale = torch.tensor([prediction.input_scale(level, spec) for level in schedule], dtype=torch.float64)
         native = native_weight(det, schedule.sigma)
-        factor = weighting.weight(native, spec) / native
-        if factor.shape != native.shape or not bool(torch.isfinite(factor).all()) or bool((factor < 0).any()):
-            raise ValueError(f"weighting {weighting.name} gives no finite weight at some level of this schedule")
-        scale = torch.tensor([prediction.input_scale(level, spec) for level in schedule], dtype=torch.float64)
+        with blaming(f"weighting {weighting.name}", refusal=UsageError):
+            weight = weighting.weight(native, spec)
+            factor = weight / native if weight.shape == native.shape else torch.tensor(math.nan)
+            if not bool(((factor >= 0) & factor.isfinite()).all()):
+                raise ValueError("it gives no finite weight at some level of this schedule")
 
         def table(values: Tensor) -> Tensor:
             return values.to(device, torch.float32)
 
         self.alpha, self.sigma, self.factor, self.scale = map(table, (schedule.alpha, schedule.sigma, factor, scale))
         self.a, self.b = Table.of(table(a)), Table.of(table(b))
+        self.eps_weight = table((schedule.alpha / det).square())
+        self.squared = self.distance is F.mse_loss
         self.x_0_of_x_t, self.x_0_of_output = table(b / det), table(-schedule.sigma / det)
-        self.distribution = table(distribution(timestep_sampling, spec))
+        with blaming(f"timestep sampling {timestep_sampling.name}", refusal=UsageError):
+            self.distribution = table(distribution(timestep_sampling, spec))
         self.bound: VarianceBound | None = None
         if learn_variance:
             pixels = data.bounds if data.is_image else None
@@ -130,6 +138,16 @@ class Objective:
         """Return the unweighted loss of each item (B,)."""
         return self.distance(prediction, target, reduction="none").mean(tuple(range(1, target.ndim)))
 
+    def eps_errors(self, prediction: Tensor, target: Tensor, t: Tensor, losses: Tensor) -> Tensor:
+        """Return the mean squared error of the estimate of eps of each item (B,), whatever the network predicts.
+
+        An error e of the output is an error e alpha/det of eps, where det = alpha b - sigma a. `losses` are the
+        `item_losses`, which are the squared errors of the output already, unless another loss was chosen.
+        """
+        if not self.squared:
+            losses = F.mse_loss(prediction, target, reduction="none").mean(tuple(range(1, target.ndim)))
+        return losses * self.eps_weight[t]
+
     def prediction(self, output: Tensor) -> Tensor:
         """Return the part of the output that predicts a x_0 + b eps, without the part for the variance."""
         return output if self.bound is None else split_variance(output)[0]
@@ -180,7 +198,7 @@ def distribution(sampling: TimestepSampling, spec: ObjectiveSpec) -> Tensor:
     density = sampling.density(spec).to(torch.float64)
     total = float(density.sum())
     if density.shape != spec.schedule.alpha.shape or not bool((density >= 0).all()) or not 0.0 < total < math.inf:
-        raise ValueError(f"timestep sampling {sampling.name} gives no distribution over the levels of this schedule")
+        raise ValueError("it gives no distribution over the levels of this schedule")
     cumulative = density.cumsum(0)
     return cumulative / cumulative[-1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,27 @@ from difftool.training.step import StepResult
 
 KEPT_ELEMENTS = 2**20
 """The number of predicted values to keep before the losses of their items are computed in one call."""
+
+
+class Stopwatch:
+    """Seconds of training over all resumes, without pauses."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        """Seconds up to the last stop."""
+        self._start: float | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds up to now."""
+        return self.total if self._start is None else self.total + time.perf_counter() - self._start
+
+    def start(self) -> None:
+        self._start = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stop, unless it has stopped already."""
+        self.total, self._start = self.elapsed, None
 
 
 @dataclass(frozen=True)
@@ -47,6 +69,8 @@ class Gathered:
     """The weighted loss of each step."""
     items: Tensor
     """The unweighted loss of each item of each step, in any order."""
+    eps: Tensor
+    """The squared error of eps of each item, in the same order."""
     t: Tensor
     """The level of each item."""
     prediction: Statistics
@@ -56,11 +80,12 @@ class Gathered:
         """Return the data of whole batches, of which each process sees a share."""
         if group.size == 1:
             return self
-        own = Gathered(self.losses.cpu(), self.items.cpu(), self.t.cpu(), self.prediction, self.input)
+        own = Gathered(self.losses.cpu(), self.items.cpu(), self.eps.cpu(), self.t.cpu(), self.prediction, self.input)
         parts = group.all_gather(own)
         return Gathered(
             torch.stack([part.losses for part in parts]).mean(0),
             torch.cat([part.items for part in parts]),
+            torch.cat([part.eps for part in parts]),
             torch.cat([part.t for part in parts]),
             Statistics.pooled([part.prediction for part in parts]),
             Statistics.pooled([part.input for part in parts]),
@@ -73,9 +98,10 @@ class Meter:
     def __init__(self, objective: Objective, batch_size: int) -> None:
         self.objective, self.batch_size = objective, batch_size
         self._losses: list[Tensor] = []
-        self._predictions: list[tuple[Tensor, Tensor]] = []
+        self._predictions: list[tuple[Tensor, Tensor, Tensor]] = []
         self._kept = 0
         self._items: list[Tensor] = []
+        self._eps: list[Tensor] = []
         self._t: list[Tensor] = []
         self._skipped, self._since, self._waited = 0, 0.0, 0.0
 
@@ -86,7 +112,7 @@ class Meter:
     def add(self, result: StepResult) -> None:
         self._losses.append(result.loss)
         self._t.append(result.inputs.t)
-        self._predictions.append((result.prediction, result.inputs.target))
+        self._predictions.append((result.prediction, result.inputs.target, result.inputs.t))
         self._kept += result.prediction.numel()
         if self._kept > KEPT_ELEMENTS:
             self._take_losses()
@@ -94,8 +120,11 @@ class Meter:
     def _take_losses(self) -> None:
         """Compute the losses of the items whose predictions were kept."""
         if self._predictions:
-            predictions, targets = (torch.cat(column) for column in zip(*self._predictions, strict=True))
-            self._items.append(self.objective.item_losses(predictions.float(), targets))
+            predictions, targets, t = (torch.cat(column) for column in zip(*self._predictions, strict=True))
+            predictions = predictions.float()
+            losses = self.objective.item_losses(predictions, targets)
+            self._items.append(losses)
+            self._eps.append(self.objective.eps_errors(predictions, targets, t, losses))
         self._predictions, self._kept = [], 0
 
     def row(
@@ -109,6 +138,7 @@ class Meter:
         seen = Gathered(
             losses=torch.stack(self._losses),
             items=torch.cat(self._items),
+            eps=torch.cat(self._eps),
             t=torch.cat(self._t),
             prediction=Statistics.of(result.prediction.float()),
             input=Statistics.of(result.inputs.x_t),
@@ -123,6 +153,7 @@ class Meter:
             "samples": result.step * self.batch_size,
             "elapsed": round(elapsed, 3),
             "loss": _finite(float(items.mean())),
+            "eps_loss": _finite(float(seen.eps.mean())),
             "weighted_loss": _finite(float(seen.losses.mean())),
             "loss_quartiles": [
                 _finite(s / c) if c else None for s, c in zip(sums.tolist(), counts.tolist(), strict=True)
@@ -137,7 +168,7 @@ class Meter:
             "waiting": round((waited - self._waited) / seconds, 3) if seconds > 0 else None,
             "steps_per_second": round(steps / seconds, 3) if seconds > 0 else None,
         }
-        self._losses, self._items, self._t = [], [], []
+        self._losses, self._items, self._eps, self._t = [], [], [], []
         self._skipped, self._since, self._waited = skipped, elapsed, waited
         return row
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from difftool.diffusion.visible import visible_levels
 from difftool.errors import counted
+from difftool.figures.formats import undrawable
 from difftool.files import atomic
 from difftool.rng import sample_noise
 from difftool.sampling.source import reference_points
@@ -27,8 +28,7 @@ PANEL_LEVELS = 4
 
 def draw(experiment: Experiment) -> list[Path]:
     """Draw `previews/samples-<step>.png` and `previews/panel-<step>.png`, for points and images only."""
-    shape = experiment.data.shape
-    if not experiment.data.is_image and len(shape) != 1:
+    if undrawable(experiment.data.form, experiment.data.shape):
         return []
     step, folder = experiment.state.step, experiment.folder.previews
     samples, panel = folder / f"samples-{step:06d}.png", folder / f"panel-{step:06d}.png"
@@ -52,12 +52,15 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
     model = experiment.model
     steps = min(STEPS, len(model.schedule))
     n = IMAGES if model.data.is_image else POINTS
-    plan = Plan.of(model, Sampling(steps=steps, num_samples=n, label="0" if model.needs_label else None))
+    label = model.data.class_names[0] if model.needs_label else None
+    plan = Plan.of(model, Sampling(steps=steps, num_samples=n, label=label))
     x = torch.cat([p.x for p in sample(model, plan) if p.done]).cpu()
-    title = f"{model.recipe.name}, step {experiment.state.step}, ddim {counted(steps, 'step')}"
+    steps_of = f"ddim {counted(steps, 'step')}{model.of_class(plan.label)}"
+    title = f"{model.recipe.name}, step {experiment.state.step}, {steps_of}"
     reference = reference_points(experiment.train)
     with atomic(path) as temporary:
-        Drawing(x=x, scaling=model.data.scaling, title=title, reference=reference).save_figure(temporary)
+        drawing = Drawing(x=x, scaling=model.data.scaling, title=title, reference=reference, form=model.data.form)
+        drawing.save_figure(temporary)
 
 
 def draw_panel(experiment: Experiment, path: Path) -> None:

@@ -40,6 +40,8 @@ class TrainState:
     skipped: int = 0
     """Steps skipped because of fp16 overflow, as of the last call to `check_finite`."""
     skipped_in_a_row: int = 0
+    moving: bool = False
+    """True while a step moves the weights. What an exception leaves then is no step's state."""
     unchecked: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """(is the gradient finite, the loss) of the steps since the last call to `check_finite`."""
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.nn.utils import clip_grads_with_norm_
 
 from difftool.devices import autocast
 from difftool.distributed import SINGLE, ProcessGroup
+from difftool.errors import blaming
 from difftool.training.optimizer import views_of
 
 if TYPE_CHECKING:
@@ -67,11 +68,13 @@ def make_step(state: TrainState, objective: Objective, settings: Training, group
         finite = grad_norm < math.inf
         if settings.clip:
             clip_grads_with_norm_(optimizer.parameters, settings.clip, grad_norm)
+        state.moving = True
         optimizer.update(lr, finite)  # a step whose gradient is not finite is masked
         scaler.update()
         if state.ema is not None:  # averaging weights that a masked step left alone does no harm
             state.ema.update()
         state.step += 1
+        state.moving = False
         return StepResult(state.step, inputs, prediction, loss, grad_norm, finite, lr)
 
     return step
@@ -82,7 +85,7 @@ def make_backward(state: TrainState, objective: Objective, settings: Training, g
 
     def eager() -> Backward:
         network = torch.compile(state.network) if settings.compile else state.network
-        return eager_backward(group.wrap(network), state, objective, settings, group)  # type: ignore[arg-type]
+        return eager_backward(network, state, objective, settings, group)  # type: ignore[arg-type]
 
     varies = objective.self_condition or objective.bound is not None or any(True for _ in state.network.buffers())
     plain = settings.precision == "fp32" and settings.accumulate == 1 and group.size == 1 and not varies
@@ -92,23 +95,30 @@ def make_backward(state: TrainState, objective: Objective, settings: Training, g
 
 
 def eager_backward(
-    network: Callable[..., Tensor], state: TrainState, objective: Objective, settings: Training, group: ProcessGroup
+    network: nn.Module, state: TrainState, objective: Objective, settings: Training, group: ProcessGroup
 ) -> Backward:
-    """Return the backward pass by autograd, part by part of the batch."""
+    """Return the backward pass by autograd, part by part of the batch. Only the last part exchanges gradients."""
     context = autocast(objective.device, settings.precision) or nullcontext
+    passing = () if group.size == 1 else (RuntimeError,)  # of which some say that another process is gone
     assert isinstance(settings.batch_size, int)
     loss_factor = group.loss_factor(settings.batch_size)
+    wrapped, first = group.wrap(network), True
 
     def backward(inputs: Inputs, self_cond: bool) -> tuple[Tensor, Tensor]:
-        losses, predictions = [], []
+        nonlocal wrapped, first
+        losses, predictions, rest = [], [], len(inputs.t)
         for part, share in parts(inputs, settings.accumulate):
-            with context():
-                output = objective.predict(network, part, self_cond=self_cond)
-            loss, weight = objective.loss(output, part), share * loss_factor
-            loss = loss if weight == 1.0 else weight * loss
-            state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            rest -= len(part.t)
+            with group.averaging(wrapped, now=rest == 0):
+                with blaming(objective.network, *passing), context():
+                    output = objective.predict(wrapped, part, self_cond=self_cond)
+                loss, weight = objective.loss(output, part), share * loss_factor
+                loss = loss if weight == 1.0 else weight * loss
+                state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             predictions.append(objective.prediction(output).detach())
+        if first:
+            wrapped, first = group.wrap_again(wrapped, network), False
         if len(losses) == 1:
             return losses[0], predictions[0]
         return torch.stack(losses).sum(), torch.cat(predictions)

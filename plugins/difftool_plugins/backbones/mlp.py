@@ -41,6 +41,11 @@ class MLP(Backbone, name="mlp"):
         help="embedding: add an embedding of time to the first layer; plain: t/1000 is one more input",
     )
     time_dim: int = option(default=64, ge=2, le=4096, help="number of sines and cosines of t in the embedding; even")
+    frequencies: Literal["transformer", "ddpm"] = option(
+        default="transformer",
+        help="frequencies of t, falling from 1: transformer would reach 1e-4 one after the last (n/2 steps), ddpm "
+        "reaches it (n/2 - 1 steps)",
+    )
 
     def __post_init__(self) -> None:
         if self.time_dim % 2:

@@ -44,12 +44,15 @@ class UNet(Backbone, name="unet"):
     blocks: int = option(
         default=1, ge=1, le=16, help="residual blocks of each level, in the encoder and in the decoder"
     )
-    attention: tuple[Literal["none", "linear", "full"], ...] | None = option(
+    attention: tuple[Literal["none", "linear", "linear-norm", "full"], ...] | None = option(
         default=None,
-        help="attention of each level, from fine to coarse, or one value for all levels",
+        help="attention of each level, from fine to coarse, or one value for all levels; linear-norm scales q by "
+        "1/sqrt(head-dim) and normalises its output",
         otherwise="full at the coarsest level",
     )
-    middle: Literal["none", "linear", "full"] = option(default="full", help="attention between encoder and decoder")
+    middle: Literal["none", "linear", "linear-norm", "full"] = option(
+        default="full", help="attention between encoder and decoder"
+    )
     heads: int = option(default=4, ge=1, le=64, help="heads of each attention")
     head_dim: int = option(default=32, ge=1, le=512, help="channels of each head")
     time: Literal["shift", "scale-shift"] = option(
@@ -59,6 +62,9 @@ class UNet(Backbone, name="unet"):
     groups: int = option(
         default=8, ge=1, le=1024, help="groups of each normalisation; must divide the channels of every level"
     )
+    attention_groups: int | None = option(
+        default=None, ge=1, le=1024, help="groups of the normalisation before each attention", otherwise="groups"
+    )
     dropout: float = option(default=0.0, ge=0, lt=1, help="share of the features that each block drops in training")
     checkpointing: bool = option(
         default=False, help="save memory: compute each block again in the backward pass instead of storing its features"
@@ -67,6 +73,30 @@ class UNet(Backbone, name="unet"):
     downsample: Literal["stride", "unshuffle"] = option(
         default="stride",
         help="stride: halve the image by a strided convolution; unshuffle: move 2x2 pixels into channels",
+    )
+    block: Literal["post", "pre"] = option(
+        default="post",
+        help="post: convolution, normalisation, SiLU, with time in the first; pre: normalisation, SiLU, convolution, "
+        "with time after both",
+    )
+    grow: Literal["before", "after"] = option(
+        default="before",
+        help="before: the blocks of level i have dim x dim-mults[i] channels; after: those of the encoder keep the "
+        "channels that come in, and the step to the next level widens",
+    )
+    first_kernel: int = option(default=3, ge=1, le=7, help="size of the first convolution; odd")
+    zero_init: bool = option(default=True, help="start with an output of zero and attentions that change nothing")
+    standardize_eps: float = option(default=0.0, ge=0, le=1, help="added to the variance of standardised weights")
+    time_dim: int | None = option(
+        default=None, ge=2, le=8192, help="number of sines and cosines of t; even", otherwise="4 x dim"
+    )
+    frequencies: Literal["transformer", "ddpm"] = option(
+        default="transformer",
+        help="frequencies of t, falling from 1: transformer would reach 1e-4 one after the last (n/2 steps), ddpm "
+        "reaches it (n/2 - 1 steps)",
+    )
+    time_activation: Literal["silu", "gelu"] = option(
+        default="silu", help="nonlinearity between the two layers of the embedding of time"
     )
 
     def __post_init__(self) -> None:
@@ -79,7 +109,19 @@ class UNet(Backbone, name="unet"):
                 f"attention: must be one value, or one for each of the {len(self.widths)} levels of dim-mults, "
                 f"not {len(self.attention)}"
             )
-        if indivisible := [width for width in self.widths if width % self.groups]:
+        if self.time_dim is not None and self.time_dim % 2:
+            raise ValueError(f"time_dim: must be even (half sines, half cosines), not {self.time_dim}")
+        if self.first_kernel % 2 == 0:
+            raise ValueError(f"first_kernel: must be odd, not {self.first_kernel}")
+        normalised = [*self.widths]
+        if self.block == "pre" or self.grow == "after":  # the first convolution's channels are normalised too
+            normalised.append(self.init_dim or self.dim)
+        if self.attention_groups and (rest := [width for width in normalised if width % self.attention_groups]):
+            raise ValueError(
+                f"attention_groups: must divide the channels of every level, but {self.attention_groups} does not "
+                f"divide {rest[0]}"
+            )
+        if indivisible := [width for width in normalised if width % self.groups]:
             raise ValueError(
                 f"groups: must divide the channels of every level, but {self.groups} does not divide {indivisible[0]}"
             )
@@ -104,6 +146,8 @@ class UNet(Backbone, name="unet"):
         options = asdict(self)
         del options["dim_mults"]
         options |= {"widths": self.widths, "init_dim": self.init_dim or self.dim, "attention": self.attention_by_level}
+        options["time_dim"] = self.time_dim or 4 * self.dim
+        options["attention_groups"] = self.attention_groups or self.groups
         return UNetNetwork(
             in_channels=spec.in_channels,
             out_channels=spec.out_channels,

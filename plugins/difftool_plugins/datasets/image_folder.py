@@ -27,7 +27,9 @@ GIB_IN_MEMORY, FILES_IN_MEMORY = 2.0, 20_000
 run, and workers can decode them as fast as a network trains."""
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MAX_LISTED = 10
-"""Bad files that a warning names."""
+"""Bad files or folders that a warning names."""
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout"}
+"""Names of folders that divide data for training and evaluation; they say nothing about what an image shows."""
 
 Stamp = list[int]
 """Size in bytes and time of the last change in nanoseconds; empty for a file without a status."""
@@ -38,7 +40,7 @@ class ImageFolder(Dataset, name="image-folder"):
 
     Each image is turned as its EXIF data say, put on a white background if it is transparent, scaled to cover the size,
     and cropped around its centre. If there are at least two sub-folders and all images lie in them, the sub-folders are
-    classes.
+    classes, unless they are called `train`, `test` and the like.
     """
 
     default_backbone = "unet"
@@ -48,8 +50,11 @@ class ImageFolder(Dataset, name="image-folder"):
         default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH in pixels, or one number for squares"
     )
     channels: int = option(default=3, ge=1, le=3, help="3 for colour, 1 for gray")
-    labels: Literal["auto", "none"] = option(
-        default="auto", help="auto: sub-folders are classes; none: there are no classes"
+    labels: Literal["auto", "folders", "none"] = option(
+        default="auto",
+        help="auto: sub-folders are classes if all images lie in them and they are not named train, test, ...; "
+        "folders: sub-folders are classes, whatever they are named, and images beside them are left out; "
+        "none: there are no classes",
     )
     flip: bool = option(default=False, help="mirror a random half of the images of each batch, left to right")
     skip_bad: bool = option(default=False, help="leave out files that cannot be read, and list them")
@@ -73,7 +78,7 @@ class ImageFolder(Dataset, name="image-folder"):
 
         channels, height, width = shape = self.item_shape()
         root = os.path.abspath(self.path.expanduser())
-        files = ImageFiles(root, list_images(root), channels, (height, width), self.skip_bad)
+        files = ImageFiles(root, self._chosen(list_images(root)), channels, (height, width), self.skip_bad)
         items: Tensor | ImageFiles
         gib = len(files) * math.prod(shape) / 2**30
         most = GIB_IN_MEMORY if self.memory is None else self.memory
@@ -91,7 +96,7 @@ class ImageFolder(Dataset, name="image-folder"):
             items, fingerprint = replace(files, names=names), _fingerprint(names, [stamps[i] for i in good])
         if bad:
             _report(root, list(bad.values()), len(files))
-        classes = class_folders(names) if self.labels == "auto" else ()
+        classes = self._classes(root, names)
         number = {name: k for k, name in enumerate(classes)}
         return Samples(
             items=items,
@@ -106,6 +111,35 @@ class ImageFolder(Dataset, name="image-folder"):
 
     def item_shape(self) -> tuple[int, int, int]:
         return (self.channels, *height_width(self.size))
+
+    def _chosen(self, names: list[str]) -> list[str]:
+        """Return the images to read: all of them, or with `labels` folders those in sub-folders."""
+        inside = [name for name in names if "/" in name]
+        if self.labels != "folders" or len(inside) == len(names):
+            return names
+        beside = len(names) - len(inside)
+        warnings.warn(f"left out {beside} of {len(names)} images, which lie beside the sub-folders", stacklevel=4)
+        return inside
+
+    def _classes(self, root: str, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the sub-folders that are classes, and warn where some or all of them are not.
+
+        Raises `ValueError` if `labels` is folders and there are fewer than two.
+        """
+        if self.labels == "none":
+            return ()
+        folders = class_folders(names)
+        if self.labels == "auto" and (reason := _no_classes(root, names, folders)):
+            warnings.warn(f"no classes: {reason}; --dataset.labels none confirms it", stacklevel=4)
+            return ()
+        if len(folders) < 2 and self.labels == "folders":
+            raise ValueError(
+                f"labels: folders needs images in two sub-folders or more, not {_listed(folders) or 'none'}"
+            )
+        if empty := sorted(set(sub_folders(root)) - set(folders), key=os.fsencode):
+            what = "" if len(folders) > 1 else "no classes, for there are images in one sub-folder alone: "
+            warnings.warn(f"{what}a sub-folder without readable images is not a class ({_listed(empty)})", stacklevel=4)
+        return folders if len(folders) > 1 else ()
 
     def _check(self, files: ImageFiles, stamps: Sequence[Stamp], cache: Path | None) -> dict[int, BadImage]:
         """Return the errors of bad files by number, without holding the images in memory.
@@ -175,11 +209,46 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def class_folders(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the top-level folders in order, if there are at least two and every file lies in one; otherwise ()."""
-    folders = {name.partition("/")[0] for name in names if "/" in name}
-    if len(folders) < 2 or not all("/" in name for name in names):
-        return ()
-    return tuple(sorted(folders, key=os.fsencode))
+    """Return the top-level folders of files in the order of bytes."""
+    return tuple(sorted({name.partition("/")[0] for name in names if "/" in name}, key=os.fsencode))
+
+
+def _no_classes(root: str, names: Sequence[str], folders: Sequence[str]) -> str:
+    """Return why folders that look like classes are none, and the option that takes them, or an empty text."""
+    beside = [name for name in names if "/" not in name]
+    if len(folders) == 1 and not beside:
+        below = class_folders([name.partition("/")[2] for name in names])
+        if len(below) > 1:
+            inner = printable(os.path.join(root, folders[0]))
+            return (
+                f"all images lie in {inner}; --dataset.path {inner} takes its sub-folders ({_listed(below)}) as classes"
+            )
+    if len(folders) < 2:
+        return ""
+    if beside:
+        return (
+            f"images lie beside the sub-folders ({len(beside)} of {len(names)}: {_listed(beside)}); "
+            f"--dataset.labels folders leaves them out and takes {_listed(folders)} as classes"
+        )
+    if all(name.casefold() in SPLITS for name in folders):
+        path = printable(os.path.join(root, folders[-1]))
+        return (
+            f"{_listed(folders)} divide data for training and evaluation, and images of all are taken; "
+            f"--dataset.path {path} takes one, --dataset.labels folders makes classes of them"
+        )
+    return ""
+
+
+def sub_folders(root: str) -> list[str]:
+    """Return the names of the folders in a folder, without hidden ones."""
+    with contextlib.suppress(OSError), os.scandir(root) as scan:
+        return [entry.name for entry in scan if not entry.name.startswith(".") and _is_folder(entry)]
+    return []
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names, separated by commas."""
+    return ", ".join([*map(printable, names[:MAX_LISTED]), *(["..."] if len(names) > MAX_LISTED else [])])
 
 
 def _report(root: str, bad: Sequence[BadImage], total: int) -> None:

@@ -15,8 +15,14 @@ if TYPE_CHECKING:
 class Uniform(TimestepSampling, name="uniform"):
     """Every level as often (Ho et al., 2020, algorithm 1)."""
 
+    first: int = option(default=0, ge=0, le=100_000, help="first level to draw; 1 leaves out the cleanest")
+
     def density(self, spec: ObjectiveSpec) -> Tensor:
-        return spec.schedule.alpha.new_ones(len(spec.schedule))
+        if self.first >= len(spec.schedule):
+            raise ValueError(f"first: must be below the number of levels, {len(spec.schedule)}, not {self.first}")
+        density = spec.schedule.alpha.new_ones(len(spec.schedule))
+        density[: self.first] = 0.0
+        return density
 
 
 class LogNormal(TimestepSampling, name="log-normal"):

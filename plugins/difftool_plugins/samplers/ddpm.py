@@ -25,10 +25,10 @@ class DDPM(Sampler, name="ddpm"):
 
     default_steps = None
 
-    variance: Literal["fixed-small", "fixed-large", "learned"] = option(
+    variance: Literal["fixed-small", "fixed-large", "learned", "beta-squared"] = option(
         default="fixed-small",
         help="noise of a step: the posterior's variance, beta (the larger), or what a model trained with "
-        "--learn-variance predicts",
+        "--learn-variance predicts; beta-squared is wrong, far too little noise, and only repeats a tutorial",
     )
 
     def sample(self, denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
@@ -50,7 +50,7 @@ class DDPM(Sampler, name="ddpm"):
         """
         small, large = ancestral_sigma(t, s), forward_sigma(t, s)
         if self.variance != "learned":
-            return small if self.variance == "fixed-small" else large
+            return {"fixed-small": small, "fixed-large": large, "beta-squared": large**2}[self.variance]
         if fraction is None:
             raise ValueError("variance: this model learned none; train one with --learn-variance")
         return small * (large / small) ** fraction.clamp(0.0, 1.0)  # a network far from its training predicts anything

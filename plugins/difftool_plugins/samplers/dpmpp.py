@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from difftool import Sampler, option
-from difftool_plugins.samplers.equations import decay
-from difftool_plugins.samplers.multistep import MAX_GROWTH, exponential_update, multistep
+from difftool_plugins.samplers.equations import decay, log_step
+from difftool_plugins.samplers.multistep import exponential_update, multistep, usable_nodes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +24,8 @@ def second_order(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: No
 
         x_s = (sigma_s/sigma_t) e^(-eta h) x_t + alpha_s (1 - e^(-(1 + eta) h)) D + sigma_s sqrt(1 - e^(-2 eta h)) z
 
-    D is x_0 alone in the first step, in the step to the clean end, after a level without signal, and where steps grow
-    suddenly.
+    D is x_0 alone in the first step, in long steps (as that to the clean end), after a level without signal, and where
+    steps grow suddenly.
     """
     from difftool import Step
 
@@ -34,11 +34,11 @@ def second_order(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: No
     for step, (t, s) in enumerate(pairwise(levels)):
         estimate = denoise(x, t)
         D = x_0 = estimate.x_0
-        q = decay(t, s)  # e^-h, which is 0 where h is infinite
-        h = -math.log(q) if q > 0.0 else math.inf
-        if x_0_last is not None and h < math.inf and h <= MAX_GROWTH * h_last:
-            r = h_last / h
+        h = log_step(t, s)
+        r = h_last / h if h < math.inf else math.nan
+        if x_0_last is not None and len(usable_nodes([0.0, -r], h)) == 2:
             D = x_0 + (x_0 - x_0_last) / (2 * r)
+        q = decay(t, s)  # e^-h
         x = s.sigma / t.sigma * q**eta * x + s.alpha * (1 - q ** (1 + eta)) * D
         if eta > 0.0 and s.sigma > 0.0:
             x = x + s.sigma * math.sqrt(1 - q ** (2 * eta)) * noise(step)

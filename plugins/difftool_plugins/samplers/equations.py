@@ -16,10 +16,20 @@ if TYPE_CHECKING:
 
     from difftool import Estimate, Level
 
+LONG_ANGLE = 0.5
+LONG_STEP = 1.3
+"""Steps that are longer than both, in theta and in lambda, are long for Euler's method."""
+
 
 def decay(t: Level, s: Level) -> float:
     """Return q = alpha_t sigma_s / (alpha_s sigma_t) = e^-h, where h = lambda_s - lambda_t is the step in lambda."""
     return t.alpha * s.sigma / (s.alpha * t.sigma)
+
+
+def log_step(t: Level, s: Level) -> float:
+    """Return h = lambda_s - lambda_t, the step in lambda; infinite from a level without signal, or to the clean end."""
+    q = decay(t, s)
+    return -math.log(q) if q > 0.0 else math.inf
 
 
 def ancestral_sigma(t: Level, s: Level) -> float:
@@ -46,3 +56,15 @@ def velocity(estimate: Estimate, level: Level) -> Tensor:
 def euler_step(x: Tensor, v: Tensor, t: Level, s: Level) -> Tensor:
     """Return x_s with x_s/norm_s = x_t/norm_t + (theta_s - theta_t) v."""
     return s.norm * (x / t.norm + (s.theta - t.theta) * v)
+
+
+def bounded_euler_step(x: Tensor, v: Tensor, t: Level, s: Level) -> Tensor:
+    """Return x_s as `euler_step` does, or along the circle of `ddim`'s step if the step is long.
+
+    v is the tangent of that circle. A step of angle d along it makes the state longer by sqrt(1 + d^2): with five steps
+    a swiss roll came out half as large again as the data.
+    """
+    d = s.theta - t.theta
+    if -d > LONG_ANGLE and log_step(t, s) > LONG_STEP:
+        return s.norm * (math.cos(d) * x / t.norm + math.sin(d) * v)
+    return euler_step(x, v, t, s)

@@ -6,7 +6,8 @@ The probability-flow ODE is used in two forms, each an integral over the step fr
     x_s/sigma_s = x_t/sigma_t + int e^lambda x_0 dlambda      (Lu et al., 2022, DPM-Solver++, eq. 8)
 
 A multistep method replaces the integrand, v or x_0, by the polynomial through its last values, and integrates that
-exactly. Nodes are measured in steps: u = 0 at t, 1 at s, and below 0 in the past.
+exactly; in long steps it is of lower order (see `usable_nodes`). Nodes are measured in steps: u = 0 at t, 1 at s, and
+below 0 in the past.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from difftool_plugins.samplers.equations import decay, euler_step, velocity
+from difftool_plugins.samplers.equations import bounded_euler_step, decay, log_step, velocity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +29,19 @@ if TYPE_CHECKING:
     History = Sequence[tuple[Level, Estimate]]
     Update = Callable[[Tensor, Level, Level, History], Tensor]
 
+MAX_STEP = 1.0
+"""The longest step in lambda over which a polynomial is extrapolated. From noise to data x_0 changes within a few units
+of lambda, so that a line over a longer step would lead beyond the data."""
+
+MAX_ANGLE = 0.2
+"""The longest step in theta for which that does not matter: near both ends, long steps in lambda are short there."""
+
 MAX_GROWTH = 2.0
-"""The longest extrapolation of a polynomial, in distances between its nodes. With the spacing `trailing`, no step
-in lambda is longer than ln 2 / ln 1.5 = 1.71 times the one before, so that second order holds all the way."""
+"""The longest extrapolation of a polynomial, in distances between its nodes."""
+
+SHORT_STEP, SHORT_GROWTH = 0.75, 5.0
+"""The longest step in lambda over which a line may be extrapolated further, and how far. The spacing `trailing` rounds
+levels to rows of the table: with hundreds of steps, a step of two rows follows one of a single row."""
 
 FINE = 0.1
 """The largest sigma/alpha at which data of unit variance look smooth enough to extrapolate to the clean end."""
@@ -88,9 +99,12 @@ def second_estimate(levels: Sequence[Level]) -> tuple[Level | None, float]:
 
 def theta_update(x: Tensor, t: Level, s: Level, history: History) -> Tensor:
     """Return x_s, exact if v is the polynomial in theta through the estimates, of which the first is at t."""
-    nodes = [(level.theta - t.theta) / (s.theta - t.theta) for level, _ in history]
-    values = [velocity(estimate, level) for level, estimate in history]
-    return euler_step(x, integral(nodes, values, plain_moments), t, s)
+    d = s.theta - t.theta
+    nodes = [(level.theta - t.theta) / d for level, _ in history]
+    h = log_step(t, s)
+    usable = usable_nodes(nodes, h if -d > MAX_ANGLE else min(h, MAX_STEP))
+    V = integral([nodes[i] for i in usable], [velocity(history[i][1], history[i][0]) for i in usable], plain_moments)
+    return bounded_euler_step(x, V, t, s)
 
 
 def exponential_update(x: Tensor, t: Level, s: Level, history: History) -> Tensor:
@@ -100,30 +114,34 @@ def exponential_update(x: Tensor, t: Level, s: Level, history: History) -> Tenso
     """
     h = (s.log_snr - t.log_snr) / 2  # lambda is half the log-SNR
     nodes = [0.0, *((level.log_snr - t.log_snr) / (2 * h) for level, _ in history[1:])]
-    D = integral(nodes, [estimate.x_0 for _, estimate in history], partial(exponential_moments, h))
+    usable = usable_nodes(nodes, h)
+    D = integral([nodes[i] for i in usable], [history[i][1].x_0 for i in usable], partial(exponential_moments, h))
     return s.sigma / t.sigma * x + s.alpha * D
 
 
 def integral(nodes: Sequence[float], values: Sequence[Tensor], moments: Callable[[int], Sequence[float]]) -> Tensor:
-    """Return the integral over the step of the polynomial through the values at the usable nodes.
+    """Return the integral over the step of the polynomial through the values at the nodes.
 
     `moments(count)` gives the integrals of 1, u, u^2, ... under the weight function.
     """
-    usable = usable_nodes(nodes)
-    weights = quadrature([nodes[i] for i in usable], moments(len(usable)))
-    return sum((weight * values[i] for weight, i in zip(weights[1:], usable[1:], strict=True)), weights[0] * values[0])
+    weights = quadrature(nodes, moments(len(nodes)))
+    return sum((weight * value for weight, value in zip(weights[1:], values[1:], strict=True)), weights[0] * values[0])
 
 
-def usable_nodes(nodes: Sequence[float]) -> list[int]:
-    """Return the indices of the nodes to put a polynomial through; the first node, u = 0, is always among them.
+def usable_nodes(nodes: Sequence[float], h: float) -> list[int]:
+    """Return the indices of the nodes to put a polynomial through, in a step of h in lambda.
 
-    Nodes that are not finite are left out (a level without signal has no place on the axis of lambda), and so are nodes
-    too close to another: where steps grow suddenly, as with the spacing `leading`, a line through two neighbours
-    overshoots.
+    The first node, u = 0, is always among them. If the step is long, no node in the past is: extrapolating overshoots,
+    while u = 1, where a correction has an estimate, is always usable. Left out too are nodes that are not finite (a
+    level without signal has no place on the axis of lambda), and those too close to another: where steps grow suddenly,
+    as with the spacing `leading`, a line through two neighbours overshoots.
     """
     usable = [0]
     for i, node in enumerate(nodes[1:], start=1):
-        if math.isfinite(node) and abs(node - nodes[usable[-1]]) * MAX_GROWTH >= 1.0:
+        if not math.isfinite(node) or (node < 0.0 and h > MAX_STEP):
+            continue
+        growth = SHORT_GROWTH if h <= SHORT_STEP and usable == [0] else MAX_GROWTH
+        if abs(node - nodes[usable[-1]]) * growth >= 1.0:
             usable.append(i)
     return usable
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from difftool import Spacing, option
 
@@ -20,7 +20,7 @@ class Trailing(Spacing, name="trailing"):
 
 
 class Leading(Spacing, name="leading"):
-    """900, 800, ..., 0: ends at the cleanest level, never visits the noisiest (Song, Meng & Ermon, 2021)."""
+    """900, 800, ..., 0: ends at the cleanest level, begins below the noisiest (Song, Meng & Ermon, 2021)."""
 
     def levels(self, schedule: Schedule, steps: int) -> list[Level]:
         stride = len(schedule) // steps
@@ -30,8 +30,15 @@ class Leading(Spacing, name="leading"):
 class Linspace(Spacing, name="linspace"):
     """999, 888, ..., 0: both ends (Nichol & Dhariwal, 2021)."""
 
+    rounding: Literal["nearest", "down"] = option(
+        default="nearest", help="round a level between two rows to the nearest, or down, as int() does"
+    )
+
     def levels(self, schedule: Schedule, steps: int) -> list[Level]:
         last = len(schedule) - 1
+        if self.rounding == "down":
+            parts = max(steps - 1, 1)
+            return [schedule[last * (parts - i) // parts] for i in range(steps)]
         return [schedule[round(last * (1 - i / max(steps - 1, 1)))] for i in range(steps)]
 
 

@@ -37,14 +37,16 @@ def from_betas(betas: Tensor, *, rescale: bool) -> Schedule:
         return Schedule.from_betas(betas.clamp(max=LARGEST_BETA))
 
 
-def from_alpha_bar(alpha_bar: Callable[[Tensor], Tensor], T: int, beta_max: float = LARGEST_BETA) -> Schedule:
+def from_alpha_bar(
+    alpha_bar: Callable[[Tensor], Tensor], T: int, beta_max: float = LARGEST_BETA, beta_min: float = 0.0
+) -> Schedule:
     """Return the table of alpha-bar(u), where u runs from 0 (clean) to 1 (noise).
 
-    beta_i = min(1 - alpha-bar((i+1)/T)/alpha-bar(i/T), beta_max). alpha-bar(1) is 0, so the last beta is clipped.
+    beta_i = 1 - alpha-bar((i+1)/T)/alpha-bar(i/T), clipped to beta_min..beta_max; the last always is: alpha-bar(1) = 0.
     """
     values = alpha_bar(torch.arange(T + 1, dtype=torch.float64) / T)
     with _distinct_levels(T):
-        return Schedule.from_betas((1 - values[1:] / values[:-1]).clamp(max=beta_max))
+        return Schedule.from_betas((1 - values[1:] / values[:-1]).clamp(min=beta_min, max=beta_max))
 
 
 def from_log_snr(log_snr: Tensor) -> Schedule:

@@ -84,6 +84,11 @@ class Cosine(VariancePreserving, name="cosine"):
 
     s: float = option(default=0.008, ge=0, le=1, help="offset that keeps the first betas from vanishing")
     beta_max: float = option(default=0.999, gt=0, lt=1, help="betas are clipped to this; 0.999 clips only the last one")
+    beta_floor: float = option(default=0.0, ge=0, lt=1, help="smaller betas are raised to this")
+
+    def __post_init__(self) -> None:
+        if self.beta_floor >= self.beta_max:
+            raise ValueError(f"beta_floor: must be below beta_max, {self.beta_max:g}, not {self.beta_floor:g}")
 
     def table(self, timesteps: int) -> Schedule:
         import math
@@ -93,7 +98,7 @@ class Cosine(VariancePreserving, name="cosine"):
         def f(u: Tensor) -> Tensor:
             return ((u + self.s) / (1 + self.s) * (math.pi / 2)).cos().square()
 
-        return from_alpha_bar(f, timesteps, self.beta_max)
+        return from_alpha_bar(f, timesteps, self.beta_max, self.beta_floor)
 
 
 class Sigmoid(BetaRange, name="sigmoid"):

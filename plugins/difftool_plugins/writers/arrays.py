@@ -1,4 +1,4 @@
-"""Samples as arrays: pixels from 0 to 255, or floats with --raw; points in data units."""
+"""Samples as arrays: images as pixels from 0 to 255, all else in data units; with --raw, model units."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class NPY(Writer, name="npy"):
 
 
 class NPZ(Writer, name="npz"):
-    """NumPy arrays by name: samples, labels if there are classes, and states with --trajectory."""
+    """NumPy arrays by name: samples, states with --trajectory, and for a class its labels and the class_names."""
 
     suffixes = (".npz",)
     holds_arrays = True
@@ -42,11 +42,13 @@ class NPZ(Writer, name="npz"):
         save = np.savez_compressed if self.compress else np.savez
         with open(path, "wb") as file:
             arrays: Any = drawing.arrays()
+            if drawing.labels is not None and drawing.class_names:
+                arrays["class_names"] = np.array(drawing.class_names, dtype=np.str_)
             save(file, **arrays)
 
 
 class SafeTensors(Writer, name="safetensors"):
-    """Tensors by name, as in npz, with title and units in the metadata."""
+    """Tensors by name, as in npz, with title, units and class_names in the metadata."""
 
     suffixes = (".safetensors",)
     holds_arrays = True
@@ -57,7 +59,10 @@ class SafeTensors(Writer, name="safetensors"):
         from safetensors.torch import save_file
 
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in drawing.arrays().items()}
-        save_file(tensors, path, metadata={"samples": json.dumps({"title": drawing.title, "units": drawing.units})})
+        facts: dict[str, Any] = {"title": drawing.title, "units": drawing.units}
+        if drawing.labels is not None and drawing.class_names:
+            facts["class_names"] = list(drawing.class_names)
+        save_file(tensors, path, metadata={"samples": json.dumps(facts)})
 
 
 class CSV(Writer, name="csv"):
@@ -76,7 +81,8 @@ class CSV(Writer, name="csv"):
             header = ["state", "sample", *header]
         if labels is not None:
             header.append("label")
-        line = ",".join(["%d" if rows.dtype.kind == "u" else "%.9g"] * width)
+        number = "%d" if rows.dtype.kind == "u" else "%.9g" if rows.dtype.itemsize == 4 else "%.17g"
+        line = ",".join([number] * width)
         with open(path, "w", encoding="utf-8", newline="\n") as file:
             file.write(",".join(header) + "\n")
             for state, samples in enumerate(rows):

@@ -22,8 +22,6 @@ class Picture(Writer, name="picture"):
 
     def check(self, spec: DrawingSpec) -> None:
         spec.check_drawable()
-        if spec.strip is not None:
-            check_trajectory(spec)
 
     def states(self, spec: DrawingSpec) -> Collection[int]:
         return () if spec.strip is None else spec.evenly(spec.strip)
@@ -48,7 +46,6 @@ class Film(Writer, name="film"):
 
     def check(self, spec: DrawingSpec) -> None:
         spec.check_drawable()
-        check_trajectory(spec)
 
     def states(self, spec: DrawingSpec) -> Collection[int]:
         return spec.evenly(self.frames)
@@ -63,10 +60,11 @@ class Folder(Writer, name="folder"):
     suffixes = ("",)
 
     def check(self, spec: DrawingSpec) -> None:
-        spec.check_drawable()
-        if len(spec.shape) != 3:
-            size = "x".join(map(str, spec.shape))
-            raise ValueError(f"a folder holds images, but the samples have shape {size}")
+        size = "x".join(map(str, spec.shape))
+        if spec.form != "image":
+            raise ValueError(f"a folder holds images, but the samples have shape {size} and form {spec.form!r}")
+        if spec.shape[0] not in (1, 3, 4):
+            raise ValueError(f"only images of 1, 3 or 4 channels are PNG files, but a sample has shape {size}")
 
     def write(self, drawing: Drawing, path: Path) -> None:
         from PIL import Image
@@ -75,9 +73,3 @@ class Folder(Writer, name="folder"):
         digits = max(MIN_DIGITS, len(str(len(images) - 1)))
         for i, image in enumerate(images):
             Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path / f"{i:0{digits}d}.png")
-
-
-def check_trajectory(spec: DrawingSpec) -> None:
-    """Raise `ValueError` for trajectories of single numbers, which no plot shows."""
-    if spec.shape == (1,):
-        raise ValueError("a trajectory of single numbers cannot be drawn")

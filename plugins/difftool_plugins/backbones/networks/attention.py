@@ -5,6 +5,7 @@ No positions are added, so permuting the pixels of the input permutes those of t
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
 import torch.nn.functional as F
@@ -14,23 +15,25 @@ from torch import Tensor, nn
 class Attention(nn.Module):
     """x + out(mix(q, k, v)), where q, k and v are linear in the normalised x.
 
-    The weights of `out` start at zero, so the module starts as the identity.
+    If `zero`, the weights of `out` start at zero, so that the module starts as the identity.
 
     Args:
         channels: Channels of x.
         heads: Number of heads.
         head_dim: Channels of q, k and v in each head.
         groups: Groups of the normalisation; must divide `channels`.
+        zero: Start as the identity.
     """
 
-    def __init__(self, *, channels: int, heads: int, head_dim: int, groups: int) -> None:
+    def __init__(self, *, channels: int, heads: int, head_dim: int, groups: int, zero: bool = True) -> None:
         super().__init__()
         self.heads, self.head_dim = heads, head_dim
         self.norm = nn.GroupNorm(groups, channels)
         self.qkv = nn.Conv2d(channels, 3 * heads * head_dim, 1, bias=False)
         self.out = nn.Conv2d(heads * head_dim, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+        if zero:
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         # in channels_last every reshape here is a view
@@ -38,7 +41,11 @@ class Attention(nn.Module):
         tokens = tokens.reshape(*tokens.shape[:2], 3, self.heads, self.head_dim)
         q, k, v = tokens.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = self.mix(q, k, v).transpose(1, 2).flatten(2).transpose(1, 2)
-        output: Tensor = x + self.out(mixed.reshape(*mixed.shape[:2], *x.shape[2:]))
+        return x + self.project(mixed.reshape(*mixed.shape[:2], *x.shape[2:]))
+
+    def project(self, mixed: Tensor) -> Tensor:
+        """Return out(mixed) (B, C, H, W)."""
+        output: Tensor = self.out(mixed)
         return output
 
     @staticmethod
@@ -64,3 +71,19 @@ class LinearAttention(Attention):
     @staticmethod
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return q.softmax(-1) @ (k.softmax(-2).transpose(-2, -1) @ v)
+
+
+class NormedLinearAttention(LinearAttention):
+    """x + norm(out(mix(q / sqrt(head_dim), k, v))), with a last normalisation over all channels and pixels."""
+
+    def __init__(self, *, channels: int, heads: int, head_dim: int, groups: int, zero: bool = True) -> None:
+        super().__init__(channels=channels, heads=heads, head_dim=head_dim, groups=groups, zero=zero)
+        self.last_norm = nn.GroupNorm(1, channels)
+
+    @staticmethod
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return LinearAttention.mix(q, k, v) / math.sqrt(q.shape[-1])
+
+    def project(self, mixed: Tensor) -> Tensor:
+        output: Tensor = self.last_norm(self.out(mixed))
+        return output

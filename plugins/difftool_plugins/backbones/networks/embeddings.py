@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 
-def sinusoidal(t: Tensor, size: int) -> Tensor:
+def sinusoidal(t: Tensor, size: int, frequencies: str = "transformer") -> Tensor:
     """Return the sines and cosines (B, size) of t (B,), a time in [0, 1000).
 
-    The size/2 angular frequencies fall geometrically from 1 to 1e-4 (Vaswani et al., 2017; Ho et al., 2020). They are
-    computed and not stored, so a cast of the network to another dtype does not round them.
+    The size/2 angular frequencies fall geometrically from 1. With "transformer" (Vaswani et al., 2017) the one after
+    the last would be 1e-4; with "ddpm" (Ho et al., 2020, their code) the last one is. They are computed and not stored,
+    so a cast of the network to another dtype does not round them.
     """
     half = size // 2
-    frequencies = torch.exp(torch.arange(half, device=t.device, dtype=t.dtype) * (-math.log(1e4) / half))
-    angles = t[:, None] * frequencies
+    ratios = half if frequencies == "transformer" else max(half - 1, 1)
+    frequencies_of_t = torch.exp(torch.arange(half, device=t.device, dtype=t.dtype) * (-math.log(1e4) / ratios))
+    angles = t[:, None] * frequencies_of_t
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -49,20 +51,27 @@ class Embedding(nn.Module):
         width: Size of the vectors.
         classes: Number of classes, or None for a network that takes no labels. Index `classes` means "no class".
         activation: Nonlinearity of the MLP.
+        frequencies: Those of the sines and cosines: transformer or ddpm, as in `sinusoidal`.
     """
 
     def __init__(
-        self, *, time_dim: int, width: int, classes: int | None = None, activation: type[nn.Module] = nn.SiLU
+        self,
+        *,
+        time_dim: int,
+        width: int,
+        classes: int | None = None,
+        activation: type[nn.Module] = nn.SiLU,
+        frequencies: str = "transformer",
     ) -> None:
         super().__init__()
-        self.time_dim, self.classes = time_dim, classes
+        self.time_dim, self.classes, self.frequencies = time_dim, classes, frequencies
         self.inner = nn.Linear(time_dim, width)
         self.activation = activation()
         self.outer = nn.Linear(width, width)
         self.label = None if classes is None else nn.Embedding(classes + 1, width)
 
     def forward(self, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        waves = sinusoidal(t, self.time_dim).to(self.inner.weight.dtype)
+        waves = sinusoidal(t, self.time_dim, self.frequencies).to(self.inner.weight.dtype)
         vectors: Tensor = self.outer(self.activation(self.inner(waves)))
         if self.label is None or self.classes is None:
             refuse_labels(cond)

@@ -28,6 +28,7 @@ class MLPNetwork(nn.Module):
         time: With "embedding", an embedding of time and label is added to the first layer's output. With "plain",
             t/1000 and the label are further inputs; the label is one-hot, and "no class" is all zeros.
         time_dim: Number of sines and cosines of t in the embedding; even.
+        frequencies: Those of the sines and cosines: transformer or ddpm, as in `sinusoidal`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class MLPNetwork(nn.Module):
         residual: bool = True,
         time: str = "embedding",
         time_dim: int = 64,
+        frequencies: str = "transformer",
     ) -> None:
         super().__init__()
         self.shape, self.classes = shape, classes
@@ -49,7 +51,9 @@ class MLPNetwork(nn.Module):
         inputs = in_channels * math.prod(shape[1:])
         self.embedding: Embedding | None = None
         if time == "embedding":
-            self.embedding = Embedding(time_dim=time_dim, width=width, classes=classes, activation=nonlinearity)
+            self.embedding = Embedding(
+                time_dim=time_dim, width=width, classes=classes, activation=nonlinearity, frequencies=frequencies
+            )
         else:
             inputs += 1 + (classes or 0)
         self.first = nn.Linear(inputs, width)

@@ -8,7 +8,7 @@ Level i has `widths[i]` channels at 2^-i of the image's height and width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -17,17 +17,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from difftool_plugins.backbones.networks.attention import Attention, FullAttention, LinearAttention
+from difftool_plugins.backbones.networks.attention import (
+    Attention,
+    FullAttention,
+    LinearAttention,
+    NormedLinearAttention,
+)
 from difftool_plugins.backbones.networks.embeddings import Embedding, full_precision
+
+ATTENTION: Mapping[str, type[Attention]] = {
+    "linear": LinearAttention,
+    "linear-norm": NormedLinearAttention,
+    "full": FullAttention,
+}
 
 
 class StandardizedConv2d(nn.Conv2d):
-    """A convolution whose weights have mean 0 and variance 1 for each output channel (Qiao et al., 2019)."""
+    """A convolution whose weights have mean 0 and variance 1 for each output channel (Qiao et al., 2019).
+
+    `eps` is added to the variance: above 0, the result depends on the scale of the weights.
+    """
+
+    eps = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        # the floor only guards against constant weights; a larger one would make the result depend on their scale
-        weight = (self.weight - mean) * torch.rsqrt(variance.clamp_min(1e-12))
+        weight = (self.weight - mean) * torch.rsqrt((variance + self.eps).clamp_min(1e-12))  # weights may be constant
         output: Tensor = self._conv_forward(x, weight, self.bias)
         return output
 
@@ -36,6 +51,8 @@ class Block(nn.Module):
     """A residual block: shortcut(x) + two times convolution, normalisation and SiLU.
 
     The features between the first normalisation and its SiLU are shifted by a function of time, or scaled and shifted.
+    With `pre`, normalisation and SiLU stand before each convolution (He et al., 2016, identity mappings), and time acts
+    on the result of both.
     """
 
     def __init__(
@@ -49,17 +66,23 @@ class Block(nn.Module):
         dropout: float,
         checkpointing: bool,
         standardize: bool,
+        standardize_eps: float = 0.0,
+        pre: bool = False,
     ) -> None:
         super().__init__()
         conv = StandardizedConv2d if standardize else nn.Conv2d
+        self.pre = pre
         self.scales, self.checkpointing = time == "scale-shift", checkpointing
         self.time = nn.Linear(embedding, (2 if self.scales else 1) * out_channels)
         self.conv1 = conv(in_channels, out_channels, 3, padding=1)
-        self.norm1 = nn.GroupNorm(groups, out_channels)
+        self.norm1 = nn.GroupNorm(groups, in_channels if pre else out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = conv(out_channels, out_channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, out_channels)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        for module in (self.conv1, self.conv2):
+            if isinstance(module, StandardizedConv2d):
+                module.eps = standardize_eps
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
@@ -70,16 +93,21 @@ class Block(nn.Module):
     def compute(self, x: Tensor, embedding: Tensor) -> Tensor:
         with full_precision(x.device):
             time = self.time(embedding)[:, :, None, None]
-        h = self.norm1(self.conv1(x))
-        if self.scales:
-            scale, shift = time.chunk(2, dim=1)
-            h = torch.addcmul(shift.to(h.dtype), h, (scale + 1).to(h.dtype))
+        if self.pre:
+            h = self.conv1(F.silu(self.norm1(x)))
+            h = self.modulate(self.conv2(self.dropout(F.silu(self.norm2(h)))), time)
         else:
-            h = h + time.to(h.dtype)
-        h = self.dropout(F.silu(h))
-        h = F.silu(self.norm2(self.conv2(h)))
+            h = self.dropout(F.silu(self.modulate(self.norm1(self.conv1(x)), time)))
+            h = F.silu(self.norm2(self.conv2(h)))
         output: Tensor = h + self.shortcut(x)
         return output
+
+    def modulate(self, h: Tensor, time: Tensor) -> Tensor:
+        """Return h shifted by time (B, C, 1, 1), or scaled and shifted by its halves (B, 2 C, 1, 1)."""
+        if not self.scales:
+            return h + time.to(h.dtype)
+        scale, shift = time.chunk(2, dim=1)
+        return torch.addcmul(shift.to(h.dtype), h, (scale + 1).to(h.dtype))
 
 
 class Down(nn.Module):
@@ -115,28 +143,38 @@ class Up(nn.Module):
 class UNetNetwork(nn.Module):
     """Map x (B, in_channels, H, W), t (B,) and cond (B,) to an output (B, out_channels, H, W).
 
-    The weights of the last convolution start at zero, and so does the output. H and W must be multiples of
-    2^(len(widths) - 1).
+    With `zero_init` the weights of the last convolution start at zero, and so does the output. H and W must be
+    multiples of 2^(len(widths) - 1).
 
     Args:
         in_channels: Channels of x.
         out_channels: Channels of the output.
         classes: Number of classes, or None for a network that takes no labels. Index `classes` means "no class".
         dim: A quarter of the size of the embedding of time and label.
+        time_dim: Number of sines and cosines of t.
         init_dim: Channels of the first convolution.
         widths: Channels of each level, from fine to coarse.
         blocks: Residual blocks of each level, in the encoder and in the decoder.
-        attention: Attention of each level, from fine to coarse: none, linear or full.
+        attention: Attention of each level, from fine to coarse: none, linear, linear-norm or full.
         middle: Attention at the coarsest level, between encoder and decoder.
         heads: Heads of each attention.
         head_dim: Channels of each head.
         time: With "shift", time is added to the features of each block; with "scale-shift", it also scales them.
         groups: Groups of each normalisation; must divide all widths.
+        attention_groups: Groups of the normalisation before each attention.
         dropout: Share of the features that each block drops in training.
         checkpointing: Compute each block again in the backward pass instead of storing what it computed.
         standardize: Standardise the weights of the blocks' convolutions.
         downsample: With "stride", halve the image by a strided convolution; with "unshuffle", move 2x2 pixels into
             channels.
+        block: Order in a block: "post" is convolution, normalisation, SiLU; "pre" has the convolution last.
+        grow: With "before", all blocks of level i have `widths[i]` channels. With "after", those of the encoder have
+            the channels that come in, and the step to the next level widens; a 3x3 convolution widens the last level.
+        first_kernel: Size of the first convolution.
+        zero_init: Start with an output of zero, and with attentions that are the identity.
+        standardize_eps: Added to the variance of standardised weights.
+        frequencies: Those of the sines and cosines of t: transformer or ddpm.
+        time_activation: Nonlinearity in the MLP of the embedding: silu or gelu.
     """
 
     def __init__(
@@ -146,6 +184,7 @@ class UNetNetwork(nn.Module):
         out_channels: int,
         classes: int | None = None,
         dim: int,
+        time_dim: int,
         init_dim: int,
         widths: Sequence[int],
         blocks: int = 1,
@@ -155,14 +194,23 @@ class UNetNetwork(nn.Module):
         head_dim: int = 32,
         time: str = "scale-shift",
         groups: int = 8,
+        attention_groups: int = 8,
         dropout: float = 0.0,
         checkpointing: bool = False,
         standardize: bool = False,
         downsample: str = "stride",
+        block: str = "post",
+        grow: str = "before",
+        first_kernel: int = 3,
+        zero_init: bool = True,
+        standardize_eps: float = 0.0,
+        frequencies: str = "transformer",
+        time_activation: str = "silu",
     ) -> None:
         super().__init__()
         embedding, coarsest = 4 * dim, widths[-1]
-        block = partial(
+        encoder = [*widths] if grow == "before" else [init_dim, *widths[:-1]]
+        make_block = partial(
             Block,
             embedding=embedding,
             time=time,
@@ -170,24 +218,37 @@ class UNetNetwork(nn.Module):
             dropout=dropout,
             checkpointing=checkpointing,
             standardize=standardize,
+            standardize_eps=standardize_eps,
+            pre=block == "pre",
         )
-        attend = partial(make_attention, heads=heads, head_dim=head_dim, groups=groups)
-        self.embedding = Embedding(time_dim=embedding, width=embedding, classes=classes)
-        self.first = nn.Conv2d(in_channels, init_dim, 3, padding=1)
+        attend = partial(make_attention, heads=heads, head_dim=head_dim, groups=attention_groups, zero=zero_init)
+        self.embedding = Embedding(
+            time_dim=time_dim,
+            width=embedding,
+            classes=classes,
+            activation=nn.GELU if time_activation == "gelu" else nn.SiLU,
+            frequencies=frequencies,
+        )
+        self.first = nn.Conv2d(in_channels, init_dim, first_kernel, padding=first_kernel // 2)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
-        for i, (width, kind) in enumerate(zip(widths, attention, strict=True)):
-            inputs = [width if i else init_dim, *[width] * (blocks - 1)]
-            self.downs.append(Down([block(n, width) for n in inputs], attend(kind, width)))
-            self.ups.append(Up([block(2 * width, width) for _ in range(blocks)], attend(kind, width)))
-        self.downsamples = nn.ModuleList(make_downsample(downsample, *pair) for pair in pairwise(widths))
+        for i, (down, up, kind) in enumerate(zip(encoder, widths, attention, strict=True)):
+            inputs = [down if i else init_dim, *[down] * (blocks - 1)]
+            self.downs.append(Down([make_block(n, down) for n in inputs], attend(kind, down)))
+            self.ups.append(Up([make_block(up + down, up) for _ in range(blocks)], attend(kind, up)))
+        self.downsamples = nn.ModuleList(make_downsample(downsample, *pair) for pair in pairwise(encoder))
         self.upsamples = nn.ModuleList(make_upsample(coarse, fine) for fine, coarse in pairwise(widths))
-        self.middle1 = block(coarsest, coarsest)
+        self.widen, self.narrow = (
+            nn.Identity() if grow == "before" else nn.Conv2d(*pair, 3, padding=1)
+            for pair in ((encoder[-1], coarsest), (widths[0], encoder[0]))
+        )
+        self.middle1 = make_block(coarsest, coarsest)
         self.attention = attend(middle, coarsest)
-        self.middle2 = block(coarsest, coarsest)
-        self.last = block(widths[0] + init_dim, widths[0])
+        self.middle2 = make_block(coarsest, coarsest)
+        self.last = make_block(encoder[0] + init_dim, widths[0])
         self.output = nn.Conv2d(widths[0], out_channels, 1)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)  # type: ignore[arg-type]
+        if zero_init:
+            nn.init.zeros_(self.output.weight)
+            nn.init.zeros_(self.output.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         with full_precision(x.device):
@@ -196,21 +257,20 @@ class UNetNetwork(nn.Module):
         skips: list[Tensor] = []
         for i, down in enumerate(self.downs):
             x = down(self.downsamples[i - 1](x) if i else x, embedding, skips)
-        x = self.middle2(self.attention(self.middle1(x, embedding)), embedding)
+        x = self.middle2(self.attention(self.middle1(self.widen(x), embedding)), embedding)
         for i in reversed(range(len(self.ups))):
             x = self.ups[i](x, embedding, skips)
             x = self.upsamples[i - 1](x) if i else x
-        x = self.last(torch.cat([x, first], dim=1), embedding)
+        x = self.last(torch.cat([self.narrow(x), first], dim=1), embedding)
         output: Tensor = self.output(x)
         return output
 
 
-def make_attention(kind: str, channels: int, *, heads: int, head_dim: int, groups: int) -> nn.Module:
-    """Return the attention of a level: none, linear or full."""
+def make_attention(kind: str, channels: int, *, heads: int, head_dim: int, groups: int, zero: bool) -> nn.Module:
+    """Return the attention of a level: none, linear, linear-norm or full."""
     if kind == "none":
         return nn.Identity()
-    attention: type[Attention] = FullAttention if kind == "full" else LinearAttention
-    return attention(channels=channels, heads=heads, head_dim=head_dim, groups=groups)
+    return ATTENTION[kind](channels=channels, heads=heads, head_dim=head_dim, groups=groups, zero=zero)
 
 
 def make_downsample(kind: str, fine: int, coarse: int) -> nn.Module:
