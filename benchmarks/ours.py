@@ -55,7 +55,7 @@ def watched(experiment: Experiment) -> Generator[None, None, None]:
     """An experiment that is there already, step by step."""
     with tempfile.TemporaryDirectory() as place, open(os.devnull, "w") as nowhere:
         terminal = Console(file=nowhere, force_terminal=True, _environ={"TERM": "xterm"})
-        words = BarWords(experiment.batch_size)
+        words = BarWords(experiment.batch_size, len(experiment.train), experiment.steps)
         with experiment.open(lambda: create(experiment.recipe, Path(place) / "run", overwrite=False)):
             bar = Bar("training", experiment.steps, terminal)
             try:

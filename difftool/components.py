@@ -243,6 +243,9 @@ class Oracle(Component):
     commands = ("sample", "compare")
     default = "ideal"
 
+    comparison_defaults: ClassVar[Mapping[str, object]] = {}
+    """Options that `compare` sets unless the user does, since it makes thousands of calls."""
+
     @abstractmethod
     def denoiser(self, samples: Samples, spec: OracleSpec) -> Denoise:
         """Return the denoiser of the data in model units, or of one class. Raise `ValueError` where there is none."""

@@ -177,6 +177,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun: `1 option`, `3,000 options`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def shortened(text: str, most: int) -> str:
     """Return a text of at most `most` characters: the middle of a longer one is left out."""
     if len(text) <= most:

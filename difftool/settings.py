@@ -36,11 +36,13 @@ class Training(Options):
     )
     lr: float = option(default=1e-3, gt=0, le=10, help="learning rate of Adam")
     lr_schedule: Literal["constant", "cosine"] = option(default="constant", help="cosine falls to 0 at the last step")
-    warmup: int = option(default=0, ge=0, help="steps in which the learning rate rises from 0")
+    warmup: int = option(default=0, ge=0, le=LARGEST_STEP, help="steps in which the learning rate rises from 0")
     clip: float = option(default=0.0, ge=0, help="gradient norm to clip at; 0: no clipping")
     loss: Literal["mse", "l1", "huber"] = option(default="mse", help="loss of an item")
     ema: float = option(default=0.999, ge=0, lt=1, help="decay of the weight average (EMA) at most; 0: no average")
-    held_out: int = option(default=0, ge=0, help="number of items kept out of training, for the held-out loss")
+    held_out: int = option(
+        default=0, ge=0, le=10**9, help="number of items kept out of training, for the held-out loss"
+    )
     stratified: bool = option(default=False, help="spread the noise levels of a batch evenly, for a steadier loss")
     self_condition: bool = option(
         default=False, help="self-conditioning: also feed the network its own estimate of x_0"
@@ -55,7 +57,7 @@ class Training(Options):
     checkpoint_every: str = option(default="500", help="save the training state every N steps, or N epochs (2ep)")
     keep: int = option(default=2, ge=1, le=10**6, help="number of training states kept")
     preview_every: str | None = option(
-        default=None, help="draw samples every N steps, or N epochs (2ep); 0: only at the end", otherwise="4 times"
+        default=None, help="draw samples every N steps, or N epochs (2ep); 0: never", otherwise="4 times"
     )
 
     def __post_init__(self) -> None:
@@ -140,14 +142,19 @@ class Sampling(Options):
             raise ValueError("mask: belongs to an image; add --inpaint")
 
 
+def is_never(every: str) -> bool:
+    """Return whether something that is done every so many steps or epochs is never done: `0`."""
+    return int(every.removesuffix("ep")) == 0
+
+
 def is_due(step: int, every: str, *, items: int, batch_size: int) -> bool:
     """Return whether something that is done every `500` steps or `2ep` epochs is due after this step; `0` is never.
 
     Batches run across the ends of epochs, so an epoch ends in the step that uses its last item.
     """
-    count = int(every.removesuffix("ep"))
-    if count == 0:
+    if is_never(every):
         return False
+    count = int(every.removesuffix("ep"))
     if not every.endswith("ep"):
         return step % count == 0
     return step * batch_size // (count * items) > (step - 1) * batch_size // (count * items)

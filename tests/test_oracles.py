@@ -169,7 +169,8 @@ def test_items_in_model_units_of_one_class(shape: tuple[int, ...]) -> None:
     x = torch.zeros(1, *shape)
     torch.testing.assert_close(Ideal().denoiser(samples, spec())(x, pure).x_0[0], items.mean(0))
     torch.testing.assert_close(Ideal().denoiser(samples, spec(1))(x, pure).x_0[0], items[1::3].mean(0))
-    assert Ideal(items=4).denoiser(samples, spec()).means.tolist() == items[::3].flatten(1).tolist()  # type: ignore[attr-defined]
+    four = Ideal(items=4).denoiser(samples, spec()).means.tolist()  # type: ignore[attr-defined]
+    assert len({tuple(item) for item in four} & {tuple(item) for item in items.flatten(1).tolist()}) == 4
     assert len(Ideal(items=2).denoiser(samples, spec(1)).means) == 2  # type: ignore[attr-defined]
     assert len(Ideal(items=99).denoiser(samples, spec()).means) == 12  # type: ignore[attr-defined]
 

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from difftool.cli.console import help_text
+from difftool.cli.help import whole_names
 from difftool.plugins.discovery import BUILT_IN, Announced, announced
 from difftool.version import __version__
 
@@ -38,6 +39,10 @@ class Commands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*COMMANDS, *announced(COMMANDS)]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with whole_names():
+            super().format_help(ctx, formatter)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a placeholder with the command's name and first line, which is all that the help needs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,7 @@ from difftool.cli.console import bar, new_table, plain, result, result_json, std
 from difftool.cli.flags import Group, flag_of, make_from_flags, text_of
 from difftool.cli.parameters import AsJson
 from difftool.components import KINDS, Backbone, Component
-from difftool.errors import DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError
+from difftool.errors import DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError, counted
 from difftool.options import Options, fields, option, options_of, suggestion
 from difftool.plugins.discovery import distribution_name
 from difftool.plugins.loading import Plugin
@@ -25,6 +26,8 @@ from difftool.plugins.registry import registry
 if TYPE_CHECKING:
     from difftool.testing import Finding
 
+LARGEST_ITEM = 2**22
+"""The most numbers in an item that backbones are checked with, such as four images of 3x512x512."""
 STYLES = {"passed": "green", "failed": "bold red", "skipped": "dim"}
 
 
@@ -32,12 +35,14 @@ class Checking(Options):
     """The settings of a check."""
 
     shape: tuple[int, ...] | None = option(
-        default=None, ge=1, help="C,H,W or D: shape of the items that backbones are checked with"
+        default=None, ge=1, le=4096, help="C,H,W or D: shape of the items that backbones are checked with"
     )
 
     def __post_init__(self) -> None:
         if self.shape is not None and not 1 <= len(self.shape) <= 4:
             raise ValueError("shape: must be one to four numbers, such as 3,64,64")
+        if self.shape is not None and math.prod(self.shape) > LARGEST_ITEM:
+            raise ValueError(f"shape: an item may have at most {LARGEST_ITEM:,} numbers, not {math.prod(self.shape):,}")
 
 
 def _choose(_ctx: typer.Context, _params: dict[str, Any], args: list[str]) -> Sequence[Group]:
@@ -71,7 +76,6 @@ def check(
     settings: Checking = make_from_flags(Checking, values["check"])
     cases = [case for name in dict.fromkeys(names) for case in _cases(name, values, settings.shape)]
     from difftool.testing.examine import PLUGIN_LAWS, laws_of
-    from difftool.testing.laws import counted
 
     total = sum(len(PLUGIN_LAWS if case.kind == "plugin" else laws_of(case.kind)) for case in cases)
     with bar("checking", total) as progress:

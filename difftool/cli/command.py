@@ -7,7 +7,9 @@ of it stays in this file, and Typer's version is capped and tested.
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -16,8 +18,9 @@ from typer.core import TyperCommand
 
 from difftool.cli.console import results_alone
 from difftool.cli.flags import Group, compile_names, compile_options, make_from_flags, take_names, take_values
+from difftool.cli.help import whole_names
 from difftool.components import KINDS, Component, kinds_of
-from difftool.errors import UsageError
+from difftool.errors import UsageError, printable
 from difftool.options import fields, suggestion
 from difftool.plugins.registry import registry
 
@@ -46,13 +49,17 @@ class ComponentCommand(TyperCommand):
                 refuse_repeated(self.make_parser(ctx).parse_args(list(args))[2])
             rest = super().parse_args(ctx, args)
         except typer.TyperException as error:
-            raise explained(error, self.get_params(ctx)) from None
+            raise _advised(error, ctx.info_name) or explained(error, self.get_params(ctx)) from None
         ctx.meta[VALUES], ctx.meta[NAMES] = take_values(groups, ctx.params), take_names(ctx.params)
         return rest
 
     def invoke(self, ctx: Any) -> Any:
         with results_alone():
             return super().invoke(ctx)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with whole_names():
+            super().format_help(ctx, formatter)
 
     def get_params(self, ctx: Any) -> list[Any]:
         *own, help_option = super().get_params(ctx)
@@ -111,6 +118,25 @@ def given_component(ctx: typer.Context, base: type[C]) -> C:
 def named(base: type[C], names: Mapping[str, Any]) -> type[C]:
     """Return the component class that the command line names, or the kind's default. Raises `UsageError`."""
     return registry().of_kind(base, names.get(base.kind, base.default))
+
+
+def _advised(error: typer.TyperException, command: str | None) -> UsageError | None:
+    """Return an error that says what `difftool train WORD` may have meant: a folder, a run, or a name."""
+    found = re.search(r"unexpected extra argument\S* \((\S+)\)", str(error))
+    if command != "train" or found is None:
+        return None
+    word = printable(found[1])
+    if os.path.isfile(os.path.join(found[1], "config.toml")):
+        meaning = f"to continue this run: --resume {shlex.quote(word)}"
+    elif os.path.isdir(found[1]):
+        meaning = f"to learn a folder of images: --dataset image-folder --dataset.path {shlex.quote(word)}"
+    elif word.endswith(".toml"):
+        meaning = f"to take the settings of this file: --config {shlex.quote(word)}"
+    elif kinds := [base for base in KINDS.values() if word in registry().names(base.kind) and base.flag]:
+        meaning = f"did you mean {kinds[0].flag} {word}?"
+    else:
+        return None
+    return UsageError(f"got unexpected extra argument {word!r}; {meaning}")
 
 
 def refuse_repeated(given: Sequence[Any]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,15 +13,16 @@ import typer
 from rich.table import Column
 
 from difftool.cli.command import component_command, given_values
-from difftool.cli.console import add_row, bar, new_table, note, show
-from difftool.cli.flags import Group, make_from_flags
+from difftool.cli.console import Bar, add_row, bar, new_table, note, show
+from difftool.cli.flags import Group, flag_of, make_from_flags, text_of
 from difftool.cli.outputs import check_out, report, save_figure
-from difftool.cli.parameters import AsJson, Device, Overwrite, out_option
+from difftool.cli.parameters import Device, FigureJson, Overwrite, out_option
 from difftool.cli.sources import PANELS, RunArgument, SourceRequest, Timesteps, Weights, source_groups
 from difftool.components import Component, Sampler, Spacing
+from difftool.errors import counted
 from difftool.figures.formats import PICTURES
 from difftool.files import numbered
-from difftool.options import Options, option
+from difftool.options import Options, option, plain
 from difftool.plugins.registry import registry
 from difftool.settings import LARGEST_SEED, Sampling
 
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from difftool.sampling.comparison import Comparison, Result
+
+
+ORACLE_POINTS = 1_000
+"""The default number of points of an oracle, each of which it compares with all its items."""
 
 
 class Comparing(Options):
@@ -41,7 +47,12 @@ class Comparing(Options):
         default=(5, 10, 20, 40, 80, 160), ge=1, le=100_000, help="network calls; as many steps as they allow"
     )
     num_samples: int | None = option(
-        default=None, ge=2, le=10**7, short="-n", help="number of samples", otherwise="16 images or arrays, 2000 points"
+        default=None,
+        ge=2,
+        le=10**7,
+        short="-n",
+        help="number of samples",
+        otherwise="16 images or arrays, 2000 points, 1000 with an oracle",
     )
     batch_size: int | None = option(
         default=None, ge=1, le=10**7, help="samples drawn at once; does not change the samples"
@@ -71,7 +82,7 @@ def compare(
     out: Annotated[Path | None, out_option("The figure.", "a new compare-<name>-NNN.png here")] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
-    json: AsJson = False,
+    json: FigureJson = False,
 ) -> None:
     """Compare samplers and spacings on one model: a table here, a figure in a file."""
     request = SourceRequest.of(ctx)
@@ -84,10 +95,16 @@ def compare(
     from difftool import devices
     from difftool.sampling.comparison import Comparison, deterministic, entries
 
+    quick = request.parts is not None
+    if quick:  # such a comparison ends within a minute, unless the user wants more
+        request = _quick(request, given_values(ctx))
     opened = request.open(devices.choose(device))
     source = opened.source
     sampling = Sampling(
-        num_samples=settings.num_samples, batch_size=settings.batch_size, seed=settings.seed, label=settings.label
+        num_samples=settings.num_samples or (ORACLE_POINTS if quick and source.data.is_points else None),
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        label=settings.label,
     )
     with devices.threads(settings.threads, opened.threads):
         of_class = source.of_class(source.label_index(settings.label))
@@ -95,24 +112,43 @@ def compare(
         samplers = samplers or deterministic(source.schedule, spacings[0])
         planned = entries(source, samplers, spacings, calls, sampling)
         note(
-            f"comparing {len(samplers)} samplers on {opened.where} ({source.description}): "
+            f"comparing {counted(len(samplers), 'sampler')} on {opened.where} ({source.description}): "
             f"{comparison.num_samples:,} samples{of_class}; {devices.describe(source.device)}, seed {settings.seed}"
         )
         results = []
-        with bar("comparing", len(planned)) as progress:
-            for i, entry in enumerate(planned):
-                results.append(comparison.measure(entry, partial(progress.update, i)))
-            progress.update(len(planned), f"{len(planned)} trajectories")
+        total = comparison.calls_of(planned)
+        with bar("comparing", total) as progress:
+            for i, entry in enumerate(planned, start=1):
+                watch = partial(_show, progress, comparison, f"calls, {i} of {len(planned)}: ")
+                results.append(comparison.measure(entry, watch))
+            progress.update(total, f"calls, {len(planned)} trajectories")
     _print(results, comparison, calls)
-    path = out or numbered(Path(), f"compare-{source.name}", ".png")
-    title = f"{source.title}, {comparison.num_samples:,} samples{of_class}, seed {settings.seed}"
-    save_figure(_figure(results, comparison, title), path, overwrite=overwrite)
+    path = out or (None if json else numbered(Path(), f"compare-{source.name}", ".png"))
+    if path is not None:
+        title = f"{source.title}, {comparison.num_samples:,} samples{of_class}, seed {settings.seed}"
+        save_figure(_figure(results, comparison, title), path, overwrite=overwrite)
     facts = {**opened.facts, "num_samples": comparison.num_samples, "seed": settings.seed}
-    report([path], {**facts, **_facts(results, comparison)}, as_json=json)
+    report([path] if path else [], {**facts, **_facts(results, comparison)}, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose, command="compare", panels=PANELS))(compare)
+
+
+def _quick(request: SourceRequest, given: Mapping[str, Mapping[str, Any]]) -> SourceRequest:
+    """Return the request of an oracle with the defaults that a comparison has, which are noted."""
+    assert request.parts is not None
+    oracle, dataset, schedule = request.parts
+    changes = {k: v for k, v in oracle.comparison_defaults.items() if k not in given.get(oracle.kind, {})}
+    if changes:
+        flags = ", ".join(f"{flag_of(type(oracle), name)} {text_of(value)}" for name, value in changes.items())
+        note(f"{oracle.name}: takes {flags} to be quick; give more to know more")
+    changed = make_from_flags(type(oracle), {**plain(oracle), **changes})
+    return replace(request, parts=(changed, dataset, schedule))
+
+
+def _show(progress: Bar, comparison: Comparison, before: str, words: str) -> None:
+    progress.update(comparison.calls, before + words)
 
 
 def _named(base: type[Component], names: Iterable[str]) -> list[Any]:

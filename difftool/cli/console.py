@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -24,8 +24,9 @@ from difftool.errors import LONGEST_LINE, printable, shortened
 
 WIDEST = 300
 """Columns of a table in a file or a pipe."""
-PLAIN_SECONDS, SHORTEST_SECONDS = 30.0, 1.0
-"""Without a terminal, a line is printed at each tenth and after this long, but never two within a second."""
+FIRST_SECONDS, PLAIN_SECONDS, SHORTEST_SECONDS = 3.0, 30.0, 1.0
+"""Without a terminal, a line is printed at each tenth, first after a few seconds, then after this long, but never two
+within a second."""
 
 
 class _Console(Console):
@@ -112,16 +113,39 @@ def result_json(document: Mapping[str, Any]) -> None:
 
 
 class _TwoLines(Progress):
-    """A progress bar with a line of words below it."""
+    """A progress bar with lines of words below it."""
 
     def get_renderables(self) -> Iterator[RenderableType]:
         yield from super().get_renderables()
         for task in self.tasks:
-            yield Text(str(task.fields["words"]), overflow="ellipsis", no_wrap=True)
+            for line in str(task.fields["words"]).splitlines():
+                yield Text(line, overflow="ellipsis", no_wrap=True)
+
+
+class _TimeLeft(ProgressColumn):
+    """The time that is left, and at the end the time that it took."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(duration(task.finished_time or 0.0))
+        return Text(f"{duration(task.time_remaining)} left" if task.time_remaining is not None else "")
+
+
+def duration(seconds: float) -> str:
+    """Return a time as text: `8 s`, `3 min 05 s`, `2 h 10 min`, `3 d 4 h`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if not minutes:
+        return f"{second} s"
+    if not hours:
+        return f"{minute} min {second:02d} s"
+    return f"{hours} h {minute:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
 class Bar:
-    """Progress of a known number of steps, with a line of words below the bar."""
+    """Progress of a known amount of work, with lines of words below the bar."""
 
     def __init__(self, title: str, total: int, console: Console) -> None:
         self.live = console.is_terminal and not console.is_dumb_terminal
@@ -129,12 +153,12 @@ class Bar:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            _TimeLeft(),
         )
         self._progress = _TwoLines(*columns, console=console, disable=not self.live)
         self._progress.add_task(title, total=total, words="")
         self._task = self._progress.tasks[0]
-        self._printed, self._tenth = time.perf_counter(), 0
+        self._printed, self._tenth, self._printed_any = time.perf_counter(), 0, False
         self._progress.start()
 
     def update(self, step: int, words: object) -> None:
@@ -151,10 +175,12 @@ class Bar:
         """Print a line at each tenth, after a while, and at the end."""
         task, now = self._task, time.perf_counter()
         tenth, seconds = int(task.percentage / 10), now - self._printed
-        if task.finished or seconds >= PLAIN_SECONDS or (tenth > self._tenth and seconds >= SHORTEST_SECONDS):
-            self._printed, self._tenth = now, tenth
-            left = f"  {task.time_remaining:.0f} s left" if task.time_remaining else ""
-            line = f"{task.description} {task.completed}/{task.total}  {task.fields['words']}{left}"
+        longest = PLAIN_SECONDS if self._printed_any else FIRST_SECONDS
+        if task.finished or seconds >= longest or (tenth > self._tenth and seconds >= SHORTEST_SECONDS):
+            self._printed, self._tenth, self._printed_any = now, tenth, True
+            words = "  ".join(str(task.fields["words"]).splitlines())
+            left = f"  {duration(task.time_remaining)} left" if task.time_remaining else ""
+            line = f"{task.description} {task.completed}/{task.total}  {words}{left}"
             self._progress.console.print(Text(line))
 
     def close(self) -> None:

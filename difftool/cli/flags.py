@@ -123,9 +123,11 @@ def names_of(kind: str) -> Callable[[str], list[str]]:
 def _parameter(group: Group, f: Field) -> inspect.Parameter:
     annotation, extra = _typed(f)
     default = _default(group, f)
-    note = "required" if f.required and not default else f"default: {default}" if default else ""
+    positional = f.details.positional and group.positionals
+    required = "" if positional else "required"  # Typer notes it at an argument itself
+    note = f"default: {default}" if default else required if f.required else ""
     name, text = group.parameter(f.name), help_text(f.details.help, note)
-    if not (f.details.positional and group.positionals):
+    if not positional:
         flags = [f"--{group.prefix}{f.flag}", *([f.details.short] if f.details.short else [])]
         return _keyword(group, name, annotation, flags, text, **extra)
     argument = typer.Argument(help=text, show_default=False, **{**extra, "metavar": f.flag.upper()})

@@ -18,7 +18,7 @@ from difftool.cli.command import component_command, given_values
 from difftool.cli.console import add_row, help_text, new_table, note, result, result_json, show, stderr
 from difftool.cli.flags import Group, make_from_flags, names_of
 from difftool.cli.outputs import check_out, save_figure
-from difftool.cli.parameters import Overwrite, out_option
+from difftool.cli.parameters import FigureJson, Overwrite, out_option
 from difftool.components import NoiseSchedule
 from difftool.errors import UsageError
 from difftool.figures.formats import PICTURES
@@ -60,9 +60,7 @@ def inspect_schedule(
     timesteps: Annotated[int, typer.Option(min=1, max=100_000, help="T, the number of noise levels.")] = 1000,
     out: Annotated[Path | None, out_option("The figure.", "a new schedule-NNN.png here")] = None,
     overwrite: Overwrite = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, and draw a figure only if --out names one.")
-    ] = False,
+    json: FigureJson = False,
 ) -> None:
     """Compare noise schedules: a table and a small plot here, a figure in a file."""
     values = given_values(ctx)[KIND]
@@ -120,11 +118,13 @@ def _print_levels(name: str, schedule: Schedule) -> None:
     """Print a table of five levels on stderr: stdout is for the figure's path."""
     last = len(schedule) - 1
     headings = ("t", "beta", "alpha-bar", "alpha", "sigma", "SNR dB")
-    table = new_table(*(Column(h, justify="right") for h in headings), title=f"{name} (T = {len(schedule)})")
+    table = new_table(
+        *(Column(h, justify="right", no_wrap=True) for h in headings), title=f"{name} (T = {len(schedule)})"
+    )
     for t in sorted({round(share * last) for share in (0.0, 0.25, 0.5, 0.75, 1.0)}):
-        columns = (schedule.betas, schedule.alpha_bars, schedule.alpha, schedule.sigma)
+        rows = (schedule.betas, schedule.alpha_bars, schedule.alpha, schedule.sigma)
         decibels = 10.0 * float(schedule.snr[t].log10())
-        add_row(table, str(t), *(f"{float(column[t]):.6g}" for column in columns), f"{decibels:.2f}")
+        add_row(table, str(t), *(f"{float(column[t]):.5g}" for column in rows), f"{decibels:.2f}")
     show(table, "")
 
 

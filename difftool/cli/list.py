@@ -46,7 +46,7 @@ def listing(
         name_column, package = Column("name", style="cyan", no_wrap=True), Column("package", no_wrap=True)
         table = new_table(name_column, "what it is", "options", package, title=plural)
         for name, cls in classes.items():
-            options = ", ".join(f"{f.flag}={_default(f)}" for f in fields(cls))
+            options = ", ".join(f.flag + _default(f) for f in fields(cls))
             owner = _owner(cls)
             add_row(table, name, _summary(cls), options, f"{owner.distribution} {owner.version}")
         console.print(table, "")
@@ -69,9 +69,10 @@ def _owner(component: type[Component]) -> Plugin:
 
 
 def _default(f: Field) -> str:
+    """Return `=` and the default of an option; nothing for one that is off, or worked out, unless it is given."""
     if f.required:
-        return "required"
-    return "auto" if f.default is None else text_of(f.default)
+        return "=required"
+    return "" if f.default is None else f"={text_of(f.default)}"
 
 
 def _type(f: Field) -> str:
@@ -89,6 +90,7 @@ def _as_json(component: type[Component]) -> dict[str, Any]:
             f.flag: {
                 "type": _type(f),
                 "default": None if f.required else f.default,
+                "otherwise": f.details.otherwise or None,
                 "required": f.required,
                 "range": f.details.range or None,
                 "help": f.details.help,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import signal
@@ -39,6 +40,8 @@ DEBUG, NO_PLUGINS = "--debug", "--no-plugins"
 """Options of the program itself, which may stand anywhere before a `--`."""
 COMPLETE = "_DIFFTOOL_COMPLETE"
 """The variable by which a shell asks for completions."""
+COMPLETION = ("--install-completion", "--show-completion")
+"""Typer's own options of the program, which end the process when they are done."""
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as for any tool whose reader is gone
 LAST_STREAM = 2
 DISTRIBUTED = ("train", "sample")
@@ -86,9 +89,14 @@ def _exit_code(given: list[str]) -> int:
         # other code may have turned the signal into an error of its own
         if signals.number is not None and not isinstance(error, DifftoolError):
             return 128 + signals.number
-        if isinstance(error, SystemExit) and COMPLETE in os.environ:  # how Typer ends a completion
-            raise
+        if isinstance(error, SystemExit) and (COMPLETE in os.environ or _program_options(options) & {*COMPLETION}):
+            raise  # how Typer ends all that has to do with completion
         return _end(error, debug=DEBUG in options)
+
+
+def _program_options(given: list[str]) -> set[str]:
+    """Return the options that stand before the name of the command."""
+    return set(itertools.takewhile(lambda argument: argument.startswith("-"), given))
 
 
 def _end(error: BaseException, *, debug: bool) -> int:

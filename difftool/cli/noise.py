@@ -14,10 +14,10 @@ from difftool.cli.command import component_command, given_component, given_names
 from difftool.cli.console import bar, note
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_out, report
-from difftool.cli.parameters import AsJson, Device, Images, Overwrite, check_images, check_levels, out_option
+from difftool.cli.parameters import Device, FigureJson, Images, Overwrite, check_images, check_levels, out_option
 from difftool.components import Dataset, NoiseSchedule
-from difftool.errors import DifftoolError, UsageError, printable
-from difftool.figures.formats import FILMS, PICTURES, DrawingSpec, undrawable
+from difftool.errors import DifftoolError, UsageError, counted, printable
+from difftool.figures.formats import FILMS, PICTURES, undrawable
 from difftool.files import atomic, numbered
 from difftool.options import Options, option
 from difftool.settings import LARGEST_SEED
@@ -42,7 +42,9 @@ class Noising(Options):
     """The settings of a forward process."""
 
     timesteps: int = option(default=1000, ge=1, le=100_000, help="T, the number of noise levels")
-    at: tuple[int, ...] | None = option(default=None, ge=0, help="levels to show, 0 to T-1", otherwise="five of them")
+    at: tuple[int, ...] | None = option(
+        default=None, ge=0, lt=100_000, help="levels to show, 0 to T-1", otherwise="five of them"
+    )
     iterative: bool = option(
         default=False, help="add noise step by step, and compare mean and deviation with the closed form"
     )
@@ -77,7 +79,7 @@ def noise(
     ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
-    json: AsJson = False,
+    json: FigureJson = False,
 ) -> None:
     """Show how signal turns into noise: the clean x_0, then x_t at several levels."""
     values = given_values(ctx)
@@ -94,23 +96,27 @@ def noise(
         check_out(path, overwrite=overwrite, suffixes=(*PICTURES, *FILMS))
 
     from difftool import devices
-    from difftool.diffusion.forward import five_levels
+    from difftool.diffusion.visible import visible_levels
     from difftool.plugins.build import build_schedule
 
     chosen = devices.choose(device)
     schedule = build_schedule(component, settings.timesteps)
     items = _own_images(images, settings) if images else _dataset_items(dataset, settings)
-    levels = settings.at or five_levels(settings.timesteps)
     title = f"{items.name}, {component.name}, T = {settings.timesteps}"
+    stem = f"noise-{items.name.replace(' ', '-')}-{component.name}"
+    paths = out or ([] if json else [numbered(Path(), stem, ".png")])
+    films = [path for path in paths if path.suffix.lower() in FILMS]
+    levels = settings.at or visible_levels(schedule, is_image=items.form == "image")
+    film_levels = settings.at or (
+        visible_levels(schedule, FILM_FRAMES, is_image=items.form == "image") if films else ()
+    )
+    drawn = [f"levels {', '.join(map(str, levels))}"] if settings.at or not paths or len(films) < len(paths) else []
+    if films and not settings.at:
+        drawn.append(f"{counted(len(film_levels), 'level')} from {film_levels[0]} to {film_levels[-1]} in the film")
     note(
-        f"{title}, levels {', '.join(map(str, levels))}, "
-        f"{'step by step' if settings.iterative else 'in closed form'}; "
+        f"{title}, {'; '.join(drawn)}, {'step by step' if settings.iterative else 'in closed form'}; "
         f"{devices.describe(chosen)}, seed {settings.seed}"
     )
-    paths = out or [numbered(Path(), f"noise-{items.name.replace(' ', '-')}-{component.name}", ".png")]
-    films = [path for path in paths if path.suffix.lower() in FILMS]
-    spec = DrawingSpec(shape=tuple(items.x_0.shape[1:]), steps=settings.timesteps - 1, form=items.form)
-    film_levels = settings.at or (spec.evenly(FILM_FRAMES) if films else ())
     x_0 = items.x_0.to(chosen)
     states = _states(x_0, schedule, settings, {*levels, *film_levels})
     moments = _moments(x_0, schedule, settings.seed, {t: states[t] for t in levels})
@@ -239,6 +245,7 @@ def _drawing(items: _Items, states: dict[int, Tensor], title: str) -> Drawing:
         scaling=items.scaling,
         form=items.form,
         title=title,
+        noun="noised data",
         states=stacked,
         state_labels=["x_0", *(f"t = {t}" for t in states)],
         strip=len(stacked),

@@ -14,6 +14,9 @@ from difftool.errors import DifftoolError, UsageError
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+FigureJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, and draw a figure only if --out names one.")
+]
 Images = Annotated[
     list[Path] | None,
     typer.Argument(metavar="[IMAGE]...", help="Your own images, instead of items of a dataset."),

@@ -12,7 +12,7 @@ from difftool.cli.command import component_command, given_values
 from difftool.cli.console import note
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_out, report, save_figure
-from difftool.cli.parameters import AsJson, Device, Images, Overwrite, check_images, check_levels, out_option
+from difftool.cli.parameters import Device, FigureJson, Images, Overwrite, check_images, check_levels, out_option
 from difftool.components import Dataset
 from difftool.errors import DifftoolError, UsageError, printable
 from difftool.figures.formats import PICTURES, undrawable
@@ -34,7 +34,9 @@ POINTS, IMAGES = 2_000, 1
 class Reconstructing(Options):
     """The settings of a reconstruction."""
 
-    at: tuple[int, ...] | None = option(default=None, ge=0, help="levels to show, 0 to T-1", otherwise="five of them")
+    at: tuple[int, ...] | None = option(
+        default=None, ge=0, lt=100_000, help="levels to show, 0 to T-1", otherwise="five of them"
+    )
     num_samples: int | None = option(
         default=None, ge=1, le=10**6, short="-n", help="items of the run's dataset", otherwise="1 image, 2000 points"
     )
@@ -55,7 +57,7 @@ def reconstruct(
     ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
-    json: AsJson = False,
+    json: FigureJson = False,
 ) -> None:
     """Show what a network makes of noised images or points in one step.
 
@@ -68,14 +70,15 @@ def reconstruct(
         check_out(path, overwrite=overwrite, suffixes=PICTURES)
 
     from difftool import devices
-    from difftool.diffusion.forward import five_levels, noise_of
+    from difftool.diffusion.forward import noise_of
+    from difftool.diffusion.visible import visible_levels
     from difftool.sampling.model import load_model
     from difftool.sampling.reconstruction import reconstruct as reconstruct_items
 
     model = load_model(run, device=devices.choose(device))
     if reason := undrawable(model.data.form, model.data.shape):
         raise DifftoolError(f"{run}: {reason}")
-    levels = settings.at or five_levels(len(model.schedule))
+    levels = settings.at or visible_levels(model.schedule, is_image=model.data.is_image)
     check_levels(levels, len(model.schedule))
     x_0, labels, names = _own_items(model, images) if images else _dataset_items(model, settings.num_samples)
     what = ", ".join(printable(path.name) for path in images or ()) or f"{len(x_0):,} of {model.recipe[Dataset].name}"
@@ -91,7 +94,7 @@ def reconstruct(
             f"t = {row.level.t:.0f}: mean squared error {row.error:.4g} of x_0 (data of variance {variance:.3g}), "
             f"{row.noise_error:.4g} of the noise"
         )
-    paths = out or [numbered(Path(), f"reconstruction-{model.name}", ".png")]
+    paths = out or ([] if json else [numbered(Path(), f"reconstruction-{model.name}", ".png")])
     for path in paths:
         save_figure(_figure(model, rows, names), path, overwrite=overwrite)
     report(paths, {"model": str(model.source), "levels": [row.facts() for row in rows]}, as_json=json)

@@ -44,8 +44,9 @@ def runs(
         if any(row["held_out_loss"] is not None for row in rows):
             shown["held_out_loss"] = "held out"
         table = new_table(
-            Column("run", style="cyan", overflow="fold", no_wrap=True),
-            *(Column(name, overflow="fold", no_wrap=True) for name in ("started", "status", "step", *shown.values())),
+            Column("run", style="cyan", overflow="fold"),
+            Column("started", overflow="fold"),
+            *(Column(name, no_wrap=True) for name in ("status", "step", *shown.values())),
             Column("what", overflow="fold"),
         )
         for row in rows:

@@ -19,8 +19,9 @@ from difftool.cli.outputs import check_outs, naming_out, report
 from difftool.cli.parameters import AsJson, Device, Overwrite
 from difftool.cli.sources import PANELS, Opened, RunArgument, SourceRequest, Timesteps, Weights, source_groups
 from difftool.components import Sampler, Spacing, Writer
+from difftool.diffusion.visible import hidden
 from difftool.distributed import connect, world
-from difftool.errors import UsageError, printable, spending
+from difftool.errors import UsageError, counted, printable, spending
 from difftool.figures.formats import DrawingSpec, undrawable
 from difftool.files import numbered
 from difftool.options import Options, option, options_of, plain
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 class Display(Options):
     """The settings of pictures and arrays."""
 
-    columns: int | None = option(default=None, ge=1, help="columns of a grid of images")
-    strip: int | None = option(default=None, ge=2, help="draw this many states of the trajectory")
+    columns: int | None = option(default=None, ge=1, le=1000, help="columns of a grid of images, or of a --strip")
+    strip: int | None = option(default=None, ge=2, le=400, help="draw this many states of the trajectory")
     trajectory: bool = option(default=False, help="write the states of the trajectory to arrays too")
     raw: bool = option(
         default=False, help="write arrays in model units, as the network sees them, not as pixels or in data units"
@@ -161,8 +162,8 @@ def _draw_and_write(opened: Opened, output: _Output) -> dict[str, Any]:
     source, plan = output.source, output.plan
     with devices.threads(plan.settings.threads, opened.threads), connect() as group:
         note(
-            f"sampling {opened.where} ({source.description}): {plan.num_samples:,} samples"
-            f"{source.of_class(plan.label)}, {plan.sampler.name}, {plan.steps} steps, {plan.spacing.name}; "
+            f"sampling {opened.where} ({source.description}): {counted(plan.num_samples, 'sample')}"
+            f"{source.of_class(plan.label)}, {plan.sampler.name}, {counted(plan.steps, 'step')}, {plan.spacing.name}; "
             f"{devices.describe(source.device)}, {_seeds(plan)}"
         )
         start = time.perf_counter()
@@ -170,7 +171,8 @@ def _draw_and_write(opened: Opened, output: _Output) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         group.on_main(lambda: output.write(trajectories))
     calls = trajectories.calls
-    note(f"{plan.num_samples:,} samples in {seconds:.1f} s ({plan.steps} steps, {calls} network calls each)")
+    each = f"{counted(plan.steps, 'step')}, {counted(calls, 'network call')} each"
+    note(f"{counted(plan.num_samples, 'sample')} in {seconds:.1f} s ({each})")
     return {"calls": calls, "seconds": round(seconds, 3)}
 
 
@@ -187,7 +189,7 @@ def _draw(source: Source, plan: Plan, steps: Sequence[int], group: ProcessGroup)
         def watch(step: Any) -> None:
             finished = step.first + (len(step.x) if step.done else 0)
             steps_before = batches.index(step.first // plan.batch_size) * plan.steps
-            progress.update(steps_before + step.number, f"{finished:,}/{plan.num_samples:,} samples")
+            progress.update(steps_before + step.number, f"{finished:,}/{counted(plan.num_samples, 'sample')}")
 
         trajectories = collect(source, plan, steps, batches=batches, watch=watch)
         for x in (trajectories.x, *trajectories.states):
@@ -226,6 +228,7 @@ class _Output:
             steps=self.plan.steps,
             strip=display.strip,
             trajectory=display.trajectory,
+            hidden=hidden(self.plan.levels, is_image=data.is_image),
         )
 
     def check(self) -> None:
@@ -253,7 +256,9 @@ class _Output:
 
         source, plan, images = self.source, self.plan, _given_images(self.plan)
         drawn = not all(writer.holds_arrays for writer in self.writers.values())
-        joined = plan.settings.interpolate is not None
+        joined, columns = plan.settings.interpolate is not None, self.display.columns
+        if joined and not columns and self.display.strip is None:
+            columns = plan.num_samples + len(images)  # a path is one row
         return Drawing(
             x=trajectories.x,
             scaling=source.data.scaling,
@@ -262,10 +267,11 @@ class _Output:
             states=trajectories.states if self.steps else None,
             state_labels=[f"t = {level.t:.0f}" if level.sigma > 0 else "x_0" for level in trajectories.levels],
             state_steps=self.steps,
+            state_hidden=hidden(trajectories.levels, is_image=source.data.is_image),
             labels=None if plan.label is None else torch.full((plan.num_samples,), plan.label),
             class_names=source.data.class_names,
             reference=reference_points_of(source) if drawn and source.data.is_points else None,
-            columns=self.display.columns or (plan.num_samples + len(images) if joined else None),  # a path is one row
+            columns=columns,
             given=torch.stack(images).cpu() if images else None,
             joined=joined,
             strip=self.display.strip,
@@ -286,7 +292,7 @@ def _title(source: Source, plan: Plan) -> Iterator[str]:
     """Yield the parts of the title of a picture."""
     settings = plan.settings
     yield source.title
-    yield f"{plan.sampler.name} {plan.steps} steps"
+    yield f"{plan.sampler.name} {counted(plan.steps, 'step')}"
     yield _seeds(plan)
     if plan.label is not None:
         yield f"class {source.data.class_names[plan.label]}"

@@ -17,7 +17,7 @@ from difftool.cli.request import Request
 from difftool.cli.training import fit
 from difftool.components import KINDS, Backbone, Dataset, Logger, NoiseSchedule, Prediction
 from difftool.distributed import connect
-from difftool.errors import DifftoolError, InvalidOption, UsageError
+from difftool.errors import DifftoolError, InvalidOption, UsageError, counted
 from difftool.runs.config import dump_toml
 from difftool.runs.losses import losses
 from difftool.runs.recipe import Recipe, build_recipe, differences
@@ -59,6 +59,7 @@ def train(
 
     Without options it learns the swiss roll with an MLP in well under a minute; [bold]--backbone unet[/bold] learns
     colour gradients; [bold]--dataset image-folder --dataset.path DIR[/bold] learns your images.
+    The bar shows the loss by t too: its mean over each quarter of the noise levels, from clean to noisy.
     """
     request: Request = replace(ctx.obj, values=given_values(ctx))
     recipe, loggers = request.recipe(), request.companions(Logger)
@@ -137,7 +138,7 @@ def _first_note(experiment: Experiment, *, resumed: bool) -> str:
     if not resumed:
         return f"run folder {path}"
     if step >= experiment.steps:
-        return f"{path} is complete ({step} steps); pass --steps N to train further"
+        return f"{path} is complete ({counted(step, 'step')}); pass --steps N to train further"
     return f"resuming {path} after step {step}"
 
 
@@ -151,7 +152,7 @@ def _introduce(experiment: Experiment, request: Request) -> None:
         f"{recipe[Dataset].name} ({len(experiment.train):,} x {'x'.join(map(str, experiment.data.shape))}"
         f"{', ' if experiment.data.classes else ''}{experiment.data.classes_text}) / "
         f"{recipe[NoiseSchedule].name} (T {settings.timesteps}) / "
-        f"{recipe[Backbone].name} ({experiment.parameters:,} parameters) / "
+        f"{recipe[Backbone].name} ({counted(experiment.parameters, 'parameter')}) / "
         f"{recipe[Prediction].name}; {devices.describe(experiment.device)}, {settings.precision}, seed {settings.seed}"
     )
     chosen, schedule = recipe[Prediction].name, recipe[NoiseSchedule]
@@ -199,7 +200,7 @@ def _report_dry_run(experiment: Experiment, *, as_json: bool) -> None:
         result_json(facts)
         return
     note(
-        f"{experiment.steps} steps, {experiment.steps_per_epoch} an epoch; "
+        f"{counted(experiment.steps, 'step')}, {experiment.steps_per_epoch} an epoch; "
         f"weights and optimizer take {experiment.state_bytes / 2**20:.1f} MiB, gradients and activations come on top"
     )
     result(dump_toml(experiment.recipe.document()).rstrip())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import shlex
 import signal
 import threading
@@ -15,8 +16,9 @@ from difftool.cli.console import bar, note
 from difftool.cli.outputs import save_figure
 from difftool.cli.signals import Signals, signals
 from difftool.distributed import naming_lost_peers
-from difftool.errors import DifftoolError, Interrupted, PeerDied, Stopped, one_line, spending
+from difftool.errors import DifftoolError, Interrupted, PeerDied, Stopped, counted, one_line, spending
 from difftool.runs.losses import losses, smoothed
+from difftool.settings import is_never
 
 if TYPE_CHECKING:
     from difftool.training.experiment import Experiment
@@ -29,7 +31,8 @@ WAITING_SHOWN = 0.02
 
 def fit(experiment: Experiment) -> None:
     """Train to the end under a progress bar. A signal saves the run and ends it."""
-    words = BarWords(experiment.batch_size, experiment.folder.read_metrics() if experiment.state.step else ())
+    rows = experiment.folder.read_metrics() if experiment.state.step else ()
+    words = BarWords(experiment.batch_size, len(experiment.train), experiment.steps, rows)
     with signals.deferred(), bar("training", experiment.steps) as progress, _naming_last_state(experiment):
         for result in experiment.run():
             if result.metrics is not None:
@@ -137,15 +140,16 @@ def _naming_last_state(experiment: Experiment) -> Iterator[None]:
 def _summarize(experiment: Experiment, words: BarWords) -> None:
     """Draw the last pictures of a complete run, and print its loss and files."""
     folder = experiment.find_folder()
-    drawn, rows = _draw_preview(experiment), folder.read_metrics()
+    every, rows = experiment.recipe.training.preview_every, folder.read_metrics()
+    drawn = [] if every is not None and is_never(every) else _draw_preview(experiment)
     if rows:
         _attempt("picture of the loss", lambda: _draw_loss(experiment, rows))
     if words.loss is not None:
         beside = _beside(losses(rows))
-        after = f"after {experiment.state.step} steps in {experiment.clock.total:.1f} s"
+        after = f"after {counted(experiment.state.step, 'step')} in {experiment.clock.total:.1f} s"
         note(f"loss {loss_text(words.loss)}{beside} {after}")
     if skipped := experiment.state.skipped:
-        note(f"{skipped} steps changed nothing, since fp16 overflowed; --precision bf16 does not")
+        note(f"{counted(skipped, 'step')} changed nothing, since fp16 overflowed; --precision bf16 does not")
     for path in (*drawn[:1], folder.loss):
         if path.exists():
             note(f"drew {path}")
@@ -188,27 +192,33 @@ def loss_text(loss: float, digits: int = 4) -> str:
 
 
 class BarWords:
-    """The words below the progress bar: speed, smoothed loss, and loss by quartile of t."""
+    """The words below the progress bar: epoch and speed; smoothed loss, held-out loss, and loss by quartile of t."""
 
-    def __init__(self, batch_size: int, rows: Sequence[Mapping[str, Any]] = ()) -> None:
-        self.batch_size = batch_size
+    def __init__(self, batch_size: int, items: int, steps: int, rows: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.batch_size, self.items = batch_size, items
+        self.epochs = math.ceil(steps * batch_size / items)
         self.loss = smoothed(row["loss"] for row in rows)
+        self.held_out: float | None = None
         self.row: Mapping[str, Any] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take a row of metrics."""
         self.row = row
         self.loss = smoothed([self.loss, row["loss"]])
+        self.held_out = row.get("held_out_loss", self.held_out)
 
     def __str__(self) -> str:
         speed = self.row.get("steps_per_second")
         if speed is None or self.loss is None:
             return ""
         quartiles = " ".join("-" if q is None else loss_text(q, 3) for q in self.row["loss_quartiles"])
-        rates = f"{speed:,.1f} steps/s  {speed * self.batch_size:,.0f} samples/s"
+        epoch = math.ceil(self.row["step"] * self.batch_size / self.items)
+        rates = f"epoch {epoch}/{self.epochs}  {speed:,.1f} steps/s  {speed * self.batch_size:,.0f} samples/s"
         waiting = self.row.get("waiting") or 0.0
         beside = f"  {waiting:.0%} waiting for data" if waiting >= WAITING_SHOWN else ""
-        return f"{rates}  loss {loss_text(self.loss)}  by t {quartiles}{beside}"
+        held_out = "" if self.held_out is None else f"  held out {loss_text(self.held_out)}"
+        losses = f"loss {loss_text(self.loss)}{held_out}  by t, clean to noisy: {quartiles}"
+        return f"{rates}{beside}\n{losses}"
 
 
 def _draw_loss(experiment: Experiment, rows: list[dict[str, Any]]) -> None:

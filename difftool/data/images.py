@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import logging
 import math
@@ -46,6 +47,19 @@ PIECE = 1024
 GAP = 3.0
 """The reducing gap of Pillow: cheap reduction (in the JPEG decoder, or by averaging blocks of pixels) stops at this
 multiple of the result, and the antialiasing filter does the rest. With 3 the difference is invisible."""
+
+
+def _silence_libtiff() -> None:
+    """Keep libtiff, which Pillow decodes with, from printing to stderr: a damaged file is told in one line of ours."""
+    with contextlib.suppress(OSError, AttributeError):  # a Pillow without it, or one that is linked in another way
+        pillow = ctypes.CDLL(Image.core.__file__)  # type: ignore[attr-defined]
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            set_handler = getattr(pillow, name)
+            set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            set_handler(None)
+
+
+_silence_libtiff()
 
 
 class BadImage(ValueError):

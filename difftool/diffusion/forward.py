@@ -10,14 +10,6 @@ from torch import Tensor
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.rng import sample_noise
 
-FRACTIONS = (0.05, 0.2, 0.4, 0.7, 1.0)
-"""The levels that are shown when the user names none, as fractions of T - 1."""
-
-
-def five_levels(timesteps: int) -> tuple[int, ...]:
-    """Return up to five table rows, from clean to noisy; fewer if T is small."""
-    return tuple(sorted({round(fraction * (timesteps - 1)) for fraction in FRACTIONS}))
-
 
 def noise_of(x_0: Tensor, seed: int) -> Tensor:
     """Return eps (N, *shape) for these items: the same at every level."""

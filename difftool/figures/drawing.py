@@ -15,6 +15,7 @@ from torch import Tensor
 
 from difftool.data.forms import Form, form_of
 from difftool.data.samples import Scaling
+from difftool.diffusion.visible import spread, thinned
 from difftool.figures import style
 from difftool.figures.films import film
 from difftool.figures.formats import undrawable
@@ -36,12 +37,16 @@ class Drawing:
     scaling: Scaling
     """The map to data units."""
     title: str
+    noun: str = "samples"
+    """The name of the points in a legend."""
     states: Tensor | None = None
     """(K, N, *shape) states of the trajectories in model units: x_T first, the result last."""
     state_labels: Sequence[str] = ()
     """K labels, such as "t = 999"."""
     state_steps: Sequence[int] = ()
     """The steps after which the states were kept; if empty, all of them."""
+    state_hidden: Sequence[float] = ()
+    """The share of the data that noise hides in each state; if empty, the steps count as even."""
     labels: Tensor | None = None
     """(N,) class indices."""
     class_names: Sequence[str] = ()
@@ -49,7 +54,7 @@ class Drawing:
     reference: Tensor | None = None
     """(M, D) data points in data units, to draw under the samples."""
     columns: int | None = None
-    """Columns of the grid of images."""
+    """Columns of the grid of images, or of a strip."""
     given: Tensor | None = None
     """(G, *shape) in model units: images that the samples were made from, drawn ahead of them."""
     joined: bool = False
@@ -117,15 +122,17 @@ class Drawing:
             return self._strip(self.strip)
         if self.is_image:
             return image_grid(self.pixels(self._with_given(self.x)), title=self.title, columns=self.columns)
-        return scatter(self._points(self.x), reference=self._reference(), title=self.title, joined=self.joined)
+        return scatter(
+            self._points(self.x), reference=self._reference(), title=self.title, joined=self.joined, noun=self.noun
+        )
 
     def save_figure(self, path: Path) -> None:
         """Write the figure in the format of the path's suffix: .png, .jpg, .jpeg, .svg or .pdf."""
         style.save(self.figure(), path)
 
     def frames(self, most: int) -> Iterator[Pixels]:
-        """Return the trajectory as RGB frames (H, W, 3), x_T first, evenly thinned to at most `most`."""
-        states, chosen = self._states(), self.chosen(most)
+        """Return the trajectory as RGB frames (H, W, 3), x_T first: at most `most`, and none that add nothing."""
+        states, chosen = self._states(), thinned(self._places(), most)
         limit = FILM_IMAGES if self.is_image else FILM_POINTS
         title = self.title if self.is_image else self._plane()
         if states.shape[1] > limit:
@@ -140,21 +147,19 @@ class Drawing:
         limits = point_limits(ends, reference)
         if self.x.shape[1] == 1:
             return histogram_frames(points, titles, limits, reference)
-        return scatter_frames(points, titles, limits, reference, joined=self.joined)
+        return scatter_frames(points, titles, limits, reference, joined=self.joined, noun=self.noun)
 
     def save_film(self, path: Path, *, most: int, fps: float, hold: float) -> None:
         """Write the frames as an endless GIF whose last frame stays for `hold` seconds."""
         film(self.frames(most), path, fps=fps, hold=hold)
 
     def chosen(self, most: int) -> list[int]:
-        """Return the indices of at most `most` states: even over the steps, both ends among them."""
-        steps = list(self.state_steps) or list(range(len(self._states())))
-        if most >= len(steps):
-            return list(range(len(steps)))
-        if most == 1:
-            return [len(steps) - 1]
-        targets = (steps[-1] * i / (most - 1) for i in range(most))
-        return sorted({min(range(len(steps)), key=lambda k: abs(steps[k] - target)) for target in targets})
+        """Return the indices of at most `most` states: even in what can be seen, both ends among them."""
+        return spread(self._places(), most)
+
+    def _places(self) -> Sequence[float]:
+        """Return where each state lies on the way."""
+        return self.state_hidden or self.state_steps or range(len(self._states()))
 
     def _states(self) -> Tensor:
         if self.states is None:
@@ -187,13 +192,15 @@ class Drawing:
         if not self.is_image:
             cells = [[self._points(states[k])[:, :2] for k in chosen]]
             title, reference = self._plane(), self._reference()
-            return scatter_table(cells, columns=columns, title=title, reference=reference, joined=self.joined)
+            return scatter_table(
+                cells, columns=columns, title=title, reference=reference, joined=self.joined, across=self.columns
+            )
         rows = states[chosen, : self.strip_rows].transpose(0, 1)
         if self.given is not None:
             rows = torch.cat([self.given.expand(len(rows), *self.given.shape), rows], dim=1)
             columns = [*(["given"] * len(self.given)), *columns]
         labels = () if self.labels is None else [self._class(int(label)) for label in self.labels[: len(rows)]]
-        return image_table(self.pixels(rows), columns=columns, rows=labels, title=self.title)
+        return image_table(self.pixels(rows), columns=columns, rows=labels, title=self.title, across=self.columns)
 
     def _class(self, label: int) -> str:
         return f"class {self.class_names[label] if self.class_names else label}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from difftool.data.forms import Form, form_of
+from difftool.diffusion.visible import spread
 from difftool.errors import UsageError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".pdf")
@@ -42,6 +43,8 @@ class DrawingSpec:
     """The number of states of the trajectory to draw; None draws the result alone."""
     trajectory: bool = False
     """True if arrays hold the states of the trajectory too."""
+    hidden: Sequence[float] = ()
+    """The share of the data that noise hides, from 1 to 0, in x_T and after each step; if empty, steps are even."""
     form: Form | None = None
     """The form of a sample: `image`, `points` or `array`; by default, one axis makes points and more axes an array."""
 
@@ -49,10 +52,11 @@ class DrawingSpec:
         object.__setattr__(self, "form", form_of(self.form, self.shape))
 
     def evenly(self, count: int) -> list[int]:
-        """Return the steps after which to keep a state so that `count` of them cover the trajectory; 0 is x_T."""
-        if count == 1:
-            return [self.steps]
-        return sorted({round(i * self.steps / (count - 1)) for i in range(count)})
+        """Return the steps after which to keep a state so that `count` of them cover the trajectory; 0 is x_T.
+
+        They are even in what can be seen, since most steps are made where next to nothing can.
+        """
+        return spread(self.hidden or range(self.steps + 1), count)
 
     def check_drawable(self) -> None:
         """Raise `ValueError` if no picture can show samples of this form."""

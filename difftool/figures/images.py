@@ -13,7 +13,7 @@ from PIL import Image
 
 from difftool.figures import style
 from difftool.figures.films import Still
-from difftool.figures.layout import Board, text_width
+from difftool.figures.layout import Board, columns_of_page, text_width
 from difftool.figures.style import Pixels
 
 PICTURE = (900, 1000)
@@ -36,14 +36,24 @@ def image_grid(images: Pixels, *, title: str, columns: int | None = None) -> Fig
 
 
 @style.look()
-def image_table(cells: Pixels, *, columns: Sequence[str], rows: Sequence[str] = (), title: str) -> Figure:
-    """Draw images (R, K, H, W, C) in R rows and K labelled columns, at their true pixels."""
+def image_table(
+    cells: Pixels, *, columns: Sequence[str], rows: Sequence[str] = (), title: str, across: int | None = None
+) -> Figure:
+    """Draw images (R, K, H, W, C) in R rows and K labelled columns, at their true pixels.
+
+    Many columns are wrapped, `across` of them side by side.
+    """
     cells = side_by_side(cells)
-    count, across, height, width = cells.shape[:4]
+    down, count, height, width = cells.shape[:4]
     label = max(text_width(column, style.LABEL) for column in columns)
     if label >= SHORT:
         label = max(text_width(word, style.LABEL) for column in columns for word in column.split())
-    mosaic = Mosaic.of(count * across, height, width, columns=across, narrowest=math.ceil(label) + 4)
+    narrowest = math.ceil(label) + 4
+    least = max(1, math.ceil(narrowest / width))  # the factor by which pixels are enlarged at least
+    across = columns_of_page(count, least * width + 6, down * (least * height + 6), across)
+    bands = math.ceil(count / across)
+    size = (PICTURE[0], PICTURE[1] // bands)
+    mosaic = Mosaic.of(down * across, height, width, columns=across, narrowest=narrowest, size=size)
     board = Board.of(
         mosaic.width,
         mosaic.height,
@@ -53,7 +63,11 @@ def image_table(cells: Pixels, *, columns: Sequence[str], rows: Sequence[str] = 
         columns=columns,
         rows=rows,
     )
-    return _show(board, mosaic.compose(cells.reshape(-1, *cells.shape[2:])))
+    for band in range(bands):
+        part = cells[:, band * across : (band + 1) * across]
+        blank = np.full((down, across - part.shape[1], *part.shape[2:]), 255, dtype=np.uint8)
+        _show(board, mosaic.compose(np.concatenate([part, blank], axis=1).reshape(-1, *part.shape[2:])), band)
+    return board.figure
 
 
 def image_frames(states: Iterable[Pixels], titles: Sequence[str], columns: int | None = None) -> Iterator[Pixels]:
@@ -73,9 +87,9 @@ def image_frames(states: Iterable[Pixels], titles: Sequence[str], columns: int |
         yield frame
 
 
-def _show(board: Board, picture: Pixels) -> Figure:
+def _show(board: Board, picture: Pixels, band: int = 0) -> Figure:
     """Put an RGB picture on the board, pixel on pixel."""
-    axes = board.axes(0, 0, picture.shape[1], picture.shape[0])
+    axes = board.axes(0, band * board.pitch, picture.shape[1], picture.shape[0])
     axes.set_axis_off()
     axes.imshow(picture, interpolation="none", aspect="auto", resample=False)
     return board.figure

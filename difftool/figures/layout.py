@@ -25,6 +25,8 @@ NARROWEST = 360
 """The least width of a picture, so that its title can be read."""
 MOST_LINES = 6
 """The largest number of lines of a title."""
+WIDEST_ROW, PROPORTION, LABELS = 1450, 1.3, 24
+"""The width up to which a table is not wrapped, the proportion of one that is, and the height of a band's labels."""
 ENTRY = 120
 """The width of an entry of a legend beside its name."""
 
@@ -89,6 +91,19 @@ def fit(titles: Sequence[str], width: float) -> tuple[list[str], float]:
     return fitted, size
 
 
+def columns_of_page(count: int, width: float, height: float, wanted: int | None = None) -> int:
+    """Return how many of `count` columns of this size to draw side by side, so that the whole is a page.
+
+    All of them if that is not too wide; otherwise as many as make it somewhat wider than high, in equal bands.
+    """
+    if wanted:
+        return min(wanted, count)
+    if count * width <= WIDEST_ROW:
+        return count
+    across = max(1, min(count, round(math.sqrt(PROPORTION * count * (height + LABELS) / width))))
+    return math.ceil(count / math.ceil(count / across))
+
+
 def add_legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], **look: Any) -> Legend:
     """Add a legend. Names are taken literally, so a `$` is a `$`."""
     legend = figure.legend(handles, names, borderpad=0, **look)
@@ -107,6 +122,8 @@ class Board:
     """All titles as they fit; the first one is shown."""
     left: int
     top: int
+    pitch: int = 0
+    """The distance from one band of a wrapped table to the next."""
 
     @classmethod
     @style.look()
@@ -123,7 +140,8 @@ class Board:
     ) -> Board:
         """Make room for a picture of this size and for the longest title.
 
-        Labels of columns and rows stand above and left of a picture that consists of cells with gaps between them.
+        Labels of columns and rows stand above and left of a picture that consists of cells with gaps between them. More
+        columns than fit into its width are wrapped into bands of this height, one below the other.
         """
         row_lines = [wrap(row, 170, style.LABEL) for row in rows]
         widest = max((text_width(line, style.LABEL) for lines in row_lines for line in lines), default=0)
@@ -137,15 +155,18 @@ class Board:
         label_height = max((math.ceil(text_height(len(lines), style.LABEL)) + 5 for lines in column_lines), default=0)
         top = MARGIN + (title_height + 6 if title_height else 0) + label_height
 
-        figure = style.canvas(total, top + height + MARGIN)
+        across = max(1, (width + gap) // (cell[0] + gap)) if columns else 1
+        bands, pitch = max(1, math.ceil(len(columns) / across)), height + label_height + 2 * gap
+        figure = style.canvas(total, top + (bands - 1) * pitch + height + MARGIN)
         title = style.write(figure, total / 2, MARGIN - 2, fitted[0], size=size, ha="center", va="top")
         for k, lines in enumerate(column_lines):
-            x = left + k * (cell[0] + gap) + cell[0] / 2
-            style.write(figure, x, top - 4, "\n".join(lines), size=style.LABEL, ha="center", va="bottom")
+            x, y = left + k % across * (cell[0] + gap) + cell[0] / 2, top + k // across * pitch
+            style.write(figure, x, y - 4, "\n".join(lines), size=style.LABEL, ha="center", va="bottom")
         for r, lines in enumerate(row_lines):
-            y = top + r * (cell[1] + gap) + cell[1] / 2
-            style.write(figure, left - 8, y, "\n".join(lines), size=style.LABEL, ha="right", va="center")
-        return cls(figure, title, fitted, left, top)
+            for band in range(bands):
+                middle = top + band * pitch + r * (cell[1] + gap) + cell[1] / 2
+                style.write(figure, left - 8, middle, "\n".join(lines), size=style.LABEL, ha="right", va="center")
+        return cls(figure, title, fitted, left, top, pitch)
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
         """Add axes whose upper left corner is at (x, y) from that of the picture."""

@@ -24,25 +24,27 @@ PANEL = 620
 """The longer side of a plot."""
 BINS = 48
 """The bins of histograms in tables and films."""
-CELL = 168
-"""The longer side of a panel in a table."""
+CELL, SMALL_CELL, FEW = 168, 116, 24
+"""The longer side of a panel in a table, that of one in a table of more than a few columns, and these few."""
 
 
 @style.look()
-def scatter(points: Floats, *, reference: Floats | None = None, title: str, joined: bool = False) -> Figure:
+def scatter(
+    points: Floats, *, reference: Floats | None = None, title: str, joined: bool = False, noun: str = "samples"
+) -> Figure:
     """Draw points (N, D) over the data: a histogram for D = 1, the first two coordinates for D > 2.
 
     A thin line runs through points that are `joined` to a path.
     """
     dimensions = points.shape[1]
     if dimensions == 1:
-        return _histogram(points[:, 0], None if reference is None else reference[:, 0], title=title)
+        return _histogram(points[:, 0], None if reference is None else reference[:, 0], title=title, noun=noun)
     points = points[:, :2]
     limits = point_limits(points, reference)
     notes = [f"coordinates 0 and 1 of {dimensions}"] if dimensions > 2 else []
     low, high = np.transpose(limits)
     notes += _outside(int(((points >= low) & (points <= high)).all(axis=1).sum()), len(points))
-    panel = _Panel(limits, titles=[title], reference=reference, notes=notes, joined=joined)
+    panel = _Panel(limits, titles=[title], reference=reference, notes=notes, joined=joined, noun=noun)
     panel.move(points)
     return panel.board.figure
 
@@ -54,9 +56,10 @@ def scatter_frames(
     reference: Floats | None = None,
     *,
     joined: bool = False,
+    noun: str = "samples",
 ) -> Iterator[Pixels]:
     """Yield a frame for each state, which is a set of points (N, 2), over the data."""
-    panel = _Panel(limits, titles=titles, reference=reference, joined=joined)
+    panel = _Panel(limits, titles=titles, reference=reference, joined=joined, noun=noun)
     title = panel.board.title
     still = Still(panel.board.figure, [panel.path, panel.samples, title])
     for state, text in zip(states, panel.board.titles, strict=True):
@@ -101,6 +104,7 @@ class _Panel:
         reference: Floats | None,
         notes: Sequence[str] = (),
         joined: bool,
+        noun: str,
     ) -> None:
         self.joined = joined
         width, height = _sides(limits, PANEL)
@@ -111,7 +115,7 @@ class _Panel:
             _cloud(axes, reference, style.DATA)
         (self.path,) = axes.plot([], [], color=style.SAMPLES, lw=1.0, alpha=0.6, zorder=2.5)
         self.samples = axes.scatter([], [], color=style.SAMPLES, lw=0, zorder=3)
-        entries = {"samples": style.SAMPLES} if reference is None else {"data": style.DATA, "samples": style.SAMPLES}
+        entries = {noun: style.SAMPLES} if reference is None else {"data": style.DATA, noun: style.SAMPLES}
         handles = [Line2D([], [], marker="o", ls="", ms=5, color=colour) for colour in entries.values()]
         _caption(self.board, axes, handles, list(entries), notes, handletextpad=0.1)
 
@@ -135,12 +139,18 @@ def scatter_table(
     title: str,
     reference: Floats | None = None,
     joined: bool = False,
+    across: int | None = None,
 ) -> Figure:
-    """Draw R x K panels of points (N, D) that share one scale, the data in grey under each; histograms for D = 1."""
+    """Draw R x K panels of points (N, D) that share one scale, the data in grey under each; histograms for D = 1.
+
+    Many columns are wrapped, `across` of them side by side.
+    """
     limits = point_limits(np.concatenate([points[:, :2] for row in cells for points in row]), reference)
+    down, count = len(cells), max(len(row) for row in cells)
+    panel = CELL if across or count <= FEW else SMALL_CELL
     single = cells[0][0].shape[1] == 1
-    width, height = cell = (CELL, CELL * 2 // 3) if single else _sides(limits, CELL)
-    gap, down, across = 8, len(cells), max(len(row) for row in cells)
+    width, height = cell = (panel, panel * 2 // 3) if single else _sides(limits, panel)
+    gap, across = 8, layout.columns_of_page(count, width + 8, down * (height + 8), across)
     board = Board.of(
         across * (width + gap) - gap,
         down * (height + gap) - gap,
@@ -152,7 +162,8 @@ def scatter_table(
     )
     for r, row in enumerate(cells):
         for k, points in enumerate(row):
-            axes = board.axes(k * (width + gap), r * (height + gap), width, height)
+            x, y = k % across * (width + gap), k // across * board.pitch + r * (height + gap)
+            axes = board.axes(x, y, width, height)
             style.quiet(axes)
             axes.set(xlim=limits[0], ylim=limits[1])
             if single:
@@ -162,14 +173,14 @@ def scatter_table(
                 continue
             axes.set_aspect("equal", adjustable="box")
             if reference is not None:
-                _cloud(axes, reference, style.DATA, panel=CELL)
-            _cloud(axes, points, style.SAMPLES, panel=CELL)
+                _cloud(axes, reference, style.DATA, panel=panel)
+            _cloud(axes, points, style.SAMPLES, panel=panel)
             if joined:
                 axes.plot(points[:, 0], points[:, 1], color=style.SAMPLES, lw=0.8, alpha=0.6)
     return board.figure
 
 
-def _histogram(values: Floats, reference: Floats | None, *, title: str) -> Figure:
+def _histogram(values: Floats, reference: Floats | None, *, title: str, noun: str) -> Figure:
     low, high = _span(values, reference)
     inside = values[(values >= low) & (values <= high)]
     notes = _outside(len(inside), len(values))
@@ -179,7 +190,7 @@ def _histogram(values: Floats, reference: Floats | None, *, title: str) -> Figur
         axes.hist(reference, bins=bins, range=(low, high), density=True, color="#d0d0d0", label="data")
     # heights are shares of all samples, also of those that lie outside
     weights = np.full(len(inside), bins / (high - low) / max(len(values), 1))
-    look: dict[str, Any] = {"histtype": "step", "color": style.SAMPLES, "lw": 1.6, "label": "samples"}
+    look: dict[str, Any] = {"histtype": "step", "color": style.SAMPLES, "lw": 1.6, "label": noun}
     axes.hist(inside, bins=bins, range=(low, high), weights=weights, **look)
     axes.set(xlim=(low, high), ylabel="density")
     _caption(board, axes, *axes.get_legend_handles_labels(), notes)

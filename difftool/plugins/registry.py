@@ -7,12 +7,13 @@ import dataclasses
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from difftool.components import KINDS, Command, Component
-from difftool.errors import PluginFailure, UnknownComponent, UsageError
+from difftool.components import KINDS, Command, Component, Dataset
+from difftool.errors import PluginFailure, UnknownComponent, UsageError, printable
 from difftool.options import make, plain, suggestion
 from difftool.plugins.discovery import (
     ALLOW,
@@ -28,6 +29,20 @@ from difftool.plugins.discovery import (
 from difftool.plugins.loading import Plugin, Problem, impostor, load
 
 C = TypeVar("C", bound=Component)
+
+
+def _folder_of_images(kind: str, name: str) -> str:
+    """Return advice for a folder that is named where a dataset is expected."""
+    if kind != Dataset.kind or not os.path.isdir(name):
+        return ""
+    return f"; for a folder of images: --dataset image-folder --dataset.path {shlex.quote(printable(name))}"
+
+
+def _own_images(kind: str) -> str:
+    """Return advice for a dataset that is not built in, such as mnist."""
+    if kind != Dataset.kind:
+        return ""
+    return "; for images of your own, in sub-folders if they have classes: --dataset image-folder --dataset.path FOLDER"
 
 
 class Registry:
@@ -90,9 +105,8 @@ class Registry:
             if cause := plugin.cause(kind, name):
                 raise PluginFailure(f"{kind} {name!r}: plugin {plugin.identity} was set aside: {cause}")
         known = self.names(kind)
-        raise UnknownComponent(
-            kind, f"unknown {kind} {name!r}{suggestion(name, known)} (known: {', '.join(known)}){self.missing_note()}"
-        )
+        hint = _folder_of_images(kind, name) or suggestion(name, known) or _own_images(kind)
+        raise UnknownComponent(kind, f"unknown {kind} {name!r}{hint} (known: {', '.join(known)}){self.missing_note()}")
 
     def missing_note(self) -> str:
         """Return a note on the plugins that are not available, among which the one looked for may be."""

@@ -125,6 +125,8 @@ class Comparison:
         """Load data to compare with, if they are available here."""
         self.source = source
         self.reference = Reference(source, settings, reference_steps)
+        self.calls = 0
+        """Network calls so far, of one batch each."""
         self.fresh: FreshData | None = None
         """Fresh data; None if they are not available here."""
         plan = self.reference.plan
@@ -135,8 +137,16 @@ class Comparison:
     def num_samples(self) -> int:
         return self.reference.plan.num_samples
 
+    def calls_of(self, entries: Sequence[Entry]) -> int:
+        """Return the network calls, of one batch each, that measuring all of these takes."""
+        starts = {entry.plan.levels[0] for entry in entries if not entry.draws_noise}
+        solutions = sum(len(levels) - 1 for start in starts for levels in self.reference.trials(start))
+        return (sum(entry.calls for entry in entries) + solutions) * self.reference.plan.batches
+
     def measure(self, entry: Entry, watch: Callable[[str], object]) -> Result:
         """Draw the samples of an entry and measure them. `watch` is called after each step, with what is being done.
+
+        `calls` grows as it goes.
 
         Raises `DifftoolError` if the exact solution is not finite.
         """
@@ -144,16 +154,28 @@ class Comparison:
         solution = None
         if not entry.draws_noise:
             words = f"the exact solution from log-SNR {first.log_snr:.1f}"
-            solution = self.reference.solution(first, lambda step: watch(f"{words}, step {step.number}"))
+            solution = self.reference.solution(first, self._counting(words, watch))
         start = time.perf_counter()
         words = f"{entry.sampler} on {entry.spacing}, {entry.calls} calls"
-        x = collect(self.source, entry.plan, watch=lambda _: watch(words)).x
+        x = collect(self.source, entry.plan, watch=self._counting(words, watch)).x
         seconds = time.perf_counter() - start
         distance = None
         if self.fresh is not None:
             distance = self.fresh.distance(x) if bool(x.isfinite().all()) else math.nan
         error = None if solution is None else rms(x - solution)
         return Result(entry=entry, error=error, sliced_w2=distance, seconds=seconds)
+
+    def _counting(self, words: str, watch: Callable[[str], object]) -> Callable[[Step], object]:
+        """Return a function that counts the calls of each step, and passes the words on."""
+        before = 0
+
+        def count(step: Step) -> None:
+            nonlocal before
+            self.calls += step.calls - before if step.number else 0
+            before = step.calls if step.number and not step.done else 0
+            watch(words)
+
+        return count
 
 
 def reference_levels(first: Level, schedule: Schedule, steps: int) -> tuple[Level, ...]:
@@ -174,14 +196,18 @@ class Reference:
         """The largest distance (RMS) to a solution in half the steps."""
         self._solutions: dict[Level, Tensor] = {}
 
+    def trials(self, first: Level) -> list[tuple[Level, ...]]:
+        """Return the levels of the solution in half the steps, and in all of them."""
+        return [reference_levels(first, self.source.schedule, n) for n in (max(1, self.steps // 2), self.steps)]
+
     def solution(self, first: Level, watch: Callable[[Step], object] | None = None) -> Tensor:
         """Return the exact solution (N, *shape) from a level, on the CPU. It is computed once.
 
         `watch` is called after each step. Raises `DifftoolError` if the solution is not finite.
         """
         if first not in self._solutions:
-            trials = (reference_levels(first, self.source.schedule, n) for n in (max(1, self.steps // 2), self.steps))
-            half, full = (collect(self.source, replace(self.plan, levels=levels), watch=watch).x for levels in trials)
+            plans = (replace(self.plan, levels=levels) for levels in self.trials(first))
+            half, full = (collect(self.source, plan, watch=watch).x for plan in plans)
             if not bool(full.isfinite().all()):
                 raise DifftoolError(
                     f"the solution to compare with is not finite: the estimates of {self.source.name} diverged"

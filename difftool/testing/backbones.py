@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from difftool.errors import InvalidOption
+from difftool.errors import InvalidOption, counted
 from difftool.options import make
 from difftool.rng import generator
 from difftool.runs import checkpoint
 from difftool.settings import Training
 from difftool.specs import BackboneSpec
 from difftool.testing.backbone_case import GOAL, Case
-from difftool.testing.laws import Failed, Skipped, accelerators, counted, gap, largest, raised, require, size
+from difftool.testing.laws import Failed, Skipped, accelerators, gap, largest, raised, require, size
 from difftool.testing.toy_task import LOOK_EVERY, mean_loss, noise, predict, train
 
 ODD_SHAPES: Sequence[tuple[int, ...]] = ((1,), (5,), (1, 1, 1), (3, 7, 5), (1, 12, 8), (4, 6, 6), (2, 9))

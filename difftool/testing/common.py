@@ -17,11 +17,11 @@ import typer
 from difftool.cli.command import component_command, given_values
 from difftool.cli.flags import Group
 from difftool.components import Command, Component
-from difftool.errors import InvalidOption
+from difftool.errors import InvalidOption, counted
 from difftool.options import Details, Field, fields, make, plain
 from difftool.plugins.validation import problem
 from difftool.runs.config import dump_toml
-from difftool.testing.laws import Failed, Skipped, counted, require
+from difftool.testing.laws import Failed, Skipped, require
 
 HEAVY = ("torch", "numpy", "matplotlib")
 """Libraries that a component's module must not import."""

@@ -7,8 +7,9 @@ import random
 from collections.abc import Iterator, Mapping
 
 from difftool.components import Component
+from difftool.errors import counted
 from difftool.plugins.loading import Plugin
-from difftool.testing.laws import Failed, Finding, KindLaws, Law, Skipped, counted, name_of, raised, require
+from difftool.testing.laws import Failed, Finding, KindLaws, Law, Skipped, name_of, raised, require
 
 
 def laws_by_kind() -> Mapping[str, KindLaws]:

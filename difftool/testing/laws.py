@@ -85,11 +85,6 @@ def text_of(law: Law) -> str:
     return " ".join((inspect.getdoc(law) or "").split())
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a count with its noun: `1 option`, `3 options`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def size(shape: tuple[int, ...]) -> str:
     """Return a shape as text: `3x32x32`."""
     return "x".join(map(str, shape))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from difftool.diffusion.visible import visible_levels
+from difftool.errors import counted
 from difftool.figures.formats import undrawable
 from difftool.files import atomic
 from difftool.rng import sample_noise
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 STEPS = 25
 """The DDIM steps of a preview, enough to see progress."""
 POINTS, IMAGES = 1_000, 16
-PANEL_LEVELS = (0.1, 0.3, 0.5, 0.8)
-"""The levels of the panel, as fractions of T."""
+PANEL_LEVELS = 4
+"""The levels of the panel, from clean to noisy; the noisiest, which shows no item, is left out."""
 
 
 def draw(experiment: Experiment) -> list[Path]:
@@ -53,7 +55,8 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
     label = model.data.class_names[0] if model.needs_label else None
     plan = Plan.of(model, Sampling(steps=steps, num_samples=n, label=label))
     x = torch.cat([p.x for p in sample(model, plan) if p.done]).cpu()
-    title = f"{model.recipe.name}, step {experiment.state.step}, ddim {steps} steps{model.of_class(plan.label)}"
+    steps_of = f"ddim {counted(steps, 'step')}{model.of_class(plan.label)}"
+    title = f"{model.recipe.name}, step {experiment.state.step}, {steps_of}"
     reference = reference_points(experiment.train)
     with atomic(path) as temporary:
         drawing = Drawing(x=x, scaling=model.data.scaling, title=title, reference=reference, form=model.data.form)
@@ -67,13 +70,13 @@ def draw_panel(experiment: Experiment, path: Path) -> None:
 
     model, schedule = experiment.model, experiment.model.schedule
     count = 1 if model.data.is_image else POINTS
-    x_0, labels = some_items(experiment, count * len(PANEL_LEVELS))
+    x_0, labels = some_items(experiment, count * PANEL_LEVELS)
     made = []
-    for row, part in enumerate(PANEL_LEVELS):
+    levels = visible_levels(schedule, PANEL_LEVELS + 1, is_image=model.data.is_image)
+    for row, t in enumerate(levels[:PANEL_LEVELS]):
         own = slice(row * count, (row + 1) * count)
         eps = sample_noise(row * count, len(x_0[own]), model.data.shape, 0, "panel", device=experiment.device)
-        level = schedule[int(part * (len(schedule) - 1))]
-        made.append(reconstruct(model, x_0[own], level, eps, None if labels is None else labels[own]))
+        made.append(reconstruct(model, x_0[own], schedule[t], eps, None if labels is None else labels[own]))
     rows = [f"t = {one.level.t:.0f}" for one in made]
     figure = panel(made, model.data, rows=rows, title=f"{model.recipe.name}, step {experiment.state.step}")
     with atomic(path) as temporary:

@@ -49,7 +49,7 @@ class ImageFolder(Dataset, name="image-folder"):
     size: tuple[int, ...] = option(
         default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH in pixels, or one number for squares"
     )
-    channels: int = option(default=3, help="3 for colour, 1 for gray")
+    channels: int = option(default=3, ge=1, le=3, help="3 for colour, 1 for gray")
     labels: Literal["auto", "folders", "none"] = option(
         default="auto",
         help="auto: sub-folders are classes if all images lie in them and they are not named train, test, ...; "

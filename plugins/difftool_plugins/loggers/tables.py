@@ -58,13 +58,17 @@ class CSV(Logger, name="csv"):
 class JSONL(Logger, name="jsonl"):
     """A file of one JSON object per row, with the run's name. Several runs may append to the same file.
 
-    A path in a config file is relative to the run folder. One on the command line may be anywhere.
+    Without a path it is logs/metrics.jsonl in the run folder. A path in a config file is relative to the run folder.
+    One on the command line may be anywhere.
     """
 
     # A resumed run appends some rows a second time, since a shared file cannot be rewritten. Of two rows of a step, the
     # later one counts.
 
-    path: Path = option(help="the file; rows are appended if it exists")
+    path: Path = option(
+        default=Path("logs/metrics.jsonl"),
+        help="the file; rows are appended if it exists; the default lies in the run folder",
+    )
 
     @contextlib.contextmanager
     def open(self, run: RunContext) -> Iterator[Callable[[Row], None]]:

@@ -17,7 +17,9 @@ class Ideal(Oracle, name="ideal"):
 
     # Karras et al. (2022), app. B.3: the mean of the items, weighted by how likely each is to have become x_t.
 
-    items: int | None = option(default=None, ge=1, le=10**8, help="items to use, picked evenly", otherwise="all")
+    comparison_defaults = {"items": 1_000}
+
+    items: int | None = option(default=None, ge=1, le=10**8, help="items to use, picked at random", otherwise="all")
 
     def denoiser(self, samples: Samples, spec: OracleSpec) -> Denoise:
         import torch
@@ -26,7 +28,9 @@ class Ideal(Oracle, name="ideal"):
 
         indices = indices_of(samples.labels, spec.label, len(samples))
         count = min(self.items or len(indices), len(indices))
-        indices = indices[torch.arange(count) * len(indices) // count]
+        if count < len(indices):  # every so many would meet the same class again and again, where classes take turns
+            order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))
+            indices = indices[order[:count].sort().values]
         items, _ = samples.take(indices.tolist())
         return MixtureDenoiser(in_model_units(items, samples).to(spec.device), torch.zeros(1, device=spec.device))
 
