@@ -29,7 +29,9 @@ def photos(*files: str, empty: str = "") -> None:
     for number, file in enumerate(files):
         path = Path("photos", file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4), (number % 256, 0, 0)).save(path)
+        image = Image.new("RGB", (4, 4), (number % 256, 0, 0))
+        image.paste("white", (0, 0, 2, 4))
+        image.save(path)
     if empty:
         Path("photos", empty).mkdir()
 
