@@ -9,14 +9,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
-from safetensors.torch import save_file
-from torch import Tensor
 
 from difftool import testing
-from difftool.runs import checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NOISY = ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "CLICOLOR_FORCE", "TERMINAL_WIDTH", "DIFFTOOL_DISABLE_PLUGINS")
 QUIET = {
@@ -176,6 +177,10 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def write_signed(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
     """Write a file of weights with any text for its document and the digest that fits, as a stranger could."""
+    from safetensors.torch import save_file
+
+    from difftool.runs import checkpoint
+
     metadata = {checkpoint.KEY: json.dumps({"document": text, "sha256": checkpoint.digest(tensors, text)})}
     save_file(dict(tensors), path, metadata)
 

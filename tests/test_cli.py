@@ -188,12 +188,12 @@ def drawn(run: Run, tmp_path: Path, model: Path, *arguments: object) -> np.ndarr
 
 def test_samples_depend_on_the_seed_and_not_on_the_batch_size(run: Run, points_run: Path, tmp_path: Path) -> None:
     for sampler in ("ddim", "ddpm"):
-        base = ("-n", 10, "--steps", 4, "--sampler", sampler)
+        base = ("--num-samples", 10, "--steps", 4, "--sampler", sampler)
         whole = drawn(run, tmp_path, points_run, *base)
         for size in (1, 3, 10, 100):
             assert np.allclose(drawn(run, tmp_path, points_run, *base, "--batch-size", size), whole, atol=1e-6)
         assert np.array_equal(drawn(run, tmp_path, points_run, *base), whole)
-        assert np.allclose(drawn(run, tmp_path, points_run, *base, "-n", 1), whole[:1], atol=1e-6)
+        assert np.allclose(drawn(run, tmp_path, points_run, *base, "--num-samples", 1), whole[:1], atol=1e-6)
         assert not np.allclose(drawn(run, tmp_path, points_run, *base, "--seed", 1), whole, atol=1e-2)
 
 

@@ -62,7 +62,7 @@ def test_a_flag_reaches_its_field(run: Run, arguments: list[str], table: str, ke
 
 def test_tuples_reach_the_chosen_backbone(run: Run) -> None:
     sized = (*IMAGES, "--dataset.size", "8,16")
-    document = resolved(run, *sized, "--backbone.attention", "none, full", "--backbone.dim-mults=1,3")
+    document = resolved(run, *sized, "--backbone.attention", "none, full", "--backbone.dim-mults", "1,3")
     assert document["backbone"]["dim_mults"] == [1, 3]
     assert document["backbone"]["attention"] == ["none", "full"]
     assert document["dataset"]["size"] == [8, 16]

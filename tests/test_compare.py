@@ -156,7 +156,7 @@ def test_fresh_data_share_no_item() -> None:
             return Samples(items=torch.arange(100.0)[:, None], shape=(1,), labels=torch.arange(100) % 2)
 
     scaling = source(n=10).data.scaling
-    scaling = type(scaling)((0.0,), (1.0,), False)
+    scaling = type(scaling)((0.0,), (1.0,))
     for label, count, size in ((None, 1000, 50), (None, 10, 10), (1, 1000, 25), (1, 7, 7)):
         fresh = FreshData.of(Numbers(), scaling, label, count)  # type: ignore[arg-type]
         assert fresh.count == size

@@ -1174,7 +1174,7 @@ DOCUMENTS: list[tuple[str, object, tuple[str, ...]]] = [
     ("data", ..., NO_DATA),
     ("data", [1], NO_DATA),
     *(("data.shape", shape, NO_DATA) for shape in ([10**12], [], [0], [True], [2.0], "2", [2] * 5, [65536] * 3)),
-    ("data.shape", [2, 8, 8], ("do not fit",)),
+    ("data.shape", [2, 8, 8], NO_DATA),  # points have one axis
     *(("data.shift", value, NO_DATA) for value in ([], [0.0] * 3, [1e300, 0.0], ["nan", 0.0], None)),
     *(("data.scale", value, NO_DATA) for value in ([0.0, 1.0], [-1.0, 1.0], [1.0] * 70_000)),
     *(("data.bounds", value, NO_DATA) for value in ([1.0, -1.0], [0.0], "x", [0.0, 1e300])),

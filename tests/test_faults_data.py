@@ -26,6 +26,7 @@ from difftool.figures.drawing import Drawing
 from difftool.figures.images import side_by_side
 from difftool.runs.folder import RunFolder
 from difftool.runs.recipe import build_recipe
+from difftool.specs import OracleSpec
 from difftool.testing import datasets as laws
 from difftool.testing.laws import Failed, Skipped
 from difftool.training import previews
@@ -501,7 +502,9 @@ def test_large_integers_are_shifted_exactly() -> None:
     x = Scaling.of(samples).to_model(data)
     assert len(x.unique()) == 100
     ideal: Any = difftool.component("oracle", "ideal")
-    torch.testing.assert_close(ideal.denoiser(samples, None, torch.device("cpu")).means, x)
+    linear: Any = difftool.component("schedule", "linear")
+    spec = OracleSpec(schedule=linear.build(10), device=torch.device("cpu"))
+    torch.testing.assert_close(ideal.denoiser(samples, spec).means, x)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def runs(
     elif not rows:
         note(f"there are no runs in {root.absolute()}; train one with 'difftool train'")
     else:
-        shown = {"loss": "loss", "eps_loss": "error of eps"}
+        shown = {"loss": "loss", "eps_loss": "eps loss"}
         if any(row["held_out_loss"] is not None for row in rows):
             shown["held_out_loss"] = "held out"
         table = new_table(

@@ -159,7 +159,7 @@ def _introduce(experiment: Experiment, request: Request) -> None:
     if Prediction.kind not in request.document and chosen == schedule.default_prediction != Prediction.default:
         note(
             f"predicts {chosen}, which suits {schedule.name}; --prediction {Prediction.default} is another choice. "
-            "Their losses cannot be compared, but their errors of eps can: eps_loss in metrics.jsonl, runs and info"
+            "Their losses cannot be compared, but eps_loss can: it is in metrics.jsonl, runs and info"
         )
     if experiment.search is not None:
         note(str(experiment.search))

@@ -157,10 +157,10 @@ def _summarize(experiment: Experiment, words: BarWords) -> None:
 
 
 def _beside(values: Mapping[str, float | None]) -> str:
-    """Return the error of eps, if it is not the loss itself, and the held-out loss in words."""
+    """Return the loss of eps, if it is not the loss itself, and the held-out loss in words."""
     loss, eps, held_out = values["loss"], values["eps_loss"], values["held_out_loss"]
     other = eps is not None and (loss is None or loss_text(eps) != loss_text(loss))
-    words = f" ({loss_text(eps)} as an error of eps)" if other and eps is not None else ""
+    words = f" ({loss_text(eps)} in eps)" if other and eps is not None else ""
     return words if held_out is None else f"{words}, {loss_text(held_out)} held out"
 
 

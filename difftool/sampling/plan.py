@@ -133,7 +133,7 @@ class Plan:
 
 
 def caution(source: Source, plan: Plan) -> str:
-    """Return a warning and its cure if the first step spoils the samples, or an empty text.
+    """Return a warning if the first step spoils the samples and another spacing does not, or an empty text.
 
     Estimates that are clipped cannot go astray, and a sampler that draws noise over many steps forgets its first one.
     """
@@ -143,16 +143,15 @@ def caution(source: Source, plan: Plan) -> str:
         return ""
     if plan.steps >= FORGETFUL and dry_run(plan.sampler, plan.levels).draws_noise:
         return ""
-    cure = "more --steps"
     for name in [name for name in CURES if name in registry().names(Spacing.kind)]:
         levels = spaced_levels(source.schedule, given(Spacing, name), plan.steps)
-        if first_gain(source, (*levels, CLEAN)) <= LARGEST_GAIN:
-            cure = f"--spacing {name}"
-            break
-    return (
-        f"the first of {plan.steps} steps multiplies an error of the network by {gain:,.0f}, so many samples may lie "
-        f"far from the data; {cure} avoids this, as does a run trained with --prediction v"
-    )
+        if first_gain(source, (*levels, CLEAN)) <= max(LARGEST_GAIN, gain / 10):
+            return (
+                f"the first of {plan.steps} steps makes what the network gets wrong {gain:,.0f} times as large, so "
+                f"many samples may lie far from the data; --spacing {name} avoids this, and so does training with "
+                "--prediction v"
+            )
+    return ""  # so few steps are rough with any spacing
 
 
 def first_gain(source: Source, levels: Sequence[Level]) -> float:
