@@ -1,10 +1,8 @@
 """The kinds of component: validated options go in, a working part comes out.
 
 A component is a frozen, keyword-only dataclass. Its fields are its options, its docstring is its help, and its one
-method makes the part. Subclassing is all it takes: `class DDIM(Sampler, name="ddim")`.
-A kind is declared by its base class alone, here. The hook that plugins implement, the flag `--KIND NAME` with the
-options of the component that it names, the table in config files, `difftool list` and the tables of the documentation
-follow from the declaration. Importing this module imports nothing heavy.
+method makes the part. Subclassing is all it takes: `class DDIM(Sampler, name="ddim")`. Imports nothing heavy.
+A kind is declared by its base class alone: hook, flag, options, tables in config files and documentation follow.
 """
 
 from __future__ import annotations

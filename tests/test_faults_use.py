@@ -250,7 +250,7 @@ def test_help_keeps_names_whole(cli: Run, columns: int) -> None:
 def test_tables_keep_numbers_whole(cli: Run, points_run: Path) -> None:
     """`inspect-schedule` and `runs` cut no number at 60 columns."""
     table = cli("inspect-schedule", "linear", "--out", "x.png", env={"COLUMNS": "60"}).err
-    assert "4.0358e-05" in table
+    assert "4.03583e-05" in table
     table = cli("runs", points_run.parent, env={"COLUMNS": "60"}).out
     assert re.search(r"finished +30/30 +\d\.\d+ ", table)
     assert "…" not in table

@@ -183,7 +183,7 @@ LIGHT = [
     (["new-plugin", "x_y", "--kind", "sampler"], 2),
     (["train", "--logger", "tensorboard", "--help"], 0),
     (["train", "--logger", "nope"], 2),
-    (["train", "--logger", "jsonl"], 2),
+    (["train", "--logger", "jsonl", "--logger.pth", "x"], 2),
     (["sample", "--out", "x.gif", "--help"], 0),
     (["sample", "--out", "x.gif", "--writer.fps", "0"], 2),
     (["sample", "--writer.fps", "3"], 2),

@@ -124,7 +124,7 @@ def _print_levels(name: str, schedule: Schedule) -> None:
     for t in sorted({round(share * last) for share in (0.0, 0.25, 0.5, 0.75, 1.0)}):
         rows = (schedule.betas, schedule.alpha_bars, schedule.alpha, schedule.sigma)
         decibels = 10.0 * float(schedule.snr[t].log10())
-        add_row(table, str(t), *(f"{float(column[t]):.5g}" for column in rows), f"{decibels:.2f}")
+        add_row(table, str(t), *(f"{float(column[t]):.6g}" for column in rows), f"{decibels:.2f}")
     show(table, "")
 
 
