@@ -82,7 +82,8 @@ class DataFacts:
         std, mean = (float(moment) for moment in torch.std_mean(x, correction=0))
         if not math.isfinite(std):
             raise ValueError("items hold numbers too large for float32; give scale=")
-        _check_scaling(mean, std, len(x))
+        if samples.bounds is None:  # data with bounds lie within them, and may well be dark
+            _check_scaling(mean, std, len(x))
         _check_bounds(x, samples.bounds)
         if samples.is_image and samples.shape[0] > 4 >= samples.shape[2]:
             what = f"images of shape {samples.shape} have {samples.shape[0]} channels"
@@ -214,7 +215,7 @@ def _check_digits(items: Tensor) -> None:
 
 
 def _check_scaling(mean: float, std: float, count: int) -> None:
-    """Warn of data whose mean and deviation in model units no network learns from."""
+    """Warn of data without bounds whose mean and deviation in model units no network learns from."""
     low, high = DEVIATIONS
     if abs(mean) <= LARGEST_MEAN and (low <= std <= high or count == 1 or std == 0.0):
         return
