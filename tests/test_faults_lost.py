@@ -524,7 +524,8 @@ def test_a_run_folder_that_is_renamed(run: Run, straight: Path, at_step: AtStep)
     assert moved.err.count("x was moved; training goes on in") == 1
     assert Path(moved.out.strip()) == Path("y").absolute()
     assert not Path("x").exists()
-    new = {"previews/panel-000004.png", "previews/samples-000004.png", "state/step-000000004.safetensors"}
+    pictures = {f"previews/{name}-00000{step}.png" for name in ("panel", "samples") for step in (4, 6)}
+    new = {*pictures, "state/step-000000004.safetensors"}
     assert tree(Path("y")).keys() - tree(straight).keys() == new
     check_weights(Path("y"), straight)
 

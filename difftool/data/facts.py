@@ -33,6 +33,8 @@ LONGEST_TEXT = 8 * 2**20
 """The largest size of the facts in the header of a model file, which holds at most twice as much."""
 DEVIATIONS = (0.1, 10.0)
 """The range of the standard deviation in model units that suits networks."""
+SMALLEST_BOUNDED = 0.01
+"""The smallest standard deviation of data with bounds: that of pixels from 0 to 1 taken for 0 to 255 is far smaller."""
 LARGEST_MEAN = 10.0
 """The largest mean in model units, in either direction, that suits networks."""
 DIGITS = 8
@@ -82,8 +84,7 @@ class DataFacts:
         std, mean = (float(moment) for moment in torch.std_mean(x, correction=0))
         if not math.isfinite(std):
             raise ValueError("items hold numbers too large for float32; give scale=")
-        if samples.bounds is None:  # data with bounds lie within them, and may well be dark
-            _check_scaling(mean, std, len(x))
+        _check_scaling(mean, std, len(x), bounded=samples.bounds is not None)
         _check_bounds(x, samples.bounds)
         if samples.is_image and samples.shape[0] > 4 >= samples.shape[2]:
             what = f"images of shape {samples.shape} have {samples.shape[0]} channels"
@@ -214,9 +215,10 @@ def _check_digits(items: Tensor) -> None:
         )
 
 
-def _check_scaling(mean: float, std: float, count: int) -> None:
-    """Warn of data without bounds whose mean and deviation in model units no network learns from."""
+def _check_scaling(mean: float, std: float, count: int, *, bounded: bool) -> None:
+    """Warn of data whose mean and deviation in model units no network learns from. Images may well be dark."""
     low, high = DEVIATIONS
+    low = SMALLEST_BOUNDED if bounded else low
     if abs(mean) <= LARGEST_MEAN and (low <= std <= high or count == 1 or std == 0.0):
         return
     warnings.warn(
