@@ -106,6 +106,9 @@ def _ended_with_the_program(received: Signals) -> Iterator[None]:
     atexit.register(end)
     try:
         yield
+    except Interrupted as interrupted:
+        note(str(interrupted))  # the program may end before the thread could report its exception
+        raise
     finally:
         saved.set()
         atexit.unregister(end)
