@@ -44,6 +44,7 @@ def train(
     overwrite: bool = False,
     resume: str | Path | None = None,
     device: str = "auto",
+    progress: bool = True,
     **choices: Any,
 ) -> Model:
     """Train as `difftool train` does, without its pictures, and return the model. Its run folder is `model.run`.
@@ -52,6 +53,8 @@ def train(
 
         train(dataset="swiss-roll", backbone=component("backbone", "mlp", width=64), loggers=["csv"], steps=2000)
         train(dataset=torch.randn(1000, 2), steps=2000)
+
+    `progress` shows a bar with the time left on stderr, or a line now and then where stderr is no terminal.
 
     A component is given by its name or as an instance with options. The dataset may also be `Samples`, or a tensor, a
     NumPy array or a list of items (N, D) or (N, C, ...), which are scaled in each channel; images are
@@ -64,7 +67,7 @@ def train(
     says what is taken, for a value that is not understood.
     """
     from difftool import devices
-    from difftool.cli.training import fit_quietly
+    from difftool.cli.training import fit_in_python
     from difftool.distributed import connect
     from difftool.runs.folder import RunFolder, check_run_output, create, open_run
     from difftool.training.experiment import prepare
@@ -73,8 +76,9 @@ def train(
     check_main_guard()
     chosen = devices.choose(device)
     path = None if out is None else _path("out", out)
-    if not isinstance(overwrite, bool):
-        raise TypeError(f"overwrite is True or False, not {overwrite!r:.80}")
+    for name, flag in (("overwrite", overwrite), ("progress", progress)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} is True or False, not {flag!r:.80}")
     if resume is None:
         recipe, loggers = _recipe(choices), _companions(choices)
         check_run_output(path, overwrite=overwrite)
@@ -92,7 +96,7 @@ def train(
     with safe_path(), devices.threads(recipe.training.threads), connect(chosen) as group:
         experiment = prepare(recipe, chosen)
         with experiment.open(folder, resume=resume is not None, loggers=loggers, group=group):
-            fit_quietly(experiment)
+            fit_in_python(experiment, progress=progress)
     model = experiment.model
     model.source, model.run = experiment.folder.model, experiment.folder
     return model.to(chosen)

@@ -131,3 +131,11 @@ def test_a_model_survives_a_copy_of_its_file(points_run: Path, tmp_path: Path) -
 def test_the_run_of_the_command_line_can_be_loaded(run: Run) -> None:
     outcome = run("train", *POINTS, "--steps", 1)
     assert difftool.load(outcome.out.strip()).step == 1
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_training_from_python_shows_its_progress(progress: bool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    difftool.train(dataset=torch.randn(64, 2), steps=3, batch_size=16, out=tmp_path / "x", progress=progress)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert ("training 3/3" in captured.err) == progress

@@ -322,7 +322,7 @@ def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
-    assert document == checkpoint.load_document(path) == {"format": 1, "kind": "model", "text": "é😀\x7f", "n": 1}
+    assert document == {"format": 1, "kind": "model", "text": "é😀\x7f", "n": 1}
     first = path.read_bytes()
     checkpoint.save(path, dict(reversed(tensors.items())), {"n": 1, "text": "é😀\x7f", "kind": "model"})
     assert path.read_bytes() == first

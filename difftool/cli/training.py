@@ -22,6 +22,7 @@ from difftool.settings import is_never
 
 if TYPE_CHECKING:
     from difftool.training.experiment import Experiment
+    from difftool.training.step import StepResult
 
 T = TypeVar("T")
 
@@ -31,13 +32,10 @@ WAITING_SHOWN = 0.02
 
 def fit(experiment: Experiment) -> None:
     """Train to the end under a progress bar. A signal saves the run and ends it."""
-    rows = experiment.folder.read_metrics() if experiment.state.step else ()
-    words = BarWords(experiment.batch_size, len(experiment.train), experiment.steps, rows)
-    with signals.deferred(), bar("training", experiment.steps) as progress, _naming_last_state(experiment):
+    words = BarWords.of(experiment)
+    with signals.deferred(), _shown(experiment, words) as show, _naming_last_state(experiment):
         for result in experiment.run():
-            if result.metrics is not None:
-                words.add(result.metrics)
-            progress.update(result.step, words)
+            show(result)
             if result.preview and experiment.group.is_main:
                 _draw_preview(experiment)
             _stop_at_signal(experiment, signals)
@@ -46,21 +44,37 @@ def fit(experiment: Experiment) -> None:
     experiment.group.on_main(lambda: _summarize(experiment, words))
 
 
-def fit_quietly(experiment: Experiment) -> None:
-    """Train to the end for a program in Python, without a bar and pictures. A signal saves the run and ends it.
+@contextlib.contextmanager
+def _shown(experiment: Experiment, words: BarWords) -> Iterator[Callable[[StepResult], None]]:
+    """Show a bar for a block, and yield the function that moves it on to a step."""
+
+    def show(result: StepResult) -> None:
+        if result.metrics is not None:
+            words.add(result.metrics)
+        progress.update(result.step, words)
+
+    with bar("training", experiment.steps) as progress:
+        yield show
+
+
+def fit_in_python(experiment: Experiment, *, progress: bool) -> None:
+    """Train to the end for a program in Python, without pictures. A signal saves the run and ends it.
 
     Ctrl-C raises `KeyboardInterrupt`, and other signals raise `SystemExit` with their exit code. Handlers of the
     program stay in place. What they, or other threads, raise here passes, after the run was saved.
     """
-    received = Signals()
+    received, silent = Signals(), contextlib.nullcontext(lambda _: None)
+    shown = progress and experiment.group.is_main
     try:
         with (
             received.caught(),
             received.deferred(),
             _ended_with_the_program(received),
             spending(experiment.batch_size),
+            _shown(experiment, BarWords.of(experiment)) if shown else silent as show,
         ):
-            for _ in experiment.run():
+            for result in experiment.run():
+                show(result)
                 _stop_at_signal(experiment, received)
             experiment.save()
             _stop_at_signal(experiment, received)
@@ -203,6 +217,12 @@ class BarWords:
         self.loss = smoothed(row["loss"] for row in rows)
         self.held_out: float | None = None
         self.row: Mapping[str, Any] = {}
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> BarWords:
+        """Return the words for a run, which go on from its last rows if it was resumed."""
+        rows = experiment.folder.read_metrics() if experiment.state.step else ()
+        return cls(experiment.batch_size, len(experiment.train), experiment.steps, rows)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take a row of metrics."""

@@ -85,12 +85,6 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, _parse(path, header.text)
 
 
-def load_document(path: Path) -> dict[str, Any]:
-    """Return the document of a file without reading its tensors or checking its digest. Raises `BadFile`."""
-    with _opened(path) as (_, header):
-        return _parse(path, header.text)
-
-
 @dataclass(frozen=True)
 class _Entry:
     """A tensor, as the header describes it."""
