@@ -131,7 +131,8 @@ class Batches:
             items, labels = next(read)
             self.waited += time.perf_counter() - start
             if isinstance(items, DifftoolError):  # a worker would add its traceback, so the error is handed over
-                raise items
+                # a new one, since this frame must not outlive its error: workers end with it
+                raise DifftoolError(str(items))
             yield Batch(
                 _on_device(items, self.device),
                 None if labels is None else labels.to(self.device, non_blocking=cuda),
