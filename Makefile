@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all test-gpu lint format bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/difftool train --seed 0 --out runs/demo --overwrite
@@ -15,11 +15,23 @@ demo: $(VENV)/.installed
 
 # All tests that are not marked slow: some four minutes on two cores.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow and not gpu"
 
 # All tests: some ten minutes on two cores.
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto
+
+# The tests that need a GPU; without one they are skipped, and say so. With WHEELS=wheels everything but torch is taken
+# from that folder, without network: `python tests/wheels.py wheels` packs it elsewhere.
+GPU_TESTS := -m pytest -m gpu -rs tests/test_gpu.py
+ifdef WHEELS
+test-gpu:
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target $(VENV)-gpu $(WHEELS)/*.whl
+	PYTHONPATH=$(CURDIR)/$(VENV)-gpu $(PYTHON) $(GPU_TESTS)
+else
+test-gpu: $(VENV)/.installed-test
+	$(BIN)/python $(GPU_TESTS)
+endif
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.measuring import Steps
 
 BATCH, RATE = 128, 1e-3
+CPU = torch.device("cpu")
 
 
 class PlainTime(nn.Module):
@@ -60,19 +61,23 @@ def unseen_bar(batches: Any) -> Any:
         yield from tqdm(batches, file=nowhere)
 
 
-def article(network: nn.Module, items: Tensor, timesteps: int, *, statistics: bool = False) -> Iterator[None]:
+def article(
+    network: nn.Module, items: Tensor, timesteps: int, *, statistics: bool = False, device: torch.device = CPU
+) -> Iterator[None]:
     """A tutorial's loop: DataLoader, tqdm, Adam as it comes, and each step's loss as a number.
 
     `statistics`: it also keeps mean and variance of the network's answer and input.
     """
-    alpha_bars = (1 - torch.linspace(1e-4, 0.02, timesteps)).cumprod(0)
+    network = network.to(device)
+    alpha_bars = (1 - torch.linspace(1e-4, 0.02, timesteps, device=device)).cumprod(0)
     signal, noise = alpha_bars.sqrt(), (1 - alpha_bars).sqrt()
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
     ones = (1,) * (items.ndim - 1)
     losses, seen = [], []
     while True:
         for x_0 in unseen_bar(loader(items)):
-            t = torch.randint(0, timesteps, (len(x_0),))
+            x_0 = x_0.to(device)
+            t = torch.randint(0, timesteps, (len(x_0),), device=device)
             eps = torch.randn_like(x_0)
             x_t = signal[t].view(-1, *ones) * x_0 + noise[t].view(-1, *ones) * eps
             answer = network(x_t, t)
@@ -93,15 +98,18 @@ def accelerated(
     *,
     batch_size: int = BATCH,
     answer_of: Callable[[Any], Tensor] = lambda output: output,
+    cpu: bool = True,
+    compiled: bool = False,
 ) -> Steps:
     """The training loop of diffusers' tutorials: accelerate, their DDPMScheduler, clipping, a bar with the loss."""
     from accelerate import Accelerator
     from diffusers import DDPMScheduler
 
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator(cpu=cpu)
     schedule = DDPMScheduler(num_train_timesteps=timesteps)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE)
-    network, optimizer, batches = accelerator.prepare(network, optimizer, loader(items, batch_size))
+    trained: Any = torch.compile(network) if compiled else network
+    network, optimizer, batches = accelerator.prepare(trained, optimizer, loader(items, batch_size))
     return _accelerated(accelerator, network, optimizer, batches, schedule, timesteps, answer_of)
 
 
@@ -121,7 +129,7 @@ def _accelerated(
             bar = tqdm(total=len(batches), file=nowhere)
             for x_0 in batches:
                 eps = torch.randn_like(x_0)
-                t = torch.randint(0, timesteps, (len(x_0),), dtype=torch.int64)
+                t = torch.randint(0, timesteps, (len(x_0),), device=x_0.device)
                 x_t = schedule.add_noise(x_0, eps, t)
                 with accelerator.accumulate(network):
                     loss = F.mse_loss(answer_of(network(x_t, t)), eps)

@@ -45,11 +45,13 @@ class Contest:
                 stack.callback(getattr(running[name], "close", lambda: None))
             yield running
 
-    def run(self, *, warmup: int, steps: int, rounds: int, ahead: int = 0) -> Measured:
+    def run(
+        self, *, warmup: int, steps: int, rounds: int, ahead: int = 0, wait: Callable[[], object] = lambda: None
+    ) -> Measured:
         """Build everybody, let them warm up, and measure. See `interleaved`."""
         with self.started() as running:
             first = {name: seconds_of(steps_of, warmup) for name, steps_of in running.items()}
-            return Measured(interleaved(running, steps=steps, rounds=rounds, ahead=ahead), first)
+            return Measured(interleaved(running, steps=steps, rounds=rounds, ahead=ahead, wait=wait), first)
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,17 @@ def seconds_of(contender: Steps, warmup: int) -> float:
     return first
 
 
-def interleaved(contenders: Mapping[str, Steps], *, steps: int, rounds: int, ahead: int = 0) -> dict[str, list[float]]:
+def interleaved(
+    contenders: Mapping[str, Steps],
+    *,
+    steps: int,
+    rounds: int,
+    ahead: int = 0,
+    wait: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
     """Seconds a step of each contender in each round.
+
+    `wait` is called where a turn begins and ends: a GPU may still be at work when a step returns.
 
     `ahead` steps at the start of a contender's turn are not timed: there it prepares what does not belong to a step.
     Every other round goes backwards, so that nobody always runs after the same neighbour.
@@ -87,9 +98,11 @@ def interleaved(contenders: Mapping[str, Steps], *, steps: int, rounds: int, ahe
             contender = contenders[name]
             for _ in range(ahead):
                 next(contender)
+            wait()
             start = time.perf_counter()
             for _ in range(steps):
                 next(contender)
+            wait()
             times[name].append((time.perf_counter() - start) / steps)
         order.reverse()
     return times

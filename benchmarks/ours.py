@@ -18,7 +18,7 @@ from benchmarks.measuring import Steps
 from difftool import devices
 from difftool.cli.console import Bar
 from difftool.cli.training import BarWords  # the bar's words are part of what is measured
-from difftool.components import Backbone, Dataset
+from difftool.components import Backbone, Component, Dataset
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Scaling
 from difftool.plugins.build import build_network, load_samples
@@ -34,9 +34,13 @@ ENDLESS: dict[str, object] = {"steps": 10**8, "checkpoint_every": "999999999", "
 """Training that saves and draws nothing on the way: neither do the loops beside it."""
 
 
-def recipe(document: Document, **training: object) -> Recipe:
-    """The recipe of a document's tables, trained without an end, with these settings over its own."""
-    return build_recipe({**document, "training": {**document.get("training", {}), **ENDLESS, **training}})
+def recipe(document: Document, parts: Mapping[str, Component] | None = None, **training: object) -> Recipe:
+    """The recipe of a document's tables, trained without an end, with these settings over its own.
+
+    `parts` are components that are made already.
+    """
+    settings = {**document.get("training", {}), **ENDLESS, **training}
+    return build_recipe({**document, "training": settings}, parts=parts)
 
 
 def data(part: Dataset) -> Tensor:
@@ -46,9 +50,9 @@ def data(part: Dataset) -> Tensor:
     return Scaling.of(samples).to_model(samples.items)
 
 
-def loop(made: Recipe) -> Steps:
+def loop(made: Recipe, device: torch.device = CPU) -> Steps:
     """`difftool train`: batches, network, optimizer, average and metrics, under a terminal's bar that nobody sees."""
-    return watched(prepare(made, CPU))
+    return watched(prepare(made, device))
 
 
 def watched(experiment: Experiment) -> Generator[None, None, None]:
@@ -68,21 +72,22 @@ def watched(experiment: Experiment) -> Generator[None, None, None]:
                 bar.close()
 
 
-def bare(made: Recipe) -> Steps:
+def bare(made: Recipe, device: torch.device = CPU) -> Steps:
     """The network of a recipe and nothing else: forward, backward and fused Adam on one batch, again and again."""
-    experiment = prepare(made, CPU)
-    settings = made.training
+    experiment = prepare(made, device)
+    settings, network = made.training, experiment.state.network.train()
     batch = batch_of(experiment, experiment.batch_size)
-    optimizer = torch.optim.Adam(experiment.state.network.parameters(), lr=settings.lr, fused=True)
-    context = devices.autocast(CPU, settings.precision) or nullcontext
-    return steps_of(experiment.state.network.train(), batch, optimizer, context)
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr, fused=True)
+    context = devices.autocast(device, settings.precision) or nullcontext
+    compiled: Any = torch.compile(network) if settings.compile else network
+    return steps_of(compiled, batch, optimizer, context)
 
 
 def batch_of(experiment: Experiment, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(x_t, t, eps) as the network gets them, laid out as suits it."""
-    layout, shape = layout_of(experiment.state.network), (size, *experiment.data.shape)
-    x_t, eps = (torch.randn(shape).contiguous(memory_format=layout) for _ in range(2))
-    return x_t, torch.rand(size) * 1000, eps
+    """(x_t, t, eps) as the network gets them, laid out as suits it, on its device."""
+    layout, shape, device = layout_of(experiment.state.network), (size, *experiment.data.shape), experiment.device
+    x_t, eps = (torch.randn(shape, device=device).contiguous(memory_format=layout) for _ in range(2))
+    return x_t, torch.rand(size, device=device) * 1000, eps
 
 
 def steps_of(

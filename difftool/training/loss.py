@@ -66,7 +66,7 @@ class Objective:
             return values.to(device, torch.float32)
 
         self.alpha, self.sigma, self.factor, self.scale = map(table, (schedule.alpha, schedule.sigma, factor, scale))
-        self.a, self.b = Table.of(table(a)), Table.of(table(b))
+        self.a, self.b = Table.of(a, device), Table.of(b, device)
         self.eps_weight = table((schedule.alpha / det).square())
         self.squared = self.distance is F.mse_loss
         self.x_0_of_x_t, self.x_0_of_output = table(b / det), table(-schedule.sigma / det)
@@ -178,9 +178,10 @@ class Table:
     """The number, if it is the same at every level."""
 
     @classmethod
-    def of(cls, values: Tensor) -> Table:
+    def of(cls, values: Tensor, device: torch.device) -> Table:
+        values = values.to(torch.float32)
         first = float(values[0])
-        return cls(values, first if bool((values == first).all()) else None)
+        return cls(values.to(device), first if bool((values == first).all()) else None)
 
     def times(self, x: Tensor, t: Tensor) -> Tensor:
         if self.constant is None:

@@ -40,7 +40,9 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     A few numbers that depend on time scale and shift all features. In bfloat16 their rounding errors would spread
     through the network, and in float32 they cost next to nothing.
     """
-    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+    kind = device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 class Embedding(nn.Module):

@@ -1,0 +1,226 @@
+"""Training and sampling on devices that hold no numbers, where a host tensor or a wait for a number fails.
+
+A training step runs on the meta device, and a sampler on fake CUDA tensors. Both work without a GPU. A step that mixes
+devices, or asks for a number that only the device has, fails there as it would fail, or wait, on a GPU.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import difftool
+import difftool_plugins
+from difftool import ObjectiveSpec, component, names
+from difftool.data.facts import DataFacts
+from difftool.options import make
+from difftool.plugins.build import build_network, build_schedule
+from difftool.sampling.denoiser import Denoiser, clipped
+from difftool.sampling.guidance import classifier_free_guidance
+from difftool.settings import Training
+from difftool.training import loss as losses
+from difftool.training.loss import Objective
+from difftool.training.state import TrainState
+from difftool.training.step import StepResult, make_step
+
+META = torch.device("meta")
+T, BATCH = 100, 8
+SHAPES = {"mlp": (2,), "unet": (3, 16, 16)}
+
+
+def step_on_meta(
+    backbone: str = "mlp",
+    *,
+    options: dict[str, Any] | None = None,
+    prediction: str = "eps",
+    weighting: str = "none",
+    classes: int = 0,
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
+    **settings: Any,
+) -> StepResult:
+    """Make one training step on the meta device: forward, backward, optimizer, average."""
+    training = make(Training, {"timesteps": T, "batch_size": BATCH, **settings})
+    shape = SHAPES[backbone]
+    data = DataFacts(shape=shape, bounds=(-1.0, 1.0), class_names=tuple(map(str, range(classes))))
+    with META:
+        network = wrap(build_network(component("backbone", backbone, **(options or {})), data, training))
+    kind = component("prediction", prediction)
+    objective = Objective(
+        ObjectiveSpec(schedule=build_schedule(component("schedule", "linear"), T, kind)),
+        kind,
+        component("weighting", weighting),
+        component("timestep-sampling", "uniform"),
+        training.loss,
+        device=META,
+        self_condition=training.self_condition,
+        learn_variance=training.learn_variance,
+        data=data,
+    )
+    state = TrainState.new(network, training, META)
+    x_0 = torch.empty(BATCH, *shape, device=META)
+    t = torch.empty(BATCH, dtype=torch.int64, device=META)
+    inputs = objective.inputs(x_0, torch.empty_like(x_0), t, t if classes else None)
+    return make_step(state, objective, training)(inputs, 1e-3, training.self_condition)
+
+
+ATTENTION = {"dim": 16, "dim_mults": (1, 2), "groups": 8}
+STEPS: dict[str, dict[str, Any]] = {
+    "mlp": {},
+    "mlp, joined to one vector, clipped": {"clip": 1.0},
+    "mlp with classes": {"classes": 3},
+    "unet": {"backbone": "unet"},
+    "unet with classes": {"backbone": "unet", "classes": 3},
+    "unet, checkpointed": {"backbone": "unet", "options": {**ATTENTION, "checkpointing": True}},
+    "unet, unshuffled": {"backbone": "unet", "options": {**ATTENTION, "downsample": "unshuffle"}},
+    "unet, learned variance": {"backbone": "unet", "learn_variance": True},
+    "self-conditioning": {"self_condition": True},
+    "accumulated": {"accumulate": 2},
+    "no average": {"ema": 0.0},
+    **{f"loss {name}": {"loss": name} for name in losses.LOSSES},
+    **{f"prediction {name}": {"prediction": name} for name in names("prediction")},
+    **{f"weighting {name}": {"weighting": name} for name in names("weighting")},
+}
+
+
+@pytest.mark.parametrize("what", STEPS)
+def test_a_training_step_stays_on_the_device(what: str) -> None:
+    result = step_on_meta(**STEPS[what])
+    assert {result.loss.device, result.grad_norm.device, result.finite.device} == {META}
+    assert result.step == 1
+
+
+class Planted(nn.Module):
+    """A network with a fault that only a GPU would show."""
+
+    def __init__(self, network: nn.Module, fault: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.fault = network, fault
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.network(self.fault(x), t, cond)
+
+
+FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "item": lambda x: x * x.abs().max().item(),
+    "float": lambda x: x / float(x.detach().std()),
+    "branch": lambda x: x if x.isfinite().all() else torch.zeros_like(x),
+    "host tensor": lambda x: x + torch.ones(2),
+    "host index": lambda x: torch.where(torch.zeros(2, dtype=torch.bool), x, 2 * x),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_planted_in_a_network_fails_on_the_meta_device(fault: str) -> None:
+    with pytest.raises((RuntimeError, NotImplementedError, difftool.DifftoolError)):
+        step_on_meta(wrap=lambda network: Planted(network, FAULTS[fault]))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_planted_in_a_loss_fails_on_the_meta_device(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = FAULTS[fault]
+    monkeypatch.setitem(losses.LOSSES, "mse", lambda x, y, reduction="mean": planted(x - y).square().mean())
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        step_on_meta()
+
+
+def sample_on_fake_cuda(sampler: str, fault: Callable[[Tensor], Tensor] = lambda x: x) -> int:
+    """Sample with fake CUDA tensors, guided and clipped, and return the number of steps."""
+    kind = component("prediction", "eps")
+    schedule = build_schedule(component("schedule", "linear"), T, kind)
+    levels = component("spacing", "trailing").levels(schedule, 5)
+    steps = 0
+    with FakeTensorMode(), torch.no_grad():
+
+        def network(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+            # a network of the built-ins would index its times, which needs a CUDA build even on fake tensors
+            return fault(x) * t.view(-1, 1)
+
+        spec = ObjectiveSpec(schedule=schedule)
+        cond = torch.zeros(BATCH, dtype=torch.int64, device="cuda")
+        guided = classifier_free_guidance(
+            Denoiser(network, kind, spec, cond=cond, self_condition=False),
+            Denoiser(network, kind, spec),
+            2.0,
+            rescale=0.5,
+        )
+        denoise = clipped(guided, (-1.0, 1.0))
+        x = torch.empty(BATCH, 2, device="cuda")
+        for step in component("sampler", sampler).sample(denoise, x, levels, lambda _: torch.empty_like(x)):
+            assert step.x.device == x.device
+            steps += 1
+    return steps
+
+
+@pytest.mark.parametrize("sampler", names("sampler"))
+def test_a_sampler_stays_on_the_device(sampler: str) -> None:
+    assert sample_on_fake_cuda(sampler) > 0
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_planted_in_a_network_fails_on_fake_cuda(fault: str) -> None:
+    with pytest.raises(difftool.DifftoolError, match=r"DataDependent|DeviceMismatch|cuda"):
+        sample_on_fake_cuda("ddim", FAULTS[fault])
+
+
+# --- what a step and a sampler ask of the host -----------------------------------------------------------------------
+
+CORE, PLUGINS = Path(difftool.__file__).parent, Path(difftool_plugins.__file__).parent
+FILES = [
+    *(CORE / "training" / f"{name}.py" for name in ("step", "inputs", "loss", "optimizer", "ema", "loop")),
+    *(CORE / "sampling" / f"{name}.py" for name in ("denoiser", "guidance", "loop")),
+    *(CORE / "diffusion" / f"{name}.py" for name in ("estimate", "forward", "self_conditioning", "variance")),
+    CORE / "data" / "batches.py",
+    *sorted((PLUGINS / "samplers").glob("*.py")),
+    *sorted((PLUGINS / "backbones" / "networks").glob("*.py")),
+]
+METHODS, FUNCTIONS = {"to", "cpu", "item", "tolist", "numpy"}, {"float", "int", "bool"}
+ONCE = "before the first step, from tables on the CPU"
+DTYPE = "a change of dtype on the same device"
+HARMLESS = {
+    "loss.Objective.__init__": ONCE,
+    "loss.Objective.__init__.table": ONCE,
+    "loss.Table.of": ONCE,
+    "loss.distribution": ONCE,
+    "variance.VarianceBound.__init__": ONCE,
+    "optimizer.Adam.weight_state": "when a state is saved",
+    "ema.EMA.decay": "of a Python number",
+    "loop.check_finite": "when metrics are logged or a state is saved, for all steps since then at once",
+    "loop.held_out_loss": "once an epoch, between steps",
+    "loop.slerp": "once for --interpolate, before the first step",
+    "batches.Batches.__init__": "once, the data themselves",
+    "batches.Batches._from_memory": "once a block of steps, from pinned memory, without a wait",
+    "batches.Batches._from_source": "of indices on the CPU; labels come from pinned memory, without a wait",
+    "batches._on_device": "items come from pinned memory, without a wait; float64 for Apple GPUs alone",
+    "forward.moments": "for `noise --iterative` alone",
+    "denoiser.Denoiser.__call__": DTYPE,
+    "embeddings.Embedding.forward": DTYPE,
+    "mlp.MLPNetwork.columns": DTYPE,
+    "unet.Block.modulate": DTYPE,
+}
+"""Each function that copies to or from the host, or asks for a number, and why a GPU does not wait for it in a step."""
+
+
+def calls_of(node: ast.AST, name: str) -> Iterator[str]:
+    """Yield the name of the function around each call that a GPU might wait for."""
+    for child in ast.iter_child_nodes(node):
+        inner = f"{name}.{child.name}" if isinstance(child, (ast.FunctionDef, ast.ClassDef)) else name
+        if isinstance(child, ast.Call):
+            function = ast.unparse(child.func)
+            plain = function in FUNCTIONS and child.args and not isinstance(child.args[0], ast.Constant)
+            made = function in ("torch.tensor", "torch.as_tensor")
+            if plain or made or (isinstance(child.func, ast.Attribute) and child.func.attr in METHODS):
+                yield name
+        yield from calls_of(child, inner)
+
+
+def test_each_copy_and_each_number_from_the_device_is_known() -> None:
+    found = {name for path in FILES for name in calls_of(ast.parse(path.read_text(encoding="utf-8")), path.stem)}
+    assert found - HARMLESS.keys() == set(), "say in HARMLESS why no step waits for it, or make it on the device"
+    assert HARMLESS.keys() - found == set(), "these are gone"
