@@ -125,8 +125,8 @@ def props(folder: Path) -> None:
             )
     Image.new("RGB", (48, 32), (90, 160, 70)).save(folder / "photo.png")
     Image.new("RGB", (48, 32), (90, 160, 70)).save(folder / "photo.jpg")
-    mask = Image.new("L", (48, 32), 0)
-    mask.paste(255, (0, 0, 48, 16))
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (0, 0, 32, 16))
     mask.save(folder / "mask.png")
 
 

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGES, POINTS, Outcome, invoke, spawn, tree
+from conftest import IMAGES, POINTS, Outcome, invoke, last_of, spawn, tree
 from PIL import Image
 
 from difftool import NoiseSchedule, Schedule, hookimpl
@@ -1513,7 +1513,7 @@ def shell(
 
 
 def command(*arguments: object) -> str:
-    return " ".join(["difftool", *map(str, arguments)])
+    return " ".join(["difftool", *map(str, last_of(arguments))])
 
 
 class Streams(NamedTuple):
