@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -238,6 +239,21 @@ def connect(device: torch.device | None = None) -> Iterator[ProcessGroup]:
             yield group
         finally:
             group.close()
+
+
+def end_if_connected(code: int) -> None:
+    """Leave the other processes and end this one at once; do nothing if it was never connected with them.
+
+    Threads of torch may still run. One that asks for Python's lock while Python is taken apart aborts the process.
+    """
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not dist.is_available() or not dist.is_initialized():
+        return
+    dist.destroy_process_group()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _meet() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from difftool.children import safe_path
 from difftool.cli.signals import signals
-from difftool.distributed import leave_world, world
+from difftool.distributed import end_if_connected, leave_world, world
 from difftool.errors import (
     LONGEST_LINE,
     OUT_OF_MEMORY,
@@ -62,6 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nothing is left to do: end without a traceback
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if arguments is None and world().size > 1:
+        end_if_connected(code)
     sys.exit(code)
 
 

@@ -94,7 +94,7 @@ class Source(ABC):
         if not numeric and re.fullmatch(r"[0-9]{1,9}", text) and int(text) < len(names):
             return int(text)
         similar = nearest(text, numeric) or suggestion(text, names)
-        raise UsageError(f"--label: there is no class {text!r}; there are {classes_text(names, LISTED)}{similar}")
+        raise UsageError(f"--label: there is no class {text!r}{similar}; there are {classes_text(names, LISTED)}")
 
 
 def number_in(text: str) -> float | None:
