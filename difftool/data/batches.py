@@ -106,9 +106,10 @@ class Batches:
     def _from_memory(self, step: int, block: int) -> Iterator[Batch]:
         while True:
             steps = block - step % block
-            indices = self.own_indices(step, steps)
-            if self.device.type == "cuda":  # a copy from ordinary memory would wait for the device
-                indices = indices.pin_memory().to(self.device, non_blocking=True)
+            indices, cuda = self.own_indices(step, steps), self.device.type == "cuda"
+            if cuda:  # a copy from ordinary memory would wait for the device
+                indices = indices.pin_memory()
+            indices = indices.to(self.device, non_blocking=cuda)
             labels = None if self._labels is None else self._labels.index_select(0, indices)
             yield Batch(self._items.index_select(0, indices), labels)
             step += steps
