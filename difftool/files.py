@@ -73,13 +73,18 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def read_bounded(path: Path, most: int) -> bytes:
+    """Return the bytes of a regular file. Raises `OSError`, and `ValueError` if there are more than `most`."""
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it is larger than {most >> 20} MiB")
+    return data
+
+
 def read_json(path: Path) -> Any:
     """Return the value in a JSON file, with the checks of `parse_json`. Raises `OSError` and `ValueError`."""
-    with open_regular(path) as file:
-        data = file.read(LARGEST_JSON + 1)
-    if len(data) > LARGEST_JSON:
-        raise ValueError(f"it is larger than {LARGEST_JSON >> 20} MiB")
-    return parse_json(data)
+    return parse_json(read_bounded(path, LARGEST_JSON))
 
 
 def parse_json(text: str | bytes) -> Any:

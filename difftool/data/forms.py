@@ -17,10 +17,8 @@ def form_of(form: str | None, shape: Sequence[int]) -> Form:
     """
     if form is None:
         return "points" if len(shape) == 1 else "array"
-    for known in FORMS:
-        if form == known:
-            break
-    else:
+    known = next((each for each in FORMS if each == form), None)
+    if known is None:
         raise ValueError(f"unknown form {form!r}; choose {', '.join(FORMS)}")
     if known == "points" and len(shape) != 1:
         raise ValueError(f"points have one axis, but the shape is {tuple(shape)}; choose form 'array'")

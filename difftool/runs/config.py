@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from difftool.errors import UsageError
-from difftool.files import check_values, open_regular
+from difftool.files import check_values, read_bounded
 
 LARGEST_CONFIG = 2**20
 """The size in bytes up to which a config file is read."""
@@ -59,8 +59,4 @@ def line_of(path: Path, table: str, key: str = "") -> int | None:
 
 
 def _text(path: Path, errors: str = "strict") -> str:
-    with open_regular(path) as file:
-        data = file.read(LARGEST_CONFIG + 1)
-    if len(data) > LARGEST_CONFIG:
-        raise ValueError(f"it is larger than {LARGEST_CONFIG >> 20} MiB")
-    return data.decode("utf-8-sig", errors)
+    return read_bounded(path, LARGEST_CONFIG).decode("utf-8-sig", errors)
