@@ -55,7 +55,7 @@ class Comparing(Options):
         otherwise="16 images or arrays, 2000 points, 1000 with an oracle",
     )
     batch_size: int | None = option(
-        default=None, ge=1, le=10**7, help="samples drawn at once; does not change the samples"
+        default=None, ge=1, le=10**7, help="samples drawn at once; changes only their last digits"
     )
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="seed of the noise that all trajectories start from")
     label: str | None = option(default=None, help="class to sample: its name or index")
