@@ -1,0 +1,106 @@
+"""The components of a model: its data, noise schedule, network and prediction."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from difftool.components.component import Component
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from difftool.data.samples import DatasetContext, Samples
+    from difftool.diffusion.schedule import Level, Schedule
+    from difftool.specs import BackboneSpec, ObjectiveSpec
+
+
+class Dataset(Component):
+    """The data to learn."""
+
+    kind = "dataset"
+    hook = "difftool_datasets"
+    flag = "--dataset"
+    commands = ("train", "sample", "compare", "noise")
+    default = "swiss-roll"
+    needed_to_sample = False
+
+    default_backbone: ClassVar[str] = "mlp"
+    """The backbone that is taken when the user names none."""
+
+    generated: ClassVar[bool] = False
+    """True if the samples are computed from the options and the seed alone. A model file by itself loads no others."""
+
+    @abstractmethod
+    def load(self, context: DatasetContext) -> Samples:
+        """Return the samples. Raise `ValueError` or `OSError` with one clear line when they cannot be loaded."""
+
+    def item_shape(self) -> tuple[int, ...] | None:
+        """Return the shape of one item if the options alone fix it, so that misfits are refused before any work."""
+        return None
+
+
+class NoiseSchedule(Component):
+    """The noise schedule: a table of alpha_t and sigma_t in x_t = alpha_t x_0 + sigma_t eps."""
+
+    kind = "schedule"
+    hook = "difftool_schedules"
+    flag = "--schedule"
+    commands = ("train", "sample", "compare", "noise")
+    default = "linear"
+
+    default_prediction: ClassVar[str] = "eps"
+    """The prediction type that suits this schedule."""
+
+    @abstractmethod
+    def build(self, timesteps: int) -> Schedule:
+        """Return the float64 table of `timesteps` levels, its signal-to-noise ratio strictly falling."""
+
+
+class Backbone(Component):
+    """The network."""
+
+    kind = "backbone"
+    hook = "difftool_backbones"
+    flag = "--backbone"
+    commands = ("train",)
+    default = "mlp"
+
+    default_dataset: ClassVar[str] = "swiss-roll"
+    """The dataset that is taken when the user names none."""
+
+    training_defaults: ClassVar[Mapping[str, object]] = {}
+    """Defaults of `Training` that suit this network, such as `{"lr": 2e-4, "batch_size": 32}`."""
+
+    self_conditioning: ClassVar[bool] = False
+    """True if the network takes the last estimate of x_0 beside x_t: `spec.in_channels` is then twice the data's."""
+
+    @abstractmethod
+    def build(self, spec: BackboneSpec) -> nn.Module:
+        """Return a module `net(x, t, cond=None)`.
+
+        x is (B, spec.in_channels, *spec.shape[1:]), of unit variance if the data are (else see `spec.sigma_data`); t is
+        (B,), a float in [0, 1000); cond is (B,) int64 class indices, where `spec.classes` stands for "no class"; the
+        output is (B, spec.out_channels, *spec.shape[1:]).
+
+        Raise `ValueError` when the shape does not fit, and say which shapes do.
+        """
+
+
+class Prediction(Component):
+    """The quantity that the network predicts, a x_0 + b eps. Loss and estimates follow from it."""
+
+    kind = "prediction"
+    hook = "difftool_predictions"
+    flag = "--prediction"
+    commands = ("train",)
+    default = "eps"
+
+    @abstractmethod
+    def coefficients(self, level: Level, spec: ObjectiveSpec) -> tuple[float, float]:
+        """Return (a, b) at a level. difftool refuses alpha b = sigma a, which would leave x_0 unknown."""
+
+    def input_scale(self, level: Level, spec: ObjectiveSpec) -> float:
+        """Return the factor of x_t in the network's input, by default 1/norm: unit variance if the data have it."""
+        return 1.0 / level.norm
