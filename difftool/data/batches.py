@@ -25,6 +25,8 @@ class Batch:
 
     items: Tensor
     labels: Tensor | None
+    noise: Tensor | None = None
+    """The noise that is stored with the items, in place of random noise."""
 
 
 class Batches:
