@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import paper_losses
 import pytest
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,7 @@ def step_on_meta(
     return make_step(state, objective, training, 10)(inputs, 1e-3, training.self_condition)
 
 
+PAPERS = [paper_losses.Consistency(), paper_losses.LearntUncertainty(), paper_losses.Masked()]
 ATTENTION = {"dim": 16, "dim_mults": (1, 2), "groups": 8}
 STEPS: dict[str, dict[str, Any]] = {
     "mlp": {},
@@ -86,6 +88,8 @@ STEPS: dict[str, dict[str, Any]] = {
     "no average": {"ema": 0.0},
     **{f"loss {name}": {"loss": component("loss", name)} for name in names("loss")},
     **{f"loss {name}, weighted": {"loss": component("loss", name), "weighting": "min-snr"} for name in names("loss")},
+    **{f"loss of a paper, {loss.name}": {"loss": loss} for loss in PAPERS},
+    "loss of a paper, self-conditioned, in parts": {"loss": PAPERS[0], "self_condition": True, "accumulate": 2},
     **{f"prediction {name}": {"prediction": name} for name in names("prediction")},
     **{f"weighting {name}": {"weighting": name} for name in names("weighting")},
 }

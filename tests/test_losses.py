@@ -15,6 +15,7 @@ import paper_losses as papers
 import pytest
 import torch
 from conftest import POINTS, Run
+from test_testing import failure, rows
 from test_training import Mirror, Net, T, by_hand, cloud, objective, same, settings, spec, state_dict
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
 from difftool.settings import Training
 from difftool.testing import PluginManager, check_component
+from difftool.testing import losses as laws
+from difftool.testing.laws import Failed, Law
 from difftool.training.auxiliary import build_auxiliary, evaluating, trainable
 from difftool.training.batch import Moment
 from difftool.training.inputs import inputs_from
@@ -630,3 +633,96 @@ def test_a_mean_that_predicts_elsewhere_too_is_found_by_the_metrics() -> None:
     with pytest.raises(DifftoolError, match="loss both: it overrides mean_loss"):
         meter.row(results[-1], 1.0)
     assert state.step == 2
+
+
+# --- laws ----------------------------------------------------------------------------------------------------------
+
+
+class Restless(nn.Module):
+    """A module whose count is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+
+def count_up(self: Loss, network: nn.Module, auxiliary: Any) -> None:
+    auxiliary.steps += 1
+
+
+def scaled_by_count(self: Loss, predict: Predict, batch: TrainingBatch, auxiliary: Any) -> Tensor:
+    return Plain.loss(self, predict, batch, auxiliary) * (1 + auxiliary.steps)  # type: ignore[arg-type]
+
+
+def noisy(self: Loss, predict: Predict, batch: TrainingBatch, auxiliary: object) -> Tensor:
+    return (predict(batch.x_t, batch.t, batch.cond) - torch.randn_like(batch.x_0)).square().flatten(1).mean(1)
+
+
+def relative(self: Loss, predict: Predict, batch: TrainingBatch, auxiliary: object) -> Tensor:
+    losses = (predict(batch.x_t, batch.t, batch.cond) - batch.target).square().flatten(1).mean(1)
+    return losses / losses.detach().mean()
+
+
+def overwriting(self: Loss, predict: Predict, batch: TrainingBatch, auxiliary: object) -> Tensor:
+    return predict(batch.x_t, batch.t, batch.cond).sub(batch.target.mul_(0.5)).square().flatten(1).mean(1)
+
+
+def square(self: Loss, predict: Predict, batch: TrainingBatch, auxiliary: object) -> Tensor:
+    return (predict(batch.x_t, batch.t, batch.cond) - batch.target).square().flatten(1).mean(1)
+
+
+FAILING = {
+    laws.returns_the_loss_of_each_item: {
+        "from nan to nan": of(loss=lambda s, p, b, a: square(s, p, b, a).sub(1e9).sqrt())(),
+    },
+    laws.trains_the_network: {
+        "the gradient in the network has the norm 0.0": of(loss=lambda s, p, b, a: 0.0 * square(s, p, b, a))(),
+        "weight receives no gradient; requires_grad_(False)": of(loss=square, build=lambda *_: nn.Linear(2, 2))(),
+    },
+    laws.is_reproducible: {"two calls give losses that differ by": of(loss=noisy)()},
+    laws.treats_items_independently: {"the loss of an item changes by": of(loss=relative)()},
+    laws.changes_no_tensor_in_place: {"it changes eps, target": of(loss=overwriting)()},
+    laws.pairs_reproducibly: {
+        "different pairs": of(loss=square, pair=lambda s, p: replace(p, eps=torch.randn_like(p.eps)))(),
+    },
+    laws.agrees_with_its_mean: {
+        "mean_loss is": of(loss=square, mean_loss=lambda s, p, b, a: 2 * square(s, p, b, a).mean())(),
+    },
+    laws.applies_the_weight: {"three times the weight changes nothing": of(loss=square, weighted=True)()},
+    laws.resumes_exactly: {
+        "everything that changes must be a parameter or a buffer": of(
+            loss=scaled_by_count, build=lambda *_: Restless(), after_step=count_up
+        )(),
+    },
+}
+
+
+@pytest.mark.parametrize(("component", "law", "words"), rows(FAILING))
+def test_losses_that_fail_a_law(component: Loss, law: Law, words: str) -> None:
+    assert words in failure(component, law)
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (
+            of(loss=raising(ValueError("tokens alone"))),
+            "it accepts none of the shapes that were tried: 2: tokens alone;",
+        ),
+        (of(loss=raising(KeyError("x"))), "2: raised KeyError: 'x'"),
+        (of(loss=lambda *_: None), "loss() returned None, not a loss for each item, (6,)"),
+    ],
+)
+def test_a_loss_that_cannot_be_tried_fails_in_one_line(loss: type[Loss], words: str) -> None:
+    with pytest.raises(Failed) as failed:
+        laws.prepare(loss())
+    assert words in str(failed.value)
+
+
+def test_a_loss_of_images_is_tried_with_images() -> None:
+    def images(self: Loss, predict: Predict, batch: TrainingBatch, auxiliary: object) -> Tensor:
+        if batch.x_0.ndim != 4:
+            raise ValueError("needs images")
+        return square(self, predict, batch, auxiliary)
+
+    assert laws.prepare(of(loss=images)()).shape == (3, 8, 8)
