@@ -102,8 +102,18 @@ class Elsewhere(Loss, name="elsewhere"):
         return (predict.x_0(batch.noised(t), t, batch.cond) - batch.x_0).square().flatten(1).mean(1)
 
 
+class TwoLevels(Loss, name="two-levels"):
+    """The squared error at two levels of each item, so that a step has two passes with gradients."""
+
+    def loss(self, predict: Predict, batch: TrainingBatch, auxiliary: nn.Module | None) -> Tensor:
+        cleaner = batch.t // 2
+        first = predict(batch.x_t, batch.t, batch.cond) - batch.target
+        second = predict.x_0(batch.noised(cleaner), cleaner, batch.cond) - batch.x_0
+        return first.square().flatten(1).mean(1) + batch.weight * second.square().flatten(1).mean(1)
+
+
 PLUGIN = SimpleNamespace(
-    difftool_losses=hookimpl(lambda: [MinibatchOT, Consistency, LearntUncertainty, Masked, Elsewhere])
+    difftool_losses=hookimpl(lambda: [MinibatchOT, Consistency, LearntUncertainty, Masked, Elsewhere, TwoLevels])
 )
 
 

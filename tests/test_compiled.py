@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from paper_losses import TwoLevels
 from test_training import Net, cloud, loop, new_state, objective, settings, state_dict
 from torch import Tensor, nn
 
@@ -105,20 +106,11 @@ class Growing(Loss, name="growing"):
         return (1 + batch.step) * error.square().mean(1)
 
 
-class Neighbours(Loss, name="neighbours"):
-    """Predicts at two levels, and can be compiled."""
-
-    def loss(self, predict: Predict, batch: TrainingBatch, auxiliary: nn.Module | None) -> Tensor:
-        t = (batch.t - 1).clamp(min=0)
-        error = predict(batch.x_t, batch.t, batch.cond) - batch.target
-        return error.square().mean(1) + batch.weight * predict(batch.noised(t), t, batch.cond).square().mean(1)
-
-
-@pytest.mark.parametrize("loss", [Growing(), Neighbours()])
+@pytest.mark.parametrize("loss", [Growing(), TwoLevels()])
 def test_a_loss_of_a_stranger_is_compiled_as_far_as_may_be(loss: Loss) -> None:
     warned = pytest.warns(UserWarning, match="as a whole") if isinstance(loss, Growing) else contextlib.nullcontext()
     with warned, warnings.catch_warnings():
-        if isinstance(loss, Neighbours):
+        if isinstance(loss, TwoLevels):
             warnings.simplefilter("error")
         state, _ = trained(Plain(), compiled=True, steps=10, loss=loss)
     expected, _ = trained(Plain(), compiled=False, steps=10, loss=loss)

@@ -82,7 +82,7 @@ def number(loss: Loss, network: Any, inputs: Any, made: Objective, auxiliary: nn
 # --- the losses of papers ------------------------------------------------------------------------------------------
 
 
-PASSING = [papers.Consistency(), papers.LearntUncertainty(), papers.Masked(), papers.Elsewhere()]
+PASSING = [papers.Consistency(), papers.LearntUncertainty(), papers.Masked(), papers.Elsewhere(), papers.TwoLevels()]
 
 
 @pytest.mark.parametrize("loss", PASSING, ids=lambda loss: loss.name)
@@ -707,7 +707,7 @@ def test_losses_that_fail_a_law(component: Loss, law: Law, words: str) -> None:
     [
         (
             of(loss=raising(ValueError("tokens alone"))),
-            "it accepts none of the shapes that were tried: 2: tokens alone;",
+            "it accepts none of the shapes that were tried: 2: tokens alone; 3x8x8: tokens alone",
         ),
         (of(loss=raising(KeyError("x"))), "2: raised KeyError: 'x'"),
         (of(loss=lambda *_: None), "loss() returned None, not a loss for each item, (6,)"),
