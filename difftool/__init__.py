@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from difftool.hookspecs import hookimpl as hookimpl
     from difftool.options import option as option
     from difftool.plugins.registry import component as component
+    from difftool.plugins.registry import load_plugin as load_plugin
     from difftool.plugins.registry import names as names
     from difftool.sampling.model import Model as Model
     from difftool.specs import BackboneSpec as BackboneSpec
@@ -90,7 +91,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "files": ("read_json", "write_json"),
     "hookspecs": ("hookimpl",),
     "options": ("option",),
-    "plugins.registry": ("component", "names"),
+    "plugins.registry": ("component", "load_plugin", "names"),
     "sampling.model": ("Model",),
     "specs": ("BackboneSpec", "ObjectiveSpec", "OracleSpec", "Row", "RunContext"),
 }

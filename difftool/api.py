@@ -21,6 +21,7 @@ from difftool.paths import absolute
 from difftool.plugins.registry import given
 from difftool.runs.recipe import Recipe, build_recipe, companion_kinds, differences, recipe_kinds
 from difftool.sampling.model import Model
+from difftool.scripts import check_not_loading
 
 ARRAYS = (Samples, torch.Tensor, np.ndarray, list)
 """The data that `train` takes as a dataset."""
@@ -74,6 +75,7 @@ def train(
     from difftool.training.loggers import check_requirements
 
     check_main_guard()
+    check_not_loading("difftool.train()")
     chosen = devices.choose(device)
     path = None if out is None else _path("out", out)
     for name, flag in (("overwrite", overwrite), ("progress", progress)):

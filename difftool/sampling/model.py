@@ -22,7 +22,7 @@ from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading
 from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder, find_model, step_of
-from difftool.runs.recipe import Recipe, made_with, read_recipe
+from difftool.runs.recipe import Recipe, changed_scripts, made_with, plugins_of, read_recipe
 from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import draw
 from difftool.sampling.plan import Plan, caution
@@ -82,6 +82,9 @@ class Model(Source):
             raise BadFile(f"{error}{made_with(document.get('plugins'))}") from None
         network.load_state_dict(tensors)
         schedule = build_schedule(recipe[NoiseSchedule], recipe.training.timesteps, recipe[Prediction])
+        used = plugins_of(part for part in recipe.parts.values() if part.needed_to_sample)
+        for change in changed_scripts(document.get("plugins"), used):
+            warnings.warn(change, stacklevel=2)
         model = cls(recipe, data, schedule, network, weights, step, path, run)
         return model.to(device)
 

@@ -27,7 +27,7 @@ from difftool.paths import in_run, relative_to_run
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading
 from difftool.rng import key, seed_globally
 from difftool.runs.folder import RunFolder, now
-from difftool.runs.recipe import Recipe, companion_tables
+from difftool.runs.recipe import Recipe, changed_scripts, companion_tables
 from difftool.sampling.model import Model
 from difftool.settings import AUTO, is_due
 from difftool.specs import ObjectiveSpec, Row, RunContext
@@ -145,6 +145,8 @@ class Experiment:
             placed = [in_run(logger, folder.path) for logger in loggers]
             facts = {"started": started, **devices.machine(self.device), "steps": self.steps, "data": self.fingerprint}
             tables, plugins = {**document, **companion_tables(loggers)}, self.recipe.plugins(loggers)
+            for change in changed_scripts(folder.readable_config().get("plugins"), plugins) if resume else ():
+                warnings.warn(change, stacklevel=2)
             self._describe = lambda folder: folder.write_config(tables, facts, plugins)
             self._describe(folder)
             context = RunContext(
