@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from difftool.components import TimestepSampling as TimestepSampling
     from difftool.components import Weighting as Weighting
     from difftool.components import Writer as Writer
+    from difftool.data.condition import Condition as Condition
     from difftool.data.images import BadImage as BadImage
     from difftool.data.images import check_image as check_image
     from difftool.data.images import read_image as read_image
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from difftool.plugins.registry import names as names
     from difftool.sampling.model import Model as Model
     from difftool.specs import BackboneSpec as BackboneSpec
+    from difftool.specs import ConditionSpec as ConditionSpec
     from difftool.specs import ObjectiveSpec as ObjectiveSpec
     from difftool.specs import OracleSpec as OracleSpec
     from difftool.specs import Row as Row
@@ -81,6 +83,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "Weighting",
         "Writer",
     ),
+    "data.condition": ("Condition",),
     "data.images": ("BadImage", "check_image", "read_image"),
     "data.samples": ("PIXELS", "DatasetContext", "Samples", "points"),
     "diffusion.estimate": ("Denoise", "Estimate", "Noise", "Step"),
@@ -93,7 +96,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "options": ("option",),
     "plugins.registry": ("component", "load_plugin", "names"),
     "sampling.model": ("Model",),
-    "specs": ("BackboneSpec", "ObjectiveSpec", "OracleSpec", "Row", "RunContext"),
+    "specs": ("BackboneSpec", "ConditionSpec", "ObjectiveSpec", "OracleSpec", "Row", "RunContext"),
 }
 """The public names, by the module that defines each."""
 

@@ -48,7 +48,9 @@ class Training(Options):
         default=False, help="self-conditioning: also feed the network its own estimate of x_0"
     )
     learn_variance: bool = option(default=False, help="also learn the variance of DDPM's steps")
-    label_dropout: float = option(default=0.1, ge=0, le=1, help="share of labels hidden, which guidance needs")
+    condition_dropout: float = option(
+        default=0.1, ge=0, le=1, help="share of the items whose condition is hidden, which guidance needs"
+    )
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="random seed; the same seed gives the same model")
     precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="number format of the network")
     compile: bool = option(default=False, help="compile the network with torch.compile")

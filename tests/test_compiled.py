@@ -11,6 +11,7 @@ import torch
 from test_training import Net, cloud, loop, new_state, objective, settings, state_dict
 from torch import Tensor, nn
 
+from difftool import Condition
 from difftool.training.loop import check_finite
 from difftool.training.state import TrainState
 from difftool.training.step import make_step
@@ -23,16 +24,16 @@ class Plain(Net):
         super().__init__()
         del self.calls
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         h = self.first(torch.cat([x, t[:, None] / 1000], dim=1))
-        answer: Tensor = self.last(torch.tanh(h if cond is None else h + cond[:, None]))
+        answer: Tensor = self.last(torch.tanh(h if cond is None else h + cond.class_index(3)[:, None]))
         return answer
 
 
 class Detour(Plain):
     """Has to wait for a number."""
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         return super().forward(x, t, cond) * (2.0 if float(x.sum()) > 0 else 1.0)
 
 

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import difftool
 import difftool_plugins
-from difftool import ObjectiveSpec, component, names
+from difftool import Condition, ObjectiveSpec, component, names
 from difftool.data.facts import DataFacts
 from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule
@@ -66,7 +66,8 @@ def step_on_meta(
     state = TrainState.new(network, training, META)
     x_0 = torch.empty(BATCH, *shape, device=META)
     t = torch.empty(BATCH, dtype=torch.int64, device=META)
-    inputs = objective.inputs(x_0, torch.empty_like(x_0), t, t if classes else None)
+    cond = Condition(label=t, hidden=torch.empty(BATCH, dtype=torch.bool, device=META)) if classes else None
+    inputs = objective.inputs(x_0, torch.empty_like(x_0), t, cond)
     return make_step(state, objective, training)(inputs, 1e-3, training.self_condition)
 
 
@@ -103,7 +104,7 @@ class Planted(nn.Module):
         super().__init__()
         self.network, self.fault = network, fault
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         return self.network(self.fault(x), t, cond)
 
 
@@ -138,12 +139,13 @@ def sample_on_fake_cuda(sampler: str, fault: Callable[[Tensor], Tensor] = lambda
     steps = 0
     with FakeTensorMode(), torch.no_grad():
 
-        def network(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        def network(x: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
             # a network of the built-ins would index its times, which needs a CUDA build even on fake tensors
             return fault(x) * t.view(-1, 1)
 
         spec = ObjectiveSpec(schedule=schedule)
-        cond = torch.zeros(BATCH, dtype=torch.int64, device="cuda")
+        label = torch.zeros(BATCH, dtype=torch.int64, device="cuda")
+        cond = Condition(label=label, hidden=label.bool())
         guided = classifier_free_guidance(
             Denoiser(network, kind, spec, cond=cond, self_condition=False),
             Denoiser(network, kind, spec),

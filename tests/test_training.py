@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from difftool import Condition
 from difftool.components import Backbone, NoiseSchedule, Prediction, TimestepSampling, Weighting
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
@@ -78,9 +79,9 @@ class Net(nn.Module):
         torch.manual_seed(5)
         self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
         self.register_buffer("calls", torch.zeros(()))
-        self.conds: list[Tensor | None] = []
+        self.conds: list[Condition | None] = []
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         self.conds.append(cond)
         self.calls += 1
         answer: Tensor = self.last(torch.tanh(self.first(torch.cat([x, t[:, None] / 1000], dim=1))))
@@ -335,11 +336,11 @@ def test_a_yield_leaves_gradients_on() -> None:
 
 
 def test_labels_are_hidden_at_their_share() -> None:
-    network, chosen = Net(), settings(batch_size=400, label_dropout=0.3)
+    network, chosen = Net(), settings(batch_size=400, condition_dropout=0.3)
     samples = cloud(400, labels=True)
     for _ in loop(new_state(network), samples, chosen, steps=20):
         pass
-    conds = torch.cat([c for c in network.conds if c is not None])
+    conds = torch.cat([c.class_index(3) for c in network.conds if c is not None])
     hidden = (conds == 3).float().mean()
     assert abs(float(hidden) - 0.3) < 4 * math.sqrt(0.3 * 0.7 / len(conds))
     assert set(conds.tolist()) == {0, 1, 2, 3}
@@ -348,19 +349,19 @@ def test_labels_are_hidden_at_their_share() -> None:
 @pytest.mark.parametrize(("dropout", "seen"), [(0.0, {0, 1, 2}), (1.0, {3})])
 def test_no_label_or_every_label_is_hidden(dropout: float, seen: set[int]) -> None:
     network = Net()
-    for _ in loop(new_state(network), cloud(labels=True), settings(label_dropout=dropout), steps=8):
+    for _ in loop(new_state(network), cloud(labels=True), settings(condition_dropout=dropout), steps=8):
         pass
-    assert {int(i) for c in network.conds if c is not None for i in c} == seen
+    assert {int(i) for c in network.conds if c is not None for i in c.class_index(3)} == seen
 
 
 def test_the_labels_are_those_of_the_items() -> None:
-    network, samples, chosen = Net(), cloud(labels=True), settings(label_dropout=0.0)
+    network, samples, chosen = Net(), cloud(labels=True), settings(condition_dropout=0.0)
     batches = Batches(samples, 16, seed=0)
     for _ in loop(new_state(network), samples, chosen, steps=6):
         pass
     for step, cond in enumerate(network.conds):
         assert cond is not None
-        assert torch.equal(cond, batches.indices(step) % 3)
+        assert torch.equal(cond.class_index(3), batches.indices(step) % 3)
 
 
 class Fragile(Net):
@@ -370,7 +371,7 @@ class Fragile(Net):
         super().__init__()
         self.value = value
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         answer = super().forward(x, t, cond)
         return answer * self.value if int(self.calls) == 3 else answer
 
@@ -401,7 +402,7 @@ class Overflowing(Net):
         super().__init__()
         self.overflows = calls
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         answer = super().forward(x, t, cond)
         return answer * 1e18 if int(self.calls) in self.overflows else answer
 
@@ -466,7 +467,7 @@ class Mirror(nn.Module):
         self.layer, self.gain = nn.Linear(4, 2), gain
         self.seen: list[tuple[Tensor, bool]] = []
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         self.seen.append((x.detach().clone(), torch.is_grad_enabled()))
         answer: Tensor = self.gain * self.layer(x)
         return answer
@@ -619,8 +620,8 @@ def test_batches_hold_the_items_and_labels_of_their_indices() -> None:
     for step, batch in zip(range(5, 9), batches.start(5), strict=False):
         indices = batches.indices(step)
         assert torch.equal(batch.items, samples.items[indices])
-        assert batch.labels is not None
-        assert torch.equal(batch.labels, indices % 3)
+        assert batch.condition is not None
+        assert torch.equal(batch.condition.label, indices % 3)
     assert not torch.equal(batches.indices(0), Batches(samples, 8, seed=2).indices(0))
 
 
@@ -641,9 +642,9 @@ def test_a_source_gives_the_batches_of_memory() -> None:
         a = Batches(lazy, 4, seed=0, workers=workers).start(2)
         for left, right in zip(islice(a, 4), Batches(eager, 4, seed=0).start(2), strict=False):
             assert torch.equal(left.items, right.items)
-            assert left.labels is not None
-            assert right.labels is not None
-            assert torch.equal(left.labels, right.labels)
+            assert left.condition is not None
+            assert right.condition is not None
+            assert torch.equal(left.condition.label, right.condition.label)
 
 
 def test_augmentation_is_a_function_of_the_step() -> None:
@@ -692,7 +693,7 @@ def test_the_held_out_loss_is_the_same_every_time() -> None:
     assert torch.equal(network.first.weight, before)
 
     class Zero(Net):
-        def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
             return torch.zeros_like(x)
 
     zero = held_out_loss(Zero(), samples, made, batch_size=50)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from difftool.data.condition import Condition
 from difftool.data.samples import Augment, Samples
 from difftool.data.tensors import item_of
 from difftool.errors import DifftoolError, blaming, describe, one_line
@@ -22,10 +23,10 @@ from difftool.scripts import LoadedScripts
 
 @dataclass(frozen=True)
 class Batch:
-    """Raw items and labels on the device for one or more steps, or this process's share of each step."""
+    """Raw items and their condition on the device for one or more steps, or this process's share of each step."""
 
     items: Tensor
-    labels: Tensor | None
+    condition: Condition | None
 
 
 class Batches:
@@ -91,7 +92,8 @@ class Batches:
                 yield batch
             else:
                 steps = enumerate(torch.split(batch.items, self.size), start=step)
-                yield Batch(torch.cat([self._augmented(augment, items, at) for at, items in steps]), batch.labels)
+                items = torch.cat([self._augmented(augment, items, at) for at, items in steps])
+                yield Batch(items, batch.condition)
             step += len(batch.items) // self.size
 
     def _augmented(self, augment: Augment, items: Tensor, step: int) -> Tensor:
@@ -112,7 +114,7 @@ class Batches:
                 indices = indices.pin_memory()
             indices = indices.to(self.device, non_blocking=cuda)
             labels = None if self._labels is None else self._labels.index_select(0, indices)
-            yield Batch(self._items.index_select(0, indices), labels)
+            yield Batch(self._items.index_select(0, indices), _condition(labels))
             step += steps
 
     def _from_source(self, step: int) -> Iterator[Batch]:
@@ -137,10 +139,13 @@ class Batches:
             if isinstance(items, DifftoolError):  # a worker would add its traceback, so the error is handed over
                 # a new one, since this frame must not outlive its error: workers end with it
                 raise DifftoolError(str(items))
-            yield Batch(
-                _on_device(items, self.device),
-                None if labels is None else labels.to(self.device, non_blocking=cuda),
-            )
+            labels = None if labels is None else labels.to(self.device, non_blocking=cuda)
+            yield Batch(_on_device(items, self.device), _condition(labels))
+
+
+def _condition(labels: Tensor | None) -> Condition | None:
+    """Return the condition of labels (B,), none of them hidden."""
+    return None if labels is None else Condition(label=labels, hidden=torch.zeros_like(labels, dtype=torch.bool))
 
 
 def _augment(augment: Augment, items: Tensor, random: torch.Generator) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from difftool.components import Backbone, Dataset, NoiseSchedule, Prediction
+from difftool.data.condition import Condition
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples
 from difftool.diffusion.estimate import Denoise
@@ -120,16 +121,18 @@ class Model(Source):
 
     @property
     def needs_label(self) -> bool:
-        return bool(self.data.classes) and not self.recipe.training.label_dropout
+        return bool(self.data.classes) and not self.recipe.training.condition_dropout
 
-    def denoiser(self, count: int, *, label: int | Tensor | None = None, autocast: Autocast | None = None) -> Denoise:
-        null = self.data.classes
-        index = null if label is None else label
+    def denoiser(self, count: int, *, condition: Condition | None = None, autocast: Autocast | None = None) -> Denoise:
+        cond = None
+        if self.data.condition:
+            nothing = Condition.nothing(count, self.data.condition, self.device)
+            cond = nothing if condition is None else condition.to(self.device)
         return Denoiser(
             self.network if self.forward is None else self.forward,
             self.recipe[Prediction],
             ObjectiveSpec(schedule=self.schedule, sigma_data=self.data.std),
-            cond=None if index is None else torch.as_tensor(index, device=self.device).expand(count),
+            cond=cond,
             self_condition=self.recipe.training.self_condition,
             learned_variance=self.recipe.training.learn_variance,
             bounds=self.data.bounds,

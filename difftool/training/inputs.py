@@ -62,15 +62,13 @@ def inputs_from(
     step: int, batches: Batches, objective: Objective, settings: Training, layout: torch.memory_format
 ) -> Iterator[Inputs]:
     """Yield the inputs of this step and of all that follow, in the memory layout that suits the network."""
-    scaling, classes = objective.data.scaling, objective.data.classes
+    scaling = objective.data.scaling
     shape = batches.samples.shape
     noise = StepNoise(settings.seed, batches.batch_size, shape, objective, stratified=settings.stratified)
     for batch in batches.start(step, block=noise.block):
         count = len(batch.items) // batches.size
         eps, t, u = noise(step, count, batches.part)
         x_0 = scaling.to_model(batch.items).contiguous(memory_format=layout)
-        cond = None
-        if classes is not None and batch.labels is not None:
-            cond = torch.where(u < settings.label_dropout, classes, batch.labels)
+        cond = None if batch.condition is None else batch.condition.hide(u < settings.condition_dropout)
         yield from objective.inputs(x_0, eps.contiguous(memory_format=layout), t, cond).split(batches.size)
         step += count

@@ -124,9 +124,9 @@ def held_out_loss(
     total, n, levels, device = 0.0, len(samples), len(objective), objective.device
     for start in range(0, n, batch_size)[group.rank :: group.size]:
         indices = list(range(start, min(n, start + batch_size)))
-        items, labels = samples.take(indices)
+        items, cond = samples.take(indices)
         x_0 = objective.data.scaling.to_model(items.to(device))
-        cond = labels.to(device) if labels is not None and objective.data.classes is not None else None
+        cond = None if cond is None else cond.to(device)
         for repeat in range(REPEATS):
             eps = sample_noise(start, len(indices), samples.shape, 0, "held-out", repeat, device=device)
             u = (torch.tensor(indices, device=device) + 0.5) / n + repeat / REPEATS
