@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from difftool.components import Component as Component
     from difftool.components import Dataset as Dataset
     from difftool.components import Logger as Logger
+    from difftool.components import Loss as Loss
     from difftool.components import NoiseSchedule as NoiseSchedule
     from difftool.components import Oracle as Oracle
     from difftool.components import Prediction as Prediction
@@ -65,6 +66,10 @@ if TYPE_CHECKING:
     from difftool.specs import OracleSpec as OracleSpec
     from difftool.specs import Row as Row
     from difftool.specs import RunContext as RunContext
+    from difftool.training.batch import LossSpec as LossSpec
+    from difftool.training.batch import Pairing as Pairing
+    from difftool.training.batch import Predict as Predict
+    from difftool.training.batch import TrainingBatch as TrainingBatch
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "api": ("load", "train"),
@@ -74,6 +79,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "Component",
         "Dataset",
         "Logger",
+        "Loss",
         "NoiseSchedule",
         "Oracle",
         "Prediction",
@@ -97,6 +103,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "plugins.registry": ("component", "load_plugin", "names"),
     "sampling.model": ("Model",),
     "specs": ("BackboneSpec", "ConditionSpec", "ObjectiveSpec", "OracleSpec", "Row", "RunContext"),
+    "training.batch": ("LossSpec", "Pairing", "Predict", "TrainingBatch"),
 }
 """The public names, by the module that defines each."""
 

@@ -38,7 +38,6 @@ class Training(Options):
     lr_schedule: Literal["constant", "cosine"] = option(default="constant", help="cosine falls to 0 at the last step")
     warmup: int = option(default=0, ge=0, le=LARGEST_STEP, help="steps in which the learning rate rises from 0")
     clip: float = option(default=0.0, ge=0, help="gradient norm to clip at; 0: no clipping")
-    loss: Literal["mse", "l1", "huber"] = option(default="mse", help="loss of an item")
     ema: float = option(default=0.999, ge=0, lt=1, help="decay of the weight average (EMA) at most; 0: no average")
     held_out: int = option(
         default=0, ge=0, le=10**9, help="number of items kept out of training, for the held-out loss"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from difftool import Condition
-from difftool.components import Backbone, NoiseSchedule, Prediction, TimestepSampling, Weighting
+from difftool.components import Backbone, Loss, NoiseSchedule, Prediction, TimestepSampling, Weighting
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import DatasetContext, Samples, points, split
@@ -64,7 +64,7 @@ def objective(
         make(registry().of_kind(Prediction, prediction), {}),
         make(registry().of_kind(Weighting, weighting), {}),
         make(registry().of_kind(TimestepSampling, time), {}),
-        loss,
+        make(registry().of_kind(Loss, loss), {}),
         device=CPU,
         data=data or DataFacts(shape=(2,), shift=(0.0, 0.0), scale=(1.0, 1.0), bounds=bounds),
         **options,
@@ -232,7 +232,15 @@ def test_a_constant_stays_and_the_average_takes_no_gradient() -> None:
 # --- the loop ------------------------------------------------------------------------------------------------------
 
 
-def by_hand(samples: Samples, chosen: Training, steps: int, *, weighting: str = "none", kind: str = "eps") -> Net:
+def by_hand(
+    samples: Samples,
+    chosen: Training,
+    steps: int,
+    *,
+    weighting: str = "none",
+    prediction: str = "eps",
+    loss: str = "mse",
+) -> Net:
     """The same training, written out."""
     network = Net()
     optimizer = torch.optim.Adam(network.parameters(), lr=chosen.lr)
@@ -248,11 +256,13 @@ def by_hand(samples: Samples, chosen: Training, steps: int, *, weighting: str = 
         x = (x - torch.tensor(samples.shift)) / torch.tensor(samples.scale)
         a = bars[t].float()[:, None]
         output = network(a.sqrt() * x + (1 - a).sqrt() * eps, t * 1000 / T)
-        target = {"eps": eps, "x0": x, "v": a.sqrt() * eps - (1 - a).sqrt() * x}[kind]
-        error = {"mse": (output - target) ** 2, "l1": (output - target).abs()}[chosen.loss].mean(1)
+        target = {"eps": eps, "x0": x, "v": a.sqrt() * eps - (1 - a).sqrt() * x}[prediction]
+        e = output - target
+        huber = torch.where(e.abs() <= 1, e**2 / 2, e.abs() - 0.5)
+        error = {"mse": e**2, "l1": e.abs(), "huber": huber}[loss].mean(1)
         snr = (a / (1 - a))[:, 0]
         if weighting == "min-snr":
-            error = error * snr.clamp(max=5) / {"eps": snr, "x0": 1.0, "v": snr + 1}[kind]
+            error = error * snr.clamp(max=5) / {"eps": snr, "x0": 1.0, "v": snr + 1}[prediction]
         optimizer.zero_grad()
         error.mean().backward()
         if chosen.clip:
@@ -271,20 +281,20 @@ def by_hand(samples: Samples, chosen: Training, steps: int, *, weighting: str = 
         ({"weighting": "min-snr"}, {}),
         ({"weighting": "min-snr", "prediction": "v"}, {}),
         ({"weighting": "min-snr", "prediction": "x0"}, {}),
-        ({}, {"loss": "l1"}),
+        ({"loss": "l1"}, {}),
+        ({"loss": "huber", "weighting": "min-snr"}, {}),
         ({}, {"clip": 0.05}),
         ({}, {"batch_size": 64, "seed": 3}),  # more than there are items
         ({}, {"accumulate": 4}),
         ({"weighting": "min-snr"}, {"accumulate": 5, "clip": 0.05}),  # parts of 4, 4, 4 and 4
-        ({}, {"accumulate": 3, "loss": "l1"}),  # parts of 6, 6 and 4
+        ({"loss": "l1"}, {"accumulate": 3}),  # parts of 6, 6 and 4
     ],
 )
 def test_training_equals_the_formulas_written_out(options: dict[str, str], chosen: dict[str, Any]) -> None:
     samples, config = cloud(), settings(**chosen)
     state = new_state(Net())
-    records = list(loop(state, samples, config, steps=20, loss=config.loss, **options))
-    kind = options.get("prediction", "eps")
-    expected = by_hand(samples, config, 20, weighting=options.get("weighting", "none"), kind=kind)
+    records = list(loop(state, samples, config, steps=20, **options))
+    expected = by_hand(samples, config, 20, **options)
     for a, b in zip(state.network.parameters(), expected.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
     assert not torch.allclose(next(state.network.parameters()), next(Net().parameters()), atol=1e-3)
@@ -298,7 +308,10 @@ def test_the_loss_is_the_weighted_mean_of_the_items() -> None:
     (record,) = islice(loop(state, cloud(), chosen, steps=5, weighting="min-snr"), 1)
     snr = schedule().snr[record.inputs.t]
     factor = snr.clamp(max=5) / snr
+    assert record.prediction is not None
     losses = (record.prediction - record.inputs.target).square().mean(1)
+    assert record.losses is not None
+    torch.testing.assert_close(record.losses, losses)
     assert float(record.loss) == pytest.approx(float((losses * factor).mean()), rel=1e-5)
     assert float(record.loss) != pytest.approx(float(losses.mean()), rel=1e-3)
 
@@ -487,7 +500,7 @@ def test_the_first_of_two_passes_estimates_x_0(
     x_0, eps, t = noised_batch()
     inputs = made.inputs(x_0, eps, t, None)
     output = made.predict(network, inputs, self_cond=True)
-    losses, x_t = made.item_losses(output, inputs.target), inputs.x_t
+    losses, x_t = (output - inputs.target).square().mean(1), inputs.x_t
     (first, first_grad), (second, second_grad) = network.seen
     assert (first_grad, second_grad) == (False, True)
     assert torch.equal(first[:, :2], second[:, :2])
@@ -688,7 +701,7 @@ def test_the_held_out_loss_is_the_same_every_time() -> None:
     network, samples = Net(), cloud()
     before = copy.deepcopy(network.first.weight)
     made = objective(data=DataFacts.of(samples))
-    losses = [held_out_loss(network, samples, made, batch_size=50) for _ in range(3)]
+    losses = [held_out_loss(new_state(network), samples, made, batch_size=50) for _ in range(3)]
     assert len(set(losses)) == 1
     assert torch.equal(network.first.weight, before)
 
@@ -696,7 +709,7 @@ def test_the_held_out_loss_is_the_same_every_time() -> None:
         def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
             return torch.zeros_like(x)
 
-    zero = held_out_loss(Zero(), samples, made, batch_size=50)
+    zero = held_out_loss(new_state(Zero()), samples, made, batch_size=50)
     assert zero == pytest.approx(1.0, abs=5 * math.sqrt(2 / (50 * REPEATS * 2)))  # E eps^2
 
 

@@ -27,6 +27,8 @@ class Batch:
 
     items: Tensor
     condition: Condition | None
+    noise: Tensor | None = None
+    """The noise that is stored with the items, in place of random noise."""
 
 
 class Batches:

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 from difftool import devices
-from difftool.components import Backbone, Dataset, Logger, NoiseSchedule, Prediction, TimestepSampling, Weighting
+from difftool.components import Backbone, Dataset, Logger, Loss, NoiseSchedule, Prediction, TimestepSampling, Weighting
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples, fingerprint, split
@@ -32,6 +32,7 @@ from difftool.sampling.model import Model
 from difftool.settings import AUTO, is_due
 from difftool.specs import ObjectiveSpec, Row, RunContext
 from difftool.training import loop, state
+from difftool.training.auxiliary import build_auxiliary
 from difftool.training.batch_size import BatchSizeSearch, check_processes, find_batch_size
 from difftool.training.loggers import Loggers, opened
 from difftool.training.loss import Objective
@@ -105,8 +106,10 @@ class Experiment:
 
     @property
     def state_bytes(self) -> int:
-        """The size of a training state: weights, two moments of Adam, average."""
-        return sum(p.numel() * p.element_size() for p in self.state.network.parameters()) * (4 if self.state.ema else 3)
+        """The size of a training state at most: weights, two moments of Adam, average, the loss's own network."""
+        own = [] if self.state.auxiliary is None else [*self.state.auxiliary.parameters()]
+        copies = [*self.state.network.parameters()] * (4 if self.state.ema else 3) + own * 3
+        return sum(p.numel() * p.element_size() for p in copies)
 
     @contextlib.contextmanager
     def open(
@@ -229,10 +232,8 @@ class Experiment:
         row = self.meter.row(result, self.clock.elapsed, skipped=self.state.skipped, waited=waited, group=self.group)
         if with_held_out:
             assert self.held_out is not None
-            row["held_out_loss"] = loop.held_out_loss(
-                self.state.network, self.held_out, self.objective, batch_size=self.batch_size, group=self.group
-            )
-            self.state.network.train()
+            measure = partial(loop.held_out_loss, batch_size=self.batch_size, steps=self.steps, group=self.group)
+            row["held_out_loss"] = measure(self.state, self.held_out, self.objective)
         if self.group.is_main:
             self.find_folder().append_metrics(row)
             self.loggers(Row(step=result.step, metrics=scalars(row)))
@@ -309,11 +310,11 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     network = build_network(recipe[Backbone], data, settings).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
     objective = build_objective(recipe, schedule, data, device)
-    search = None
+    auxiliary, search = build_auxiliary(network, objective, settings.seed), None
     if settings.batch_size == AUTO:
-        search = find_batch_size(network, train, objective, settings)
+        search = find_batch_size(network, auxiliary, train, objective, settings)
         recipe = recipe.with_training(batch_size=search.batch_size)
-    train_state = TrainState.new(network, recipe.training, device)
+    train_state = TrainState.new(network, recipe.training, device, auxiliary)
     weights, averaged = ("ema", train_state.ema.network) if train_state.ema else ("raw", network)
     return Experiment(
         recipe=recipe,
@@ -337,7 +338,7 @@ def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device:
         recipe[Prediction],
         recipe[Weighting],
         recipe[TimestepSampling],
-        settings.loss,
+        recipe[Loss],
         device=device,
         self_condition=settings.self_condition,
         learn_variance=settings.learn_variance,

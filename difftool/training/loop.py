@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,8 +18,11 @@ from difftool.data.samples import Samples
 from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import Diverged, blaming
 from difftool.rng import key, sample_noise, seed_globally
+from difftool.training.auxiliary import evaluating
+from difftool.training.batch import Moment
 from difftool.training.inputs import inputs_from
 from difftool.training.loss import Objective
+from difftool.training.minimise import Predictor, batch_of, item_losses, paired
 from difftool.training.state import TrainState
 from difftool.training.step import StepResult, make_step
 
@@ -63,7 +66,7 @@ def train(
     state.network.train()
     if state.step >= steps:
         return
-    make = make_step(state, objective, settings, group)
+    make = make_step(state, objective, settings, steps, group)
     process_key = key(settings.seed, "step", *group.key)
     for inputs in inputs_from(state.step, batches, objective, settings, layout_of(state.network)):
         seed_globally(objective.device, process_key + state.step)  # for dropout
@@ -115,25 +118,38 @@ def divergence(step: int, loss: float, settings: Training) -> str:
     return f"{what} in step {step + 1}; try {' or '.join(advice)}"
 
 
-@torch.no_grad()
 def held_out_loss(
-    network: nn.Module, samples: Samples, objective: Objective, *, batch_size: int, group: ProcessGroup = SINGLE
+    state: TrainState,
+    samples: Samples,
+    objective: Objective,
+    *,
+    batch_size: int,
+    steps: int = 0,
+    group: ProcessGroup = SINGLE,
 ) -> float:
     """Return the mean unweighted loss over all held-out items, each at the same stratified levels every time."""
-    network.eval()
     total, n, levels, device = 0.0, len(samples), len(objective), objective.device
-    for start in range(0, n, batch_size)[group.rank :: group.size]:
-        indices = list(range(start, min(n, start + batch_size)))
-        items, cond = samples.take(indices)
-        x_0 = objective.data.scaling.to_model(items.to(device))
-        cond = None if cond is None else cond.to(device)
-        for repeat in range(REPEATS):
-            eps = sample_noise(start, len(indices), samples.shape, 0, "held-out", repeat, device=device)
-            u = (torch.tensor(indices, device=device) + 0.5) / n + repeat / REPEATS
-            t = ((u % 1.0) * levels).long().clamp(max=levels - 1)
-            inputs = objective.inputs(x_0, eps, t, cond)
-            with blaming(objective.network):
-                output = objective.predict(network, inputs)
-            prediction = objective.prediction(output).float()
-            total += float(objective.item_losses(prediction, inputs.target).sum())
+
+    def called(*arguments: Any) -> torch.Tensor:
+        with blaming(objective.network):
+            output: torch.Tensor = state.network(*arguments)
+            return output
+
+    with evaluating(state.network, state.auxiliary):
+        for start in range(0, n, batch_size)[group.rank :: group.size]:
+            indices = list(range(start, min(n, start + batch_size)))
+            items, cond = samples.take(indices)
+            x_0 = objective.data.scaling.to_model(items.to(device))
+            cond = None if cond is None else cond.to(device)
+            for repeat in range(REPEATS):
+                eps = sample_noise(start, len(indices), samples.shape, 0, "held-out", repeat, device=device)
+                u = (torch.tensor(indices, device=device) + 0.5) / n + repeat / REPEATS
+                t = ((u % 1.0) * levels).long().clamp(max=levels - 1)
+                inputs, random_key = objective.inputs(x_0, eps, t, cond), (0, "held-out", start, repeat)
+                if objective.pairs:
+                    inputs = paired(objective, inputs, *random_key)
+                batch = batch_of(objective, inputs, Moment(state.step, steps, random_key), weighted=False)
+                with blaming(f"loss {objective.loss.name}"):
+                    losses = item_losses(objective, Predictor(objective, called, inputs), batch, state.auxiliary)
+                total += float(losses.sum())
     return group.all_sum(total) / (n * REPEATS)

@@ -16,6 +16,7 @@ from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
 from difftool.runs.recipe import Recipe, differences, read_recipe
 from difftool.settings import LARGEST_STEP
+from difftool.training.auxiliary import trainable
 from difftool.training.ema import EMA
 from difftool.training.optimizer import SLOTS, Adam
 
@@ -35,6 +36,8 @@ class TrainState:
     optimizer: Adam
     ema: EMA | None
     scaler: torch.amp.GradScaler
+    auxiliary: nn.Module | None = None
+    """The auxiliary network of the loss."""
     step: int = 0
     """The number of completed steps."""
     skipped: int = 0
@@ -46,20 +49,24 @@ class TrainState:
     """(is the gradient finite, the loss) of the steps since the last call to `check_finite`."""
 
     @classmethod
-    def new(cls, network: nn.Module, settings: Training, device: torch.device) -> TrainState:
+    def new(
+        cls, network: nn.Module, settings: Training, device: torch.device, auxiliary: nn.Module | None = None
+    ) -> TrainState:
         """Return the state before the first step."""
         scaled = settings.precision == "fp16" and device.type == "cuda"
         return cls(
             network,
-            Adam(network.parameters()),
-            EMA(network, settings.ema) if settings.ema else None,
+            Adam([*network.parameters(), *(weight for _, weight in trainable(auxiliary))]),
+            EMA(network, settings.ema) if settings.ema else None,  # after the optimizer, which joins weights
             torch.amp.GradScaler(device.type, enabled=scaled),
+            auxiliary,
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors of network, average and optimizer, by the name that each has in its group."""
+        """Return the tensors of network, auxiliary, average and optimizer, by the name that each has in its group."""
         return {
             "model": self.network.state_dict(),
+            "loss": self.auxiliary.state_dict() if self.auxiliary is not None else {},
             "ema": self.ema.network.state_dict() if self.ema else {},
             "optimizer": {f"{i}.{slot}": t for i, s in self.optimizer.weight_state().items() for slot, t in s.items()},
         }
@@ -160,6 +167,8 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
     if document["scaler"].keys() != state.scaler.state_dict().keys():
         raise BadFile(f"{path}: its scaler does not fit")
     state.network.load_state_dict(groups["model"])
+    if state.auxiliary is not None:
+        state.auxiliary.load_state_dict(groups["loss"])
     if state.ema is not None:
         state.ema.network.load_state_dict(groups["ema"])
         state.ema.updates = counters["ema_updates"]
@@ -174,8 +183,8 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
 
 
 def _grouped(path: Path, tensors: Mapping[str, Tensor], state: TrainState) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of network, average and optimizer, by name in each. Raises `BadFile` if one does not fit."""
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+    """Return the tensors of each group by the names that they have there. Raises `BadFile` if one does not fit."""
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "loss": {}, "ema": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
         if group not in groups:
@@ -185,7 +194,7 @@ def _grouped(path: Path, tensors: Mapping[str, Tensor], state: TrainState) -> di
         **state.tensors(),
         "optimizer": {
             f"{index}.{slot}": torch.empty((), device="meta") if slot == "step" else weight
-            for index, weight in enumerate(state.network.parameters())
+            for index, weight in enumerate(state.optimizer.weights)
             for slot in SLOTS
             if any(f"{index}.{slot}" in groups["optimizer"] for slot in SLOTS)  # an unused weight has no slots
         },
