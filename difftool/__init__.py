@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from difftool.components import Dataset as Dataset
     from difftool.components import Logger as Logger
     from difftool.components import NoiseSchedule as NoiseSchedule
+    from difftool.components import Optimizer as Optimizer
     from difftool.components import Oracle as Oracle
     from difftool.components import Prediction as Prediction
     from difftool.components import Sampler as Sampler
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from difftool.specs import OracleSpec as OracleSpec
     from difftool.specs import Row as Row
     from difftool.specs import RunContext as RunContext
+    from difftool.training.fused_adam import FusedAdam as FusedAdam
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "api": ("load", "train"),
@@ -72,6 +74,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "Dataset",
         "Logger",
         "NoiseSchedule",
+        "Optimizer",
         "Oracle",
         "Prediction",
         "Sampler",
@@ -93,6 +96,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "plugins.registry": ("component", "names"),
     "sampling.model": ("Model",),
     "specs": ("BackboneSpec", "ObjectiveSpec", "OracleSpec", "Row", "RunContext"),
+    "training.fused_adam": ("FusedAdam",),
 }
 """The public names, by the module that defines each."""
 

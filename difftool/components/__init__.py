@@ -11,7 +11,7 @@ from difftool.components.command import Command
 from difftool.components.component import Component
 from difftool.components.model import Backbone, Dataset, NoiseSchedule, Prediction
 from difftool.components.sampling import Oracle, Sampler, Spacing, Writer
-from difftool.components.training import Logger, TimestepSampling, Weighting
+from difftool.components.training import Logger, Optimizer, TimestepSampling, Weighting
 
 __all__ = [
     "KINDS",
@@ -21,6 +21,7 @@ __all__ = [
     "Dataset",
     "Logger",
     "NoiseSchedule",
+    "Optimizer",
     "Oracle",
     "Prediction",
     "Sampler",
@@ -43,6 +44,7 @@ KINDS: dict[str, type[Component]] = {
         Prediction,
         Weighting,
         TimestepSampling,
+        Optimizer,
         Oracle,
         Logger,
         Writer,

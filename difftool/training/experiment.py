@@ -15,7 +15,16 @@ from functools import partial
 import torch
 
 from difftool import devices
-from difftool.components import Backbone, Dataset, Logger, NoiseSchedule, Prediction, TimestepSampling, Weighting
+from difftool.components import (
+    Backbone,
+    Dataset,
+    Logger,
+    NoiseSchedule,
+    Optimizer,
+    Prediction,
+    TimestepSampling,
+    Weighting,
+)
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples, fingerprint, split
@@ -29,7 +38,7 @@ from difftool.rng import key, seed_globally
 from difftool.runs.folder import RunFolder, now
 from difftool.runs.recipe import Recipe, companion_tables
 from difftool.sampling.model import Model
-from difftool.settings import AUTO, is_due
+from difftool.settings import AUTO, Training, is_due
 from difftool.specs import ObjectiveSpec, Row, RunContext
 from difftool.training import loop, state
 from difftool.training.batch_size import BatchSizeSearch, check_processes, find_batch_size
@@ -105,8 +114,9 @@ class Experiment:
 
     @property
     def state_bytes(self) -> int:
-        """The size of a training state: weights, two moments of Adam, average."""
-        return sum(p.numel() * p.element_size() for p in self.state.network.parameters()) * (4 if self.state.ema else 3)
+        """The size of a training state: weights, average, and the state of the optimizer."""
+        weights = sum(p.numel() * p.element_size() for p in self.state.network.parameters())
+        return weights * (2 if self.state.ema else 1) + self.state.optimizer.state_bytes
 
     @contextlib.contextmanager
     def open(
@@ -290,6 +300,7 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     settings = recipe.training
     devices.check_precision(device, settings.precision)
     check_processes(settings)
+    check_schedule(settings, recipe[Optimizer])
     schedule = build_schedule(recipe[NoiseSchedule], settings.timesteps, recipe[Prediction])
     if (shape := recipe[Dataset].item_shape()) is not None:  # refuse a size that does not fit before reading the data
         with torch.device("meta"):
@@ -309,9 +320,9 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     objective = build_objective(recipe, schedule, data, device)
     search = None
     if settings.batch_size == AUTO:
-        search = find_batch_size(network, train, objective, settings)
+        search = find_batch_size(network, train, objective, settings, recipe[Optimizer])
         recipe = recipe.with_training(batch_size=search.batch_size)
-    train_state = TrainState.new(network, recipe.training, device)
+    train_state = TrainState.new(network, recipe.training, device, optimizer=recipe[Optimizer])
     weights, averaged = ("ema", train_state.ema.network) if train_state.ema else ("raw", network)
     return Experiment(
         recipe=recipe,
@@ -325,6 +336,16 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         fingerprint=fingerprint(samples),
         search=search,
     )
+
+
+def check_schedule(settings: Training, optimizer: Optimizer) -> None:
+    """Refuse settings of the learning rate that the optimizer would override. Raises `InvalidOption`."""
+    if loop.factor_of(optimizer, 0, max(1, settings.steps or 1)) is None:
+        return
+    for name, flag in (("lr_schedule", "--lr-schedule"), ("warmup", "--warmup")):
+        if getattr(settings, name) != getattr(Training, name):
+            reason = f"optimizer {optimizer.name} sets the course of the learning rate itself; leave it out"
+            raise InvalidOption(name, reason, where=flag)
 
 
 def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device: torch.device) -> Objective:

@@ -17,9 +17,11 @@ from difftool.runs.folder import RunFolder
 from difftool.runs.recipe import Recipe, differences, read_recipe
 from difftool.settings import LARGEST_STEP
 from difftool.training.ema import EMA
-from difftool.training.optimizer import SLOTS, Adam
+from difftool.training.optimizer import Updater
+from difftool.training.plain_values import decode
 
 if TYPE_CHECKING:
+    from difftool.components import Optimizer
     from difftool.settings import Training
 
 LARGEST_ELAPSED = 1e12
@@ -32,7 +34,7 @@ class TrainState:
     """Everything that changes in training: network, optimizer, average, scale of the loss, counters."""
 
     network: nn.Module
-    optimizer: Adam
+    optimizer: Updater
     ema: EMA | None
     scaler: torch.amp.GradScaler
     step: int = 0
@@ -46,12 +48,12 @@ class TrainState:
     """(is the gradient finite, the loss) of the steps since the last call to `check_finite`."""
 
     @classmethod
-    def new(cls, network: nn.Module, settings: Training, device: torch.device) -> TrainState:
-        """Return the state before the first step."""
+    def new(cls, network: nn.Module, settings: Training, device: torch.device, *, optimizer: Optimizer) -> TrainState:
+        """Return the state before the first step. Raises `UsageError` if the optimizer's parts do not fit together."""
         scaled = settings.precision == "fp16" and device.type == "cuda"
         return cls(
             network,
-            Adam(network.parameters()),
+            Updater(optimizer, network.named_parameters(), settings.lr),
             EMA(network, settings.ema) if settings.ema else None,
             torch.amp.GradScaler(device.type, enabled=scaled),
         )
@@ -61,8 +63,15 @@ class TrainState:
         return {
             "model": self.network.state_dict(),
             "ema": self.ema.network.state_dict() if self.ema else {},
-            "optimizer": {f"{i}.{slot}": t for i, s in self.optimizer.weight_state().items() for slot, t in s.items()},
+            "optimizer": tensors_in(self.optimizer.weight_state()),
         }
+
+
+def tensors_in(state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Return the tensors of an optimizer state by the name that each has in a file: `0.exp_avg`."""
+    return {
+        f"{i}.{slot}": value for i, slots in state.items() for slot, value in slots.items() if isinstance(value, Tensor)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +107,7 @@ def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata)
         "skipped_in_a_row": state.skipped_in_a_row,
         "ema_updates": state.ema.updates if state.ema else 0,
         "scaler": state.scaler.state_dict(),
+        "optimizer_state": state.optimizer.document(),
         "elapsed": float(metadata.elapsed),
         "data": metadata.data,
         "machine": dict(metadata.machine),
@@ -154,19 +164,18 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
             f"{config} describes another run than {path.name} was trained in: {'; '.join(rows)}; "
             "restore that file, or start a new run"
         )
+    state.optimizer.make_state()  # it may change weights, which are loaded below
     groups = _grouped(path, tensors, state)
-    if not groups["optimizer"] and counters["step"] > counters["skipped"]:
+    has_state = bool(tensors_in(state.optimizer.all_weight_state()))
+    if has_state and not groups["optimizer"] and counters["step"] > counters["skipped"]:
         raise BadFile(f"{path}: its optimizer is missing")
+    slots = _optimizer_state(path, groups["optimizer"], document, state.optimizer)
     if document["scaler"].keys() != state.scaler.state_dict().keys():
         raise BadFile(f"{path}: its scaler does not fit")
     state.network.load_state_dict(groups["model"])
     if state.ema is not None:
         state.ema.network.load_state_dict(groups["ema"])
         state.ema.updates = counters["ema_updates"]
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in groups["optimizer"].items():
-        index, _, slot = name.partition(".")
-        slots.setdefault(int(index), {})[slot] = tensor
     state.optimizer.load_weight_state(slots)
     state.scaler.load_state_dict(document["scaler"])
     state.step, state.skipped, state.skipped_in_a_row = (counters[name] for name in COUNTERS[:3])
@@ -181,19 +190,39 @@ def _grouped(path: Path, tensors: Mapping[str, Tensor], state: TrainState) -> di
         if group not in groups:
             raise BadFile(f"{path}: {name} belongs to no training state")
         groups[group][rest] = tensor
-    expected = {
-        **state.tensors(),
-        "optimizer": {
-            f"{index}.{slot}": torch.empty((), device="meta") if slot == "step" else weight
-            for index, weight in enumerate(state.network.parameters())
-            for slot in SLOTS
-            if any(f"{index}.{slot}" in groups["optimizer"] for slot in SLOTS)  # an unused weight has no slots
-        },
-    }
+    present = {name.partition(".")[0] for name in groups["optimizer"]}  # a weight that made no step has no state
+    made = {i: slots for i, slots in state.optimizer.all_weight_state().items() if str(i) in present}
+    expected = {**state.tensors(), "optimizer": tensors_in(made)}
     for group, own in expected.items():
         if rows := checkpoint.differences(own, groups[group]):
             raise BadFile(f"{path}: its {group} does not fit: {rows}")
     return groups
+
+
+def _optimizer_state(
+    path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any], optimizer: Updater
+) -> dict[int, dict[str, Any]]:
+    """Return the state of each weight, of tensors that fit and numbers, and load that of the groups.
+
+    Raises `BadFile` if the numbers do not fit.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        index, _, slot = name.partition(".")
+        found.setdefault(int(index), {})[slot] = tensor
+    try:
+        numbers = document["optimizer_state"]["weights"]
+        for i, slots in optimizer.all_weight_state().items():
+            expected = {slot: value for slot, value in slots.items() if not isinstance(value, Tensor)}
+            saved = numbers.get(str(i), {})
+            if (str(i) in numbers or i in found) and saved.keys() != expected.keys():
+                raise ValueError
+            if saved:
+                found.setdefault(i, {}).update({slot: decode(value, None) for slot, value in saved.items()})
+        optimizer.load_groups(document["optimizer_state"]["groups"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise BadFile(f"{path}: the numbers of its optimizer do not fit") from None
+    return found
 
 
 def _read_document(path: Path, document: Mapping[str, Any]) -> tuple[dict[str, int], StateMetadata]:
