@@ -101,7 +101,8 @@ def test_a_state_goes_from_one_form_to_the_other(monkeypatch: pytest.MonkeyPatch
         optimizer, steps = adam(network), losses(network)
         for step in range(10):
             if step == 5:
-                state = {i: {k: v.clone() for k, v in slots.items()} for i, slots in optimizer.weight_state().items()}
+                state = {name: tensor.clone() for name, tensor in optimizer.tensors().items()}
+                numbers = optimizer.document()
                 weight = {name: tensor.clone() for name, tensor in network.state_dict().items()}
                 monkeypatch.setattr(weights, "SMALL", second)
                 network = Net()
@@ -110,7 +111,7 @@ def test_a_state_goes_from_one_form_to_the_other(monkeypatch: pytest.MonkeyPatch
                 steps = (loss for loss, _ in zip(seen, iter(int, 1), strict=False))
                 for _ in range(5):
                     next(steps)
-                optimizer.load_weight_state(state)
+                optimizer.load(state, numbers)
             optimizer.clear_gradients()
             next(steps).backward()
             optimizer.update(0.01, torch.tensor(True))

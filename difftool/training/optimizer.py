@@ -56,14 +56,21 @@ class Updater:
     Raises `UsageError` for groups that do not fit, and for an optimizer whose state cannot be saved.
     """
 
-    def __init__(self, component: Optimizer, weights: Iterable[tuple[str, nn.Parameter]], lr: float) -> None:
+    def __init__(
+        self,
+        component: Optimizer,
+        weights: Iterable[tuple[str, nn.Parameter]],
+        lr: float,
+        *,
+        joined: bool = True,
+    ) -> None:
         self.component = component
         self.name = f"optimizer {component.name}"
         self.weights = {name: weight for name, weight in weights if weight.requires_grad}
         with blaming(self.name, refusal=UsageError):
             groups = component.groups([*self.weights.items()])
             members = members_of(groups, self.weights)
-            pieces = [Piece.of(some, joined=component.elementwise) for some in members]
+            pieces = [Piece.of(some, joined=component.elementwise and joined) for some in members]
             groups = [{**g, "params": [p.tensor for p in some]} for g, some in zip(groups, pieces, strict=True)]
             self.pieces = [piece for some in pieces for piece in some]
             self.parameters = [piece.tensor for piece in self.pieces]
@@ -73,7 +80,8 @@ class Updater:
             self.optimizers = optimizers_of(component.build(groups, lr), self.parameters)
         self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         """The groups of all optimizers, where torch's `GradScaler` looks for them."""
-        self._maskable = [hasattr(optimizer, "found_inf") for optimizer in self.optimizers]
+        self.maskable = [hasattr(optimizer, "found_inf") for optimizer in self.optimizers]
+        """True for each optimizer that masks a step on the device."""
         self._index = {name: i for i, name in enumerate(self.weights)}
         self._late: list[OptimizerLike] = []
         """The optimizers that `make_state` made a step with."""
@@ -100,7 +108,7 @@ class Updater:
         mask = (~finite).float()
         with blaming(self.name):
             for i, optimizer in enumerate(self.optimizers):
-                if self._maskable[i]:
+                if self.maskable[i]:
                     optimizer.found_inf = mask  # type: ignore[attr-defined]
                     optimizer.step()
                 elif bool(finite):
@@ -108,7 +116,7 @@ class Updater:
                     if getattr(optimizer, "_step_supports_amp_scaling", False):
                         # torch's fused optimizers know the mask, but not in their first step: SGD leaves its momentum
                         # without a value then
-                        self._maskable[i] = True
+                        self.maskable[i] = True
 
     @torch.no_grad()
     def make_state(self) -> None:
@@ -139,25 +147,6 @@ class Updater:
                     found[self._index[name]] = {slot: column[position] for slot, column in columns.items()}
         return dict(sorted(found.items()))
 
-    @torch.no_grad()
-    def load_weight_state(self, state: Mapping[int, Mapping[str, Any]]) -> None:
-        """Load what `weight_state` returned, also if the weights were joined then and are not now, or vice versa.
-
-        The state must exist: call `make_state` before the weights are loaded.
-        """
-        own = self.all_weight_state()
-        for i, slots in state.items():
-            for slot, value in slots.items():
-                if isinstance(value, Tensor):
-                    own[i][slot].copy_(value)
-        for piece, optimizer in self._by_piece():
-            loaded = [state[self._index[name]] for name in piece.names if self._index[name] in state]
-            for slots in loaded:
-                numbers = {slot: value for slot, value in slots.items() if not isinstance(value, Tensor)}
-                optimizer.state[piece.tensor].update(numbers)
-            if not loaded and optimizer in self._late:
-                optimizer.state.pop(piece.tensor, None)  # of a weight that made no step yet
-
     def document(self) -> dict[str, Any]:
         """Return the numbers of state and groups as JSON holds them. Raises `DifftoolError` for other values."""
         with blaming(self.name):
@@ -170,15 +159,62 @@ class Updater:
         groups = [{k: encode(v) for k, v in g.items() if k != "params" and is_plain(v)} for g in self.param_groups]
         return {"weights": {i: slots for i, slots in numbers.items() if slots}, "groups": groups}
 
-    def load_groups(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Load the numbers of the groups of a document. Raises `ValueError` if they do not fit."""
-        new = []
-        for group, saved in zip(self.param_groups, groups, strict=True):
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the state by the name that each has in a file: `0.exp_avg`."""
+        return tensors_in(self.weight_state())
+
+    def expected(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Return tensors like those that a file of these names should hold, or that a file may hold at all.
+
+        A weight that made no step has none. The state must exist, as `make_state` makes it.
+        """
+        state = self.all_weight_state()
+        present = {*map(str, state)} if names is None else {name.partition(".")[0] for name in names}
+        return tensors_in({i: slots for i, slots in state.items() if str(i) in present})
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+        """Load `tensors` that are as `expected`, and what `document` returned. Raises `ValueError` if it does not fit.
+
+        The weights may have been joined then and not be joined now, or vice versa.
+        """
+        numbers, groups = self._numbers(tensors, document), self._groups(document)
+        own = self.all_weight_state()
+        for name, tensor in tensors.items():
+            index, _, slot = name.partition(".")
+            own[int(index)][slot].copy_(tensor)
+        present = {int(name.partition(".")[0]) for name in tensors} | numbers.keys()
+        for piece, optimizer in self._by_piece():
+            members = [self._index[name] for name in piece.names]
+            for i in members:
+                if i in numbers:
+                    optimizer.state[piece.tensor].update(numbers[i])
+            if optimizer in self._late and present.isdisjoint(members):
+                optimizer.state.pop(piece.tensor, None)
+        for group, values in zip(self.param_groups, groups, strict=True):
+            group.update(values)
+
+    def _numbers(self, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+        """Return the numbers of each weight in a document. Raises `ValueError` if they do not fit."""
+        found: dict[int, dict[str, Any]] = {}
+        saved, present = document["weights"], {name.partition(".")[0] for name in tensors}
+        for i, slots in self.all_weight_state().items():
+            wanted = {slot for slot, value in slots.items() if not isinstance(value, Tensor)}
+            numbers = saved.get(str(i), {})
+            if numbers.keys() != (wanted if numbers or str(i) in present else set()):
+                raise ValueError("the numbers of a weight are others")
+            if numbers:
+                found[i] = {slot: decode(value, None) for slot, value in numbers.items()}
+        return found
+
+    def _groups(self, document: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the plain values of each group in a document. Raises `ValueError` if they do not fit."""
+        found = []
+        for group, saved in zip(self.param_groups, document["groups"], strict=True):
             if saved.keys() != {key for key, value in group.items() if key != "params" and is_plain(value)}:
                 raise ValueError("the groups have other values")
-            new.append({key: decode(value, group[key]) for key, value in saved.items()})
-        for group, values in zip(self.param_groups, new, strict=True):
-            group.update(values)
+            found.append({key: decode(value, group[key]) for key, value in saved.items()})
+        return found
 
     def _by_piece(self) -> list[tuple[Piece, OptimizerLike]]:
         """Return each piece with its optimizer."""
@@ -191,3 +227,8 @@ class Updater:
         if piece.is_vector and isinstance(value, Tensor) and value.shape == piece.tensor.shape:
             return views_of(value, piece.weights)
         return [value] * len(piece.weights)
+
+
+def tensors_in(state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Return the tensors of a state by weight and slot, by the name that each has in a file."""
+    return {f"{i}.{slot}": v for i, slots in state.items() for slot, v in slots.items() if isinstance(v, Tensor)}

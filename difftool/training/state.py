@@ -18,7 +18,6 @@ from difftool.runs.recipe import Recipe, differences, read_recipe
 from difftool.settings import LARGEST_STEP
 from difftool.training.ema import EMA
 from difftool.training.optimizer import Updater
-from difftool.training.plain_values import decode
 
 if TYPE_CHECKING:
     from difftool.components import Optimizer
@@ -63,15 +62,8 @@ class TrainState:
         return {
             "model": self.network.state_dict(),
             "ema": self.ema.network.state_dict() if self.ema else {},
-            "optimizer": tensors_in(self.optimizer.weight_state()),
+            "optimizer": self.optimizer.tensors(),
         }
-
-
-def tensors_in(state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Return the tensors of an optimizer state by the name that each has in a file: `0.exp_avg`."""
-    return {
-        f"{i}.{slot}": value for i, slots in state.items() for slot, value in slots.items() if isinstance(value, Tensor)
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,17 +158,18 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
         )
     state.optimizer.make_state()  # it may change weights, which are loaded below
     groups = _grouped(path, tensors, state)
-    has_state = bool(tensors_in(state.optimizer.all_weight_state()))
-    if has_state and not groups["optimizer"] and counters["step"] > counters["skipped"]:
+    if not groups["optimizer"] and state.optimizer.expected() and counters["step"] > counters["skipped"]:
         raise BadFile(f"{path}: its optimizer is missing")
-    slots = _optimizer_state(path, groups["optimizer"], document, state.optimizer)
     if document["scaler"].keys() != state.scaler.state_dict().keys():
         raise BadFile(f"{path}: its scaler does not fit")
+    try:
+        state.optimizer.load(groups["optimizer"], document["optimizer_state"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise BadFile(f"{path}: the numbers of its optimizer do not fit") from None
     state.network.load_state_dict(groups["model"])
     if state.ema is not None:
         state.ema.network.load_state_dict(groups["ema"])
         state.ema.updates = counters["ema_updates"]
-    state.optimizer.load_weight_state(slots)
     state.scaler.load_state_dict(document["scaler"])
     state.step, state.skipped, state.skipped_in_a_row = (counters[name] for name in COUNTERS[:3])
     return metadata
@@ -190,39 +183,11 @@ def _grouped(path: Path, tensors: Mapping[str, Tensor], state: TrainState) -> di
         if group not in groups:
             raise BadFile(f"{path}: {name} belongs to no training state")
         groups[group][rest] = tensor
-    present = {name.partition(".")[0] for name in groups["optimizer"]}  # a weight that made no step has no state
-    made = {i: slots for i, slots in state.optimizer.all_weight_state().items() if str(i) in present}
-    expected = {**state.tensors(), "optimizer": tensors_in(made)}
+    expected = {**state.tensors(), "optimizer": state.optimizer.expected(groups["optimizer"])}
     for group, own in expected.items():
         if rows := checkpoint.differences(own, groups[group]):
             raise BadFile(f"{path}: its {group} does not fit: {rows}")
     return groups
-
-
-def _optimizer_state(
-    path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any], optimizer: Updater
-) -> dict[int, dict[str, Any]]:
-    """Return the state of each weight, of tensors that fit and numbers, and load that of the groups.
-
-    Raises `BadFile` if the numbers do not fit.
-    """
-    found: dict[int, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        index, _, slot = name.partition(".")
-        found.setdefault(int(index), {})[slot] = tensor
-    try:
-        numbers = document["optimizer_state"]["weights"]
-        for i, slots in optimizer.all_weight_state().items():
-            expected = {slot: value for slot, value in slots.items() if not isinstance(value, Tensor)}
-            saved = numbers.get(str(i), {})
-            if (str(i) in numbers or i in found) and saved.keys() != expected.keys():
-                raise ValueError
-            if saved:
-                found.setdefault(i, {}).update({slot: decode(value, None) for slot, value in saved.items()})
-        optimizer.load_groups(document["optimizer_state"]["groups"])
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise BadFile(f"{path}: the numbers of its optimizer do not fit") from None
-    return found
 
 
 def _read_document(path: Path, document: Mapping[str, Any]) -> tuple[dict[str, int], StateMetadata]:
