@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from difftool.components import Logger as Logger
     from difftool.components import Loss as Loss
     from difftool.components import NoiseSchedule as NoiseSchedule
+    from difftool.components import Optimizer as Optimizer
     from difftool.components import Oracle as Oracle
     from difftool.components import Prediction as Prediction
     from difftool.components import Sampler as Sampler
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from difftool.training.batch import Pairing as Pairing
     from difftool.training.batch import Predict as Predict
     from difftool.training.batch import TrainingBatch as TrainingBatch
+    from difftool.training.fused_adam import FusedAdam as FusedAdam
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "api": ("load", "train"),
@@ -81,6 +83,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "Logger",
         "Loss",
         "NoiseSchedule",
+        "Optimizer",
         "Oracle",
         "Prediction",
         "Sampler",
@@ -104,6 +107,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "sampling.model": ("Model",),
     "specs": ("BackboneSpec", "ConditionSpec", "ObjectiveSpec", "OracleSpec", "Row", "RunContext"),
     "training.batch": ("LossSpec", "Pairing", "Predict", "TrainingBatch"),
+    "training.fused_adam": ("FusedAdam",),
 }
 """The public names, by the module that defines each."""
 

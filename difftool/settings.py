@@ -34,9 +34,19 @@ class Training(Options):
         le=10**6,
         help="split each batch into this many parts, computed one after another, to save memory",
     )
-    lr: float = option(default=1e-3, gt=0, le=10, help="learning rate of Adam")
-    lr_schedule: Literal["constant", "cosine"] = option(default="constant", help="cosine falls to 0 at the last step")
+    lr: float = option(default=1e-3, gt=0, le=10, help="learning rate")
+    lr_schedule: Literal["constant", "cosine", "linear", "inverse-sqrt"] = option(
+        default="constant",
+        help="course of the learning rate; cosine and linear fall to 0 at the last step, inverse-sqrt ever more slowly",
+    )
     warmup: int = option(default=0, ge=0, le=LARGEST_STEP, help="steps in which the learning rate rises from 0")
+    lr_decay_steps: int | None = option(
+        default=None,
+        ge=1,
+        le=LARGEST_STEP,
+        help="step from which inverse-sqrt falls: lr / sqrt(step / N)",
+        otherwise="--warmup",
+    )
     clip: float = option(default=0.0, ge=0, help="gradient norm to clip at; 0: no clipping")
     ema: float = option(default=0.999, ge=0, lt=1, help="decay of the weight average (EMA) at most; 0: no average")
     held_out: int = option(
@@ -72,6 +82,10 @@ class Training(Options):
             raise ValueError("checkpoint_every: must be at least 1")
         if isinstance(self.batch_size, int) and self.batch_size < self.accumulate:
             raise ValueError(f"accumulate: a batch of {self.batch_size} has no {self.accumulate} parts")
+        if self.lr_schedule != "inverse-sqrt" and self.lr_decay_steps is not None:
+            raise ValueError("lr_decay_steps: belongs to --lr-schedule inverse-sqrt")
+        if self.lr_schedule == "inverse-sqrt" and not (self.lr_decay_steps or self.warmup):
+            raise ValueError("lr_schedule: inverse-sqrt needs the step from which it falls; add --lr-decay-steps N")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("epochs: give either --steps or --epochs")
 

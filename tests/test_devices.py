@@ -42,6 +42,8 @@ def step_on_meta(
     prediction: str = "eps",
     weighting: str = "none",
     loss: difftool.Loss | None = None,
+    optimizer: str = "adam",
+    optimizer_options: dict[str, Any] | None = None,
     classes: int = 0,
     wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     **settings: Any,
@@ -64,7 +66,9 @@ def step_on_meta(
         learn_variance=training.learn_variance,
         data=data,
     )
-    state = TrainState.new(network, training, META, build_auxiliary(network, objective, 0))
+    chosen = component("optimizer", optimizer, **(optimizer_options or {}))
+    auxiliary = build_auxiliary(network, objective, 0)
+    state = TrainState.new(network, training, META, optimizer=chosen, auxiliary=auxiliary)
     x_0 = torch.empty(BATCH, *shape, device=META)
     t = torch.empty(BATCH, dtype=torch.int64, device=META)
     cond = Condition(label=t, hidden=torch.empty(BATCH, dtype=torch.bool, device=META)) if classes else None
@@ -87,6 +91,9 @@ STEPS: dict[str, dict[str, Any]] = {
     "no average": {"ema": 0.0},
     **{f"loss {name}": {"loss": component("loss", name)} for name in names("loss")},
     **{f"loss {name}, weighted": {"loss": component("loss", name), "weighting": "min-snr"} for name in names("loss")},
+    **{f"optimizer {name}": {"optimizer": name} for name in names("optimizer")},
+    **{f"optimizer {name} of a unet": {"optimizer": name, "backbone": "unet"} for name in names("optimizer")},
+    "nesterov": {"optimizer": "sgd", "optimizer_options": {"nesterov": True, "weight_decay": 0.1}},
     **{f"prediction {name}": {"prediction": name} for name in names("prediction")},
     **{f"weighting {name}": {"weighting": name} for name in names("weighting")},
 }
@@ -187,12 +194,13 @@ CORE, PLUGINS = Path(difftool.__file__).parent, Path(difftool_plugins.__file__).
 FILES = [
     *(
         CORE / "training" / f"{name}.py"
-        for name in ("step", "inputs", "batch", "minimise", "loss", "optimizer", "ema", "loop")
+        for name in ("step", "inputs", "batch", "minimise", "loss", "optimizer", "fused_adam", "vectors", "ema", "loop")
     ),
     *(CORE / "sampling" / f"{name}.py" for name in ("denoiser", "guidance", "loop")),
     *(CORE / "diffusion" / f"{name}.py" for name in ("estimate", "forward", "self_conditioning", "variance")),
     CORE / "data" / "batches.py",
     *sorted((PLUGINS / "samplers").glob("*.py")),
+    PLUGINS / "optimizers" / "updates.py",
     *sorted((PLUGINS / "backbones" / "networks").glob("*.py")),
 ]
 METHODS, FUNCTIONS = {"to", "cpu", "item", "tolist", "numpy"}, {"float", "int", "bool"}
@@ -204,7 +212,9 @@ HARMLESS = {
     "loss.Table.of": ONCE,
     "loss.distribution": ONCE,
     "variance.VarianceBound.__init__": ONCE,
-    "optimizer.Adam.weight_state": "when a state is saved",
+    "optimizer.Updater.update": "for optimizers that cannot mask a step, of which no built-in is one",
+    "optimizer.Updater.weight_state": "when a state is saved",
+    "loop.factor_of": "of a Python number",
     "ema.EMA.decay": "of a Python number",
     "loop.check_finite": "when metrics are logged or a state is saved, for all steps since then at once",
     "loop.held_out_loss": "once an epoch, between steps",

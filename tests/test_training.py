@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difftool import Condition
+from difftool import Condition, component
 from difftool.components import Backbone, Loss, NoiseSchedule, Prediction, TimestepSampling, Weighting
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
@@ -33,7 +33,7 @@ from difftool.training.inputs import BLOCK_STEPS, StepNoise
 from difftool.training.loop import MAX_SKIPS, REPEATS, check_finite, held_out_loss, learning_rate, train
 from difftool.training.loss import Objective
 from difftool.training.metrics import Meter
-from difftool.training.optimizer import Adam
+from difftool.training.optimizer import Updater
 from difftool.training.state import TrainState
 from difftool.training.step import StepResult
 
@@ -95,7 +95,8 @@ def cloud(n: int = 50, *, labels: bool = False) -> Samples:
 
 def new_state(network: nn.Module, *, ema: float = 0.9) -> TrainState:
     average = EMA(network, ema) if ema else None
-    return TrainState(network, Adam(network.parameters()), average, torch.amp.GradScaler("cpu", enabled=False))
+    optimizer = Updater(component("optimizer", "adam"), network.named_parameters(), 1e-3)
+    return TrainState(network, optimizer, average, torch.amp.GradScaler("cpu", enabled=False))
 
 
 def settings(**values: Any) -> Training:

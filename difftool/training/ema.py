@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from difftool.training.optimizer import join
+from difftool.training.vectors import join_alike
 
 
 class EMA:
@@ -20,10 +20,7 @@ class EMA:
     def __init__(self, network: nn.Module, cap: float) -> None:
         self.cap, self.updates = cap, 0
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self._averaged, self._live = ([*net.parameters()] for net in (self.network, network))
-        averaged, live = join(self._averaged), join(self._live)
-        if averaged is not None and live is not None:
-            self._averaged, self._live = [averaged], [live]  # type: ignore[list-item]
+        self._averaged, self._live = join_alike([*self.network.parameters()], [*network.parameters()])
         self._copied = list(zip(self.network.buffers(), network.buffers(), strict=True))
 
     @property

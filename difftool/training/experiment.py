@@ -15,7 +15,17 @@ from functools import partial
 import torch
 
 from difftool import devices
-from difftool.components import Backbone, Dataset, Logger, Loss, NoiseSchedule, Prediction, TimestepSampling, Weighting
+from difftool.components import (
+    Backbone,
+    Dataset,
+    Logger,
+    Loss,
+    NoiseSchedule,
+    Optimizer,
+    Prediction,
+    TimestepSampling,
+    Weighting,
+)
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples, fingerprint, split
@@ -29,7 +39,7 @@ from difftool.rng import key, seed_globally
 from difftool.runs.folder import RunFolder, now
 from difftool.runs.recipe import Recipe, changed_scripts, companion_tables
 from difftool.sampling.model import Model
-from difftool.settings import AUTO, is_due
+from difftool.settings import AUTO, Training, is_due
 from difftool.specs import ObjectiveSpec, Row, RunContext
 from difftool.training import loop, state
 from difftool.training.auxiliary import build_auxiliary
@@ -106,10 +116,10 @@ class Experiment:
 
     @property
     def state_bytes(self) -> int:
-        """The size of a training state at most: weights, two moments of Adam, average, the loss's own network."""
+        """The size of a training state: weights, average, the state of the optimizer, and the loss's own network."""
         own = [] if self.state.auxiliary is None else [*self.state.auxiliary.parameters()]
-        copies = [*self.state.network.parameters()] * (4 if self.state.ema else 3) + own * 3
-        return sum(p.numel() * p.element_size() for p in copies)
+        copies = [*self.state.network.parameters()] * (2 if self.state.ema else 1) + own
+        return sum(p.numel() * p.element_size() for p in copies) + self.state.optimizer.state_bytes
 
     @contextlib.contextmanager
     def open(
@@ -293,6 +303,7 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     settings = recipe.training
     devices.check_precision(device, settings.precision)
     check_processes(settings)
+    check_schedule(settings, recipe[Optimizer])
     schedule = build_schedule(recipe[NoiseSchedule], settings.timesteps, recipe[Prediction])
     if (shape := recipe[Dataset].item_shape()) is not None:  # refuse a size that does not fit before reading the data
         with torch.device("meta"):
@@ -312,9 +323,9 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     objective = build_objective(recipe, schedule, data, device)
     auxiliary, search = build_auxiliary(network, objective, settings.seed), None
     if settings.batch_size == AUTO:
-        search = find_batch_size(network, auxiliary, train, objective, settings)
+        search = find_batch_size(network, auxiliary, train, objective, settings, recipe[Optimizer])
         recipe = recipe.with_training(batch_size=search.batch_size)
-    train_state = TrainState.new(network, recipe.training, device, auxiliary)
+    train_state = TrainState.new(network, recipe.training, device, optimizer=recipe[Optimizer], auxiliary=auxiliary)
     weights, averaged = ("ema", train_state.ema.network) if train_state.ema else ("raw", network)
     return Experiment(
         recipe=recipe,
@@ -328,6 +339,16 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         fingerprint=fingerprint(samples),
         search=search,
     )
+
+
+def check_schedule(settings: Training, optimizer: Optimizer) -> None:
+    """Refuse settings of the learning rate that the optimizer would override. Raises `InvalidOption`."""
+    if loop.factor_of(optimizer, 0, max(1, settings.steps or 1)) is None:
+        return
+    for name, flag in (("lr_schedule", "--lr-schedule"), ("warmup", "--warmup")):
+        if getattr(settings, name) != getattr(Training, name):
+            reason = f"optimizer {optimizer.name} sets the course of the learning rate itself; leave it out"
+            raise InvalidOption(name, reason, where=flag)
 
 
 def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device: torch.device) -> Objective:

@@ -18,9 +18,10 @@ from difftool.runs.recipe import Recipe, differences, read_recipe
 from difftool.settings import LARGEST_STEP
 from difftool.training.auxiliary import trainable
 from difftool.training.ema import EMA
-from difftool.training.optimizer import SLOTS, Adam
+from difftool.training.optimizer import Updater
 
 if TYPE_CHECKING:
+    from difftool.components import Optimizer
     from difftool.settings import Training
 
 LARGEST_ELAPSED = 1e12
@@ -33,7 +34,7 @@ class TrainState:
     """Everything that changes in training: network, optimizer, average, scale of the loss, counters."""
 
     network: nn.Module
-    optimizer: Adam
+    optimizer: Updater
     ema: EMA | None
     scaler: torch.amp.GradScaler
     auxiliary: nn.Module | None = None
@@ -50,13 +51,19 @@ class TrainState:
 
     @classmethod
     def new(
-        cls, network: nn.Module, settings: Training, device: torch.device, auxiliary: nn.Module | None = None
+        cls,
+        network: nn.Module,
+        settings: Training,
+        device: torch.device,
+        *,
+        optimizer: Optimizer,
+        auxiliary: nn.Module | None = None,
     ) -> TrainState:
-        """Return the state before the first step."""
+        """Return the state before the first step. Raises `UsageError` if the optimizer's parts do not fit together."""
         scaled = settings.precision == "fp16" and device.type == "cuda"
         return cls(
             network,
-            Adam([*network.parameters(), *(weight for _, weight in trainable(auxiliary))]),
+            Updater(optimizer, [*network.named_parameters(), *trainable(auxiliary)], settings.lr),
             EMA(network, settings.ema) if settings.ema else None,  # after the optimizer, which joins weights
             torch.amp.GradScaler(device.type, enabled=scaled),
             auxiliary,
@@ -68,7 +75,7 @@ class TrainState:
             "model": self.network.state_dict(),
             "loss": self.auxiliary.state_dict() if self.auxiliary is not None else {},
             "ema": self.ema.network.state_dict() if self.ema else {},
-            "optimizer": {f"{i}.{slot}": t for i, s in self.optimizer.weight_state().items() for slot, t in s.items()},
+            "optimizer": self.optimizer.tensors(),
         }
 
 
@@ -105,6 +112,7 @@ def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata)
         "skipped_in_a_row": state.skipped_in_a_row,
         "ema_updates": state.ema.updates if state.ema else 0,
         "scaler": state.scaler.state_dict(),
+        "optimizer_state": state.optimizer.document(),
         "elapsed": float(metadata.elapsed),
         "data": metadata.data,
         "machine": dict(metadata.machine),
@@ -161,22 +169,22 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
             f"{config} describes another run than {path.name} was trained in: {'; '.join(rows)}; "
             "restore that file, or start a new run"
         )
+    state.optimizer.make_state()  # it may change weights, which are loaded below
     groups = _grouped(path, tensors, state)
-    if not groups["optimizer"] and counters["step"] > counters["skipped"]:
+    if not groups["optimizer"] and state.optimizer.expected() and counters["step"] > counters["skipped"]:
         raise BadFile(f"{path}: its optimizer is missing")
     if document["scaler"].keys() != state.scaler.state_dict().keys():
         raise BadFile(f"{path}: its scaler does not fit")
+    try:
+        state.optimizer.load(groups["optimizer"], document["optimizer_state"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise BadFile(f"{path}: the numbers of its optimizer do not fit") from None
     state.network.load_state_dict(groups["model"])
     if state.auxiliary is not None:
         state.auxiliary.load_state_dict(groups["loss"])
     if state.ema is not None:
         state.ema.network.load_state_dict(groups["ema"])
         state.ema.updates = counters["ema_updates"]
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in groups["optimizer"].items():
-        index, _, slot = name.partition(".")
-        slots.setdefault(int(index), {})[slot] = tensor
-    state.optimizer.load_weight_state(slots)
     state.scaler.load_state_dict(document["scaler"])
     state.step, state.skipped, state.skipped_in_a_row = (counters[name] for name in COUNTERS[:3])
     return metadata
@@ -190,15 +198,7 @@ def _grouped(path: Path, tensors: Mapping[str, Tensor], state: TrainState) -> di
         if group not in groups:
             raise BadFile(f"{path}: {name} belongs to no training state")
         groups[group][rest] = tensor
-    expected = {
-        **state.tensors(),
-        "optimizer": {
-            f"{index}.{slot}": torch.empty((), device="meta") if slot == "step" else weight
-            for index, weight in enumerate(state.optimizer.weights)
-            for slot in SLOTS
-            if any(f"{index}.{slot}" in groups["optimizer"] for slot in SLOTS)  # an unused weight has no slots
-        },
-    }
+    expected = {**state.tensors(), "optimizer": state.optimizer.expected(groups["optimizer"])}
     for group, own in expected.items():
         if rows := checkpoint.differences(own, groups[group]):
             raise BadFile(f"{path}: its {group} does not fit: {rows}")
