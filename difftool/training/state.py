@@ -16,7 +16,7 @@ from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
 from difftool.runs.recipe import Recipe, differences, read_recipe
 from difftool.settings import LARGEST_STEP
-from difftool.training.ema import EMA
+from difftool.training.ema import Averages
 from difftool.training.optimizer import SLOTS, Adam
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ COUNTERS = ("step", "skipped", "skipped_in_a_row", "ema_updates")
 
 @dataclass
 class TrainState:
-    """Everything that changes in training: network, optimizer, average, scale of the loss, counters."""
+    """Everything that changes in training: network, optimizer, averages, scale of the loss, counters."""
 
     network: nn.Module
     optimizer: Adam
-    ema: EMA | None
+    averages: Averages
     scaler: torch.amp.GradScaler
     step: int = 0
     """The number of completed steps."""
@@ -49,18 +49,21 @@ class TrainState:
     def new(cls, network: nn.Module, settings: Training, device: torch.device) -> TrainState:
         """Return the state before the first step."""
         scaled = settings.precision == "fp16" and device.type == "cuda"
+        optimizer = Adam(network.parameters())
         return cls(
             network,
-            Adam(network.parameters()),
-            EMA(network, settings.ema) if settings.ema else None,
+            optimizer,
+            Averages.of(network, settings, [optimizer.weights]),
             torch.amp.GradScaler(device.type, enabled=scaled),
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors of network, average and optimizer, by the name that each has in its group."""
+        """Return the tensors of network, averages and optimizer, by the name that each has in its group."""
         return {
             "model": self.network.state_dict(),
-            "ema": self.ema.network.state_dict() if self.ema else {},
+            "averages": {
+                f"{i}.{name}": t for i, one in enumerate(self.averages) for name, t in one.network.state_dict().items()
+            },
             "optimizer": {f"{i}.{slot}": t for i, s in self.optimizer.weight_state().items() for slot, t in s.items()},
         }
 
@@ -96,7 +99,7 @@ def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata)
         "step": state.step,
         "skipped": state.skipped,
         "skipped_in_a_row": state.skipped_in_a_row,
-        "ema_updates": state.ema.updates if state.ema else 0,
+        "ema_updates": state.averages.updates,
         "scaler": state.scaler.state_dict(),
         "elapsed": float(metadata.elapsed),
         "data": metadata.data,
@@ -134,6 +137,23 @@ def restore_step(folder: RunFolder, step: int, state: TrainState, recipe: Recipe
     _load(folder.state(step), state, recipe, folder.config)
 
 
+def check_resumable(before: StateMetadata, now: StateMetadata, dataset: str, *, new_data: bool) -> None:
+    """Refuse to resume with other data, and warn if another machine may give other last digits."""
+    if before.data != now.data and not new_data:
+        raise DifftoolError(
+            f"dataset {dataset}: its data have changed since the run was trained "
+            f"({before.data}; now {now.data}); put them back, or pass --new-data to train on these"
+        )
+    then = {"processes": 1, **before.machine}
+    rows = [f"{name} {then.get(name)}, now {value}" for name, value in now.machine.items() if value != then.get(name)]
+    if rows:
+        warnings.warn(
+            f"the run was trained with {'; '.join(rows)}: its last digits may differ from those of a run that was "
+            "never interrupted",
+            stacklevel=2,
+        )
+
+
 def check(path: Path) -> str:
     """Return what is wrong with a training state, or an empty string."""
     try:
@@ -160,9 +180,10 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
     if document["scaler"].keys() != state.scaler.state_dict().keys():
         raise BadFile(f"{path}: its scaler does not fit")
     state.network.load_state_dict(groups["model"])
-    if state.ema is not None:
-        state.ema.network.load_state_dict(groups["ema"])
-        state.ema.updates = counters["ema_updates"]
+    for i, average in enumerate(state.averages):
+        own = {name: groups["averages"][f"{i}.{name}"] for name in average.network.state_dict()}
+        average.network.load_state_dict(own)
+    state.averages.updates = counters["ema_updates"]
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in groups["optimizer"].items():
         index, _, slot = name.partition(".")
@@ -174,8 +195,8 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
 
 
 def _grouped(path: Path, tensors: Mapping[str, Tensor], state: TrainState) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of network, average and optimizer, by name in each. Raises `BadFile` if one does not fit."""
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+    """Return the tensors of network, averages and optimizer, by name in each. Raises `BadFile` if one does not fit."""
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "averages": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
         if group not in groups:

@@ -71,8 +71,7 @@ def make_step(state: TrainState, objective: Objective, settings: Training, group
         state.moving = True
         optimizer.update(lr, finite)  # a step whose gradient is not finite is masked
         scaler.update()
-        if state.ema is not None:  # averaging weights that a masked step left alone does no harm
-            state.ema.update()
+        state.averages.update()  # averaging weights that a masked step left alone does no harm
         state.step += 1
         state.moving = False
         return StepResult(state.step, inputs, prediction, loss, grad_norm, finite, lr)
