@@ -74,10 +74,10 @@ def test_the_whole_step_is_the_step(chosen: dict[str, Any]) -> None:
     for i, slots in expected.optimizer.weight_state().items():
         for slot, tensor in slots.items():
             torch.testing.assert_close(state.optimizer.weight_state()[i][slot], tensor, rtol=1e-3, atol=1e-6)
-    if expected.ema is not None:
-        assert state.ema.updates == expected.ema.updates == 25
-        for name, tensor in state_dict(expected.ema.network).items():
-            torch.testing.assert_close(state_dict(state.ema.network)[name], tensor, rtol=1e-4, atol=1e-5)
+    assert state.averages.updates == expected.averages.updates == 25
+    for one, other in zip(state.averages, expected.averages, strict=True):
+        for name, tensor in state_dict(other.network).items():
+            torch.testing.assert_close(state_dict(one.network)[name], tensor, rtol=1e-4, atol=1e-5)
     for record, other in zip(records, others, strict=True):
         torch.testing.assert_close(record.loss, other.loss, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(record.grad_norm, other.grad_norm, rtol=1e-4, atol=1e-5)

@@ -28,7 +28,7 @@ from difftool.runs.recipe import build_recipe
 from difftool.sampling.denoiser import Denoiser
 from difftool.settings import Training, is_due
 from difftool.specs import BackboneSpec, ObjectiveSpec
-from difftool.training.ema import EMA
+from difftool.training.ema import Averages
 from difftool.training.inputs import BLOCK_STEPS, StepNoise
 from difftool.training.loop import MAX_SKIPS, REPEATS, check_finite, held_out_loss, learning_rate, train
 from difftool.training.loss import Objective
@@ -94,9 +94,9 @@ def cloud(n: int = 50, *, labels: bool = False) -> Samples:
 
 
 def new_state(network: nn.Module, *, ema: float = 0.9) -> TrainState:
-    average = EMA(network, ema) if ema else None
     optimizer = Updater(component("optimizer", "adam"), network.named_parameters(), 1e-3)
-    return TrainState(network, optimizer, average, torch.amp.GradScaler("cpu", enabled=False))
+    averages = Averages.of(network, make(Training, {"ema": ema}))
+    return TrainState(network, optimizer, averages, torch.amp.GradScaler("cpu", enabled=False))
 
 
 def settings(**values: Any) -> Training:
@@ -118,6 +118,12 @@ def loop(
 
 def state_dict(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def average_of(state: TrainState) -> dict[str, Tensor]:
+    """The weights of the only average."""
+    (average,) = state.averages
+    return state_dict(average.network)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -183,51 +189,6 @@ def test_what_is_due_is_counted_in_steps_or_epochs() -> None:
     assert due("1ep") == [2, 4, 5, 7, 8, 10, 11, 13, 15, 16]
     assert due("2ep") == [4, 7, 10, 13, 16]
     assert [s for s in range(1, 4) if is_due(s, "1ep", items=1, batch_size=64)] == [1, 2, 3]
-
-
-# --- average -------------------------------------------------------------------------------------------------------
-
-
-def test_the_first_update_copies_the_weights() -> None:
-    network = Net()
-    average = EMA(network, 0.999)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(3.0)
-        network.calls.fill_(7.0)
-    average.update()
-    assert average.updates == 1
-    assert same(state_dict(average.network), state_dict(network))
-
-
-def test_the_average_in_closed_form() -> None:
-    network = nn.Linear(1, 1, bias=False)
-    average = EMA(network, 0.95)
-    values = [math.sin(3 * n) for n in range(200)]
-    expected = math.nan
-    for n, value in enumerate(values):
-        decay = min(0.95, 1 - (1 + n) ** -0.75)
-        assert average.decay == pytest.approx(decay)
-        expected = value if n == 0 else decay * expected + (1 - decay) * value
-        with torch.no_grad():
-            network.weight.fill_(value)
-        average.update()
-        assert float(average.network.weight) == pytest.approx(expected, abs=1e-5)
-    assert average.decay == 0.95
-    assert float(network.weight.detach()) == pytest.approx(values[-1])
-
-
-def test_a_constant_stays_and_the_average_takes_no_gradient() -> None:
-    network = Net()
-    average = EMA(network, 0.99)
-    before = state_dict(network)
-    for _ in range(50):
-        average.update()
-    after = state_dict(average.network)
-    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
-    assert not any(p.requires_grad for p in average.network.parameters())
-    assert not average.network.training
-    assert all(p.requires_grad for p in network.parameters())
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------
@@ -330,10 +291,8 @@ def test_stopping_and_going_on_changes_nothing(stops: list[int]) -> None:
         steps.close()
         assert broken.step == stop
     assert same(state_dict(broken.network), state_dict(straight.network))
-    assert broken.ema is not None
-    assert straight.ema is not None
-    assert same(state_dict(broken.ema.network), state_dict(straight.ema.network))
-    assert broken.ema.updates == straight.ema.updates == 40
+    assert same(average_of(broken), average_of(straight))
+    assert broken.averages.updates == straight.averages.updates == 40
 
 
 def test_nothing_is_left_to_do_at_the_end() -> None:
@@ -397,11 +356,10 @@ def test_divergence_changes_no_weight_and_is_reported_at_the_next_check(value: f
     next(steps), next(steps)
     check_finite(state, settings())
     good = {**state_dict(state.network), "calls": torch.tensor(3.0)}
-    average = state_dict(state.ema.network) if state.ema else {}
+    average = average_of(state)
     assert not math.isfinite(float(next(steps).grad_norm))
     assert same(state_dict(state.network), good)
-    assert state.ema is not None
-    for name, weight in state_dict(state.ema.network).items():
+    for name, weight in average_of(state).items():
         assert name == "calls" or bool(((weight - good[name]).abs() <= (average[name] - good[name]).abs()).all())
     next(steps)  # what comes after goes on from sound weights
     with pytest.raises(Diverged, match="in step 3; try a lower --lr or --clip 1"):

@@ -81,6 +81,7 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
     facts["plugins"] = {name: _version(name, version) for name, version in plugins.items()}
     states = (_of_state(path) for path in (*run.saved_states(), *run.damaged_states()))
     facts["states"] = [state for state in states if state is not None]
+    facts["averages"] = list(_of_averages(run))
     facts["model"] = model = _of_model(run.model)
     if model and (classes := model.pop("classes", None)):
         facts["classes"] = classes
@@ -102,6 +103,23 @@ def _of_state(path: Path) -> dict[str, Any] | None:
         return None
     facts = {"file": path.name, "mebibytes": round(size / 2**20, 2), "valid": not problem}
     return facts | ({"problem": problem} if problem else {})
+
+
+def _of_averages(run: RunFolder) -> Iterator[dict[str, Any]]:
+    """Describe the averages beside the model, and name the snapshots of each, which may be too many to read."""
+    from difftool.runs.averages import files_in
+
+    files = files_in(run.averages)
+    for name in dict.fromkeys(file.name for file in files):
+        newest = next((file.path for file in files if file.name == name and file.step is None), None)
+        facts = None if newest is None else _of_model(newest)
+        row: dict[str, Any] = {
+            "weights": name,
+            **{key: facts[key] for key in ("step", "valid", "problem") if facts and key in facts},
+        }
+        if steps := [file.step for file in files if file.name == name and file.step is not None]:
+            row["snapshots"] = f"{len(steps)}, of steps {steps[0]} to {steps[-1]}"
+        yield row
 
 
 def _of_model(path: Path) -> dict[str, Any] | None:

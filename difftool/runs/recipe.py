@@ -29,7 +29,10 @@ Make = Callable[[type[Any], Mapping[str, object]], Any]
 
 STEPS = 5_000
 """Training steps when neither the user nor the backbone names any."""
-MAY_CHANGE = ("steps", "epochs", "accumulate", "checkpoint_every", "keep", "preview_every", "workers", "threads")
+MAY_CHANGE = (
+    *("steps", "epochs", "accumulate", "checkpoint_every", "keep", "preview_every", "snapshot_every", "workers"),
+    "threads",
+)
 """Settings that may differ when a run resumes. None of them changes the steps already made; a later end stretches a
 cosine learning rate, and another number of threads or parts may change sums in their last digits."""
 NOT_READ_BACK = ("run", "plugins", "format")

@@ -17,7 +17,7 @@ from difftool.runs.folder import RunFolder
 from difftool.runs.recipe import Recipe, differences, read_recipe
 from difftool.settings import LARGEST_STEP
 from difftool.training.auxiliary import trainable
-from difftool.training.ema import EMA
+from difftool.training.ema import Averages
 from difftool.training.optimizer import Updater
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ COUNTERS = ("step", "skipped", "skipped_in_a_row", "ema_updates")
 
 @dataclass
 class TrainState:
-    """Everything that changes in training: network, optimizer, average, scale of the loss, counters."""
+    """Everything that changes in training: network, optimizer, averages, scale of the loss, counters."""
 
     network: nn.Module
     optimizer: Updater
-    ema: EMA | None
+    averages: Averages
     scaler: torch.amp.GradScaler
     auxiliary: nn.Module | None = None
     """The auxiliary network of the loss."""
@@ -64,17 +64,19 @@ class TrainState:
         return cls(
             network,
             Updater(optimizer, [*network.named_parameters(), *trainable(auxiliary)], settings.lr),
-            EMA(network, settings.ema) if settings.ema else None,  # after the optimizer, which joins weights
+            Averages.of(network, settings),  # after the optimizer, which joins weights
             torch.amp.GradScaler(device.type, enabled=scaled),
             auxiliary,
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors of network, auxiliary, average and optimizer, by the name that each has in its group."""
+        """Return the tensors of network, auxiliary, averages and optimizer, by the name that each has in its group."""
         return {
             "model": self.network.state_dict(),
             "loss": self.auxiliary.state_dict() if self.auxiliary is not None else {},
-            "ema": self.ema.network.state_dict() if self.ema else {},
+            "averages": {
+                f"{i}.{name}": t for i, one in enumerate(self.averages) for name, t in one.network.state_dict().items()
+            },
             "optimizer": self.optimizer.tensors(),
         }
 
@@ -110,7 +112,7 @@ def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata)
         "step": state.step,
         "skipped": state.skipped,
         "skipped_in_a_row": state.skipped_in_a_row,
-        "ema_updates": state.ema.updates if state.ema else 0,
+        "ema_updates": state.averages.updates,
         "scaler": state.scaler.state_dict(),
         "optimizer_state": state.optimizer.document(),
         "elapsed": float(metadata.elapsed),
@@ -149,6 +151,23 @@ def restore_step(folder: RunFolder, step: int, state: TrainState, recipe: Recipe
     _load(folder.state(step), state, recipe, folder.config)
 
 
+def check_resumable(before: StateMetadata, now: StateMetadata, dataset: str, *, new_data: bool) -> None:
+    """Refuse to resume with other data, and warn if another machine may give other last digits."""
+    if before.data != now.data and not new_data:
+        raise DifftoolError(
+            f"dataset {dataset}: its data have changed since the run was trained "
+            f"({before.data}; now {now.data}); put them back, or pass --new-data to train on these"
+        )
+    then = {"processes": 1, **before.machine}
+    rows = [f"{name} {then.get(name)}, now {value}" for name, value in now.machine.items() if value != then.get(name)]
+    if rows:
+        warnings.warn(
+            f"the run was trained with {'; '.join(rows)}: its last digits may differ from those of a run that was "
+            "never interrupted",
+            stacklevel=2,
+        )
+
+
 def check(path: Path) -> str:
     """Return what is wrong with a training state, or an empty string."""
     try:
@@ -182,9 +201,10 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
     state.network.load_state_dict(groups["model"])
     if state.auxiliary is not None:
         state.auxiliary.load_state_dict(groups["loss"])
-    if state.ema is not None:
-        state.ema.network.load_state_dict(groups["ema"])
-        state.ema.updates = counters["ema_updates"]
+    for i, average in enumerate(state.averages):
+        own = {name: groups["averages"][f"{i}.{name}"] for name in average.network.state_dict()}
+        average.network.load_state_dict(own)
+    state.averages.updates = counters["ema_updates"]
     state.scaler.load_state_dict(document["scaler"])
     state.step, state.skipped, state.skipped_in_a_row = (counters[name] for name in COUNTERS[:3])
     return metadata
@@ -192,7 +212,7 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
 
 def _grouped(path: Path, tensors: Mapping[str, Tensor], state: TrainState) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of each group by the names that they have there. Raises `BadFile` if one does not fit."""
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "loss": {}, "ema": {}, "optimizer": {}}
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "loss": {}, "averages": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
         if group not in groups:

@@ -94,8 +94,7 @@ def make_step(
         if after_step is not None:
             with blaming(f"loss {objective.loss.name}"), torch.no_grad():
                 after_step(state.network, state.auxiliary)
-        if state.ema is not None:  # averaging weights that a masked step left alone does no harm
-            state.ema.update()
+        state.averages.update()  # averaging weights that a masked step left alone does no harm
         state.step += 1
         state.moving = False
         return StepResult(
