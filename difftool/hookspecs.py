@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Logger,
         Loss,
         NoiseSchedule,
+        Optimizer,
         Oracle,
         Prediction,
         Sampler,
@@ -76,6 +77,11 @@ def difftool_spacings() -> Iterable[type[Spacing]]:  # type: ignore[empty-body]
 @hookspec
 def difftool_timestep_samplings() -> Iterable[type[TimestepSampling]]:  # type: ignore[empty-body]
     """Return timestep samplings: distributions from which training draws its noise levels."""
+
+
+@hookspec
+def difftool_optimizers() -> Iterable[type[Optimizer]]:  # type: ignore[empty-body]
+    """Return optimizers: how gradients move the weights, any of `torch.optim` or one like it."""
 
 
 @hookspec

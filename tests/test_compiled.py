@@ -13,7 +13,7 @@ from paper_losses import TwoLevels
 from test_training import Net, cloud, loop, new_state, objective, settings, state_dict
 from torch import Tensor, nn
 
-from difftool import Loss, Predict, TrainingBatch
+from difftool import Condition, Loss, Predict, TrainingBatch
 from difftool.training.loop import check_finite
 from difftool.training.state import TrainState
 from difftool.training.step import make_step
@@ -26,16 +26,16 @@ class Plain(Net):
         super().__init__()
         del self.calls
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         h = self.first(torch.cat([x, t[:, None] / 1000], dim=1))
-        answer: Tensor = self.last(torch.tanh(h if cond is None else h + cond[:, None]))
+        answer: Tensor = self.last(torch.tanh(h if cond is None else h + cond.class_index(3)[:, None]))
         return answer
 
 
 class Detour(Plain):
     """Has to wait for a number."""
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         return super().forward(x, t, cond) * (2.0 if float(x.sum()) > 0 else 1.0)
 
 
@@ -76,10 +76,10 @@ def test_the_whole_step_is_the_step(chosen: dict[str, Any]) -> None:
     for i, slots in expected.optimizer.weight_state().items():
         for slot, tensor in slots.items():
             torch.testing.assert_close(state.optimizer.weight_state()[i][slot], tensor, rtol=1e-3, atol=1e-6)
-    if expected.ema is not None:
-        assert state.ema.updates == expected.ema.updates == 25
-        for name, tensor in state_dict(expected.ema.network).items():
-            torch.testing.assert_close(state_dict(state.ema.network)[name], tensor, rtol=1e-4, atol=1e-5)
+    assert state.averages.updates == expected.averages.updates == 25
+    for one, other in zip(state.averages, expected.averages, strict=True):
+        for name, tensor in state_dict(other.network).items():
+            torch.testing.assert_close(state_dict(one.network)[name], tensor, rtol=1e-4, atol=1e-5)
     for record, other in zip(records, others, strict=True):
         torch.testing.assert_close(record.loss, other.loss, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(record.grad_norm, other.grad_norm, rtol=1e-4, atol=1e-5)

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import difftool
 import difftool_plugins
-from difftool import ObjectiveSpec, component, names
+from difftool import Condition, ObjectiveSpec, component, names
 from difftool.data.facts import DataFacts
 from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule
@@ -43,6 +43,8 @@ def step_on_meta(
     prediction: str = "eps",
     weighting: str = "none",
     loss: difftool.Loss | None = None,
+    optimizer: str = "adam",
+    optimizer_options: dict[str, Any] | None = None,
     classes: int = 0,
     wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     **settings: Any,
@@ -65,10 +67,13 @@ def step_on_meta(
         learn_variance=training.learn_variance,
         data=data,
     )
-    state = TrainState.new(network, training, META, build_auxiliary(network, objective, 0))
+    chosen = component("optimizer", optimizer, **(optimizer_options or {}))
+    auxiliary = build_auxiliary(network, objective, 0)
+    state = TrainState.new(network, training, META, optimizer=chosen, auxiliary=auxiliary)
     x_0 = torch.empty(BATCH, *shape, device=META)
     t = torch.empty(BATCH, dtype=torch.int64, device=META)
-    inputs = objective.inputs(x_0, torch.empty_like(x_0), t, t if classes else None)
+    cond = Condition(label=t, hidden=torch.empty(BATCH, dtype=torch.bool, device=META)) if classes else None
+    inputs = objective.inputs(x_0, torch.empty_like(x_0), t, cond)
     return make_step(state, objective, training, 10)(inputs, 1e-3, training.self_condition)
 
 
@@ -86,10 +91,14 @@ STEPS: dict[str, dict[str, Any]] = {
     "self-conditioning": {"self_condition": True},
     "accumulated": {"accumulate": 2},
     "no average": {"ema": 0.0},
+    "several averages": {"ema": (0.999, 0.9999), "ema_lengths": (0.05, 0.1)},
     **{f"loss {name}": {"loss": component("loss", name)} for name in names("loss")},
     **{f"loss {name}, weighted": {"loss": component("loss", name), "weighting": "min-snr"} for name in names("loss")},
     **{f"loss of a paper, {loss.name}": {"loss": loss} for loss in PAPERS},
     "loss of a paper, self-conditioned, in parts": {"loss": PAPERS[0], "self_condition": True, "accumulate": 2},
+    **{f"optimizer {name}": {"optimizer": name} for name in names("optimizer")},
+    **{f"optimizer {name} of a unet": {"optimizer": name, "backbone": "unet"} for name in names("optimizer")},
+    "nesterov": {"optimizer": "sgd", "optimizer_options": {"nesterov": True, "weight_decay": 0.1}},
     **{f"prediction {name}": {"prediction": name} for name in names("prediction")},
     **{f"weighting {name}": {"weighting": name} for name in names("weighting")},
 }
@@ -109,7 +118,7 @@ class Planted(nn.Module):
         super().__init__()
         self.network, self.fault = network, fault
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         return self.network(self.fault(x), t, cond)
 
 
@@ -152,12 +161,13 @@ def sample_on_fake_cuda(sampler: str, fault: Callable[[Tensor], Tensor] = lambda
     steps = 0
     with FakeTensorMode(), torch.no_grad():
 
-        def network(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        def network(x: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
             # a network of the built-ins would index its times, which needs a CUDA build even on fake tensors
             return fault(x) * t.view(-1, 1)
 
         spec = ObjectiveSpec(schedule=schedule)
-        cond = torch.zeros(BATCH, dtype=torch.int64, device="cuda")
+        label = torch.zeros(BATCH, dtype=torch.int64, device="cuda")
+        cond = Condition(label=label, hidden=label.bool())
         guided = classifier_free_guidance(
             Denoiser(network, kind, spec, cond=cond, self_condition=False),
             Denoiser(network, kind, spec),
@@ -189,12 +199,13 @@ CORE, PLUGINS = Path(difftool.__file__).parent, Path(difftool_plugins.__file__).
 FILES = [
     *(
         CORE / "training" / f"{name}.py"
-        for name in ("step", "inputs", "batch", "minimise", "loss", "optimizer", "ema", "loop")
+        for name in ("step", "inputs", "batch", "minimise", "loss", "optimizer", "fused_adam", "vectors", "ema", "loop")
     ),
     *(CORE / "sampling" / f"{name}.py" for name in ("denoiser", "guidance", "loop")),
     *(CORE / "diffusion" / f"{name}.py" for name in ("estimate", "forward", "self_conditioning", "variance")),
     CORE / "data" / "batches.py",
     *sorted((PLUGINS / "samplers").glob("*.py")),
+    PLUGINS / "optimizers" / "updates.py",
     *sorted((PLUGINS / "backbones" / "networks").glob("*.py")),
 ]
 METHODS, FUNCTIONS = {"to", "cpu", "item", "tolist", "numpy"}, {"float", "int", "bool"}
@@ -206,8 +217,10 @@ HARMLESS = {
     "loss.Table.of": ONCE,
     "loss.distribution": ONCE,
     "variance.VarianceBound.__init__": ONCE,
-    "optimizer.Adam.weight_state": "when a state is saved",
-    "ema.EMA.decay": "of a Python number",
+    "optimizer.Updater.update": "for optimizers that cannot mask a step, of which no built-in is one",
+    "optimizer.Updater.weight_state": "when a state is saved",
+    "optimizer.Updater.load": "when a state is loaded",
+    "loop.factor_of": "of a Python number",
     "loop.check_finite": "when metrics are logged or a state is saved, for all steps since then at once",
     "loop.held_out_loss": "once an epoch, between steps",
     "loop.slerp": "once for --interpolate, before the first step",

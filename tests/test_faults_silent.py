@@ -157,9 +157,9 @@ def test_names_win_over_indices(run: Run) -> None:
 
 
 def test_a_class_in_a_run_that_needs_one_may_have_any_name(run: Run) -> None:
-    """A run with `--label-dropout 0` draws previews of its first class by name, whatever it is called."""
+    """A run with `--condition-dropout 0` draws previews of its first class by name, whatever it is called."""
     photos("5/a.png", "6/a.png", "6/b.png")
-    outcome = run("train", *SHORT, "--steps", 2, "--preview-every", 1, "--label-dropout", 0, "--out", "r")
+    outcome = run("train", *SHORT, "--steps", 2, "--preview-every", 1, "--condition-dropout", 0, "--out", "r")
     assert outcome.code == 0, outcome.err
     assert "no preview" not in outcome.err
     assert list(Path("r/previews").iterdir())

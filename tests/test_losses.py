@@ -19,7 +19,7 @@ from test_testing import failure, rows
 from test_training import Mirror, Net, T, by_hand, cloud, objective, same, settings, spec, state_dict
 from torch import Tensor, nn
 
-from difftool import Loss, Predict, Samples, TrainingBatch, hookimpl
+from difftool import Loss, Predict, Samples, TrainingBatch, component, hookimpl
 from difftool.data.batches import Batch, Batches
 from difftool.data.facts import DataFacts
 from difftool.distributed import SINGLE, ProcessGroup, World
@@ -42,6 +42,7 @@ from difftool.training.state import TrainState
 from difftool.training.step import StepResult
 
 CPU = torch.device("cpu")
+ADAM = component("optimizer", "adam")
 KEY = (0, "loss", 0, 0)
 
 
@@ -50,7 +51,8 @@ def started(
 ) -> tuple[TrainState, Objective]:
     """The state of a run before its first step, and its objective."""
     made = objective(loss=loss, data=DataFacts.of(samples), **options)
-    return TrainState.new(network, chosen, CPU, build_auxiliary(network, made, chosen.seed)), made
+    auxiliary = build_auxiliary(network, made, chosen.seed)
+    return TrainState.new(network, chosen, CPU, optimizer=ADAM, auxiliary=auxiliary), made
 
 
 def steps_of(state: TrainState, made: Objective, chosen: Training, samples: Samples, steps: int) -> list[StepResult]:
@@ -133,14 +135,14 @@ def test_reflow_learns_stored_pairs() -> None:
 
     Here the noise of an item is twice the item, so the velocity eps - x_0 is x_t/(1 + u).
     """
-    samples, chosen = cloud(), settings(batch_size=25, ema=0.0)
+    samples, chosen = cloud(), settings(batch_size=25, ema=(0.0,))
     made = objective(data=DataFacts.of(samples), prediction="flow")
     facts = DataFacts.of(samples)
     assert isinstance(samples.items, Tensor)
     Stored.noise = 2.0 * facts.scaling.to_model(samples.items)
     losses = {}
     for batches in (Batches, Stored):
-        state = TrainState.new(Net(), chosen, CPU)
+        state = TrainState.new(Net(), chosen, CPU, optimizer=ADAM)
         results = [*train(state, batches(samples, 25, seed=0), made, chosen, steps=300)]
         losses[batches] = float(results[-1].loss)
         if batches is Stored:
@@ -151,8 +153,8 @@ def test_reflow_learns_stored_pairs() -> None:
 
 
 def test_consistency_training_equals_the_algorithm_written_out() -> None:
-    loss, chosen, steps = papers.Consistency(decay=0.7, gap=8), settings(ema=0.0), 15
-    state, results = trained(loss, steps=steps, ema=0.0)
+    loss, chosen, steps = papers.Consistency(decay=0.7, gap=8), settings(ema=(0.0,)), 15
+    state, results = trained(loss, steps=steps, ema=(0.0,))
     network, target = Net(), Net()
     optimizer = torch.optim.Adam(network.parameters(), lr=chosen.lr)
     alpha, sigma = spec().schedule.alpha.float(), spec().schedule.sigma.float()

@@ -11,7 +11,7 @@ import torch
 from conftest import POINTS, Run
 from torch import Tensor
 
-from difftool import NoiseSchedule, ObjectiveSpec, Prediction, TimestepSampling, Weighting
+from difftool import Condition, NoiseSchedule, ObjectiveSpec, Prediction, TimestepSampling, Weighting
 from difftool.data.facts import DataFacts
 from difftool.diffusion.prediction import native_weight, tables
 from difftool.errors import UsageError
@@ -372,7 +372,7 @@ def test_the_network_sees_inputs_of_its_scale_and_time_in_0_to_1000(name: str) -
     about = spec(name, 50)
     seen: list[Tensor] = []
 
-    def network(x: Tensor, time: Tensor, cond: Tensor | None) -> Tensor:
+    def network(x: Tensor, time: Tensor, cond: Condition | None) -> Tensor:
         seen.extend([x, time])
         return x
 

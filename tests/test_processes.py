@@ -231,7 +231,7 @@ def test_each_process_reads_its_part_of_every_batch(in_memory: bool, augment: An
     parts = [Batches(samples, 5, seed=0, part=slice(*ends)).start(2) for ends in ((0, 2), (2, 5))]
     for whole, *own in zip(islice(Batches(samples, 5, seed=0).start(2), 4), *parts, strict=False):
         assert torch.equal(torch.cat([batch.items for batch in own]), whole.items)
-        assert torch.equal(torch.cat([batch.labels for batch in own]), whole.labels)
+        assert torch.equal(torch.cat([batch.condition.label for batch in own]), whole.condition.label)
 
 
 def test_processes_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

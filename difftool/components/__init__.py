@@ -11,7 +11,7 @@ from difftool.components.command import Command
 from difftool.components.component import Component
 from difftool.components.model import Backbone, Dataset, NoiseSchedule, Prediction
 from difftool.components.sampling import Oracle, Sampler, Spacing, Writer
-from difftool.components.training import Logger, Loss, TimestepSampling, Weighting
+from difftool.components.training import Logger, Loss, Optimizer, TimestepSampling, Weighting
 
 __all__ = [
     "KINDS",
@@ -22,6 +22,7 @@ __all__ = [
     "Logger",
     "Loss",
     "NoiseSchedule",
+    "Optimizer",
     "Oracle",
     "Prediction",
     "Sampler",
@@ -45,6 +46,7 @@ KINDS: dict[str, type[Component]] = {
         Loss,
         Weighting,
         TimestepSampling,
+        Optimizer,
         Oracle,
         Logger,
         Writer,

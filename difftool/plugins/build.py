@@ -42,7 +42,7 @@ def build_network(backbone: Backbone, data: DataFacts, settings: Training) -> nn
     spec = BackboneSpec(
         shape=data.shape,
         out_channels=data.shape[0] * (2 if settings.learn_variance else 1),
-        classes=data.classes,
+        condition=data.condition,
         sigma_data=data.std,
         self_condition=settings.self_condition,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from difftool.rng import generator
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from difftool.data.condition import Condition
     from difftool.diffusion.schedule import Schedule
 
 
@@ -41,7 +42,7 @@ class Pairing:
     """The noise (B, *shape)."""
     t: Tensor
     """The level of each item (B,), int64."""
-    cond: Any
+    cond: Condition | None
     """The condition of the items, or None. It belongs to x_0: whoever moves an item moves its condition."""
     generator: torch.Generator
     """A generator on the device, for random pairs."""
@@ -55,10 +56,10 @@ class Predict(Protocol):
     is called in the same way. Gradients follow torch's rules: use `torch.no_grad` for a target.
     """
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Any, network: nn.Module | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition | None, network: nn.Module | None = None) -> Tensor:
         """Return the prediction for noised items x_t (B, *shape) at the levels t (B,), int64."""
 
-    def x_0(self, x_t: Tensor, t: Tensor, cond: Any, network: nn.Module | None = None) -> Tensor:
+    def x_0(self, x_t: Tensor, t: Tensor, cond: Condition | None, network: nn.Module | None = None) -> Tensor:
         """Return the estimate of x_0 (B, *shape) that follows from the prediction, without clipping."""
 
 
@@ -82,7 +83,7 @@ class TrainingBatch:
     """The noise (B, *shape)."""
     t: Tensor
     """The level of each item (B,), int64."""
-    cond: Any
+    cond: Condition | None
     """The condition of the items, partly hidden, or None if there is none."""
     x_t: Tensor
     """The noised items (B, *shape): alpha_t x_0 + sigma_t eps."""

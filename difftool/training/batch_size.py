@@ -24,6 +24,7 @@ from difftool.training.state import TrainState
 if TYPE_CHECKING:
     from torch import nn
 
+    from difftool.components import Optimizer
     from difftool.settings import Training
     from difftool.training.loss import Objective
 
@@ -58,6 +59,7 @@ def find_batch_size(
     samples: Samples,
     objective: Objective,
     settings: Training,
+    optimizer: Optimizer,
 ) -> BatchSizeSearch:
     """Return the smallest batch size that trains at nearly the best speed. Neither network is changed.
 
@@ -66,7 +68,7 @@ def find_batch_size(
 
     def speed(size: int) -> float:
         copies = copy.deepcopy((network, auxiliary))
-        return measure_speed(*copies, samples, objective, replace(settings, batch_size=size))
+        return measure_speed(*copies, samples, objective, replace(settings, batch_size=size), optimizer)
 
     smallest = settings.accumulate  # each part has at least one item
     largest = max(smallest, min(LARGEST, len(samples)))
@@ -109,11 +111,12 @@ def measure_speed(
     samples: Samples,
     objective: Objective,
     settings: Training,
+    optimizer: Optimizer,
 ) -> float:
     """Return samples a second in the fastest step, since other programs may have held up the others."""
     size, device = settings.batch_size, objective.device
     assert isinstance(size, int)
-    state = TrainState.new(network, settings, device, auxiliary)
+    state = TrainState.new(network, settings, device, optimizer=optimizer, auxiliary=auxiliary)
     batches = Batches(samples, size, seed=0, device=device)
     steps = train(state, batches, objective, replace(settings, compile=False), steps=WARM_UP + TIMED)
     for _ in islice(steps, WARM_UP):

@@ -15,7 +15,17 @@ from functools import partial
 import torch
 
 from difftool import devices
-from difftool.components import Backbone, Dataset, Logger, Loss, NoiseSchedule, Prediction, TimestepSampling, Weighting
+from difftool.components import (
+    Backbone,
+    Dataset,
+    Logger,
+    Loss,
+    NoiseSchedule,
+    Optimizer,
+    Prediction,
+    TimestepSampling,
+    Weighting,
+)
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples, fingerprint, split
@@ -27,9 +37,9 @@ from difftool.paths import in_run, relative_to_run
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading
 from difftool.rng import key, seed_globally
 from difftool.runs.folder import RunFolder, now
-from difftool.runs.recipe import Recipe, companion_tables
+from difftool.runs.recipe import Recipe, changed_scripts, companion_tables
 from difftool.sampling.model import Model
-from difftool.settings import AUTO, is_due
+from difftool.settings import AUTO, Training, is_due
 from difftool.specs import ObjectiveSpec, Row, RunContext
 from difftool.training import loop, state
 from difftool.training.auxiliary import build_auxiliary
@@ -37,6 +47,7 @@ from difftool.training.batch_size import BatchSizeSearch, check_processes, find_
 from difftool.training.loggers import Loggers, opened
 from difftool.training.loss import Objective
 from difftool.training.metrics import Meter, Stopwatch, scalars
+from difftool.training.snapshots import AverageFiles, models_of, remove_later
 from difftool.training.state import StateMetadata, TrainState
 from difftool.training.step import StepResult
 
@@ -55,7 +66,9 @@ class Experiment:
     objective: Objective
     state: TrainState
     model: Model
-    """The model to save: the average, if there is one."""
+    """The model to save: the first average, if there is one."""
+    averages: AverageFiles
+    """The files of the other averages."""
     device: torch.device
     fingerprint: str
     """The fingerprint of the data."""
@@ -95,10 +108,7 @@ class Experiment:
     @property
     def steps(self) -> int:
         """The step at which training ends."""
-        settings = self.recipe.training
-        if settings.epochs is not None:
-            return math.ceil(settings.epochs * len(self.train) / self.batch_size)
-        return settings.steps if settings.steps is not None else 0
+        return self.recipe.training.total_steps(len(self.train))
 
     @property
     def log_every(self) -> int:
@@ -106,10 +116,10 @@ class Experiment:
 
     @property
     def state_bytes(self) -> int:
-        """The size of a training state at most: weights, two moments of Adam, average, the loss's own network."""
+        """The size of a training state: weights, averages, the state of the optimizer, and the loss's own network."""
         own = [] if self.state.auxiliary is None else [*self.state.auxiliary.parameters()]
-        copies = [*self.state.network.parameters()] * (4 if self.state.ema else 3) + own * 3
-        return sum(p.numel() * p.element_size() for p in copies)
+        copies = [*self.state.network.parameters()] * (1 + len(self.state.averages)) + own
+        return sum(p.numel() * p.element_size() for p in copies) + self.state.optimizer.state_bytes
 
     @contextlib.contextmanager
     def open(
@@ -140,7 +150,7 @@ class Experiment:
             return
         folder, document = self.folder, self.recipe.document()
         with folder.lock() as self._find:
-            folder.check_room(self.state_bytes)
+            folder.check_room(self.state_bytes, self.averages.bytes_to_come(folder, self.steps))
             if resume:
                 self._resume(new_data)
             started = (folder.started if resume else "") or now()
@@ -148,6 +158,8 @@ class Experiment:
             placed = [in_run(logger, folder.path) for logger in loggers]
             facts = {"started": started, **devices.machine(self.device), "steps": self.steps, "data": self.fingerprint}
             tables, plugins = {**document, **companion_tables(loggers)}, self.recipe.plugins(loggers)
+            for change in changed_scripts(folder.readable_config().get("plugins"), plugins) if resume else ():
+                warnings.warn(change, stacklevel=2)
             self._describe = lambda folder: folder.write_config(tables, facts, plugins)
             self._describe(folder)
             context = RunContext(
@@ -167,28 +179,17 @@ class Experiment:
         if self.steps < self.state.step:
             raise UsageError(f"--steps: the run is at step {self.state.step} already, beyond {self.steps}")
         if before is not None:
-            self._compare(before, new_data)
+            state.check_resumable(before, self._metadata(), self.recipe[Dataset].name, new_data=new_data)
             self.clock.total = before.elapsed
         elif self.folder.model.exists():  # states are written before models
             raise DifftoolError(f"the training states of {self.folder.path} are gone; start a new run")
         else:
             warnings.warn(f"{self.folder.path} has no training state yet; it starts at its first step", stacklevel=2)
         self.folder.rewrite_metrics(self.folder.read_metrics(up_to=self.state.step))
+        remove_later(self.folder, self.state.step)
 
-    def _compare(self, before: StateMetadata, new_data: bool) -> None:
-        """Refuse to resume with other data, and warn if another machine may give other last digits."""
-        if before.data != self.fingerprint and not new_data:
-            raise DifftoolError(
-                f"dataset {self.recipe[Dataset].name}: its data have changed since the run was trained "
-                f"({before.data}; now {self.fingerprint}); put them back, or pass --new-data to train on these"
-            )
-        then, here = {"processes": 1, **before.machine}, devices.machine(self.device)
-        if rows := [f"{name} {then.get(name)}, now {value}" for name, value in here.items() if value != then.get(name)]:
-            warnings.warn(
-                f"the run was trained with {'; '.join(rows)}: its last digits may differ from those of a run that was "
-                "never interrupted",
-                stacklevel=2,
-            )
+    def _metadata(self) -> StateMetadata:
+        return StateMetadata(elapsed=self.clock.total, data=self.fingerprint, machine=devices.machine(self.device))
 
     def run(self) -> Iterator[StepResult]:
         """Train to the end, and yield each step. States are saved on the way; previews are the caller's to draw.
@@ -218,6 +219,7 @@ class Experiment:
                 result.metrics = self._log(result, batches.waited, with_held_out=measure)
             result.preview = due(step, preview_every) and not last
             self.clock.stop()  # neither drawing nor saving is training time
+            self._save_snapshots()
             yield result
             if due(step, settings.checkpoint_every) and not last:
                 self.save()
@@ -241,8 +243,16 @@ class Experiment:
         """Write state and model. Older states are deleted once the new ones are on disk."""
         if self.saved_at != self.state.step:
             loop.check_finite(self.state, self.recipe.training, self.group)
-            self.group.on_main(self._write_where_it_is)
+            self._save_snapshots()  # before the state, from which they would not be made again
+            self._write_where_it_is(self._write)
             self.saved_at = self.state.step
+
+    def _save_snapshots(self) -> None:
+        """Write snapshots of the averages if they are due."""
+        if self.averages.is_due(self.state.step):
+            loop.check_finite(self.state, self.recipe.training, self.group)
+            self._write_where_it_is(lambda: self.averages.write_snapshots(self.folder, self.state.step))
+            self.averages.snapshot_step = self.state.step
 
     def find_folder(self) -> RunFolder:
         """Return the run folder for the next write, also if it was moved. Raises `DifftoolError` if it is gone.
@@ -260,15 +270,19 @@ class Experiment:
             self._describe(found)
         return found
 
-    def _write_where_it_is(self) -> None:
-        """Write state and model, and once more if the folder is moved meanwhile."""
-        folder = self.find_folder()
-        try:
-            self._write()
-        except DifftoolError:
-            if self.find_folder() == folder:
-                raise
-            self._write()
+    def _write_where_it_is(self, write: Callable[[], None]) -> None:
+        """Let the main process write files, and once more if the folder is moved meanwhile."""
+
+        def attempt() -> None:
+            folder = self.find_folder()
+            try:
+                write()
+            except DifftoolError:
+                if self.find_folder() == folder:
+                    raise
+                write()
+
+        self.group.on_main(attempt)
 
     def save_if_whole(self) -> None:
         """Save what an exception from outside has interrupted, unless it struck while the weights were moved."""
@@ -278,10 +292,10 @@ class Experiment:
 
     def _write(self) -> None:
         """Write the state first: where there is a model, there is something to resume from."""
-        metadata = StateMetadata(elapsed=self.clock.total, data=self.fingerprint, machine=devices.machine(self.device))
-        state.save(self.folder.state(self.state.step), self.state, self.recipe, metadata)
+        state.save(self.folder.state(self.state.step), self.state, self.recipe, self._metadata())
         self.model.step = self.state.step
         self.model.save(self.folder.model)
+        self.averages.write(self.folder, self.state.step)
         for old in self.folder.saved_states()[self.recipe.training.keep :]:
             old.unlink(missing_ok=True)
 
@@ -291,6 +305,7 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     settings = recipe.training
     devices.check_precision(device, settings.precision)
     check_processes(settings)
+    check_schedule(settings, recipe[Optimizer])
     schedule = build_schedule(recipe[NoiseSchedule], settings.timesteps, recipe[Prediction])
     if (shape := recipe[Dataset].item_shape()) is not None:  # refuse a size that does not fit before reading the data
         with torch.device("meta"):
@@ -310,10 +325,11 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     objective = build_objective(recipe, schedule, data, device)
     auxiliary, search = build_auxiliary(network, objective, settings.seed), None
     if settings.batch_size == AUTO:
-        search = find_batch_size(network, auxiliary, train, objective, settings)
+        search = find_batch_size(network, auxiliary, train, objective, settings, recipe[Optimizer])
         recipe = recipe.with_training(batch_size=search.batch_size)
-    train_state = TrainState.new(network, recipe.training, device, auxiliary)
-    weights, averaged = ("ema", train_state.ema.network) if train_state.ema else ("raw", network)
+    train_state = TrainState.new(network, recipe.training, device, optimizer=recipe[Optimizer], auxiliary=auxiliary)
+    raw = Model(recipe, data, schedule, network, device=device)
+    model, *others = models_of(raw, train_state.averages)
     return Experiment(
         recipe=recipe,
         data=data,
@@ -321,11 +337,22 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         held_out=held_out,
         objective=objective,
         state=train_state,
-        model=Model(recipe, data, schedule, averaged, weights, device=device),
+        model=model,
+        averages=AverageFiles(others, len(train)),
         device=device,
         fingerprint=fingerprint(samples),
         search=search,
     )
+
+
+def check_schedule(settings: Training, optimizer: Optimizer) -> None:
+    """Refuse settings of the learning rate that the optimizer would override. Raises `InvalidOption`."""
+    if loop.factor_of(optimizer, 0, max(1, settings.steps or 1)) is None:
+        return
+    for name, flag in (("lr_schedule", "--lr-schedule"), ("warmup", "--warmup")):
+        if getattr(settings, name) != getattr(Training, name):
+            reason = f"optimizer {optimizer.name} sets the course of the learning rate itself; leave it out"
+            raise InvalidOption(name, reason, where=flag)
 
 
 def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device: torch.device) -> Objective:

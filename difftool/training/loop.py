@@ -7,7 +7,7 @@ masks its step there, and `check_finite` reports it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,12 +27,20 @@ from difftool.training.state import TrainState
 from difftool.training.step import StepResult, make_step
 
 if TYPE_CHECKING:
+    from difftool.components import Optimizer
     from difftool.settings import Training
 
 MAX_SKIPS = 20
 """Steps in a row that fp16 may skip. Each of them halves the first scale of 2^16, which below 1 no longer helps."""
 REPEATS = 4
 """Levels at which each held-out item is measured."""
+SCHEDULES: Mapping[str, Callable[[float, float], float]] = {
+    "constant": lambda _part, _late: 1.0,
+    "cosine": lambda part, _late: 0.5 * (1.0 + math.cos(math.pi * part)),
+    "linear": lambda part, _late: 1.0 - part,
+    "inverse-sqrt": lambda _part, late: 1.0 / math.sqrt(late),
+}
+"""The factor of the learning rate, by the part of the steps after the warm-up, and by the step in `lr_decay_steps`."""
 
 
 def layout_of(network: nn.Module) -> torch.memory_format:
@@ -41,13 +49,29 @@ def layout_of(network: nn.Module) -> torch.memory_format:
     return torch.channels_last if convolves else torch.contiguous_format
 
 
-def learning_rate(step: int, total: int, settings: Training) -> float:
-    """Return the rate of step 0, 1, ...: a linear warm-up, then constant or half a cosine down to 0."""
+def learning_rate(step: int, total: int, settings: Training, optimizer: Optimizer | None = None) -> float:
+    """Return the rate of step 0, 1, ...: that of the optimizer if it sets one, else that of the settings.
+
+    A linear warm-up reaches the full rate in step `warmup` - 1. Then cosine and linear fall from there to 0 at `total`.
+    The inverse square root counts from the first step, and the warm-up multiplies it (Karras et al., 2024).
+    """
+    if optimizer is not None and (factor := factor_of(optimizer, step, total)) is not None:
+        return settings.lr * factor
     warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
-    if settings.lr_schedule == "constant" or step < settings.warmup:
-        return settings.lr * warm
-    part = (step - settings.warmup) / max(1, total - settings.warmup)
-    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, part)))
+    part = min(1.0, max(0, step - settings.warmup) / max(1, total - settings.warmup))
+    late = max(1.0, step / (settings.lr_decay_steps or settings.warmup or 1))
+    return settings.lr * warm * SCHEDULES[settings.lr_schedule](part, late)
+
+
+def factor_of(optimizer: Optimizer, step: int, total: int) -> float | None:
+    """Return `Optimizer.factor`. Raises `DifftoolError` for what is no factor."""
+    with blaming(f"optimizer {optimizer.name}"):
+        factor: object = optimizer.factor(step, total)
+        if factor is None:
+            return None
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0.0 <= factor < math.inf:
+            raise ValueError(f"factor() must return a number that is not negative, or None, not {factor!r:.80}")
+        return float(factor)
 
 
 def train(
@@ -70,7 +94,7 @@ def train(
     process_key = key(settings.seed, "step", *group.key)
     for inputs in inputs_from(state.step, batches, objective, settings, layout_of(state.network)):
         seed_globally(objective.device, process_key + state.step)  # for dropout
-        lr = learning_rate(state.step, steps, settings)
+        lr = learning_rate(state.step, steps, settings, state.optimizer.component)
         self_cond = (
             objective.self_condition and key(settings.seed, "self_cond", state.step) % 2 == 0
         )  # every other step
@@ -138,9 +162,9 @@ def held_out_loss(
     with evaluating(state.network, state.auxiliary):
         for start in range(0, n, batch_size)[group.rank :: group.size]:
             indices = list(range(start, min(n, start + batch_size)))
-            items, labels = samples.take(indices)
+            items, cond = samples.take(indices)
             x_0 = objective.data.scaling.to_model(items.to(device))
-            cond = labels.to(device) if labels is not None and objective.data.classes is not None else None
+            cond = None if cond is None else cond.to(device)
             for repeat in range(REPEATS):
                 eps = sample_noise(start, len(indices), samples.shape, 0, "held-out", repeat, device=device)
                 u = (torch.tensor(indices, device=device) + 0.5) / n + repeat / REPEATS

@@ -21,6 +21,7 @@ from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
     from difftool.components import Prediction, TimestepSampling, Weighting
+    from difftool.data.condition import Condition
     from difftool.data.facts import DataFacts
     from difftool.training.batch import Network
 
@@ -91,7 +92,7 @@ class Objective:
         """Return the levels t, int64, at uniform numbers u in [0, 1), by inversion of the distribution function."""
         return torch.searchsorted(self.distribution, u, right=True).clamp_(max=len(self) - 1)
 
-    def inputs(self, x_0: Tensor, eps: Tensor, t: Tensor, cond: Tensor | None) -> Inputs:
+    def inputs(self, x_0: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Inputs:
         """Return the inputs and the target of the network for items (N, *shape) at levels t (N,)."""
         x_t = self.noised(x_0, eps, t)
         return Inputs(x_0, eps, t, cond, x_t, self.net_input(x_t, t), t * self.time, self.target(x_0, eps, t))
@@ -206,8 +207,8 @@ class Inputs(NamedTuple):
     """The noise (B, *shape)."""
     t: Tensor
     """The level of each item (B,), int64."""
-    cond: Tensor | None
-    """The labels (B,), some of them hidden, or None if there are no classes."""
+    cond: Condition | None
+    """The conditions, some of them hidden, or None if the data have none."""
     x_t: Tensor
     """The noised items (B, *shape)."""
     net_input: Tensor
@@ -227,5 +228,5 @@ class Inputs(NamedTuple):
 
     def split(self, size: int) -> Iterator[Inputs]:
         """Yield parts of this many items; the last one may be smaller."""
-        columns = (repeat(None) if field is None else torch.split(field, size) for field in self)
+        columns = (repeat(None) if field is None else field.split(size) for field in self)
         return map(Inputs._make, zip(*columns, strict=False))

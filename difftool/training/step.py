@@ -21,7 +21,7 @@ from difftool.errors import blaming
 from difftool.training.auxiliary import trainable
 from difftool.training.batch import Moment
 from difftool.training.minimise import Predictor, batch_of, minimise
-from difftool.training.optimizer import views_of
+from difftool.training.vectors import views_of
 
 if TYPE_CHECKING:
     from difftool.settings import Training
@@ -94,8 +94,7 @@ def make_step(
         if after_step is not None:
             with blaming(f"loss {objective.loss.name}"), torch.no_grad():
                 after_step(state.network, state.auxiliary)
-        if state.ema is not None:  # averaging weights that a masked step left alone does no harm
-            state.ema.update()
+        state.averages.update()  # averaging weights that a masked step left alone does no harm
         state.step += 1
         state.moving = False
         return StepResult(
@@ -123,7 +122,8 @@ def make_backward(
 
     varies = objective.self_condition or objective.bound is not None or any(True for _ in state.network.buffers())
     plain = settings.precision == "fp32" and settings.accumulate == 1 and group.size == 1 and not varies
-    if settings.compile and plain and state.auxiliary is None and state.optimizer.vector is not None:
+    joined = state.auxiliary is None and all(piece.is_vector for piece in state.optimizer.pieces)
+    if settings.compile and plain and joined:
         return first_that_compiles(compiled_backward(state, objective), eager)
     return eager()
 
@@ -207,15 +207,18 @@ def parts(inputs: Inputs, count: int) -> Iterator[tuple[Inputs, float]]:
 
 
 def compiled_backward(state: TrainState, objective: Objective) -> Backward:
-    """Return one compiled function from the vector of weights to its gradient."""
-    network, vector = state.network, state.optimizer.vector
-    assert vector is not None
-    assert vector.grad is not None
-    weights, gradient = vector.detach(), vector.grad
-    names, like = zip(*((name, weight.detach()) for name, weight in network.named_parameters()), strict=True)
+    """Return one compiled function from the vectors of weights to their gradients."""
+    network, pieces = state.network, state.optimizer.pieces
+    vectors = [piece.tensor.detach() for piece in pieces]
+    gradients = [piece.tensor.grad for piece in pieces if piece.tensor.grad is not None]
+    parts = [(piece.names, [weight.detach() for weight in piece.weights]) for piece in pieces]
 
-    def loss_of(weights: Tensor, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
-        views = dict(zip(names, views_of(weights, like), strict=True))
+    def loss_of(vectors: list[Tensor], inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+        views = {
+            name: view
+            for vector, (names, like) in zip(vectors, parts, strict=True)
+            for name, view in zip(names, views_of(vector, like), strict=True)
+        }
         predict = Predictor(objective, lambda *arguments: functional_call(network, views, arguments), inputs)
         loss, losses = minimise(objective, predict, batch_of(objective, inputs, None), None)
         rest = {"losses": losses, "prediction": predict.output}
@@ -224,8 +227,9 @@ def compiled_backward(state: TrainState, objective: Objective) -> Backward:
     compiled = torch.compile(grad_and_value(loss_of, has_aux=True), fullgraph=True, dynamic=False)
 
     def backward(inputs: Inputs, self_cond: bool) -> Minimised:
-        new, (loss, rest) = compiled(weights, inputs)
-        gradient.copy_(new)
+        new, (loss, rest) = compiled(vectors, inputs)
+        for gradient, value in zip(gradients, new, strict=True):
+            gradient.copy_(value)
         return Minimised(loss, **rest)
 
     return backward
