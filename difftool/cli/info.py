@@ -75,7 +75,7 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
     if rows := run.read_metrics():
         last = rows[-1]
         facts["progress"] = {k: last.get(k) for k in ("step", "samples", "elapsed", "steps_per_second")}
-        facts["loss"] = {**losses(rows), "loss_quartiles": last.get("loss_quartiles")}
+        facts["losses"] = {**losses(rows), "loss_quartiles": last.get("loss_quartiles")}
     plugins = config.pop("plugins", {})
     facts |= config
     facts["plugins"] = {name: _version(name, version) for name, version in plugins.items()}
