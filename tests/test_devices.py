@@ -221,6 +221,7 @@ HARMLESS = {
     "optimizer.Updater.weight_state": "when a state is saved",
     "optimizer.Updater.load": "when a state is loaded",
     "loop.factor_of": "of a Python number",
+    "step.compiled_backward.backward": "in the first step alone",
     "loop.check_finite": "when metrics are logged or a state is saved, for all steps since then at once",
     "loop.held_out_loss": "once an epoch, between steps",
     "loop.slerp": "once for --interpolate, before the first step",
