@@ -22,6 +22,7 @@ from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading
 from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder, find_model, step_of
+from difftool.runs.origin import Origin
 from difftool.runs.recipe import Recipe, made_with, read_recipe
 from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import draw
@@ -56,6 +57,10 @@ class Model(Source):
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     forward: Callable[..., Tensor] | None = None
     """The compiled network, which takes the place of `network` in calls."""
+    digest: str = ""
+    """The digest that the file carries, SHA-256 in hexadecimal."""
+    origin: Origin | None = None
+    """The model whose weights its run started from, or None."""
 
     @classmethod
     def read(cls, path: Path, *, device: torch.device | str = "cpu", run: RunFolder | None = None) -> Model:
@@ -63,7 +68,7 @@ class Model(Source):
 
         Raises `BadFile`, or `UnknownComponent` if a plugin is missing.
         """
-        tensors, document = checkpoint.load(path)
+        tensors, document, digest = checkpoint.load_with_digest(path)
         if document.get("kind") != "model":
             if document.get("kind") == "state":
                 raise BadFile(f"{path} holds a training state, not a model; sample the run's model.safetensors")
@@ -77,12 +82,16 @@ class Model(Source):
         if weights not in ("ema", "raw") or type(step) is not int or not 0 <= step <= LARGEST_STEP:
             raise BadFile(f"{path}: its metadata are malformed")
         try:
+            origin = Origin.read(document.get("init_from"))
+        except ValueError as error:
+            raise BadFile(f"{path}: its metadata are malformed: {error}") from None
+        try:
             network = _network(path, recipe, data, tensors)
         except DifftoolError as error:
             raise BadFile(f"{error}{made_with(document.get('plugins'))}") from None
         network.load_state_dict(tensors)
         schedule = build_schedule(recipe[NoiseSchedule], recipe.training.timesteps, recipe[Prediction])
-        model = cls(recipe, data, schedule, network, weights, step, path, run)
+        model = cls(recipe, data, schedule, network, weights, step, path, run, digest=digest, origin=origin)
         return model.to(device)
 
     def save(self, path: str | Path, *, overwrite: bool = True) -> None:
@@ -95,6 +104,8 @@ class Model(Source):
             "weights": self.weights,
             "step": self.step,
         }
+        if self.origin is not None:
+            document["init_from"] = self.origin.document()
         checkpoint.save(Path(path), self.network.state_dict(), document, overwrite=overwrite)
 
     def to(self, device: torch.device | str) -> Model:
@@ -200,7 +211,7 @@ def raw_model(model: Model, run: RunFolder) -> Model:
     reasons = []
     for path in run.saved_states():
         try:
-            tensors, document = checkpoint.load(path)
+            tensors, document, digest = checkpoint.load_with_digest(path)
             if document.get("kind") != "state" or document.get("step") != step_of(path):
                 raise BadFile(f"{path} is not the training state that its name says")
         except BadFile as error:
@@ -212,5 +223,5 @@ def raw_model(model: Model, run: RunFolder) -> Model:
         if rows := checkpoint.differences(model.network.state_dict(), raw):
             raise BadFile(f"{path}: its weights do not fit: {rows}")
         model.network.load_state_dict(raw)
-        return replace(model, weights="raw", step=step_of(path), source=path)
+        return replace(model, weights="raw", step=step_of(path), source=path, digest=digest)
     raise BadFile(reasons[0] if reasons else f"run {run.path} has no training state, so its raw weights are gone")

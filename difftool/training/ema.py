@@ -20,7 +20,9 @@ class EMA:
     def __init__(self, network: nn.Module, cap: float) -> None:
         self.cap, self.updates = cap, 0
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self._averaged, self._live = ([*net.parameters()] for net in (self.network, network))
+        pairs = zip(self.network.parameters(), network.parameters(), strict=True)
+        moving = [pair for pair in pairs if pair[1].requires_grad]  # frozen weights are their own average
+        self._averaged, self._live = ([pair[side] for pair in moving] for side in (0, 1))
         averaged, live = join(self._averaged), join(self._live)
         if averaged is not None and live is not None:
             self._averaged, self._live = [averaged], [live]  # type: ignore[list-item]

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -33,11 +34,13 @@ from difftool.settings import AUTO, is_due
 from difftool.specs import ObjectiveSpec, Row, RunContext
 from difftool.training import loop, state
 from difftool.training.batch_size import BatchSizeSearch, check_processes, find_batch_size
+from difftool.training.frozen import freeze, train_mode, trainable
 from difftool.training.loggers import Loggers, opened
 from difftool.training.loss import Objective
 from difftool.training.metrics import Meter, Stopwatch, scalars
 from difftool.training.state import StateMetadata, TrainState
 from difftool.training.step import StepResult
+from difftool.training.transfer import Transfer, load_source, take_weights
 
 PREVIEWS = 4
 """The number of previews of a run by default."""
@@ -60,6 +63,8 @@ class Experiment:
     """The fingerprint of the data."""
     search: BatchSizeSearch | None = None
     """The search for a batch size, if there was one."""
+    transfer: Transfer | None = None
+    """The weights that the run starts from, if it takes them from another model."""
     folder: RunFolder = field(init=False)
     """The run folder, once it is open."""
     _find: Callable[[], RunFolder] = field(init=False)
@@ -71,6 +76,8 @@ class Experiment:
     clock: Stopwatch = field(default_factory=Stopwatch)
     saved_at: int = -1
     """The step of the last saved state."""
+    restored_from: int = -1
+    """The step of the state that the run goes on from, or -1."""
     meter: Meter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +86,11 @@ class Experiment:
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.state.network.parameters())
+
+    @property
+    def trained(self) -> int:
+        """The number of parameters that are not frozen."""
+        return sum(p.numel() for p in trainable(self.state.network))
 
     @property
     def batch_size(self) -> int:
@@ -106,7 +118,11 @@ class Experiment:
     @property
     def state_bytes(self) -> int:
         """The size of a training state: weights, two moments of Adam, average."""
-        return sum(p.numel() * p.element_size() for p in self.state.network.parameters()) * (4 if self.state.ema else 3)
+        every, moving = (
+            sum(p.numel() * p.element_size() for p in weights)
+            for weights in (self.state.network.parameters(), trainable(self.state.network))
+        )
+        return every * (2 if self.state.ema else 1) + moving * 2
 
     @contextlib.contextmanager
     def open(
@@ -125,9 +141,11 @@ class Experiment:
         """
         self.folder, self.group = group.on_main(folder), group
         with self._open_files(resume, new_data, loggers) as self.loggers:
-            step = group.on_main(lambda: self.state.step)
-            if not group.is_main and step:
-                state.restore_step(self.folder, step, self.state, self.recipe)
+            restored = group.on_main(lambda: self.restored_from)
+            if not group.is_main and restored >= 0:
+                state.restore_step(self.folder, restored, self.state, self.recipe)
+            if self.transfer is not None:  # a resumed run needs its source no more
+                self.save()
             yield
 
     @contextlib.contextmanager
@@ -143,7 +161,10 @@ class Experiment:
             started = (folder.started if resume else "") or now()
             loggers = [relative_to_run(logger, folder.path) for logger in loggers]
             placed = [in_run(logger, folder.path) for logger in loggers]
-            facts = {"started": started, **devices.machine(self.device), "steps": self.steps, "data": self.fingerprint}
+            facts: dict[str, Any] = {"started": started, **devices.machine(self.device)}
+            facts |= {"steps": self.steps, "data": self.fingerprint}
+            if self.model.origin is not None:
+                facts["init_from"] = self.model.origin.document()
             tables, plugins = {**document, **companion_tables(loggers)}, self.recipe.plugins(loggers)
             self._describe = lambda folder: folder.write_config(tables, facts, plugins)
             self._describe(folder)
@@ -165,7 +186,8 @@ class Experiment:
             raise UsageError(f"--steps: the run is at step {self.state.step} already, beyond {self.steps}")
         if before is not None:
             self._compare(before, new_data)
-            self.clock.total = before.elapsed
+            self.clock.total, self.restored_from = before.elapsed, self.state.step
+            self.model.origin = before.origin
         elif self.folder.model.exists():  # states are written before models
             raise DifftoolError(f"the training states of {self.folder.path} are gone; start a new run")
         else:
@@ -230,7 +252,7 @@ class Experiment:
             row["held_out_loss"] = loop.held_out_loss(
                 self.state.network, self.held_out, self.objective, batch_size=self.batch_size, group=self.group
             )
-            self.state.network.train()
+            train_mode(self.state.network, self.recipe.training)
         if self.group.is_main:
             self.find_folder().append_metrics(row)
             self.loggers(Row(step=result.step, metrics=scalars(row)))
@@ -277,7 +299,12 @@ class Experiment:
 
     def _write(self) -> None:
         """Write the state first: where there is a model, there is something to resume from."""
-        metadata = StateMetadata(elapsed=self.clock.total, data=self.fingerprint, machine=devices.machine(self.device))
+        metadata = StateMetadata(
+            elapsed=self.clock.total,
+            data=self.fingerprint,
+            machine=devices.machine(self.device),
+            origin=self.model.origin,
+        )
         state.save(self.folder.state(self.state.step), self.state, self.recipe, metadata)
         self.model.step = self.state.step
         self.model.save(self.folder.model)
@@ -285,8 +312,11 @@ class Experiment:
             old.unlink(missing_ok=True)
 
 
-def prepare(recipe: Recipe, device: torch.device) -> Experiment:
-    """Load the data and build the parts of a recipe. Nothing is written. Raises `UsageError` and `DifftoolError`."""
+def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = None) -> Experiment:
+    """Load the data and build the parts of a recipe, or of the run to resume, whose state is loaded later.
+
+    Nothing is written. Raises `UsageError` and `DifftoolError`.
+    """
     settings = recipe.training
     devices.check_precision(device, settings.precision)
     check_processes(settings)
@@ -306,6 +336,9 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     seed_globally(device, key(settings.seed, "weights"))
     network = build_network(recipe[Backbone], data, settings).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
+    source = None if resumed is not None and resumed.saved_states() else load_source(settings)
+    transfer = None if source is None else take_weights(network, source, data, settings)
+    freeze(network, settings)
     objective = build_objective(recipe, schedule, data, device)
     search = None
     if settings.batch_size == AUTO:
@@ -320,10 +353,13 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         held_out=held_out,
         objective=objective,
         state=train_state,
-        model=Model(recipe, data, schedule, averaged, weights, device=device),
+        model=Model(
+            recipe, data, schedule, averaged, weights, device=device, origin=transfer.origin if transfer else None
+        ),
         device=device,
         fingerprint=fingerprint(samples),
         search=search,
+        transfer=transfer,
     )
 
 

@@ -18,6 +18,7 @@ from difftool.data.samples import Samples
 from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import Diverged, blaming
 from difftool.rng import key, sample_noise, seed_globally
+from difftool.training.frozen import train_mode
 from difftool.training.inputs import inputs_from
 from difftool.training.loss import Objective
 from difftool.training.state import TrainState
@@ -60,7 +61,7 @@ def train(
 
     A step whose gradient is not finite leaves the weights alone; see `check_finite`.
     """
-    state.network.train()
+    train_mode(state.network, settings)
     if state.step >= steps:
         return
     make = make_step(state, objective, settings, group)

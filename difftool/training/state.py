@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from difftool.errors import BadFile, DifftoolError
 from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
+from difftool.runs.origin import Origin
 from difftool.runs.recipe import Recipe, differences, read_recipe
 from difftool.settings import LARGEST_STEP
 from difftool.training.ema import EMA
+from difftool.training.frozen import trainable
 from difftool.training.optimizer import SLOTS, Adam
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class TrainState:
         scaled = settings.precision == "fp16" and device.type == "cuda"
         return cls(
             network,
-            Adam(network.parameters()),
+            Adam(trainable(network)),
             EMA(network, settings.ema) if settings.ema else None,
             torch.amp.GradScaler(device.type, enabled=scaled),
         )
@@ -75,6 +77,8 @@ class StateMetadata:
     """The fingerprint of the data."""
     machine: Mapping[str, Any] = field(default_factory=dict)
     """The machine. Results are the same to the last bit only on machines of the same kind."""
+    origin: Origin | None = None
+    """The model whose weights the run started from, or None."""
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> StateMetadata:
@@ -84,7 +88,7 @@ class StateMetadata:
             raise ValueError("elapsed must be a time")
         if not isinstance(data, str) or not isinstance(machine, dict):
             raise ValueError("data must be a string, and machine a table")
-        return cls(elapsed=elapsed, data=data, machine=machine)
+        return cls(elapsed=elapsed, data=data, machine=machine, origin=Origin.read(document.get("init_from")))
 
 
 def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata) -> None:
@@ -102,6 +106,8 @@ def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata)
         "data": metadata.data,
         "machine": dict(metadata.machine),
     }
+    if metadata.origin is not None:
+        document["init_from"] = metadata.origin.document()
     checkpoint.save(path, tensors, document)
 
 
@@ -185,7 +191,7 @@ def _grouped(path: Path, tensors: Mapping[str, Tensor], state: TrainState) -> di
         **state.tensors(),
         "optimizer": {
             f"{index}.{slot}": torch.empty((), device="meta") if slot == "step" else weight
-            for index, weight in enumerate(state.network.parameters())
+            for index, weight in enumerate(trainable(state.network))
             for slot in SLOTS
             if any(f"{index}.{slot}" in groups["optimizer"] for slot in SLOTS)  # an unused weight has no slots
         },

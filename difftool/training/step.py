@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from difftool.devices import autocast
 from difftool.distributed import SINGLE, ProcessGroup
-from difftool.errors import blaming
+from difftool.errors import DifftoolError, blaming
 from difftool.training.optimizer import views_of
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def eager_backward(
                     output = objective.predict(wrapped, part, self_cond=self_cond)
                 loss, weight = objective.loss(output, part), share * loss_factor
                 loss = loss if weight == 1.0 else weight * loss
+                if not loss.requires_grad:
+                    raise DifftoolError("no parameter that trains has a part in the loss; train others too")
                 state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             predictions.append(objective.prediction(output).detach())
@@ -142,7 +144,8 @@ def compiled_backward(state: TrainState, objective: Objective) -> Backward:
     assert vector is not None
     assert vector.grad is not None
     weights, gradient = vector.detach(), vector.grad
-    names, like = zip(*((name, weight.detach()) for name, weight in network.named_parameters()), strict=True)
+    trained = ((name, weight.detach()) for name, weight in network.named_parameters() if weight.requires_grad)
+    names, like = zip(*trained, strict=True)
 
     def loss_of(weights: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
         views = dict(zip(names, views_of(weights, like), strict=True))
