@@ -69,6 +69,7 @@ def train(
     says what is taken, for a value that is not understood.
     """
     from difftool import devices
+    from difftool.cli.console import note
     from difftool.cli.training import fit_in_python
     from difftool.distributed import connect
     from difftool.runs.folder import RunFolder, check_run_output, create, open_run
@@ -87,6 +88,8 @@ def train(
         check_run_output(path, overwrite=overwrite)
     else:
         run = _path("resume", resume)
+        if choices.get("init_from") is not None:
+            raise UsageError("init_from: a resumed run goes on from its own weights; leave it out")
         if path is not None or overwrite:
             raise UsageError("resume: a resumed run stays in its folder; leave out and overwrite away")
         recipe, loggers = _resumed(run, choices)
@@ -97,7 +100,9 @@ def train(
 
     check_requirements(loggers)
     with safe_path(), devices.threads(recipe.training.threads), connect(chosen) as group:
-        experiment = prepare(recipe, chosen)
+        experiment = prepare(recipe, chosen, None if resume is None else RunFolder(run))
+        if progress and group.is_main and experiment.transfer is not None:
+            note(str(experiment.transfer))
         with experiment.open(folder, resume=resume is not None, loggers=loggers, group=group):
             fit_in_python(experiment, progress=progress)
     model = experiment.model

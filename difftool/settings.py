@@ -90,7 +90,23 @@ class Training(Options):
         default=None, help="draw samples every N steps, or N epochs (2ep); 0: never", otherwise="4 times"
     )
 
+    init_from: Path | None = option(default=None, help="run or model file whose weights training starts from")
+    init_weights: str | None = option(
+        default=None, help="weights of --init-from, as sample --weights names them", otherwise="ema"
+    )
+    train_only: str | None = option(default=None, help="train the parameters whose names match this pattern, no others")
+    freeze: str | None = option(default=None, help="leave the parameters whose names match this pattern as they are")
+
     def __post_init__(self) -> None:
+        if self.init_weights is not None and self.init_from is None:
+            raise ValueError("init_weights: belongs to --init-from; add --init-from")
+        if self.train_only is not None and self.freeze is not None:
+            raise ValueError("freeze: give either --train-only or --freeze")
+        for name in ("train_only", "freeze"):
+            try:
+                re.compile(getattr(self, name) or "")
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ValueError(f"{name}: must be a regular expression ({error})") from None
         for name in ("checkpoint_every", "preview_every", "snapshot_every"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"\d{1,9}(ep)?", value):

@@ -130,6 +130,14 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_parameters_that_train_have_a_part_in_the_loss() -> None:
+    network = Net()
+    network.requires_grad_(False)
+    network.unused = nn.Parameter(torch.zeros(2))
+    with pytest.raises(DifftoolError, match="no parameter that trains has a part in the loss; train others too"):
+        next(loop(TrainState.new(network, settings(), CPU), cloud(), settings(), steps=1))
+
+
 # --- noise ---------------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from difftool.errors import Diverged, blaming
 from difftool.rng import key, sample_noise, seed_globally
 from difftool.training.auxiliary import evaluating
 from difftool.training.batch import Moment
+from difftool.training.frozen import train_mode
 from difftool.training.inputs import inputs_from
 from difftool.training.loss import Objective
 from difftool.training.minimise import Predictor, batch_of, item_losses, paired
@@ -87,7 +88,7 @@ def train(
 
     A step whose gradient is not finite leaves the weights alone; see `check_finite`.
     """
-    state.network.train()
+    train_mode(state.network, settings)
     if state.step >= steps:
         return
     make = make_step(state, objective, settings, steps, group)
