@@ -135,7 +135,7 @@ def test_parameters_that_train_have_a_part_in_the_loss() -> None:
     network.requires_grad_(False)
     network.unused = nn.Parameter(torch.zeros(2))
     with pytest.raises(DifftoolError, match="no parameter that trains has a part in the loss; train others too"):
-        next(loop(TrainState.new(network, settings(), CPU), cloud(), settings(), steps=1))
+        next(loop(TrainState.new(network, settings(), CPU, optimizer=component("optimizer", "adam")), cloud(), settings(), steps=1))
 
 
 # --- noise ---------------------------------------------------------------------------------------------------------
