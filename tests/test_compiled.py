@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from typing import Any
 
 import pytest
 import torch
+from paper_losses import TwoLevels
 from test_training import Net, cloud, loop, new_state, objective, settings, state_dict
 from torch import Tensor, nn
 
-from difftool import Condition
+from difftool import Condition, Loss, Predict, TrainingBatch
 from difftool.training.loop import check_finite
 from difftool.training.state import TrainState
 from difftool.training.step import make_step
@@ -94,6 +96,26 @@ def test_a_compiled_step_that_is_not_finite_changes_nothing() -> None:
     assert not bool(outcome.finite)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state_dict(state.network).items())
     assert {float(slots["step"]) for slots in state.optimizer.weight_state().values()} == {1.0}
+
+
+class Growing(Loss, name="growing"):
+    """Depends on the step, which no compiled function may."""
+
+    def loss(self, predict: Predict, batch: TrainingBatch, auxiliary: nn.Module | None) -> Tensor:
+        error = predict(batch.x_t, batch.t, batch.cond) - batch.target
+        return (1 + batch.step) * error.square().mean(1)
+
+
+@pytest.mark.parametrize("loss", [Growing(), TwoLevels()])
+def test_a_loss_of_a_stranger_is_compiled_as_far_as_may_be(loss: Loss) -> None:
+    warned = pytest.warns(UserWarning, match="as a whole") if isinstance(loss, Growing) else contextlib.nullcontext()
+    with warned, warnings.catch_warnings():
+        if isinstance(loss, TwoLevels):
+            warnings.simplefilter("error")
+        state, _ = trained(Plain(), compiled=True, steps=10, loss=loss)
+    expected, _ = trained(Plain(), compiled=False, steps=10, loss=loss)
+    for a, b in zip(state.network.parameters(), expected.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", [Detour, Net])
