@@ -44,7 +44,8 @@ def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(network: nn.Module, *, compiled: bool, steps: int = 25, classes: int | None = None, **chosen: Any) -> Any:
-    state, given = new_state(network, ema=chosen.pop("ema", 0.9)), settings(compile=compiled, **chosen)
+    about_state = {key: chosen.pop(key) for key in ("ema", "optimizer") if key in chosen}
+    state, given = new_state(network, **about_state), settings(compile=compiled, **chosen)
     about = {"weighting": "min-snr"} if classes else {}
     records = list(loop(state, cloud(labels=classes is not None), given, steps=steps, **about))
     check_finite(state, given)
@@ -52,7 +53,16 @@ def trained(network: nn.Module, *, compiled: bool, steps: int = 25, classes: int
 
 
 @pytest.mark.parametrize(
-    "chosen", [{}, {"clip": 0.05}, {"classes": 3}, {"ema": 0.0}, {"warmup": 5, "lr_schedule": "cosine"}]
+    "chosen",
+    [
+        {},
+        {"clip": 0.05},
+        {"classes": 3},
+        {"ema": 0.0},
+        {"warmup": 5, "lr_schedule": "cosine"},
+        {"optimizer": "adamw"},
+        {"optimizer": "sgd"},
+    ],
 )
 def test_the_whole_step_is_the_step(chosen: dict[str, Any]) -> None:
     state, records = trained(Plain(), compiled=True, **chosen)

@@ -198,6 +198,7 @@ HARMLESS = {
     "loss.distribution": ONCE,
     "variance.VarianceBound.__init__": ONCE,
     "optimizer.Updater.update": "for optimizers that cannot mask a step, of which no built-in is one",
+    "optimizer.Updater.load": "of names in a file",
     "optimizer.Updater.weight_state": "when a state is saved",
     "loop.factor_of": "of a Python number",
     "ema.EMA.decay": "of a Python number",

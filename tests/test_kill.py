@@ -462,13 +462,19 @@ def test_a_run_killed_while_it_replaces_another_is_one_of_both(
 MIXED = (
     *("--lr-schedule", "cosine", "--warmup", 5, "--clip", 1, "--stratified", "--threads", 1, "--checkpoint-every", 3),
 )
+ADAMW = ("--optimizer", "adamw", "--optimizer.weight-decay", 0.1, "--lr-schedule", "linear")
+"""Two groups of weights, one of them without decay."""
 RUNS: dict[str, tuple[object, ...]] = {
     "points": (*POINTS, *MIXED, "--held-out", 60, "--steps", 60),
+    "adamw": (*POINTS, *MIXED, *ADAMW, "--steps", 60),
+    "adamw, unet": (*IMAGES, *MIXED, *ADAMW, "--steps", 18),
+    "muon": (*IMAGES, *MIXED, "--optimizer", "muon", "--steps", 18),
     "gradients": (*IMAGES, *MIXED, "--backbone.dropout", 0.2, "--self-condition", "--learn-variance", "--steps", 18),
     "bf16": (*IMAGES, *MIXED, "--backbone.dropout", 0.1, "--precision", "bf16", "--held-out", 8, "--steps", 18),
     "digits": (*IMAGES, *MIXED, "--workers", 0, "--steps", 18),
     "digits, 2 workers": (*IMAGES, *MIXED, "--workers", 2, "--held-out", 20, "--steps", 18),
 }
+FAST = ("points", "adamw", "digits, 2 workers")
 
 
 @pytest.fixture(scope="session")
@@ -500,9 +506,7 @@ KILLS = (("while", 4, 2), ("before", 9, 3), ("after", 15, 5))
 """Where a run is killed: at the state of which step, and how often it saves until then."""
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("points", "digits, 2 workers") else pytest.param(name, marks=SLOW) for name in RUNS]
-)
+@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=SLOW) for name in RUNS])
 def test_a_run_killed_several_times_ends_like_an_unbroken_one(
     server: Server, digits: Path, tmp_path: Path, name: str
 ) -> None:
