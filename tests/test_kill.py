@@ -471,10 +471,15 @@ def test_a_run_killed_while_it_replaces_another_is_one_of_both(
 MIXED = (
     *("--lr-schedule", "cosine", "--warmup", 5, "--clip", 1, "--stratified", "--threads", 1, "--checkpoint-every", 3),
 )
+ADAMW = ("--optimizer", "adamw", "--optimizer.weight-decay", 0.1, "--lr-schedule", "linear")
+"""Two groups of weights, one of them without decay."""
 RUNS: dict[str, tuple[object, ...]] = {
     "points": (*POINTS, *MIXED, "--held-out", 60, "--steps", 60),
     "target network": (*POINTS, *MIXED, "--loss", "consistency", "--held-out", 60, "--steps", 60),
     "learnt uncertainty": (*IMAGES, *MIXED, "--loss", "learnt-uncertainty", "--weighting", "min-snr", "--steps", 18),
+    "adamw": (*POINTS, *MIXED, *ADAMW, "--steps", 60),
+    "adamw, unet": (*IMAGES, *MIXED, *ADAMW, "--steps", 18),
+    "muon": (*IMAGES, *MIXED, "--optimizer", "muon", "--steps", 18),
     "gradients": (*IMAGES, *MIXED, "--backbone.dropout", 0.2, "--self-condition", "--learn-variance", "--steps", 18),
     "bf16": (*IMAGES, *MIXED, "--backbone.dropout", 0.1, "--precision", "bf16", "--held-out", 8, "--steps", 18),
     "digits": (*IMAGES, *MIXED, "--workers", 0, "--steps", 18),
@@ -507,7 +512,7 @@ def without(arguments: tuple[object, ...], option: str) -> tuple[object, ...]:
     return (*arguments[:at], *arguments[at + 2 :])
 
 
-QUICK = ("points", "target network", "digits, 2 workers")
+QUICK = ("points", "target network", "adamw", "digits, 2 workers")
 """The runs that are killed in the fast tests, too."""
 KILLS = (("while", 4, 2), ("before", 9, 3), ("after", 15, 5))
 """Where a run is killed: at the state of which step, and how often it saves until then."""

@@ -332,7 +332,7 @@ def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = No
     settings = recipe.training
     devices.check_precision(device, settings.precision)
     check_processes(settings)
-    check_schedule(settings, recipe[Optimizer])
+    check_schedule(settings, recipe[Optimizer], recipe[Backbone])
     schedule = build_schedule(recipe[NoiseSchedule], settings.timesteps, recipe[Prediction])
     if (shape := recipe[Dataset].item_shape()) is not None:  # refuse a size that does not fit before reading the data
         with torch.device("meta"):
@@ -377,12 +377,12 @@ def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = No
     )
 
 
-def check_schedule(settings: Training, optimizer: Optimizer) -> None:
+def check_schedule(settings: Training, optimizer: Optimizer, backbone: Backbone) -> None:
     """Refuse settings of the learning rate that the optimizer would override. Raises `InvalidOption`."""
     if loop.factor_of(optimizer, 0, max(1, settings.steps or 1)) is None:
         return
     for name, flag in (("lr_schedule", "--lr-schedule"), ("warmup", "--warmup")):
-        if getattr(settings, name) != getattr(Training, name):
+        if getattr(settings, name) != backbone.training_defaults.get(name, getattr(Training, name)):
             reason = f"optimizer {optimizer.name} sets the course of the learning rate itself; leave it out"
             raise InvalidOption(name, reason, where=flag)
 
