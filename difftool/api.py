@@ -21,6 +21,7 @@ from difftool.paths import absolute
 from difftool.plugins.registry import given
 from difftool.runs.recipe import Recipe, build_recipe, companion_kinds, differences, recipe_kinds
 from difftool.sampling.model import Model
+from difftool.scripts import check_not_loading
 
 ARRAYS = (Samples, torch.Tensor, np.ndarray, list)
 """The data that `train` takes as a dataset."""
@@ -68,6 +69,7 @@ def train(
     says what is taken, for a value that is not understood.
     """
     from difftool import devices
+    from difftool.cli.console import note
     from difftool.cli.training import fit_in_python
     from difftool.distributed import connect
     from difftool.runs.folder import RunFolder, check_run_output, create, open_run
@@ -75,6 +77,7 @@ def train(
     from difftool.training.loggers import check_requirements
 
     check_main_guard()
+    check_not_loading("difftool.train()")
     chosen = devices.choose(device)
     path = None if out is None else _path("out", out)
     for name, flag in (("overwrite", overwrite), ("progress", progress)):
@@ -85,6 +88,8 @@ def train(
         check_run_output(path, overwrite=overwrite)
     else:
         run = _path("resume", resume)
+        if choices.get("init_from") is not None:
+            raise UsageError("init_from: a resumed run goes on from its own weights; leave it out")
         if path is not None or overwrite:
             raise UsageError("resume: a resumed run stays in its folder; leave out and overwrite away")
         recipe, loggers = _resumed(run, choices)
@@ -95,7 +100,9 @@ def train(
 
     check_requirements(loggers)
     with safe_path(), devices.threads(recipe.training.threads), connect(chosen) as group:
-        experiment = prepare(recipe, chosen)
+        experiment = prepare(recipe, chosen, None if resume is None else RunFolder(run))
+        if progress and group.is_main and experiment.transfer is not None:
+            note(str(experiment.transfer))
         with experiment.open(folder, resume=resume is not None, loggers=loggers, group=group):
             fit_in_python(experiment, progress=progress)
     model = experiment.model

@@ -37,11 +37,20 @@ class Training(Options):
         le=10**6,
         help="split each batch into this many parts, computed one after another, to save memory",
     )
-    lr: float = option(default=1e-3, gt=0, le=10, help="learning rate of Adam")
-    lr_schedule: Literal["constant", "cosine"] = option(default="constant", help="cosine falls to 0 at the last step")
+    lr: float = option(default=1e-3, gt=0, le=10, help="learning rate")
+    lr_schedule: Literal["constant", "cosine", "linear", "inverse-sqrt"] = option(
+        default="constant",
+        help="course of the learning rate; cosine and linear fall to 0 at the last step, inverse-sqrt ever more slowly",
+    )
     warmup: int = option(default=0, ge=0, le=LARGEST_STEP, help="steps in which the learning rate rises from 0")
+    lr_decay_steps: int | None = option(
+        default=None,
+        ge=1,
+        le=LARGEST_STEP,
+        help="step from which inverse-sqrt falls: lr / sqrt(step / N)",
+        otherwise="--warmup",
+    )
     clip: float = option(default=0.0, ge=0, help="gradient norm to clip at; 0: no clipping")
-    loss: Literal["mse", "l1", "huber"] = option(default="mse", help="loss of an item")
     ema: tuple[float, ...] = option(
         default=(0.999,),
         ge=0,
@@ -67,7 +76,9 @@ class Training(Options):
         default=False, help="self-conditioning: also feed the network its own estimate of x_0"
     )
     learn_variance: bool = option(default=False, help="also learn the variance of DDPM's steps")
-    label_dropout: float = option(default=0.1, ge=0, le=1, help="share of labels hidden, which guidance needs")
+    condition_dropout: float = option(
+        default=0.1, ge=0, le=1, help="share of the items whose condition is hidden, which guidance needs"
+    )
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="random seed; the same seed gives the same model")
     precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="number format of the network")
     compile: bool = option(default=False, help="compile the network with torch.compile")
@@ -79,7 +90,23 @@ class Training(Options):
         default=None, help="draw samples every N steps, or N epochs (2ep); 0: never", otherwise="4 times"
     )
 
+    init_from: Path | None = option(default=None, help="run or model file whose weights training starts from")
+    init_weights: str | None = option(
+        default=None, help="weights of --init-from, as sample --weights names them", otherwise="ema"
+    )
+    train_only: str | None = option(default=None, help="train the parameters whose names match this pattern, no others")
+    freeze: str | None = option(default=None, help="leave the parameters whose names match this pattern as they are")
+
     def __post_init__(self) -> None:
+        if self.init_weights is not None and self.init_from is None:
+            raise ValueError("init_weights: belongs to --init-from; add --init-from")
+        if self.train_only is not None and self.freeze is not None:
+            raise ValueError("freeze: give either --train-only or --freeze")
+        for name in ("train_only", "freeze"):
+            try:
+                re.compile(getattr(self, name) or "")
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ValueError(f"{name}: must be a regular expression ({error})") from None
         for name in ("checkpoint_every", "preview_every", "snapshot_every"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"\d{1,9}(ep)?", value):
@@ -97,6 +124,10 @@ class Training(Options):
             raise ValueError("snapshot_every: there is no average to keep snapshots of; add --ema-lengths")
         if isinstance(self.batch_size, int) and self.batch_size < self.accumulate:
             raise ValueError(f"accumulate: a batch of {self.batch_size} has no {self.accumulate} parts")
+        if self.lr_schedule != "inverse-sqrt" and self.lr_decay_steps is not None:
+            raise ValueError("lr_decay_steps: belongs to --lr-schedule inverse-sqrt")
+        if self.lr_schedule == "inverse-sqrt" and not (self.lr_decay_steps or self.warmup):
+            raise ValueError("lr_schedule: inverse-sqrt needs the step from which it falls; add --lr-decay-steps N")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("epochs: give either --steps or --epochs")
 

@@ -21,9 +21,9 @@ from difftool.runs.averages import canonical, file_of, files_in
 from difftool.runs.folder import RunFolder
 from difftool.runs.power import decay_at, gamma_of, inner_products, nearest_sum
 from difftool.settings import LONGEST, SHORTEST, Training
-from difftool.training import optimizer
+from difftool.training import vectors
 from difftool.training.ema import Average, Averages, warming_decay
-from difftool.training.optimizer import Adam, join
+from difftool.training.vectors import join
 
 
 def ok(outcome: Outcome) -> Outcome:
@@ -47,8 +47,8 @@ class Net(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def averages_of(network: nn.Module, joined: Sequence[Sequence[nn.Parameter]] = (), **settings: object) -> Averages:
-    return Averages.of(network, make(Training, settings), joined)
+def averages_of(network: nn.Module, **settings: object) -> Averages:
+    return Averages.of(network, make(Training, settings))
 
 
 def exponential(values: Sequence[float], cap: float) -> float:
@@ -108,35 +108,31 @@ def test_a_constant_stays_and_an_average_takes_no_gradient() -> None:
     assert network.linear.weight.requires_grad
 
 
-def one_vector(network: Net) -> list[list[nn.Parameter]]:
-    return [Adam(network.parameters()).weights]
+def one_vector(network: Net) -> None:
+    assert join([*network.parameters()]) is not None
 
 
-def two_vectors(network: Net) -> list[list[nn.Parameter]]:
+def two_vectors(network: Net) -> None:
     """Matrices in one vector and the rest in another, as groups of an optimizer may be; frozen weights in none."""
     trained = [p for p in network.parameters() if p.requires_grad]
-    groups = [[p for p in trained if p.ndim > 1], [p for p in trained if p.ndim == 1]]
-    assert all(join(group) is not None for group in groups)
-    return groups
+    for group in ([p for p in trained if p.ndim > 1], [p for p in trained if p.ndim == 1]):
+        assert join(group) is not None
 
 
-def with_others(network: Net) -> list[list[nn.Parameter]]:
+def with_others(network: Net) -> None:
     """One vector that also holds the weights of another network, as a trained loss has them."""
-    weights = [nn.Parameter(torch.ones(3)), *network.parameters(), *nn.Linear(2, 2).parameters()]
-    assert join(weights) is not None
-    return [weights]
+    assert join([*network.parameters(), *nn.Linear(2, 2).parameters()]) is not None
 
 
-def apart(network: Net) -> list[list[nn.Parameter]]:
-    return [[*network.parameters()]]
+def apart(network: Net) -> None:
+    """Each weight on its own."""
 
 
-@pytest.mark.parametrize(
-    ("joined", "tensors"), [(one_vector, 1), (two_vectors, 3), (with_others, 1), (apart, 5), (lambda _: [], 5)]
-)
-def test_averages_of_joined_weights(joined: Callable[[Net], list[list[nn.Parameter]]], tensors: int) -> None:
+@pytest.mark.parametrize(("joined", "tensors"), [(one_vector, 1), (two_vectors, 3), (with_others, 1), (apart, 5)])
+def test_averages_of_joined_weights(joined: Callable[[Net], None], tensors: int) -> None:
     network = Net()
-    average = Average(network, "ema-0.5", lambda t: warming_decay(t, 0.5), joined(network))
+    joined(network)
+    average = Average(network, "ema-0.5", lambda t: warming_decay(t, 0.5))
     assert len(average._averaged) == len(average._live) == tensors
     start = {name: p.detach().clone() for name, p in network.named_parameters()}
     for t in range(1, 7):
@@ -151,9 +147,10 @@ def test_averages_of_joined_weights(joined: Callable[[Net], list[list[nn.Paramet
 
 
 def test_weights_too_many_for_a_vector_are_averaged_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizer, "SMALL", 10)
+    monkeypatch.setattr(vectors, "SMALL", 10)
     network = Net()
-    average = Average(network, "ema-0.5", lambda t: 0.0, one_vector(network))
+    assert join([*network.parameters()]) is None
+    average = Average(network, "ema-0.5", lambda t: 0.0)
     assert len(average._averaged) == 5
     average.update(1)
 

@@ -424,7 +424,7 @@ NUMBERS: dict[tuple[object, ...], dict[str, str]] = {
         "--clip": "-1 inf",
         "--ema": "1 -0.1 nan",
         "--held-out": "-1",
-        "--label-dropout": "1.5 -0.1",
+        "--condition-dropout": "1.5 -0.1",
         "--seed": f"-1 {2**63}",
         "--threads": "0 1025",
         "--workers": "-1 257",
@@ -550,7 +550,7 @@ USAGE = [
     Fault("oracle unknown", ("sample", "--oracle", "nope"), 2, ("unknown oracle 'nope'",)),
     Fault("samplers, one unknown", ("compare", "POINTS", "--samplers", "ddim,nope"), 2, ("'nope'",)),
     Fault("kind unknown", ("list", "smaplers"), 2, ("did you mean 'samplers'",)),
-    Fault("loss unknown", ("train", "--loss", "l2"), 2, ("--loss", "'mse'")),
+    Fault("loss unknown", ("train", "--loss", "l2"), 2, ("unknown loss 'l2'", "'mse'")),
     Fault(
         "weights unknown", ("sample", "POINTS", "--weights", "best"), 2, ("--weights", "'best'", "ema, raw, ema-0.999")
     ),
@@ -845,7 +845,7 @@ RESUME_ROWS = [
             "--timesteps": 10,
             "--held-out": 5,
             "--precision": "bf16",
-            "--label-dropout": 0.5,
+            "--condition-dropout": 0.5,
             "--schedule": "cosine",
             "--dataset": "two-moons",
             "--backbone": "unet",

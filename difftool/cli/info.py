@@ -18,7 +18,9 @@ from difftool.cli.console import add_row, help_text, new_table, result_json, std
 from difftool.cli.parameters import AsJson
 from difftool.errors import BadFile
 from difftool.plugins.discovery import BUILT_IN
+from difftool.plugins.registry import registry
 from difftool.runs.losses import losses
+from difftool.scripts import is_script, short
 from difftool.version import __version__
 
 if TYPE_CHECKING:
@@ -144,7 +146,11 @@ def _of_file(tensors: dict[str, Any], document: dict[str, Any], *, brief: bool =
 
 
 def _version(distribution: str, recorded: str) -> str:
-    """Return the recorded version of a package, and the installed one if it differs."""
+    """Return the recorded version of a package or digest of a script, and the present one if it differs."""
+    if is_script(distribution, recorded):
+        loaded = next((p.version for p in registry().plugins if p.distribution == distribution), None)
+        present = "" if loaded == recorded else f" (now {short(loaded)})" if loaded else " (not loaded)"
+        return short(recorded) + present
     try:
         installed = __version__ if distribution == BUILT_IN else metadata.version(distribution)
     except (metadata.PackageNotFoundError, ValueError):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from difftool.components import Backbone, Dataset, NoiseSchedule, Prediction
+from difftool.data.condition import Condition
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples
 from difftool.diffusion.estimate import Denoise
@@ -23,7 +24,8 @@ from difftool.plugins.build import build_network, build_schedule, load_samples, 
 from difftool.runs import averages, checkpoint
 from difftool.runs.averages import canonical
 from difftool.runs.folder import RunFolder, find_model, step_of
-from difftool.runs.recipe import Recipe, made_with, read_recipe
+from difftool.runs.origin import Origin
+from difftool.runs.recipe import Recipe, changed_scripts, made_with, plugins_of, read_recipe
 from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import draw
 from difftool.sampling.plan import Plan, caution
@@ -58,6 +60,10 @@ class Model(Source):
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     forward: Callable[..., Tensor] | None = None
     """The compiled network, which takes the place of `network` in calls."""
+    digest: str = ""
+    """The digest that the file carries, SHA-256 in hexadecimal."""
+    origin: Origin | None = None
+    """The model whose weights its run started from, or None."""
 
     @classmethod
     def read(cls, path: Path, *, device: torch.device | str = "cpu", run: RunFolder | None = None) -> Model:
@@ -65,7 +71,7 @@ class Model(Source):
 
         Raises `BadFile`, or `UnknownComponent` if a plugin is missing.
         """
-        tensors, document = checkpoint.load(path)
+        tensors, document, digest = checkpoint.load_with_digest(path)
         if document.get("kind") != "model":
             if document.get("kind") == "state":
                 raise BadFile(f"{path} holds a training state, not a model; sample the run's model.safetensors")
@@ -84,12 +90,19 @@ class Model(Source):
         ):
             raise BadFile(f"{path}: its metadata are malformed")
         try:
+            origin = Origin.read(document.get("init_from"))
+        except ValueError as error:
+            raise BadFile(f"{path}: its metadata are malformed: {error}") from None
+        try:
             network = _network(path, recipe, data, tensors)
         except DifftoolError as error:
             raise BadFile(f"{error}{made_with(document.get('plugins'))}") from None
         network.load_state_dict(tensors)
         schedule = build_schedule(recipe[NoiseSchedule], recipe.training.timesteps, recipe[Prediction])
-        model = cls(recipe, data, schedule, network, weights, step, path, run)
+        used = plugins_of(part for part in recipe.parts.values() if part.needed_to_sample)
+        for change in changed_scripts(document.get("plugins"), used):
+            warnings.warn(change, stacklevel=2)
+        model = cls(recipe, data, schedule, network, weights, step, path, run, digest=digest, origin=origin)
         return model.to(device)
 
     def save(self, path: str | Path, *, overwrite: bool = True) -> None:
@@ -102,6 +115,8 @@ class Model(Source):
             "weights": self.weights,
             "step": self.step,
         }
+        if self.origin is not None:
+            document["init_from"] = self.origin.document()
         checkpoint.save(Path(path), self.network.state_dict(), document, overwrite=overwrite)
 
     def to(self, device: torch.device | str) -> Model:
@@ -124,16 +139,18 @@ class Model(Source):
 
     @property
     def needs_label(self) -> bool:
-        return bool(self.data.classes) and not self.recipe.training.label_dropout
+        return bool(self.data.classes) and not self.recipe.training.condition_dropout
 
-    def denoiser(self, count: int, *, label: int | Tensor | None = None, autocast: Autocast | None = None) -> Denoise:
-        null = self.data.classes
-        index = null if label is None else label
+    def denoiser(self, count: int, *, condition: Condition | None = None, autocast: Autocast | None = None) -> Denoise:
+        cond = None
+        if self.data.condition:
+            nothing = Condition.nothing(count, self.data.condition, self.device)
+            cond = nothing if condition is None else condition.to(self.device)
         return Denoiser(
             self.network if self.forward is None else self.forward,
             self.recipe[Prediction],
             ObjectiveSpec(schedule=self.schedule, sigma_data=self.data.std),
-            cond=None if index is None else torch.as_tensor(index, device=self.device).expand(count),
+            cond=cond,
             self_condition=self.recipe.training.self_condition,
             learned_variance=self.recipe.training.learn_variance,
             bounds=self.data.bounds,
@@ -239,7 +256,7 @@ def raw_model(model: Model, run: RunFolder) -> Model:
     reasons = []
     for path in run.saved_states():
         try:
-            tensors, document = checkpoint.load(path)
+            tensors, document, digest = checkpoint.load_with_digest(path)
             if document.get("kind") != "state" or document.get("step") != step_of(path):
                 raise BadFile(f"{path} is not the training state that its name says")
         except BadFile as error:
@@ -251,5 +268,5 @@ def raw_model(model: Model, run: RunFolder) -> Model:
         if rows := checkpoint.differences(model.network.state_dict(), raw):
             raise BadFile(f"{path}: its weights do not fit: {rows}")
         model.network.load_state_dict(raw)
-        return replace(model, weights="raw", step=step_of(path), source=path)
+        return replace(model, weights="raw", step=step_of(path), source=path, digest=digest)
     raise BadFile(reasons[0] if reasons else f"run {run.path} has no training state, so its raw weights are gone")

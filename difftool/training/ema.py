@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from difftool.runs.averages import ema_name, power_name
 from difftool.runs.power import decay_at, gamma_of
-from difftool.training.optimizer import are_joined, join
+from difftool.training.vectors import join_alike
 
 if TYPE_CHECKING:
     from difftool.settings import Training
@@ -31,12 +31,12 @@ def warming_decay(t: int, cap: float) -> float:
 class Average:
     """A running average of the weights of a network, in a copy of the network. Buffers are copied."""
 
-    def __init__(
-        self, network: nn.Module, name: str, decay: Callable[[int], float], joined: Iterable[Sequence[nn.Parameter]]
-    ) -> None:
+    def __init__(self, network: nn.Module, name: str, decay: Callable[[int], float]) -> None:
         self.name, self.decay = name, decay
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self._averaged, self._live = pairs(self.network, network, joined)
+        pairs = zip(self.network.parameters(), network.parameters(), strict=True)
+        moving = [pair for pair in pairs if pair[1].requires_grad]  # frozen weights are their own average
+        self._averaged, self._live = join_alike(*([pair[side] for pair in moving] for side in (0, 1)))
         self._copied = list(zip(self.network.buffers(), network.buffers(), strict=True))
 
     @torch.no_grad()
@@ -59,11 +59,11 @@ class Averages:
         self.updates = 0
 
     @classmethod
-    def of(cls, network: nn.Module, settings: Training, joined: Sequence[Sequence[nn.Parameter]]) -> Averages:
-        """Return the averages that the settings name. See `pairs` for `joined`."""
+    def of(cls, network: nn.Module, settings: Training) -> Averages:
+        """Return the averages that the settings name, once the optimizer has joined the weights."""
         decays = {ema_name(cap): partial(warming_decay, cap=cap) for cap in settings.ema if cap}
         lengths = {power_name(length): partial(decay_at, gamma=gamma_of(length)) for length in settings.ema_lengths}
-        return cls([Average(network, name, decay, joined) for name, decay in {**decays, **lengths}.items()])
+        return cls([Average(network, name, decay) for name, decay in {**decays, **lengths}.items()])
 
     def __iter__(self) -> Iterator[Average]:
         return iter(self.members)
@@ -76,26 +76,3 @@ class Averages:
         for average in self.members:
             average.update(self.updates + 1)
         self.updates += 1
-
-
-def pairs(
-    averaged: nn.Module, live: nn.Module, joined: Iterable[Sequence[nn.Parameter]]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the tensors to average, and those that they follow: vectors where weights are joined, else the weights.
-
-    `joined` are lists of live parameters that may be views of one vector each. The parameters of the average are then
-    joined in the same order. Parameters of other networks in such a vector are averaged along with it, to no use.
-    """
-    copies = dict(zip(live.parameters(), averaged.parameters(), strict=True))
-    found: list[tuple[Tensor, Tensor]] = []
-    for weights in joined:
-        own = [copies.pop(weight, None) for weight in weights]
-        vector = join(weights) if weights and are_joined(weights) else None
-        if vector is None:
-            found += [(copied, weight) for copied, weight in zip(own, weights, strict=True) if copied is not None]
-            continue
-        vector_of_copies = join([w.detach().clone() if c is None else c for w, c in zip(weights, own, strict=True)])
-        assert vector_of_copies is not None
-        found.append((vector_of_copies, vector))
-    found += [(copied, weight) for weight, copied in copies.items()]
-    return [copied for copied, _ in found], [weight for _, weight in found]
