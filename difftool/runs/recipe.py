@@ -141,6 +141,8 @@ def differences(before: Recipe, now: Recipe) -> list[str]:
 
 def _in_words(value: Any) -> str:
     words = {True: "on", False: "off", None: "not set"}
+    if isinstance(value, list):
+        return ",".join(map(_in_words, value)) or "none"
     return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
