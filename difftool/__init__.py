@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from difftool.api import load as load
     from difftool.api import train as train
     from difftool.components import Backbone as Backbone
+    from difftool.components import Callback as Callback
     from difftool.components import Command as Command
     from difftool.components import Component as Component
     from difftool.components import Dataset as Dataset
@@ -60,13 +61,16 @@ if TYPE_CHECKING:
     from difftool.specs import BackboneSpec as BackboneSpec
     from difftool.specs import ObjectiveSpec as ObjectiveSpec
     from difftool.specs import OracleSpec as OracleSpec
+    from difftool.specs import Progress as Progress
     from difftool.specs import Row as Row
     from difftool.specs import RunContext as RunContext
+    from difftool.specs import Stop as Stop
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "api": ("load", "train"),
     "components": (
         "Backbone",
+        "Callback",
         "Command",
         "Component",
         "Dataset",
@@ -92,7 +96,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "options": ("option",),
     "plugins.registry": ("component", "names"),
     "sampling.model": ("Model",),
-    "specs": ("BackboneSpec", "ObjectiveSpec", "OracleSpec", "Row", "RunContext"),
+    "specs": ("BackboneSpec", "ObjectiveSpec", "OracleSpec", "Progress", "Row", "RunContext", "Stop"),
 }
 """The public names, by the module that defines each."""
 

@@ -11,12 +11,14 @@ from difftool.components.command import Command
 from difftool.components.component import Component
 from difftool.components.model import Backbone, Dataset, NoiseSchedule, Prediction
 from difftool.components.sampling import Oracle, Sampler, Spacing, Writer
-from difftool.components.training import Logger, TimestepSampling, Weighting
+from difftool.components.training import Callback, Companion, Logger, TimestepSampling, Weighting
 
 __all__ = [
     "KINDS",
     "Backbone",
+    "Callback",
     "Command",
+    "Companion",
     "Component",
     "Dataset",
     "Logger",
@@ -45,6 +47,7 @@ KINDS: dict[str, type[Component]] = {
         TimestepSampling,
         Oracle,
         Logger,
+        Callback,
         Writer,
         Command,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -54,6 +55,18 @@ def train_mode(network: nn.Module, settings: Training) -> None:
         names = [*(name for name, _ in module.named_parameters(recurse=False)), *buffers]
         if buffers and all(is_frozen(f"{path}.{name}" if path else name, settings) for name in names):
             module.training = False
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode for a block, and each of its modules back into its own mode."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def trainable(network: nn.Module) -> Iterator[nn.Parameter]:

@@ -120,8 +120,10 @@ def divergence(step: int, loss: float, settings: Training) -> str:
 def held_out_loss(
     network: nn.Module, samples: Samples, objective: Objective, *, batch_size: int, group: ProcessGroup = SINGLE
 ) -> float:
-    """Return the mean unweighted loss over all held-out items, each at the same stratified levels every time."""
-    network.eval()
+    """Return the mean unweighted loss over all held-out items, each at the same stratified levels every time.
+
+    The network must be in evaluation mode.
+    """
     total, n, levels, device = 0.0, len(samples), len(objective), objective.device
     for start in range(0, n, batch_size)[group.rank :: group.size]:
         indices = list(range(start, min(n, start + batch_size)))
