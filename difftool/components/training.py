@@ -95,6 +95,9 @@ class Callback(Companion):
     hook = "difftool_callbacks"
     flag = "--callback"
 
+    last: ClassVar[bool] = False
+    """True if it judges the numbers of other callbacks, so that it is called after them at each row."""
+
     @abstractmethod
     def open(
         self, run: RunContext

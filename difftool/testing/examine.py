@@ -18,6 +18,7 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
     from difftool.testing import (
         backbone_case,
         backbones,
+        callbacks,
         datasets,
         loggers,
         objectives,
@@ -38,6 +39,7 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
         "timestep-sampling": KindLaws(objectives.TIMESTEP_SAMPLING_LAWS),
         "oracle": KindLaws(oracles.LAWS),
         "logger": KindLaws(loggers.LAWS),
+        "callback": KindLaws(callbacks.LAWS),
         "writer": KindLaws(writers.LAWS),
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,8 @@ LONGEST_NAME, MOST_NUMBERS = 100, 100
 """The longest name of a number, and the largest number of numbers of a callback."""
 RESERVED = ("step", "loss_quartiles", "run", "started")
 """Names that a row has beside its numbers, in a file of difftool or of a logger."""
+
+TAKEN = "it returned {!r}, which is the name of another number of the row"
 
 
 class Callbacks(Companions):
@@ -42,28 +43,29 @@ class Callbacks(Companions):
             if isinstance(result, Stop):
                 reasons.append(f"{name} stopped the run: {one_line(Exception(result.reason))}")
             elif result is not None:
-                numbers.update(self._checked(name, result, {**progress.row, **numbers}))
+                new = checked(result, {**progress.row, **numbers})
+                if taken := next((key for key in new if self._owners.setdefault(key, name) != name), None):
+                    raise ValueError(TAKEN.format(taken))
+                numbers.update(new)
 
         self.call(progress.step, use)
         self._names.update(dict.fromkeys(numbers))
         missing = {name: None for name in self._names if name not in progress.row}
         return {**missing, **numbers}, reasons[0] if reasons else ""
 
-    def _checked(self, name: str, result: Any, row: Mapping[str, Any]) -> dict[str, float | None]:
-        """Return the numbers of a callback as a row holds them. Raises `ValueError`."""
-        if not isinstance(result, Mapping):
-            raise ValueError(f"it returned a {type(result).__name__}, not numbers by name, a Stop or None")
-        if len(result) > MOST_NUMBERS:
-            raise ValueError(f"it returned {len(result)} numbers; a row has room for {MOST_NUMBERS}")
-        checked: dict[str, float | None] = {}
-        for key, value in result.items():
-            if not isinstance(key, str) or not key.isprintable() or not 0 < len(key) <= LONGEST_NAME:
-                raise ValueError(f"it named a number {key!r:.80}; a name is a printable text")
-            if key in row or key in RESERVED or self._owners.get(key, name) != name:
-                raise ValueError(f"it returned {key!r}, which is the name of another number of the row")
-            checked[key] = number(key, value)
-        self._owners.update(dict.fromkeys(checked, name))
-        return checked
+
+def checked(result: Any, row: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the numbers that a callback adds to a row as a file holds them. Raises `ValueError`."""
+    if not isinstance(result, Mapping):
+        raise ValueError(f"it returned a {type(result).__name__}, not numbers by name, a Stop or None")
+    if len(result) > MOST_NUMBERS:
+        raise ValueError(f"it returned {len(result)} numbers; a row has room for {MOST_NUMBERS}")
+    for name in result:
+        if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
+            raise ValueError(f"it named a number {name!r:.80}; a name is a printable text")
+        if name in row or name in RESERVED:
+            raise ValueError(TAKEN.format(name))
+    return {name: number(name, value) for name, value in result.items()}
 
 
 def number(name: str, value: Any) -> float | None:
@@ -74,6 +76,4 @@ def number(name: str, value: Any) -> float | None:
         plain = value
     if plain is not None and (isinstance(plain, bool) or not isinstance(plain, (int, float))):
         raise ValueError(f"its {name!r} is a {type(value).__name__}, not a number")
-    if plain is None or not math.isfinite(plain) or abs(plain) >= LARGEST:
-        return None
-    return plain
+    return plain if plain is not None and abs(plain) < LARGEST else None

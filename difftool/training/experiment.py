@@ -197,6 +197,7 @@ class Experiment:
             )
             loggers = [companion for companion in placed if isinstance(companion, Logger)]
             callbacks = [companion for companion in placed if isinstance(companion, Callback)]
+            callbacks.sort(key=lambda callback: callback.last)
             with opened(callbacks, context) as watching, opened(loggers, context) as logging:
                 self.callbacks, self.loggers = Callbacks(watching, context.rows), Loggers(logging)
                 self.destinations = destinations(loggers, context)

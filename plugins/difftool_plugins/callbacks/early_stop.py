@@ -24,6 +24,8 @@ class EarlyStop(Callback, name="early-stop"):
     so a run that is resumed trains for at least as long again.
     """
 
+    last = True
+
     metric: str | None = option(
         default=None,
         help="metric to watch, as metrics.jsonl names it; smaller is better",
