@@ -12,6 +12,8 @@ LARGEST_SEED = 2**63 - 1
 LARGEST_STEP = 10**9
 AUTO = "auto"
 """The value of --batch-size that starts a search for a suitable size."""
+NO_CONDITION = "none"
+"""The value of --condition that leaves all conditions of the data out."""
 STRENGTH = 0.6
 """The default of --strength: the share of the steps that are made from an image."""
 
@@ -48,6 +50,11 @@ class Training(Options):
         default=False, help="self-conditioning: also feed the network its own estimate of x_0"
     )
     learn_variance: bool = option(default=False, help="also learn the variance of DDPM's steps")
+    condition: tuple[Literal["none", "label", "vector", "image", "tokens"], ...] | None = option(
+        default=None,
+        help="conditions of the data that the network learns, such as label,vector, or none",
+        otherwise="all that the dataset brings",
+    )
     condition_dropout: float = option(
         default=0.1, ge=0, le=1, help="share of the items whose condition is hidden, which guidance needs"
     )
@@ -73,6 +80,10 @@ class Training(Options):
             raise ValueError("checkpoint_every: must be at least 1")
         if isinstance(self.batch_size, int) and self.batch_size < self.accumulate:
             raise ValueError(f"accumulate: a batch of {self.batch_size} has no {self.accumulate} parts")
+        if self.condition is not None and (
+            not self.condition or (NO_CONDITION in self.condition and len(self.condition) > 1)
+        ):
+            raise ValueError("condition: must be none, or names of conditions such as label,vector")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("epochs: give either --steps or --epochs")
 
