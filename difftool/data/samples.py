@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -176,7 +175,7 @@ class Samples:
         """The fields of `Condition` that come with the items."""
         return tuple(name for name, field in COLUMNS.items() if name != "noise" and getattr(self, field) is not None)
 
-    @cached_property
+    @property
     def row_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of a row of each column, and of the images, by name. The first row of a source is read for it.
 
