@@ -265,6 +265,7 @@ def points(
     *,
     labels: Tensor | None = None,
     class_names: tuple[str, ...] = (),
+    vectors: Tensor | None = None,
     means: Tensor | None = None,
     mean_labels: Tensor | None = None,
     std: float = 0.0,
@@ -285,6 +286,7 @@ def points(
         scale=scale,
         labels=labels,
         class_names=class_names,
+        vectors=vectors,
         mixture=None if means is None else Mixture(means=means.to(torch.float64), std=std, labels=mean_labels),
     )
 
