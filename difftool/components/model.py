@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 from difftool.components.component import Component
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from difftool.data.samples import DatasetContext, Samples
     from difftool.diffusion.schedule import Level, Schedule
-    from difftool.specs import BackboneSpec, ObjectiveSpec
+    from difftool.specs import BackboneSpec, ConditionSpec, ObjectiveSpec
 
 
 class Dataset(Component):
@@ -38,6 +38,16 @@ class Dataset(Component):
 
     def item_shape(self) -> tuple[int, ...] | None:
         """Return the shape of one item if the options alone fix it, so that misfits are refused before any work."""
+        return None
+
+    def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
+        """Return the raw condition that a user means by `--vector TEXT`, `--image TEXT` or `--tokens TEXT`.
+
+        `field` is "vector", "image" or "tokens", and `spec` has its shape. The result has one row for each sample, or
+        one for all of them, in the units of `Samples`: (N, D), (N, C, H, W) or (N, L, D). None, the default, leaves it
+        to difftool, which reads numbers, images and `.npy` files. Raise `ValueError` or `OSError` with one clear line
+        for a text that means nothing.
+        """
         return None
 
 

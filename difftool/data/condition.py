@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,14 @@ class Condition:
         """Return the condition of labels (B,), where `classes` itself stands for a hidden label."""
         hidden = labels == classes
         return cls(label=labels.masked_fill(hidden, 0), hidden=hidden)
+
+    @classmethod
+    def shown(cls, fields: Mapping[str, Tensor]) -> Condition | None:
+        """Return the condition of fields by name, hidden for no item; None without any field."""
+        if not fields:
+            return None
+        first = next(iter(fields.values()))
+        return cls(**fields, hidden=torch.zeros(len(first), dtype=torch.bool, device=first.device))
 
     @classmethod
     def nothing(cls, count: int, spec: ConditionSpec, device: torch.device) -> Condition:

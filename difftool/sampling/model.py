@@ -186,7 +186,7 @@ class Model(Source):
             raise DifftoolError(
                 f"dataset {dataset.name}: its items are {shape}, and those of the model {self.data.shape}"
             )
-        return load_samples(dataset, self.recipe.training.seed)
+        return load_samples(dataset, self.recipe.training.seed, self.recipe.training.condition)
 
 
 def _network(path: Path, recipe: Recipe, data: DataFacts, tensors: Mapping[str, Tensor]) -> nn.Module:

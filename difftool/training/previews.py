@@ -85,4 +85,5 @@ def some_items(experiment: Experiment, count: int) -> tuple[Tensor, Condition | 
     n = len(experiment.train)
     indices = [i * max(1, n // count) % n for i in range(count)]
     items, condition = experiment.train.take(indices)
-    return experiment.data.scaling.to_model(items.to(experiment.device)), condition
+    data = experiment.data
+    return data.scaling.to_model(items.to(experiment.device)), data.model_condition(condition)
