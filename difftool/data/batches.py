@@ -18,6 +18,7 @@ from difftool.data.samples import Augment, Samples
 from difftool.data.tensors import item_of
 from difftool.errors import DifftoolError, blaming, describe, one_line
 from difftool.rng import generator, permutation
+from difftool.scripts import LoadedScripts
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Batch:
 
     items: Tensor
     condition: Condition | None
+    noise: Tensor | None = None
+    """The noise that is stored with the items, in place of random noise."""
 
 
 class Batches:
@@ -166,6 +169,7 @@ class _Reader(torch.utils.data.Dataset[Any]):
     """A map-style dataset that returns an error instead of an item that cannot be read."""
 
     def __init__(self, samples: Samples, name: str) -> None:
+        self.scripts = LoadedScripts()  # first, since a script may define what the other attributes hold
         self.items, self.labels, self.shape, self.name = samples.items, samples.labels, samples.shape, name
 
     def __len__(self) -> int:

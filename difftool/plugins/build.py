@@ -40,17 +40,19 @@ def build_schedule(component: NoiseSchedule, timesteps: int, prediction: Predict
 
 def build_network(backbone: Backbone, data: DataFacts, settings: Training) -> nn.Module:
     """Return the network of a backbone for these data. Raises `UsageError` if it does not support them."""
+    return _build(backbone, backbone_spec(backbone, data, settings))
+
+
+def backbone_spec(backbone: Backbone, data: DataFacts, settings: Training) -> BackboneSpec:
+    """Return the input and output of a network for these data. Raises `UsageError` for conditions that it does not take."""
     beside = puts_image_beside(backbone, data)
-    return _build(
-        backbone,
-        BackboneSpec(
-            shape=data.shape,
-            out_channels=data.shape[0] * (2 if settings.learn_variance else 1),
-            condition=_conditions_of(backbone, data),
-            sigma_data=data.std,
-            self_condition=settings.self_condition,
-            image_channels=data.condition.image[0] if data.condition.image and beside else 0,
-        ),
+    return BackboneSpec(
+        shape=data.shape,
+        out_channels=data.shape[0] * (2 if settings.learn_variance else 1),
+        condition=_conditions_of(backbone, data),
+        sigma_data=data.std,
+        self_condition=settings.self_condition,
+        image_channels=data.condition.image[0] if data.condition.image and beside else 0,
     )
 
 
