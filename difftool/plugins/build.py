@@ -44,7 +44,10 @@ def build_network(backbone: Backbone, data: DataFacts, settings: Training) -> nn
 
 
 def backbone_spec(backbone: Backbone, data: DataFacts, settings: Training) -> BackboneSpec:
-    """Return the input and output of a network for these data. Raises `UsageError` for conditions that it does not take."""
+    """Return the input and output of a network for these data.
+
+    Raises `UsageError` for conditions that the backbone does not take.
+    """
     beside = puts_image_beside(backbone, data)
     return BackboneSpec(
         shape=data.shape,
