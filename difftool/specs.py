@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,6 +39,11 @@ class ConditionSpec:
         }
         return {name: shape for name, shape in shapes.items() if shape is not None}
 
+    def only(self, fields: Collection[str]) -> ConditionSpec:
+        """Return the conditions without the fields of other names than these."""
+        kept = {"classes" if name == "label" else name for name in fields}
+        return replace(self, **{f.name: None for f in dataclass_fields(self) if f.name not in kept})
+
     def __bool__(self) -> bool:
         return bool(self.shapes)
 
@@ -69,6 +75,8 @@ class BackboneSpec:
     """Standard deviation of the data in model units."""
     self_condition: bool = False
     """Whether the last estimate of x_0 comes beside x_t, as further channels."""
+    image_channels: int = 0
+    """Channels of the condition image that comes beside x_t too, for a network that takes no image itself."""
 
     @property
     def classes(self) -> int | None:
@@ -77,8 +85,8 @@ class BackboneSpec:
 
     @property
     def in_channels(self) -> int:
-        """Channels of the network's input."""
-        return self.shape[0] * (2 if self.self_condition else 1)
+        """Channels of the network's input: x_t, the last estimate of x_0, and the condition image."""
+        return self.shape[0] * (2 if self.self_condition else 1) + self.image_channels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import DifftoolError, InvalidOption, UsageError
 from difftool.files import sweep
 from difftool.paths import in_run, relative_to_run
-from difftool.plugins.build import build_network, build_schedule, load_samples, loading
+from difftool.plugins.build import build_network, build_schedule, check_shape, load_samples, loading, puts_image_beside
 from difftool.rng import key, seed_globally
 from difftool.runs.folder import RunFolder, now
 from difftool.runs.recipe import Recipe, changed_scripts, companion_tables
@@ -374,8 +374,7 @@ def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = No
     check_schedule(settings, recipe[Optimizer], recipe[Backbone])
     schedule = build_schedule(recipe[NoiseSchedule], settings.timesteps, recipe[Prediction])
     if (shape := recipe[Dataset].item_shape()) is not None:  # refuse a size that does not fit before reading the data
-        with torch.device("meta"):
-            build_network(recipe[Backbone], DataFacts(shape=shape), settings)
+        check_shape(recipe[Backbone], shape, settings)
     samples = load_samples(recipe[Dataset], settings.seed, settings.condition)
     try:
         train, held_out = split(samples, settings.held_out)
@@ -389,7 +388,7 @@ def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = No
     network = build_network(recipe[Backbone], data, settings).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
     source = None if resumed is not None and resumed.saved_states() else load_source(settings)
-    transfer = None if source is None else take_weights(network, source, data, settings)
+    transfer = None if source is None else take_weights(network, source, recipe[Backbone], data, settings)
     freeze(network, settings)
     objective = build_objective(recipe, schedule, data, device)
     auxiliary, search = build_auxiliary(network, objective, settings.seed), None
@@ -439,5 +438,6 @@ def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device:
         self_condition=settings.self_condition,
         learn_variance=settings.learn_variance,
         data=data,
+        image_beside=puts_image_beside(recipe[Backbone], data),
         network=f"backbone {recipe[Backbone].name}",
     )
