@@ -49,7 +49,8 @@ def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(network: nn.Module, *, compiled: bool, steps: int = 25, classes: int | None = None, **chosen: Any) -> Any:
     about = {name: chosen.pop(name) for name in ("loss", "weighting") if name in chosen}
     about |= {"weighting": "min-snr"} if classes else {}
-    state, given = new_state(network, ema=chosen.pop("ema", 0.9)), settings(compile=compiled, **chosen)
+    of_state = {name: chosen.pop(name) for name in ("ema", "optimizer") if name in chosen}
+    state, given = new_state(network, **of_state), settings(compile=compiled, **chosen)
     records = list(loop(state, cloud(labels=classes is not None), given, steps=steps, **about))
     check_finite(state, given)
     return state, records
@@ -66,6 +67,8 @@ def trained(network: nn.Module, *, compiled: bool, steps: int = 25, classes: int
         {"warmup": 5, "lr_schedule": "cosine"},
         {"loss": "l1"},
         {"loss": "huber", "weighting": "min-snr"},
+        {"optimizer": "adamw"},
+        {"optimizer": "sgd"},
     ],
 )
 def test_the_whole_step_is_the_step(chosen: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -345,6 +346,24 @@ def test_two_processes_go_on_where_one_stopped(torchrun: Callable[..., Torchrun]
     assert outcome.err.count("resuming two after step 30") == 1
     assert outcome.err.count("processes 1, now 2") == 1
     one(tmp_path, "train", *POINTS, "--threads", 1, "--steps", 60, "--checkpoint-every", 30, "--out", "one")
+    assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_other_weights(
+    torchrun: Callable[..., Torchrun], tmp_path: Path, points_run: Path
+) -> None:
+    """They do so together, and go on together from the state before the first step, without the source."""
+    source = shutil.copytree(points_run, tmp_path / "source")
+    start = (*POINTS, "--threads", 1, "--steps", 40, "--train-only", "^last|^first", "--init-from", "source")
+    one(tmp_path, "train", *start, "--out", "one")
+    outcome = torchrun("train", *start, "--out", "two").end()
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("took 8 of 8 tensors") == 1
+    assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
+    shutil.rmtree(source)
+    RunFolder(tmp_path / "two").state(40).unlink()
+    assert torchrun("train", "--resume", "two").end().code == 0
     assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
 
 

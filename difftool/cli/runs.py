@@ -52,7 +52,8 @@ def runs(
         for row in rows:
             steps = f"{row['step']}/{row['steps']}" if row["steps"] is not None else str(row["step"])
             values = ["-" if row[name] is None else f"{row[name]:.4g}" for name in shown]
-            names, kinds = row["components"], ("dataset", "schedule", "backbone", "prediction")
+            kinds = ("dataset", "schedule", "backbone", "prediction")
+            names = row["components"]
             what = " / ".join(shortened(str(names[kind]), LONGEST_NAME) for kind in kinds if names.get(kind))
             started = row["started"][:16].replace("T", " ")
             add_row(table, row["run"], started, row["status"], steps, *values, what)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from difftool.components import KINDS, Backbone, Component, Dataset, suggestion_attribute
+from difftool.components import KINDS, Backbone, Companion, Component, Dataset, suggestion_attribute
 from difftool.data.memory import Memory
 from difftool.errors import BadFile, DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError
 from difftool.options import dashed, fields, make, plain, suggestion
@@ -35,6 +35,9 @@ MAY_CHANGE = (
 )
 """Settings that may differ when a run resumes. None of them changes the steps already made; a later end stretches a
 cosine learning rate, and another number of threads or parts may change sums in their last digits."""
+LOCAL = ("init_from", "init_weights")
+"""Settings that name a file of this machine, where a run began. Nothing compares them, and files of weights hold none
+of them."""
 NOT_READ_BACK = ("run", "plugins", "format")
 """Tables of a config file that only record."""
 
@@ -44,9 +47,9 @@ def recipe_kinds() -> dict[str, type[Component]]:
     return {kind: base for kind, base in KINDS.items() if "train" in base.commands and not base.several}
 
 
-def companion_kinds() -> dict[str, type[Component]]:
+def companion_kinds() -> dict[str, type[Companion]]:
     """Return the kinds of which any number accompanies a run, by the name of their config table (`loggers`)."""
-    return {base.plural(): base for base in KINDS.values() if "train" in base.commands and base.several}
+    return {base.plural(): base for base in KINDS.values() if issubclass(base, Companion)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +72,10 @@ class Recipe:
 
     def shared_document(self) -> dict[str, dict[str, Any]]:
         """Return the document for files of weights, which others may get: it names no path of this machine."""
-        return {
-            key: without_paths(type(self.parts[key]), table) if key in self.parts else table
-            for key, table in self.document().items()
-        }
+        tables = self.document()
+        shared = {kind: without_paths(type(part), tables[kind]) for kind, part in self.parts.items()}
+        settings = {name: value for name, value in tables["training"].items() if name not in LOCAL}
+        return {**shared, "training": settings}
 
     def plugins(self, companions: Iterable[Component] = ()) -> dict[str, str]:
         """Return what the components come from, also companions: packages with versions, scripts with digests."""
@@ -124,7 +127,7 @@ def differences(before: Recipe, now: Recipe) -> list[str]:
             rows.append(f"--{table} is {old[table]['name']} in the run, not {new[table]['name']}")
             continue
         if table == "training":
-            ignored = {*MAY_CHANGE}
+            ignored = {*MAY_CHANGE, *LOCAL}
         else:
             own = fields(cls := type(now.parts[table]))
             ignored = {f.name for f in own for some in (old, new) if is_path(cls, f, some[table].get(f.name))}
@@ -138,6 +141,8 @@ def differences(before: Recipe, now: Recipe) -> list[str]:
 
 def _in_words(value: Any) -> str:
     words = {True: "on", False: "off", None: "not set"}
+    if isinstance(value, list):
+        return ",".join(map(_in_words, value)) or "none"
     return words[value] if value is None or isinstance(value, bool) else str(value)
 
 

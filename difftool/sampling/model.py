@@ -20,10 +20,11 @@ from difftool.diffusion.estimate import Denoise
 from difftool.diffusion.prediction import step_gain
 from difftool.errors import BadFile, DifftoolError, UsageError
 from difftool.options import make
-from difftool.plugins.build import build_network, build_schedule, load_samples, loading
+from difftool.plugins.build import build_network, build_schedule, load_samples, loading, puts_image_beside
 from difftool.runs import averages, checkpoint
 from difftool.runs.averages import canonical
 from difftool.runs.folder import RunFolder, find_model, step_of
+from difftool.runs.origin import Origin
 from difftool.runs.recipe import Recipe, changed_scripts, made_with, plugins_of, read_recipe
 from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import draw
@@ -59,6 +60,10 @@ class Model(Source):
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     forward: Callable[..., Tensor] | None = None
     """The compiled network, which takes the place of `network` in calls."""
+    digest: str = ""
+    """The digest that the file carries, SHA-256 in hexadecimal."""
+    origin: Origin | None = None
+    """The model whose weights its run started from, or None."""
 
     @classmethod
     def read(cls, path: Path, *, device: torch.device | str = "cpu", run: RunFolder | None = None) -> Model:
@@ -66,7 +71,7 @@ class Model(Source):
 
         Raises `BadFile`, or `UnknownComponent` if a plugin is missing.
         """
-        tensors, document = checkpoint.load(path)
+        tensors, document, digest = checkpoint.load_with_digest(path)
         if document.get("kind") != "model":
             if document.get("kind") == "state":
                 raise BadFile(f"{path} holds a training state, not a model; sample the run's model.safetensors")
@@ -85,6 +90,10 @@ class Model(Source):
         ):
             raise BadFile(f"{path}: its metadata are malformed")
         try:
+            origin = Origin.read(document.get("init_from"))
+        except ValueError as error:
+            raise BadFile(f"{path}: its metadata are malformed: {error}") from None
+        try:
             network = _network(path, recipe, data, tensors)
         except DifftoolError as error:
             raise BadFile(f"{error}{made_with(document.get('plugins'))}") from None
@@ -93,7 +102,7 @@ class Model(Source):
         used = plugins_of(part for part in recipe.parts.values() if part.needed_to_sample)
         for change in changed_scripts(document.get("plugins"), used):
             warnings.warn(change, stacklevel=2)
-        model = cls(recipe, data, schedule, network, weights, step, path, run)
+        model = cls(recipe, data, schedule, network, weights, step, path, run, digest=digest, origin=origin)
         return model.to(device)
 
     def save(self, path: str | Path, *, overwrite: bool = True) -> None:
@@ -106,6 +115,8 @@ class Model(Source):
             "weights": self.weights,
             "step": self.step,
         }
+        if self.origin is not None:
+            document["init_from"] = self.origin.document()
         checkpoint.save(Path(path), self.network.state_dict(), document, overwrite=overwrite)
 
     def to(self, device: torch.device | str) -> Model:
@@ -140,6 +151,7 @@ class Model(Source):
             self.recipe[Prediction],
             ObjectiveSpec(schedule=self.schedule, sigma_data=self.data.std),
             cond=cond,
+            image_beside=puts_image_beside(self.recipe[Backbone], self.data),
             self_condition=self.recipe.training.self_condition,
             learned_variance=self.recipe.training.learn_variance,
             bounds=self.data.bounds,
@@ -175,7 +187,7 @@ class Model(Source):
             raise DifftoolError(
                 f"dataset {dataset.name}: its items are {shape}, and those of the model {self.data.shape}"
             )
-        return load_samples(dataset, self.recipe.training.seed)
+        return load_samples(dataset, self.recipe.training.seed, self.recipe.training.condition)
 
 
 def _network(path: Path, recipe: Recipe, data: DataFacts, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -245,7 +257,7 @@ def raw_model(model: Model, run: RunFolder) -> Model:
     reasons = []
     for path in run.saved_states():
         try:
-            tensors, document = checkpoint.load(path)
+            tensors, document, digest = checkpoint.load_with_digest(path)
             if document.get("kind") != "state" or document.get("step") != step_of(path):
                 raise BadFile(f"{path} is not the training state that its name says")
         except BadFile as error:
@@ -257,5 +269,5 @@ def raw_model(model: Model, run: RunFolder) -> Model:
         if rows := checkpoint.differences(model.network.state_dict(), raw):
             raise BadFile(f"{path}: its weights do not fit: {rows}")
         model.network.load_state_dict(raw)
-        return replace(model, weights="raw", step=step_of(path), source=path)
+        return replace(model, weights="raw", step=step_of(path), source=path, digest=digest)
     raise BadFile(reasons[0] if reasons else f"run {run.path} has no training state, so its raw weights are gone")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from difftool.errors import BadFile, DifftoolError
 from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
+from difftool.runs.origin import Origin
 from difftool.runs.recipe import Recipe, differences, read_recipe
 from difftool.settings import LARGEST_STEP
 from difftool.training.auxiliary import trainable
@@ -91,6 +92,8 @@ class StateMetadata:
     """The fingerprint of the data."""
     machine: Mapping[str, Any] = field(default_factory=dict)
     """The machine. Results are the same to the last bit only on machines of the same kind."""
+    origin: Origin | None = None
+    """The model whose weights the run started from, or None."""
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> StateMetadata:
@@ -100,7 +103,7 @@ class StateMetadata:
             raise ValueError("elapsed must be a time")
         if not isinstance(data, str) or not isinstance(machine, dict):
             raise ValueError("data must be a string, and machine a table")
-        return cls(elapsed=elapsed, data=data, machine=machine)
+        return cls(elapsed=elapsed, data=data, machine=machine, origin=Origin.read(document.get("init_from")))
 
 
 def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata) -> None:
@@ -119,6 +122,8 @@ def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata)
         "data": metadata.data,
         "machine": dict(metadata.machine),
     }
+    if metadata.origin is not None:
+        document["init_from"] = metadata.origin.document()
     checkpoint.save(path, tensors, document)
 
 

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from difftool.components import Loss
 from difftool.devices import autocast
 from difftool.distributed import SINGLE, ProcessGroup
-from difftool.errors import blaming
+from difftool.errors import DifftoolError, blaming
 from difftool.training.auxiliary import trainable
 from difftool.training.batch import Moment
 from difftool.training.minimise import Predictor, batch_of, minimise
@@ -159,6 +159,7 @@ def eager_backward(
                 with blaming(f"loss {objective.loss.name}", *passing):
                     loss, losses = minimise(objective, predict, batch_of(objective, part, moment), state.auxiliary)
                     if not loss.requires_grad:
+                        check_trainable(state.network)
                         raise ValueError("its losses do not depend on the network; predict outside of torch.no_grad()")
                 weight = share * loss_factor
                 loss = loss if weight == 1.0 else weight * loss
@@ -185,6 +186,12 @@ def together(parts: Sequence[Minimised]) -> Minimised:
 
     losses, predictions = [part.losses for part in parts], [part.prediction for part in parts]
     return Minimised(torch.stack([part.loss for part in parts]).sum(), joined(losses), joined(predictions))
+
+
+def check_trainable(network: nn.Module) -> None:
+    """Raise `DifftoolError` if some parameters are frozen: they may be all those that a loss depends on."""
+    if not all(weight.requires_grad for weight in network.parameters()):
+        raise DifftoolError("no parameter that trains has a part in the loss; train others too")
 
 
 def parts(inputs: Inputs, count: int) -> Iterator[tuple[Inputs, float]]:
