@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Command,
         Dataset,
         Logger,
+        Loss,
         NoiseSchedule,
         Optimizer,
         Oracle,
@@ -56,6 +57,11 @@ def difftool_samplers() -> Iterable[type[Sampler]]:  # type: ignore[empty-body]
 @hookspec
 def difftool_predictions() -> Iterable[type[Prediction]]:  # type: ignore[empty-body]
     """Return predictions: quantities that a network predicts, such as eps, x_0 or v."""
+
+
+@hookspec
+def difftool_losses() -> Iterable[type[Loss]]:  # type: ignore[empty-body]
+    """Return losses: functions of a network and a batch that training minimises."""
 
 
 @hookspec

@@ -14,6 +14,47 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConditionSpec:
+    """The conditions that come with every item, and their shapes. Each is None where the data have none."""
+
+    classes: int | None = None
+    """Number of classes."""
+    vector: int | None = None
+    """Length D of the vector."""
+    image: tuple[int, int, int] | None = None
+    """Shape (C, H, W) of the image."""
+    tokens: tuple[int, int] | None = None
+    """Number and length (L, D) of the tokens."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each field of `Condition` that comes with an item, by name."""
+        shapes = {
+            "label": None if self.classes is None else (),
+            "vector": None if self.vector is None else (self.vector,),
+            "image": self.image,
+            "tokens": self.tokens,
+        }
+        return {name: shape for name, shape in shapes.items() if shape is not None}
+
+    def __bool__(self) -> bool:
+        return bool(self.shapes)
+
+    def __str__(self) -> str:
+        """Return the conditions in words: `3 classes, a vector of 2, an image of 1x8x8`."""
+        words = []
+        if self.classes is not None:
+            words.append(f"{self.classes} {'class' if self.classes == 1 else 'classes'}")
+        if self.vector is not None:
+            words.append(f"a vector of {self.vector}")
+        if self.image is not None:
+            words.append(f"an image of {'x'.join(map(str, self.image))}")
+        if self.tokens is not None:
+            words.append(f"{self.tokens[0]} tokens of {self.tokens[1]}")
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
     """The input and output of a network that a backbone has to build."""
 
@@ -21,12 +62,17 @@ class BackboneSpec:
     """Shape of one item, channels (or coordinates) first: (2,), (3, 32, 32)."""
     out_channels: int
     """Channels of the output, which otherwise has the shape of the item."""
-    classes: int | None = None
-    """Number of classes; index `classes` itself means "no class". None: the network takes no condition."""
+    condition: ConditionSpec = ConditionSpec()
+    """The conditions that the network is given as `cond`; without any, `cond` is None."""
     sigma_data: float = 1.0
     """Standard deviation of the data in model units."""
     self_condition: bool = False
     """Whether the last estimate of x_0 comes beside x_t, as further channels."""
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, or None if the network is given no labels."""
+        return self.condition.classes
 
     @property
     def in_channels(self) -> int:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from difftool import component
 from difftool.training import vectors as weights
-from difftool.training.ema import EMA
 from difftool.training.optimizer import Updater
 from difftool.training.vectors import are_joined, join, views_of
 
@@ -147,21 +146,3 @@ def test_weights_of_several_kinds_are_not_joined(odd: str) -> None:
     assert (join(given) is None) == (other is not None)
     assert are_joined(given) == (other is None)
     assert join([]) is None
-
-
-def test_the_average_of_joined_weights(form: str) -> None:
-    network = Net()
-    average = EMA(network, 0.5)
-    adam(network)
-    values = []
-    for _ in range(6):
-        with torch.no_grad():
-            for p in network.parameters():
-                p.add_(1.0)
-        values.append(network.linear.bias.detach().clone())
-        average.update()
-    expected = values[0]
-    for n, value in enumerate(values[1:], start=1):
-        decay = min(0.5, 1 - (1 + n) ** -0.75)
-        expected = decay * expected + (1 - decay) * value
-    torch.testing.assert_close(average.network.get_parameter("linear.bias"), expected)

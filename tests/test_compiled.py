@@ -11,6 +11,7 @@ import torch
 from test_training import Net, cloud, loop, new_state, objective, settings, state_dict
 from torch import Tensor, nn
 
+from difftool import Condition
 from difftool.training.loop import check_finite
 from difftool.training.state import TrainState
 from difftool.training.step import make_step
@@ -23,16 +24,16 @@ class Plain(Net):
         super().__init__()
         del self.calls
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         h = self.first(torch.cat([x, t[:, None] / 1000], dim=1))
-        answer: Tensor = self.last(torch.tanh(h if cond is None else h + cond[:, None]))
+        answer: Tensor = self.last(torch.tanh(h if cond is None else h + cond.class_index(3)[:, None]))
         return answer
 
 
 class Detour(Plain):
     """Has to wait for a number."""
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         return super().forward(x, t, cond) * (2.0 if float(x.sum()) > 0 else 1.0)
 
 
@@ -44,14 +45,16 @@ def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(network: nn.Module, *, compiled: bool, steps: int = 25, classes: int | None = None, **chosen: Any) -> Any:
-    about_state = {key: chosen.pop(key) for key in ("ema", "optimizer") if key in chosen}
+    about = {name: chosen.pop(name) for name in ("loss", "weighting") if name in chosen}
+    about |= {"weighting": "min-snr"} if classes else {}
+    about_state = {name: chosen.pop(name) for name in ("ema", "optimizer") if name in chosen}
     state, given = new_state(network, **about_state), settings(compile=compiled, **chosen)
-    about = {"weighting": "min-snr"} if classes else {}
     records = list(loop(state, cloud(labels=classes is not None), given, steps=steps, **about))
     check_finite(state, given)
     return state, records
 
 
+@pytest.mark.filterwarnings("error:the backward pass cannot be compiled as a whole")
 @pytest.mark.parametrize(
     "chosen",
     [
@@ -62,6 +65,8 @@ def trained(network: nn.Module, *, compiled: bool, steps: int = 25, classes: int
         {"warmup": 5, "lr_schedule": "cosine"},
         {"optimizer": "adamw"},
         {"optimizer": "sgd"},
+        {"loss": "l1"},
+        {"loss": "huber", "weighting": "min-snr"},
     ],
 )
 def test_the_whole_step_is_the_step(chosen: dict[str, Any]) -> None:
@@ -72,10 +77,10 @@ def test_the_whole_step_is_the_step(chosen: dict[str, Any]) -> None:
     for i, slots in expected.optimizer.weight_state().items():
         for slot, tensor in slots.items():
             torch.testing.assert_close(state.optimizer.weight_state()[i][slot], tensor, rtol=1e-3, atol=1e-6)
-    if expected.ema is not None:
-        assert state.ema.updates == expected.ema.updates == 25
-        for name, tensor in state_dict(expected.ema.network).items():
-            torch.testing.assert_close(state_dict(state.ema.network)[name], tensor, rtol=1e-4, atol=1e-5)
+    assert state.averages.updates == expected.averages.updates == 25
+    for one, other in zip(state.averages, expected.averages, strict=True):
+        for name, tensor in state_dict(other.network).items():
+            torch.testing.assert_close(state_dict(one.network)[name], tensor, rtol=1e-4, atol=1e-5)
     for record, other in zip(records, others, strict=True):
         torch.testing.assert_close(record.loss, other.loss, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(record.grad_norm, other.grad_norm, rtol=1e-4, atol=1e-5)
@@ -85,7 +90,7 @@ def test_the_whole_step_is_the_step(chosen: dict[str, Any]) -> None:
 def test_a_compiled_step_that_is_not_finite_changes_nothing() -> None:
     state = new_state(Plain())
     given = settings(compile=True)
-    step = make_step(state, objective(), given)
+    step = make_step(state, objective(), given, 40)
     inputs = next(iter(loop(state, cloud(), given, steps=40))).inputs
     before = state_dict(state.network)
     outcome = step(inputs._replace(target=inputs.target * math.nan), 0.01, False)

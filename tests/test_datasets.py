@@ -724,7 +724,7 @@ def test_streamed_equals_in_memory(photographs: Path) -> None:
     assert streamed.item_ids == held.item_ids
     everything = range(len(held))
     assert torch.equal(held.take(everything)[0], streamed.take(everything)[0])
-    assert torch.equal(held.take(everything)[1], streamed.take(everything)[1])  # type: ignore[arg-type]
+    assert torch.equal(held.take(everything)[1].label, streamed.take(everything)[1].label)  # type: ignore[union-attr, arg-type]
     again = pickle.loads(pickle.dumps(streamed.items))
     assert torch.equal(again[3], held.items[3])
 
@@ -740,7 +740,7 @@ def test_workers_change_nothing(photographs: Path) -> None:
     for other in batches.values():
         for a, b in zip(first, other, strict=True):
             assert torch.equal(a.items, b.items)
-            assert torch.equal(a.labels, b.labels)  # type: ignore[arg-type]
+            assert torch.equal(a.condition.label, b.condition.label)  # type: ignore[arg-type]
 
 
 def test_good_files_are_remembered_until_they_change(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,7 +231,7 @@ def test_each_process_reads_its_part_of_every_batch(in_memory: bool, augment: An
     parts = [Batches(samples, 5, seed=0, part=slice(*ends)).start(2) for ends in ((0, 2), (2, 5))]
     for whole, *own in zip(islice(Batches(samples, 5, seed=0).start(2), 4), *parts, strict=False):
         assert torch.equal(torch.cat([batch.items for batch in own]), whole.items)
-        assert torch.equal(torch.cat([batch.labels for batch in own]), whole.labels)
+        assert torch.equal(torch.cat([batch.condition.label for batch in own]), whole.condition.label)
 
 
 def test_processes_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,6 +345,24 @@ def test_two_processes_go_on_where_one_stopped(torchrun: Callable[..., Torchrun]
     assert outcome.err.count("resuming two after step 30") == 1
     assert outcome.err.count("processes 1, now 2") == 1
     one(tmp_path, "train", *POINTS, "--threads", 1, "--steps", 60, "--checkpoint-every", 30, "--out", "one")
+    assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_other_weights(
+    torchrun: Callable[..., Torchrun], tmp_path: Path, points_run: Path
+) -> None:
+    """They do so together, and go on together from the state before the first step, without the source."""
+    source = shutil.copytree(points_run, tmp_path / "source")
+    start = (*POINTS, "--threads", 1, "--steps", 40, "--train-only", "^last|^first", "--init-from", "source")
+    one(tmp_path, "train", *start, "--out", "one")
+    outcome = torchrun("train", *start, "--out", "two").end()
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("took 8 of 8 tensors") == 1
+    assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
+    shutil.rmtree(source)
+    RunFolder(tmp_path / "two").state(40).unlink()
+    assert torchrun("train", "--resume", "two").end().code == 0
     assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
 
 

@@ -81,7 +81,7 @@ class Backbone(Component):
         """Return a module `net(x, t, cond=None)`.
 
         x is (B, spec.in_channels, *spec.shape[1:]), of unit variance if the data are (else see `spec.sigma_data`); t is
-        (B,), a float in [0, 1000); cond is (B,) int64 class indices, where `spec.classes` stands for "no class"; the
+        (B,), a float in [0, 1000); cond is a `Condition` with the fields of `spec.condition`, or None without any; the
         output is (B, spec.out_channels, *spec.shape[1:]).
 
         Raise `ValueError` when the shape does not fit, and say which shapes do.

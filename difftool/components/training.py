@@ -14,6 +14,56 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from difftool.specs import ObjectiveSpec, OptimizerLike, Row, RunContext
+    from difftool.training.batch import LossSpec, Pairing, Predict, TrainingBatch
+
+
+class Loss(Component):
+    """The loss of an item."""
+
+    kind = "loss"
+    hook = "difftool_losses"
+    flag = "--loss"
+    commands = ("train",)
+    default = "mse"
+    needed_to_sample = False
+
+    weighted: ClassVar[bool] = False
+    """True if `loss` applies `batch.weight` itself. Otherwise difftool multiplies the loss of each item by it."""
+
+    def build(self, spec: LossSpec) -> nn.Module | None:
+        """Return an auxiliary network, such as a teacher, a target or a learnt uncertainty, or None.
+
+        Its parameters that require gradients are trained with the network's. Parameters and buffers are part of the
+        training state, so a resumed run continues exactly. It stays in the mode (train or eval) that it is returned in.
+        """
+        return None
+
+    def pair(self, pairing: Pairing) -> Pairing:
+        """Return the items, noise and levels of a step as they are to be combined, in the shapes they have.
+
+        `dataclasses.replace(pairing, eps=...)` changes the noise. With several processes, each pairs its own share.
+        """
+        return pairing
+
+    @abstractmethod
+    def loss(self, predict: Predict, batch: TrainingBatch, auxiliary: nn.Module | None) -> Tensor:
+        """Return the loss of each item (B,), to be averaged.
+
+        Metrics measure the first prediction at `batch.x_t`. Without one, the loss of eps has no number, and a variance
+        cannot be learned beside this loss.
+        """
+
+    def mean_loss(self, predict: Predict, batch: TrainingBatch, auxiliary: nn.Module | None) -> Tensor:
+        """Return the mean of `loss` as a scalar. Override it only where one call is cheaper.
+
+        difftool calls an overridden one where no weighting applies and there is no auxiliary network. It computes the
+        losses of items for the metrics later, for many steps at once, from the prediction at `batch.x_t` and the
+        tensors of the batch: `loss` must then depend on nothing else.
+        """
+        return self.loss(predict, batch, auxiliary).mean()
+
+    def after_step(self, network: nn.Module, auxiliary: nn.Module | None) -> None:
+        """Change the auxiliary network after each step of the optimizer, without gradients: move a target network."""
 
 
 class Weighting(Component):

@@ -13,18 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from difftool.data.condition import Condition
 from difftool.data.samples import Augment, Samples
 from difftool.data.tensors import item_of
 from difftool.errors import DifftoolError, blaming, describe, one_line
 from difftool.rng import generator, permutation
+from difftool.scripts import LoadedScripts
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Raw items and labels on the device for one or more steps, or this process's share of each step."""
+    """Raw items and their condition on the device for one or more steps, or this process's share of each step."""
 
     items: Tensor
-    labels: Tensor | None
+    condition: Condition | None
+    noise: Tensor | None = None
+    """The noise that is stored with the items, in place of random noise."""
 
 
 class Batches:
@@ -90,7 +94,8 @@ class Batches:
                 yield batch
             else:
                 steps = enumerate(torch.split(batch.items, self.size), start=step)
-                yield Batch(torch.cat([self._augmented(augment, items, at) for at, items in steps]), batch.labels)
+                items = torch.cat([self._augmented(augment, items, at) for at, items in steps])
+                yield Batch(items, batch.condition)
             step += len(batch.items) // self.size
 
     def _augmented(self, augment: Augment, items: Tensor, step: int) -> Tensor:
@@ -111,7 +116,7 @@ class Batches:
                 indices = indices.pin_memory()
             indices = indices.to(self.device, non_blocking=cuda)
             labels = None if self._labels is None else self._labels.index_select(0, indices)
-            yield Batch(self._items.index_select(0, indices), labels)
+            yield Batch(self._items.index_select(0, indices), _condition(labels))
             step += steps
 
     def _from_source(self, step: int) -> Iterator[Batch]:
@@ -136,10 +141,13 @@ class Batches:
             if isinstance(items, DifftoolError):  # a worker would add its traceback, so the error is handed over
                 # a new one, since this frame must not outlive its error: workers end with it
                 raise DifftoolError(str(items))
-            yield Batch(
-                _on_device(items, self.device),
-                None if labels is None else labels.to(self.device, non_blocking=cuda),
-            )
+            labels = None if labels is None else labels.to(self.device, non_blocking=cuda)
+            yield Batch(_on_device(items, self.device), _condition(labels))
+
+
+def _condition(labels: Tensor | None) -> Condition | None:
+    """Return the condition of labels (B,), none of them hidden."""
+    return None if labels is None else Condition(label=labels, hidden=torch.zeros_like(labels, dtype=torch.bool))
 
 
 def _augment(augment: Augment, items: Tensor, random: torch.Generator) -> Tensor:
@@ -161,6 +169,7 @@ class _Reader(torch.utils.data.Dataset[Any]):
     """A map-style dataset that returns an error instead of an item that cannot be read."""
 
     def __init__(self, samples: Samples, name: str) -> None:
+        self.scripts = LoadedScripts()  # first, since a script may define what the other attributes hold
         self.items, self.labels, self.shape, self.name = samples.items, samples.labels, samples.shape, name
 
     def __len__(self) -> int:

@@ -17,6 +17,7 @@ from difftool.data.samples import Samples, Scaling
 from difftool.data.tensors import check_finite
 from difftool.errors import printable, shortened
 from difftool.files import parse_json
+from difftool.specs import ConditionSpec
 
 LARGEST_UNIT = 1e30
 """The limit for shift, scale and bounds in a file, so that float32 does not overflow."""
@@ -124,6 +125,11 @@ class DataFacts:
     @property
     def classes(self) -> int | None:
         return len(self.class_names) or None
+
+    @property
+    def condition(self) -> ConditionSpec:
+        """The conditions that come with every item."""
+        return ConditionSpec(classes=self.classes)
 
     @property
     def classes_text(self) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from difftool.data.condition import Condition
 from difftool.data.forms import Form, form_of
 from difftool.data.tensors import item_of, numbers_of, tensor_of
 from difftool.errors import DifftoolError, one_line
@@ -150,8 +151,8 @@ class Samples:
         """True if items are pixels (channels, height, width)."""
         return self.form == "image"
 
-    def take(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Return raw items (B, *shape) and labels (B,) at indices. Raises `DifftoolError` if one cannot be read."""
+    def take(self, indices: Sequence[int]) -> tuple[Tensor, Condition | None]:
+        """Return raw items (B, *shape) and their condition at indices. Raises `DifftoolError` if one cannot be read."""
         if isinstance(self.items, Tensor):
             items = self.items[torch.as_tensor(indices)]
         else:
@@ -161,7 +162,10 @@ class Samples:
                 raise DifftoolError(one_line(error)) from error
             except RuntimeError as error:
                 raise DifftoolError(f"items differ in shape: {one_line(error)}") from error
-        return items, None if self.labels is None else self.labels[torch.as_tensor(indices)]
+        if self.labels is None:
+            return items, None
+        labels = self.labels[torch.as_tensor(indices)]
+        return items, Condition(label=labels, hidden=torch.zeros(len(labels), dtype=torch.bool))
 
 
 def _are_texts(values: object) -> bool:

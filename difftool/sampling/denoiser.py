@@ -23,6 +23,7 @@ from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
     from difftool.components import Prediction
+    from difftool.data.condition import Condition
     from difftool.diffusion.schedule import Level
 
 
@@ -42,7 +43,7 @@ class Denoiser:
         prediction: Prediction,
         spec: ObjectiveSpec,
         *,
-        cond: Tensor | None = None,
+        cond: Condition | None = None,
         self_condition: bool = False,
         learned_variance: bool = False,
         bounds: tuple[float, float] | None = None,

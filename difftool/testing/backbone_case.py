@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from difftool.components import Backbone
-from difftool.specs import BackboneSpec
+from difftool.data.condition import Condition
+from difftool.specs import BackboneSpec, ConditionSpec
 from difftool.testing.laws import Failed, Skipped, raised, size
 from difftool.testing.toy_task import CLASSES, ToyTask, noise, predict, train
 
@@ -35,7 +36,8 @@ class Case:
 
     @property
     def spec(self) -> BackboneSpec:
-        return BackboneSpec(shape=self.shape, out_channels=self.shape[0], classes=self.classes)
+        condition = ConditionSpec(classes=self.classes)
+        return BackboneSpec(shape=self.shape, out_channels=self.shape[0], condition=condition)
 
     def build(self, spec: BackboneSpec | None = None, seed: int = 0) -> nn.Module:
         """Build the network from a seed. Raises `Failed` if it is not a module."""
@@ -55,9 +57,11 @@ class Case:
         network = self.build()
         return network, train(network, self.task.noise_loss, GOAL)
 
-    def labels(self, count: int) -> Tensor | None:
+    def labels(self, count: int) -> Condition | None:
         """Return the labels of all classes and "no class" in turn, or None for a backbone that refuses labels."""
-        return None if self.classes is None else torch.arange(count) % (self.classes + 1)
+        if self.classes is None:
+            return None
+        return Condition.of_labels(torch.arange(count) % (self.classes + 1), self.classes)
 
     def predict(self, x: Tensor, t: float | Tensor = 300.0) -> Tensor:
         """Return the output of the trained network for items of all classes and of none."""

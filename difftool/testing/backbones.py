@@ -17,10 +17,10 @@ from difftool.options import make
 from difftool.rng import generator
 from difftool.runs import checkpoint
 from difftool.settings import Training
-from difftool.specs import BackboneSpec
+from difftool.specs import BackboneSpec, ConditionSpec
 from difftool.testing.backbone_case import GOAL, Case
 from difftool.testing.laws import Failed, Skipped, accelerators, gap, largest, raised, require, size
-from difftool.testing.toy_task import LOOK_EVERY, mean_loss, noise, predict, train
+from difftool.testing.toy_task import LOOK_EVERY, labelled, mean_loss, noise, predict, train
 
 ODD_SHAPES: Sequence[tuple[int, ...]] = ((1,), (5,), (1, 1, 1), (3, 7, 5), (1, 12, 8), (4, 6, 6), (2, 9))
 """Shapes that not every network accepts."""
@@ -34,11 +34,11 @@ SENSITIVITY = 1e-3
 
 def returns_the_right_shape(case: Case) -> str:
     """net(x, t, cond) returns float32 of the shape of x, for one item and for five, for each class and for "no class"
-    (index `classes`). It also does so without classes, with twice the channels for a learned variance, and with twice
+    (a hidden label). It also does so without classes, with twice the channels for a learned variance, and with twice
     the input channels if the backbone declares self-conditioning. x is not changed. Labels, a lack of labels, and a
     learned variance may be refused with a `ValueError`."""
     specs = {
-        "plain": replace(case.spec, classes=None),
+        "plain": replace(case.spec, condition=ConditionSpec()),
         "classes": case.spec,
         "learned variance": replace(case.spec, out_channels=2 * case.shape[0]),
     }
@@ -66,9 +66,9 @@ def check_output(network: nn.Module, spec: BackboneSpec, count: int, name: str) 
     x = noise(spec, count)
     before, t = x.clone(), torch.linspace(0.0, 999.0, count)
     for label in (None,) if spec.classes is None else range(spec.classes + 1):
-        which = "" if label is None else f", {'no class' if label == spec.classes else f'class {label}'} (cond {label})"
+        which = "" if label is None else f", {'no class' if label == spec.classes else f'class {label}'}"
         try:
-            output = predict(network, x, t, None if label is None else torch.full((count,), label))
+            output = predict(network, x, t, labelled(label, count, spec.classes))
         except Exception as error:
             raise Failed(f"{name}, {counted(count, 'item')}{which}: {raised(error)}") from None
         expected = (count, spec.out_channels, *spec.shape[1:])
@@ -82,7 +82,7 @@ def refuses_unsupported_shapes(case: Case) -> str:
     train."""
     accepted, refused = [], []
     for shape in ODD_SHAPES:
-        spec = BackboneSpec(shape=shape, out_channels=shape[0], classes=case.classes)
+        spec = replace(case.spec, shape=shape, out_channels=shape[0])
         try:
             network = case.build(spec)
         except ValueError:
@@ -147,7 +147,7 @@ def uses_the_label(case: Case) -> str:
         required = f"{without:.3f} without; at most {LABEL_GOAL * without:.3f} is required"
         raise Failed(f"error {errors[worst]:.3f} with the label of class {worst}, {required}")
     x = noise(case.spec, 1)
-    outputs = [predict(network, x, 999.0, torch.tensor([label])) for label in range(case.classes + 1)]
+    outputs = [predict(network, x, 999.0, labelled(label, 1, case.classes)) for label in range(case.classes + 1)]
     for a, b in combinations(range(len(outputs)), 2):
         if not gap(outputs[a], outputs[b]) > SENSITIVITY * largest(outputs[a]):
             other = "no class" if b == case.classes else f"class {b}"

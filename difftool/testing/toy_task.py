@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from difftool.data.condition import Condition
 from difftool.rng import generator
 from difftool.specs import BackboneSpec
 from difftool.testing.known import TABLES
@@ -41,7 +42,7 @@ class ToyTask:
         items = patterns[labels] + 0.1 * torch.randn(8, *shape, generator=random)
         return cls(items, labels, patterns.contiguous(), classes)
 
-    def batch(self, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    def batch(self, random: torch.Generator) -> tuple[Tensor, Tensor, Condition | None, Tensor, Tensor]:
         """Return (x_t, t, cond, eps, x_0) on the linear schedule; one label in ten is hidden."""
         table = TABLES["linear"]
         chosen = torch.randint(len(self.items), (BATCH_SIZE,), generator=random)
@@ -50,7 +51,7 @@ class ToyTask:
         x_0 = self.items[chosen]
         eps = torch.randn(x_0.shape, generator=random)
         alpha, sigma = (values[t].float().view(-1, *(1,) * (x_0.ndim - 1)) for values in (table.alpha, table.sigma))
-        cond = None if self.classes is None else self.labels[chosen].masked_fill(hidden, self.classes)
+        cond = None if self.classes is None else Condition(label=self.labels[chosen], hidden=hidden).hide(hidden)
         return alpha * x_0 + sigma * eps, t.float(), cond, eps, x_0
 
     def noise_loss(self, network: nn.Module, random: torch.Generator) -> Tensor:
@@ -77,7 +78,8 @@ class ToyTask:
         label = label if only is None else torch.full_like(label, only)
         x = torch.randn(BATCH_SIZE, *self.items.shape[1:], generator=random)
         hide = torch.rand(BATCH_SIZE, generator=random) < hidden
-        output = network(x, torch.full((BATCH_SIZE,), 999.0), label.masked_fill(hide, CLASSES))
+        cond = Condition(label=label, hidden=hide).hide(hide)
+        output = network(x, torch.full((BATCH_SIZE,), 999.0), cond)
         error: Tensor = (output - self.patterns[label]).square().mean()
         return error
 
@@ -111,13 +113,20 @@ def mean_loss(network: nn.Module, loss: Loss) -> float:
 
 
 @torch.no_grad()
-def predict(network: nn.Module, x: Tensor, t: float | Tensor, cond: Tensor | None) -> Tensor:
+def predict(network: nn.Module, x: Tensor, t: float | Tensor, cond: Condition | None) -> Tensor:
     """Return the network's output in evaluation mode, at one time for all items or at one time for each."""
     network.eval()
     output = network(x, torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x)), cond)
     if not isinstance(output, Tensor):
         raise Failed(f"it returned a {type(output).__name__}, not a tensor")
     return output
+
+
+def labelled(label: int | None, count: int, classes: int | None) -> Condition | None:
+    """Return the condition of items that all have one label, where `classes` hides it; None without classes."""
+    if label is None or classes is None:
+        return None
+    return Condition.of_labels(torch.full((count,), label), classes)
 
 
 def noise(spec: BackboneSpec, count: int) -> Tensor:

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from difftool import Condition
+
 
 def sinusoidal(t: Tensor, size: int, frequencies: str = "transformer") -> Tensor:
     """Return the sines and cosines (B, size) of t (B,), a time in [0, 1000).
@@ -23,14 +25,14 @@ def sinusoidal(t: Tensor, size: int, frequencies: str = "transformer") -> Tensor
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def labels_or_null(x: Tensor, cond: Tensor | None, classes: int) -> Tensor:
-    """Return the labels (B,) of the items of x; without `cond`, all of them are "no class", which is `classes`."""
-    return torch.full((len(x),), classes, device=x.device) if cond is None else cond
+def class_index(x: Tensor, cond: Condition | None, classes: int) -> Tensor:
+    """Return the labels (B,) of the items of x; hidden ones, and all of them without `cond`, are `classes`."""
+    return torch.full((len(x),), classes, device=x.device) if cond is None else cond.class_index(classes)
 
 
-def refuse_labels(cond: Tensor | None) -> None:
+def refuse_labels(cond: Condition | None) -> None:
     """Raise `ValueError` for labels. A network without classes would ignore them, and its output would be wrong."""
-    if cond is not None:
+    if cond is not None and cond.label is not None:
         raise ValueError("this network was built without classes and takes no labels")
 
 
@@ -46,7 +48,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
 
 
 class Embedding(nn.Module):
-    """Embed time t (B,) and labels cond (B,) as vectors (B, width): MLP(sinusoidal(t)) + table[cond].
+    """Embed time t (B,) and the labels of `cond` as vectors (B, width): MLP(sinusoidal(t)) + table[label].
 
     Args:
         time_dim: Number of sines and cosines of t; even.
@@ -72,11 +74,11 @@ class Embedding(nn.Module):
         self.outer = nn.Linear(width, width)
         self.label = None if classes is None else nn.Embedding(classes + 1, width)
 
-    def forward(self, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, t: Tensor, cond: Condition | None = None) -> Tensor:
         waves = sinusoidal(t, self.time_dim, self.frequencies).to(self.inner.weight.dtype)
         vectors: Tensor = self.outer(self.activation(self.inner(waves)))
         if self.label is None or self.classes is None:
             refuse_labels(cond)
         else:
-            vectors = vectors + self.label(labels_or_null(t, cond, self.classes))
+            vectors = vectors + self.label(class_index(t, cond, self.classes))
         return vectors

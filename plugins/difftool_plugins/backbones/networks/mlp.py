@@ -8,14 +8,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from difftool_plugins.backbones.networks.embeddings import Embedding, labels_or_null, refuse_labels
+from difftool import Condition
+from difftool_plugins.backbones.networks.embeddings import Embedding, class_index, refuse_labels
 
 TIME_RANGE = 1000.0
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
 
 class MLPNetwork(nn.Module):
-    """Map x (B, in_channels, *shape[1:]), t (B,) and cond (B,) to an output (B, *shape).
+    """Map x (B, in_channels, *shape[1:]), t (B,) and conditions `cond` to an output (B, *shape).
 
     Args:
         in_channels: Channels of x.
@@ -61,7 +62,7 @@ class MLPNetwork(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.last = nn.Linear(width, math.prod(shape))
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         flat = x.flatten(1)
         if self.embedding is None:
             h = self.first(torch.cat([flat, *self.columns(flat, t, cond)], dim=1))
@@ -74,11 +75,11 @@ class MLPNetwork(nn.Module):
         output: Tensor = self.last(h).unflatten(1, self.shape)
         return output
 
-    def columns(self, x: Tensor, t: Tensor, cond: Tensor | None) -> list[Tensor]:
+    def columns(self, x: Tensor, t: Tensor, cond: Condition | None) -> list[Tensor]:
         """Return time (B, 1), and the one-hot labels (B, classes) if there are classes, in the dtype of x."""
         time = (t / TIME_RANGE).to(x.dtype)[:, None]
         if self.classes is None:
             refuse_labels(cond)
             return [time]
-        labels = labels_or_null(x, cond, self.classes)[:, None]
+        labels = class_index(x, cond, self.classes)[:, None]
         return [time, (labels == torch.arange(self.classes, device=x.device)).to(x.dtype)]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from difftool import Condition
 from difftool_plugins.backbones.networks.attention import (
     Attention,
     FullAttention,
@@ -141,7 +142,7 @@ class Up(nn.Module):
 
 
 class UNetNetwork(nn.Module):
-    """Map x (B, in_channels, H, W), t (B,) and cond (B,) to an output (B, out_channels, H, W).
+    """Map x (B, in_channels, H, W), t (B,) and conditions `cond` to an output (B, out_channels, H, W).
 
     With `zero_init` the weights of the last convolution start at zero, and so does the output. H and W must be
     multiples of 2^(len(widths) - 1).
@@ -250,7 +251,7 @@ class UNetNetwork(nn.Module):
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         with full_precision(x.device):
             embedding = F.silu(self.embedding(t, cond))
         x = first = self.first(x)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from difftool import Condition
+
 TIME_DIM = 256
 """Number of sines and cosines of t."""
 LONGEST = 1e4
@@ -19,7 +21,7 @@ LONGEST = 1e4
 
 
 class DiTNetwork(nn.Module):
-    """Map x (B, in_channels, H, W), t (B,) and cond (B,) to an output (B, out_channels, H, W).
+    """Map x (B, in_channels, H, W), t (B,) and conditions `cond` to an output (B, out_channels, H, W).
 
     The weights of the last layer start at zero, and so does the output.
 
@@ -54,7 +56,7 @@ class DiTNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.patch, self.grid = patch, (size[0] // patch, size[1] // patch)
-        self.condition = Condition(dim, classes)
+        self.condition = Conditioning(dim, classes)
         self.first = linear(in_channels * patch**2, dim)
         # the positions follow from the options and the size, so files of weights do not hold them
         self.register_buffer("positions", grid_waves(*self.grid, dim), persistent=False)
@@ -62,7 +64,7 @@ class DiTNetwork(nn.Module):
         self.modulation = Modulation(dim, 2)
         self.output = zero_linear(dim, out_channels * patch**2)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         condition = self.condition(t, cond)
         tokens = self.first(patchify(x, self.patch)) + self.positions
         for block in self.blocks:
@@ -131,8 +133,8 @@ class Attention(nn.Module):
         return output
 
 
-class Condition(nn.Module):
-    """Embed time t (B,) and labels cond (B,) as vectors (B, dim): silu(MLP(waves(t)) + table[cond]).
+class Conditioning(nn.Module):
+    """Embed time t (B,) and the labels of `cond` as vectors (B, dim): silu(MLP(waves(t)) + table[label]).
 
     The silu with which every modulation of the paper begins is computed once, here.
     """
@@ -148,11 +150,12 @@ class Condition(nn.Module):
             else:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, t: Tensor, cond: Tensor | None) -> Tensor:
+    def forward(self, t: Tensor, cond: Condition | None) -> Tensor:
         vector: Tensor = self.time(waves(t, TIME_DIM))
         if self.label is not None and self.classes is not None:
-            vector = vector + self.label(torch.full_like(t, self.classes, dtype=torch.int64) if cond is None else cond)
-        elif cond is not None:  # to ignore a label would give a wrong output
+            nothing = torch.full_like(t, self.classes, dtype=torch.int64)
+            vector = vector + self.label(nothing if cond is None else cond.class_index(self.classes))
+        elif cond is not None and cond.label is not None:  # to ignore a label would give a wrong output
             raise ValueError("this network was built without classes and takes no labels")
         return F.silu(vector)
 
