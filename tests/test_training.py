@@ -55,7 +55,7 @@ def objective(
     prediction: str = "eps",
     weighting: str = "none",
     time: str = "uniform",
-    loss: str = "mse",
+    loss: str | Loss = "mse",
     bounds: tuple[float, float] | None = None,
     data: DataFacts | None = None,
     **options: Any,
@@ -65,7 +65,7 @@ def objective(
         make(registry().of_kind(Prediction, prediction), {}),
         make(registry().of_kind(Weighting, weighting), {}),
         make(registry().of_kind(TimestepSampling, time), {}),
-        make(registry().of_kind(Loss, loss), {}),
+        make(registry().of_kind(Loss, loss), {}) if isinstance(loss, str) else loss,
         device=CPU,
         data=data or DataFacts(shape=(2,), shift=(0.0, 0.0), scale=(1.0, 1.0), bounds=bounds),
         **options,
@@ -135,9 +135,9 @@ def test_parameters_that_train_have_a_part_in_the_loss() -> None:
     network = Net()
     network.requires_grad_(False)
     network.unused = nn.Parameter(torch.zeros(2))
-    adam: Any = component("optimizer", "adam")
+    state = TrainState.new(network, settings(), CPU, optimizer=component("optimizer", "adam"))
     with pytest.raises(DifftoolError, match="no parameter that trains has a part in the loss; train others too"):
-        next(loop(TrainState.new(network, settings(), CPU, optimizer=adam), cloud(), settings(), steps=1))
+        next(loop(state, cloud(), settings(), steps=1))
 
 
 # --- noise ---------------------------------------------------------------------------------------------------------
