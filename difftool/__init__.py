@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from difftool.api import load as load
     from difftool.api import train as train
     from difftool.components import Backbone as Backbone
+    from difftool.components import Callback as Callback
     from difftool.components import Command as Command
     from difftool.components import Component as Component
     from difftool.components import Dataset as Dataset
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from difftool.data.images import BadImage as BadImage
     from difftool.data.images import check_image as check_image
     from difftool.data.images import read_image as read_image
+    from difftool.data.images import same_proportions as same_proportions
     from difftool.data.samples import PIXELS as PIXELS
     from difftool.data.samples import DatasetContext as DatasetContext
     from difftool.data.samples import Samples as Samples
@@ -65,8 +67,10 @@ if TYPE_CHECKING:
     from difftool.specs import ConditionSpec as ConditionSpec
     from difftool.specs import ObjectiveSpec as ObjectiveSpec
     from difftool.specs import OracleSpec as OracleSpec
+    from difftool.specs import Progress as Progress
     from difftool.specs import Row as Row
     from difftool.specs import RunContext as RunContext
+    from difftool.specs import Stop as Stop
     from difftool.training.batch import LossSpec as LossSpec
     from difftool.training.batch import Pairing as Pairing
     from difftool.training.batch import Predict as Predict
@@ -77,6 +81,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "api": ("load", "train"),
     "components": (
         "Backbone",
+        "Callback",
         "Command",
         "Component",
         "Dataset",
@@ -93,7 +98,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "Writer",
     ),
     "data.condition": ("Condition",),
-    "data.images": ("BadImage", "check_image", "read_image"),
+    "data.images": ("BadImage", "check_image", "read_image", "same_proportions"),
     "data.samples": ("PIXELS", "DatasetContext", "Samples", "points"),
     "diffusion.estimate": ("Denoise", "Estimate", "Noise", "Step"),
     "diffusion.schedule": ("CLEAN", "TIME_RANGE", "Level", "Schedule"),
@@ -105,7 +110,16 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "options": ("option",),
     "plugins.registry": ("component", "load_plugin", "names"),
     "sampling.model": ("Model",),
-    "specs": ("BackboneSpec", "ConditionSpec", "ObjectiveSpec", "OracleSpec", "Row", "RunContext"),
+    "specs": (
+        "BackboneSpec",
+        "ConditionSpec",
+        "ObjectiveSpec",
+        "OracleSpec",
+        "Progress",
+        "Row",
+        "RunContext",
+        "Stop",
+    ),
     "training.batch": ("LossSpec", "Pairing", "Predict", "TrainingBatch"),
     "training.fused_adam": ("FusedAdam",),
 }

@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, NoReturn
 
+import paper_losses
 import pytest
 from conftest import IMAGES, POINTS, Outcome, invoke, last_of, tree
 from PIL import Image
@@ -53,7 +54,15 @@ Job = Callable[[], object]
 
 
 def serve(descriptor: int) -> None:
-    """Fork for each job that comes in. Send its process number when it begins, and its exit code when it has ended."""
+    """Fork for each job that comes in. Send its process number when it begins, and its exit code when it has ended.
+
+    The jobs know the losses of `paper_losses`, as if their package were installed.
+    """
+    with paper_losses.installed():
+        serve_jobs(descriptor)
+
+
+def serve_jobs(descriptor: int) -> None:
     invoke("train", *POINTS, "--steps", 1, "--out", "warm")  # for what is imported late
     gc.freeze()
     connection = Connection(descriptor)
@@ -474,8 +483,15 @@ MIXED = (
     *("--lr-schedule", "cosine", "--warmup", 5, "--clip", 1, "--stratified", "--threads", 1, "--checkpoint-every", 3),
     *(*AVERAGES, "--snapshot-every", 4),
 )
+ADAMW = ("--optimizer", "adamw", "--optimizer.weight-decay", 0.1, "--lr-schedule", "linear")
+"""Two groups of weights, one of them without decay."""
 RUNS: dict[str, tuple[object, ...]] = {
     "points": (*POINTS, *MIXED, "--held-out", 60, "--steps", 60),
+    "target network": (*POINTS, *MIXED, "--loss", "consistency", "--held-out", 60, "--steps", 60),
+    "learnt uncertainty": (*IMAGES, *MIXED, "--loss", "learnt-uncertainty", "--weighting", "min-snr", "--steps", 18),
+    "adamw": (*POINTS, *MIXED, *ADAMW, "--steps", 60),
+    "adamw, unet": (*IMAGES, *MIXED, *ADAMW, "--steps", 18),
+    "muon": (*IMAGES, *MIXED, "--optimizer", "muon", "--steps", 18),
     "gradients": (*IMAGES, *MIXED, "--backbone.dropout", 0.2, "--self-condition", "--learn-variance", "--steps", 18),
     "bf16": (*IMAGES, *MIXED, "--backbone.dropout", 0.1, "--precision", "bf16", "--held-out", 8, "--steps", 18),
     "digits": (*IMAGES, *MIXED, "--workers", 0, "--steps", 18),
@@ -508,13 +524,13 @@ def without(arguments: tuple[object, ...], option: str) -> tuple[object, ...]:
     return (*arguments[:at], *arguments[at + 2 :])
 
 
+QUICK = ("points", "target network", "adamw", "digits, 2 workers")
+"""The runs that are killed in the fast tests, too."""
 KILLS = (("while", 4, 2), ("before", 9, 3), ("after", 15, 5))
 """Where a run is killed: at the state of which step, and how often it saves until then."""
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("points", "digits, 2 workers") else pytest.param(name, marks=SLOW) for name in RUNS]
-)
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=SLOW) for name in RUNS])
 def test_a_run_killed_several_times_ends_like_an_unbroken_one(
     server: Server, digits: Path, tmp_path: Path, name: str
 ) -> None:

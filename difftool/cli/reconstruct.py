@@ -129,7 +129,7 @@ def _dataset_items(model: Model, num_samples: int | None) -> tuple[Tensor, Condi
     count = min(num_samples or (IMAGES if samples.is_image else POINTS), len(samples))
     with loading(model.recipe[Dataset]):  # items on disk are read here
         items, condition = samples.take(range(count))
-    x_0 = model.data.scaling.to_model(items).to(model.device)
+    x_0, condition = model.data.scaling.to_model(items).to(model.device), model.data.model_condition(condition)
     return x_0, None if condition is None else condition.to(model.device), [f"item {i}" for i in range(count)]
 
 

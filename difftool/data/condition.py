@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,14 @@ class Condition:
         """Return the condition of labels (B,), where `classes` itself stands for a hidden label."""
         hidden = labels == classes
         return cls(label=labels.masked_fill(hidden, 0), hidden=hidden)
+
+    @classmethod
+    def shown(cls, fields: Mapping[str, Tensor]) -> Condition | None:
+        """Return the condition of fields by name, hidden for no item; None without any field."""
+        if not fields:
+            return None
+        first = next(iter(fields.values()))
+        return cls(**fields, hidden=torch.zeros(len(first), dtype=torch.bool, device=first.device))
 
     @classmethod
     def nothing(cls, count: int, spec: ConditionSpec, device: torch.device) -> Condition:
@@ -66,6 +74,11 @@ class Condition:
         shown = {name: tensor for name, tensor in self.tensors().items() if name != "hidden"}
         zeroed = {name: t.masked_fill(items.view(-1, *(1,) * (t.ndim - 1)), 0) for name, t in shown.items()}
         return replace(self, **zeroed, hidden=self.hidden | items)
+
+    def without(self, name: str) -> Condition | None:
+        """Return the condition without a field; None if no other is there."""
+        rest = {field: tensor for field, tensor in self.tensors().items() if field != name}
+        return Condition(**rest) if len(rest) > 1 else None
 
     def class_index(self, classes: int) -> Tensor:
         """Return the labels (B,), with `classes` where they are hidden: the row of a table of classes + 1 embeddings.
