@@ -245,11 +245,9 @@ def power_model(model: Model, run: RunFolder | None, length: float) -> Model:
     """Return the model with a power-function average, reconstructed from the snapshots of its run."""
     if run is None:
         raise UsageError(f"--ema-length: {model.source} holds {model.weights} alone; name its run folder")
-    made = reconstruct(run, length, {name for name, _ in model.network.named_parameters()})
-    if rows := checkpoint.differences(model.network.state_dict(), made.tensors):
-        raise BadFile(f"{made.path}: its weights do not fit: {rows}")
-    model.network.load_state_dict(made.tensors)
-    return replace(model, weights=averages.power_name(length), step=made.step, source=made.path)
+    tensors, step, source = reconstruct(run, length, model.network)
+    model.network.load_state_dict(tensors)
+    return replace(model, weights=averages.power_name(length), step=step, source=source)
 
 
 def raw_model(model: Model, run: RunFolder) -> Model:
