@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from difftool.components import Component as Component
     from difftool.components import Dataset as Dataset
     from difftool.components import Logger as Logger
+    from difftool.components import Loss as Loss
     from difftool.components import NoiseSchedule as NoiseSchedule
+    from difftool.components import Optimizer as Optimizer
     from difftool.components import Oracle as Oracle
     from difftool.components import Prediction as Prediction
     from difftool.components import Sampler as Sampler
@@ -31,9 +33,11 @@ if TYPE_CHECKING:
     from difftool.components import TimestepSampling as TimestepSampling
     from difftool.components import Weighting as Weighting
     from difftool.components import Writer as Writer
+    from difftool.data.condition import Condition as Condition
     from difftool.data.images import BadImage as BadImage
     from difftool.data.images import check_image as check_image
     from difftool.data.images import read_image as read_image
+    from difftool.data.images import same_proportions as same_proportions
     from difftool.data.samples import PIXELS as PIXELS
     from difftool.data.samples import DatasetContext as DatasetContext
     from difftool.data.samples import Samples as Samples
@@ -56,15 +60,22 @@ if TYPE_CHECKING:
     from difftool.hookspecs import hookimpl as hookimpl
     from difftool.options import option as option
     from difftool.plugins.registry import component as component
+    from difftool.plugins.registry import load_plugin as load_plugin
     from difftool.plugins.registry import names as names
     from difftool.sampling.model import Model as Model
     from difftool.specs import BackboneSpec as BackboneSpec
+    from difftool.specs import ConditionSpec as ConditionSpec
     from difftool.specs import ObjectiveSpec as ObjectiveSpec
     from difftool.specs import OracleSpec as OracleSpec
     from difftool.specs import Progress as Progress
     from difftool.specs import Row as Row
     from difftool.specs import RunContext as RunContext
     from difftool.specs import Stop as Stop
+    from difftool.training.batch import LossSpec as LossSpec
+    from difftool.training.batch import Pairing as Pairing
+    from difftool.training.batch import Predict as Predict
+    from difftool.training.batch import TrainingBatch as TrainingBatch
+    from difftool.training.fused_adam import FusedAdam as FusedAdam
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "api": ("load", "train"),
@@ -75,7 +86,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "Component",
         "Dataset",
         "Logger",
+        "Loss",
         "NoiseSchedule",
+        "Optimizer",
         "Oracle",
         "Prediction",
         "Sampler",
@@ -84,7 +97,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "Weighting",
         "Writer",
     ),
-    "data.images": ("BadImage", "check_image", "read_image"),
+    "data.condition": ("Condition",),
+    "data.images": ("BadImage", "check_image", "read_image", "same_proportions"),
     "data.samples": ("PIXELS", "DatasetContext", "Samples", "points"),
     "diffusion.estimate": ("Denoise", "Estimate", "Noise", "Step"),
     "diffusion.schedule": ("CLEAN", "TIME_RANGE", "Level", "Schedule"),
@@ -94,9 +108,20 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "files": ("read_json", "write_json"),
     "hookspecs": ("hookimpl",),
     "options": ("option",),
-    "plugins.registry": ("component", "names"),
+    "plugins.registry": ("component", "load_plugin", "names"),
     "sampling.model": ("Model",),
-    "specs": ("BackboneSpec", "ObjectiveSpec", "OracleSpec", "Progress", "Row", "RunContext", "Stop"),
+    "specs": (
+        "BackboneSpec",
+        "ConditionSpec",
+        "ObjectiveSpec",
+        "OracleSpec",
+        "Progress",
+        "Row",
+        "RunContext",
+        "Stop",
+    ),
+    "training.batch": ("LossSpec", "Pairing", "Predict", "TrainingBatch"),
+    "training.fused_adam": ("FusedAdam",),
 }
 """The public names, by the module that defines each."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,52 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConditionSpec:
+    """The conditions that come with every item, and their shapes. Each is None where the data have none."""
+
+    classes: int | None = None
+    """Number of classes."""
+    vector: int | None = None
+    """Length D of the vector."""
+    image: tuple[int, int, int] | None = None
+    """Shape (C, H, W) of the image."""
+    tokens: tuple[int, int] | None = None
+    """Number and length (L, D) of the tokens."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each field of `Condition` that comes with an item, by name."""
+        shapes = {
+            "label": None if self.classes is None else (),
+            "vector": None if self.vector is None else (self.vector,),
+            "image": self.image,
+            "tokens": self.tokens,
+        }
+        return {name: shape for name, shape in shapes.items() if shape is not None}
+
+    def only(self, fields: Collection[str]) -> ConditionSpec:
+        """Return the conditions without the fields of other names than these."""
+        kept = {"classes" if name == "label" else name for name in fields}
+        return replace(self, **{f.name: None for f in dataclass_fields(self) if f.name not in kept})
+
+    def __bool__(self) -> bool:
+        return bool(self.shapes)
+
+    def __str__(self) -> str:
+        """Return the conditions in words: `3 classes, a vector of 2, an image of 1x8x8`."""
+        words = []
+        if self.classes is not None:
+            words.append(f"{self.classes} {'class' if self.classes == 1 else 'classes'}")
+        if self.vector is not None:
+            words.append(f"a vector of {self.vector}")
+        if self.image is not None:
+            words.append(f"an image of {'x'.join(map(str, self.image))}")
+        if self.tokens is not None:
+            words.append(f"{self.tokens[0]} tokens of {self.tokens[1]}")
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
     """The input and output of a network that a backbone has to build."""
 
@@ -22,17 +69,24 @@ class BackboneSpec:
     """Shape of one item, channels (or coordinates) first: (2,), (3, 32, 32)."""
     out_channels: int
     """Channels of the output, which otherwise has the shape of the item."""
-    classes: int | None = None
-    """Number of classes; index `classes` itself means "no class". None: the network takes no condition."""
+    condition: ConditionSpec = ConditionSpec()
+    """The conditions that the network is given as `cond`; without any, `cond` is None."""
     sigma_data: float = 1.0
     """Standard deviation of the data in model units."""
     self_condition: bool = False
     """Whether the last estimate of x_0 comes beside x_t, as further channels."""
+    image_channels: int = 0
+    """Channels of the condition image that comes beside x_t too, for a network that takes no image itself."""
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, or None if the network is given no labels."""
+        return self.condition.classes
 
     @property
     def in_channels(self) -> int:
-        """Channels of the network's input."""
-        return self.shape[0] * (2 if self.self_condition else 1)
+        """Channels of the network's input: x_t, the last estimate of x_0, and the condition image."""
+        return self.shape[0] * (2 if self.self_condition else 1) + self.image_channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +145,20 @@ class Row:
     pictures."""
     pictures: tuple[Path, ...] = ()
     """Pictures that were drawn at this step."""
+
+
+class OptimizerLike(Protocol):
+    """The part of `torch.optim.Optimizer` that training uses."""
+
+    param_groups: list[dict[str, Any]]
+    """The groups, each with its parameters as `params`, its learning rate as `lr`, and options."""
+
+    @property
+    def state(self) -> MutableMapping[Any, dict[str, Any]]:
+        """The state of each parameter, which may be empty before the first step."""
+
+    def step(self) -> object:
+        """Update the parameters by their gradients. Parameters without one stay as they are."""
 
 
 class ModelInTraining(Protocol):

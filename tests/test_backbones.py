@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difftool import Backbone, BackboneSpec
+from difftool import Backbone, BackboneSpec, Condition, ConditionSpec
 from difftool.errors import InvalidOption
 from difftool.options import make
 from difftool.testing import backbones as laws
@@ -33,7 +33,9 @@ def one_thread() -> Any:
 
 
 def spec(*shape: int, out: int | None = None, classes: int | None = None) -> BackboneSpec:
-    return BackboneSpec(shape=shape, out_channels=shape[0] if out is None else out, classes=classes)
+    return BackboneSpec(
+        shape=shape, out_channels=shape[0] if out is None else out, condition=ConditionSpec(classes=classes)
+    )
 
 
 def randomized(network: nn.Module) -> nn.Module:
@@ -81,7 +83,7 @@ class TestEveryNetwork:
         network, (x, t) = backbone.build(item), inputs(item)
         assert network(x, t).shape == x.shape
         with pytest.raises(ValueError, match="without classes"):
-            network(x, t, torch.zeros(3, dtype=torch.int64))
+            network(x, t, Condition.of_labels(torch.zeros(3, dtype=torch.int64), 1))
 
     def test_the_output_depends_on_time(self, backbone: Backbone, shape: tuple[int, ...]) -> None:
         item, network = self.build(backbone, shape)
@@ -93,14 +95,14 @@ class TestEveryNetwork:
         item, network = self.build(backbone, shape)
         x, t = inputs(item)
         zeros = torch.zeros(3, dtype=torch.int64)
-        outputs = [network(x, t, zeros + label) for label in range(CLASSES + 1)]
+        outputs = [network(x, t, Condition.of_labels(zeros + label, CLASSES)) for label in range(CLASSES + 1)]
         assert all(not close(a, b, 1e-4) for i, a in enumerate(outputs) for b in outputs[:i])
         assert torch.equal(network(x, t), outputs[CLASSES]), "no labels at all must equal the label 'no class'"
 
     def test_items_are_independent(self, backbone: Backbone, shape: tuple[int, ...]) -> None:
         item, network = self.build(backbone, shape)
         x, t = inputs(item, 4)
-        cond = torch.tensor([0, 3, CLASSES, 1])
+        cond = Condition.of_labels(torch.tensor([0, 3, CLASSES, 1]), CLASSES)
         together = network(x, t, cond)
         for i in range(4):
             assert close(network(x[i : i + 1], t[i : i + 1], cond[i : i + 1]), together[i : i + 1])
@@ -109,7 +111,8 @@ class TestEveryNetwork:
 
     def test_every_parameter_receives_a_gradient(self, backbone: Backbone, shape: tuple[int, ...]) -> None:
         item, network = self.build(backbone, shape)
-        network(*inputs(item, 8), torch.arange(8) % (CLASSES + 1)).square().mean().backward()
+        cond = Condition.of_labels(torch.arange(8) % (CLASSES + 1), CLASSES)
+        network(*inputs(item, 8), cond).square().mean().backward()
         assert [n for n, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())] == []
 
     def test_the_saved_weights_are_complete(self, backbone: Backbone, shape: tuple[int, ...]) -> None:
@@ -143,7 +146,7 @@ def test_traces_as_one_graph(backbone: Backbone, shape: tuple[int, ...]) -> None
     torch.compiler.reset()
     traced = torch.compile(network, backend="eager", fullgraph=True)
     x, t = inputs(item)
-    cond = torch.tensor([0, CLASSES, 2])
+    cond = Condition.of_labels(torch.tensor([0, CLASSES, 2]), CLASSES)
     assert close(traced(x, t, cond), network(x, t, cond))
 
 
@@ -267,7 +270,10 @@ class TestMLP:
         with torch.no_grad():
             network.first.weight[:, 3:] = 1e6  # the columns of the three labels
         x, t = torch.randn(1, 2), torch.zeros(1)
-        without, labelled = network(x, t).detach().abs().max(), network(x, t, torch.tensor([2])).detach().abs().max()
+        without, labelled = (
+            network(x, t).detach().abs().max(),
+            network(x, t, Condition.of_labels(torch.tensor([2]), 3)).detach().abs().max(),
+        )
         assert float(without) < 1e3 < float(labelled)
 
 

@@ -567,8 +567,8 @@ def test_refusals_of_reconstruction(
 
 def test_guidance_needs_a_network_that_knows_no_class(run: Run, tmp_path: Path) -> None:
     base = ("--dataset", "gaussian-mixture", "--dataset.labels", "--dataset.n", 100, "--backbone.width", 8)
-    assert run("train", *base, "--label-dropout", 0, "--steps", 1, "--preview-every", 0, "--out", "x").code == 0
+    assert run("train", *base, "--condition-dropout", 0, "--steps", 1, "--preview-every", 0, "--out", "x").code == 0
     outcome = run("sample", "x", "--label", 0, "--guidance", 2)
     assert outcome.code == 2
-    assert "--guidance: this model was trained with --label-dropout 0 and has nothing" in outcome.error
+    assert "--guidance: the model was trained with --condition-dropout 0 and has nothing" in outcome.error
     assert run("reconstruct", "x", "--out", "r.png").code == 0  # with the items' own labels

@@ -23,7 +23,7 @@ from PIL import Image
 from difftool.components import Dataset
 from difftool.data.batches import Batches
 from difftool.data.images import BadImage, cover_box, opened, read_image
-from difftool.data.samples import DatasetContext, Samples, Scaling, split
+from difftool.data.samples import DatasetContext, Samples, split
 from difftool.errors import InvalidOption
 from difftool.options import make
 from difftool.plugins.registry import registry
@@ -102,7 +102,7 @@ def test_the_options_fix_the_item_shape(dataset: Dataset) -> None:
 @pytest.mark.parametrize("dataset", [SwissRoll(), TwoMoons(), GaussianMixture(radius=7.0)], ids=lambda d: d.name)
 def test_points_are_scaled(dataset: Dataset) -> None:
     samples = dataset.load(CONTEXT)
-    model = Scaling.of(samples).to_model(tensor(samples)).double()
+    model = samples.scaling.to_model(tensor(samples)).double()
     assert model.mean(0).abs().max() < 1e-5
     assert (model.std(0) - 1).abs().max() < 1e-4
     assert samples.bounds is None
@@ -724,7 +724,7 @@ def test_streamed_equals_in_memory(photographs: Path) -> None:
     assert streamed.item_ids == held.item_ids
     everything = range(len(held))
     assert torch.equal(held.take(everything)[0], streamed.take(everything)[0])
-    assert torch.equal(held.take(everything)[1], streamed.take(everything)[1])  # type: ignore[arg-type]
+    assert torch.equal(held.take(everything)[1].label, streamed.take(everything)[1].label)  # type: ignore[union-attr, arg-type]
     again = pickle.loads(pickle.dumps(streamed.items))
     assert torch.equal(again[3], held.items[3])
 
@@ -740,7 +740,7 @@ def test_workers_change_nothing(photographs: Path) -> None:
     for other in batches.values():
         for a, b in zip(first, other, strict=True):
             assert torch.equal(a.items, b.items)
-            assert torch.equal(a.labels, b.labels)  # type: ignore[arg-type]
+            assert torch.equal(a.condition.label, b.condition.label)  # type: ignore[arg-type]
 
 
 def test_good_files_are_remembered_until_they_change(

@@ -100,7 +100,7 @@ def test_the_order_follows_the_step() -> None:
 
 def build(backbone: Backbone, *shape: int) -> Any:
     torch.manual_seed(0)
-    return backbone.build(BackboneSpec(shape=shape, out_channels=shape[0], classes=None))
+    return backbone.build(BackboneSpec(shape=shape, out_channels=shape[0]))
 
 
 def test_cosine_betas_have_a_lower_clip() -> None:

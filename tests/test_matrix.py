@@ -15,6 +15,7 @@ from torch import Tensor
 
 from difftool import (
     CLEAN,
+    Condition,
     Denoise,
     Estimate,
     Level,
@@ -95,7 +96,7 @@ def exact_network(prediction: Prediction, spec: ObjectiveSpec) -> Denoiser:
 
     class Exact(Denoiser):
         def __call__(self, x: Tensor, level: Level) -> Estimate:
-            def network(net_input: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+            def network(net_input: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
                 a, b = prediction.coefficients(level, spec)
                 assert torch.allclose(net_input, x * prediction.input_scale(level, spec))
                 estimate = exact(x, level)

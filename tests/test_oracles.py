@@ -12,7 +12,7 @@ import torch
 from conftest import Run
 from torch import Tensor
 
-from difftool import DatasetContext, Level, Oracle, OracleSpec, Samples, component, points
+from difftool import Condition, DatasetContext, Level, Oracle, OracleSpec, Samples, component, points
 from difftool.data.samples import Mixture
 from difftool.errors import UsageError
 from difftool.sampling.loop import draw
@@ -237,13 +237,17 @@ def test_what_a_source_says() -> None:
         made.label_index("1")
 
 
+def of_class(labels: Tensor) -> Condition:
+    return Condition.of_labels(labels, 4)
+
+
 def test_each_sample_of_its_own_class() -> None:
     made = source("closed-form", "gaussian-mixture", n=400, components=4, labels=True)
     x, at = normal(6, 2).float(), level(0.5)
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
-    both = made.denoiser(6, label=labels)(x, at)
+    both = made.denoiser(6, condition=of_class(labels))(x, at)
     for k in range(4):
-        own = made.denoiser(6, label=k)(x, at)
+        own = made.denoiser(6, condition=of_class(torch.full((6,), k)))(x, at)
         torch.testing.assert_close(both.x_0[labels == k], own.x_0[labels == k])
         torch.testing.assert_close(both.eps[labels == k], own.eps[labels == k])
     x = draw(made, Plan.of(made, Sampling(num_samples=50, label="1", steps=10), spacing="log-snr"))
@@ -255,7 +259,7 @@ def test_what_an_oracle_cannot_know() -> None:
         source("closed-form", "swiss-roll", n=10)
     made = source("ideal", "gaussian-mixture", n=2, components=3, labels=True)
     with pytest.raises(UsageError, match="class 2 has no items"):
-        made.denoiser(1, label=2)
+        made.denoiser(1, condition=of_class(torch.tensor([2])))
     with pytest.raises(ValueError, match="no classes"):
         ClosedForm().denoiser(source("closed-form", "gaussian-mixture", n=9).samples, spec(0))
 

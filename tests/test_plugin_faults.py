@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from difftool import (
     Backbone,
     BackboneSpec,
+    Condition,
     Dataset,
     DatasetContext,
     DifftoolError,
@@ -112,7 +113,7 @@ class Narrow(Backbone, name="narrow"):
                 super().__init__()
                 self.layer = nn.Linear(2, 1)
 
-            def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+            def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
                 return self.layer(x)
 
         return Net()
@@ -169,10 +170,10 @@ def test_a_model_that_never_saw_no_class_wants_a_label(tmp_path: Any) -> None:
     import difftool
 
     mixture = difftool.component("dataset", "gaussian-mixture", n=64, labels=True)
-    small = {"steps": 2, "batch_size": 8, "label_dropout": 0.0, "out": tmp_path / "run"}
+    small = {"steps": 2, "batch_size": 8, "condition_dropout": 0.0, "out": tmp_path / "run"}
     model = difftool.train(dataset=mixture, **small)
     assert model.sample(4, label=0, steps=2).shape == (4, 2)
-    with pytest.raises(UsageError, match="--label-dropout 0"):
+    with pytest.raises(UsageError, match="--condition-dropout 0"):
         model.sample(4, steps=2)
 
 

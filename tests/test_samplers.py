@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import difftool
-from difftool import CLEAN, Denoise, Estimate, Level, ObjectiveSpec, Sampler, Schedule, Spacing, Step
+from difftool import CLEAN, Condition, Denoise, Estimate, Level, ObjectiveSpec, Sampler, Schedule, Spacing, Step
 from difftool.plugins.validation import problem
 from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import collect, draw, sample
@@ -585,7 +585,7 @@ class Counting(nn.Module):
         super().__init__()
         self.times: list[float] = []
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         assert t.dtype == torch.float32
         assert t.shape == (len(x),)
         self.times.append(float(t[0]))
@@ -612,7 +612,7 @@ def test_networks_see_unit_variance(table: Schedule) -> None:
     seen: list[float] = []
 
     class Measure(nn.Module):
-        def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
             seen.append(float(x.std()))
             return torch.zeros_like(x)
 

@@ -26,6 +26,8 @@ from difftool import (
     Backbone,
     BackboneSpec,
     Component,
+    Condition,
+    ConditionSpec,
     Dataset,
     DatasetContext,
     Level,
@@ -554,22 +556,24 @@ class Net(nn.Module):
         self.first = nn.Linear(spec.in_channels, 64)
         self.time = nn.Linear(2, 64)
         self.label = nn.Embedding((spec.classes or 0) + 1, 64)
+        self.null = spec.classes or 0
         self.middle = nn.Linear(64, 64)
         self.last = nn.Linear(64, spec.out_channels)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         h = torch.relu(self.first(x) + self.embedding(t, cond))
         out: Tensor = self.last(torch.relu(self.middle(h)))
         return out
 
-    def embedding(self, t: Tensor, cond: Tensor | None) -> Tensor:
+    def embedding(self, t: Tensor, cond: Condition | None) -> Tensor:
         vector: Tensor = self.time(torch.stack([t / 1000, (t / 1000) ** 2], 1))
-        return vector + self.label(torch.zeros_like(t).long() if cond is None else cond)
+        return vector + self.label(torch.zeros_like(t).long() if cond is None else cond.class_index(self.null))
 
 
 class Points(Backbone, name="points"):
     """A sound backbone for points."""
 
+    conditions = ("label",)
     net: ClassVar[Any] = Net
 
     def build(self, spec: BackboneSpec) -> nn.Module:
@@ -587,7 +591,7 @@ def altered(forward: Callable[..., Any]) -> type[nn.Module]:
     """Make a network from `forward(original, x, t, cond)`, where `original` is the forward of the sound network."""
 
     class Altered(Net):
-        def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Any:
+        def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Any:
             return forward(super().forward, x, t, cond)
 
     return Altered
@@ -618,7 +622,7 @@ class Unsaved(Net):
         super().__init__(spec)
         self.scale = 1 + torch.rand(1)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         return super().forward(x * self.scale, t, cond)
 
 
@@ -643,13 +647,13 @@ class LooksAtXAlone(Net):
         super().__init__(replace(spec, self_condition=False))
         self.channels = spec.shape[0]
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         return super().forward(x[:, : self.channels], t, cond)
 
 
 FAILING_NETWORKS = {
     backbones.returns_the_right_shape: {
-        "no class (cond 3): raised IndexError: index out of range": OneShort,
+        "no class: raised IndexError: index out of range": OneShort,
         "it returned a list, not a tensor": altered(lambda net, x, t, cond: [net(x, t, cond)]),
         "learned variance: it returned (1, 2) torch.float32, not (1, 4)": altered(
             lambda net, x, t, cond: net(x, t, cond)[:, :2]
@@ -682,6 +686,108 @@ def test_networks_that_fail_a_law(short_training: None, net: type[nn.Module], la
     assert words in failure(backbone(net, self_conditioning=net is LooksAtXAlone), law)
 
 
+class Knowing(Net):
+    """A sound network that takes all conditions."""
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__(spec)
+        sizes = {name: math.prod(shape) for name, shape in spec.condition.shapes.items() if name != "label"}
+        self.inner = nn.ModuleDict({name: nn.Linear(size, 64) for name, size in sizes.items()})
+        self.outer = nn.ModuleDict({name: nn.Linear(64, 64) for name in sizes})
+        self.nothing = nn.ParameterDict({name: nn.Parameter(torch.randn(64)) for name in sizes})
+
+    def embedding(self, t: Tensor, cond: Condition | None) -> Tensor:
+        vector = super().embedding(t, cond if cond is not None and cond.label is not None else None)
+        for name in self.inner:
+            if cond is not None:
+                vector = vector + self.of_field(name, getattr(cond, name).flatten(1), cond.hidden[:, None])
+        return vector
+
+    def of_field(self, name: str, values: Tensor, hidden: Tensor) -> Tensor:
+        return torch.where(hidden, self.nothing[name], self.outer[name](torch.relu(self.inner[name](values))))
+
+
+def deaf(field: str) -> type[nn.Module]:
+    """Make a network that ignores a field, but sees which items are hidden."""
+
+    class Deaf(Knowing):
+        def of_field(self, name: str, values: Tensor, hidden: Tensor) -> Tensor:
+            return super().of_field(name, 0 * values if name == field else values, hidden)
+
+    return Deaf
+
+
+class TakesZeroForNothing(Knowing):
+    def of_field(self, name: str, values: Tensor, hidden: Tensor) -> Tensor:
+        return super().of_field(name, values, torch.zeros_like(hidden)) + 0 * self.nothing[name]
+
+
+class MixesVectors(Knowing):
+    """Takes the mean vector of the batch off each vector."""
+
+    def of_field(self, name: str, values: Tensor, hidden: Tensor) -> Tensor:
+        return super().of_field(name, values - values.mean(0), hidden)
+
+
+def wants_both(spec: BackboneSpec) -> nn.Module:
+    if {"vector", "tokens"} - {*spec.condition.shapes}:
+        raise ValueError("needs a vector and tokens")
+    return Knowing(spec)
+
+
+FIELDS = ("label", "vector", "tokens")
+
+
+@pytest.mark.parametrize("net", [Knowing, wants_both])
+def test_networks_that_know_or_need_their_conditions(short_training: None, net: Any) -> None:
+    findings = {f.law: f for f in examine(backbone(net, conditions=FIELDS))}
+    assert {name for name, finding in findings.items() if finding.failed} <= {"is documented", "imports nothing heavy"}
+    for field in FIELDS:
+        assert findings[f"uses the {field}"].verdict == "passed"
+    assert findings["uses the image"].measured == "it declares no image"
+    assert findings["does not use what is hidden"].verdict == "passed"
+    assert ("; refuses plain" in findings["returns the right shape"].measured) is (net is wants_both)
+
+
+@pytest.mark.parametrize(
+    ("net", "law", "words"),
+    [
+        (deaf("vector"), backbones.uses_the_vector, "with the vector of class"),
+        (deaf("tokens"), backbones.uses_the_tokens, "with the tokens of class"),
+        (deaf("image"), backbones.uses_the_image, "with the image of class"),
+        (TakesZeroForNothing, backbones.does_not_use_what_is_hidden, "hidden and zero vector differ by 0,"),
+        (MixesVectors, backbones.treats_items_independently, "outputs alone and in a batch differ by"),
+    ],
+    ids=["vector", "tokens", "image", "zero", "mixed"],
+)
+def test_networks_that_misuse_a_condition(short_training: None, net: Any, law: Law, words: str) -> None:
+    image = law is backbones.uses_the_image
+    fields = ("image",) if image else ("vector", "tokens")
+    build = pixels_of(net) if image else Points.build
+    assert words in failure(backbone(net, conditions=fields, build=build), law)
+
+
+def pixels_of(net: Any) -> Callable[..., nn.Module]:
+    def build(self: Backbone, spec: BackboneSpec) -> nn.Module:
+        if len(spec.shape) != 3:
+            raise ValueError("accepts images only")
+        return Pixels(net(spec))
+
+    return build
+
+
+class Pixels(nn.Module):
+    """Gives each pixel to a network of points."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        h = self.net.first(x.movedim(1, -1)) + self.net.embedding(t, cond)[:, None, None]
+        return self.net.last(torch.relu(self.net.middle(torch.relu(h)))).movedim(-1, 1)
+
+
 def test_settings_that_difftool_train_does_not_have() -> None:
     assert "training_defaults: warmpu" in failure(
         backbone(Net, training_defaults={"warmpu": 5}), backbones.suggests_valid_settings
@@ -689,7 +795,9 @@ def test_settings_that_difftool_train_does_not_have() -> None:
 
 
 def test_a_network_that_confuses_a_class_with_no_class() -> None:
-    null_as_0 = altered(lambda net, x, t, cond: net(x, t, None if cond is None else torch.where(cond == 3, 0, cond)))
+    null_as_0 = altered(
+        lambda net, x, t, cond: net(x, t, None if cond is None else replace(cond, hidden=torch.zeros_like(cond.hidden)))
+    )
     assert "class 0 and no class have the same output" in failure(backbone(null_as_0), backbones.uses_the_label)
 
 
@@ -699,7 +807,7 @@ def test_a_network_that_fails_one_law_passes_the_others(short_training: None) ->
 
 def test_outputs_that_vary_cannot_be_compared() -> None:
     with pytest.raises(Skipped, match="its outputs differ from one call to the next"):
-        backbones.can_be_saved_and_loaded(backbone_case.Case(backbone(NOISY), (2,)))
+        backbones.can_be_saved_and_loaded(backbone_case.Case(backbone(NOISY), (2,), ConditionSpec(classes=3)))
 
 
 class NoLabels(Points, name="no-labels"):
@@ -718,7 +826,7 @@ class Convolution(Net):
         super().__init__(spec)
         self.look = nn.Conv2d(spec.in_channels, 64, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         h = self.look(x).movedim(1, -1) + self.first(x.movedim(1, -1)) + self.embedding(t, cond)[:, None, None]
         return self.last(torch.relu(self.middle(torch.relu(h)))).movedim(-1, 1)
 
@@ -741,8 +849,7 @@ def build_points(spec: BackboneSpec) -> nn.Module:
 def test_shapes_and_labels_that_a_backbone_refuses(short_training: None) -> None:
     findings = {f.law: f for f in examine(NoLabels())}
     assert (
-        findings["returns the right shape"].measured
-        == "2: plain; refuses classes, learned variance (learns no variance)"
+        findings["returns the right shape"].measured == "2: plain; refuses label, learned variance (learns no variance)"
     )
     assert findings["uses the label"].verdict == "skipped"
     assert not failed_laws(NoLabels())

@@ -24,6 +24,7 @@ from benchmarks.findings import Comparison, Effort, Findings, Goal, Table, at_mo
 from benchmarks.measuring import Contest
 from difftool import Denoise, Model, ObjectiveSpec, Samples, devices
 from difftool.components import NoiseSchedule, Prediction
+from difftool.data.condition import Condition
 from difftool.data.facts import DataFacts
 from difftool.plugins.build import build_schedule
 from difftool.plugins.registry import registry
@@ -175,7 +176,7 @@ class Idle(Source):
 
     name = schedule_name = description = "idle"
 
-    def denoiser(self, count: int, *, label: int | Tensor | None = None, autocast: Autocast | None = None) -> Denoise:
+    def denoiser(self, count: int, *, condition: Condition | None = None, autocast: Autocast | None = None) -> Denoise:
         return Denoiser(network, self.prediction, self.spec)
 
     def load_samples(self) -> Samples:

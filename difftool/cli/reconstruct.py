@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from difftool.data.condition import Condition
     from difftool.sampling.model import Model
     from difftool.sampling.reconstruction import Reconstruction
 
@@ -80,7 +81,7 @@ def reconstruct(
         raise DifftoolError(f"{run}: {reason}")
     levels = settings.at or visible_levels(model.schedule, is_image=model.data.is_image)
     check_levels(levels, len(model.schedule))
-    x_0, labels, names = _own_items(model, images) if images else _dataset_items(model, settings.num_samples)
+    x_0, condition, names = _own_items(model, images) if images else _dataset_items(model, settings.num_samples)
     what = ", ".join(printable(path.name) for path in images or ()) or f"{len(x_0):,} of {model.recipe[Dataset].name}"
     note(
         f"{model.description}: reconstructing {what} in one step; "
@@ -88,7 +89,7 @@ def reconstruct(
     )
     eps, variance = noise_of(x_0, settings.seed), float(x_0.var(correction=0))
     with devices.threads(None, model.recipe.training.threads):
-        rows = [reconstruct_items(model, x_0, model.schedule[t], eps, labels) for t in levels]
+        rows = [reconstruct_items(model, x_0, model.schedule[t], eps, condition) for t in levels]
     for row in rows:
         note(
             f"t = {row.level.t:.0f}: mean squared error {row.error:.4g} of x_0 (data of variance {variance:.3g}), "
@@ -106,30 +107,30 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _own_items(model: Model, images: Sequence[Path]) -> tuple[Tensor, None, list[str]]:
-    """Return the user's images in model units, without labels, and their names."""
+    """Return the user's images in model units, without a condition, and their names."""
     import torch
 
     from difftool.data.images import own_image
 
     if model.needs_label:
         raise UsageError(
-            f"IMAGE: {model.name} was trained with --label-dropout 0 and cannot predict without a class; "
+            f"IMAGE: {model.name} was trained with --condition-dropout 0 and cannot predict without a class; "
             "leave the images out to reconstruct items of its dataset"
         )
     x_0 = torch.stack([own_image(path, model.data, model.name, "IMAGE") for path in images])
     return x_0.to(model.device), None, [printable(path.stem) for path in images]
 
 
-def _dataset_items(model: Model, num_samples: int | None) -> tuple[Tensor, Tensor | None, list[str]]:
-    """Return the first items of the run's dataset in model units, their labels, and names made of their numbers."""
+def _dataset_items(model: Model, num_samples: int | None) -> tuple[Tensor, Condition | None, list[str]]:
+    """Return the first items of the run's dataset in model units, their conditions, and names made of their numbers."""
     from difftool.plugins.build import loading
 
     samples = model.load_samples()
     count = min(num_samples or (IMAGES if samples.is_image else POINTS), len(samples))
     with loading(model.recipe[Dataset]):  # items on disk are read here
-        items, labels = samples.take(range(count))
-    x_0 = model.data.scaling.to_model(items).to(model.device)
-    return x_0, None if labels is None else labels.to(model.device), [f"item {i}" for i in range(count)]
+        items, condition = samples.take(range(count))
+    x_0, condition = model.data.scaling.to_model(items).to(model.device), model.data.model_condition(condition)
+    return x_0, None if condition is None else condition.to(model.device), [f"item {i}" for i in range(count)]
 
 
 def _figure(model: Model, reconstructions: Sequence[Reconstruction], names: Sequence[str]) -> Figure:

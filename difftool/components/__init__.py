@@ -11,7 +11,15 @@ from difftool.components.command import Command
 from difftool.components.component import Component
 from difftool.components.model import Backbone, Dataset, NoiseSchedule, Prediction
 from difftool.components.sampling import Oracle, Sampler, Spacing, Writer
-from difftool.components.training import Callback, Companion, Logger, TimestepSampling, Weighting
+from difftool.components.training import (
+    Callback,
+    Companion,
+    Logger,
+    Loss,
+    Optimizer,
+    TimestepSampling,
+    Weighting,
+)
 
 __all__ = [
     "KINDS",
@@ -22,7 +30,9 @@ __all__ = [
     "Component",
     "Dataset",
     "Logger",
+    "Loss",
     "NoiseSchedule",
+    "Optimizer",
     "Oracle",
     "Prediction",
     "Sampler",
@@ -43,8 +53,10 @@ KINDS: dict[str, type[Component]] = {
         Sampler,
         Spacing,
         Prediction,
+        Loss,
         Weighting,
         TimestepSampling,
+        Optimizer,
         Oracle,
         Logger,
         Callback,

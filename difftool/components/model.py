@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 from difftool.components.component import Component
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from difftool.data.samples import DatasetContext, Samples
     from difftool.diffusion.schedule import Level, Schedule
-    from difftool.specs import BackboneSpec, ObjectiveSpec
+    from difftool.specs import BackboneSpec, ConditionSpec, ObjectiveSpec
 
 
 class Dataset(Component):
@@ -38,6 +38,16 @@ class Dataset(Component):
 
     def item_shape(self) -> tuple[int, ...] | None:
         """Return the shape of one item if the options alone fix it, so that misfits are refused before any work."""
+        return None
+
+    def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
+        """Return the raw condition that a user means by `--vector TEXT`, `--image TEXT` or `--tokens TEXT`.
+
+        `field` is "vector", "image" or "tokens", and `spec` has its shape. The result has one row for each sample, or
+        one for all of them, in the units of `Samples`: (N, D), (N, C, H, W) or (N, L, D). None, the default, leaves it
+        to difftool, which reads numbers, images and `.npy` files. Raise `ValueError` or `OSError` with one clear line
+        for a text that means nothing.
+        """
         return None
 
 
@@ -74,15 +84,22 @@ class Backbone(Component):
     """Defaults of `Training` that suit this network, such as `{"lr": 2e-4, "batch_size": 32}`."""
 
     self_conditioning: ClassVar[bool] = False
-    """True if the network takes the last estimate of x_0 beside x_t: `spec.in_channels` is then twice the data's."""
+    """True if the network takes the last estimate of x_0 beside x_t, as further channels of its input."""
+
+    conditions: ClassVar[tuple[str, ...]] = ()
+    """The fields of `Condition` that the network takes: of `label`, `vector`, `image` and `tokens`.
+
+    Data with others are refused. Only an image needs no declaration: difftool then puts it beside x_t, as further
+    channels, which `spec.in_channels` counts, and `cond` does not hold it.
+    """
 
     @abstractmethod
     def build(self, spec: BackboneSpec) -> nn.Module:
         """Return a module `net(x, t, cond=None)`.
 
         x is (B, spec.in_channels, *spec.shape[1:]), of unit variance if the data are (else see `spec.sigma_data`); t is
-        (B,), a float in [0, 1000); cond is (B,) int64 class indices, where `spec.classes` stands for "no class"; the
-        output is (B, spec.out_channels, *spec.shape[1:]).
+        (B,), a float in [0, 1000); cond is a `Condition` with the fields of `spec.condition`, or None, which hides
+        them from all items; the output is (B, spec.out_channels, *spec.shape[1:]).
 
         Raise `ValueError` when the shape does not fit, and say which shapes do.
         """

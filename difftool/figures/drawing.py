@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from difftool.data.forms import Form, form_of
-from difftool.data.samples import Scaling
+from difftool.data.scaling import Scaling
 from difftool.diffusion.visible import spread, thinned
 from difftool.figures import style
 from difftool.figures.films import film

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from difftool.components import Dataset
 from difftool.data.samples import DatasetContext, Samples
 from difftool.diffusion.prediction import check
-from difftool.errors import DifftoolError, UsageError, blaming, one_line
-from difftool.specs import BackboneSpec, ObjectiveSpec
+from difftool.errors import DifftoolError, InvalidOption, UsageError, blaming, one_line
+from difftool.settings import NO_CONDITION
+from difftool.specs import BackboneSpec, ConditionSpec, ObjectiveSpec
 
 if TYPE_CHECKING:
     from difftool.components import Backbone, NoiseSchedule, Prediction
@@ -38,7 +41,44 @@ def build_schedule(component: NoiseSchedule, timesteps: int, prediction: Predict
 
 def build_network(backbone: Backbone, data: DataFacts, settings: Training) -> nn.Module:
     """Return the network of a backbone for these data. Raises `UsageError` if it does not support them."""
-    what, spec = f"backbone {backbone.name}", backbone_spec(data, settings)
+    return _build(backbone, backbone_spec(backbone, data, settings))
+
+
+def backbone_spec(backbone: Backbone, data: DataFacts, settings: Training) -> BackboneSpec:
+    """Return the input and output of a network for these data.
+
+    Raises `UsageError` for conditions that the backbone does not take.
+    """
+    beside = puts_image_beside(backbone, data)
+    return BackboneSpec(
+        shape=data.shape,
+        out_channels=data.shape[0] * (2 if settings.learn_variance else 1),
+        condition=_conditions_of(backbone, data),
+        sigma_data=data.std,
+        self_condition=settings.self_condition,
+        image_channels=data.condition.image[0] if data.condition.image and beside else 0,
+    )
+
+
+def check_shape(backbone: Backbone, shape: tuple[int, ...], settings: Training) -> None:
+    """Raise `UsageError` if a backbone refuses items of this shape, whatever comes with them."""
+    spec = BackboneSpec(
+        shape=shape,
+        out_channels=shape[0] * (2 if settings.learn_variance else 1),
+        self_condition=settings.self_condition,
+    )
+    some = ConditionSpec(classes=1, vector=1, image=(1, shape[1], shape[2]) if len(shape) == 3 else None, tokens=(1, 1))
+    with torch.device("meta"):
+        try:
+            _build(backbone, spec)
+        except UsageError:
+            if not (taken := some.only(backbone.conditions)):
+                raise
+            _build(backbone, replace(spec, condition=taken))  # a network may need its conditions
+
+
+def _build(backbone: Backbone, spec: BackboneSpec) -> nn.Module:
+    what = f"backbone {backbone.name}"
     with blaming(what, refusal=UsageError):
         network = backbone.build(spec)
     if not isinstance(network, nn.Module):
@@ -46,24 +86,42 @@ def build_network(backbone: Backbone, data: DataFacts, settings: Training) -> nn
     return network
 
 
-def backbone_spec(data: DataFacts, settings: Training) -> BackboneSpec:
-    """Return the input and output of a network for these data."""
-    return BackboneSpec(
-        shape=data.shape,
-        out_channels=data.shape[0] * (2 if settings.learn_variance else 1),
-        classes=data.classes,
-        sigma_data=data.std,
-        self_condition=settings.self_condition,
-    )
+def puts_image_beside(backbone: Backbone, data: DataFacts) -> bool:
+    """Return whether the data bring a condition image that the network does not take, so that it comes beside x_t."""
+    return data.condition.image is not None and "image" not in backbone.conditions
 
 
-def load_samples(dataset: Dataset, seed: int) -> Samples:
-    """Return the data of a dataset. Raises `DifftoolError`."""
+def _conditions_of(backbone: Backbone, data: DataFacts) -> ConditionSpec:
+    """Return the conditions that the network is given. Raises `UsageError` for those that it does not take."""
+    beside = {"image"} if puts_image_beside(backbone, data) else set()
+    names = [name for name in data.condition.shapes if name in {*backbone.conditions, *beside}]
+    if others := data.condition.only({*data.condition.shapes} - {*names}):
+        choice = ",".join(names) or "none"
+        raise UsageError(
+            f"backbone {backbone.name}: does not take what the data bring ({others}); leave it out by "
+            f"--condition {choice}, or choose another backbone"
+        )
+    return data.condition.only({*names} - beside)
+
+
+def load_samples(dataset: Dataset, seed: int, condition: Collection[str] | None = None) -> Samples:
+    """Return the data of a dataset, by default with all its conditions, else with those that `--condition` names.
+
+    Raises `DifftoolError`, and `InvalidOption` for a condition that the data do not bring.
+    """
     with loading(dataset):
         samples = dataset.load(DatasetContext(seed=seed, cache=cache_folder()))
     if not isinstance(samples, Samples):
         raise DifftoolError(f"dataset {dataset.name} returned {type(samples).__name__}, not Samples")
-    return samples
+    if condition is None:
+        return samples
+    for name in condition:
+        if name not in (NO_CONDITION, *samples.conditions):
+            brings = ", ".join(samples.conditions) or "no condition"
+            reason = f"dataset {dataset.name} brings no {name}; it brings {brings}"
+            raise InvalidOption("condition", reason, where="--condition")
+    with loading(dataset):
+        return samples.select(condition)
 
 
 def cache_folder() -> Path | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from difftool.diffusion.condition_image import with_image_beside
 from difftool.diffusion.estimate import Denoise, Estimate
 from difftool.diffusion.prediction import estimate
 from difftool.diffusion.self_conditioning import bounded_self_cond, with_self_cond
@@ -23,6 +24,7 @@ from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
     from difftool.components import Prediction
+    from difftool.data.condition import Condition
     from difftool.diffusion.schedule import Level
 
 
@@ -42,7 +44,8 @@ class Denoiser:
         prediction: Prediction,
         spec: ObjectiveSpec,
         *,
-        cond: Tensor | None = None,
+        cond: Condition | None = None,
+        image_beside: bool = False,
         self_condition: bool = False,
         learned_variance: bool = False,
         bounds: tuple[float, float] | None = None,
@@ -51,7 +54,8 @@ class Denoiser:
     ) -> None:
         """Take the parts of a denoiser; `name` is that of the network in errors from its code."""
         self.name = name
-        self.network, self.prediction, self.spec, self.cond = network, prediction, spec, cond
+        self.network = with_image_beside(network) if image_beside else network
+        self.prediction, self.spec, self.cond = prediction, spec, cond
         self.self_condition, self.learned_variance = self_condition, learned_variance
         self.bounds, self.autocast = bounds, autocast or nullcontext
         self._x_self_cond: Tensor | None = None

@@ -109,7 +109,7 @@ def denoiser_of(source: Source, plan: Plan, count: int) -> tuple[Denoise, list[C
     """Return the denoiser of a batch, and the bare ones inside it, which count their calls."""
     settings, bounds = plan.settings, source.data.bounds
     context = autocast(source.device, settings.precision)
-    conditional = Counted(source.denoiser(count, label=plan.label, autocast=context))
+    conditional = Counted(source.denoiser(count, condition=plan.condition(count), autocast=context))
     counted = [conditional]
     denoise: Denoise = conditional
     if settings.guidance != 1.0:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from difftool.components import Dataset, NoiseSchedule, Oracle
+from difftool.data.condition import Condition
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples
 from difftool.diffusion.estimate import Denoise, Estimate
@@ -47,7 +48,7 @@ class OracleSource(Source):
     ) -> OracleSource:
         """Load the data, from the seed if they are generated, and show them to the oracle. Raises `DifftoolError`."""
         schedule = build_schedule(noise, timesteps)
-        samples = load_samples(dataset, seed)
+        samples = load_samples(dataset, seed).select(["label"])
         with loading(dataset):
             facts = DataFacts.of(samples)
         source = cls(oracle, dataset, noise, samples, facts, schedule, torch.device(device))
@@ -66,11 +67,15 @@ class OracleSource(Source):
     def description(self) -> str:
         return f"{self.title}, untrained"
 
-    def denoiser(self, count: int, *, label: int | Tensor | None = None, autocast: Autocast | None = None) -> Denoise:
-        if not isinstance(label, Tensor):
-            return self._of_class(label)
-        labels = label.to(self.device).expand(count)
-        return by_class(labels, {k: self._of_class(k) for k in sorted(set(labels.tolist()))})
+    def denoiser(self, count: int, *, condition: Condition | None = None, autocast: Autocast | None = None) -> Denoise:
+        """Return the denoiser of all classes, or of each sample's own."""
+        if condition is None or condition.label is None:
+            return self._of_class(None)
+        labels = condition.label.to(self.device)
+        classes = sorted(set(labels.tolist()))
+        if len(classes) == 1:
+            return self._of_class(classes[0])
+        return by_class(labels, {k: self._of_class(k) for k in classes})
 
     def load_samples(self) -> Samples:
         return self.samples

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from difftool.components import Sampler, Spacing
+from difftool.data.condition import Condition
 from difftool.data.images import check_proportions, own_image, own_mask
 from difftool.devices import check_precision
 from difftool.diffusion.estimate import Estimate
@@ -109,6 +110,12 @@ class Plan:
             label=source.label_index(settings.label),
         )
 
+    def condition(self, count: int) -> Condition | None:
+        """Return the conditions of `count` samples, or None without any."""
+        if self.label is None:
+            return None
+        return Condition(label=torch.full((count,), self.label), hidden=torch.zeros(count, dtype=torch.bool))
+
     @property
     def seed(self) -> int:
         return self.settings.seed
@@ -168,9 +175,13 @@ def check_settings(source: Source, settings: Sampling) -> None:
     if settings.guidance != 1.0 and settings.label is None:
         raise UsageError("--guidance: needs a --label to guide towards")
     if settings.label is None and source.needs_label:
-        raise UsageError("--label: this model was trained with --label-dropout 0 and knows no samples without a class")
+        raise UsageError(
+            "--label: the model was trained with --condition-dropout 0 and knows no samples without a class"
+        )
     if settings.guidance != 1.0 and source.needs_label:
-        raise UsageError("--guidance: this model was trained with --label-dropout 0 and has nothing to guide away from")
+        raise UsageError(
+            "--guidance: the model was trained with --condition-dropout 0 and has nothing to guide away from"
+        )
     if settings.guidance_rescale and not source.data.is_image:
         raise UsageError(f"--guidance-rescale: brings back the contrast of images, and {source.name} has none")
     if settings.threshold is not None and source.data.bounds is None:

@@ -14,6 +14,7 @@ from difftool.sampling.denoiser import clipped
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from difftool.data.condition import Condition
     from difftool.data.facts import DataFacts
     from difftool.diffusion.estimate import Estimate
     from difftool.diffusion.schedule import Level
@@ -62,10 +63,12 @@ class Reconstruction:
 
 
 @torch.no_grad()
-def reconstruct(source: Source, x_0: Tensor, level: Level, eps: Tensor, labels: Tensor | None = None) -> Reconstruction:
-    """Noise items (B, *shape) to a level and estimate them again; labels (B,) count if the source has classes."""
+def reconstruct(
+    source: Source, x_0: Tensor, level: Level, eps: Tensor, condition: Condition | None = None
+) -> Reconstruction:
+    """Noise items (B, *shape) to a level and estimate them again, under their conditions."""
     x_t = level.alpha * x_0 + level.sigma * eps
-    denoise = source.denoiser(len(x_0), label=labels if source.data.classes else None)
+    denoise = source.denoiser(len(x_0), condition=condition if source.data.condition else None)
     if source.data.bounds is not None:
         denoise = clipped(denoise, source.data.bounds)
     return Reconstruction(level, x_0, eps, x_t, denoise(x_t, level))

@@ -17,6 +17,7 @@ from difftool.errors import DifftoolError, UsageError
 from difftool.options import suggestion
 
 if TYPE_CHECKING:
+    from difftool.data.condition import Condition
     from difftool.data.facts import DataFacts
     from difftool.data.samples import Samples
     from difftool.diffusion.estimate import Denoise
@@ -54,8 +55,8 @@ class Source(ABC):
         return False
 
     @abstractmethod
-    def denoiser(self, count: int, *, label: int | Tensor | None = None, autocast: Autocast | None = None) -> Denoise:
-        """Return a new denoiser of `count` samples: all of one class, each of its own (count,), or without a class.
+    def denoiser(self, count: int, *, condition: Condition | None = None, autocast: Autocast | None = None) -> Denoise:
+        """Return a new denoiser of `count` samples under their conditions, or without any.
 
         It is bare: the caller puts guidance and clipping around it.
         """

@@ -22,7 +22,9 @@ from difftool.components import (
     Companion,
     Dataset,
     Logger,
+    Loss,
     NoiseSchedule,
+    Optimizer,
     Prediction,
     TimestepSampling,
     Weighting,
@@ -35,20 +37,22 @@ from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import DifftoolError, InvalidOption, UsageError
 from difftool.files import sweep
 from difftool.paths import in_run, relative_to_run
-from difftool.plugins.build import build_network, build_schedule, load_samples, loading
+from difftool.plugins.build import build_network, build_schedule, check_shape, load_samples, loading, puts_image_beside
 from difftool.rng import key, seed_globally
 from difftool.runs.folder import RunFolder, now
-from difftool.runs.recipe import Recipe, companion_tables
+from difftool.runs.recipe import Recipe, changed_scripts, companion_tables
 from difftool.sampling.model import Model
-from difftool.settings import AUTO, is_due
+from difftool.settings import AUTO, Training, is_due
 from difftool.specs import ObjectiveSpec, Progress, Row, RunContext
 from difftool.training import loop, state
+from difftool.training.auxiliary import build_auxiliary
 from difftool.training.batch_size import BatchSizeSearch, check_processes, find_batch_size
 from difftool.training.callbacks import Callbacks
 from difftool.training.companions import Loggers, destinations, opened
 from difftool.training.frozen import evaluating, freeze, trainable
 from difftool.training.loss import Objective
 from difftool.training.metrics import NAMES, Meter, Stopwatch, scalars
+from difftool.training.snapshots import AverageFiles, models_of, remove_later
 from difftool.training.state import StateMetadata, TrainState
 from difftool.training.step import StepResult
 from difftool.training.transfer import Transfer, load_source, take_weights
@@ -68,7 +72,9 @@ class Experiment:
     objective: Objective
     state: TrainState
     model: Model
-    """The model to save: the average, if there is one."""
+    """The model to save: the first average, if there is one."""
+    averages: AverageFiles
+    """The files of the other averages."""
     device: torch.device
     fingerprint: str
     """The fingerprint of the data."""
@@ -123,10 +129,7 @@ class Experiment:
     @property
     def steps(self) -> int:
         """The step at which training ends."""
-        settings = self.recipe.training
-        if settings.epochs is not None:
-            return math.ceil(settings.epochs * len(self.train) / self.batch_size)
-        return settings.steps if settings.steps is not None else 0
+        return self.recipe.training.total_steps(len(self.train))
 
     @property
     def log_every(self) -> int:
@@ -134,12 +137,10 @@ class Experiment:
 
     @property
     def state_bytes(self) -> int:
-        """The size of a training state: weights, two moments of Adam, average."""
-        every, moving = (
-            sum(p.numel() * p.element_size() for p in weights)
-            for weights in (self.state.network.parameters(), trainable(self.state.network))
-        )
-        return every * (2 if self.state.ema else 1) + moving * 2
+        """The size of a training state: weights, averages, the state of the optimizer, and the loss's own network."""
+        own = [] if self.state.auxiliary is None else [*self.state.auxiliary.parameters()]
+        copies = [*self.state.network.parameters()] * (1 + len(self.state.averages)) + own
+        return sum(p.numel() * p.element_size() for p in copies) + self.state.optimizer.state_bytes
 
     @contextlib.contextmanager
     def open(
@@ -172,7 +173,7 @@ class Experiment:
             return
         folder, document = self.folder, self.recipe.document()
         with folder.lock() as self._find:
-            folder.check_room(self.state_bytes)
+            folder.check_room(self.state_bytes, self.averages.bytes_to_come(folder, self.steps))
             rows = self._resume(new_data) if resume else []
             started = (folder.started if resume else "") or now()
             companions = [relative_to_run(companion, folder.path) for companion in companions]
@@ -182,6 +183,8 @@ class Experiment:
             if self.model.origin is not None:
                 self.facts["init_from"] = self.model.origin.document()
             tables, plugins = {**document, **companion_tables(companions)}, self.recipe.plugins(companions)
+            for change in changed_scripts(folder.readable_config().get("plugins"), plugins) if resume else ():
+                warnings.warn(change, stacklevel=2)
             self._describe = lambda folder: folder.write_config(tables, self.facts, plugins)
             self._describe(folder)
             context = RunContext(
@@ -209,31 +212,26 @@ class Experiment:
         if self.steps < self.state.step:
             raise UsageError(f"--steps: the run is at step {self.state.step} already, beyond {self.steps}")
         if before is not None:
-            self._compare(before, new_data)
+            state.check_resumable(before, self._metadata(), self.recipe[Dataset].name, new_data=new_data)
             self.clock.total, self.restored_from = before.elapsed, self.state.step
-            self.model.origin = before.origin
+            for model in (self.model, *self.averages.models):
+                model.origin = before.origin
         elif self.folder.model.exists():  # states are written before models
             raise DifftoolError(f"the training states of {self.folder.path} are gone; start a new run")
         else:
             warnings.warn(f"{self.folder.path} has no training state yet; it starts at its first step", stacklevel=2)
+        remove_later(self.folder, self.state.step)
         rows = self.folder.read_metrics(up_to=self.state.step)
         self.folder.rewrite_metrics(rows)
         return rows
 
-    def _compare(self, before: StateMetadata, new_data: bool) -> None:
-        """Refuse to resume with other data, and warn if another machine may give other last digits."""
-        if before.data != self.fingerprint and not new_data:
-            raise DifftoolError(
-                f"dataset {self.recipe[Dataset].name}: its data have changed since the run was trained "
-                f"({before.data}; now {self.fingerprint}); put them back, or pass --new-data to train on these"
-            )
-        then, here = {"processes": 1, **before.machine}, devices.machine(self.device)
-        if rows := [f"{name} {then.get(name)}, now {value}" for name, value in here.items() if value != then.get(name)]:
-            warnings.warn(
-                f"the run was trained with {'; '.join(rows)}: its last digits may differ from those of a run that was "
-                "never interrupted",
-                stacklevel=2,
-            )
+    def _metadata(self) -> StateMetadata:
+        return StateMetadata(
+            elapsed=self.clock.total,
+            data=self.fingerprint,
+            machine=devices.machine(self.device),
+            origin=self.model.origin,
+        )
 
     def run(self) -> Iterator[StepResult]:
         """Train to the end, and yield each step. States are saved on the way; previews are the caller's to draw.
@@ -264,6 +262,7 @@ class Experiment:
                 last = last or bool(self.stopped)
             result.preview = due(step, preview_every) and not last
             self.clock.stop()  # neither drawing nor saving is training time
+            self._save_snapshots()
             yield result
             if due(step, settings.checkpoint_every) and not last:
                 self.save()
@@ -278,10 +277,8 @@ class Experiment:
         row = self.meter.row(result, self.clock.elapsed, skipped=self.state.skipped, waited=waited, group=self.group)
         if with_held_out:
             assert self.held_out is not None
-            with evaluating(self.state.network):
-                row["held_out_loss"] = loop.held_out_loss(
-                    self.state.network, self.held_out, self.objective, batch_size=self.batch_size, group=self.group
-                )
+            measure = partial(loop.held_out_loss, batch_size=self.batch_size, steps=self.steps, group=self.group)
+            row["held_out_loss"] = measure(self.state, self.held_out, self.objective)
         self.stopped = self.group.on_main(lambda: self._record(row))
         return row
 
@@ -309,8 +306,16 @@ class Experiment:
         """Write state and model. Older states are deleted once the new ones are on disk."""
         if self.saved_at != self.state.step:
             loop.check_finite(self.state, self.recipe.training, self.group)
-            self.group.on_main(self._write_where_it_is)
+            self._save_snapshots()  # before the state, from which they would not be made again
+            self._write_where_it_is(self._write)
             self.saved_at = self.state.step
+
+    def _save_snapshots(self) -> None:
+        """Write snapshots of the averages if they are due."""
+        if self.averages.is_due(self.state.step):
+            loop.check_finite(self.state, self.recipe.training, self.group)
+            self._write_where_it_is(lambda: self.averages.write_snapshots(self.folder, self.state.step))
+            self.averages.snapshot_step = self.state.step
 
     def find_folder(self) -> RunFolder:
         """Return the run folder for the next write, also if it was moved. Raises `DifftoolError` if it is gone.
@@ -328,15 +333,19 @@ class Experiment:
             self._describe(found)
         return found
 
-    def _write_where_it_is(self) -> None:
-        """Write state and model, and once more if the folder is moved meanwhile."""
-        folder = self.find_folder()
-        try:
-            self._write()
-        except DifftoolError:
-            if self.find_folder() == folder:
-                raise
-            self._write()
+    def _write_where_it_is(self, write: Callable[[], None]) -> None:
+        """Let the main process write files, and once more if the folder is moved meanwhile."""
+
+        def attempt() -> None:
+            folder = self.find_folder()
+            try:
+                write()
+            except DifftoolError:
+                if self.find_folder() == folder:
+                    raise
+                write()
+
+        self.group.on_main(attempt)
 
     def save_if_whole(self) -> None:
         """Save what an exception from outside has interrupted, unless it struck while the weights were moved."""
@@ -346,15 +355,10 @@ class Experiment:
 
     def _write(self) -> None:
         """Write the state first: where there is a model, there is something to resume from."""
-        metadata = StateMetadata(
-            elapsed=self.clock.total,
-            data=self.fingerprint,
-            machine=devices.machine(self.device),
-            origin=self.model.origin,
-        )
-        state.save(self.folder.state(self.state.step), self.state, self.recipe, metadata)
+        state.save(self.folder.state(self.state.step), self.state, self.recipe, self._metadata())
         self.model.step = self.state.step
         self.model.save(self.folder.model)
+        self.averages.write(self.folder, self.state.step)
         for old in self.folder.saved_states()[self.recipe.training.keep :]:
             old.unlink(missing_ok=True)
 
@@ -367,32 +371,34 @@ def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = No
     settings = recipe.training
     devices.check_precision(device, settings.precision)
     check_processes(settings)
+    check_schedule(settings, recipe[Optimizer], recipe[Backbone])
     schedule = build_schedule(recipe[NoiseSchedule], settings.timesteps, recipe[Prediction])
     if (shape := recipe[Dataset].item_shape()) is not None:  # refuse a size that does not fit before reading the data
-        with torch.device("meta"):
-            build_network(recipe[Backbone], DataFacts(shape=shape), settings)
-    samples = load_samples(recipe[Dataset], settings.seed)
+        check_shape(recipe[Backbone], shape, settings)
+    samples = load_samples(recipe[Dataset], settings.seed, settings.condition)
     try:
         train, held_out = split(samples, settings.held_out)
     except ValueError as error:
         raise InvalidOption("held_out", str(error), where="--held-out") from None
     with loading(recipe[Dataset]):
         data = DataFacts.of(samples)
-    if device.type == "mps" and data.scaling.dtype == torch.float64:
+    if device.type == "mps" and torch.float64 in (data.scaling.dtype, data.vector_scaling.dtype):
         raise DifftoolError("the data are so far from 0 that they need float64, which mps lacks; pass --device cpu")
     seed_globally(device, key(settings.seed, "weights"))
     network = build_network(recipe[Backbone], data, settings).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
     source = None if resumed is not None and resumed.saved_states() else load_source(settings)
-    transfer = None if source is None else take_weights(network, source, data, settings)
+    transfer = None if source is None else take_weights(network, source, recipe[Backbone], data, settings)
     freeze(network, settings)
     objective = build_objective(recipe, schedule, data, device)
-    search = None
+    auxiliary, search = build_auxiliary(network, objective, settings.seed), None
     if settings.batch_size == AUTO:
-        search = find_batch_size(network, train, objective, settings)
+        search = find_batch_size(network, auxiliary, train, objective, settings, recipe[Optimizer])
         recipe = recipe.with_training(batch_size=search.batch_size)
-    train_state = TrainState.new(network, recipe.training, device)
-    weights, averaged = ("ema", train_state.ema.network) if train_state.ema else ("raw", network)
+    train_state = TrainState.new(network, recipe.training, device, optimizer=recipe[Optimizer], auxiliary=auxiliary)
+    origin = None if transfer is None else transfer.origin
+    raw = Model(recipe, data, schedule, network, device=device, origin=origin)
+    model, *others = models_of(raw, train_state.averages)
     return Experiment(
         recipe=recipe,
         data=data,
@@ -400,14 +406,23 @@ def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = No
         held_out=held_out,
         objective=objective,
         state=train_state,
-        model=Model(
-            recipe, data, schedule, averaged, weights, device=device, origin=transfer.origin if transfer else None
-        ),
+        model=model,
+        averages=AverageFiles(others, len(train)),
         device=device,
         fingerprint=fingerprint(samples),
         search=search,
         transfer=transfer,
     )
+
+
+def check_schedule(settings: Training, optimizer: Optimizer, backbone: Backbone) -> None:
+    """Refuse settings of the learning rate that the optimizer would override. Raises `InvalidOption`."""
+    if loop.factor_of(optimizer, 0, max(1, settings.steps or 1)) is None:
+        return
+    for name, flag in (("lr_schedule", "--lr-schedule"), ("warmup", "--warmup")):
+        if getattr(settings, name) != backbone.training_defaults.get(name, getattr(Training, name)):
+            reason = f"optimizer {optimizer.name} sets the course of the learning rate itself; leave it out"
+            raise InvalidOption(name, reason, where=flag)
 
 
 def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device: torch.device) -> Objective:
@@ -418,10 +433,11 @@ def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device:
         recipe[Prediction],
         recipe[Weighting],
         recipe[TimestepSampling],
-        settings.loss,
+        recipe[Loss],
         device=device,
         self_condition=settings.self_condition,
         learn_variance=settings.learn_variance,
         data=data,
+        image_beside=puts_image_beside(recipe[Backbone], data),
         network=f"backbone {recipe[Backbone].name}",
     )

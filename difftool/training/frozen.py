@@ -58,10 +58,12 @@ def train_mode(network: nn.Module, settings: Training) -> None:
 
 
 @contextlib.contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode for a block, and each of its modules back into its own mode."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+def evaluating(*networks: nn.Module | None) -> Iterator[None]:
+    """Put networks into evaluation mode for a block, and each of their modules back into its own mode."""
+    modules = [module for network in networks if network is not None for module in network.modules()]
+    modes = [(module, module.training) for module in modules]
+    for module in modules:
+        module.training = False
     try:
         yield
     finally:

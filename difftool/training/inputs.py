@@ -15,6 +15,7 @@ from torch import Tensor
 
 from difftool.rng import generator
 from difftool.training.loss import Inputs
+from difftool.training.minimise import paired
 
 if TYPE_CHECKING:
     from difftool.data.batches import Batches
@@ -28,7 +29,7 @@ BLOCK_ELEMENTS = 2**22
 
 
 class StepNoise:
-    """Noise, levels and hidden labels of every step, as a function of (seed, step)."""
+    """Noise, levels and hidden conditions of every step, as a function of (seed, step)."""
 
     def __init__(
         self, seed: int, batch: int, shape: tuple[int, ...], objective: Objective, *, stratified: bool = False
@@ -62,15 +63,18 @@ def inputs_from(
     step: int, batches: Batches, objective: Objective, settings: Training, layout: torch.memory_format
 ) -> Iterator[Inputs]:
     """Yield the inputs of this step and of all that follow, in the memory layout that suits the network."""
-    scaling, classes = objective.data.scaling, objective.data.classes
+    scaling = objective.data.scaling
     shape = batches.samples.shape
     noise = StepNoise(settings.seed, batches.batch_size, shape, objective, stratified=settings.stratified)
     for batch in batches.start(step, block=noise.block):
         count = len(batch.items) // batches.size
         eps, t, u = noise(step, count, batches.part)
         x_0 = scaling.to_model(batch.items).contiguous(memory_format=layout)
-        cond = None
-        if classes is not None and batch.labels is not None:
-            cond = torch.where(u < settings.label_dropout, classes, batch.labels)
-        yield from objective.inputs(x_0, eps.contiguous(memory_format=layout), t, cond).split(batches.size)
+        if batch.noise is not None:  # stored with the items
+            eps = batch.noise.float()
+        cond = objective.data.model_condition(batch.condition)
+        cond = None if cond is None else cond.hide(u < settings.condition_dropout)
+        inputs = objective.inputs(x_0, eps.contiguous(memory_format=layout), t, cond).split(batches.size)
+        for number, part in enumerate(inputs, start=step):
+            yield paired(objective, part, settings.seed, number, batches.part.start) if objective.pairs else part
         step += count

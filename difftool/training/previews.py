@@ -18,6 +18,7 @@ from difftool.settings import Sampling
 from difftool.training.frozen import evaluating
 
 if TYPE_CHECKING:
+    from difftool.data.condition import Condition
     from difftool.training.experiment import Experiment
 
 STEPS = 25
@@ -66,22 +67,23 @@ def draw_panel(experiment: Experiment, path: Path) -> None:
 
     model, schedule = experiment.model, experiment.model.schedule
     count = 1 if model.data.is_image else POINTS
-    x_0, labels = some_items(experiment, count * PANEL_LEVELS)
+    x_0, condition = some_items(experiment, count * PANEL_LEVELS)
     made = []
     levels = visible_levels(schedule, PANEL_LEVELS + 1, is_image=model.data.is_image)
     for row, t in enumerate(levels[:PANEL_LEVELS]):
         own = slice(row * count, (row + 1) * count)
         eps = sample_noise(row * count, len(x_0[own]), model.data.shape, 0, "panel", device=experiment.device)
-        made.append(reconstruct(model, x_0[own], schedule[t], eps, None if labels is None else labels[own]))
+        made.append(reconstruct(model, x_0[own], schedule[t], eps, None if condition is None else condition[own]))
     rows = [f"t = {one.level.t:.0f}" for one in made]
     figure = panel(made, model.data, rows=rows, title=f"{model.recipe.name}, step {experiment.state.step}")
     with atomic(path) as temporary:
         save(figure, temporary)
 
 
-def some_items(experiment: Experiment, count: int) -> tuple[Tensor, Tensor | None]:
-    """Return training items in model units, spread over the data, and their labels. Few items are repeated."""
+def some_items(experiment: Experiment, count: int) -> tuple[Tensor, Condition | None]:
+    """Return training items in model units, spread over the data, and their conditions. Few items are repeated."""
     n = len(experiment.train)
     indices = [i * max(1, n // count) % n for i in range(count)]
-    items, labels = experiment.train.take(indices)
-    return experiment.data.scaling.to_model(items.to(experiment.device)), labels
+    items, condition = experiment.train.take(indices)
+    data = experiment.data
+    return data.scaling.to_model(items.to(experiment.device)), data.model_condition(condition)

@@ -13,7 +13,7 @@ from difftool_dit.network import DiTNetwork, grid_waves, patchify, unpatchify
 from torch import Tensor
 
 import difftool
-from difftool import BackboneSpec
+from difftool import BackboneSpec, Condition, ConditionSpec
 from difftool.testing import PluginManager, check_backbone
 
 SMALL = DiT(dim=32, depth=2, heads=2)
@@ -21,7 +21,7 @@ SMALL = DiT(dim=32, depth=2, heads=2)
 
 def build(options: DiT = SMALL, shape: tuple[int, int, int] = (3, 8, 8), classes: int | None = None) -> DiTNetwork:
     """Build an untrained network, in evaluation mode."""
-    network = options.build(BackboneSpec(shape=shape, out_channels=shape[0], classes=classes))
+    network = options.build(BackboneSpec(shape=shape, out_channels=shape[0], condition=ConditionSpec(classes=classes)))
     assert isinstance(network, DiTNetwork)
     return network.eval()
 
@@ -36,7 +36,12 @@ def perturbed(network: DiTNetwork) -> DiTNetwork:
 
 
 @torch.no_grad()
-def predict(network: DiTNetwork, x: Tensor, t: float = 300.0, cond: Tensor | None = None) -> Tensor:
+def labels(*numbers: int) -> Condition:
+    """Return the condition of labels of three classes, where 3 is hidden."""
+    return Condition.of_labels(torch.tensor(numbers), 3)
+
+
+def predict(network: DiTNetwork, x: Tensor, t: float = 300.0, cond: Condition | None = None) -> Tensor:
     output: Tensor = network(x, torch.full((len(x),), t), cond)
     return output
 
@@ -111,7 +116,7 @@ def test_only_the_positions_tell_a_transposed_image_apart() -> None:
 
 def test_before_training_the_output_is_0_and_blocks_are_identities() -> None:
     network = build(classes=3)
-    assert not predict(network, noise(2, 3, 8, 8), cond=torch.tensor([0, 2])).any()
+    assert not predict(network, noise(2, 3, 8, 8), cond=labels(0, 2)).any()
     tokens = noise(2, 16, 32)
     for block in network.blocks:
         assert torch.equal(block(tokens, noise(2, 32, seed=1)), tokens)
@@ -128,16 +133,16 @@ def test_every_patch_sees_the_whole_image() -> None:
 def test_time_and_label_change_the_output() -> None:
     network, x = perturbed(build(classes=3)), noise(1, 3, 8, 8)
     conditions = [(300.0, 0), (300.0, 1), (301.0, 0), (800.0, 0)]
-    outputs = [predict(network, x, t, torch.tensor([label])) for t, label in conditions]
+    outputs = [predict(network, x, t, labels(label)) for t, label in conditions]
     for i, output in enumerate(outputs):
         assert all((output - other).abs().max() > 1e-4 for other in outputs[:i])
 
 
 def test_without_labels_it_predicts_for_no_class() -> None:
     network, x = perturbed(build(classes=3)), noise(2, 3, 8, 8)
-    assert torch.equal(predict(network, x), predict(network, x, cond=torch.tensor([3, 3])))
+    assert torch.equal(predict(network, x), predict(network, x, cond=labels(3, 3)))
     with pytest.raises(ValueError, match="takes no labels"):
-        predict(build(), x, cond=torch.tensor([0, 0]))
+        predict(build(), x, cond=labels(0, 0))
 
 
 def test_dropout_acts_in_training_only() -> None:
