@@ -96,10 +96,8 @@ class PartnerFiles(ImageFiles):
         for name in originals.names:
             found = [name] if name in exact else by_stem.get(_stem(name), [])
             if len(found) != 1:
-                several = (
-                    f"{printable(found[0])} and {printable(found[1])} both belong" if found else "no image belongs"
-                )
-                raise ValueError(f"condition: {several} to {printable(name)} in {printable(root)}")
+                several = f"both {printable(found[0])} and {printable(found[1])}" if found else "no image"
+                raise ValueError(f"condition: {printable(root)} has {several} for {printable(name)}")
             partners.append(found[0])
         files = cls(root, partners, 1, originals.size, originals.skip_bad, originals)
         channels = 1
