@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from difftool.components import Component as Component
     from difftool.components import Dataset as Dataset
     from difftool.components import Logger as Logger
+    from difftool.components import Loss as Loss
     from difftool.components import NoiseSchedule as NoiseSchedule
+    from difftool.components import Optimizer as Optimizer
     from difftool.components import Oracle as Oracle
     from difftool.components import Prediction as Prediction
     from difftool.components import Sampler as Sampler
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from difftool.hookspecs import hookimpl as hookimpl
     from difftool.options import option as option
     from difftool.plugins.registry import component as component
+    from difftool.plugins.registry import load_plugin as load_plugin
     from difftool.plugins.registry import names as names
     from difftool.sampling.model import Model as Model
     from difftool.specs import BackboneSpec as BackboneSpec
@@ -65,6 +68,11 @@ if TYPE_CHECKING:
     from difftool.specs import OracleSpec as OracleSpec
     from difftool.specs import Row as Row
     from difftool.specs import RunContext as RunContext
+    from difftool.training.batch import LossSpec as LossSpec
+    from difftool.training.batch import Pairing as Pairing
+    from difftool.training.batch import Predict as Predict
+    from difftool.training.batch import TrainingBatch as TrainingBatch
+    from difftool.training.fused_adam import FusedAdam as FusedAdam
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "api": ("load", "train"),
@@ -74,7 +82,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "Component",
         "Dataset",
         "Logger",
+        "Loss",
         "NoiseSchedule",
+        "Optimizer",
         "Oracle",
         "Prediction",
         "Sampler",
@@ -94,9 +104,11 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "files": ("read_json", "write_json"),
     "hookspecs": ("hookimpl",),
     "options": ("option",),
-    "plugins.registry": ("component", "names"),
+    "plugins.registry": ("component", "load_plugin", "names"),
     "sampling.model": ("Model",),
     "specs": ("BackboneSpec", "ConditionSpec", "ObjectiveSpec", "OracleSpec", "Row", "RunContext"),
+    "training.batch": ("LossSpec", "Pairing", "Predict", "TrainingBatch"),
+    "training.fused_adam": ("FusedAdam",),
 }
 """The public names, by the module that defines each."""
 

@@ -21,21 +21,23 @@ from difftool.paths import absolute
 from difftool.plugins.registry import given
 from difftool.runs.recipe import Recipe, build_recipe, companion_kinds, differences, recipe_kinds
 from difftool.sampling.model import Model
+from difftool.scripts import check_not_loading
 
 ARRAYS = (Samples, torch.Tensor, np.ndarray, list)
 """The data that `train` takes as a dataset."""
 
 
-def load(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Model:
+def load(path: str | Path, *, weights: str = "ema", ema_length: float | None = None, device: str = "auto") -> Model:
     """Return the model of a run folder or a model file: `load("runs/x").sample(64, sampler="ddim", steps=50)`.
 
-    `weights="raw"` takes the weights that were being trained, from the state of the run, instead of their average.
-    Raises `DifftoolError`.
+    `weights="raw"` takes the weights that were being trained, from the state of the run, instead of their first
+    average, and `weights="ema-0.9999"` another average. `ema_length=0.07` reconstructs a power-function average of
+    this length from the snapshots of a run that was trained with `ema_lengths`. Raises `DifftoolError`.
     """
     from difftool import devices
     from difftool.sampling.model import load_model
 
-    return load_model(_path("path", path), weights, device=devices.choose(device))
+    return load_model(_path("path", path), weights, ema_length=ema_length, device=devices.choose(device))
 
 
 def train(
@@ -67,6 +69,7 @@ def train(
     says what is taken, for a value that is not understood.
     """
     from difftool import devices
+    from difftool.cli.console import note
     from difftool.cli.training import fit_in_python
     from difftool.distributed import connect
     from difftool.runs.folder import RunFolder, check_run_output, create, open_run
@@ -74,6 +77,7 @@ def train(
     from difftool.training.loggers import check_requirements
 
     check_main_guard()
+    check_not_loading("difftool.train()")
     chosen = devices.choose(device)
     path = None if out is None else _path("out", out)
     for name, flag in (("overwrite", overwrite), ("progress", progress)):
@@ -84,6 +88,8 @@ def train(
         check_run_output(path, overwrite=overwrite)
     else:
         run = _path("resume", resume)
+        if choices.get("init_from") is not None:
+            raise UsageError("init_from: a resumed run goes on from its own weights; leave it out")
         if path is not None or overwrite:
             raise UsageError("resume: a resumed run stays in its folder; leave out and overwrite away")
         recipe, loggers = _resumed(run, choices)
@@ -94,7 +100,9 @@ def train(
 
     check_requirements(loggers)
     with safe_path(), devices.threads(recipe.training.threads), connect(chosen) as group:
-        experiment = prepare(recipe, chosen)
+        experiment = prepare(recipe, chosen, None if resume is None else RunFolder(run))
+        if progress and group.is_main and experiment.transfer is not None:
+            note(str(experiment.transfer))
         with experiment.open(folder, resume=resume is not None, loggers=loggers, group=group):
             fit_in_python(experiment, progress=progress)
     model = experiment.model

@@ -14,7 +14,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -105,6 +105,9 @@ class ProcessGroup:
         """Return a context for a forward and a backward pass that averages the gradients, or else only adds them up."""
         return contextlib.nullcontext()
 
+    def average_gradients(self, weights: Sequence[nn.Parameter]) -> None:
+        """Average the gradients of weights that do not belong to the wrapped network over the processes."""
+
     def all_max(self, number: int) -> int:
         """Return the largest of the processes' numbers."""
         return number
@@ -181,6 +184,17 @@ class DistributedGroup(ProcessGroup):
 
     def averaging(self, wrapped: nn.Module, now: bool) -> AbstractContextManager[object]:
         return contextlib.nullcontext() if now else wrapped.no_sync()  # type: ignore[operator]
+
+    def average_gradients(self, weights: Sequence[nn.Parameter]) -> None:
+        import torch
+
+        # one exchange, in which all processes take part, also one whose share of the batch used none of the weights
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        flat = torch.cat([gradient.float().flatten() for gradient in gradients])
+        self._dist.all_reduce(flat, group=self._gradients)
+        flat /= self.size
+        for weight, old, new in zip(weights, gradients, torch.split(flat, [*map(torch.numel, weights)]), strict=True):
+            weight.grad = old.copy_(new.view(old.shape))
 
     def all_max(self, number: int) -> int:
         import torch

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
         Command,
         Dataset,
         Logger,
+        Loss,
         NoiseSchedule,
+        Optimizer,
         Oracle,
         Prediction,
         Sampler,
@@ -58,6 +60,11 @@ def difftool_predictions() -> Iterable[type[Prediction]]:  # type: ignore[empty-
 
 
 @hookspec
+def difftool_losses() -> Iterable[type[Loss]]:  # type: ignore[empty-body]
+    """Return losses: functions of a network and a batch that training minimises."""
+
+
+@hookspec
 def difftool_weightings() -> Iterable[type[Weighting]]:  # type: ignore[empty-body]
     """Return weightings: the weight of each noise level in the loss."""
 
@@ -70,6 +77,11 @@ def difftool_spacings() -> Iterable[type[Spacing]]:  # type: ignore[empty-body]
 @hookspec
 def difftool_timestep_samplings() -> Iterable[type[TimestepSampling]]:  # type: ignore[empty-body]
     """Return timestep samplings: distributions from which training draws its noise levels."""
+
+
+@hookspec
+def difftool_optimizers() -> Iterable[type[Optimizer]]:  # type: ignore[empty-body]
+    """Return optimizers: how gradients move the weights, any of `torch.optim` or one like it."""
 
 
 @hookspec

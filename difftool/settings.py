@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,8 @@ from difftool.options import Options, option
 
 LARGEST_SEED = 2**63 - 1
 LARGEST_STEP = 10**9
+SHORTEST, LONGEST = 0.001, 0.28
+"""The bounds of the length of a power-function average; at 12^(-1/2) = 0.289 all steps would weigh the same."""
 AUTO = "auto"
 """The value of --batch-size that starts a search for a suitable size."""
 NO_CONDITION = "none"
@@ -36,12 +39,37 @@ class Training(Options):
         le=10**6,
         help="split each batch into this many parts, computed one after another, to save memory",
     )
-    lr: float = option(default=1e-3, gt=0, le=10, help="learning rate of Adam")
-    lr_schedule: Literal["constant", "cosine"] = option(default="constant", help="cosine falls to 0 at the last step")
+    lr: float = option(default=1e-3, gt=0, le=10, help="learning rate")
+    lr_schedule: Literal["constant", "cosine", "linear", "inverse-sqrt"] = option(
+        default="constant",
+        help="course of the learning rate; cosine and linear fall to 0 at the last step, inverse-sqrt ever more slowly",
+    )
     warmup: int = option(default=0, ge=0, le=LARGEST_STEP, help="steps in which the learning rate rises from 0")
+    lr_decay_steps: int | None = option(
+        default=None,
+        ge=1,
+        le=LARGEST_STEP,
+        help="step from which inverse-sqrt falls: lr / sqrt(step / N)",
+        otherwise="--warmup",
+    )
     clip: float = option(default=0.0, ge=0, help="gradient norm to clip at; 0: no clipping")
-    loss: Literal["mse", "l1", "huber"] = option(default="mse", help="loss of an item")
-    ema: float = option(default=0.999, ge=0, lt=1, help="decay of the weight average (EMA) at most; 0: no average")
+    ema: tuple[float, ...] = option(
+        default=(0.999,),
+        ge=0,
+        lt=1,
+        help="decays of averages of the weights (EMA), at most; the model file holds the first; 0: no average",
+    )
+    ema_lengths: tuple[float, ...] = option(
+        default=(),
+        ge=SHORTEST,
+        le=LONGEST,
+        help="lengths (relative deviations) of power-function averages, such as 0.05,0.10, for sample --ema-length",
+    )
+    snapshot_every: str | None = option(
+        default=None,
+        help="keep snapshots of the --ema-lengths every N steps, or N epochs (2ep); 0: never",
+        otherwise="64 times",
+    )
     held_out: int = option(
         default=0, ge=0, le=10**9, help="number of items kept out of training, for the held-out loss"
     )
@@ -69,8 +97,24 @@ class Training(Options):
         default=None, help="draw samples every N steps, or N epochs (2ep); 0: never", otherwise="4 times"
     )
 
+    init_from: Path | None = option(default=None, help="run or model file whose weights training starts from")
+    init_weights: str | None = option(
+        default=None, help="weights of --init-from, as sample --weights names them", otherwise="ema"
+    )
+    train_only: str | None = option(default=None, help="train the parameters whose names match this pattern, no others")
+    freeze: str | None = option(default=None, help="leave the parameters whose names match this pattern as they are")
+
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "preview_every"):
+        if self.init_weights is not None and self.init_from is None:
+            raise ValueError("init_weights: belongs to --init-from; add --init-from")
+        if self.train_only is not None and self.freeze is not None:
+            raise ValueError("freeze: give either --train-only or --freeze")
+        for name in ("train_only", "freeze"):
+            try:
+                re.compile(getattr(self, name) or "")
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ValueError(f"{name}: must be a regular expression ({error})") from None
+        for name in ("checkpoint_every", "preview_every", "snapshot_every"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"\d{1,9}(ep)?", value):
                 raise ValueError(
@@ -78,14 +122,32 @@ class Training(Options):
                 )
         if int(self.checkpoint_every.removesuffix("ep")) == 0:
             raise ValueError("checkpoint_every: must be at least 1")
+        if not self.ema or (0.0 in self.ema and len(self.ema) > 1):
+            raise ValueError("ema: must be decays such as 0.999,0.9999, or 0 alone for no average")
+        for name in ("ema", "ema_lengths"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name}: names a number twice")
+        if self.snapshot_every is not None and not self.ema_lengths:
+            raise ValueError("snapshot_every: there is no average to keep snapshots of; add --ema-lengths")
         if isinstance(self.batch_size, int) and self.batch_size < self.accumulate:
             raise ValueError(f"accumulate: a batch of {self.batch_size} has no {self.accumulate} parts")
         if self.condition is not None and (
             not self.condition or (NO_CONDITION in self.condition and len(self.condition) > 1)
         ):
             raise ValueError("condition: must be none, or names of conditions such as label,vector")
+        if self.lr_schedule != "inverse-sqrt" and self.lr_decay_steps is not None:
+            raise ValueError("lr_decay_steps: belongs to --lr-schedule inverse-sqrt")
+        if self.lr_schedule == "inverse-sqrt" and not (self.lr_decay_steps or self.warmup):
+            raise ValueError("lr_schedule: inverse-sqrt needs the step from which it falls; add --lr-decay-steps N")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("epochs: give either --steps or --epochs")
+
+    def total_steps(self, items: int) -> int:
+        """Return the step at which training on so many items ends. A search for a batch size must be over."""
+        assert isinstance(self.batch_size, int)
+        if self.epochs is not None:
+            return math.ceil(self.epochs * items / self.batch_size)
+        return self.steps if self.steps is not None else 0
 
 
 class Sampling(Options):

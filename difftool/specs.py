@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -130,3 +130,17 @@ class Row:
     pictures."""
     pictures: tuple[Path, ...] = ()
     """Pictures that were drawn at this step."""
+
+
+class OptimizerLike(Protocol):
+    """The part of `torch.optim.Optimizer` that training uses."""
+
+    param_groups: list[dict[str, Any]]
+    """The groups, each with its parameters as `params`, its learning rate as `lr`, and options."""
+
+    @property
+    def state(self) -> MutableMapping[Any, dict[str, Any]]:
+        """The state of each parameter, which may be empty before the first step."""
+
+    def step(self) -> object:
+        """Update the parameters by their gradients. Parameters without one stay as they are."""

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difftool.training import optimizer as weights
-from difftool.training.ema import EMA
-from difftool.training.optimizer import Adam, are_joined, join, views_of
+from difftool import component
+from difftool.training import vectors as weights
+from difftool.training.optimizer import Updater
+from difftool.training.vectors import are_joined, join, views_of
 
 
 class Net(nn.Module):
@@ -28,6 +29,10 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         answer: Tensor = self.gain * self.linear(torch.tanh(self.conv(x)).mean((2, 3)))
         return answer
+
+
+def adam(network: nn.Module) -> Updater:
+    return Updater(component("optimizer", "adam"), network.named_parameters(), 1e-3)
 
 
 @pytest.fixture(params=["one vector", "apart"])
@@ -51,7 +56,7 @@ def same_weights(a: nn.Module, b: nn.Module) -> None:
 
 def test_it_is_the_adam_of_torch(form: str) -> None:
     ours, theirs = Net(), Net()
-    optimizer, expected = Adam(ours.parameters()), torch.optim.Adam(theirs.parameters(), lr=0.01, fused=True)
+    optimizer, expected = adam(ours), torch.optim.Adam(theirs.parameters(), lr=0.01, fused=True)
     for step, loss, other in zip(range(50), losses(ours), losses(theirs), strict=False):
         lr = 0.01 / (1 + step)
         optimizer.clear_gradients()
@@ -72,7 +77,7 @@ def test_it_is_the_adam_of_torch(form: str) -> None:
 
 def test_a_step_that_is_not_finite_changes_nothing(form: str) -> None:
     network = Net()
-    optimizer, steps = Adam(network.parameters()), losses(network)
+    optimizer, steps = adam(network), losses(network)
     for finite in (True, False, True):
         before = [p.detach().clone() for p in network.parameters()]
         state = {i: {k: v.clone() for k, v in slots.items()} for i, slots in optimizer.weight_state().items()}
@@ -92,19 +97,20 @@ def test_a_state_goes_from_one_form_to_the_other(monkeypatch: pytest.MonkeyPatch
     for first, second in ((2**18, 10), (10, 2**18), (2**18, 2**18)):
         network = Net()
         monkeypatch.setattr(weights, "SMALL", first)
-        optimizer, steps = Adam(network.parameters()), losses(network)
+        optimizer, steps = adam(network), losses(network)
         for step in range(10):
             if step == 5:
-                state = {i: {k: v.clone() for k, v in slots.items()} for i, slots in optimizer.weight_state().items()}
+                state = {name: tensor.clone() for name, tensor in optimizer.tensors().items()}
+                numbers = optimizer.document()
                 weight = {name: tensor.clone() for name, tensor in network.state_dict().items()}
                 monkeypatch.setattr(weights, "SMALL", second)
                 network = Net()
                 network.load_state_dict(weight)
-                optimizer, seen = Adam(network.parameters()), losses(network)
+                optimizer, seen = adam(network), losses(network)
                 steps = (loss for loss, _ in zip(seen, iter(int, 1), strict=False))
                 for _ in range(5):
                     next(steps)
-                optimizer.load_weight_state(state)
+                optimizer.load(state, numbers)
             optimizer.clear_gradients()
             next(steps).backward()
             optimizer.update(0.01, torch.tensor(True))
@@ -140,21 +146,3 @@ def test_weights_of_several_kinds_are_not_joined(odd: str) -> None:
     assert (join(given) is None) == (other is not None)
     assert are_joined(given) == (other is None)
     assert join([]) is None
-
-
-def test_the_average_of_joined_weights(form: str) -> None:
-    network = Net()
-    average = EMA(network, 0.5)
-    Adam(network.parameters())
-    values = []
-    for _ in range(6):
-        with torch.no_grad():
-            for p in network.parameters():
-                p.add_(1.0)
-        values.append(network.linear.bias.detach().clone())
-        average.update()
-    expected = values[0]
-    for n, value in enumerate(values[1:], start=1):
-        decay = min(0.5, 1 - (1 + n) ** -0.75)
-        expected = decay * expected + (1 - decay) * value
-    torch.testing.assert_close(average.network.get_parameter("linear.bias"), expected)

@@ -125,7 +125,7 @@ def test_a_model_survives_a_copy_of_its_file(points_run: Path, tmp_path: Path) -
     assert torch.equal(a.sample(5, steps=3), b.sample(5, steps=3))
     b.save(tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (points_run / "model.safetensors").read_bytes()
-    assert (a.step, a.weights, a.recipe.name) == (30, "ema", "swiss-roll-mlp")
+    assert (a.step, a.weights, a.recipe.name) == (30, "ema-0.999", "swiss-roll-mlp")
 
 
 def test_the_run_of_the_command_line_can_be_loaded(run: Run) -> None:

@@ -210,7 +210,7 @@ def test_a_lone_model_file_samples_the_same(run: Run, points_run: Path, tmp_path
     assert np.array_equal(drawn(run, tmp_path, tmp_path / "lone.safetensors", *FEW), expected)
     refused = run("sample", "lone.safetensors", "--weights", "raw")
     assert refused.code == 2
-    assert "--weights raw: lone.safetensors holds the average alone; name the run folder" in refused.error
+    assert "--weights raw: lone.safetensors holds ema-0.999 alone; name its run folder" in refused.error
 
 
 def test_raw_weights_are_those_of_the_state(run: Run, points_run: Path, tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_labels_change_the_samples(run: Run, labels_run: Path, tmp_path: Path) -
 def test_sample_json(run: Run, points_run: Path) -> None:
     document = json.loads(ok(run("sample", points_run, *FEW, "--json", "--out", "a.npy", "--out", "b.csv")).out)
     keys = ("files", "weights", "sampler", "steps", "spacing", "num_samples", "seed")
-    assert [document[k] for k in keys] == [["a.npy", "b.csv"], "ema", "ddim", 3, "trailing", 6, 0]
+    assert [document[k] for k in keys] == [["a.npy", "b.csv"], "ema-0.999", "ddim", 3, "trailing", 6, 0]
 
 
 # --- noise, inspect-schedule, list, plugins, info ------------------------------------------------------------------
@@ -396,7 +396,7 @@ def test_info(run: Run, points_run: Path) -> None:
     weights = checkpoint.load(points_run / "model.safetensors")[0]
     assert facts["model"]["parameters"] == sum(t.numel() for t in weights.values())
     alone = json.loads(ok(run("info", points_run / "model.safetensors", "--json")).out)
-    assert (alone["kind"], alone["weights"], alone["step"]) == ("model", "ema", 30)
+    assert (alone["kind"], alone["weights"], alone["step"]) == ("model", "ema-0.999", 30)
     assert "swiss-roll" in ok(run("info", points_run)).out
 
 

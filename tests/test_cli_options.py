@@ -11,7 +11,9 @@ import pytest
 from conftest import IMAGES, Run
 
 from difftool import Backbone
+from difftool.options import make, plain
 from difftool.plugins.registry import registry
+from difftool.settings import Training
 
 DRY = ("train", "--dry-run", "--json", "--dataset.n", 64)
 
@@ -47,7 +49,8 @@ def resolved(run: Run, *arguments: object) -> dict[str, Any]:
         (["--lr", "0.5"], "training", "lr", 0.5),
         (["--lr=1e-4"], "training", "lr", 1e-4),
         (["--lr", "1"], "training", "lr", 1.0),
-        (["--loss", "huber"], "training", "loss", "huber"),
+        (["--loss", "huber"], "loss", "name", "huber"),
+        (["--loss", "huber", "--loss.delta", "2"], "loss", "delta", 2.0),
         (["--seed", str(2**63 - 1)], "training", "seed", 2**63 - 1),
         (["--steps", "0"], "training", "steps", 0),
         (["--checkpoint-every", "2ep"], "training", "checkpoint_every", "2ep"),
@@ -76,7 +79,8 @@ def test_defaults_suit_the_backbone_and_the_rest_follows(run: Run) -> None:
     for document in (points, images):
         suited = registry().of_kind(Backbone, document["backbone"]["name"]).training_defaults
         assert suited  # each brings some
-        assert {key: document["training"][key] for key in suited} == dict(suited)
+        expected = plain(make(Training, suited))
+        assert {key: document["training"][key] for key in suited} == {key: expected[key] for key in suited}
     assert images["dataset"]["name"] == "gradients"
     assert points["training"]["batch_size"] != images["training"]["batch_size"]
     assert resolved(run, "--dataset", "gradients")["backbone"]["name"] == "unet"
@@ -183,7 +187,7 @@ def test_help_with_an_unknown_component_is_refused(run: Run) -> None:
         (["--seed", "-1"], "--seed: must be greater than or equal to 0"),
         (["--seed", str(2**63)], "--seed"),
         (["--timesteps", "0"], "--timesteps"),
-        (["--loss", "l2"], "--loss"),
+        (["--loss", "huber", "--loss.delta", "0"], "--loss.delta: must be greater than 0"),
         (["--checkpoint-every", "often"], "--checkpoint-every: must be a number of steps such as 500"),
         (["--dataset", "image-folder", "--dataset.path", "pa\udcffth"], "--dataset.path: must be UTF-8 text"),
         (["--held-out", "64"], "--held-out: cannot hold out 64 of 64 items"),

@@ -212,7 +212,7 @@ def test_compare_a_run(run: Run, points_run: Path, tmp_path: Path) -> None:
     quick = ("--samplers", "ddim,dpmpp-2m", "--calls", "4,8", "-n", 50, "--reference", 20)
     outcome = ok(run("compare", points_run, *quick, "--weights", "ema", "--out", "x.svg"))
     assert outcome.out == "x.svg\n"
-    assert "swiss-roll-mlp, step 30, ema weights" in outcome.err
+    assert "swiss-roll-mlp, step 30, ema-0.999 weights" in outcome.err
     assert (tmp_path / "x.svg").stat().st_size > 1000
 
 

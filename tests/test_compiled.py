@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from typing import Any
 
 import pytest
 import torch
+from paper_losses import TwoLevels
 from test_training import Net, cloud, loop, new_state, objective, settings, state_dict
 from torch import Tensor, nn
 
-from difftool import Condition
+from difftool import Condition, Loss, Predict, TrainingBatch
 from difftool.training.loop import check_finite
 from difftool.training.state import TrainState
 from difftool.training.step import make_step
@@ -45,15 +47,29 @@ def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(network: nn.Module, *, compiled: bool, steps: int = 25, classes: int | None = None, **chosen: Any) -> Any:
-    state, given = new_state(network, ema=chosen.pop("ema", 0.9)), settings(compile=compiled, **chosen)
-    about = {"weighting": "min-snr"} if classes else {}
+    about = {name: chosen.pop(name) for name in ("loss", "weighting") if name in chosen}
+    about |= {"weighting": "min-snr"} if classes else {}
+    of_state = {name: chosen.pop(name) for name in ("ema", "optimizer") if name in chosen}
+    state, given = new_state(network, **of_state), settings(compile=compiled, **chosen)
     records = list(loop(state, cloud(labels=classes is not None), given, steps=steps, **about))
     check_finite(state, given)
     return state, records
 
 
+@pytest.mark.filterwarnings("error:the backward pass cannot be compiled as a whole")
 @pytest.mark.parametrize(
-    "chosen", [{}, {"clip": 0.05}, {"classes": 3}, {"ema": 0.0}, {"warmup": 5, "lr_schedule": "cosine"}]
+    "chosen",
+    [
+        {},
+        {"clip": 0.05},
+        {"classes": 3},
+        {"ema": 0.0},
+        {"warmup": 5, "lr_schedule": "cosine"},
+        {"loss": "l1"},
+        {"loss": "huber", "weighting": "min-snr"},
+        {"optimizer": "adamw"},
+        {"optimizer": "sgd"},
+    ],
 )
 def test_the_whole_step_is_the_step(chosen: dict[str, Any]) -> None:
     state, records = trained(Plain(), compiled=True, **chosen)
@@ -63,10 +79,10 @@ def test_the_whole_step_is_the_step(chosen: dict[str, Any]) -> None:
     for i, slots in expected.optimizer.weight_state().items():
         for slot, tensor in slots.items():
             torch.testing.assert_close(state.optimizer.weight_state()[i][slot], tensor, rtol=1e-3, atol=1e-6)
-    if expected.ema is not None:
-        assert state.ema.updates == expected.ema.updates == 25
-        for name, tensor in state_dict(expected.ema.network).items():
-            torch.testing.assert_close(state_dict(state.ema.network)[name], tensor, rtol=1e-4, atol=1e-5)
+    assert state.averages.updates == expected.averages.updates == 25
+    for one, other in zip(state.averages, expected.averages, strict=True):
+        for name, tensor in state_dict(other.network).items():
+            torch.testing.assert_close(state_dict(one.network)[name], tensor, rtol=1e-4, atol=1e-5)
     for record, other in zip(records, others, strict=True):
         torch.testing.assert_close(record.loss, other.loss, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(record.grad_norm, other.grad_norm, rtol=1e-4, atol=1e-5)
@@ -76,13 +92,33 @@ def test_the_whole_step_is_the_step(chosen: dict[str, Any]) -> None:
 def test_a_compiled_step_that_is_not_finite_changes_nothing() -> None:
     state = new_state(Plain())
     given = settings(compile=True)
-    step = make_step(state, objective(), given)
+    step = make_step(state, objective(), given, 40)
     inputs = next(iter(loop(state, cloud(), given, steps=40))).inputs
     before = state_dict(state.network)
     outcome = step(inputs._replace(target=inputs.target * math.nan), 0.01, False)
     assert not bool(outcome.finite)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state_dict(state.network).items())
     assert {float(slots["step"]) for slots in state.optimizer.weight_state().values()} == {1.0}
+
+
+class Growing(Loss, name="growing"):
+    """Depends on the step, which no compiled function may."""
+
+    def loss(self, predict: Predict, batch: TrainingBatch, auxiliary: nn.Module | None) -> Tensor:
+        error = predict(batch.x_t, batch.t, batch.cond) - batch.target
+        return (1 + batch.step) * error.square().mean(1)
+
+
+@pytest.mark.parametrize("loss", [Growing(), TwoLevels()])
+def test_a_loss_of_a_stranger_is_compiled_as_far_as_may_be(loss: Loss) -> None:
+    warned = pytest.warns(UserWarning, match="as a whole") if isinstance(loss, Growing) else contextlib.nullcontext()
+    with warned, warnings.catch_warnings():
+        if isinstance(loss, TwoLevels):
+            warnings.simplefilter("error")
+        state, _ = trained(Plain(), compiled=True, steps=10, loss=loss)
+    expected, _ = trained(Plain(), compiled=False, steps=10, loss=loss)
+    for a, b in zip(state.network.parameters(), expected.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", [Detour, Net])

@@ -550,8 +550,10 @@ USAGE = [
     Fault("oracle unknown", ("sample", "--oracle", "nope"), 2, ("unknown oracle 'nope'",)),
     Fault("samplers, one unknown", ("compare", "POINTS", "--samplers", "ddim,nope"), 2, ("'nope'",)),
     Fault("kind unknown", ("list", "smaplers"), 2, ("did you mean 'samplers'",)),
-    Fault("loss unknown", ("train", "--loss", "l2"), 2, ("--loss", "'mse'")),
-    Fault("weights unknown", ("sample", "POINTS", "--weights", "best"), 2, ("--weights", "'ema'")),
+    Fault("loss unknown", ("train", "--loss", "l2"), 2, ("unknown loss 'l2'", "'mse'")),
+    Fault(
+        "weights unknown", ("sample", "POINTS", "--weights", "best"), 2, ("--weights", "'best'", "ema, raw, ema-0.999")
+    ),
     Fault("an oracle and a run", ("sample", "POINTS", "--oracle", "ideal"), 2, ("either an oracle or a run",)),
     Fault("an oracle's option for a run", ("sample", "POINTS", "--timesteps", 5), 2, ("--timesteps",)),
     Fault("an oracle and weights", ("sample", "--oracle", "ideal", "--weights", "raw"), 2, ("--weights",)),
@@ -961,7 +963,7 @@ RESUME_ROWS = [
         for name, change in {
             "weights of another type": lambda t: t.update({k: v.double() for k, v in t.items()}),
             "weights missing": lambda t: [t.pop(k) for k in list(t) if k.startswith("model.")],
-            "the average missing": lambda t: [t.pop(k) for k in list(t) if k.startswith("ema.")],
+            "the average missing": lambda t: [t.pop(k) for k in list(t) if k.startswith("averages.")],
             "moments of another type": optimizer_only(lambda t, k: t.update({k: t[k].double()})),
             "moments of another shape": optimizer_only(lambda t, k: t.update({k: torch.zeros(3)})),
             "the optimizer missing": optimizer_only(lambda t, k: t.pop(k)),

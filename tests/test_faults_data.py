@@ -441,8 +441,8 @@ def test_arguments_of_sample_that_are_not_understood(
     [
         (lambda run: difftool.load(3), "path"),
         (lambda run: difftool.load(None), "path"),
-        (lambda run: difftool.load(run, weights="live"), "choose ema or raw"),
-        (lambda run: difftool.load(run, weights=3), "choose ema or raw"),
+        (lambda run: difftool.load(run, weights="live"), "has ema, raw, ema-0.999"),
+        (lambda run: difftool.load(run, weights=3), "unknown weights 3; "),
         (lambda run: difftool.load(run, device=3), "a device is given by its name"),
         (lambda run: difftool.component("backbone", type(MLP)), "named by a text, not by type"),
         (lambda run: difftool.component(3, "mlp"), "a kind is named by a text"),

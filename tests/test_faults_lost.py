@@ -27,7 +27,7 @@ from difftool.manifest import atomic_folder
 from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
 from difftool.sampling.model import load_model, raw_model
-from difftool.training.ema import EMA
+from difftool.training.ema import Averages
 
 TINY = (*POINTS, "--steps", 2)
 
@@ -504,14 +504,14 @@ def test_a_thread_whose_program_was_interrupted_saves(tmp_path: Path) -> None:
 
 def test_weights_that_are_half_moved_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupt between the weights and their average leaves the last state as it was, and no mixture."""
-    update = EMA.update
+    update = Averages.update
 
-    def interrupted(ema: EMA) -> None:
-        if ema.updates == 3:
+    def interrupted(averages: Averages) -> None:
+        if averages.updates == 3:
             raise KeyboardInterrupt
-        update(ema)
+        update(averages)
 
-    monkeypatch.setattr(EMA, "update", interrupted)
+    monkeypatch.setattr(Averages, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
         points_from_python(tmp_path / "x")
     assert RunFolder(tmp_path / "x").saved_states() == []

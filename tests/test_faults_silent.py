@@ -270,14 +270,14 @@ def test_the_error_of_eps_is_the_same_for_every_prediction(prediction: str, loss
     parts = (component("prediction", prediction), component("weighting", "none"))
     sampling = component("timestep-sampling", "uniform")
     data = DataFacts(shape=(2,))
-    objective = Objective(spec, *parts, sampling, loss, device=torch.device("cpu"), data=data)
+    objective = Objective(spec, *parts, sampling, component("loss", loss), device=torch.device("cpu"), data=data)
     x_0, eps, error = torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(0)).unbind()
     t = torch.arange(3)
     inputs = objective.inputs(x_0, eps, t, None)
     level_alpha, sigma = objective.alpha[t, None], objective.sigma[t, None]
     # an estimate eps + error of the noise comes with the estimate of x_0 that solves x_t = alpha x_0 + sigma eps
     output = objective.target(x_0 - sigma / level_alpha * error, eps + error, t)
-    found = objective.eps_errors(output, inputs.target, t, objective.item_losses(output, inputs.target))
+    found = objective.eps_errors(output, inputs.target, t)
     torch.testing.assert_close(found, error.square().mean(1), rtol=1e-4, atol=1e-6)
 
 

@@ -18,7 +18,9 @@ from difftool.errors import UsageError
 from difftool.plugins.validation import problem
 from difftool.training.inputs import StepNoise
 from difftool.training.loss import Objective, distribution
+from difftool.training.minimise import Predictor, batch_of, minimise, recorded_losses
 from difftool_plugins.objectives import difftool_predictions, difftool_timestep_samplings, difftool_weightings
+from difftool_plugins.objectives.losses import MSE
 from difftool_plugins.objectives.predictions import (
     EDMPrediction,
     EpsPrediction,
@@ -65,7 +67,7 @@ def objective(
         prediction or EpsPrediction(),
         weighting or Unweighted(),
         time or Uniform(),
-        "mse",
+        MSE(),
         device=torch.device("cpu"),
         data=facts(),
         **options,
@@ -334,7 +336,8 @@ def test_the_minimum_is_where_density_and_weight_put_it(weighting: Weighting, ti
     inputs = made.inputs(x_0, eps, t, None)
 
     def loss(c: float) -> float:
-        return float(made.loss(c * inputs.net_input, inputs))
+        predict = Predictor(made, lambda x, t, cond: c * x, inputs)
+        return float(minimise(made, predict, batch_of(made, inputs, None), None)[0])
 
     left, middle, right = loss(-1.0), loss(0.0), loss(1.0)
     found = (left - right) / (2 * (left + right - 2 * middle))  # the vertex of a parabola
@@ -360,7 +363,7 @@ def test_the_target_is_the_combination(prediction: Prediction, name: str) -> Non
     x_t = about.schedule.alpha[:, None] * x_0 + about.schedule.sigma[:, None] * eps
     inputs = made.inputs(x_0, eps, t, None)
     torch.testing.assert_close(inputs.x_t.double(), x_t, rtol=1e-5, atol=1e-6)
-    losses = made.item_losses(torch.zeros_like(x_0), inputs.target)
+    losses = recorded_losses(made, torch.zeros_like(x_0), inputs)
     torch.testing.assert_close(losses.double(), expected.square().mean(1), rtol=1e-4, atol=1e-6)
 
 

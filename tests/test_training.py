@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difftool import Condition
-from difftool.components import Backbone, NoiseSchedule, Prediction, TimestepSampling, Weighting
+from difftool import Condition, component
+from difftool.components import Backbone, Loss, NoiseSchedule, Prediction, TimestepSampling, Weighting
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import DatasetContext, Samples, points, split
@@ -28,12 +28,12 @@ from difftool.runs.recipe import build_recipe
 from difftool.sampling.denoiser import Denoiser
 from difftool.settings import Training, is_due
 from difftool.specs import BackboneSpec, ObjectiveSpec
-from difftool.training.ema import EMA
+from difftool.training.ema import Averages
 from difftool.training.inputs import BLOCK_STEPS, StepNoise
 from difftool.training.loop import MAX_SKIPS, REPEATS, check_finite, held_out_loss, learning_rate, train
 from difftool.training.loss import Objective
 from difftool.training.metrics import Meter
-from difftool.training.optimizer import Adam
+from difftool.training.optimizer import Updater
 from difftool.training.state import TrainState
 from difftool.training.step import StepResult
 
@@ -54,7 +54,7 @@ def objective(
     prediction: str = "eps",
     weighting: str = "none",
     time: str = "uniform",
-    loss: str = "mse",
+    loss: str | Loss = "mse",
     bounds: tuple[float, float] | None = None,
     data: DataFacts | None = None,
     **options: Any,
@@ -64,7 +64,7 @@ def objective(
         make(registry().of_kind(Prediction, prediction), {}),
         make(registry().of_kind(Weighting, weighting), {}),
         make(registry().of_kind(TimestepSampling, time), {}),
-        loss,
+        make(registry().of_kind(Loss, loss), {}) if isinstance(loss, str) else loss,
         device=CPU,
         data=data or DataFacts(shape=(2,), shift=(0.0, 0.0), scale=(1.0, 1.0), bounds=bounds),
         **options,
@@ -93,9 +93,10 @@ def cloud(n: int = 50, *, labels: bool = False) -> Samples:
     return points(items, labels=torch.arange(n) % 3 if labels else None, class_names=("a", "b", "c") if labels else ())
 
 
-def new_state(network: nn.Module, *, ema: float = 0.9) -> TrainState:
-    average = EMA(network, ema) if ema else None
-    return TrainState(network, Adam(network.parameters()), average, torch.amp.GradScaler("cpu", enabled=False))
+def new_state(network: nn.Module, *, ema: float = 0.9, optimizer: str = "adam") -> TrainState:
+    updater = Updater(component("optimizer", optimizer), network.named_parameters(), 1e-3)
+    averages = Averages.of(network, make(Training, {"ema": ema}))
+    return TrainState(network, updater, averages, torch.amp.GradScaler("cpu", enabled=False))
 
 
 def settings(**values: Any) -> Training:
@@ -119,8 +120,23 @@ def state_dict(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
+def average_of(state: TrainState) -> dict[str, Tensor]:
+    """The weights of the only average."""
+    (average,) = state.averages
+    return state_dict(average.network)
+
+
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_parameters_that_train_have_a_part_in_the_loss() -> None:
+    network = Net()
+    network.requires_grad_(False)
+    network.unused = nn.Parameter(torch.zeros(2))
+    state = TrainState.new(network, settings(), CPU, optimizer=component("optimizer", "adam"))
+    with pytest.raises(DifftoolError, match="no parameter that trains has a part in the loss; train others too"):
+        next(loop(state, cloud(), settings(), steps=1))
 
 
 # --- noise ---------------------------------------------------------------------------------------------------------
@@ -169,6 +185,21 @@ def test_learning_rates() -> None:
     assert rates[0] == pytest.approx(0.5, rel=1e-3)
     assert rates[50] == pytest.approx(0.25, rel=0.05)
     assert 0.0 <= rates[99] < 0.5 * 0.01
+    linear = settings(lr=0.5, lr_schedule="linear", warmup=2)
+    expected = [0.25, 0.5, 0.5, 0.4375, 0.375, 0.3125, 0.25, 0.1875, 0.125, 0.0625]
+    assert [learning_rate(step, 10, linear) for step in range(10)] == pytest.approx(expected)
+
+
+def test_the_inverse_square_root_of_edm2() -> None:
+    """lr / sqrt(max(step / decay, 1)), times the warm-up (Karras et al., 2024)."""
+    chosen = settings(lr=0.5, lr_schedule="inverse-sqrt", lr_decay_steps=100, warmup=10)
+    for step in (0, 4, 9, 10, 99, 100, 101, 400, 10_000):
+        expected = 0.5 / math.sqrt(max(step / 100, 1)) * min((step + 1) / 10, 1)
+        assert learning_rate(step, 20_000, chosen) == pytest.approx(expected)
+    short = settings(lr=0.5, lr_schedule="inverse-sqrt", lr_decay_steps=4, warmup=8)  # both at once
+    assert learning_rate(5, 100, short) == pytest.approx(0.5 / math.sqrt(5 / 4) * 6 / 8)
+    transformer = settings(lr=0.5, lr_schedule="inverse-sqrt", warmup=16)  # falls from the end of the warm-up
+    assert [learning_rate(step, 100, transformer) for step in (15, 16, 64)] == pytest.approx([0.5, 0.5, 0.25])
 
 
 def test_what_is_due_is_counted_in_steps_or_epochs() -> None:
@@ -184,55 +215,18 @@ def test_what_is_due_is_counted_in_steps_or_epochs() -> None:
     assert [s for s in range(1, 4) if is_due(s, "1ep", items=1, batch_size=64)] == [1, 2, 3]
 
 
-# --- average -------------------------------------------------------------------------------------------------------
-
-
-def test_the_first_update_copies_the_weights() -> None:
-    network = Net()
-    average = EMA(network, 0.999)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(3.0)
-        network.calls.fill_(7.0)
-    average.update()
-    assert average.updates == 1
-    assert same(state_dict(average.network), state_dict(network))
-
-
-def test_the_average_in_closed_form() -> None:
-    network = nn.Linear(1, 1, bias=False)
-    average = EMA(network, 0.95)
-    values = [math.sin(3 * n) for n in range(200)]
-    expected = math.nan
-    for n, value in enumerate(values):
-        decay = min(0.95, 1 - (1 + n) ** -0.75)
-        assert average.decay == pytest.approx(decay)
-        expected = value if n == 0 else decay * expected + (1 - decay) * value
-        with torch.no_grad():
-            network.weight.fill_(value)
-        average.update()
-        assert float(average.network.weight) == pytest.approx(expected, abs=1e-5)
-    assert average.decay == 0.95
-    assert float(network.weight.detach()) == pytest.approx(values[-1])
-
-
-def test_a_constant_stays_and_the_average_takes_no_gradient() -> None:
-    network = Net()
-    average = EMA(network, 0.99)
-    before = state_dict(network)
-    for _ in range(50):
-        average.update()
-    after = state_dict(average.network)
-    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
-    assert not any(p.requires_grad for p in average.network.parameters())
-    assert not average.network.training
-    assert all(p.requires_grad for p in network.parameters())
-
-
 # --- the loop ------------------------------------------------------------------------------------------------------
 
 
-def by_hand(samples: Samples, chosen: Training, steps: int, *, weighting: str = "none", kind: str = "eps") -> Net:
+def by_hand(
+    samples: Samples,
+    chosen: Training,
+    steps: int,
+    *,
+    weighting: str = "none",
+    prediction: str = "eps",
+    loss: str = "mse",
+) -> Net:
     """The same training, written out."""
     network = Net()
     optimizer = torch.optim.Adam(network.parameters(), lr=chosen.lr)
@@ -248,11 +242,13 @@ def by_hand(samples: Samples, chosen: Training, steps: int, *, weighting: str = 
         x = (x - torch.tensor(samples.shift)) / torch.tensor(samples.scale)
         a = bars[t].float()[:, None]
         output = network(a.sqrt() * x + (1 - a).sqrt() * eps, t * 1000 / T)
-        target = {"eps": eps, "x0": x, "v": a.sqrt() * eps - (1 - a).sqrt() * x}[kind]
-        error = {"mse": (output - target) ** 2, "l1": (output - target).abs()}[chosen.loss].mean(1)
+        target = {"eps": eps, "x0": x, "v": a.sqrt() * eps - (1 - a).sqrt() * x}[prediction]
+        e = output - target
+        huber = torch.where(e.abs() <= 1, e**2 / 2, e.abs() - 0.5)
+        error = {"mse": e**2, "l1": e.abs(), "huber": huber}[loss].mean(1)
         snr = (a / (1 - a))[:, 0]
         if weighting == "min-snr":
-            error = error * snr.clamp(max=5) / {"eps": snr, "x0": 1.0, "v": snr + 1}[kind]
+            error = error * snr.clamp(max=5) / {"eps": snr, "x0": 1.0, "v": snr + 1}[prediction]
         optimizer.zero_grad()
         error.mean().backward()
         if chosen.clip:
@@ -271,20 +267,20 @@ def by_hand(samples: Samples, chosen: Training, steps: int, *, weighting: str = 
         ({"weighting": "min-snr"}, {}),
         ({"weighting": "min-snr", "prediction": "v"}, {}),
         ({"weighting": "min-snr", "prediction": "x0"}, {}),
-        ({}, {"loss": "l1"}),
+        ({"loss": "l1"}, {}),
+        ({"loss": "huber", "weighting": "min-snr"}, {}),
         ({}, {"clip": 0.05}),
         ({}, {"batch_size": 64, "seed": 3}),  # more than there are items
         ({}, {"accumulate": 4}),
         ({"weighting": "min-snr"}, {"accumulate": 5, "clip": 0.05}),  # parts of 4, 4, 4 and 4
-        ({}, {"accumulate": 3, "loss": "l1"}),  # parts of 6, 6 and 4
+        ({"loss": "l1"}, {"accumulate": 3}),  # parts of 6, 6 and 4
     ],
 )
 def test_training_equals_the_formulas_written_out(options: dict[str, str], chosen: dict[str, Any]) -> None:
     samples, config = cloud(), settings(**chosen)
     state = new_state(Net())
-    records = list(loop(state, samples, config, steps=20, loss=config.loss, **options))
-    kind = options.get("prediction", "eps")
-    expected = by_hand(samples, config, 20, weighting=options.get("weighting", "none"), kind=kind)
+    records = list(loop(state, samples, config, steps=20, **options))
+    expected = by_hand(samples, config, 20, **options)
     for a, b in zip(state.network.parameters(), expected.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
     assert not torch.allclose(next(state.network.parameters()), next(Net().parameters()), atol=1e-3)
@@ -298,7 +294,10 @@ def test_the_loss_is_the_weighted_mean_of_the_items() -> None:
     (record,) = islice(loop(state, cloud(), chosen, steps=5, weighting="min-snr"), 1)
     snr = schedule().snr[record.inputs.t]
     factor = snr.clamp(max=5) / snr
+    assert record.prediction is not None
     losses = (record.prediction - record.inputs.target).square().mean(1)
+    assert record.losses is not None
+    torch.testing.assert_close(record.losses, losses)
     assert float(record.loss) == pytest.approx(float((losses * factor).mean()), rel=1e-5)
     assert float(record.loss) != pytest.approx(float(losses.mean()), rel=1e-3)
 
@@ -316,10 +315,8 @@ def test_stopping_and_going_on_changes_nothing(stops: list[int]) -> None:
         steps.close()
         assert broken.step == stop
     assert same(state_dict(broken.network), state_dict(straight.network))
-    assert broken.ema is not None
-    assert straight.ema is not None
-    assert same(state_dict(broken.ema.network), state_dict(straight.ema.network))
-    assert broken.ema.updates == straight.ema.updates == 40
+    assert same(average_of(broken), average_of(straight))
+    assert broken.averages.updates == straight.averages.updates == 40
 
 
 def test_nothing_is_left_to_do_at_the_end() -> None:
@@ -383,11 +380,10 @@ def test_divergence_changes_no_weight_and_is_reported_at_the_next_check(value: f
     next(steps), next(steps)
     check_finite(state, settings())
     good = {**state_dict(state.network), "calls": torch.tensor(3.0)}
-    average = state_dict(state.ema.network) if state.ema else {}
+    average = average_of(state)
     assert not math.isfinite(float(next(steps).grad_norm))
     assert same(state_dict(state.network), good)
-    assert state.ema is not None
-    for name, weight in state_dict(state.ema.network).items():
+    for name, weight in average_of(state).items():
         assert name == "calls" or bool(((weight - good[name]).abs() <= (average[name] - good[name]).abs()).all())
     next(steps)  # what comes after goes on from sound weights
     with pytest.raises(Diverged, match="in step 3; try a lower --lr or --clip 1"):
@@ -407,12 +403,13 @@ class Overflowing(Net):
         return answer * 1e18 if int(self.calls) in self.overflows else answer
 
 
-def scaled_state(network: nn.Module) -> TrainState:
-    return replace(new_state(network), scaler=torch.amp.GradScaler("cpu", init_scale=2.0**16))
+def scaled_state(network: nn.Module, optimizer: str = "adam") -> TrainState:
+    return replace(new_state(network, optimizer=optimizer), scaler=torch.amp.GradScaler("cpu", init_scale=2.0**16))
 
 
-def test_a_step_that_overflows_is_skipped_and_counted() -> None:
-    state, chosen = scaled_state(Overflowing(range(3, 5))), settings(clip=1.0)
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "muon"])
+def test_a_step_that_overflows_is_skipped_and_counted(optimizer: str) -> None:
+    state, chosen = scaled_state(Overflowing(range(3, 5)), optimizer), settings(clip=1.0)
     steps = loop(state, cloud(), chosen, steps=6)
     next(steps), next(steps)
     good = state_dict(state.network)
@@ -423,7 +420,8 @@ def test_a_step_that_overflows_is_skipped_and_counted() -> None:
     assert (state.step, state.skipped, state.skipped_in_a_row) == (4, 2, 2)
     assert state.scaler.get_scale() == 2.0**14
     assert same({**state_dict(state.network), "calls": good["calls"]}, good)
-    assert {float(slots["step"]) for slots in state.optimizer.weight_state().values()} == {2.0}
+    if "adam" in optimizer:
+        assert {float(slots["step"]) for slots in state.optimizer.weight_state().values()} == {2.0}
     next(steps)
     check_finite(state, chosen)
     assert (state.skipped, state.skipped_in_a_row) == (2, 0)
@@ -487,7 +485,7 @@ def test_the_first_of_two_passes_estimates_x_0(
     x_0, eps, t = noised_batch()
     inputs = made.inputs(x_0, eps, t, None)
     output = made.predict(network, inputs, self_cond=True)
-    losses, x_t = made.item_losses(output, inputs.target), inputs.x_t
+    losses, x_t = (output - inputs.target).square().mean(1), inputs.x_t
     (first, first_grad), (second, second_grad) = network.seen
     assert (first_grad, second_grad) == (False, True)
     assert torch.equal(first[:, :2], second[:, :2])
@@ -688,7 +686,7 @@ def test_the_held_out_loss_is_the_same_every_time() -> None:
     network, samples = Net(), cloud()
     before = copy.deepcopy(network.first.weight)
     made = objective(data=DataFacts.of(samples))
-    losses = [held_out_loss(network, samples, made, batch_size=50) for _ in range(3)]
+    losses = [held_out_loss(new_state(network), samples, made, batch_size=50) for _ in range(3)]
     assert len(set(losses)) == 1
     assert torch.equal(network.first.weight, before)
 
@@ -696,7 +694,7 @@ def test_the_held_out_loss_is_the_same_every_time() -> None:
         def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
             return torch.zeros_like(x)
 
-    zero = held_out_loss(Zero(), samples, made, batch_size=50)
+    zero = held_out_loss(new_state(Zero()), samples, made, batch_size=50)
     assert zero == pytest.approx(1.0, abs=5 * math.sqrt(2 / (50 * REPEATS * 2)))  # E eps^2
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -119,12 +120,8 @@ def loss_after(made: Recipe, steps: int) -> float:
         next(loop)
     loop.close()
     assert experiment.held_out is not None
-    return held_out_loss(
-        experiment.model.network,
-        experiment.held_out,
-        experiment.objective,
-        batch_size=BATCH,
-    )
+    averaged = replace(experiment.state, network=experiment.model.network)
+    return held_out_loss(averaged, experiment.held_out, experiment.objective, batch_size=BATCH)
 
 
 # ── the networks of others, in their loops ──────────────────────────────────────────────────────

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -128,5 +129,9 @@ def difftool(
     no_plugins: Annotated[
         bool, typer.Option("--no-plugins", help="Use only the built-ins; works anywhere on the command line.")
     ] = False,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(help="Load components from a script; works anywhere on the command line.", metavar="FILE.py"),
+    ] = None,
 ) -> None:
     pass

@@ -115,10 +115,10 @@ def _cases(name: str, values: Mapping[str, Mapping[str, Any]], shape: tuple[int,
 
     plugins, components = _plugins(name), _components(name)
     for plugin in plugins:
-        yield _Case("plugin", plugin.identity, _package(plugin), partial(examine_plugin, plugin))
+        yield _Case("plugin", plugin.identity, plugin.label, partial(examine_plugin, plugin))
     for cls in components:
         owner = registry().owner(cls)
-        package = "" if owner is None else _package(owner)
+        package = "" if owner is None else owner.label
         try:
             component = make_from_flags(cls, options_of(cls, values.get(cls.kind, {})))
         except InvalidOption as error:
@@ -146,9 +146,9 @@ def _title(component: Component) -> str:
 
 
 def _plugins(name: str) -> list[Plugin]:
-    """Return the plugins of a package, or the one with this identity."""
-    wanted = distribution_name(name)
-    return [p for p in registry().plugins if wanted in (p.distribution, p.identity)]
+    """Return the plugins of a package, or the one with this identity, which may be a script."""
+    wanted = {name, distribution_name(name)}
+    return [p for p in registry().plugins if wanted & {p.distribution, p.identity}]
 
 
 def _components(name: str) -> list[type[Component]]:
@@ -166,10 +166,6 @@ def _names() -> list[str]:
     """Return the names of all components and packages."""
     names = [name for kind in KINDS for name in registry().names(kind)]
     return sorted({*names, *(p.distribution for p in registry().plugins)})
-
-
-def _package(plugin: Plugin) -> str:
-    return f"{plugin.distribution} {plugin.version}"
 
 
 def _print(cases: Sequence[_Case]) -> None:

@@ -17,7 +17,7 @@ from difftool.cli.console import Bar, add_row, bar, new_table, note, show
 from difftool.cli.flags import Group, flag_of, make_from_flags, text_of
 from difftool.cli.outputs import check_out, report, save_figure
 from difftool.cli.parameters import Device, FigureJson, Overwrite, out_option
-from difftool.cli.sources import PANELS, RunArgument, SourceRequest, Timesteps, Weights, source_groups
+from difftool.cli.sources import PANELS, EmaLength, RunArgument, SourceRequest, Timesteps, Weights, source_groups
 from difftool.components import Component, Sampler, Spacing
 from difftool.errors import counted
 from difftool.figures.formats import PICTURES
@@ -79,6 +79,7 @@ def compare(
     model: RunArgument = None,
     timesteps: Timesteps = None,
     weights: Weights = None,
+    ema_length: EmaLength = None,
     out: Annotated[Path | None, out_option("The figure.", "a new compare-<name>-NNN.png here")] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,

@@ -18,7 +18,9 @@ from difftool.cli.console import add_row, help_text, new_table, result_json, std
 from difftool.cli.parameters import AsJson
 from difftool.errors import BadFile
 from difftool.plugins.discovery import BUILT_IN
+from difftool.plugins.registry import registry
 from difftool.runs.losses import losses
+from difftool.scripts import is_script, short
 from difftool.version import __version__
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
     facts["plugins"] = {name: _version(name, version) for name, version in plugins.items()}
     states = (_of_state(path) for path in (*run.saved_states(), *run.damaged_states()))
     facts["states"] = [state for state in states if state is not None]
+    facts["averages"] = list(_of_averages(run))
     facts["model"] = model = _of_model(run.model)
     if model and (classes := model.pop("classes", None)):
         facts["classes"] = classes
@@ -100,6 +103,23 @@ def _of_state(path: Path) -> dict[str, Any] | None:
         return None
     facts = {"file": path.name, "mebibytes": round(size / 2**20, 2), "valid": not problem}
     return facts | ({"problem": problem} if problem else {})
+
+
+def _of_averages(run: RunFolder) -> Iterator[dict[str, Any]]:
+    """Describe the averages beside the model, and name the snapshots of each, which may be too many to read."""
+    from difftool.runs.averages import files_in
+
+    files = files_in(run.averages)
+    for name in dict.fromkeys(file.name for file in files):
+        newest = next((file.path for file in files if file.name == name and file.step is None), None)
+        facts = None if newest is None else _of_model(newest)
+        row: dict[str, Any] = {
+            "weights": name,
+            **{key: facts[key] for key in ("step", "valid", "problem") if facts and key in facts},
+        }
+        if steps := [file.step for file in files if file.name == name and file.step is not None]:
+            row["snapshots"] = f"{len(steps)}, of steps {steps[0]} to {steps[-1]}"
+        yield row
 
 
 def _of_model(path: Path) -> dict[str, Any] | None:
@@ -126,7 +146,11 @@ def _of_file(tensors: dict[str, Any], document: dict[str, Any], *, brief: bool =
 
 
 def _version(distribution: str, recorded: str) -> str:
-    """Return the recorded version of a package, and the installed one if it differs."""
+    """Return the recorded version of a package or digest of a script, and the present one if it differs."""
+    if is_script(distribution, recorded):
+        loaded = next((p.version for p in registry().plugins if p.distribution == distribution), None)
+        present = "" if loaded == recorded else f" (now {short(loaded)})" if loaded else " (not loaded)"
+        return short(recorded) + present
     try:
         installed = __version__ if distribution == BUILT_IN else metadata.version(distribution)
     except (metadata.PackageNotFoundError, ValueError):

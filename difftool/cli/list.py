@@ -48,7 +48,7 @@ def listing(
         for name, cls in classes.items():
             options = ", ".join(f.flag + _default(f) for f in fields(cls))
             owner = _owner(cls)
-            add_row(table, name, _summary(cls), options, f"{owner.distribution} {owner.version}")
+            add_row(table, name, _summary(cls), options, owner.label)
         console.print(table, "")
     if registry().set_aside:
         note(registry().missing_note().removeprefix("; "))

@@ -36,7 +36,7 @@ from difftool.errors import (
 from difftool.version import __version__
 
 BUG = "this is a bug in difftool or a plugin: run again with --debug and report what it prints"
-DEBUG, NO_PLUGINS = "--debug", "--no-plugins"
+DEBUG, NO_PLUGINS, PLUGIN = "--debug", "--no-plugins", "--plugin"
 """Options of the program itself, which may stand anywhere before a `--`."""
 COMPLETE = "_DIFFTOOL_COMPLETE"
 """The variable by which a shell asks for completions."""
@@ -77,7 +77,7 @@ def _exit_code(given: list[str]) -> int:
         if NO_PLUGINS in options:
             os.environ["DIFFTOOL_PLUGINS"] = ""  # also for the processes that this one starts
         with _only_main_prints():
-            code = _run([*(a for a in options if a not in (DEBUG, NO_PLUGINS)), *values])
+            code = _run_with_scripts([a for a in options if a not in (DEBUG, NO_PLUGINS)], values)
         sys.stdout.flush()
         return code
     except Stopped as stopped:
@@ -136,6 +136,17 @@ def _only_main_prints() -> Iterator[None]:
         return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
+
+
+def _run_with_scripts(options: list[str], values: list[str]) -> int:
+    """Run a command with the components of the scripts that its options name."""
+    if not any(option.partition("=")[0] == PLUGIN for option in options):
+        return _run([*options, *values])
+    from difftool.cli.scripts import loaded, split_off
+
+    options, files = split_off(options)
+    with loaded(files):
+        return _run([*options, *values])
 
 
 def _run(arguments: list[str]) -> int:

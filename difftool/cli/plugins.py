@@ -17,6 +17,7 @@ from difftool.errors import DifftoolError
 from difftool.plugins.discovery import ALLOW, DENY, names_in
 from difftool.plugins.loading import Plugin
 from difftool.plugins.registry import Registry, registry
+from difftool.scripts import short
 
 SLOW = 0.2
 """The duration of an import in seconds from which it is shown as such and not in milliseconds."""
@@ -52,7 +53,7 @@ def _print(found: Registry) -> None:
         add_row(
             table,
             p.identity if plugins_of[p.distribution] > 1 else p.distribution,
-            p.version,
+            p.version if p.script is None else short(p.version),
             f"{cost}, imports torch" if p.imports_torch else cost,
             provides or "-",
         )
@@ -68,7 +69,7 @@ def _findings(found: Registry) -> Iterator[tuple[str, str, str, str]]:
     for p in found.plugins:
         for problem in p.problems:
             yield "set aside", p.identity, problem.reason, problem.cure
-        if p.imports_torch:
+        if p.imports_torch and p.script is None:
             cost = f"imports torch when it is loaded: every command, and each --help, waits {p.seconds:.1f} s for it"
             yield "slow", p.identity, cost, "import torch inside the methods that need it"
     for identity in found.left_out:

@@ -17,7 +17,16 @@ from difftool.cli.console import bar, note
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_outs, naming_out, report
 from difftool.cli.parameters import AsJson, Device, Overwrite
-from difftool.cli.sources import PANELS, Opened, RunArgument, SourceRequest, Timesteps, Weights, source_groups
+from difftool.cli.sources import (
+    PANELS,
+    EmaLength,
+    Opened,
+    RunArgument,
+    SourceRequest,
+    Timesteps,
+    Weights,
+    source_groups,
+)
 from difftool.components import Sampler, Spacing, Writer
 from difftool.diffusion.visible import hidden
 from difftool.distributed import connect, world
@@ -78,6 +87,7 @@ def sample(
         ),
     ] = None,
     weights: Weights = None,
+    ema_length: EmaLength = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     json: AsJson = False,

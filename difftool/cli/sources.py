@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,8 +32,23 @@ RunArgument = Annotated[
     typer.Argument(help=help_text("A run folder or a model file.", "default: the newest run"), metavar="RUN"),
 ]
 Weights = Annotated[
-    Literal["ema", "raw"] | None,
-    typer.Option(help=help_text("The moving average, or the raw weights.", "default: ema")),
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help=help_text(
+            "ema, the first average; raw, the trained weights; or an average such as ema-0.9999, of which "
+            "info lists the names.",
+            "default: ema",
+        ),
+    ),
+]
+EmaLength = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FLOAT",
+        help="Reconstruct the power-function average of this length, such as 0.07, from the snapshots of a run that "
+        "was trained with --ema-lengths.",
+    ),
 ]
 Timesteps = Annotated[
     int | None,
@@ -70,7 +85,8 @@ class SourceRequest:
     """A source as the command line names it: checked, but not loaded."""
 
     run: Path | None
-    weights: Literal["ema", "raw"] | None
+    weights: str | None
+    ema_length: float | None
     parts: tuple[Oracle, Dataset, NoiseSchedule] | None
     """The parts of an oracle's source; None for a trained model."""
     timesteps: int | None
@@ -78,19 +94,20 @@ class SourceRequest:
     @classmethod
     def of(cls, ctx: typer.Context) -> SourceRequest:
         """Return the request of a command. Raises `UsageError`."""
-        run, weights, timesteps = (ctx.params[key] for key in ("model", "weights", "timesteps"))
+        run, weights, length, timesteps = (ctx.params[key] for key in ("model", "weights", "ema_length", "timesteps"))
         names = given_names(ctx)
         if Oracle.kind not in names:
             flags = [base.flag for base in ORACLE_PARTS if base.kind in names]
             for flag in (*flags, *(["--timesteps"] if timesteps is not None else [])):
                 raise UsageError(f"{flag}: a trained model has its own; this option is for --oracle")
-            return cls(None if run is None else Path(run), weights, None, None)
+            return cls(None if run is None else Path(run), weights, length, None, None)
         if run is not None:
             raise UsageError(f"--oracle: give either an oracle or a run, not both ({run})")
-        if weights is not None:
-            raise UsageError("--weights: an oracle has none")
+        for flag, value in (("--weights", weights), ("--ema-length", length)):
+            if value is not None:
+                raise UsageError(f"{flag}: an oracle has none")
         parts = (given_component(ctx, Oracle), given_component(ctx, Dataset), given_component(ctx, NoiseSchedule))
-        return cls(None, None, parts, timesteps)
+        return cls(None, None, None, parts, timesteps)
 
     def check(self, settings: Sampling) -> None:
         """Raise `UsageError` for settings of a network if there is none."""
@@ -104,7 +121,7 @@ class SourceRequest:
             return self._open_oracle(*self.parts, device)
         from difftool.sampling.model import load_model
 
-        model = load_model(self.run, self.weights or "ema", device=device)
+        model = load_model(self.run, self.weights or "ema", ema_length=self.ema_length, device=device)
         if compiled:
             import torch
 

@@ -76,7 +76,7 @@ def train(
     chosen = devices.choose(device)
     with devices.threads(recipe.training.threads), connect(chosen) as group:
         try:
-            experiment = prepare(recipe, chosen)
+            experiment = prepare(recipe, chosen, place.resumed)
         except InvalidOption as error:
             raise request.locate(error) from None
         _introduce(experiment, request)
@@ -122,15 +122,24 @@ class _Place:
             raise UsageError("--out: a resumed run stays in its folder; leave it out")
         if self.overwrite:
             raise UsageError("--overwrite: a resumed run is continued, not replaced; leave it out")
+        if "init_from" in request.values["training"]:
+            raise UsageError("--init-from: a resumed run goes on from its own weights; leave it out")
         if rows := differences(build_recipe(request.tables), recipe):
             raise DifftoolError(f"--resume {self.resume}: {'; '.join(rows)}; leave these out, or start a new run")
         open_run(self.resume).check_free()
 
+    @property
+    def resumed(self) -> RunFolder | None:
+        """The run to resume, or None."""
+        from difftool.runs.folder import RunFolder
+
+        return None if self.resume is None else RunFolder(self.resume)
+
     def folder(self, recipe: Recipe) -> RunFolder:
         """Return the folder, and create it if it is new."""
-        from difftool.runs.folder import RunFolder, create
+        from difftool.runs.folder import create
 
-        return create(recipe, self.out, overwrite=self.overwrite) if self.resume is None else RunFolder(self.resume)
+        return self.resumed or create(recipe, self.out, overwrite=self.overwrite)
 
 
 def _first_note(experiment: Experiment, *, resumed: bool) -> str:
@@ -148,11 +157,12 @@ def _introduce(experiment: Experiment, request: Request) -> None:
     from difftool.diffusion.prediction import LARGEST_GAIN, first_step_gain
 
     recipe, settings = experiment.recipe, experiment.recipe.training
+    trained = f", {experiment.trained:,} trained" if experiment.trained < experiment.parameters else ""
     note(
         f"{recipe[Dataset].name} ({len(experiment.train):,} x {'x'.join(map(str, experiment.data.shape))}"
         f"{', ' if experiment.data.classes else ''}{experiment.data.classes_text}) / "
         f"{recipe[NoiseSchedule].name} (T {settings.timesteps}) / "
-        f"{recipe[Backbone].name} ({counted(experiment.parameters, 'parameter')}) / "
+        f"{recipe[Backbone].name} ({counted(experiment.parameters, 'parameter')}{trained}) / "
         f"{recipe[Prediction].name}; {devices.describe(experiment.device)}, {settings.precision}, seed {settings.seed}"
     )
     chosen, schedule = recipe[Prediction].name, recipe[NoiseSchedule]
@@ -161,6 +171,8 @@ def _introduce(experiment: Experiment, request: Request) -> None:
             f"predicts {chosen}, which suits {schedule.name}; --prediction {Prediction.default} is another choice. "
             "Their losses cannot be compared, but eps_loss can: it is in metrics.jsonl, runs and info"
         )
+    if experiment.transfer is not None:
+        note(str(experiment.transfer))
     if experiment.search is not None:
         note(str(experiment.search))
     if left := experiment.model.schedule.signal_left:

@@ -17,6 +17,7 @@ from difftool.cli.outputs import save_figure
 from difftool.cli.signals import Signals, signals
 from difftool.distributed import naming_lost_peers
 from difftool.errors import DifftoolError, Interrupted, PeerDied, Stopped, counted, one_line, spending
+from difftool.plugins.registry import registry
 from difftool.runs.losses import losses, smoothed
 from difftool.settings import is_never
 
@@ -129,7 +130,13 @@ def _ended_with_the_program(received: Signals) -> Iterator[None]:
 
 
 def _resume_hint(experiment: Experiment) -> str:
-    return f"go on with: difftool train --resume {shlex.quote(str(experiment.folder.path))}"
+    return f"go on with: difftool train --resume {shlex.quote(str(experiment.folder.path))}{_script_flags()}"
+
+
+def _script_flags() -> str:
+    """Return the flags that name the scripts of this command, for the commands that go on with the run."""
+    scripts = (plugin.script for plugin in registry().plugins if plugin.script is not None)
+    return "".join(f" --plugin {shlex.quote(str(script.path))}" for script in scripts)
 
 
 @contextlib.contextmanager
@@ -170,7 +177,7 @@ def _summarize(experiment: Experiment, words: BarWords) -> None:
     for path in (*drawn[:1], folder.loss):
         if path.exists():
             note(f"drew {path}")
-    note(f"sample it with: difftool sample {shlex.quote(str(folder.path))}")
+    note(f"sample it with: difftool sample {shlex.quote(str(folder.path))}{_script_flags()}")
 
 
 def _beside(values: Mapping[str, float | None]) -> str:

@@ -11,7 +11,7 @@ from difftool.components.command import Command
 from difftool.components.component import Component
 from difftool.components.model import Backbone, Dataset, NoiseSchedule, Prediction
 from difftool.components.sampling import Oracle, Sampler, Spacing, Writer
-from difftool.components.training import Logger, TimestepSampling, Weighting
+from difftool.components.training import Logger, Loss, Optimizer, TimestepSampling, Weighting
 
 __all__ = [
     "KINDS",
@@ -20,7 +20,9 @@ __all__ = [
     "Component",
     "Dataset",
     "Logger",
+    "Loss",
     "NoiseSchedule",
+    "Optimizer",
     "Oracle",
     "Prediction",
     "Sampler",
@@ -41,8 +43,10 @@ KINDS: dict[str, type[Component]] = {
         Sampler,
         Spacing,
         Prediction,
+        Loss,
         Weighting,
         TimestepSampling,
+        Optimizer,
         Oracle,
         Logger,
         Writer,

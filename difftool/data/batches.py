@@ -18,6 +18,7 @@ from difftool.data.condition import Condition
 from difftool.data.samples import Augment, Samples
 from difftool.errors import DifftoolError, blaming, describe, one_line
 from difftool.rng import generator, permutation
+from difftool.scripts import LoadedScripts
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,7 @@ class _Reader(torch.utils.data.Dataset[Any]):
     """A map-style dataset that returns an error instead of an item that cannot be read."""
 
     def __init__(self, samples: Samples, name: str) -> None:
+        self.scripts = LoadedScripts()  # first, since a script may define what the other attributes hold
         self.columns = {"items": samples.items, **samples.columns}
         self.shapes = {"items": samples.shape, **samples.row_shapes}
         self.name = name

@@ -39,19 +39,23 @@ def build_schedule(component: NoiseSchedule, timesteps: int, prediction: Predict
 
 def build_network(backbone: Backbone, data: DataFacts, settings: Training) -> nn.Module:
     """Return the network of a backbone for these data. Raises `UsageError` if it does not support them."""
-    what = f"backbone {backbone.name}"
-    spec = BackboneSpec(
+    what, spec = f"backbone {backbone.name}", backbone_spec(data, settings)
+    with blaming(what, refusal=UsageError):
+        network = backbone.build(spec)
+    if not isinstance(network, nn.Module):
+        raise DifftoolError(f"{what} built a {type(network).__name__}, not a module")
+    return network
+
+
+def backbone_spec(data: DataFacts, settings: Training) -> BackboneSpec:
+    """Return the input and output of a network for these data."""
+    return BackboneSpec(
         shape=data.shape,
         out_channels=data.shape[0] * (2 if settings.learn_variance else 1),
         condition=data.condition,
         sigma_data=data.std,
         self_condition=settings.self_condition,
     )
-    with blaming(what, refusal=UsageError):
-        network = backbone.build(spec)
-    if not isinstance(network, nn.Module):
-        raise DifftoolError(f"{what} built a {type(network).__name__}, not a module")
-    return network
 
 
 def load_samples(dataset: Dataset, seed: int, condition: Collection[str] | None = None) -> Samples:

@@ -6,12 +6,13 @@ Environment: `DIFFTOOL_PLUGINS=a,b` allows only these distributions besides the 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -166,13 +167,26 @@ class Announced(NamedTuple):
 
 def announced(taken: Iterable[str] = ()) -> dict[str, Announced]:
     """Return the commands that packages announce, by the names they are called by; names in `taken` are not free."""
-    found = announcements(os.environ.get(ALLOW), os.environ.get(DENY, ""))
+    found = [*announcements(os.environ.get(ALLOW), os.environ.get(DENY, "")), *_of_scripts]
     names: dict[str, Announced] = {}
     for one in found:
         claims = [(other, other.distribution == BUILT_IN) for other in found if other.command == one.command]
         wins = one.command not in taken and winner_of(claims) is one
         names[one.command if wins else f"{one.distribution}:{one.command}"] = one
     return names
+
+
+_of_scripts: list[Announced] = []
+
+
+@contextlib.contextmanager
+def also_announced(commands: Sequence[Announced]) -> Iterator[None]:
+    """Announce the commands of scripts, too, in this block."""
+    _of_scripts.extend(commands)
+    try:
+        yield
+    finally:
+        del _of_scripts[len(_of_scripts) - len(commands) :]
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Loading of plugins: each entry point is imported, registered and asked for its components on its own.
 
 A plugin that fails is set aside with the reason and a cure, and never stops the tool. Its identity is
-`distribution:entry-point`.
+`distribution:entry-point`. A script that the user names is a plugin too, but the command fails if it does.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import pluggy
 
 from difftool import hookspecs
 from difftool.components import KINDS, Component
-from difftool.errors import describe, is_signal, one_line
+from difftool.errors import DifftoolError, PluginFailure, UsageError, describe, is_signal, one_line
 from difftool.plugins.discovery import BUILT_IN, GROUP, distribution_of, version_of
 from difftool.plugins.validation import problem
+from difftool.scripts import Script
 from difftool.version import API_VERSION, OLDEST_API
 
 API = "difftool_api"
@@ -47,11 +48,14 @@ class Problem:
 
 @dataclasses.dataclass
 class Plugin:
-    """One entry point, and what loading it has brought."""
+    """One entry point or script, and what loading it has brought."""
 
     distribution: str
+    """The normalised name of the package, or the file name of the script."""
     entry_point: str
+    """The name of the entry point, or empty for a script."""
     version: str
+    """The version of the package, or the digest of the script."""
     module: str = ""
     """The target of the entry point: `package.module` or `package.module:attribute`."""
     components: list[type[Component]] = dataclasses.field(default_factory=list)
@@ -60,9 +64,16 @@ class Plugin:
     """The time that importing it took."""
     imports_torch: bool = False
 
+    script: Script | None = None
+
     @property
     def identity(self) -> str:
-        return f"{self.distribution}:{self.entry_point}"
+        return f"{self.distribution}:{self.entry_point}" if self.script is None else self.distribution
+
+    @property
+    def label(self) -> str:
+        """The name and the version of the package, or the name of the script."""
+        return f"{self.distribution} {self.version}" if self.script is None else self.distribution
 
     @property
     def built_in(self) -> bool:
@@ -109,6 +120,39 @@ def _load(manager: Any, plugin: Plugin, entry_point: EntryPoint) -> None:
     finally:
         plugin.seconds = time.perf_counter() - start
         plugin.imports_torch = "torch" in sys.modules and not had_torch
+
+
+def load_script(path: Path) -> Plugin:
+    """Load a script as a plugin: its hooks, and its classes that are components by themselves.
+
+    Raises `UsageError` for a file that is no script or has no component, and `PluginFailure` if it cannot be imported.
+    """
+    script = Script.read(path)
+    plugin = Plugin(script.name, "", script.digest, script.module, script=script)
+    had_torch, start = "torch" in sys.modules, time.perf_counter()
+    try:
+        module = script.load()
+    except DifftoolError as error:
+        raise PluginFailure(str(error)) from error
+    finally:
+        plugin.seconds = time.perf_counter() - start
+        plugin.imports_torch = "torch" in sys.modules and not had_torch
+    ask(new_manager(), plugin, module)
+    if whole := next((problem for problem in plugin.problems if not problem.kind), None):
+        raise PluginFailure(f"{path}: {whole}")
+    classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Component)]
+    defined = dict.fromkeys(cls for cls in classes if cls.__module__ == script.module)
+    for cls in defined:
+        if cls.name and cls not in plugin.components and not any(p.name == cls.name for p in plugin.problems):
+            base = next((base for base in KINDS.values() if issubclass(cls, base)), Component)
+            _accept(plugin, cls, base, "mend the class")
+    if not plugin.components:
+        if plugin.problems:
+            raise PluginFailure(f"{path}: {plugin.problems[0]}")
+        nameless = next((f"{cls.__name__}({cls.__bases__[0].__name__}" for cls in defined), "Mine(Sampler")
+        example = f'class {nameless}, name="mine")'
+        raise UsageError(f"{path} defines no component, which is a class of a kind that has a name: {example}")
+    return plugin
 
 
 def _import_from_here(package: str) -> None:
@@ -168,11 +212,16 @@ def _collect(plugin: Plugin, caller: Any) -> None:
                 classes += implementation.function()
     for component in classes:
         with _setting_aside(plugin, f"what {base.hook}() returned cannot be examined", _where(plugin), base.kind):
-            if reason := problem(component) or _out_of_place(plugin, component, base):
-                name = component.name if isinstance(component, type) and issubclass(component, Component) else ""
-                plugin.problems.append(Problem(reason, cure if not name else "mend the class", base.kind, name))
-            else:
-                plugin.components.append(component)
+            _accept(plugin, component, base, cure)
+
+
+def _accept(plugin: Plugin, component: Any, base: type[Component], cure: str) -> None:
+    """Add a class to the components of a plugin, or what is wrong with it to the problems."""
+    if reason := problem(component) or _out_of_place(plugin, component, base):
+        name = component.name if isinstance(component, type) and issubclass(component, Component) else ""
+        plugin.problems.append(Problem(reason, cure if not name else "mend the class", base.kind, name))
+    else:
+        plugin.components.append(component)
 
 
 def _out_of_place(plugin: Plugin, component: type[Component], base: type[Component]) -> str | None:
@@ -196,6 +245,8 @@ def _setting_aside(plugin: Plugin, what: str, cure: str, kind: str = "") -> Iter
 
 
 def _where(plugin: Plugin) -> str:
+    if plugin.script is not None:
+        return f"see where: python {plugin.script.path}"
     return f'see where: python -c "import {plugin.module.partition(":")[0].strip()}"'
 
 

@@ -10,6 +10,8 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from difftool.components import KINDS, Command, Component, Dataset
@@ -26,7 +28,7 @@ from difftool.plugins.discovery import (
     installed,
     winner_of,
 )
-from difftool.plugins.loading import Plugin, Problem, impostor, load
+from difftool.plugins.loading import Plugin, Problem, impostor, load, load_script
 
 C = TypeVar("C", bound=Component)
 
@@ -53,7 +55,10 @@ class Registry:
     """
 
     def __init__(self, plugins: Iterable[Plugin], left_out: Sequence[str] = ()) -> None:
-        self.plugins = [dataclasses.replace(p, components=[*p.components], problems=[*p.problems]) for p in plugins]
+        self._sources = list(plugins)
+        self.plugins = [
+            dataclasses.replace(p, components=[*p.components], problems=[*p.problems]) for p in self._sources
+        ]
         self.left_out = left_out
         """Identities of the plugins that the environment leaves out."""
         self._owners: dict[type[Component], Plugin] = {}
@@ -77,11 +82,12 @@ class Registry:
                 bare[name] = winner
             for loser in (c for c in claimants if c is not winner):
                 owner = self._owners[loser]
-                others = [self._owners[c].distribution for c in claimants if c is not loser]
+                others = [self._owners[c] for c in claimants if c is not loser]
                 cure = f"reach it as {owner.distribution}:{name}"
-                if winner is None:
-                    cure += f", or leave one out by {DENY}={others[0]}"
-                reason = f"{kind} {name!r}: the name is taken by {', '.join(others)}"
+                packages = [p.distribution for p in (*others, owner) if p.script is None]
+                if winner is None and packages:
+                    cure += f", or leave one out by {DENY}={packages[0]}"
+                reason = f"{kind} {name!r}: the name is taken by {', '.join(p.distribution for p in others)}"
                 owner.problems.append(Problem(reason, cure, kind, name))
         return bare
 
@@ -107,6 +113,14 @@ class Registry:
         known = self.names(kind)
         hint = _folder_of_images(kind, name) or suggestion(name, known) or _own_images(kind)
         raise UnknownComponent(kind, f"unknown {kind} {name!r}{hint} (known: {', '.join(known)}){self.missing_note()}")
+
+    def with_script(self, plugin: Plugin) -> Registry:
+        """Return a registry with a script, in place of what the same file held before. Raises `UsageError`."""
+        assert plugin.script is not None
+        others = [p for p in self._sources if p.script is None or p.script.path != plugin.script.path]
+        if taken := next((p.script.path for p in others if p.script and p.distribution == plugin.distribution), None):
+            raise UsageError(f"{taken} and {plugin.script.path} have the same name; rename one of them")
+        return Registry([*others, plugin], self.left_out)
 
     def missing_note(self) -> str:
         """Return a note on the plugins that are not available, among which the one looked for may be."""
@@ -154,6 +168,35 @@ def replaced_by(other: Registry) -> Iterator[None]:
         yield
     finally:
         _replacements.remove(other)
+
+
+@contextlib.contextmanager
+def scripts_added(paths: Iterable[Path]) -> Iterator[list[Plugin]]:
+    """Use a registry with the components of these scripts in this block, which gets the scripts as plugins.
+
+    Names are given out as among packages: a built-in keeps its own, and `mine.py:name` reaches each. Raises
+    `UsageError` and `PluginFailure`.
+    """
+    scripts = [load_script(path) for path in dict.fromkeys(paths)]
+    extended = registry()
+    for plugin in scripts:
+        extended = extended.with_script(plugin)
+    with replaced_by(extended):
+        yield [plugin for plugin in extended.plugins if plugin.script is not None]
+
+
+def load_plugin(path: str | os.PathLike[str]) -> ModuleType:
+    """Load components from a script, as `--plugin FILE.py` does, and return its module.
+
+    From then on, `train`, `load` and `component` find its components by their names. A script that was changed can be
+    loaded again. Raises `DifftoolError`.
+    """
+    named: object = path
+    if not isinstance(named, (str, os.PathLike)):
+        raise TypeError(f"a script is named by its path, as text or Path, not by {type(named).__name__}")
+    plugin = load_script(Path(path))
+    _replacements.append(registry().with_script(plugin))
+    return sys.modules[plugin.module]
 
 
 @functools.cache

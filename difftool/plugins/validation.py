@@ -14,7 +14,7 @@ from difftool.errors import one_line
 from difftool.options import Details, Field, alternatives, fields
 from difftool.plugins.discovery import is_name
 
-PROGRAM_FLAGS = ("help", "debug", "no-plugins")
+PROGRAM_FLAGS = ("help", "debug", "no-plugins", "plugin")
 """Flags that every command of difftool has."""
 SCALARS = (bool, int, float, str, Path)
 

@@ -74,7 +74,12 @@ def save(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any],
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the document of a file that `save` wrote. Raises `BadFile`.
+    """Return the tensors and the document of a file that `save` wrote. Raises `BadFile`."""
+    return load_with_digest(path)[:2]
+
+
+def load_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Return the tensors, the document and the digest of a file that `save` wrote. Raises `BadFile`.
 
     All is read from one open file, so a run that replaces the file meanwhile does not mix with it.
     """
@@ -82,7 +87,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {entry.name: entry.read(path, file) for entry in header.entries}
     if digest(tensors, header.text) != header.sha256:
         raise BadFile(f"{path} is damaged: its content does not match its digest")
-    return tensors, _parse(path, header.text)
+    return tensors, _parse(path, header.text), header.sha256
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 lock                 locked while a process trains the run, and the mark of a run folder
 config.toml          the resolved recipe, and a record of the run
 model.safetensors    the weights to sample from, with all that sampling needs
+averages/            other averages of the weights; see `difftool.runs.averages`
 state/               training states, from which the run can be resumed
 metrics.jsonl        one JSON object per logged step
 previews/ samples/ loss.png
@@ -32,6 +33,7 @@ from difftool.files import TEMPORARY, check_output, make_folder, open_regular, p
 from difftool.locks import followed, hold, holder, in_use, is_marked
 from difftool.paths import check_inside, check_links
 from difftool.plugins.registry import registry
+from difftool.runs.averages import files_in
 from difftool.runs.config import dump_toml, read_toml
 from difftool.runs.recipe import Recipe
 from difftool.settings import LARGEST_STEP
@@ -40,7 +42,8 @@ ROOT = Path("runs")
 LOCK = "lock"
 DAMAGED = ".damaged"
 """The suffix of a training state that could not be read."""
-OURS = {"config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "state", "previews", "samples", "logs"}
+FOLDERS = ("state", "averages", "previews", "samples")
+OURS = {"config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "logs", *FOLDERS}
 """The files and folders of a run."""
 DAMAGED_STATE = re.compile(rf"step-\d{{9,10}}\.safetensors{re.escape(DAMAGED)}", re.ASCII)
 PREVIEW = re.compile(r"(samples|panel)-\d{6,}\.png", re.ASCII)
@@ -79,6 +82,7 @@ class RunFolder:
     model = _Inside("model.safetensors")
     metrics = _Inside("metrics.jsonl")
     loss = _Inside("loss.png")
+    averages = _Inside("averages")
     states = _Inside("state")
     previews = _Inside("previews")
     samples = _Inside("samples")
@@ -111,8 +115,7 @@ class RunFolder:
         self, document: Mapping[str, Any], recorded: Mapping[str, Any], plugins: Mapping[str, str]
     ) -> None:
         """Write `config.toml`: the tables of recipe and loggers, and a record of the run that is not read back."""
-        run = {k: v for k, v in recorded.items() if v is not None}
-        tables = {"run": run, **document, "plugins": plugins}
+        tables = {"run": {k: v for k, v in recorded.items() if v is not None}, **document, "plugins": plugins}
         head = "# Written by difftool; `difftool train --config` reads it. [run] and [plugins] only record.\n\n"
         write_text(self.config, head + dump_toml(tables))
 
@@ -186,22 +189,22 @@ class RunFolder:
         if process := self.in_use_by:
             raise in_use(self.path, process)
 
-    def check_room(self, state_bytes: int) -> None:
+    def check_room(self, state_bytes: int, average_bytes: int = 0) -> None:
         """Check, before any work, that the files of a run can be written, and in its folder. Raises `DifftoolError`."""
-        for folder in (self.states, self.previews, self.samples):
-            check_inside(folder, self.path)
         check_links(self.logs, self.path)
-        for folder in (self.states, self.previews, self.samples):
+        for folder in (self.path / name for name in FOLDERS):
+            check_inside(folder, self.path)
             if folder.exists() and not folder.is_dir():
                 raise DifftoolError(f"{folder} is a file; a run needs a folder there")
         for file in (self.config, self.model, self.metrics, self.loss):
             if file.exists() and not file.is_file():
                 raise DifftoolError(f"{file} is not a regular file; a run needs one there")
         free = shutil.disk_usage(self.path).free
-        if free < state_bytes:
+        if free < state_bytes + average_bytes:
+            averages = f", and the averages to come {average_bytes / 2**20:.1f} MiB" if average_bytes else ""
             raise DifftoolError(
                 f"{self.path}: its disk has {free / 2**20:.1f} MiB left, and a training state takes "
-                f"{state_bytes / 2**20:.1f} MiB; free some space, or choose another --out"
+                f"{state_bytes / 2**20:.1f} MiB{averages}; free some space, or choose another --out"
             )
 
     @property
@@ -327,24 +330,23 @@ def _is_row(row: Any) -> bool:
 
 
 def _clear(run: RunFolder) -> None:
-    """Remove what difftool wrote into a run folder, and nothing else.
-
-    States go first, so that a half-removed run cannot be resumed.
-    """
+    """Remove what difftool wrote into a run folder, and nothing else: states first, lest half a run be resumed."""
     previews = [p for p in run.previews.glob("*.png") if PREVIEW.fullmatch(p.name)]
     patterns = {pattern for logger in registry().all_of(Logger) for pattern in logger.files}
     logs = [p for pattern in sorted(patterns) for p in run.logs.glob(pattern) if not _below_link(p, run.path)]
-    for file in (*run.saved_states(), *run.damaged_states(), run.model, run.metrics, run.loss, *previews, *logs):
+    pictures, averages = [*previews, run.loss], [file.path for file in files_in(run.averages)]
+    for file in (*run.saved_states(), *run.damaged_states(), run.model, *averages, run.metrics, *pictures, *logs):
         if file.is_file():
             file.unlink()
     manifest.remove(run.samples)
     run.config.unlink(missing_ok=True)
-    for folder in (run.states, run.previews, run.samples, *{log.parent for log in logs}, run.logs):
+    for folder in (*(run.path / name for name in FOLDERS), *{log.parent for log in logs}, run.logs):
         with contextlib.suppress(OSError):  # the user's own files are in it, or it is a link
             folder.rmdir()
 
 
 def _below_link(path: Path, folder: Path) -> bool:
     """Return whether a link leads to a path from a folder above it."""
-    parts = path.relative_to(folder).parts
-    return any(folder.joinpath(*parts[:n]).is_symlink() for n in range(1, len(parts) + 1))
+    return any(
+        place.is_symlink() for place in (path, *path.parents) if place != folder and place.is_relative_to(folder)
+    )

@@ -21,6 +21,7 @@ from difftool.paths import is_path, without_paths
 from difftool.plugins.discovery import ALLOW, DENY
 from difftool.plugins.registry import registry
 from difftool.plugins.validation import abstract_methods
+from difftool.scripts import is_script, script_of, short
 from difftool.settings import Training
 
 C = TypeVar("C", bound=Component)
@@ -28,9 +29,15 @@ Make = Callable[[type[Any], Mapping[str, object]], Any]
 
 STEPS = 5_000
 """Training steps when neither the user nor the backbone names any."""
-MAY_CHANGE = ("steps", "epochs", "accumulate", "checkpoint_every", "keep", "preview_every", "workers", "threads")
+MAY_CHANGE = (
+    *("steps", "epochs", "accumulate", "checkpoint_every", "keep", "preview_every", "snapshot_every", "workers"),
+    "threads",
+)
 """Settings that may differ when a run resumes. None of them changes the steps already made; a later end stretches a
 cosine learning rate, and another number of threads or parts may change sums in their last digits."""
+LOCAL = ("init_from", "init_weights")
+"""Settings that name a file of this machine, where a run began. Nothing compares them, and files of weights hold none
+of them."""
 NOT_READ_BACK = ("run", "plugins", "format")
 """Tables of a config file that only record."""
 
@@ -65,15 +72,14 @@ class Recipe:
 
     def shared_document(self) -> dict[str, dict[str, Any]]:
         """Return the document for files of weights, which others may get: it names no path of this machine."""
-        return {
-            key: without_paths(type(self.parts[key]), table) if key in self.parts else table
-            for key, table in self.document().items()
-        }
+        tables = self.document()
+        shared = {kind: without_paths(type(part), tables[kind]) for kind, part in self.parts.items()}
+        settings = {name: value for name, value in tables["training"].items() if name not in LOCAL}
+        return {**shared, "training": settings}
 
     def plugins(self, companions: Iterable[Component] = ()) -> dict[str, str]:
-        """Return distribution and version of each plugin package that the components, or companions, come from."""
-        owners = (registry().owner(type(part)) for part in (*self.parts.values(), *companions))
-        return {owner.distribution: owner.version for owner in owners if owner is not None}
+        """Return what the components come from, also companions: packages with versions, scripts with digests."""
+        return plugins_of((*self.parts.values(), *companions))
 
     def with_training(self, **changes: Any) -> Recipe:
         """Return the recipe with other training settings."""
@@ -83,6 +89,17 @@ class Recipe:
     def name(self) -> str:
         """A name for run folders: `swiss-roll-mlp`."""
         return f"{self[Dataset].name}-{self[Backbone].name}"
+
+
+def plugins_of(components: Iterable[Component]) -> dict[str, str]:
+    """Return what components come from: packages with their versions, and scripts with their digests."""
+    found: dict[str, str] = {}
+    for cls in map(type, components):
+        if (owner := registry().owner(cls)) is not None:
+            found[owner.distribution] = owner.version
+        elif (script := script_of(cls)) is not None:
+            found[script.name] = script.digest
+    return found
 
 
 def component_table(component: Component) -> dict[str, Any]:
@@ -110,7 +127,7 @@ def differences(before: Recipe, now: Recipe) -> list[str]:
             rows.append(f"--{table} is {old[table]['name']} in the run, not {new[table]['name']}")
             continue
         if table == "training":
-            ignored = {*MAY_CHANGE}
+            ignored = {*MAY_CHANGE, *LOCAL}
         else:
             own = fields(cls := type(now.parts[table]))
             ignored = {f.name for f in own for some in (old, new) if is_path(cls, f, some[table].get(f.name))}
@@ -124,6 +141,8 @@ def differences(before: Recipe, now: Recipe) -> list[str]:
 
 def _in_words(value: Any) -> str:
     words = {True: "on", False: "off", None: "not set"}
+    if isinstance(value, list):
+        return ",".join(map(_in_words, value)) or "none"
     return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
@@ -295,7 +314,9 @@ def _stand_in(base: type[Component], name: str, reason: str, options: Mapping[st
         raise ValueError(reason)
 
     methods = {**dict.fromkeys(abstract_methods(KINDS[base.kind]), refuse), "item_shape": lambda _: None}
-    cls = types.new_class(base.__name__, (base,), {"name": name}, lambda body: body.update(methods))
+    cls = types.new_class(
+        base.__name__, (base,), {"name": name}, lambda body: body.update(methods, __module__=__name__)
+    )
     stand_in: Component = make(cls, options or {})
     return stand_in
 
@@ -303,20 +324,40 @@ def _stand_in(base: type[Component], name: str, reason: str, options: Mapping[st
 def made_with(recorded: object) -> str:
     """Return what to install or change if a file was made with packages that are missing or different here.
 
-    `recorded` is the file's own list of distributions and their versions.
+    `recorded` is the file's own list of packages with their versions, and of scripts with their digests.
     """
     if not isinstance(recorded, Mapping):
         return ""
     return "".join(
-        f"; the file says that it was made with {name} {version}, {reason}"
+        f"; the file says that it was made with {name}{'' if script else f' {version}'}, {reason}"
         for name, version in recorded.items()
-        if is_release(name, version) and (reason := _mismatch(name, version))
+        if (script := is_script(name, version)) or is_release(name, version)
+        if (reason := _other_script(name, version) if script else _mismatch(name, version))
     )
+
+
+def changed_scripts(recorded: object, now: Mapping[str, str]) -> list[str]:
+    """Return a note for each script whose content is not the one that a run recorded."""
+    if not isinstance(recorded, Mapping):
+        return []
+    return [
+        f"{name} has changed since the run was trained ({short(recorded[name])}; now {short(digest)})"
+        for name, digest in now.items()
+        if is_script(name, digest) and is_script(name, recorded.get(name)) and recorded[name] != digest
+    ]
 
 
 def is_release(name: object, version: object) -> bool:
     """Return whether a stranger's texts can be the name and version of a package (PEP 508, PEP 440)."""
     return all(isinstance(text, str) and re.fullmatch(r"[A-Za-z0-9][\w.+!-]{0,99}", text) for text in (name, version))
+
+
+def _other_script(name: str, digest: str) -> str:
+    """Return how a script differs from the one that a file was made with, or an empty text."""
+    loaded = next((plugin.version for plugin in registry().plugins if plugin.distribution == name), None)
+    if loaded is None:
+        return f"a script that is not loaded: --plugin {name}, if you trust it"
+    return "" if loaded == digest else f"of which another version is loaded ({short(loaded)}, not {short(digest)})"
 
 
 def _mismatch(name: str, version: str) -> str:

@@ -21,12 +21,15 @@ from difftool.diffusion.prediction import step_gain
 from difftool.errors import BadFile, DifftoolError, UsageError
 from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading
-from difftool.runs import checkpoint
+from difftool.runs import averages, checkpoint
+from difftool.runs.averages import canonical
 from difftool.runs.folder import RunFolder, find_model, step_of
-from difftool.runs.recipe import Recipe, made_with, read_recipe
+from difftool.runs.origin import Origin
+from difftool.runs.recipe import Recipe, changed_scripts, made_with, plugins_of, read_recipe
 from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import draw
 from difftool.sampling.plan import Plan, caution
+from difftool.sampling.posthoc import check_length, reconstruct
 from difftool.sampling.source import Autocast, Source
 from difftool.settings import LARGEST_STEP, Sampling
 from difftool.specs import ObjectiveSpec
@@ -47,8 +50,8 @@ class Model(Source):
     data: DataFacts
     schedule: Schedule
     network: nn.Module
-    weights: str = "ema"
-    """The weights in the network: the average (`ema`) or the trained ones (`raw`)."""
+    weights: str = "raw"
+    """The weights in the network: the trained ones (`raw`), or an average, such as `ema-0.999` or `power-0.05`."""
     step: int = 0
     source: Path | None = None
     """The file that the model was read from."""
@@ -57,6 +60,10 @@ class Model(Source):
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     forward: Callable[..., Tensor] | None = None
     """The compiled network, which takes the place of `network` in calls."""
+    digest: str = ""
+    """The digest that the file carries, SHA-256 in hexadecimal."""
+    origin: Origin | None = None
+    """The model whose weights its run started from, or None."""
 
     @classmethod
     def read(cls, path: Path, *, device: torch.device | str = "cpu", run: RunFolder | None = None) -> Model:
@@ -64,7 +71,7 @@ class Model(Source):
 
         Raises `BadFile`, or `UnknownComponent` if a plugin is missing.
         """
-        tensors, document = checkpoint.load(path)
+        tensors, document, digest = checkpoint.load_with_digest(path)
         if document.get("kind") != "model":
             if document.get("kind") == "state":
                 raise BadFile(f"{path} holds a training state, not a model; sample the run's model.safetensors")
@@ -75,15 +82,27 @@ class Model(Source):
         except ValueError:
             raise BadFile(f"{path}: its metadata describe no data that difftool knows") from None
         weights, step = document.get("weights"), document.get("step")
-        if weights not in ("ema", "raw") or type(step) is not int or not 0 <= step <= LARGEST_STEP:
+        if (
+            not isinstance(weights, str)
+            or weights not in ("raw", canonical(weights))
+            or type(step) is not int
+            or not 0 <= step <= LARGEST_STEP
+        ):
             raise BadFile(f"{path}: its metadata are malformed")
+        try:
+            origin = Origin.read(document.get("init_from"))
+        except ValueError as error:
+            raise BadFile(f"{path}: its metadata are malformed: {error}") from None
         try:
             network = _network(path, recipe, data, tensors)
         except DifftoolError as error:
             raise BadFile(f"{error}{made_with(document.get('plugins'))}") from None
         network.load_state_dict(tensors)
         schedule = build_schedule(recipe[NoiseSchedule], recipe.training.timesteps, recipe[Prediction])
-        model = cls(recipe, data, schedule, network, weights, step, path, run)
+        used = plugins_of(part for part in recipe.parts.values() if part.needed_to_sample)
+        for change in changed_scripts(document.get("plugins"), used):
+            warnings.warn(change, stacklevel=2)
+        model = cls(recipe, data, schedule, network, weights, step, path, run, digest=digest, origin=origin)
         return model.to(device)
 
     def save(self, path: str | Path, *, overwrite: bool = True) -> None:
@@ -96,6 +115,8 @@ class Model(Source):
             "weights": self.weights,
             "step": self.step,
         }
+        if self.origin is not None:
+            document["init_from"] = self.origin.document()
         checkpoint.save(Path(path), self.network.state_dict(), document, overwrite=overwrite)
 
     def to(self, device: torch.device | str) -> Model:
@@ -179,23 +200,55 @@ def _network(path: Path, recipe: Recipe, data: DataFacts, tensors: Mapping[str, 
     return build_network(recipe[Backbone], data, recipe.training)
 
 
-def load_model(path: Path | None, weights: str = "ema", *, device: torch.device | str = "cpu") -> Model:
+def load_model(
+    path: Path | None, weights: str = "ema", *, ema_length: float | None = None, device: torch.device | str = "cpu"
+) -> Model:
     """Load the model of a run folder or a model file, by default the model of the newest run.
 
-    `weights` is "ema" (the average) or "raw" (the weights being trained, from the run's newest state). Raises
+    `weights` is "ema" (what the model file holds: the first average, or the trained weights of a run without one),
+    "raw" (the weights being trained, from the run's newest state) or the name of an average, such as "ema-0.9999".
+    `ema_length` reconstructs a power-function average of any length from the snapshots of the run. Raises
     `DifftoolError`.
     """
-    if weights not in ("ema", "raw"):
-        raise UsageError(f"--weights: unknown weights {weights!r}; choose ema or raw")
+    if ema_length is not None:
+        check_length(ema_length)
+        if weights != "ema":
+            raise UsageError("--ema-length: names an average by itself; leave --weights out")
     source, run = find_model(path)
     model = Model.read(source, run=run)
-    if weights == "raw" and model.weights == "ema":  # a run without an average (--ema 0) has raw weights alone
-        if run is None:
-            raise UsageError(
-                f"--weights raw: {source} holds the average alone; name the run folder, its state has them"
-            )
-        model = raw_model(model, run)
-    return model.to(device)
+    if ema_length is not None:
+        return power_model(model, run, ema_length).to(device)
+    return _with_weights(model, run, weights).to(device)
+
+
+def _with_weights(model: Model, run: RunFolder | None, weights: str) -> Model:
+    """Return the model of a file, or another of its run, with the weights of a name. Raises `DifftoolError`."""
+    name = canonical(str(weights)) or weights
+    if name in ("ema", model.weights):
+        return model
+    if run is None:
+        raise UsageError(f"--weights {weights}: {model.source} holds {model.weights} alone; name its run folder")
+    if name == "raw":
+        return raw_model(model, run)
+    files = {file.name: file.path for file in averages.files_in(run.averages) if file.step is None}
+    if name not in files:
+        known = ", ".join(dict.fromkeys(["ema", "raw", model.weights, *files]))
+        raise UsageError(f"--weights: unknown weights {weights!r}; {run.path} has {known}")
+    other = Model.read(files[name], run=run)
+    if other.weights != name:
+        raise BadFile(f"{files[name]} holds {other.weights}: it was renamed")
+    return other
+
+
+def power_model(model: Model, run: RunFolder | None, length: float) -> Model:
+    """Return the model with a power-function average, reconstructed from the snapshots of its run."""
+    if run is None:
+        raise UsageError(f"--ema-length: {model.source} holds {model.weights} alone; name its run folder")
+    made = reconstruct(run, length, {name for name, _ in model.network.named_parameters()})
+    if rows := checkpoint.differences(model.network.state_dict(), made.tensors):
+        raise BadFile(f"{made.path}: its weights do not fit: {rows}")
+    model.network.load_state_dict(made.tensors)
+    return replace(model, weights=averages.power_name(length), step=made.step, source=made.path)
 
 
 def raw_model(model: Model, run: RunFolder) -> Model:
@@ -203,7 +256,7 @@ def raw_model(model: Model, run: RunFolder) -> Model:
     reasons = []
     for path in run.saved_states():
         try:
-            tensors, document = checkpoint.load(path)
+            tensors, document, digest = checkpoint.load_with_digest(path)
             if document.get("kind") != "state" or document.get("step") != step_of(path):
                 raise BadFile(f"{path} is not the training state that its name says")
         except BadFile as error:
@@ -215,5 +268,5 @@ def raw_model(model: Model, run: RunFolder) -> Model:
         if rows := checkpoint.differences(model.network.state_dict(), raw):
             raise BadFile(f"{path}: its weights do not fit: {rows}")
         model.network.load_state_dict(raw)
-        return replace(model, weights="raw", step=step_of(path), source=path)
+        return replace(model, weights="raw", step=step_of(path), source=path, digest=digest)
     raise BadFile(reasons[0] if reasons else f"run {run.path} has no training state, so its raw weights are gone")

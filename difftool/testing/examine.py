@@ -20,7 +20,9 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
         backbones,
         datasets,
         loggers,
+        losses,
         objectives,
+        optimizers,
         oracles,
         samplers,
         schedules,
@@ -34,8 +36,10 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
         "sampler": KindLaws(samplers.LAWS, samplers.prepare),
         "spacing": KindLaws(samplers.SPACING_LAWS),
         "prediction": KindLaws(objectives.PREDICTION_LAWS),
+        "loss": KindLaws(losses.LAWS, losses.prepare),
         "weighting": KindLaws(objectives.WEIGHTING_LAWS),
         "timestep-sampling": KindLaws(objectives.TIMESTEP_SAMPLING_LAWS),
+        "optimizer": KindLaws(optimizers.LAWS),
         "oracle": KindLaws(oracles.LAWS),
         "logger": KindLaws(loggers.LAWS),
         "writer": KindLaws(writers.LAWS),
@@ -122,6 +126,8 @@ def loads_completely(plugin: Plugin) -> str:
 
 def loads_without_torch(plugin: Plugin) -> str:
     """Loading the plugin does not import torch, which would slow down every command and every `--help`."""
+    if plugin.script is not None:
+        raise Skipped("it is a script, which only the commands that name it load")
     if plugin.imports_torch:
         raise Failed(f"it imports torch and takes {plugin.seconds:.2f} s; import torch inside the methods that need it")
     return f"{1000 * plugin.seconds:.1f} ms"

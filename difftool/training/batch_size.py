@@ -24,6 +24,7 @@ from difftool.training.state import TrainState
 if TYPE_CHECKING:
     from torch import nn
 
+    from difftool.components import Optimizer
     from difftool.settings import Training
     from difftool.training.loss import Objective
 
@@ -52,14 +53,22 @@ class BatchSizeSearch:
         return f"batch size {self.batch_size} found; samples/s by batch size: {speeds}{ending}"
 
 
-def find_batch_size(network: nn.Module, samples: Samples, objective: Objective, settings: Training) -> BatchSizeSearch:
-    """Return the smallest batch size that trains at nearly the best speed. The network is not changed.
+def find_batch_size(
+    network: nn.Module,
+    auxiliary: nn.Module | None,
+    samples: Samples,
+    objective: Objective,
+    settings: Training,
+    optimizer: Optimizer,
+) -> BatchSizeSearch:
+    """Return the smallest batch size that trains at nearly the best speed. Neither network is changed.
 
     Raises `DifftoolError` if not even one item fits into memory.
     """
 
     def speed(size: int) -> float:
-        return measure_speed(copy.deepcopy(network), samples, objective, replace(settings, batch_size=size))
+        copies = copy.deepcopy((network, auxiliary))
+        return measure_speed(*copies, samples, objective, replace(settings, batch_size=size), optimizer)
 
     smallest = settings.accumulate  # each part has at least one item
     largest = max(smallest, min(LARGEST, len(samples)))
@@ -96,11 +105,18 @@ def search(
     return BatchSizeSearch(min(size for size, one in speeds.items() if one >= NEARLY * best), speeds, reason)
 
 
-def measure_speed(network: nn.Module, samples: Samples, objective: Objective, settings: Training) -> float:
+def measure_speed(
+    network: nn.Module,
+    auxiliary: nn.Module | None,
+    samples: Samples,
+    objective: Objective,
+    settings: Training,
+    optimizer: Optimizer,
+) -> float:
     """Return samples a second in the fastest step, since other programs may have held up the others."""
     size, device = settings.batch_size, objective.device
     assert isinstance(size, int)
-    state = TrainState.new(network, settings, device)
+    state = TrainState.new(network, settings, device, optimizer=optimizer, auxiliary=auxiliary)
     batches = Batches(samples, size, seed=0, device=device)
     steps = train(state, batches, objective, replace(settings, compile=False), steps=WARM_UP + TIMED)
     for _ in islice(steps, WARM_UP):

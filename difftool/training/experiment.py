@@ -11,11 +11,22 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 
 from difftool import devices
-from difftool.components import Backbone, Dataset, Logger, NoiseSchedule, Prediction, TimestepSampling, Weighting
+from difftool.components import (
+    Backbone,
+    Dataset,
+    Logger,
+    Loss,
+    NoiseSchedule,
+    Optimizer,
+    Prediction,
+    TimestepSampling,
+    Weighting,
+)
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples, fingerprint, split
@@ -27,17 +38,21 @@ from difftool.paths import in_run, relative_to_run
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading
 from difftool.rng import key, seed_globally
 from difftool.runs.folder import RunFolder, now
-from difftool.runs.recipe import Recipe, companion_tables
+from difftool.runs.recipe import Recipe, changed_scripts, companion_tables
 from difftool.sampling.model import Model
-from difftool.settings import AUTO, is_due
+from difftool.settings import AUTO, Training, is_due
 from difftool.specs import ObjectiveSpec, Row, RunContext
 from difftool.training import loop, state
+from difftool.training.auxiliary import build_auxiliary
 from difftool.training.batch_size import BatchSizeSearch, check_processes, find_batch_size
+from difftool.training.frozen import freeze, trainable
 from difftool.training.loggers import Loggers, opened
 from difftool.training.loss import Objective
 from difftool.training.metrics import Meter, Stopwatch, scalars
+from difftool.training.snapshots import AverageFiles, models_of, remove_later
 from difftool.training.state import StateMetadata, TrainState
 from difftool.training.step import StepResult
+from difftool.training.transfer import Transfer, load_source, take_weights
 
 PREVIEWS = 4
 """The number of previews of a run by default."""
@@ -54,12 +69,16 @@ class Experiment:
     objective: Objective
     state: TrainState
     model: Model
-    """The model to save: the average, if there is one."""
+    """The model to save: the first average, if there is one."""
+    averages: AverageFiles
+    """The files of the other averages."""
     device: torch.device
     fingerprint: str
     """The fingerprint of the data."""
     search: BatchSizeSearch | None = None
     """The search for a batch size, if there was one."""
+    transfer: Transfer | None = None
+    """The weights that the run starts from, if it takes them from another model."""
     folder: RunFolder = field(init=False)
     """The run folder, once it is open."""
     _find: Callable[[], RunFolder] = field(init=False)
@@ -71,6 +90,8 @@ class Experiment:
     clock: Stopwatch = field(default_factory=Stopwatch)
     saved_at: int = -1
     """The step of the last saved state."""
+    restored_from: int = -1
+    """The step of the state that the run goes on from, or -1."""
     meter: Meter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +100,11 @@ class Experiment:
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.state.network.parameters())
+
+    @property
+    def trained(self) -> int:
+        """The number of parameters that are not frozen."""
+        return sum(p.numel() for p in trainable(self.state.network))
 
     @property
     def batch_size(self) -> int:
@@ -94,10 +120,7 @@ class Experiment:
     @property
     def steps(self) -> int:
         """The step at which training ends."""
-        settings = self.recipe.training
-        if settings.epochs is not None:
-            return math.ceil(settings.epochs * len(self.train) / self.batch_size)
-        return settings.steps if settings.steps is not None else 0
+        return self.recipe.training.total_steps(len(self.train))
 
     @property
     def log_every(self) -> int:
@@ -105,8 +128,10 @@ class Experiment:
 
     @property
     def state_bytes(self) -> int:
-        """The size of a training state: weights, two moments of Adam, average."""
-        return sum(p.numel() * p.element_size() for p in self.state.network.parameters()) * (4 if self.state.ema else 3)
+        """The size of a training state: weights, averages, the state of the optimizer, and the loss's own network."""
+        own = [] if self.state.auxiliary is None else [*self.state.auxiliary.parameters()]
+        copies = [*self.state.network.parameters()] * (1 + len(self.state.averages)) + own
+        return sum(p.numel() * p.element_size() for p in copies) + self.state.optimizer.state_bytes
 
     @contextlib.contextmanager
     def open(
@@ -125,9 +150,11 @@ class Experiment:
         """
         self.folder, self.group = group.on_main(folder), group
         with self._open_files(resume, new_data, loggers) as self.loggers:
-            step = group.on_main(lambda: self.state.step)
-            if not group.is_main and step:
-                state.restore_step(self.folder, step, self.state, self.recipe)
+            restored = group.on_main(lambda: self.restored_from)
+            if not group.is_main and restored >= 0:
+                state.restore_step(self.folder, restored, self.state, self.recipe)
+            if self.transfer is not None:  # a resumed run needs its source no more
+                self.save()
             yield
 
     @contextlib.contextmanager
@@ -137,14 +164,19 @@ class Experiment:
             return
         folder, document = self.folder, self.recipe.document()
         with folder.lock() as self._find:
-            folder.check_room(self.state_bytes)
+            folder.check_room(self.state_bytes, self.averages.bytes_to_come(folder, self.steps))
             if resume:
                 self._resume(new_data)
             started = (folder.started if resume else "") or now()
             loggers = [relative_to_run(logger, folder.path) for logger in loggers]
             placed = [in_run(logger, folder.path) for logger in loggers]
-            facts = {"started": started, **devices.machine(self.device), "steps": self.steps, "data": self.fingerprint}
+            facts: dict[str, Any] = {"started": started, **devices.machine(self.device)}
+            facts |= {"steps": self.steps, "data": self.fingerprint}
+            if self.model.origin is not None:
+                facts["init_from"] = self.model.origin.document()
             tables, plugins = {**document, **companion_tables(loggers)}, self.recipe.plugins(loggers)
+            for change in changed_scripts(folder.readable_config().get("plugins"), plugins) if resume else ():
+                warnings.warn(change, stacklevel=2)
             self._describe = lambda folder: folder.write_config(tables, facts, plugins)
             self._describe(folder)
             context = RunContext(
@@ -164,28 +196,24 @@ class Experiment:
         if self.steps < self.state.step:
             raise UsageError(f"--steps: the run is at step {self.state.step} already, beyond {self.steps}")
         if before is not None:
-            self._compare(before, new_data)
-            self.clock.total = before.elapsed
+            state.check_resumable(before, self._metadata(), self.recipe[Dataset].name, new_data=new_data)
+            self.clock.total, self.restored_from = before.elapsed, self.state.step
+            for model in (self.model, *self.averages.models):
+                model.origin = before.origin
         elif self.folder.model.exists():  # states are written before models
             raise DifftoolError(f"the training states of {self.folder.path} are gone; start a new run")
         else:
             warnings.warn(f"{self.folder.path} has no training state yet; it starts at its first step", stacklevel=2)
         self.folder.rewrite_metrics(self.folder.read_metrics(up_to=self.state.step))
+        remove_later(self.folder, self.state.step)
 
-    def _compare(self, before: StateMetadata, new_data: bool) -> None:
-        """Refuse to resume with other data, and warn if another machine may give other last digits."""
-        if before.data != self.fingerprint and not new_data:
-            raise DifftoolError(
-                f"dataset {self.recipe[Dataset].name}: its data have changed since the run was trained "
-                f"({before.data}; now {self.fingerprint}); put them back, or pass --new-data to train on these"
-            )
-        then, here = {"processes": 1, **before.machine}, devices.machine(self.device)
-        if rows := [f"{name} {then.get(name)}, now {value}" for name, value in here.items() if value != then.get(name)]:
-            warnings.warn(
-                f"the run was trained with {'; '.join(rows)}: its last digits may differ from those of a run that was "
-                "never interrupted",
-                stacklevel=2,
-            )
+    def _metadata(self) -> StateMetadata:
+        return StateMetadata(
+            elapsed=self.clock.total,
+            data=self.fingerprint,
+            machine=devices.machine(self.device),
+            origin=self.model.origin,
+        )
 
     def run(self) -> Iterator[StepResult]:
         """Train to the end, and yield each step. States are saved on the way; previews are the caller's to draw.
@@ -215,6 +243,7 @@ class Experiment:
                 result.metrics = self._log(result, batches.waited, with_held_out=measure)
             result.preview = due(step, preview_every) and not last
             self.clock.stop()  # neither drawing nor saving is training time
+            self._save_snapshots()
             yield result
             if due(step, settings.checkpoint_every) and not last:
                 self.save()
@@ -227,10 +256,8 @@ class Experiment:
         row = self.meter.row(result, self.clock.elapsed, skipped=self.state.skipped, waited=waited, group=self.group)
         if with_held_out:
             assert self.held_out is not None
-            row["held_out_loss"] = loop.held_out_loss(
-                self.state.network, self.held_out, self.objective, batch_size=self.batch_size, group=self.group
-            )
-            self.state.network.train()
+            measure = partial(loop.held_out_loss, batch_size=self.batch_size, steps=self.steps, group=self.group)
+            row["held_out_loss"] = measure(self.state, self.held_out, self.objective)
         if self.group.is_main:
             self.find_folder().append_metrics(row)
             self.loggers(Row(step=result.step, metrics=scalars(row)))
@@ -240,8 +267,16 @@ class Experiment:
         """Write state and model. Older states are deleted once the new ones are on disk."""
         if self.saved_at != self.state.step:
             loop.check_finite(self.state, self.recipe.training, self.group)
-            self.group.on_main(self._write_where_it_is)
+            self._save_snapshots()  # before the state, from which they would not be made again
+            self._write_where_it_is(self._write)
             self.saved_at = self.state.step
+
+    def _save_snapshots(self) -> None:
+        """Write snapshots of the averages if they are due."""
+        if self.averages.is_due(self.state.step):
+            loop.check_finite(self.state, self.recipe.training, self.group)
+            self._write_where_it_is(lambda: self.averages.write_snapshots(self.folder, self.state.step))
+            self.averages.snapshot_step = self.state.step
 
     def find_folder(self) -> RunFolder:
         """Return the run folder for the next write, also if it was moved. Raises `DifftoolError` if it is gone.
@@ -259,15 +294,19 @@ class Experiment:
             self._describe(found)
         return found
 
-    def _write_where_it_is(self) -> None:
-        """Write state and model, and once more if the folder is moved meanwhile."""
-        folder = self.find_folder()
-        try:
-            self._write()
-        except DifftoolError:
-            if self.find_folder() == folder:
-                raise
-            self._write()
+    def _write_where_it_is(self, write: Callable[[], None]) -> None:
+        """Let the main process write files, and once more if the folder is moved meanwhile."""
+
+        def attempt() -> None:
+            folder = self.find_folder()
+            try:
+                write()
+            except DifftoolError:
+                if self.find_folder() == folder:
+                    raise
+                write()
+
+        self.group.on_main(attempt)
 
     def save_if_whole(self) -> None:
         """Save what an exception from outside has interrupted, unless it struck while the weights were moved."""
@@ -277,19 +316,23 @@ class Experiment:
 
     def _write(self) -> None:
         """Write the state first: where there is a model, there is something to resume from."""
-        metadata = StateMetadata(elapsed=self.clock.total, data=self.fingerprint, machine=devices.machine(self.device))
-        state.save(self.folder.state(self.state.step), self.state, self.recipe, metadata)
+        state.save(self.folder.state(self.state.step), self.state, self.recipe, self._metadata())
         self.model.step = self.state.step
         self.model.save(self.folder.model)
+        self.averages.write(self.folder, self.state.step)
         for old in self.folder.saved_states()[self.recipe.training.keep :]:
             old.unlink(missing_ok=True)
 
 
-def prepare(recipe: Recipe, device: torch.device) -> Experiment:
-    """Load the data and build the parts of a recipe. Nothing is written. Raises `UsageError` and `DifftoolError`."""
+def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = None) -> Experiment:
+    """Load the data and build the parts of a recipe, or of the run to resume, whose state is loaded later.
+
+    Nothing is written. Raises `UsageError` and `DifftoolError`.
+    """
     settings = recipe.training
     devices.check_precision(device, settings.precision)
     check_processes(settings)
+    check_schedule(settings, recipe[Optimizer], recipe[Backbone])
     schedule = build_schedule(recipe[NoiseSchedule], settings.timesteps, recipe[Prediction])
     if (shape := recipe[Dataset].item_shape()) is not None:  # refuse a size that does not fit before reading the data
         with torch.device("meta"):
@@ -306,13 +349,18 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
     seed_globally(device, key(settings.seed, "weights"))
     network = build_network(recipe[Backbone], data, settings).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
+    source = None if resumed is not None and resumed.saved_states() else load_source(settings)
+    transfer = None if source is None else take_weights(network, source, data, settings)
+    freeze(network, settings)
     objective = build_objective(recipe, schedule, data, device)
-    search = None
+    auxiliary, search = build_auxiliary(network, objective, settings.seed), None
     if settings.batch_size == AUTO:
-        search = find_batch_size(network, train, objective, settings)
+        search = find_batch_size(network, auxiliary, train, objective, settings, recipe[Optimizer])
         recipe = recipe.with_training(batch_size=search.batch_size)
-    train_state = TrainState.new(network, recipe.training, device)
-    weights, averaged = ("ema", train_state.ema.network) if train_state.ema else ("raw", network)
+    train_state = TrainState.new(network, recipe.training, device, optimizer=recipe[Optimizer], auxiliary=auxiliary)
+    origin = None if transfer is None else transfer.origin
+    raw = Model(recipe, data, schedule, network, device=device, origin=origin)
+    model, *others = models_of(raw, train_state.averages)
     return Experiment(
         recipe=recipe,
         data=data,
@@ -320,11 +368,23 @@ def prepare(recipe: Recipe, device: torch.device) -> Experiment:
         held_out=held_out,
         objective=objective,
         state=train_state,
-        model=Model(recipe, data, schedule, averaged, weights, device=device),
+        model=model,
+        averages=AverageFiles(others, len(train)),
         device=device,
         fingerprint=fingerprint(samples),
         search=search,
+        transfer=transfer,
     )
+
+
+def check_schedule(settings: Training, optimizer: Optimizer, backbone: Backbone) -> None:
+    """Refuse settings of the learning rate that the optimizer would override. Raises `InvalidOption`."""
+    if loop.factor_of(optimizer, 0, max(1, settings.steps or 1)) is None:
+        return
+    for name, flag in (("lr_schedule", "--lr-schedule"), ("warmup", "--warmup")):
+        if getattr(settings, name) != backbone.training_defaults.get(name, getattr(Training, name)):
+            reason = f"optimizer {optimizer.name} sets the course of the learning rate itself; leave it out"
+            raise InvalidOption(name, reason, where=flag)
 
 
 def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device: torch.device) -> Objective:
@@ -335,7 +395,7 @@ def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device:
         recipe[Prediction],
         recipe[Weighting],
         recipe[TimestepSampling],
-        settings.loss,
+        recipe[Loss],
         device=device,
         self_condition=settings.self_condition,
         learn_variance=settings.learn_variance,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from difftool.rng import generator
 from difftool.training.loss import Inputs
+from difftool.training.minimise import paired
 
 if TYPE_CHECKING:
     from difftool.data.batches import Batches
@@ -68,10 +69,11 @@ def inputs_from(
     for batch in batches.start(step, block=noise.block):
         count = len(batch.items) // batches.size
         eps, t, u = noise(step, count, batches.part)
+        eps = eps if batch.noise is None else batch.noise.float()  # stored with the items
         x_0 = scaling.to_model(batch.items).contiguous(memory_format=layout)
-        if batch.noise is not None:
-            eps = batch.noise.float()
         cond = objective.data.model_condition(batch.condition)
         cond = None if cond is None else cond.hide(u < settings.condition_dropout)
-        yield from objective.inputs(x_0, eps.contiguous(memory_format=layout), t, cond).split(batches.size)
+        inputs = objective.inputs(x_0, eps.contiguous(memory_format=layout), t, cond).split(batches.size)
+        for number, part in enumerate(inputs, start=step):
+            yield paired(objective, part, settings.seed, number, batches.part.start) if objective.pairs else part
         step += count

@@ -7,8 +7,8 @@ masks its step there, and `check_finite` reports it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,18 +18,30 @@ from difftool.data.samples import Samples
 from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import Diverged, blaming
 from difftool.rng import key, sample_noise, seed_globally
+from difftool.training.auxiliary import evaluating
+from difftool.training.batch import Moment
+from difftool.training.frozen import train_mode
 from difftool.training.inputs import inputs_from
 from difftool.training.loss import Objective
+from difftool.training.minimise import Predictor, batch_of, item_losses, paired
 from difftool.training.state import TrainState
 from difftool.training.step import StepResult, make_step
 
 if TYPE_CHECKING:
+    from difftool.components import Optimizer
     from difftool.settings import Training
 
 MAX_SKIPS = 20
 """Steps in a row that fp16 may skip. Each of them halves the first scale of 2^16, which below 1 no longer helps."""
 REPEATS = 4
 """Levels at which each held-out item is measured."""
+SCHEDULES: Mapping[str, Callable[[float, float], float]] = {
+    "constant": lambda _part, _late: 1.0,
+    "cosine": lambda part, _late: 0.5 * (1.0 + math.cos(math.pi * part)),
+    "linear": lambda part, _late: 1.0 - part,
+    "inverse-sqrt": lambda _part, late: 1.0 / math.sqrt(late),
+}
+"""The factor of the learning rate, by the part of the steps after the warm-up, and by the step in `lr_decay_steps`."""
 
 
 def layout_of(network: nn.Module) -> torch.memory_format:
@@ -38,13 +50,29 @@ def layout_of(network: nn.Module) -> torch.memory_format:
     return torch.channels_last if convolves else torch.contiguous_format
 
 
-def learning_rate(step: int, total: int, settings: Training) -> float:
-    """Return the rate of step 0, 1, ...: a linear warm-up, then constant or half a cosine down to 0."""
+def learning_rate(step: int, total: int, settings: Training, optimizer: Optimizer | None = None) -> float:
+    """Return the rate of step 0, 1, ...: that of the optimizer if it sets one, else that of the settings.
+
+    A linear warm-up reaches the full rate in step `warmup` - 1. Then cosine and linear fall from there to 0 at `total`.
+    The inverse square root counts from the first step, and the warm-up multiplies it (Karras et al., 2024).
+    """
+    if optimizer is not None and (factor := factor_of(optimizer, step, total)) is not None:
+        return settings.lr * factor
     warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
-    if settings.lr_schedule == "constant" or step < settings.warmup:
-        return settings.lr * warm
-    part = (step - settings.warmup) / max(1, total - settings.warmup)
-    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, part)))
+    part = min(1.0, max(0, step - settings.warmup) / max(1, total - settings.warmup))
+    late = max(1.0, step / (settings.lr_decay_steps or settings.warmup or 1))
+    return settings.lr * warm * SCHEDULES[settings.lr_schedule](part, late)
+
+
+def factor_of(optimizer: Optimizer, step: int, total: int) -> float | None:
+    """Return `Optimizer.factor`. Raises `DifftoolError` for what is no factor."""
+    with blaming(f"optimizer {optimizer.name}"):
+        factor: object = optimizer.factor(step, total)
+        if factor is None:
+            return None
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0.0 <= factor < math.inf:
+            raise ValueError(f"factor() must return a number that is not negative, or None, not {factor!r:.80}")
+        return float(factor)
 
 
 def train(
@@ -60,14 +88,14 @@ def train(
 
     A step whose gradient is not finite leaves the weights alone; see `check_finite`.
     """
-    state.network.train()
+    train_mode(state.network, settings)
     if state.step >= steps:
         return
-    make = make_step(state, objective, settings, group)
+    make = make_step(state, objective, settings, steps, group)
     process_key = key(settings.seed, "step", *group.key)
     for inputs in inputs_from(state.step, batches, objective, settings, layout_of(state.network)):
         seed_globally(objective.device, process_key + state.step)  # for dropout
-        lr = learning_rate(state.step, steps, settings)
+        lr = learning_rate(state.step, steps, settings, state.optimizer.component)
         self_cond = (
             objective.self_condition and key(settings.seed, "self_cond", state.step) % 2 == 0
         )  # every other step
@@ -115,29 +143,42 @@ def divergence(step: int, loss: float, settings: Training) -> str:
     return f"{what} in step {step + 1}; try {' or '.join(advice)}"
 
 
-@torch.no_grad()
 def held_out_loss(
-    network: nn.Module, samples: Samples, objective: Objective, *, batch_size: int, group: ProcessGroup = SINGLE
+    state: TrainState,
+    samples: Samples,
+    objective: Objective,
+    *,
+    batch_size: int,
+    steps: int = 0,
+    group: ProcessGroup = SINGLE,
 ) -> float:
     """Return the mean unweighted loss over all held-out items, each at the same stratified levels every time."""
-    network.eval()
     total, n, levels, device = 0.0, len(samples), len(objective), objective.device
-    for start in range(0, n, batch_size)[group.rank :: group.size]:
-        indices = list(range(start, min(n, start + batch_size)))
-        items, raw = samples.take(indices)
-        x_0 = objective.data.scaling.to_model(items.to(device))
-        cond = objective.data.model_condition(None if raw is None else raw.to(device))
-        noise = samples.take_noise(indices)
-        for repeat in range(REPEATS):
-            if noise is not None:
-                eps = noise.to(device, torch.float32)
-            else:
-                eps = sample_noise(start, len(indices), samples.shape, 0, "held-out", repeat, device=device)
-            u = (torch.tensor(indices, device=device) + 0.5) / n + repeat / REPEATS
-            t = ((u % 1.0) * levels).long().clamp(max=levels - 1)
-            inputs = objective.inputs(x_0, eps, t, cond)
-            with blaming(objective.network):
-                output = objective.predict(network, inputs)
-            prediction = objective.prediction(output).float()
-            total += float(objective.item_losses(prediction, inputs.target).sum())
+
+    def called(*arguments: Any) -> torch.Tensor:
+        with blaming(objective.network):
+            output: torch.Tensor = state.network(*arguments)
+            return output
+
+    with evaluating(state.network, state.auxiliary):
+        for start in range(0, n, batch_size)[group.rank :: group.size]:
+            indices = list(range(start, min(n, start + batch_size)))
+            items, raw = samples.take(indices)
+            x_0 = objective.data.scaling.to_model(items.to(device))
+            cond = objective.data.model_condition(None if raw is None else raw.to(device))
+            noise = samples.take_noise(indices)
+            for repeat in range(REPEATS):
+                if noise is None:
+                    eps = sample_noise(start, len(indices), samples.shape, 0, "held-out", repeat, device=device)
+                else:
+                    eps = noise.to(device, torch.float32)
+                u = (torch.tensor(indices, device=device) + 0.5) / n + repeat / REPEATS
+                t = ((u % 1.0) * levels).long().clamp(max=levels - 1)
+                inputs, random_key = objective.inputs(x_0, eps, t, cond), (0, "held-out", start, repeat)
+                if objective.pairs:
+                    inputs = paired(objective, inputs, *random_key)
+                batch = batch_of(objective, inputs, Moment(state.step, steps, random_key), weighted=False)
+                with blaming(f"loss {objective.loss.name}"):
+                    losses = item_losses(objective, Predictor(objective, called, inputs), batch, state.auxiliary)
+                total += float(losses.sum())
     return group.all_sum(total) / (n * REPEATS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from difftool.components import Loss
 from difftool.diffusion.prediction import native_weight, tables
 from difftool.diffusion.self_conditioning import bounded_self_cond, with_self_cond
 from difftool.diffusion.variance import VarianceBound, split_variance
@@ -22,11 +23,10 @@ if TYPE_CHECKING:
     from difftool.components import Prediction, TimestepSampling, Weighting
     from difftool.data.condition import Condition
     from difftool.data.facts import DataFacts
+    from difftool.training.batch import Network
 
 VARIANCE_WEIGHT = 0.001
 """The weight of the variational bound beside the plain loss (Nichol & Dhariwal, 2021, section 3.1)."""
-
-LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
 class Objective:
@@ -41,7 +41,7 @@ class Objective:
         prediction: Prediction,
         weighting: Weighting,
         timestep_sampling: TimestepSampling,
-        loss: str,
+        loss: Loss,
         *,
         device: torch.device,
         self_condition: bool = False,
@@ -50,7 +50,7 @@ class Objective:
         network: str = "the network",
     ) -> None:
         self.network = network
-        self.spec, self.distance, self.device = spec, LOSSES[loss], device
+        self.spec, self.loss, self.device = spec, loss, device
         self.self_condition, self.data = self_condition, data
         schedule = spec.schedule
         with blaming(f"prediction {prediction.name}", refusal=UsageError):
@@ -69,7 +69,6 @@ class Objective:
         self.alpha, self.sigma, self.factor, self.scale = map(table, (schedule.alpha, schedule.sigma, factor, scale))
         self.a, self.b = Table.of(a, device), Table.of(b, device)
         self.eps_weight = table((schedule.alpha / det).square())
-        self.squared = self.distance is F.mse_loss
         self.x_0_of_x_t, self.x_0_of_output = table(b / det), table(-schedule.sigma / det)
         with blaming(f"timestep sampling {timestep_sampling.name}", refusal=UsageError):
             self.distribution = table(distribution(timestep_sampling, spec))
@@ -80,6 +79,11 @@ class Objective:
         self.time = schedule.time(1.0)
         self.unit_scale = bool((scale - 1.0).abs().max() < 1e-6)
         self.weighted = bool((factor != 1.0).any())
+        cls = type(loss)
+        self.pairs = cls.pair is not Loss.pair
+        """True if the loss pairs items and noise of a step."""
+        self.in_one_call = cls.mean_loss is not Loss.mean_loss and cls.build is Loss.build and not self.weighted
+        """True if the loss gives the mean over the items alone, and the metrics compute the loss of each item."""
 
     def __len__(self) -> int:
         return len(self.alpha)
@@ -89,13 +93,17 @@ class Objective:
         return torch.searchsorted(self.distribution, u, right=True).clamp_(max=len(self) - 1)
 
     def inputs(self, x_0: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Inputs:
-        """Return the inputs and the target of the network for items (N, *shape) at levels t (N,).
+        """Return the inputs and the target of the network for items (N, *shape) at levels t (N,)."""
+        x_t = self.noised(x_0, eps, t)
+        return Inputs(x_0, eps, t, cond, x_t, self.net_input(x_t, t), t * self.time, self.target(x_0, eps, t))
 
-        x_t = alpha_t x_0 + sigma_t eps.
-        """
-        x_t = torch.addcmul(per_item(self.sigma[t], eps) * eps, per_item(self.alpha[t], x_0), x_0)
-        net_input = x_t if self.unit_scale else per_item(self.scale[t], x_t) * x_t
-        return Inputs(x_0, eps, t, cond, x_t, net_input, t * self.time, self.target(x_0, eps, t))
+    def noised(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Return x_t = alpha_t x_0 + sigma_t eps."""
+        return torch.addcmul(per_item(self.sigma[t], eps) * eps, per_item(self.alpha[t], x_0), x_0)
+
+    def net_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return x_t on the scale of the network's input."""
+        return x_t if self.unit_scale else per_item(self.scale[t], x_t) * x_t
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return a x_0 + b eps. Coefficients that are 0 or 1 at every level cost nothing."""
@@ -105,7 +113,7 @@ class Objective:
             return self.a.times(x_0, t)
         return self.a.times(x_0, t) + self.b.times(eps, t)
 
-    def predict(self, network: Callable[..., Tensor], inputs: Inputs, *, self_cond: bool = False) -> Tensor:
+    def predict(self, network: Network, inputs: Inputs, *, self_cond: bool = False) -> Tensor:
         """Return the output of the network, which has twice the channels if it learns the variance.
 
         With `self_cond` the network is called twice, and sees its first estimate of x_0 in the second call.
@@ -114,40 +122,25 @@ class Objective:
         if self.self_condition:
             net_input = with_self_cond(net_input, self.first_estimate(network, inputs) if self_cond else None)
         output = network(net_input, inputs.time, inputs.cond)
-        if (shape := self.prediction(output).shape) != inputs.target.shape:
-            raise DifftoolError(f"the network returned {tuple(shape)}, not {tuple(inputs.target.shape)}")
+        if (shape := self.prediction(output).shape) != inputs.x_t.shape:
+            raise DifftoolError(f"the network returned {tuple(shape)}, not {tuple(inputs.x_t.shape)}")
         return output
 
     @torch.no_grad()
-    def first_estimate(self, network: Callable[..., Tensor], inputs: Inputs) -> Tensor:
+    def first_estimate(self, network: Network, inputs: Inputs) -> Tensor:
         """Return the estimate of x_0 that the network makes without seeing an earlier one."""
         output = network(with_self_cond(inputs.net_input, None), inputs.time, inputs.cond).float()
         torch.clear_autocast_cache()  # or weights cast without a gradient would be used again with one (torch < 2.10)
         x_0 = self.estimate(self.prediction(output), inputs.x_t, inputs.t)
         return bounded_self_cond(x_0, self.data.bounds, self.spec.sigma_data)
 
-    def loss(self, output: Tensor, inputs: Inputs) -> Tensor:
-        """Return the loss to minimise, a scalar: the mean of the weighted losses, plus the loss of the variance."""
-        prediction = self.prediction(output).float()
-        if self.weighted:
-            loss = (self.item_losses(prediction, inputs.target) * self.factor[inputs.t]).mean()
-        else:  # one node of the graph instead of four
-            loss = self.distance(prediction, inputs.target)
-        return loss if self.bound is None else loss + self.variance_loss(output, inputs)
-
-    def item_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return the unweighted loss of each item (B,)."""
-        return self.distance(prediction, target, reduction="none").mean(tuple(range(1, target.ndim)))
-
-    def eps_errors(self, prediction: Tensor, target: Tensor, t: Tensor, losses: Tensor) -> Tensor:
+    def eps_errors(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
         """Return the mean squared error of the estimate of eps of each item (B,), whatever the network predicts.
 
-        An error e of the output is an error e alpha/det of eps, where det = alpha b - sigma a. `losses` are the
-        `item_losses`, which are the squared errors of the output already, unless another loss was chosen.
+        An error e of the output is an error e alpha/det of eps, where det = alpha b - sigma a.
         """
-        if not self.squared:
-            losses = F.mse_loss(prediction, target, reduction="none").mean(tuple(range(1, target.ndim)))
-        return losses * self.eps_weight[t]
+        errors = F.mse_loss(prediction, target, reduction="none").mean(tuple(range(1, target.ndim)))
+        return errors * self.eps_weight[t]
 
     def prediction(self, output: Tensor) -> Tensor:
         """Return the part of the output that predicts a x_0 + b eps, without the part for the variance."""
@@ -224,6 +217,14 @@ class Inputs(NamedTuple):
     """The levels on the scale of the network (B,), from 0 to 1000."""
     target: Tensor
     """The quantity to predict (B, *shape)."""
+
+    @classmethod
+    def together(cls, parts: Sequence[Inputs]) -> Inputs:
+        """Return the tensors of several batches as one, without their conditions."""
+        if len(parts) == 1:
+            return parts[0]
+        x_0, eps, t, _, *others = ([*column] for column in zip(*parts, strict=True))
+        return cls(torch.cat(x_0), torch.cat(eps), torch.cat(t), None, *map(torch.cat, others))
 
     def split(self, size: int) -> Iterator[Inputs]:
         """Yield parts of this many items; the last one may be smaller."""

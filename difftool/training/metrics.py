@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from difftool.distributed import SINGLE, ProcessGroup
-from difftool.training.loss import Objective
+from difftool.training.loss import Inputs, Objective
+from difftool.training.minimise import recorded_losses
 from difftool.training.step import StepResult
 
 KEPT_ELEMENTS = 2**20
@@ -69,25 +70,27 @@ class Gathered:
     """The weighted loss of each step."""
     items: Tensor
     """The unweighted loss of each item of each step, in any order."""
-    eps: Tensor
-    """The squared error of eps of each item, in the same order."""
     t: Tensor
-    """The level of each item."""
-    prediction: Statistics
+    """The level of each item, in the same order."""
+    eps: Tensor
+    """The squared error of eps of each item, if its step made a prediction."""
+    prediction: Statistics | None
+    """None if the last step made no prediction."""
     input: Statistics
 
     def all_gather(self, group: ProcessGroup) -> Gathered:
         """Return the data of whole batches, of which each process sees a share."""
         if group.size == 1:
             return self
-        own = Gathered(self.losses.cpu(), self.items.cpu(), self.eps.cpu(), self.t.cpu(), self.prediction, self.input)
+        own = Gathered(self.losses.cpu(), self.items.cpu(), self.t.cpu(), self.eps.cpu(), self.prediction, self.input)
         parts = group.all_gather(own)
+        predictions = [part.prediction for part in parts if part.prediction is not None]
         return Gathered(
             torch.stack([part.losses for part in parts]).mean(0),
             torch.cat([part.items for part in parts]),
-            torch.cat([part.eps for part in parts]),
             torch.cat([part.t for part in parts]),
-            Statistics.pooled([part.prediction for part in parts]),
+            torch.cat([part.eps for part in parts]),
+            Statistics.pooled(predictions) if predictions else None,
             Statistics.pooled([part.input for part in parts]),
         )
 
@@ -98,7 +101,7 @@ class Meter:
     def __init__(self, objective: Objective, batch_size: int) -> None:
         self.objective, self.batch_size = objective, batch_size
         self._losses: list[Tensor] = []
-        self._predictions: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._predictions: list[tuple[Tensor, Inputs]] = []
         self._kept = 0
         self._items: list[Tensor] = []
         self._eps: list[Tensor] = []
@@ -112,19 +115,22 @@ class Meter:
     def add(self, result: StepResult) -> None:
         self._losses.append(result.loss)
         self._t.append(result.inputs.t)
-        self._predictions.append((result.prediction, result.inputs.target, result.inputs.t))
-        self._kept += result.prediction.numel()
-        if self._kept > KEPT_ELEMENTS:
-            self._take_losses()
+        if result.losses is not None:
+            self._items.append(result.losses)
+        if result.prediction is not None:
+            self._predictions.append((result.prediction, result.inputs))
+            self._kept += result.prediction.numel()
+            if self._kept > KEPT_ELEMENTS:
+                self._measure()
 
-    def _take_losses(self) -> None:
-        """Compute the losses of the items whose predictions were kept."""
+    def _measure(self) -> None:
+        """Compute the errors of the predictions that were kept, and the losses of their items unless these came too."""
         if self._predictions:
-            predictions, targets, t = (torch.cat(column) for column in zip(*self._predictions, strict=True))
-            predictions = predictions.float()
-            losses = self.objective.item_losses(predictions, targets)
-            self._items.append(losses)
-            self._eps.append(self.objective.eps_errors(predictions, targets, t, losses))
+            predictions = torch.cat([prediction for prediction, _ in self._predictions]).float()
+            inputs = Inputs.together([inputs for _, inputs in self._predictions])
+            self._eps.append(self.objective.eps_errors(predictions, inputs.target, inputs.t))
+            if self.objective.in_one_call:
+                self._items.append(recorded_losses(self.objective, predictions, inputs))
         self._predictions, self._kept = [], 0
 
     def row(
@@ -134,13 +140,13 @@ class Meter:
 
         `skipped` and `waited` are the skipped steps, and the seconds spent waiting for data, since the run began.
         """
-        self._take_losses()
+        self._measure()
         seen = Gathered(
             losses=torch.stack(self._losses),
             items=torch.cat(self._items),
-            eps=torch.cat(self._eps),
             t=torch.cat(self._t),
-            prediction=Statistics.of(result.prediction.float()),
+            eps=torch.cat(self._eps) if self._eps else result.loss.new_empty(0),
+            prediction=None if result.prediction is None else Statistics.of(result.prediction.float()),
             input=Statistics.of(result.inputs.x_t),
         ).all_gather(group)
         items, t = seen.items, seen.t
@@ -160,8 +166,8 @@ class Meter:
             ],
             "lr": result.lr,
             "grad_norm": _finite(float(result.grad_norm)),
-            "prediction_mean": _finite(seen.prediction.mean),
-            "prediction_var": _finite(seen.prediction.variance),
+            "prediction_mean": None if seen.prediction is None else _finite(seen.prediction.mean),
+            "prediction_var": None if seen.prediction is None else _finite(seen.prediction.variance),
             "input_mean": _finite(seen.input.mean),
             "input_var": _finite(seen.input.variance),
             "skipped_steps": skipped - self._skipped,

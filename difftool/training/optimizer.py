@@ -1,58 +1,99 @@
-"""The optimizer: torch's fused Adam, over one vector of weights where the network is small.
+"""The update of the weights: what drives the optimizers of a run, whichever they are.
 
-A small network spends most of an optimizer step on its many small tensors. Joined into one vector they take a single
-call. Nothing here waits for the device: a gradient that is not finite is found there, and masks the step there.
+A small network spends most of a step on its many small tensors. Where the component allows it, each group of them is
+joined into one vector, so that a step is one call. A step whose gradient is not finite is masked on the device by
+optimizers that can, and skipped by the host for others, which has to wait for the device then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
-from torch.optim.adam import adam
 
-BETA_1, BETA_2, EPS = 0.9, 0.999, 1e-8
-SMALL = 2**18
-"""The largest number of weights that are joined: 1 MiB, which stays in the cache."""
-SLOTS = ("step", "exp_avg", "exp_avg_sq")
-"""The names of Adam's state of each weight."""
+from difftool.errors import UsageError, blaming
+from difftool.training.optimizer_checks import check_state, dry_run, members_of, optimizers_of
+from difftool.training.plain_values import decode, encode, is_plain
+from difftool.training.vectors import join, views_of
+
+if TYPE_CHECKING:
+    from difftool.components import Optimizer
+    from difftool.specs import OptimizerLike
 
 
-class Adam:
-    """Adam (Kingma & Ba, 2015). It updates the weights of a small network as one vector.
+@dataclass(frozen=True)
+class Piece:
+    """A tensor that an optimizer updates: a weight, or a vector of which several weights are views."""
 
-    It calls the function behind `torch.optim.Adam`. The class itself imports torch's compiler, which takes a second,
-    and costs a small network a sixth of its step.
+    tensor: nn.Parameter
+    names: tuple[str, ...]
+    weights: tuple[nn.Parameter, ...]
+
+    @property
+    def is_vector(self) -> bool:
+        return self.tensor is not self.weights[0]
+
+    @classmethod
+    def of(cls, weights: Mapping[str, nn.Parameter], *, joined: bool) -> list[Piece]:
+        """Return the pieces of a group: one vector if the weights are to be joined and can be, else each weight."""
+        vector = join([*weights.values()]) if joined else None
+        if vector is None:
+            return [cls(weight, (name,), (weight,)) for name, weight in weights.items()]
+        tensor = nn.Parameter(vector)
+        tensor.grad = torch.zeros_like(vector)
+        for weight, grad in zip(weights.values(), views_of(tensor.grad, [*weights.values()]), strict=True):
+            weight.grad = grad
+        return [cls(tensor, tuple(weights), tuple(weights.values()))]
+
+
+class Updater:
+    """The optimizers of a component, and the weights that they update, by name. Frozen weights are left out.
+
+    Raises `UsageError` for groups that do not fit, and for an optimizer whose state cannot be saved.
     """
 
-    def __init__(self, weights: Iterable[nn.Parameter]) -> None:
-        self.weights = [*weights]
-        vector = join(self.weights)
-        self.vector = None if vector is None else nn.Parameter(vector)
-        """The vector of which the weights are views, or None."""
-        self.parameters = self.weights if self.vector is None else [self.vector]
-        """The tensors to update: the vector alone, or each weight."""
-        self.param_groups = [{"params": self.parameters}]
-        """The attribute of an optimizer that torch's `GradScaler` reads."""
-        self._state = [
-            dict(zip(SLOTS, (torch.zeros((), device=p.device), *(torch.zeros_like(p) for _ in range(2))), strict=True))
-            for p in self.parameters
-        ]
-        if self.vector is not None:
-            self.vector.grad = torch.zeros_like(self.vector)
-            for weight, grad in zip(self.weights, views_of(self.vector.grad, self.weights), strict=True):
-                weight.grad = grad
+    def __init__(
+        self,
+        component: Optimizer,
+        weights: Iterable[tuple[str, nn.Parameter]],
+        lr: float,
+        *,
+        joined: bool = True,
+    ) -> None:
+        self.component = component
+        self.name = f"optimizer {component.name}"
+        self.weights = {name: weight for name, weight in weights if weight.requires_grad}
+        with blaming(self.name, refusal=UsageError):
+            groups = component.groups([*self.weights.items()])
+            members = members_of(groups, self.weights)
+            pieces = [Piece.of(some, joined=component.elementwise and joined) for some in members]
+            groups = [{**g, "params": [p.tensor for p in some]} for g, some in zip(groups, pieces, strict=True)]
+            self.pieces = [piece for some in pieces for piece in some]
+            self.parameters = [piece.tensor for piece in self.pieces]
+            """The tensors that the optimizers update: vectors and weights."""
+            self.state_bytes = dry_run(component, groups, lr)
+            """The size of the state that the optimizers keep."""
+            self.optimizers = optimizers_of(component.build(groups, lr), self.parameters)
+        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        """The groups of all optimizers, where torch's `GradScaler` looks for them."""
+        self.maskable = [hasattr(optimizer, "found_inf") for optimizer in self.optimizers]
+        """True for each optimizer that masks a step on the device."""
+        self._index = {name: i for i, name in enumerate(self.weights)}
+        self._late: list[OptimizerLike] = []
+        """The optimizers that `make_state` made a step with."""
 
     def clear_gradients(self) -> None:
-        """Set the gradient of the vector to zero, or those of the weights to None."""
-        if self.vector is not None and self.vector.grad is not None:
-            self.vector.grad.zero_()
-            return
-        for weight in self.weights:
-            weight.grad = None
+        """Set the gradient of each vector to zero, and those of other weights to None."""
+        for piece in self.pieces:
+            if piece.is_vector:
+                assert piece.tensor.grad is not None
+                piece.tensor.grad.zero_()
+            else:
+                piece.tensor.grad = None
 
     def gradient_norm(self) -> Tensor:
         """Return the norm of all gradients together, a scalar on the device. Unused weights have no gradient."""
@@ -60,85 +101,134 @@ class Adam:
         norm: Tensor = torch.linalg.vector_norm(gradients[0]) if len(gradients) == 1 else get_total_norm(gradients)
         return norm
 
-    @torch.no_grad()
     def update(self, lr: float, finite: Tensor) -> None:
         """Update the weights. If `finite`, a boolean on the device, is false, nothing changes."""
-        used = [(p, p.grad, slots) for p, slots in zip(self.parameters, self._state, strict=True) if p.grad is not None]
-        adam(
-            [parameter for parameter, _, _ in used],
-            [gradient for _, gradient, _ in used],
-            [slots["exp_avg"] for _, _, slots in used],
-            [slots["exp_avg_sq"] for _, _, slots in used],
-            [],
-            [slots["step"] for _, _, slots in used],
-            fused=True,
-            found_inf=(~finite).float(),  # the kernel skips the step where it is 1, as for torch's own GradScaler
-            amsgrad=False,
-            beta1=BETA_1,
-            beta2=BETA_2,
-            lr=lr,
-            weight_decay=0.0,
-            eps=EPS,
-            maximize=False,
-        )
-
-    def weight_state(self) -> dict[int, dict[str, Tensor]]:
-        """Return the optimizer state by the index of the weight. Weights that never received a gradient are omitted."""
-        return {i: slots for i, slots in enumerate(self._slots()) if float(slots["step"]) > 0}
+        for group in self.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        mask = (~finite).float()
+        with blaming(self.name):
+            for i, optimizer in enumerate(self.optimizers):
+                if self.maskable[i]:
+                    optimizer.found_inf = mask  # type: ignore[attr-defined]
+                    optimizer.step()
+                elif bool(finite):
+                    optimizer.step()
+                    if getattr(optimizer, "_step_supports_amp_scaling", False):
+                        # torch's fused optimizers know the mask, but not in their first step: SGD leaves its momentum
+                        # without a value then
+                        self.maskable[i] = True
 
     @torch.no_grad()
-    def load_weight_state(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
-        """Load what `weight_state` returned, also if the weights were joined then and are not now, or vice versa."""
-        own = self._slots()
-        for i, slots in state.items():
-            for slot, tensor in slots.items():
-                own[i][slot].copy_(tensor)
+    def make_state(self) -> None:
+        """Make the optimizers create the state that some create in their first step. That step may change weights."""
+        for optimizer in self.optimizers:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            if all(optimizer.state.get(p) for p in parameters):
+                continue
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
+            with blaming(self.name):
+                optimizer.step()
+            self._late.append(optimizer)
+        self.clear_gradients()
 
-    def _slots(self) -> list[dict[str, Tensor]]:
-        """Return the state of each weight, as views of that of the vector."""
-        if self.vector is None:
-            return self._state
-        step, *moments = (self._state[0][slot] for slot in SLOTS)
-        views = zip(*(views_of(moment, self.weights) for moment in moments), strict=True)
-        return [dict(zip(SLOTS, (step, *moments), strict=True)) for moments in views]
+    def weight_state(self) -> dict[int, dict[str, Any]]:
+        """Return the optimizer state by the index of the weight. Weights that made no step are omitted."""
+        return {i: slots for i, slots in self.all_weight_state().items() if float(slots.get("step", 1.0)) > 0}
+
+    def all_weight_state(self) -> dict[int, dict[str, Any]]:
+        """Return the optimizer state by the index of the weight, where there is any, as views of that of vectors."""
+        found: dict[int, dict[str, Any]] = {}
+        for piece, optimizer in self._by_piece():
+            state = optimizer.state.get(piece.tensor, {})
+            columns = {slot: self._column(piece, value) for slot, value in state.items()}
+            for position, name in enumerate(piece.names):
+                if state:
+                    found[self._index[name]] = {slot: column[position] for slot, column in columns.items()}
+        return dict(sorted(found.items()))
+
+    def document(self) -> dict[str, Any]:
+        """Return the numbers of state and groups as JSON holds them. Raises `DifftoolError` for other values."""
+        with blaming(self.name):
+            for optimizer in self.optimizers:
+                check_state(optimizer)
+        numbers = {
+            str(i): {slot: encode(v) for slot, v in slots.items() if not isinstance(v, Tensor)}
+            for i, slots in self.weight_state().items()
+        }
+        groups = [{k: encode(v) for k, v in g.items() if k != "params" and is_plain(v)} for g in self.param_groups]
+        return {"weights": {i: slots for i, slots in numbers.items() if slots}, "groups": groups}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the state by the name that each has in a file: `0.exp_avg`."""
+        return tensors_in(self.weight_state())
+
+    def expected(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Return tensors like those that a file of these names should hold, or that a file may hold at all.
+
+        A weight that made no step has none. The state must exist, as `make_state` makes it.
+        """
+        state = self.all_weight_state()
+        present = {*map(str, state)} if names is None else {name.partition(".")[0] for name in names}
+        return tensors_in({i: slots for i, slots in state.items() if str(i) in present})
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+        """Load `tensors` that are as `expected`, and what `document` returned. Raises `ValueError` if it does not fit.
+
+        The weights may have been joined then and not be joined now, or vice versa.
+        """
+        numbers, groups = self._numbers(tensors, document), self._groups(document)
+        own = self.all_weight_state()
+        for name, tensor in tensors.items():
+            index, _, slot = name.partition(".")
+            own[int(index)][slot].copy_(tensor)
+        present = {int(name.partition(".")[0]) for name in tensors} | numbers.keys()
+        for piece, optimizer in self._by_piece():
+            members = [self._index[name] for name in piece.names]
+            for i in members:
+                if i in numbers:
+                    optimizer.state[piece.tensor].update(numbers[i])
+            if optimizer in self._late and present.isdisjoint(members):
+                optimizer.state.pop(piece.tensor, None)
+        for group, values in zip(self.param_groups, groups, strict=True):
+            group.update(values)
+
+    def _numbers(self, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+        """Return the numbers of each weight in a document. Raises `ValueError` if they do not fit."""
+        found: dict[int, dict[str, Any]] = {}
+        saved, present = document["weights"], {name.partition(".")[0] for name in tensors}
+        for i, slots in self.all_weight_state().items():
+            wanted = {slot for slot, value in slots.items() if not isinstance(value, Tensor)}
+            numbers = saved.get(str(i), {})
+            if numbers.keys() != (wanted if numbers or str(i) in present else set()):
+                raise ValueError("the numbers of a weight are others")
+            if numbers:
+                found[i] = {slot: decode(value, None) for slot, value in numbers.items()}
+        return found
+
+    def _groups(self, document: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the plain values of each group in a document. Raises `ValueError` if they do not fit."""
+        found = []
+        for group, saved in zip(self.param_groups, document["groups"], strict=True):
+            if saved.keys() != {key for key, value in group.items() if key != "params" and is_plain(value)}:
+                raise ValueError("the groups have other values")
+            found.append({key: decode(value, group[key]) for key, value in saved.items()})
+        return found
+
+    def _by_piece(self) -> list[tuple[Piece, OptimizerLike]]:
+        """Return each piece with its optimizer."""
+        holder = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        return [(piece, holder[id(piece.tensor)]) for piece in self.pieces]
+
+    @staticmethod
+    def _column(piece: Piece, value: Any) -> Sequence[Any]:
+        """Return an entry of the state for each weight of a piece."""
+        if piece.is_vector and isinstance(value, Tensor) and value.shape == piece.tensor.shape:
+            return views_of(value, piece.weights)
+        return [value] * len(piece.weights)
 
 
-def join(weights: Sequence[Tensor]) -> Tensor | None:
-    """Move small weights into one vector (N,), of which they become views, and return it.
-
-    Joined again, they give the same vector. Return None, and leave the weights as they are, if they have more than
-    `SMALL` numbers, another dtype than float32, several devices, or gaps in memory.
-    """
-    size = sum(w.numel() for w in weights)
-    if not weights or size > SMALL or not all(map(is_dense, weights)) or len({w.device for w in weights}) > 1:
-        return None
-    if not are_joined(weights):
-        vector = torch.cat([w.detach().as_strided((w.numel(),), (1,), w.storage_offset()) for w in weights])
-        for weight, view in zip(weights, views_of(vector, weights), strict=True):
-            weight.data = view
-    return weights[0].detach().as_strided((size,), (1,), 0)
-
-
-def views_of(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Return views of the vector, one after the other, with the shapes and memory layouts of these tensors."""
-    pieces = torch.split(vector, [tensor.numel() for tensor in like])
-    return [
-        piece.view(t.shape) if t.is_contiguous() else piece.view(t.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
-        for piece, t in zip(pieces, like, strict=True)
-    ]
-
-
-def is_dense(weight: Tensor) -> bool:
-    """Return whether a weight is float32 and fills its part of memory without gaps."""
-    channels_last = weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
-    return weight.dtype == torch.float32 and (weight.is_contiguous() or channels_last)
-
-
-def are_joined(weights: Sequence[Tensor]) -> bool:
-    """Return whether weights lie one after the other from the start of one storage."""
-    storage = weights[0].untyped_storage().data_ptr()
-    starts = accumulate((w.numel() for w in weights), initial=0)
-    return all(
-        w.untyped_storage().data_ptr() == storage and w.storage_offset() == start
-        for w, start in zip(weights, starts, strict=False)
-    )
+def tensors_in(state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Return the tensors of a state by weight and slot, by the name that each has in a file."""
+    return {f"{i}.{slot}": v for i, slots in state.items() for slot, v in slots.items() if isinstance(v, Tensor)}

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from difftool.errors import BadFile, DifftoolError
 from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
+from difftool.runs.origin import Origin
 from difftool.runs.recipe import Recipe, differences, read_recipe
 from difftool.settings import LARGEST_STEP
-from difftool.training.ema import EMA
-from difftool.training.optimizer import SLOTS, Adam
+from difftool.training.auxiliary import trainable
+from difftool.training.ema import Averages
+from difftool.training.optimizer import Updater
 
 if TYPE_CHECKING:
+    from difftool.components import Optimizer
     from difftool.settings import Training
 
 LARGEST_ELAPSED = 1e12
@@ -29,12 +32,14 @@ COUNTERS = ("step", "skipped", "skipped_in_a_row", "ema_updates")
 
 @dataclass
 class TrainState:
-    """Everything that changes in training: network, optimizer, average, scale of the loss, counters."""
+    """Everything that changes in training: network, optimizer, averages, scale of the loss, counters."""
 
     network: nn.Module
-    optimizer: Adam
-    ema: EMA | None
+    optimizer: Updater
+    averages: Averages
     scaler: torch.amp.GradScaler
+    auxiliary: nn.Module | None = None
+    """The auxiliary network of the loss."""
     step: int = 0
     """The number of completed steps."""
     skipped: int = 0
@@ -46,22 +51,34 @@ class TrainState:
     """(is the gradient finite, the loss) of the steps since the last call to `check_finite`."""
 
     @classmethod
-    def new(cls, network: nn.Module, settings: Training, device: torch.device) -> TrainState:
-        """Return the state before the first step."""
+    def new(
+        cls,
+        network: nn.Module,
+        settings: Training,
+        device: torch.device,
+        *,
+        optimizer: Optimizer,
+        auxiliary: nn.Module | None = None,
+    ) -> TrainState:
+        """Return the state before the first step. Raises `UsageError` if the optimizer's parts do not fit together."""
         scaled = settings.precision == "fp16" and device.type == "cuda"
         return cls(
             network,
-            Adam(network.parameters()),
-            EMA(network, settings.ema) if settings.ema else None,
+            Updater(optimizer, [*network.named_parameters(), *trainable(auxiliary)], settings.lr),
+            Averages.of(network, settings),  # after the optimizer, which joins weights
             torch.amp.GradScaler(device.type, enabled=scaled),
+            auxiliary,
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors of network, average and optimizer, by the name that each has in its group."""
+        """Return the tensors of network, auxiliary, averages and optimizer, by the name that each has in its group."""
         return {
             "model": self.network.state_dict(),
-            "ema": self.ema.network.state_dict() if self.ema else {},
-            "optimizer": {f"{i}.{slot}": t for i, s in self.optimizer.weight_state().items() for slot, t in s.items()},
+            "loss": self.auxiliary.state_dict() if self.auxiliary is not None else {},
+            "averages": {
+                f"{i}.{name}": t for i, one in enumerate(self.averages) for name, t in one.network.state_dict().items()
+            },
+            "optimizer": self.optimizer.tensors(),
         }
 
 
@@ -75,6 +92,8 @@ class StateMetadata:
     """The fingerprint of the data."""
     machine: Mapping[str, Any] = field(default_factory=dict)
     """The machine. Results are the same to the last bit only on machines of the same kind."""
+    origin: Origin | None = None
+    """The model whose weights the run started from, or None."""
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> StateMetadata:
@@ -84,7 +103,7 @@ class StateMetadata:
             raise ValueError("elapsed must be a time")
         if not isinstance(data, str) or not isinstance(machine, dict):
             raise ValueError("data must be a string, and machine a table")
-        return cls(elapsed=elapsed, data=data, machine=machine)
+        return cls(elapsed=elapsed, data=data, machine=machine, origin=Origin.read(document.get("init_from")))
 
 
 def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata) -> None:
@@ -96,12 +115,15 @@ def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata)
         "step": state.step,
         "skipped": state.skipped,
         "skipped_in_a_row": state.skipped_in_a_row,
-        "ema_updates": state.ema.updates if state.ema else 0,
+        "ema_updates": state.averages.updates,
         "scaler": state.scaler.state_dict(),
+        "optimizer_state": state.optimizer.document(),
         "elapsed": float(metadata.elapsed),
         "data": metadata.data,
         "machine": dict(metadata.machine),
     }
+    if metadata.origin is not None:
+        document["init_from"] = metadata.origin.document()
     checkpoint.save(path, tensors, document)
 
 
@@ -134,6 +156,23 @@ def restore_step(folder: RunFolder, step: int, state: TrainState, recipe: Recipe
     _load(folder.state(step), state, recipe, folder.config)
 
 
+def check_resumable(before: StateMetadata, now: StateMetadata, dataset: str, *, new_data: bool) -> None:
+    """Refuse to resume with other data, and warn if another machine may give other last digits."""
+    if before.data != now.data and not new_data:
+        raise DifftoolError(
+            f"dataset {dataset}: its data have changed since the run was trained "
+            f"({before.data}; now {now.data}); put them back, or pass --new-data to train on these"
+        )
+    then = {"processes": 1, **before.machine}
+    rows = [f"{name} {then.get(name)}, now {value}" for name, value in now.machine.items() if value != then.get(name)]
+    if rows:
+        warnings.warn(
+            f"the run was trained with {'; '.join(rows)}: its last digits may differ from those of a run that was "
+            "never interrupted",
+            stacklevel=2,
+        )
+
+
 def check(path: Path) -> str:
     """Return what is wrong with a training state, or an empty string."""
     try:
@@ -154,42 +193,37 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
             f"{config} describes another run than {path.name} was trained in: {'; '.join(rows)}; "
             "restore that file, or start a new run"
         )
+    state.optimizer.make_state()  # it may change weights, which are loaded below
     groups = _grouped(path, tensors, state)
-    if not groups["optimizer"] and counters["step"] > counters["skipped"]:
+    if not groups["optimizer"] and state.optimizer.expected() and counters["step"] > counters["skipped"]:
         raise BadFile(f"{path}: its optimizer is missing")
     if document["scaler"].keys() != state.scaler.state_dict().keys():
         raise BadFile(f"{path}: its scaler does not fit")
+    try:
+        state.optimizer.load(groups["optimizer"], document["optimizer_state"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise BadFile(f"{path}: the numbers of its optimizer do not fit") from None
     state.network.load_state_dict(groups["model"])
-    if state.ema is not None:
-        state.ema.network.load_state_dict(groups["ema"])
-        state.ema.updates = counters["ema_updates"]
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in groups["optimizer"].items():
-        index, _, slot = name.partition(".")
-        slots.setdefault(int(index), {})[slot] = tensor
-    state.optimizer.load_weight_state(slots)
+    if state.auxiliary is not None:
+        state.auxiliary.load_state_dict(groups["loss"])
+    for i, average in enumerate(state.averages):
+        own = {name: groups["averages"][f"{i}.{name}"] for name in average.network.state_dict()}
+        average.network.load_state_dict(own)
+    state.averages.updates = counters["ema_updates"]
     state.scaler.load_state_dict(document["scaler"])
     state.step, state.skipped, state.skipped_in_a_row = (counters[name] for name in COUNTERS[:3])
     return metadata
 
 
 def _grouped(path: Path, tensors: Mapping[str, Tensor], state: TrainState) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of network, average and optimizer, by name in each. Raises `BadFile` if one does not fit."""
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+    """Return the tensors of each group by the names that they have there. Raises `BadFile` if one does not fit."""
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "loss": {}, "averages": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
         if group not in groups:
             raise BadFile(f"{path}: {name} belongs to no training state")
         groups[group][rest] = tensor
-    expected = {
-        **state.tensors(),
-        "optimizer": {
-            f"{index}.{slot}": torch.empty((), device="meta") if slot == "step" else weight
-            for index, weight in enumerate(state.network.parameters())
-            for slot in SLOTS
-            if any(f"{index}.{slot}" in groups["optimizer"] for slot in SLOTS)  # an unused weight has no slots
-        },
-    }
+    expected = {**state.tensors(), "optimizer": state.optimizer.expected(groups["optimizer"])}
     for group, own in expected.items():
         if rows := checkpoint.differences(own, groups[group]):
             raise BadFile(f"{path}: its {group} does not fit: {rows}")

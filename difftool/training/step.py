@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,18 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.nn.utils import clip_grads_with_norm_
 
+from difftool.components import Loss
 from difftool.devices import autocast
 from difftool.distributed import SINGLE, ProcessGroup
-from difftool.errors import blaming
-from difftool.training.optimizer import views_of
+from difftool.errors import DifftoolError, blaming
+from difftool.training.auxiliary import trainable
+from difftool.training.batch import Moment
+from difftool.training.minimise import Predictor, batch_of, minimise
+from difftool.training.vectors import views_of
 
 if TYPE_CHECKING:
     from difftool.settings import Training
+    from difftool.training.batch import Network
     from difftool.training.loss import Inputs, Objective
     from difftool.training.state import TrainState
 
@@ -33,8 +38,10 @@ class StepResult:
     """The number of completed steps, this one included."""
     inputs: Inputs
     """The batch, or this process's share of it."""
-    prediction: Tensor
-    """The prediction of the network (B, *shape)."""
+    prediction: Tensor | None
+    """The prediction of the network (B, *shape) at the batch's own x_t, or None if the loss made none."""
+    losses: Tensor | None
+    """The unweighted loss of each item (B,), or None if it follows from the prediction."""
     loss: Tensor
     """The minimised loss, a scalar. With several processes, their mean is the loss of the batch."""
     grad_norm: Tensor
@@ -51,18 +58,31 @@ class StepResult:
 TrainStep = Callable[["Inputs", float, bool], StepResult]
 """(inputs, learning rate, self_cond): updates the weights and their average."""
 
-Backward = Callable[["Inputs", bool], tuple[Tensor, Tensor]]
-"""(inputs, self_cond): computes the gradients of all weights, and returns (loss, prediction)."""
+
+@dataclass(frozen=True, slots=True)
+class Minimised:
+    """What a backward pass has minimised, detached."""
+
+    loss: Tensor
+    losses: Tensor | None = None
+    prediction: Tensor | None = None
 
 
-def make_step(state: TrainState, objective: Objective, settings: Training, group: ProcessGroup = SINGLE) -> TrainStep:
-    """Return the function that makes a training step."""
-    backward = make_backward(state, objective, settings, group)
+Backward = Callable[["Inputs", bool], Minimised]
+"""(inputs, self_cond): computes the gradients of all weights."""
+
+
+def make_step(
+    state: TrainState, objective: Objective, settings: Training, steps: int, group: ProcessGroup = SINGLE
+) -> TrainStep:
+    """Return the function that makes a step of a training of so many steps."""
+    backward = make_backward(state, objective, settings, steps, group)
+    after_step = None if type(objective.loss).after_step is Loss.after_step else objective.loss.after_step
     optimizer, scaler = state.optimizer, state.scaler
 
     def step(inputs: Inputs, lr: float, self_cond: bool) -> StepResult:
         optimizer.clear_gradients()
-        loss, prediction = backward(inputs, self_cond)
+        minimised = backward(inputs, self_cond)
         scaler.unscale_(optimizer)  # type: ignore[arg-type]
         grad_norm = optimizer.gradient_norm()
         finite = grad_norm < math.inf
@@ -71,59 +91,116 @@ def make_step(state: TrainState, objective: Objective, settings: Training, group
         state.moving = True
         optimizer.update(lr, finite)  # a step whose gradient is not finite is masked
         scaler.update()
-        if state.ema is not None:  # averaging weights that a masked step left alone does no harm
-            state.ema.update()
+        if after_step is not None:
+            with blaming(f"loss {objective.loss.name}"), torch.no_grad():
+                after_step(state.network, state.auxiliary)
+        state.averages.update()  # averaging weights that a masked step left alone does no harm
         state.step += 1
         state.moving = False
-        return StepResult(state.step, inputs, prediction, loss, grad_norm, finite, lr)
+        return StepResult(
+            state.step,
+            inputs,
+            minimised.prediction,
+            minimised.losses,
+            minimised.loss,
+            grad_norm,
+            finite,
+            lr,
+        )
 
     return step
 
 
-def make_backward(state: TrainState, objective: Objective, settings: Training, group: ProcessGroup) -> Backward:
+def make_backward(
+    state: TrainState, objective: Objective, settings: Training, steps: int, group: ProcessGroup
+) -> Backward:
     """Return the backward pass: compiled as a whole for small networks, with a compiled network for others."""
 
     def eager() -> Backward:
         network = torch.compile(state.network) if settings.compile else state.network
-        return eager_backward(network, state, objective, settings, group)  # type: ignore[arg-type]
+        return eager_backward(network, state, objective, settings, steps, group)  # type: ignore[arg-type]
 
     varies = objective.self_condition or objective.bound is not None or any(True for _ in state.network.buffers())
     plain = settings.precision == "fp32" and settings.accumulate == 1 and group.size == 1 and not varies
-    if settings.compile and plain and state.optimizer.vector is not None:
+    joined = state.auxiliary is None and all(piece.is_vector for piece in state.optimizer.pieces)
+    if settings.compile and plain and joined:
         return first_that_compiles(compiled_backward(state, objective), eager)
     return eager()
 
 
 def eager_backward(
-    network: nn.Module, state: TrainState, objective: Objective, settings: Training, group: ProcessGroup
+    network: nn.Module,
+    state: TrainState,
+    objective: Objective,
+    settings: Training,
+    steps: int,
+    group: ProcessGroup,
 ) -> Backward:
     """Return the backward pass by autograd, part by part of the batch. Only the last part exchanges gradients."""
     context = autocast(objective.device, settings.precision) or nullcontext
     passing = () if group.size == 1 else (RuntimeError,)  # of which some say that another process is gone
     assert isinstance(settings.batch_size, int)
-    loss_factor = group.loss_factor(settings.batch_size)
+    loss_factor, first_item = group.loss_factor(settings.batch_size), group.shard(settings.batch_size).start
     wrapped, first = group.wrap(network), True
+    weights = [weight for _, weight in trainable(state.auxiliary)]
 
-    def backward(inputs: Inputs, self_cond: bool) -> tuple[Tensor, Tensor]:
+    def called(*arguments: Any) -> Tensor:
+        with blaming(objective.network, *passing), context():
+            output: Tensor = wrapped(*arguments)
+            return output
+
+    def guarded(other: nn.Module) -> Network:
+        def call(*arguments: Any) -> Tensor:
+            with context():
+                output: Tensor = other(*arguments)
+                return output
+
+        return call
+
+    def backward(inputs: Inputs, self_cond: bool) -> Minimised:
         nonlocal wrapped, first
-        losses, predictions, rest = [], [], len(inputs.t)
+        found, done = [], 0
         for part, share in parts(inputs, settings.accumulate):
-            rest -= len(part.t)
-            with group.averaging(wrapped, now=rest == 0):
-                with blaming(objective.network, *passing), context():
-                    output = objective.predict(wrapped, part, self_cond=self_cond)
-                loss, weight = objective.loss(output, part), share * loss_factor
+            moment = Moment(state.step, steps, (settings.seed, "loss", state.step, first_item + done))
+            done += len(part.t)
+            predict = Predictor(objective, called, part, self_cond=self_cond, guarded=guarded)
+            with group.averaging(wrapped, now=done == len(inputs.t)):
+                with blaming(f"loss {objective.loss.name}", *passing):
+                    loss, losses = minimise(objective, predict, batch_of(objective, part, moment), state.auxiliary)
+                    if not loss.requires_grad:
+                        check_trainable(state.network)
+                        raise ValueError("its losses do not depend on the network; predict outside of torch.no_grad()")
+                weight = share * loss_factor
                 loss = loss if weight == 1.0 else weight * loss
-                state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-            predictions.append(objective.prediction(output).detach())
+                with blaming(f"the backward pass of loss {objective.loss.name} and {objective.network}", *passing):
+                    state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            output = predict.output
+            prediction = None if output is None else objective.prediction(output).detach()
+            found.append(Minimised(loss.detach(), None if losses is None else losses.detach(), prediction))
+        if weights:
+            group.average_gradients(weights)
         if first:
             wrapped, first = group.wrap_again(wrapped, network), False
-        if len(losses) == 1:
-            return losses[0], predictions[0]
-        return torch.stack(losses).sum(), torch.cat(predictions)
+        return found[0] if len(found) == 1 else together(found)
 
     return backward
+
+
+def together(parts: Sequence[Minimised]) -> Minimised:
+    """Return what the parts of a batch have minimised as one."""
+
+    def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+        there = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(there) if len(there) == len(tensors) else None
+
+    losses, predictions = [part.losses for part in parts], [part.prediction for part in parts]
+    return Minimised(torch.stack([part.loss for part in parts]).sum(), joined(losses), joined(predictions))
+
+
+def check_trainable(network: nn.Module) -> None:
+    """Raise `DifftoolError` if some parameters are frozen: they may be all those that a loss depends on."""
+    if not all(weight.requires_grad for weight in network.parameters()):
+        raise DifftoolError("no parameter that trains has a part in the loss; train others too")
 
 
 def parts(inputs: Inputs, count: int) -> Iterator[tuple[Inputs, float]]:
@@ -137,24 +214,30 @@ def parts(inputs: Inputs, count: int) -> Iterator[tuple[Inputs, float]]:
 
 
 def compiled_backward(state: TrainState, objective: Objective) -> Backward:
-    """Return one compiled function from the vector of weights to its gradient."""
-    network, vector = state.network, state.optimizer.vector
-    assert vector is not None
-    assert vector.grad is not None
-    weights, gradient = vector.detach(), vector.grad
-    names, like = zip(*((name, weight.detach()) for name, weight in network.named_parameters()), strict=True)
+    """Return one compiled function from the vectors of weights to their gradients."""
+    network, pieces = state.network, state.optimizer.pieces
+    vectors = [piece.tensor.detach() for piece in pieces]
+    gradients = [piece.tensor.grad for piece in pieces if piece.tensor.grad is not None]
+    parts = [(piece.names, [weight.detach() for weight in piece.weights]) for piece in pieces]
 
-    def loss_of(weights: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        views = dict(zip(names, views_of(weights, like), strict=True))
-        output = objective.predict(lambda *arguments: functional_call(network, views, arguments), inputs)
-        return objective.loss(output, inputs), output
+    def loss_of(vectors: list[Tensor], inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+        views = {
+            name: view
+            for vector, (names, like) in zip(vectors, parts, strict=True)
+            for name, view in zip(names, views_of(vector, like), strict=True)
+        }
+        predict = Predictor(objective, lambda *arguments: functional_call(network, views, arguments), inputs)
+        loss, losses = minimise(objective, predict, batch_of(objective, inputs, None), None)
+        rest = {"losses": losses, "prediction": predict.output}
+        return loss, {name: tensor for name, tensor in rest.items() if tensor is not None}
 
     compiled = torch.compile(grad_and_value(loss_of, has_aux=True), fullgraph=True, dynamic=False)
 
-    def backward(inputs: Inputs, self_cond: bool) -> tuple[Tensor, Tensor]:
-        new, (loss, prediction) = compiled(weights, inputs)
-        gradient.copy_(new)
-        return loss, prediction
+    def backward(inputs: Inputs, self_cond: bool) -> Minimised:
+        new, (loss, rest) = compiled(vectors, inputs)
+        for gradient, value in zip(gradients, new, strict=True):
+            gradient.copy_(value)
+        return Minimised(loss, **rest)
 
     return backward
 
@@ -163,7 +246,7 @@ def first_that_compiles(compiled: Backward, fallback: Callable[[], Backward]) ->
     """Return a backward pass that uses the fallback if the first call of the compiled one fails."""
     chosen: Backward | None = None
 
-    def backward(inputs: Inputs, self_cond: bool) -> tuple[Tensor, Tensor]:
+    def backward(inputs: Inputs, self_cond: bool) -> Minimised:
         nonlocal chosen
         if chosen is None:
             try:

@@ -1,6 +1,7 @@
-"""Built-in prediction types, loss weightings and time densities."""
+"""Built-in prediction types, losses, loss weightings and timestep samplings."""
 
-from difftool import Prediction, TimestepSampling, Weighting, hookimpl
+from difftool import Loss, Prediction, TimestepSampling, Weighting, hookimpl
+from difftool_plugins.objectives.losses import L1, MSE, Huber
 from difftool_plugins.objectives.predictions import (
     EDMPrediction,
     EpsPrediction,
@@ -16,6 +17,11 @@ from difftool_plugins.objectives.weightings import P2, SNR, EDMWeighting, MinSNR
 @hookimpl
 def difftool_predictions() -> list[type[Prediction]]:
     return [EpsPrediction, X0Prediction, VPrediction, FlowPrediction, MeanPrediction, EDMPrediction]
+
+
+@hookimpl
+def difftool_losses() -> list[type[Loss]]:
+    return [MSE, L1, Huber]
 
 
 @hookimpl

@@ -1,0 +1,73 @@
+"""Adam and AdamW by torch's fused kernel, without the cost of torch's class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+
+
+class FusedAdam:
+    """Adam (Kingma & Ba, 2015), or with `decoupled` weight decay AdamW (Loshchilov & Hutter, 2019).
+
+    It takes the groups and options of `torch.optim.Adam(fused=True)`, has the attributes of an optimizer, and calls the
+    function behind it. The class itself imports torch's compiler, which takes a second, and costs a small network a
+    sixth of its step.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[Mapping[str, Any]],
+        lr: float,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        self.param_groups: list[dict[str, Any]] = [
+            {**defaults, **group, "params": [*group["params"]]} for group in groups
+        ]
+        self.state: dict[Tensor, dict[str, Tensor]] = {
+            p: {
+                "step": torch.zeros((), device=p.device),
+                "exp_avg": torch.zeros_like(p, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(p, requires_grad=False),
+            }
+            for group in self.param_groups
+            for p in group["params"]
+        }
+        self.found_inf: Tensor | None = None
+        """A number on the device: 1.0 masks the next steps, 0.0 or None does not."""
+        self._function = adamw if decoupled else adam
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update the weights that have a gradient. A masked step changes neither weights nor state."""
+        for group in self.param_groups:
+            used = [p for p in group["params"] if p.grad is not None]
+            if not used:
+                continue
+            states = [self.state[p] for p in used]
+            self._function(
+                used,
+                [p.grad for p in used],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                fused=True,
+                found_inf=self.found_inf,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
