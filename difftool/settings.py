@@ -131,14 +131,14 @@ class Training(Options):
             raise ValueError("snapshot_every: there is no average to keep snapshots of; add --ema-lengths")
         if isinstance(self.batch_size, int) and self.batch_size < self.accumulate:
             raise ValueError(f"accumulate: a batch of {self.batch_size} has no {self.accumulate} parts")
-        if self.condition is not None and (
-            not self.condition or (NO_CONDITION in self.condition and len(self.condition) > 1)
-        ):
-            raise ValueError("condition: must be none, or names of conditions such as label,vector")
         if self.lr_schedule != "inverse-sqrt" and self.lr_decay_steps is not None:
             raise ValueError("lr_decay_steps: belongs to --lr-schedule inverse-sqrt")
         if self.lr_schedule == "inverse-sqrt" and not (self.lr_decay_steps or self.warmup):
             raise ValueError("lr_schedule: inverse-sqrt needs the step from which it falls; add --lr-decay-steps N")
+        if self.condition is not None and (
+            not self.condition or (NO_CONDITION in self.condition and len(self.condition) > 1)
+        ):
+            raise ValueError("condition: must be none, or names of conditions such as label,vector")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("epochs: give either --steps or --epochs")
 

@@ -31,8 +31,9 @@ from difftool.settings import Training
 from difftool.testing import PluginManager, check_component
 from difftool.testing import losses as laws
 from difftool.testing.laws import Failed, Law
-from difftool.training.auxiliary import build_auxiliary, evaluating, trainable
+from difftool.training.auxiliary import build_auxiliary, trainable
 from difftool.training.batch import Moment
+from difftool.training.frozen import evaluating
 from difftool.training.inputs import inputs_from
 from difftool.training.loop import held_out_loss, train
 from difftool.training.loss import Objective

@@ -27,6 +27,7 @@ from difftool import (
     BackboneSpec,
     Component,
     Condition,
+    ConditionSpec,
     Dataset,
     DatasetContext,
     Level,
@@ -572,6 +573,7 @@ class Net(nn.Module):
 class Points(Backbone, name="points"):
     """A sound backbone for points."""
 
+    conditions = ("label",)
     net: ClassVar[Any] = Net
 
     def build(self, spec: BackboneSpec) -> nn.Module:
@@ -684,6 +686,108 @@ def test_networks_that_fail_a_law(short_training: None, net: type[nn.Module], la
     assert words in failure(backbone(net, self_conditioning=net is LooksAtXAlone), law)
 
 
+class Knowing(Net):
+    """A sound network that takes all conditions."""
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__(spec)
+        sizes = {name: math.prod(shape) for name, shape in spec.condition.shapes.items() if name != "label"}
+        self.inner = nn.ModuleDict({name: nn.Linear(size, 64) for name, size in sizes.items()})
+        self.outer = nn.ModuleDict({name: nn.Linear(64, 64) for name in sizes})
+        self.nothing = nn.ParameterDict({name: nn.Parameter(torch.randn(64)) for name in sizes})
+
+    def embedding(self, t: Tensor, cond: Condition | None) -> Tensor:
+        vector = super().embedding(t, cond if cond is not None and cond.label is not None else None)
+        for name in self.inner:
+            if cond is not None:
+                vector = vector + self.of_field(name, getattr(cond, name).flatten(1), cond.hidden[:, None])
+        return vector
+
+    def of_field(self, name: str, values: Tensor, hidden: Tensor) -> Tensor:
+        return torch.where(hidden, self.nothing[name], self.outer[name](torch.relu(self.inner[name](values))))
+
+
+def deaf(field: str) -> type[nn.Module]:
+    """Make a network that ignores a field, but sees which items are hidden."""
+
+    class Deaf(Knowing):
+        def of_field(self, name: str, values: Tensor, hidden: Tensor) -> Tensor:
+            return super().of_field(name, 0 * values if name == field else values, hidden)
+
+    return Deaf
+
+
+class TakesZeroForNothing(Knowing):
+    def of_field(self, name: str, values: Tensor, hidden: Tensor) -> Tensor:
+        return super().of_field(name, values, torch.zeros_like(hidden)) + 0 * self.nothing[name]
+
+
+class MixesVectors(Knowing):
+    """Takes the mean vector of the batch off each vector."""
+
+    def of_field(self, name: str, values: Tensor, hidden: Tensor) -> Tensor:
+        return super().of_field(name, values - values.mean(0), hidden)
+
+
+def wants_both(spec: BackboneSpec) -> nn.Module:
+    if {"vector", "tokens"} - {*spec.condition.shapes}:
+        raise ValueError("needs a vector and tokens")
+    return Knowing(spec)
+
+
+FIELDS = ("label", "vector", "tokens")
+
+
+@pytest.mark.parametrize("net", [Knowing, wants_both])
+def test_networks_that_know_or_need_their_conditions(short_training: None, net: Any) -> None:
+    findings = {f.law: f for f in examine(backbone(net, conditions=FIELDS))}
+    assert {name for name, finding in findings.items() if finding.failed} <= {"is documented", "imports nothing heavy"}
+    for field in FIELDS:
+        assert findings[f"uses the {field}"].verdict == "passed"
+    assert findings["uses the image"].measured == "it declares no image"
+    assert findings["does not use what is hidden"].verdict == "passed"
+    assert ("; refuses plain" in findings["returns the right shape"].measured) is (net is wants_both)
+
+
+@pytest.mark.parametrize(
+    ("net", "law", "words"),
+    [
+        (deaf("vector"), backbones.uses_the_vector, "with the vector of class"),
+        (deaf("tokens"), backbones.uses_the_tokens, "with the tokens of class"),
+        (deaf("image"), backbones.uses_the_image, "with the image of class"),
+        (TakesZeroForNothing, backbones.does_not_use_what_is_hidden, "hidden and zero vector differ by 0,"),
+        (MixesVectors, backbones.treats_items_independently, "outputs alone and in a batch differ by"),
+    ],
+    ids=["vector", "tokens", "image", "zero", "mixed"],
+)
+def test_networks_that_misuse_a_condition(short_training: None, net: Any, law: Law, words: str) -> None:
+    image = law is backbones.uses_the_image
+    fields = ("image",) if image else ("vector", "tokens")
+    build = pixels_of(net) if image else Points.build
+    assert words in failure(backbone(net, conditions=fields, build=build), law)
+
+
+def pixels_of(net: Any) -> Callable[..., nn.Module]:
+    def build(self: Backbone, spec: BackboneSpec) -> nn.Module:
+        if len(spec.shape) != 3:
+            raise ValueError("accepts images only")
+        return Pixels(net(spec))
+
+    return build
+
+
+class Pixels(nn.Module):
+    """Gives each pixel to a network of points."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        h = self.net.first(x.movedim(1, -1)) + self.net.embedding(t, cond)[:, None, None]
+        return self.net.last(torch.relu(self.net.middle(torch.relu(h)))).movedim(-1, 1)
+
+
 def test_settings_that_difftool_train_does_not_have() -> None:
     assert "training_defaults: warmpu" in failure(
         backbone(Net, training_defaults={"warmpu": 5}), backbones.suggests_valid_settings
@@ -703,7 +807,7 @@ def test_a_network_that_fails_one_law_passes_the_others(short_training: None) ->
 
 def test_outputs_that_vary_cannot_be_compared() -> None:
     with pytest.raises(Skipped, match="its outputs differ from one call to the next"):
-        backbones.can_be_saved_and_loaded(backbone_case.Case(backbone(NOISY), (2,)))
+        backbones.can_be_saved_and_loaded(backbone_case.Case(backbone(NOISY), (2,), ConditionSpec(classes=3)))
 
 
 class NoLabels(Points, name="no-labels"):
@@ -745,8 +849,7 @@ def build_points(spec: BackboneSpec) -> nn.Module:
 def test_shapes_and_labels_that_a_backbone_refuses(short_training: None) -> None:
     findings = {f.law: f for f in examine(NoLabels())}
     assert (
-        findings["returns the right shape"].measured
-        == "2: plain; refuses classes, learned variance (learns no variance)"
+        findings["returns the right shape"].measured == "2: plain; refuses label, learned variance (learns no variance)"
     )
     assert findings["uses the label"].verdict == "skipped"
     assert not failed_laws(NoLabels())

@@ -84,15 +84,22 @@ class Backbone(Component):
     """Defaults of `Training` that suit this network, such as `{"lr": 2e-4, "batch_size": 32}`."""
 
     self_conditioning: ClassVar[bool] = False
-    """True if the network takes the last estimate of x_0 beside x_t: `spec.in_channels` is then twice the data's."""
+    """True if the network takes the last estimate of x_0 beside x_t, as further channels of its input."""
+
+    conditions: ClassVar[tuple[str, ...]] = ()
+    """The fields of `Condition` that the network takes: of `label`, `vector`, `image` and `tokens`.
+
+    Data with others are refused. Only an image needs no declaration: difftool then puts it beside x_t, as further
+    channels, which `spec.in_channels` counts, and `cond` does not hold it.
+    """
 
     @abstractmethod
     def build(self, spec: BackboneSpec) -> nn.Module:
         """Return a module `net(x, t, cond=None)`.
 
         x is (B, spec.in_channels, *spec.shape[1:]), of unit variance if the data are (else see `spec.sigma_data`); t is
-        (B,), a float in [0, 1000); cond is a `Condition` with the fields of `spec.condition`, or None without any; the
-        output is (B, spec.out_channels, *spec.shape[1:]).
+        (B,), a float in [0, 1000); cond is a `Condition` with the fields of `spec.condition`, or None, which hides
+        them from all items; the output is (B, spec.out_channels, *spec.shape[1:]).
 
         Raise `ValueError` when the shape does not fit, and say which shapes do.
         """

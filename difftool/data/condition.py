@@ -75,6 +75,11 @@ class Condition:
         zeroed = {name: t.masked_fill(items.view(-1, *(1,) * (t.ndim - 1)), 0) for name, t in shown.items()}
         return replace(self, **zeroed, hidden=self.hidden | items)
 
+    def without(self, name: str) -> Condition | None:
+        """Return the condition without a field; None if no other is there."""
+        rest = {field: tensor for field, tensor in self.tensors().items() if field != name}
+        return Condition(**rest) if len(rest) > 1 else None
+
     def class_index(self, classes: int) -> Tensor:
         """Return the labels (B,), with `classes` where they are hidden: the row of a table of classes + 1 embeddings.
 

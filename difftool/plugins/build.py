@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from difftool.components import Dataset
@@ -15,7 +17,7 @@ from difftool.data.samples import DatasetContext, Samples
 from difftool.diffusion.prediction import check
 from difftool.errors import DifftoolError, InvalidOption, UsageError, blaming, one_line
 from difftool.settings import NO_CONDITION
-from difftool.specs import BackboneSpec, ObjectiveSpec
+from difftool.specs import BackboneSpec, ConditionSpec, ObjectiveSpec
 
 if TYPE_CHECKING:
     from difftool.components import Backbone, NoiseSchedule, Prediction
@@ -39,7 +41,44 @@ def build_schedule(component: NoiseSchedule, timesteps: int, prediction: Predict
 
 def build_network(backbone: Backbone, data: DataFacts, settings: Training) -> nn.Module:
     """Return the network of a backbone for these data. Raises `UsageError` if it does not support them."""
-    what, spec = f"backbone {backbone.name}", backbone_spec(data, settings)
+    return _build(backbone, backbone_spec(backbone, data, settings))
+
+
+def backbone_spec(backbone: Backbone, data: DataFacts, settings: Training) -> BackboneSpec:
+    """Return the input and output of a network for these data.
+
+    Raises `UsageError` for conditions that the backbone does not take.
+    """
+    beside = puts_image_beside(backbone, data)
+    return BackboneSpec(
+        shape=data.shape,
+        out_channels=data.shape[0] * (2 if settings.learn_variance else 1),
+        condition=_conditions_of(backbone, data),
+        sigma_data=data.std,
+        self_condition=settings.self_condition,
+        image_channels=data.condition.image[0] if data.condition.image and beside else 0,
+    )
+
+
+def check_shape(backbone: Backbone, shape: tuple[int, ...], settings: Training) -> None:
+    """Raise `UsageError` if a backbone refuses items of this shape, whatever comes with them."""
+    spec = BackboneSpec(
+        shape=shape,
+        out_channels=shape[0] * (2 if settings.learn_variance else 1),
+        self_condition=settings.self_condition,
+    )
+    some = ConditionSpec(classes=1, vector=1, image=(1, shape[1], shape[2]) if len(shape) == 3 else None, tokens=(1, 1))
+    with torch.device("meta"):
+        try:
+            _build(backbone, spec)
+        except UsageError:
+            if not (taken := some.only(backbone.conditions)):
+                raise
+            _build(backbone, replace(spec, condition=taken))  # a network may need its conditions
+
+
+def _build(backbone: Backbone, spec: BackboneSpec) -> nn.Module:
+    what = f"backbone {backbone.name}"
     with blaming(what, refusal=UsageError):
         network = backbone.build(spec)
     if not isinstance(network, nn.Module):
@@ -47,15 +86,22 @@ def build_network(backbone: Backbone, data: DataFacts, settings: Training) -> nn
     return network
 
 
-def backbone_spec(data: DataFacts, settings: Training) -> BackboneSpec:
-    """Return the input and output of a network for these data."""
-    return BackboneSpec(
-        shape=data.shape,
-        out_channels=data.shape[0] * (2 if settings.learn_variance else 1),
-        condition=data.condition,
-        sigma_data=data.std,
-        self_condition=settings.self_condition,
-    )
+def puts_image_beside(backbone: Backbone, data: DataFacts) -> bool:
+    """Return whether the data bring a condition image that the network does not take, so that it comes beside x_t."""
+    return data.condition.image is not None and "image" not in backbone.conditions
+
+
+def _conditions_of(backbone: Backbone, data: DataFacts) -> ConditionSpec:
+    """Return the conditions that the network is given. Raises `UsageError` for those that it does not take."""
+    beside = {"image"} if puts_image_beside(backbone, data) else set()
+    names = [name for name in data.condition.shapes if name in {*backbone.conditions, *beside}]
+    if others := data.condition.only({*data.condition.shapes} - {*names}):
+        choice = ",".join(names) or "none"
+        raise UsageError(
+            f"backbone {backbone.name}: does not take what the data bring ({others}); leave it out by "
+            f"--condition {choice}, or choose another backbone"
+        )
+    return data.condition.only({*names} - beside)
 
 
 def load_samples(dataset: Dataset, seed: int, condition: Collection[str] | None = None) -> Samples:

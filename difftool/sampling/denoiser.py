@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from difftool.diffusion.condition_image import with_image_beside
 from difftool.diffusion.estimate import Denoise, Estimate
 from difftool.diffusion.prediction import estimate
 from difftool.diffusion.self_conditioning import bounded_self_cond, with_self_cond
@@ -44,6 +45,7 @@ class Denoiser:
         spec: ObjectiveSpec,
         *,
         cond: Condition | None = None,
+        image_beside: bool = False,
         self_condition: bool = False,
         learned_variance: bool = False,
         bounds: tuple[float, float] | None = None,
@@ -52,7 +54,8 @@ class Denoiser:
     ) -> None:
         """Take the parts of a denoiser; `name` is that of the network in errors from its code."""
         self.name = name
-        self.network, self.prediction, self.spec, self.cond = network, prediction, spec, cond
+        self.network = with_image_beside(network) if image_beside else network
+        self.prediction, self.spec, self.cond = prediction, spec, cond
         self.self_condition, self.learned_variance = self_condition, learned_variance
         self.bounds, self.autocast = bounds, autocast or nullcontext
         self._x_self_cond: Tensor | None = None

@@ -20,7 +20,7 @@ from difftool.diffusion.estimate import Denoise
 from difftool.diffusion.prediction import step_gain
 from difftool.errors import BadFile, DifftoolError, UsageError
 from difftool.options import make
-from difftool.plugins.build import build_network, build_schedule, load_samples, loading
+from difftool.plugins.build import build_network, build_schedule, load_samples, loading, puts_image_beside
 from difftool.runs import averages, checkpoint
 from difftool.runs.averages import canonical
 from difftool.runs.folder import RunFolder, find_model, step_of
@@ -151,6 +151,7 @@ class Model(Source):
             self.recipe[Prediction],
             ObjectiveSpec(schedule=self.schedule, sigma_data=self.data.std),
             cond=cond,
+            image_beside=puts_image_beside(self.recipe[Backbone], self.data),
             self_condition=self.recipe.training.self_condition,
             learned_variance=self.recipe.training.learn_variance,
             bounds=self.data.bounds,

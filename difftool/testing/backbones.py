@@ -20,12 +20,12 @@ from difftool.settings import Training
 from difftool.specs import BackboneSpec, ConditionSpec
 from difftool.testing.backbone_case import GOAL, Case
 from difftool.testing.laws import Failed, Skipped, accelerators, gap, largest, raised, require, size
-from difftool.testing.toy_task import LOOK_EVERY, labelled, mean_loss, noise, predict, train
+from difftool.testing.toy_task import CLASSES, LOOK_EVERY, condition_of, mean_loss, noise, predict, train
 
 ODD_SHAPES: Sequence[tuple[int, ...]] = ((1,), (5,), (1, 1, 1), (3, 7, 5), (1, 12, 8), (4, 6, 6), (2, 9))
 """Shapes that not every network accepts."""
-LABEL_GOAL = 0.5
-"""Error with a label, relative to the error without one."""
+CONDITION_GOAL = 0.5
+"""Error with a condition, relative to the error without one."""
 TOLERANCE = 1e-4
 """Change of an output with the other items of the batch, relative to the largest output."""
 SENSITIVITY = 1e-3
@@ -33,25 +33,28 @@ SENSITIVITY = 1e-3
 
 
 def returns_the_right_shape(case: Case) -> str:
-    """net(x, t, cond) returns float32 of the shape of x, for one item and for five, for each class and for "no class"
-    (a hidden label). It also does so without classes, with twice the channels for a learned variance, and with twice
-    the input channels if the backbone declares self-conditioning. x is not changed. Labels, a lack of labels, and a
-    learned variance may be refused with a `ValueError`."""
+    """net(x, t, cond) returns float32 of the shape of x, for one item and for five, with each condition that the
+    backbone declares and with hidden ones. It also does so without conditions, with twice the channels for a learned
+    variance, with twice the input channels if the backbone declares self-conditioning, and with more input channels for
+    a condition image that it does not take itself. x is not changed. A lack of conditions, and a learned variance, may
+    be refused with a `ValueError`."""
     specs = {
         "plain": replace(case.spec, condition=ConditionSpec()),
-        "classes": case.spec,
+        str(case.condition): case.spec,
         "learned variance": replace(case.spec, out_channels=2 * case.shape[0]),
     }
-    if case.classes is None:
-        del specs["classes"]
+    if not case.condition:
+        del specs[""]
     if case.backbone.self_conditioning:
         specs["self-conditioning"] = replace(case.spec, self_condition=True)
-    accepted, refused = [], [] if case.classes else ["classes"]
+    if len(case.shape) == 3 and "image" not in case.backbone.conditions:
+        specs["an image beside x"] = replace(case.spec, image_channels=2)
+    accepted, refused = [], [name for name in case.backbone.conditions if name not in case.condition.shapes]
     for name, spec in specs.items():
         try:
             network = case.build(spec)
         except ValueError as error:
-            if name != "learned variance" and not (name == "plain" and case.classes):
+            if name != "learned variance" and not (name == "plain" and case.condition):
                 raise
             refused.append(f"{name} ({error})")
             continue
@@ -62,13 +65,13 @@ def returns_the_right_shape(case: Case) -> str:
 
 
 def check_output(network: nn.Module, spec: BackboneSpec, count: int, name: str) -> None:
-    """Predict for items of every class and of none, each at its own time. Raises `Failed`."""
+    """Predict for items of every class and with hidden conditions, each at its own time. Raises `Failed`."""
     x = noise(spec, count)
     before, t = x.clone(), torch.linspace(0.0, 999.0, count)
-    for label in (None,) if spec.classes is None else range(spec.classes + 1):
-        which = "" if label is None else f", {'no class' if label == spec.classes else f'class {label}'}"
+    for label in range(CLASSES + 1) if spec.condition else (CLASSES,):
+        which = f", {words_of(spec.condition, label)}" if spec.condition else ""
         try:
-            output = predict(network, x, t, labelled(label, count, spec.classes))
+            output = predict(network, x, t, condition_of(spec.condition, torch.full((count,), label)))
         except Exception as error:
             raise Failed(f"{name}, {counted(count, 'item')}{which}: {raised(error)}") from None
         expected = (count, spec.out_channels, *spec.shape[1:])
@@ -91,7 +94,7 @@ def refuses_unsupported_shapes(case: Case) -> str:
         except Exception as error:
             raise Failed(f"build() for items of {size(shape)} {raised(error)}; raise ValueError instead") from None
         try:
-            predict(network, noise(spec, 2), 500.0, case.labels(2))
+            predict(network, noise(spec, 2), 500.0, case.conditions(2))
         except Exception as error:
             raise Failed(f"build() accepted items of {size(shape)}, but the network {raised(error)}") from None
         accepted.append(size(shape))
@@ -133,26 +136,71 @@ def learns_to_denoise(case: Case) -> str:
 
 
 def uses_the_label(case: Case) -> str:
-    """It learns in at most 800 steps to predict the pattern of a class from its label and pure noise: for each class
-    the error is at most half of the error without a label. Its outputs for any two labels, or for a label and "no
-    class", differ."""
-    if case.classes is None:
-        raise Skipped("it refuses labels")
-    network, task = case.build(), case.task
-    train(network, task.pattern_loss, goal=0.3 * float(task.patterns.var(0, correction=0).mean()))
-    without = mean_loss(network, partial(task.pattern_loss, hidden=1.0))
-    errors = [mean_loss(network, partial(task.pattern_loss, hidden=0.0, only=label)) for label in range(case.classes)]
-    if not max(errors) <= LABEL_GOAL * without:
-        worst = max(range(case.classes), key=errors.__getitem__)
-        required = f"{without:.3f} without; at most {LABEL_GOAL * without:.3f} is required"
-        raise Failed(f"error {errors[worst]:.3f} with the label of class {worst}, {required}")
-    x = noise(case.spec, 1)
-    outputs = [predict(network, x, 999.0, labelled(label, 1, case.classes)) for label in range(case.classes + 1)]
-    for a, b in combinations(range(len(outputs)), 2):
+    """If the backbone declares labels, it learns in at most 800 steps to predict the pattern of a class from its label
+    and pure noise: for each class the error is at most half of the error with hidden labels. Its outputs for any two
+    labels, or for a label and "no class", differ."""
+    return uses(case, "label")
+
+
+def uses_the_vector(case: Case) -> str:
+    """If the backbone declares vectors, it learns the same from a vector for each class."""
+    return uses(case, "vector")
+
+
+def uses_the_tokens(case: Case) -> str:
+    """If the backbone declares tokens, it learns the same from four tokens for each class."""
+    return uses(case, "tokens")
+
+
+def uses_the_image(case: Case) -> str:
+    """If the backbone declares images, it learns the same from an image for each class."""
+    return uses(case, "image")
+
+
+def uses(case: Case, field: str) -> str:
+    """Check that a network learns to tell the classes by a field. Raises `Failed`, or `Skipped` if it takes none."""
+    network, condition = case.learned(field)
+    loss = partial(case.task.pattern_loss, condition=condition, field=field)
+    without = mean_loss(network, partial(loss, hidden=1.0))
+    errors = [mean_loss(network, partial(loss, hidden=0.0, only=label)) for label in range(CLASSES)]
+    if not max(errors) <= CONDITION_GOAL * without:
+        worst = max(range(CLASSES), key=errors.__getitem__)
+        required = f"{without:.3f} without; at most {CONDITION_GOAL * without:.3f} is required"
+        raise Failed(f"error {errors[worst]:.3f} with the {field} of class {worst}, {required}")
+    x, each = noise(case.spec, 1), range(CLASSES + 1)
+    outputs = [predict(network, x, 999.0, condition_of(condition, torch.tensor([k]), field)) for k in each]
+    for a, b in combinations(each, 2):
         if not gap(outputs[a], outputs[b]) > SENSITIVITY * largest(outputs[a]):
-            other = "no class" if b == case.classes else f"class {b}"
-            raise Failed(f"class {a} and {other} have the same output")
-    return f"error {max(errors):.3f} with the label, {without:.3f} without"
+            first, second = words_of(condition, a), words_of(condition, b)
+            raise Failed(f"{first} and {second} have the same output")
+    return f"error {max(errors):.3f} with the {field}, {without:.3f} without"
+
+
+def words_of(condition: ConditionSpec, label: int) -> str:
+    """Return the name of a class; `CLASSES` hides it."""
+    if label < CLASSES:
+        return f"class {label}"
+    return "no class" if condition.classes else "hidden conditions"
+
+
+def does_not_use_what_is_hidden(case: Case) -> str:
+    """The fields of an item whose conditions are hidden are zeros. The output for such an item differs from the output
+    for zeros that are not hidden, which are class 0 or the mean of all vectors: a network that does not look at
+    `cond.hidden` takes one for the other."""
+    fields = [name for name in case.condition.shapes if name != "image"]  # an image of zeros is but an image
+    if not fields:
+        raise Skipped("it declares no label, vector or tokens")
+    x, rows = noise(case.spec, 1), []
+    for field in fields:
+        network, condition = case.learned(field)
+        hidden = condition_of(condition, torch.tensor([CLASSES]))
+        assert hidden is not None
+        shown = replace(hidden, hidden=torch.zeros_like(hidden.hidden))
+        a, b = (predict(network, x, 999.0, cond) for cond in (hidden, shown))
+        row = f"hidden and zero {field} differ by {gap(a, b):.2g}, the largest output being {largest(a):.2g}"
+        require(gap(a, b) > SENSITIVITY * largest(a), row)
+        rows.append(f"{gap(a, b):.2g} ({field})")
+    return f"hidden and zero fields differ by {', '.join(rows)}"
 
 
 def uses_the_time(case: Case) -> str:
@@ -172,7 +220,7 @@ def uses_the_last_estimate(case: Case) -> str:
     network = case.build(replace(case.spec, self_condition=True))
     train(network, case.task.self_conditioning_loss, GOAL)
     x, x_0 = noise(case.spec, 4), torch.ones(4, *case.shape)
-    outputs = [predict(network, torch.cat([x, beside], 1), 500.0, case.labels(4)) for beside in (x_0, 0 * x_0)]
+    outputs = [predict(network, torch.cat([x, beside], 1), 500.0, case.conditions(4)) for beside in (x_0, 0 * x_0)]
     rows = (
         f"outputs with and without an estimate differ by {gap(*outputs):.2g}, the largest is {largest(outputs[1]):.2g}"
     )
@@ -181,9 +229,9 @@ def uses_the_last_estimate(case: Case) -> str:
 
 
 def treats_items_independently(case: Case) -> str:
-    """In evaluation mode, an output depends only on the item's own x, t and label, and not on the rest of the batch. A
-    second call gives the same output."""
-    x, t, cond = noise(case.spec, 5), torch.linspace(10.0, 990.0, 5), case.labels(5)
+    """In evaluation mode, an output depends only on the item's own x, t and conditions, and not on the rest of the
+    batch. A second call gives the same output."""
+    x, t, cond = noise(case.spec, 5), torch.linspace(10.0, 990.0, 5), case.conditions(5)
     network = case.training[0]
     together, again = predict(network, x, t, cond), predict(network, x, t, cond)
     require(torch.equal(together, again), "two calls in evaluation mode give two outputs")
@@ -207,7 +255,7 @@ def can_be_saved_and_loaded(case: Case) -> str:
     if rows := checkpoint.differences(other.state_dict(), tensors):
         raise Failed(f"a new network has other weights: {rows}")
     other.load_state_dict(tensors)
-    if not torch.equal(expected, predict(other, x, 300.0, case.labels(3))):
+    if not torch.equal(expected, predict(other, x, 300.0, case.conditions(3))):
         raise Failed("its output differs after loading; everything it needs must be a parameter or a buffer")
     return f"{sum(t.numel() * t.element_size() for t in tensors.values()) / 2**20:.2f} MiB"
 
@@ -241,7 +289,7 @@ def works_on_every_device(case: Case) -> str:
     for device in devices:
         network = case.build().to(device)
         network.load_state_dict(state)
-        cond = case.labels(4)
+        cond = case.conditions(4)
         output = predict(network, x.to(device), 300.0, None if cond is None else cond.to(device))
         if not gap(output.cpu(), expected) <= 1e-2 * largest(expected):
             raise Failed(f"its outputs on {device} and on the CPU differ by {gap(output.cpu(), expected):.2g}")
@@ -255,6 +303,10 @@ LAWS = (
     trains_every_parameter,
     learns_to_denoise,
     uses_the_label,
+    uses_the_vector,
+    uses_the_tokens,
+    uses_the_image,
+    does_not_use_what_is_hidden,
     uses_the_time,
     uses_the_last_estimate,
     treats_items_independently,

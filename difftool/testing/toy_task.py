@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from difftool.data.condition import Condition
 from difftool.rng import generator
-from difftool.specs import BackboneSpec
+from difftool.specs import BackboneSpec, ConditionSpec
 from difftool.testing.known import TABLES
 from difftool.testing.laws import Failed
 
@@ -30,20 +30,20 @@ class ToyTask:
     labels: Tensor
     patterns: Tensor
     """(CLASSES, *shape)."""
-    classes: int | None
-    """Number of classes, or None for a network without labels."""
+    condition: ConditionSpec
+    """The conditions that the network takes. Each of their fields tells the class of an item."""
 
     @classmethod
-    def of_shape(cls, shape: tuple[int, ...], classes: int | None) -> ToyTask:
+    def of_shape(cls, shape: tuple[int, ...], condition: ConditionSpec) -> ToyTask:
         random = generator(0, "law")
         # a pattern is constant in each channel, so a network with a small receptive field can tell the items apart
         patterns = torch.randn(CLASSES, shape[0], *(1,) * (len(shape) - 1), generator=random).expand(CLASSES, *shape)
         labels = torch.arange(8) % CLASSES
         items = patterns[labels] + 0.1 * torch.randn(8, *shape, generator=random)
-        return cls(items, labels, patterns.contiguous(), classes)
+        return cls(items, labels, patterns.contiguous(), condition)
 
     def batch(self, random: torch.Generator) -> tuple[Tensor, Tensor, Condition | None, Tensor, Tensor]:
-        """Return (x_t, t, cond, eps, x_0) on the linear schedule; one label in ten is hidden."""
+        """Return (x_t, t, cond, eps, x_0) on the linear schedule; of one item in ten, the conditions are hidden."""
         table = TABLES["linear"]
         chosen = torch.randint(len(self.items), (BATCH_SIZE,), generator=random)
         t = torch.randint(len(table), (BATCH_SIZE,), generator=random)
@@ -51,7 +51,7 @@ class ToyTask:
         x_0 = self.items[chosen]
         eps = torch.randn(x_0.shape, generator=random)
         alpha, sigma = (values[t].float().view(-1, *(1,) * (x_0.ndim - 1)) for values in (table.alpha, table.sigma))
-        cond = None if self.classes is None else Condition(label=self.labels[chosen], hidden=hidden).hide(hidden)
+        cond = condition_of(self.condition, self.labels[chosen].masked_fill(hidden, CLASSES))
         return alpha * x_0 + sigma * eps, t.float(), cond, eps, x_0
 
     def noise_loss(self, network: nn.Module, random: torch.Generator) -> Tensor:
@@ -68,17 +68,25 @@ class ToyTask:
         return error
 
     def pattern_loss(
-        self, network: nn.Module, random: torch.Generator, hidden: float = 0.3, only: int | None = None
+        self,
+        network: nn.Module,
+        random: torch.Generator,
+        *,
+        condition: ConditionSpec,
+        field: str,
+        hidden: float = 0.3,
+        only: int | None = None,
     ) -> Tensor:
-        """Return the mean squared error in the pattern of a class, predicted from pure noise and the label.
+        """Return the mean squared error in the pattern of a class, predicted from pure noise and a field.
 
-        `hidden` is the share of labels that the network does not see, and `only` the label of all items.
+        `condition` has the fields that the network takes, of which `field` alone tells the class. `hidden` is the share
+        of items whose conditions the network does not see, and `only` the class of all items.
         """
         label = torch.randint(CLASSES, (BATCH_SIZE,), generator=random)
         label = label if only is None else torch.full_like(label, only)
         x = torch.randn(BATCH_SIZE, *self.items.shape[1:], generator=random)
         hide = torch.rand(BATCH_SIZE, generator=random) < hidden
-        cond = Condition(label=label, hidden=hide).hide(hide)
+        cond = condition_of(condition, label.masked_fill(hide, CLASSES), field)
         output = network(x, torch.full((BATCH_SIZE,), 999.0), cond)
         error: Tensor = (output - self.patterns[label]).square().mean()
         return error
@@ -122,11 +130,22 @@ def predict(network: nn.Module, x: Tensor, t: float | Tensor, cond: Condition | 
     return output
 
 
-def labelled(label: int | None, count: int, classes: int | None) -> Condition | None:
-    """Return the condition of items that all have one label, where `classes` hides it; None without classes."""
-    if label is None or classes is None:
+def condition_of(condition: ConditionSpec, classes: Tensor, field: str | None = None) -> Condition | None:
+    """Return the conditions of items of these classes (B,), where `CLASSES` hides them; None without any field.
+
+    The fields are a function of the class; if one of them is named, the others are those of class 0.
+    """
+    if not condition:
         return None
-    return Condition.of_labels(torch.full((count,), label), classes)
+    hidden = classes == CLASSES
+    rows, fields = classes.masked_fill(hidden, 0), {}
+    for name, shape in condition.shapes.items():
+        if name == "label":
+            values = torch.arange(CLASSES)
+        else:
+            values = torch.randn(CLASSES, *shape, generator=generator(0, "law", name))
+        fields[name] = values[rows if field in (None, name) else torch.zeros_like(rows)]
+    return Condition(**fields, hidden=torch.zeros_like(hidden)).hide(hidden)
 
 
 def noise(spec: BackboneSpec, count: int) -> Tensor:

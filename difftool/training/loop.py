@@ -18,9 +18,8 @@ from difftool.data.samples import Samples
 from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import Diverged, blaming
 from difftool.rng import key, sample_noise, seed_globally
-from difftool.training.auxiliary import evaluating
 from difftool.training.batch import Moment
-from difftool.training.frozen import train_mode
+from difftool.training.frozen import evaluating, train_mode
 from difftool.training.inputs import inputs_from
 from difftool.training.loss import Objective
 from difftool.training.minimise import Predictor, batch_of, item_losses, paired
@@ -143,6 +142,7 @@ def divergence(step: int, loss: float, settings: Training) -> str:
     return f"{what} in step {step + 1}; try {' or '.join(advice)}"
 
 
+@torch.no_grad()
 def held_out_loss(
     state: TrainState,
     samples: Samples,
@@ -168,10 +168,10 @@ def held_out_loss(
             cond = objective.data.model_condition(None if raw is None else raw.to(device))
             noise = samples.take_noise(indices)
             for repeat in range(REPEATS):
-                if noise is None:
-                    eps = sample_noise(start, len(indices), samples.shape, 0, "held-out", repeat, device=device)
-                else:
+                if noise is not None:
                     eps = noise.to(device, torch.float32)
+                else:
+                    eps = sample_noise(start, len(indices), samples.shape, 0, "held-out", repeat, device=device)
                 u = (torch.tensor(indices, device=device) + 0.5) / n + repeat / REPEATS
                 t = ((u % 1.0) * levels).long().clamp(max=levels - 1)
                 inputs, random_key = objective.inputs(x_0, eps, t, cond), (0, "held-out", start, repeat)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difftool.components import Loss
+from difftool.diffusion.condition_image import with_image_beside
 from difftool.diffusion.prediction import native_weight, tables
 from difftool.diffusion.self_conditioning import bounded_self_cond, with_self_cond
 from difftool.diffusion.variance import VarianceBound, split_variance
@@ -47,9 +48,10 @@ class Objective:
         self_condition: bool = False,
         learn_variance: bool = False,
         data: DataFacts,
+        image_beside: bool = False,
         network: str = "the network",
     ) -> None:
-        self.network = network
+        self.network, self.image_beside = network, image_beside
         self.spec, self.loss, self.device = spec, loss, device
         self.self_condition, self.data = self_condition, data
         schedule = spec.schedule
@@ -119,6 +121,8 @@ class Objective:
         With `self_cond` the network is called twice, and sees its first estimate of x_0 in the second call.
         """
         net_input = inputs.net_input
+        if self.image_beside:
+            network = with_image_beside(network)
         if self.self_condition:
             net_input = with_self_cond(net_input, self.first_estimate(network, inputs) if self_cond else None)
         output = network(net_input, inputs.time, inputs.cond)

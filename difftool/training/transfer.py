@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from difftool.components import Backbone
 from difftool.data.facts import DataFacts
 from difftool.errors import DifftoolError, InvalidOption
 from difftool.plugins.build import backbone_spec
@@ -58,7 +59,9 @@ def load_source(settings: Training) -> Model | None:
 
 
 @torch.no_grad()
-def take_weights(network: nn.Module, source: Model, data: DataFacts, settings: Training) -> Transfer:
+def take_weights(
+    network: nn.Module, source: Model, backbone: Backbone, data: DataFacts, settings: Training
+) -> Transfer:
     """Copy the weights and buffers of another model into a network, by name and shape.
 
     Of a tensor that differs along its classes or channels alone, the common part is copied. Buffers are taken too,
@@ -67,7 +70,8 @@ def take_weights(network: nn.Module, source: Model, data: DataFacts, settings: T
     transfer, there = Transfer(source), source.network.state_dict()
     own, parameters = network.state_dict(), {name for name, _ in network.named_parameters()}
     classes = common_classes(source.data.class_names, data.class_names)
-    before, now = backbone_spec(source.data, source.recipe.training), backbone_spec(data, settings)
+    before = backbone_spec(source.recipe[Backbone], source.data, source.recipe.training)
+    now = backbone_spec(backbone, data, settings)
     channels = [(before.out_channels, now.out_channels), (before.in_channels, now.in_channels)]
     for name, tensor in own.items():
         other = there.pop(name, None)

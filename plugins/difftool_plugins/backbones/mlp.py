@@ -19,6 +19,7 @@ class MLP(Backbone, name="mlp"):
 
     default_dataset = "swiss-roll"
     self_conditioning = True
+    conditions = ("label", "vector")
     training_defaults: ClassVar[Mapping[str, object]] = {
         "steps": 6000,
         "batch_size": 256,
@@ -57,6 +58,6 @@ class MLP(Backbone, name="mlp"):
         return MLPNetwork(
             in_channels=spec.in_channels,
             shape=(spec.out_channels, *spec.shape[1:]),
-            classes=spec.classes,
+            condition=spec.condition,
             **asdict(self),
         )

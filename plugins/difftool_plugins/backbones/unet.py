@@ -21,6 +21,7 @@ class UNet(Backbone, name="unet"):
 
     default_dataset = "gradients"
     self_conditioning = True
+    conditions = ("label", "vector", "tokens")
     training_defaults: ClassVar[Mapping[str, object]] = {
         "steps": 1200,
         "batch_size": 16,
@@ -141,6 +142,8 @@ class UNet(Backbone, name="unet"):
 
     def build(self, spec: BackboneSpec) -> nn.Module:
         self._check(spec.shape)
+        if spec.condition.tokens and {*self.attention_by_level, self.middle} == {"none"}:
+            raise ValueError("attention: tokens act where attention is, and there is none; give a level or middle one")
         from difftool_plugins.backbones.networks.unet import UNetNetwork
 
         options = asdict(self)
@@ -151,7 +154,7 @@ class UNet(Backbone, name="unet"):
         return UNetNetwork(
             in_channels=spec.in_channels,
             out_channels=spec.out_channels,
-            classes=spec.classes,
+            condition=spec.condition,
             **options,
         )
 

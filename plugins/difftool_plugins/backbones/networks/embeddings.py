@@ -1,4 +1,4 @@
-"""Embeddings of time and class labels."""
+"""Embeddings of time, class labels and vectors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difftool import Condition
+from difftool import Condition, ConditionSpec
 
 
 def sinusoidal(t: Tensor, size: int, frequencies: str = "transformer") -> Tensor:
@@ -30,10 +31,22 @@ def class_index(x: Tensor, cond: Condition | None, classes: int) -> Tensor:
     return torch.full((len(x),), classes, device=x.device) if cond is None else cond.class_index(classes)
 
 
-def refuse_labels(cond: Condition | None) -> None:
-    """Raise `ValueError` for labels. A network without classes would ignore them, and its output would be wrong."""
-    if cond is not None and cond.label is not None:
-        raise ValueError("this network was built without classes and takes no labels")
+def check_fields(cond: Condition | None, condition: ConditionSpec) -> None:
+    """Raise `ValueError` for fields of other names than a network was built for.
+
+    It would ignore what it does not know, and miss what it was trained with, so its output would be wrong.
+    """
+    if cond is None:
+        return
+    expected, fields = {*condition.shapes}, {*cond.tensors()} - {"hidden"}
+    if others := sorted(fields - expected):
+        raise ValueError(f"this network was built without {WORDS[others[0]]} and takes none")
+    if missing := sorted(expected - fields):
+        raise ValueError(f"this network was built with {WORDS[missing[0]]} and needs them")
+
+
+WORDS = {"label": "classes", "vector": "vectors", "image": "condition images", "tokens": "tokens"}
+"""The fields of `Condition` in messages."""
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
@@ -47,13 +60,35 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
+class VectorEmbedding(nn.Module):
+    """Embed the vectors (B, size) of `cond` as (B, width) by an MLP; hidden ones become `nothing`, which is learnt.
+
+    Zeros alone could not hide a vector: they are the mean of all vectors, which is a condition like any other.
+    """
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(size, width)
+        self.outer = nn.Linear(width, width)
+        self.nothing = nn.Parameter(torch.zeros(width))
+
+    def forward(self, cond: Condition | None) -> Tensor:
+        if cond is None:
+            return self.nothing
+        assert cond.vector is not None
+        output = self.outer(F.silu(self.inner(cond.vector.to(self.inner.weight.dtype))))
+        return torch.where(cond.hidden[:, None], self.nothing, output)
+
+
 class Embedding(nn.Module):
-    """Embed time t (B,) and the labels of `cond` as vectors (B, width): MLP(sinusoidal(t)) + table[label].
+    """Embed time t (B,), the labels and the vectors of `cond` as vectors (B, width).
+
+    They are MLP(sinusoidal(t)) + table[label] + MLP(vector), of which the last two are there with such conditions only.
 
     Args:
         time_dim: Number of sines and cosines of t; even.
         width: Size of the vectors.
-        classes: Number of classes, or None for a network that takes no labels. Index `classes` means "no class".
+        condition: The conditions, of which it takes label and vector. Index `classes` of the table means "no class".
         activation: Nonlinearity of the MLP.
         frequencies: Those of the sines and cosines: transformer or ddpm, as in `sinusoidal`.
     """
@@ -63,22 +98,24 @@ class Embedding(nn.Module):
         *,
         time_dim: int,
         width: int,
-        classes: int | None = None,
+        condition: ConditionSpec,
         activation: type[nn.Module] = nn.SiLU,
         frequencies: str = "transformer",
     ) -> None:
         super().__init__()
-        self.time_dim, self.classes, self.frequencies = time_dim, classes, frequencies
+        self.time_dim, self.condition, self.frequencies = time_dim, condition, frequencies
         self.inner = nn.Linear(time_dim, width)
         self.activation = activation()
         self.outer = nn.Linear(width, width)
-        self.label = None if classes is None else nn.Embedding(classes + 1, width)
+        self.label = None if condition.classes is None else nn.Embedding(condition.classes + 1, width)
+        self.vector = None if condition.vector is None else VectorEmbedding(condition.vector, width)
 
     def forward(self, t: Tensor, cond: Condition | None = None) -> Tensor:
         waves = sinusoidal(t, self.time_dim, self.frequencies).to(self.inner.weight.dtype)
         vectors: Tensor = self.outer(self.activation(self.inner(waves)))
-        if self.label is None or self.classes is None:
-            refuse_labels(cond)
-        else:
-            vectors = vectors + self.label(class_index(t, cond, self.classes))
+        check_fields(cond, self.condition)
+        if self.label is not None and self.condition.classes is not None:
+            vectors = vectors + self.label(class_index(t, cond, self.condition.classes))
+        if self.vector is not None:
+            vectors = vectors + self.vector(cond)
         return vectors

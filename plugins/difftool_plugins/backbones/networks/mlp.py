@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from difftool import Condition
-from difftool_plugins.backbones.networks.embeddings import Embedding, class_index, refuse_labels
+from difftool import Condition, ConditionSpec
+from difftool_plugins.backbones.networks.embeddings import Embedding, check_fields, class_index
 
 TIME_RANGE = 1000.0
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -21,13 +21,14 @@ class MLPNetwork(nn.Module):
     Args:
         in_channels: Channels of x.
         shape: Shape of one item of the output, channels first.
-        classes: Number of classes, or None for a network that takes no labels. Index `classes` means "no class".
+        condition: The conditions that the network takes: label, vector, both or none.
         width: Units of each hidden layer.
         depth: Number of hidden layers.
         activation: Nonlinearity after each hidden layer: silu, relu, gelu or tanh.
         residual: Make each hidden layer but the first h + activation(linear(h)) (He et al., 2016).
-        time: With "embedding", an embedding of time and label is added to the first layer's output. With "plain",
-            t/1000 and the label are further inputs; the label is one-hot, and "no class" is all zeros.
+        time: With "embedding", an embedding of time, label and vector is added to the first layer's output. With
+            "plain", t/1000, the label and the vector are further inputs; the label is one-hot, and "no class" is all
+            zeros; beside the vector stands 1 where it is hidden, else 0.
         time_dim: Number of sines and cosines of t in the embedding; even.
         frequencies: Those of the sines and cosines: transformer or ddpm, as in `sinusoidal`.
     """
@@ -37,7 +38,7 @@ class MLPNetwork(nn.Module):
         *,
         in_channels: int,
         shape: tuple[int, ...],
-        classes: int | None = None,
+        condition: ConditionSpec,
         width: int,
         depth: int,
         activation: str = "silu",
@@ -47,16 +48,16 @@ class MLPNetwork(nn.Module):
         frequencies: str = "transformer",
     ) -> None:
         super().__init__()
-        self.shape, self.classes = shape, classes
+        self.shape, self.condition = shape, condition
         nonlinearity = ACTIVATIONS[activation]
         inputs = in_channels * math.prod(shape[1:])
         self.embedding: Embedding | None = None
         if time == "embedding":
             self.embedding = Embedding(
-                time_dim=time_dim, width=width, classes=classes, activation=nonlinearity, frequencies=frequencies
+                time_dim=time_dim, width=width, condition=condition, activation=nonlinearity, frequencies=frequencies
             )
         else:
-            inputs += 1 + (classes or 0)
+            inputs += 1 + (condition.classes or 0) + (0 if condition.vector is None else condition.vector + 1)
         self.first = nn.Linear(inputs, width)
         self.activation, self.residual = nonlinearity(), residual
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
@@ -76,10 +77,20 @@ class MLPNetwork(nn.Module):
         return output
 
     def columns(self, x: Tensor, t: Tensor, cond: Condition | None) -> list[Tensor]:
-        """Return time (B, 1), and the one-hot labels (B, classes) if there are classes, in the dtype of x."""
-        time = (t / TIME_RANGE).to(x.dtype)[:, None]
-        if self.classes is None:
-            refuse_labels(cond)
-            return [time]
-        labels = class_index(x, cond, self.classes)[:, None]
-        return [time, (labels == torch.arange(self.classes, device=x.device)).to(x.dtype)]
+        """Return time (B, 1), one-hot labels (B, classes), vectors (B, D) and a column for the hidden ones.
+
+        Labels and vectors are there with such conditions only. All have the dtype of x.
+        """
+        check_fields(cond, self.condition)
+        columns, condition = [(t / TIME_RANGE).to(x.dtype)[:, None]], self.condition
+        if condition.classes is not None:
+            labels = class_index(x, cond, condition.classes)[:, None]
+            columns.append((labels == torch.arange(condition.classes, device=x.device)).to(x.dtype))
+        if condition.vector is not None:
+            if cond is None:
+                columns += [x.new_zeros(len(x), condition.vector), x.new_ones(len(x), 1)]
+            else:
+                assert cond.vector is not None
+                shown = cond.vector.masked_fill(cond.hidden[:, None], 0.0)
+                columns += [shown.to(x.dtype), cond.hidden[:, None].to(x.dtype)]
+        return columns

@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from difftool import Condition
+from difftool import Condition, ConditionSpec
 from difftool_plugins.backbones.networks.attention import (
     Attention,
     FullAttention,
     LinearAttention,
     NormedLinearAttention,
 )
+from difftool_plugins.backbones.networks.cross_attention import Context, CrossAttention
 from difftool_plugins.backbones.networks.embeddings import Embedding, full_precision
 
 ATTENTION: Mapping[str, type[Attention]] = {
@@ -112,17 +113,19 @@ class Block(nn.Module):
 
 
 class Down(nn.Module):
-    """A level of the encoder. It appends the output of each block to `skips`, the last one after the attention."""
+    """A level of the encoder. It appends the output of each block to `skips`, the last one after the attentions."""
 
-    def __init__(self, blocks: Iterable[nn.Module], attention: nn.Module) -> None:
+    def __init__(self, blocks: Iterable[nn.Module], attention: nn.Module, cross: CrossAttention | None) -> None:
         super().__init__()
-        self.blocks, self.attention = nn.ModuleList(blocks), attention
+        self.blocks, self.attention, self.cross = nn.ModuleList(blocks), attention, cross
 
-    def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None, skips: list[Tensor]) -> Tensor:
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             x = block(x, embedding)
-            x = self.attention(x) if i == last else x
+            if i == last:
+                x = self.attention(x)
+                x = x if self.cross is None else self.cross(x, context)
             skips.append(x)
         return x
 
@@ -130,15 +133,15 @@ class Down(nn.Module):
 class Up(nn.Module):
     """A level of the decoder. Each of its blocks takes the last of `skips` as further channels."""
 
-    def __init__(self, blocks: Iterable[nn.Module], attention: nn.Module) -> None:
+    def __init__(self, blocks: Iterable[nn.Module], attention: nn.Module, cross: CrossAttention | None) -> None:
         super().__init__()
-        self.blocks, self.attention = nn.ModuleList(blocks), attention
+        self.blocks, self.attention, self.cross = nn.ModuleList(blocks), attention, cross
 
-    def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None, skips: list[Tensor]) -> Tensor:
         for block in self.blocks:
             x = block(torch.cat([x, skips.pop()], dim=1), embedding)
         output: Tensor = self.attention(x)
-        return output
+        return output if self.cross is None else self.cross(output, context)
 
 
 class UNetNetwork(nn.Module):
@@ -150,8 +153,9 @@ class UNetNetwork(nn.Module):
     Args:
         in_channels: Channels of x.
         out_channels: Channels of the output.
-        classes: Number of classes, or None for a network that takes no labels. Index `classes` means "no class".
-        dim: A quarter of the size of the embedding of time and label.
+        condition: The conditions that the network takes, of label, vector and tokens. Tokens act by a cross-attention
+            after each self-attention.
+        dim: A quarter of the size of the embedding of time, label and vector, and of the context made of the tokens.
         time_dim: Number of sines and cosines of t.
         init_dim: Channels of the first convolution.
         widths: Channels of each level, from fine to coarse.
@@ -183,7 +187,7 @@ class UNetNetwork(nn.Module):
         *,
         in_channels: int,
         out_channels: int,
-        classes: int | None = None,
+        condition: ConditionSpec,
         dim: int,
         time_dim: int,
         init_dim: int,
@@ -226,16 +230,25 @@ class UNetNetwork(nn.Module):
         self.embedding = Embedding(
             time_dim=time_dim,
             width=embedding,
-            classes=classes,
+            condition=condition,
             activation=nn.GELU if time_activation == "gelu" else nn.SiLU,
             frequencies=frequencies,
+        )
+        self.context = None if condition.tokens is None else Context(*condition.tokens, embedding)
+        cross = partial(
+            make_cross_attention,
+            context=None if condition.tokens is None else embedding,
+            heads=heads,
+            head_dim=head_dim,
+            groups=attention_groups,
+            zero=zero_init,
         )
         self.first = nn.Conv2d(in_channels, init_dim, first_kernel, padding=first_kernel // 2)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         for i, (down, up, kind) in enumerate(zip(encoder, widths, attention, strict=True)):
             inputs = [down if i else init_dim, *[down] * (blocks - 1)]
-            self.downs.append(Down([make_block(n, down) for n in inputs], attend(kind, down)))
-            self.ups.append(Up([make_block(up + down, up) for _ in range(blocks)], attend(kind, up)))
+            self.downs.append(Down([make_block(n, down) for n in inputs], attend(kind, down), cross(kind, down)))
+            self.ups.append(Up([make_block(up + down, up) for _ in range(blocks)], attend(kind, up), cross(kind, up)))
         self.downsamples = nn.ModuleList(make_downsample(downsample, *pair) for pair in pairwise(encoder))
         self.upsamples = nn.ModuleList(make_upsample(coarse, fine) for fine, coarse in pairwise(widths))
         self.widen, self.narrow = (
@@ -243,7 +256,7 @@ class UNetNetwork(nn.Module):
             for pair in ((encoder[-1], coarsest), (widths[0], encoder[0]))
         )
         self.middle1 = make_block(coarsest, coarsest)
-        self.attention = attend(middle, coarsest)
+        self.attention, self.cross = attend(middle, coarsest), cross(middle, coarsest)
         self.middle2 = make_block(coarsest, coarsest)
         self.last = make_block(encoder[0] + init_dim, widths[0])
         self.output = nn.Conv2d(widths[0], out_channels, 1)
@@ -254,13 +267,15 @@ class UNetNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         with full_precision(x.device):
             embedding = F.silu(self.embedding(t, cond))
+        context = None if self.context is None else self.context(len(x), cond)
         x = first = self.first(x)
         skips: list[Tensor] = []
         for i, down in enumerate(self.downs):
-            x = down(self.downsamples[i - 1](x) if i else x, embedding, skips)
-        x = self.middle2(self.attention(self.middle1(self.widen(x), embedding)), embedding)
+            x = down(self.downsamples[i - 1](x) if i else x, embedding, context, skips)
+        x = self.attention(self.middle1(self.widen(x), embedding))
+        x = self.middle2(x if self.cross is None else self.cross(x, context), embedding)
         for i in reversed(range(len(self.ups))):
-            x = self.ups[i](x, embedding, skips)
+            x = self.ups[i](x, embedding, context, skips)
             x = self.upsamples[i - 1](x) if i else x
         x = self.last(torch.cat([self.narrow(x), first], dim=1), embedding)
         output: Tensor = self.output(x)
@@ -272,6 +287,15 @@ def make_attention(kind: str, channels: int, *, heads: int, head_dim: int, group
     if kind == "none":
         return nn.Identity()
     return ATTENTION[kind](channels=channels, heads=heads, head_dim=head_dim, groups=groups, zero=zero)
+
+
+def make_cross_attention(
+    kind: str, channels: int, *, context: int | None, heads: int, head_dim: int, groups: int, zero: bool
+) -> CrossAttention | None:
+    """Return the attention of a level to the tokens; None without tokens, and where `kind` says no attention."""
+    if context is None or kind == "none":
+        return None
+    return CrossAttention(channels=channels, context=context, heads=heads, head_dim=head_dim, groups=groups, zero=zero)
 
 
 def make_downsample(kind: str, fine: int, coarse: int) -> nn.Module:

@@ -20,6 +20,7 @@ class DiT(Backbone, name="dit"):
 
     default_dataset = "gradients"
     self_conditioning = True
+    conditions = ("label", "vector")
     training_defaults: ClassVar[Mapping[str, object]] = {
         "steps": 1500,
         "batch_size": 16,
@@ -55,7 +56,7 @@ class DiT(Backbone, name="dit"):
             in_channels=spec.in_channels,
             out_channels=spec.out_channels,
             size=(spec.shape[1], spec.shape[2]),
-            classes=spec.classes,
+            condition=spec.condition,
             patch=self.patch,
             dim=self.dim,
             depth=self.depth,

@@ -1,7 +1,7 @@
 """The diffusion transformer with adaLN-Zero of Peebles & Xie (2023), "Scalable diffusion models with transformers".
 
     image ─► patches ─► linear + positions ─► block ─► ... ─► block ─► norm, linear ─► patches ─► image
-    t, label ─► one vector ─────────────────────┴───────────────┴────────┘ scales, shifts and gates
+    t, label, vector ─► one vector ─────────────┴───────────────┴────────┘ scales, shifts and gates
 
 In the shapes below, B is the batch size, N the number of patches, row by row, and dim the size of a token.
 """
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difftool import Condition
+from difftool import Condition, ConditionSpec
 
 TIME_DIM = 256
 """Number of sines and cosines of t."""
@@ -29,7 +29,7 @@ class DiTNetwork(nn.Module):
         in_channels: Channels of x.
         out_channels: Channels of the output.
         size: (H, W) of the images; multiples of `patch`.
-        classes: Number of classes, or None for a network that takes no labels. Index `classes` means "no class".
+        condition: The conditions that the network takes: label, vector, both or none.
         patch: Side of a patch in pixels.
         dim: Size of a token; a multiple of 4 and of `heads`.
         depth: Number of blocks.
@@ -46,7 +46,7 @@ class DiTNetwork(nn.Module):
         in_channels: int,
         out_channels: int,
         size: tuple[int, int],
-        classes: int | None = None,
+        condition: ConditionSpec,
         patch: int = 2,
         dim: int = 128,
         depth: int = 4,
@@ -56,7 +56,7 @@ class DiTNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.patch, self.grid = patch, (size[0] // patch, size[1] // patch)
-        self.condition = Conditioning(dim, classes)
+        self.condition = Conditioning(dim, condition)
         self.first = linear(in_channels * patch**2, dim)
         # the positions follow from the options and the size, so files of weights do not hold them
         self.register_buffer("positions", grid_waves(*self.grid, dim), persistent=False)
@@ -134,16 +134,22 @@ class Attention(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Embed time t (B,) and the labels of `cond` as vectors (B, dim): silu(MLP(waves(t)) + table[label]).
+    """Embed time t (B,) and `cond` as vectors (B, dim): silu(MLP(waves(t)) + table[label] + MLP(vector)).
 
-    The silu with which every modulation of the paper begins is computed once, here.
+    Label and vector are there with such conditions only. Row `classes` of the table means "no class", and `nothing`
+    takes the place of MLP(vector) where the vector is hidden, since its zeros are also those of the mean vector. The
+    silu with which every modulation of the paper begins is computed once, here.
     """
 
-    def __init__(self, dim: int, classes: int | None) -> None:
+    def __init__(self, dim: int, condition: ConditionSpec) -> None:
         super().__init__()
-        self.classes = classes
+        self.condition = condition
         self.time = nn.Sequential(nn.Linear(TIME_DIM, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.label = None if classes is None else nn.Embedding(classes + 1, dim)
+        self.label = None if condition.classes is None else nn.Embedding(condition.classes + 1, dim)
+        self.vector: nn.Sequential | None = None
+        if condition.vector is not None:
+            self.vector = nn.Sequential(nn.Linear(condition.vector, dim), nn.SiLU(), nn.Linear(dim, dim))
+            self.nothing = nn.Parameter(torch.empty(1, dim))
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -151,13 +157,19 @@ class Conditioning(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, t: Tensor, cond: Condition | None) -> Tensor:
-        vector: Tensor = self.time(waves(t, TIME_DIM))
-        if self.label is not None and self.classes is not None:
-            nothing = torch.full_like(t, self.classes, dtype=torch.int64)
-            vector = vector + self.label(nothing if cond is None else cond.class_index(self.classes))
-        elif cond is not None and cond.label is not None:  # to ignore a label would give a wrong output
-            raise ValueError("this network was built without classes and takes no labels")
-        return F.silu(vector)
+        embedding: Tensor = self.time(waves(t, TIME_DIM))
+        if cond is not None and {*cond.tensors()} - {"hidden"} != {*self.condition.shapes}:
+            raise ValueError(f"this network was built with {self.condition or 'no conditions'}, and gets others")
+        if self.label is not None and (classes := self.condition.classes) is not None:
+            no_class = torch.full_like(t, classes, dtype=torch.int64)
+            embedding = embedding + self.label(no_class if cond is None else cond.class_index(classes))
+        if self.vector is not None:
+            embedding = embedding + (self.nothing if cond is None else self._vector(self.vector, cond))
+        return F.silu(embedding)
+
+    def _vector(self, mlp: nn.Sequential, cond: Condition) -> Tensor:
+        assert cond.vector is not None
+        return torch.where(cond.hidden[:, None], self.nothing, mlp(cond.vector.to(self.nothing.dtype)))
 
 
 def modulate(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
