@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 from difftool.components.component import Component
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from difftool.data.samples import DatasetContext, Samples
     from difftool.diffusion.schedule import Level, Schedule
-    from difftool.specs import BackboneSpec, ObjectiveSpec
+    from difftool.specs import BackboneSpec, ConditionSpec, ObjectiveSpec
 
 
 class Dataset(Component):
@@ -35,6 +35,15 @@ class Dataset(Component):
     @abstractmethod
     def load(self, context: DatasetContext) -> Samples:
         """Return the samples. Raise `ValueError` or `OSError` with one clear line when they cannot be loaded."""
+
+    def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
+        """Return a condition that the user names by a text, such as a caption, with which a sample is drawn.
+
+        `field` is `vector`, `image` or `tokens`, and `spec` has its shape. The result is one row of it, or several
+        (N, ...), in the units in which `load` returns them. None, the default, leaves the text to difftool, which reads
+        numbers, image files and `.npy` files. Raise `ValueError` for a text that makes no sense.
+        """
+        return None
 
     def item_shape(self) -> tuple[int, ...] | None:
         """Return the shape of one item if the options alone fix it, so that misfits are refused before any work."""
