@@ -20,7 +20,6 @@ from difftool.cli.console import Bar
 from difftool.cli.training import BarWords  # the bar's words are part of what is measured
 from difftool.components import Backbone, Component, Dataset
 from difftool.data.facts import DataFacts
-from difftool.data.samples import Scaling
 from difftool.plugins.build import build_network, load_samples
 from difftool.runs.folder import create
 from difftool.runs.recipe import Recipe, build_recipe
@@ -47,7 +46,7 @@ def data(part: Dataset) -> Tensor:
     """The items of a dataset as other loops take them: float32 (N, *shape) in model units."""
     samples = load_samples(part, 0)
     assert isinstance(samples.items, Tensor)
-    return Scaling.of(samples).to_model(samples.items)
+    return samples.scaling.to_model(samples.items)
 
 
 def loop(made: Recipe, device: torch.device = CPU) -> Steps:

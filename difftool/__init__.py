@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from difftool.data.images import BadImage as BadImage
     from difftool.data.images import check_image as check_image
     from difftool.data.images import read_image as read_image
+    from difftool.data.images import same_proportions as same_proportions
     from difftool.data.samples import PIXELS as PIXELS
     from difftool.data.samples import DatasetContext as DatasetContext
     from difftool.data.samples import Samples as Samples
@@ -93,7 +94,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "Writer",
     ),
     "data.condition": ("Condition",),
-    "data.images": ("BadImage", "check_image", "read_image"),
+    "data.images": ("BadImage", "check_image", "read_image", "same_proportions"),
     "data.samples": ("PIXELS", "DatasetContext", "Samples", "points"),
     "diffusion.estimate": ("Denoise", "Estimate", "Noise", "Step"),
     "diffusion.schedule": ("CLEAN", "TIME_RANGE", "Level", "Schedule"),

@@ -15,6 +15,8 @@ SHORTEST, LONGEST = 0.001, 0.28
 """The bounds of the length of a power-function average; at 12^(-1/2) = 0.289 all steps would weigh the same."""
 AUTO = "auto"
 """The value of --batch-size that starts a search for a suitable size."""
+NO_CONDITION = "none"
+"""The value of --condition that leaves all conditions of the data out."""
 STRENGTH = 0.6
 """The default of --strength: the share of the steps that are made from an image."""
 
@@ -76,6 +78,11 @@ class Training(Options):
         default=False, help="self-conditioning: also feed the network its own estimate of x_0"
     )
     learn_variance: bool = option(default=False, help="also learn the variance of DDPM's steps")
+    condition: tuple[Literal["none", "label", "vector", "image", "tokens"], ...] | None = option(
+        default=None,
+        help="conditions of the data that the network learns, such as label,vector, or none",
+        otherwise="all that the dataset brings",
+    )
     condition_dropout: float = option(
         default=0.1, ge=0, le=1, help="share of the items whose condition is hidden, which guidance needs"
     )
@@ -128,6 +135,10 @@ class Training(Options):
             raise ValueError("lr_decay_steps: belongs to --lr-schedule inverse-sqrt")
         if self.lr_schedule == "inverse-sqrt" and not (self.lr_decay_steps or self.warmup):
             raise ValueError("lr_schedule: inverse-sqrt needs the step from which it falls; add --lr-decay-steps N")
+        if self.condition is not None and (
+            not self.condition or (NO_CONDITION in self.condition and len(self.condition) > 1)
+        ):
+            raise ValueError("condition: must be none, or names of conditions such as label,vector")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("epochs: give either --steps or --epochs")
 

@@ -23,7 +23,7 @@ from PIL import Image
 from difftool.components import Dataset
 from difftool.data.batches import Batches
 from difftool.data.images import BadImage, cover_box, opened, read_image
-from difftool.data.samples import DatasetContext, Samples, Scaling, split
+from difftool.data.samples import DatasetContext, Samples, split
 from difftool.errors import InvalidOption
 from difftool.options import make
 from difftool.plugins.registry import registry
@@ -102,7 +102,7 @@ def test_the_options_fix_the_item_shape(dataset: Dataset) -> None:
 @pytest.mark.parametrize("dataset", [SwissRoll(), TwoMoons(), GaussianMixture(radius=7.0)], ids=lambda d: d.name)
 def test_points_are_scaled(dataset: Dataset) -> None:
     samples = dataset.load(CONTEXT)
-    model = Scaling.of(samples).to_model(tensor(samples)).double()
+    model = samples.scaling.to_model(tensor(samples)).double()
     assert model.mean(0).abs().max() < 1e-5
     assert (model.std(0) - 1).abs().max() < 1e-4
     assert samples.bounds is None

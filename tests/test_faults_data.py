@@ -20,7 +20,7 @@ from torch import Tensor
 import difftool
 from difftool import PIXELS, Dataset, DifftoolError, Model, Samples, points
 from difftool.data.facts import DataFacts
-from difftool.data.samples import Scaling
+from difftool.data.scaling import Scaling
 from difftool.devices import choose
 from difftool.figures.drawing import Drawing
 from difftool.figures.images import side_by_side
@@ -473,9 +473,9 @@ def test_points_far_from_zero_keep_their_shape(tmp_path: Path, run: Run) -> None
     """Points at 1e6 that deviate by 1e-3 are shifted in float64, and so are their samples, in every file."""
     data = 1e6 + 1e-3 * randn(500, 2, dtype=torch.float64)
     samples = points(data)
-    x = Scaling.of(samples).to_model(samples.take(range(500))[0])
+    x = samples.scaling.to_model(samples.take(range(500))[0])
     assert x.std(0).tolist() == pytest.approx([1.0, 1.0], rel=1e-2)
-    torch.testing.assert_close(Scaling.of(samples).to_data(x), data, rtol=0, atol=1e-9)
+    torch.testing.assert_close(samples.scaling.to_data(x), data, rtol=0, atol=1e-9)
     train(samples, out=tmp_path / "r", steps=200, batch_size=128)
     drawn = difftool.load(tmp_path / "r", device="cpu").sample(200, steps=10)
     assert drawn.dtype == torch.float64
@@ -499,7 +499,7 @@ def test_large_integers_are_shifted_exactly() -> None:
     """Integers beyond 2^24 are shifted before they become float32, by the oracles as well."""
     data = 10**12 + torch.arange(-50, 50).unsqueeze(1)
     samples = points(data)
-    x = Scaling.of(samples).to_model(data)
+    x = samples.scaling.to_model(data)
     assert len(x.unique()) == 100
     ideal: Any = difftool.component("oracle", "ideal")
     linear: Any = difftool.component("schedule", "linear")

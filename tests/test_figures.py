@@ -21,7 +21,8 @@ from PIL import Image, ImageSequence
 from safetensors.torch import load_file
 
 from difftool import DrawingSpec, Writer
-from difftool.data.samples import PIXELS, Scaling, points
+from difftool.data.samples import PIXELS, points
+from difftool.data.scaling import Scaling
 from difftool.diffusion.schedule import Schedule
 from difftool.errors import DifftoolError, UsageError
 from difftool.figures import films, formats, layout, loss, schedules, style
@@ -516,7 +517,7 @@ def images_drawing(**changes: Any) -> Drawing:
 
 def points_drawing(dimensions: int = 2, **changes: Any) -> Drawing:
     data = torch.randn(200, dimensions, generator=torch.Generator().manual_seed(0)) * 3 + 5
-    scaling = Scaling.of(points(data))
+    scaling = points(data).scaling
     x = scaling.to_model(data)
     given: dict[str, Any] = {
         "x": x[:50],

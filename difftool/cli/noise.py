@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from difftool.data.forms import Form
-    from difftool.data.samples import Scaling
+    from difftool.data.scaling import Scaling
     from difftool.diffusion.schedule import Schedule
     from difftool.figures.drawing import Drawing
 
@@ -147,7 +147,8 @@ def _own_images(paths: Sequence[Path], settings: Noising) -> _Items:
     import torch
 
     from difftool.data.images import BadImage, read_image
-    from difftool.data.samples import PIXELS, Scaling
+    from difftool.data.samples import PIXELS
+    from difftool.data.scaling import Scaling
 
     try:
         if settings.size is not None:
@@ -169,7 +170,6 @@ def _own_images(paths: Sequence[Path], settings: Noising) -> _Items:
 def _dataset_items(dataset: Any, settings: Noising) -> _Items:
     """Take the first items of a dataset. Raises `DifftoolError` if they cannot be drawn."""
     from difftool.data.forms import form_of
-    from difftool.data.samples import Scaling
     from difftool.plugins.build import load_samples, loading
 
     samples = load_samples(dataset, settings.seed)
@@ -177,8 +177,8 @@ def _dataset_items(dataset: Any, settings: Noising) -> _Items:
         raise DifftoolError(f"dataset {dataset.name}: {reason}")
     count = min(settings.num_samples or (ROWS if samples.is_image else POINTS), len(samples))
     with loading(dataset):  # items on disk are read here
-        items, _ = samples.take(range(count))
-    scaling = Scaling.of(samples)
+        items = samples.take_items(range(count))
+    scaling = samples.scaling
     return _Items(scaling.to_model(items), scaling, form_of(samples.form, samples.shape), dataset.name)
 
 

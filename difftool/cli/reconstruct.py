@@ -111,10 +111,12 @@ def _own_items(model: Model, images: Sequence[Path]) -> tuple[Tensor, None, list
     import torch
 
     from difftool.data.images import own_image
+    from difftool.sampling.conditions import WORDS
 
-    if model.needs_label:
+    if model.needs_condition:
+        fields = " and ".join(WORDS[name] for name in model.data.condition.shapes)
         raise UsageError(
-            f"IMAGE: {model.name} was trained with --condition-dropout 0 and cannot predict without a class; "
+            f"IMAGE: {model.name} was trained with --condition-dropout 0 and cannot predict without {fields}; "
             "leave the images out to reconstruct items of its dataset"
         )
     x_0 = torch.stack([own_image(path, model.data, model.name, "IMAGE") for path in images])
@@ -129,7 +131,7 @@ def _dataset_items(model: Model, num_samples: int | None) -> tuple[Tensor, Condi
     count = min(num_samples or (IMAGES if samples.is_image else POINTS), len(samples))
     with loading(model.recipe[Dataset]):  # items on disk are read here
         items, condition = samples.take(range(count))
-    x_0 = model.data.scaling.to_model(items).to(model.device)
+    x_0, condition = model.data.scaling.to_model(items).to(model.device), model.data.model_condition(condition)
     return x_0, None if condition is None else condition.to(model.device), [f"item {i}" for i in range(count)]
 
 

@@ -36,17 +36,18 @@ class Dataset(Component):
     def load(self, context: DatasetContext) -> Samples:
         """Return the samples. Raise `ValueError` or `OSError` with one clear line when they cannot be loaded."""
 
-    def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
-        """Return a condition that the user names by a text, such as a caption, with which a sample is drawn.
-
-        `field` is `vector`, `image` or `tokens`, and `spec` has its shape. The result is one row of it, or several
-        (N, ...), in the units in which `load` returns them. None, the default, leaves the text to difftool, which reads
-        numbers, image files and `.npy` files. Raise `ValueError` for a text that makes no sense.
-        """
-        return None
-
     def item_shape(self) -> tuple[int, ...] | None:
         """Return the shape of one item if the options alone fix it, so that misfits are refused before any work."""
+        return None
+
+    def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
+        """Return the raw condition that a user means by `--vector TEXT`, `--image TEXT` or `--tokens TEXT`.
+
+        `field` is "vector", "image" or "tokens", and `spec` has its shape. The result has one row for each sample, or
+        one for all of them, in the units of `Samples`: (N, D), (N, C, H, W) or (N, L, D). None, the default, leaves it
+        to difftool, which reads numbers, images and `.npy` files. Raise `ValueError` or `OSError` with one clear line
+        for a text that means nothing.
+        """
         return None
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import count
+from itertools import count, repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from difftool.data.columns import COLUMNS, images_of, row_of
 from difftool.data.condition import Condition
 from difftool.data.samples import Augment, Samples
-from difftool.data.tensors import item_of
 from difftool.errors import DifftoolError, blaming, describe, one_line
 from difftool.rng import generator, permutation
 from difftool.scripts import LoadedScripts
@@ -26,9 +26,10 @@ class Batch:
     """Raw items and their condition on the device for one or more steps, or this process's share of each step."""
 
     items: Tensor
-    condition: Condition | None
+    condition: Condition | None = None
+    """Raw, as `Samples` hold it; `DataFacts.model_condition` brings it into the units of the network."""
     noise: Tensor | None = None
-    """The noise that is stored with the items, in place of random noise."""
+    """The noise that belongs to the items, or None if it is to be drawn."""
 
 
 class Batches:
@@ -59,9 +60,9 @@ class Batches:
         self.waited = 0.0
         """The time in seconds that training has waited for worker processes."""
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(samples), seed, "order", epoch))
-        if isinstance(samples.items, Tensor):
-            self._items = _on_device(samples.items, self.device)
-            self._labels = None if samples.labels is None else samples.labels.to(self.device)
+        if samples.in_memory:
+            columns = {"items": samples.items, **samples.columns}
+            self._columns = {name: _on_device(c, self.device) for name, c in columns.items() if isinstance(c, Tensor)}
 
     def indices(self, step: int, steps: int = 1) -> Tensor:
         """Return the indices of the items of these steps, int64 (steps * batch_size,).
@@ -87,26 +88,51 @@ class Batches:
 
         Data in memory come for several steps at once: up to the next multiple of `block`.
         """
-        batches = self._from_memory(step, block) if isinstance(self.samples.items, Tensor) else self._from_source(step)
-        augment = self.samples.augment
+        batches = self._from_memory(step, block) if self.samples.in_memory else self._from_source(step)
+        if self.samples.augment is None and self.samples.images_function is None:
+            yield from batches
+            return
         for batch in batches:
-            if augment is None:
-                yield batch
-            else:
-                steps = enumerate(torch.split(batch.items, self.size), start=step)
-                items = torch.cat([self._augmented(augment, items, at) for at, items in steps])
-                yield Batch(items, batch.condition)
+            yield self._changed(batch, step)
             step += len(batch.items) // self.size
 
-    def _augmented(self, augment: Augment, items: Tensor, step: int) -> Tensor:
-        """Augment the items of a step at their places in the whole batch, so that shares change no random number."""
-        random = generator(self.seed, "augment", step, device=self.device)
+    def _changed(self, batch: Batch, step: int) -> Batch:
+        """Return the batch of this step, or of several from it on, augmented and with its computed images."""
+        condition = batch.condition
+        images = None if condition is None else condition.image
+        own = repeat(None) if images is None else torch.split(images, self.size)
+        parts = zip(torch.split(batch.items, self.size), own, strict=False)
+        steps = [self._changed_step(*part, at) for at, part in enumerate(parts, start=step)]
+        items = torch.cat([items for items, _ in steps])
+        if steps[0][1] is not None:
+            images = torch.cat([images for _, images in steps if images is not None])
+            condition = Condition.shown({"image": images}) if condition is None else replace(condition, image=images)
+        return Batch(items, condition, batch.noise)
+
+    def _changed_step(self, items: Tensor, images: Tensor | None, step: int) -> tuple[Tensor, Tensor | None]:
+        """Return the items and images of a step, changed at their places in the whole batch.
+
+        Thereby the shares of several processes change no random number.
+        """
+        augment, compute = self.samples.augment, self.samples.images_function
+        items, images = self._whole(items), None if images is None else self._whole(images)
         with blaming(self.name):
-            if self.size == self.batch_size:
-                return _augment(augment, items, random)
-            whole = items.new_zeros(self.batch_size, *items.shape[1:])
-            whole[self.part] = items
-            return _augment(augment, whole, random)[self.part]
+            if augment is not None:
+                items, images = _augmented(augment, items, images, self._generator("augment", step))
+            if compute is not None:
+                images = images_of(compute, items, self._generator("images", step))
+        return items[self.part], None if images is None else images[self.part]
+
+    def _whole(self, rows: Tensor) -> Tensor:
+        """Return rows of a whole batch, with zeros for those of other processes."""
+        if self.size == self.batch_size:
+            return rows
+        whole = rows.new_zeros(self.batch_size, *rows.shape[1:])
+        whole[self.part] = rows
+        return whole
+
+    def _generator(self, purpose: str, step: int) -> torch.Generator:
+        return generator(self.seed, purpose, step, device=self.device)
 
     def _from_memory(self, step: int, block: int) -> Iterator[Batch]:
         while True:
@@ -115,8 +141,7 @@ class Batches:
             if cuda:  # a copy from ordinary memory would wait for the device
                 indices = indices.pin_memory()
             indices = indices.to(self.device, non_blocking=cuda)
-            labels = None if self._labels is None else self._labels.index_select(0, indices)
-            yield Batch(self._items.index_select(0, indices), _condition(labels))
+            yield _batch({name: column.index_select(0, indices) for name, column in self._columns.items()})
             step += steps
 
     def _from_source(self, step: int) -> Iterator[Batch]:
@@ -136,26 +161,40 @@ class Batches:
         read = iter(loader)
         while True:
             start = time.perf_counter()
-            items, labels = next(read)
+            rows = next(read)
             self.waited += time.perf_counter() - start
-            if isinstance(items, DifftoolError):  # a worker would add its traceback, so the error is handed over
+            if isinstance(rows, DifftoolError):  # a worker would add its traceback, so the error is handed over
                 # a new one, since this frame must not outlive its error: workers end with it
-                raise DifftoolError(str(items))
-            labels = None if labels is None else labels.to(self.device, non_blocking=cuda)
-            yield Batch(_on_device(items, self.device), _condition(labels))
+                raise DifftoolError(str(rows))
+            yield _batch({name: _on_device(column, self.device) for name, column in rows.items()})
 
 
-def _condition(labels: Tensor | None) -> Condition | None:
-    """Return the condition of labels (B,), none of them hidden."""
-    return None if labels is None else Condition(label=labels, hidden=torch.zeros_like(labels, dtype=torch.bool))
+def _batch(rows: dict[str, Tensor]) -> Batch:
+    """Return a batch of the rows of items and columns by name."""
+    items, noise = rows.pop("items"), rows.pop("noise", None)
+    return Batch(items, Condition.shown(rows), noise)
 
 
-def _augment(augment: Augment, items: Tensor, random: torch.Generator) -> Tensor:
-    """Return augmented items. Raises `DifftoolError` if their shape changed, which training would broadcast."""
-    result = augment(items, random)
-    if result.shape != items.shape:
-        raise DifftoolError(f"augment() of the dataset made {tuple(result.shape)} of {tuple(items.shape)}")
-    return result
+def _augmented(
+    augment: Augment, items: Tensor, images: Tensor | None, random: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Return augmented items, and images if there are any.
+
+    Raises `DifftoolError` if a shape changed, which training would broadcast.
+    """
+    result = augment(items, random) if images is None else augment(items, random, images)
+    if images is None:
+        pairs = [(result, items)]
+    elif isinstance(result, tuple) and len(result) == 2:
+        pairs = [(result[0], items), (result[1], images)]
+    else:
+        raise DifftoolError("augment() of the dataset must return (items, images), since it has condition images")
+    for new, old in pairs:
+        if new.shape != old.shape:
+            raise DifftoolError(f"augment() of the dataset made {tuple(new.shape)} of {tuple(old.shape)}")
+    if images is not None and pairs[1][0].dtype != images.dtype:  # pixels are told from model units by it
+        raise DifftoolError(f"augment() of the dataset made {pairs[1][0].dtype} of images of {images.dtype}")
+    return pairs[0][0], None if images is None else pairs[1][0]
 
 
 def _on_device(items: Tensor, device: torch.device) -> Tensor:
@@ -170,21 +209,31 @@ class _Reader(torch.utils.data.Dataset[Any]):
 
     def __init__(self, samples: Samples, name: str) -> None:
         self.scripts = LoadedScripts()  # first, since a script may define what the other attributes hold
-        self.items, self.labels, self.shape, self.name = samples.items, samples.labels, samples.shape, name
+        self.columns = {"items": samples.items, **samples.columns}
+        self.shapes = {"items": samples.shape, **samples.row_shapes}
+        self.name = name
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.columns["items"])
 
-    def __getitem__(self, i: int) -> tuple[Any, Tensor | None]:
+    def __getitem__(self, i: int) -> dict[str, Tensor] | DifftoolError:
+        """Return the item and what comes with it, by name."""
         try:
-            item = item_of(self.items, i)
-            if tuple(item.shape) != self.shape:
-                raise ValueError(f"items are {tuple(item.shape)}, but the shape says {self.shape} (item {i})")
-            return item, None if self.labels is None else self.labels[i]
+            return {name: self._row(name, i) for name in self.columns}
         except (ValueError, OSError) as error:
-            return DifftoolError(one_line(error)), None
+            return DifftoolError(one_line(error))
         except Exception as error:
-            return DifftoolError(f"{self.name} failed: {describe(error)}"), None
+            return DifftoolError(f"{self.name} failed: {describe(error)}")
+
+    def _row(self, name: str, i: int) -> Tensor:
+        row = row_of(self.columns[name], name, i)
+        if tuple(row.shape) != self.shapes[name]:
+            if name == "items":
+                raise ValueError(f"items are {tuple(row.shape)}, but the shape says {self.shapes[name]} (item {i})")
+            raise ValueError(
+                f"{COLUMNS[name]} differ in shape: {self.shapes[name]}, then {tuple(row.shape)} (item {i})"
+            )
+        return row
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
@@ -194,10 +243,11 @@ def _leave_signals_to_the_parent(_worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def _collate(pairs: list[tuple[Any, Tensor | None]]) -> tuple[Any, Tensor | None]:
-    """Stack items and labels, or return the first error among the items."""
-    for item, _ in pairs:
-        if isinstance(item, DifftoolError):
-            return item, None
-    labels = [label for _, label in pairs if label is not None]
-    return torch.stack([item for item, _ in pairs]), torch.stack(labels) if labels else None
+def _collate(rows: list[dict[str, Tensor] | DifftoolError]) -> dict[str, Tensor] | DifftoolError:
+    """Stack items and columns by name, or return the first error among the rows."""
+    whole: list[dict[str, Tensor]] = []
+    for row in rows:
+        if isinstance(row, DifftoolError):
+            return row
+        whole.append(row)
+    return {name: torch.stack([row[name] for row in whole]) for name in whole[0]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,14 @@ class Condition:
         return cls(label=labels.masked_fill(hidden, 0), hidden=hidden)
 
     @classmethod
+    def shown(cls, fields: Mapping[str, Tensor]) -> Condition | None:
+        """Return the condition of fields by name, hidden for no item; None without any field."""
+        if not fields:
+            return None
+        first = next(iter(fields.values()))
+        return cls(**fields, hidden=torch.zeros(len(first), dtype=torch.bool, device=first.device))
+
+    @classmethod
     def nothing(cls, count: int, spec: ConditionSpec, device: torch.device) -> Condition:
         """Return the condition of `count` items that are all hidden."""
         zeros = {name: torch.zeros(count, *shape, device=device) for name, shape in spec.shapes.items()}
@@ -63,8 +71,7 @@ class Condition:
 
     def hide(self, items: Tensor) -> Condition:
         """Return the condition with these items (B,), bool, hidden as well."""
-        shown = {name: tensor for name, tensor in self.tensors().items() if name != "hidden"}
-        zeroed = {name: t.masked_fill(items.view(-1, *(1,) * (t.ndim - 1)), 0) for name, t in shown.items()}
+        zeroed = {name: t.masked_fill(items.view(-1, *(1,) * (t.ndim - 1)), 0) for name, t in self.fields().items()}
         return replace(self, **zeroed, hidden=self.hidden | items)
 
     def without(self, name: str) -> Condition | None:
@@ -80,6 +87,10 @@ class Condition:
         if self.label is None:
             raise ValueError("this network was built with classes and needs labels")
         return torch.where(self.hidden, classes, self.label)
+
+    def fields(self) -> dict[str, Tensor]:
+        """Return the conditions that are there, by name, without `hidden`."""
+        return {name: tensor for name, tensor in self.tensors().items() if name != "hidden"}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the fields that are there, by name."""

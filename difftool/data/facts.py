@@ -6,14 +6,26 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from difftool.data.columns import check_columns_finite
+from difftool.data.condition import Condition
 from difftool.data.forms import Form, form_of
-from difftool.data.samples import Samples, Scaling
+from difftool.data.measures import (
+    DECODED,
+    MEASURED,
+    MEASURED_NUMBERS,
+    check_bounds,
+    check_digits,
+    check_scaling,
+    vector_moments,
+)
+from difftool.data.samples import PIXELS, Samples
+from difftool.data.scaling import Scaling
 from difftool.data.tensors import check_finite
 from difftool.errors import printable, shortened
 from difftool.files import parse_json
@@ -23,23 +35,14 @@ LARGEST_UNIT = 1e30
 """The limit for shift, scale and bounds in a file, so that float32 does not overflow."""
 LARGEST_ITEM = 2**26
 """The largest number of values in an item: an image of 4096 x 4096 in four channels."""
-MEASURED, DECODED = 1_000, 256
-"""The number of items from which the standard deviation is measured: in memory, and if each must be decoded."""
-MEASURED_NUMBERS = 2**25
-"""The largest number of values from which the standard deviation is measured, unless one item has more."""
 MOST_AXES, MOST_UNITS = 16, 2**19
 """The largest numbers of axes of an item, and of entries of shift and scale."""
 MOST_CLASSES, LONGEST_NAME = 10**5, 1_000
+MOST_CHANNELS, LONGEST_VECTOR, MOST_TOKENS = 2**10, 2**14, 2**16
+"""The largest numbers of channels of a condition image, of numbers in a vector or a token, and of tokens."""
 LONGEST_TEXT = 8 * 2**20
 """The largest size of the facts in the header of a model file, which holds at most twice as much."""
-DEVIATIONS = (0.1, 10.0)
-"""The range of the standard deviation in model units that suits networks."""
-SMALLEST_BOUNDED = 0.01
-"""The smallest standard deviation of data with bounds: that of pixels from 0 to 1 taken for 0 to 255 is far smaller."""
-LARGEST_MEAN = 10.0
-"""The largest mean in model units, in either direction, that suits networks."""
-DIGITS = 8
-"""Data deviate from their mean by at least this many steps of their floating-point type, or have lost their shape."""
+UNCONDITIONAL = ConditionSpec()
 LISTED, LONGEST_LISTED = 4, 40
 """The number of classes that a message names, and the characters of a name."""
 
@@ -57,9 +60,16 @@ class DataFacts:
     """The standard deviation in model units."""
     form: Form | None = None
     """The meaning of the numbers; by default, one axis makes points and more axes an array."""
+    condition: ConditionSpec = UNCONDITIONAL
+    """The conditions that come with every item. The class names give the number of classes."""
+    vector_shift: tuple[float, ...] = ()
+    """The mean of each number of the vector; empty for zeros."""
+    vector_scale: tuple[float, ...] = ()
+    """The standard deviation of each number of the vector; empty for ones."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "form", form_of(self.form, self.shape))
+        object.__setattr__(self, "condition", replace(self.condition, classes=self.classes))
 
     @classmethod
     def of(cls, samples: Samples) -> DataFacts:
@@ -76,20 +86,22 @@ class DataFacts:
         n = len(samples)
         most = MEASURED if isinstance(samples.items, Tensor) else DECODED
         measured = max(1, min(n, most, MEASURED_NUMBERS // math.prod(samples.shape)))
-        items, _ = samples.take([i * n // measured for i in range(measured)])
+        items = samples.take_items([i * n // measured for i in range(measured)])
         if tuple(items.shape[1:]) != samples.shape:  # the first items of a source that are read
             raise ValueError(f"items are {tuple(items.shape[1:])}, but the shape says {samples.shape}")
         check_finite(samples.items if isinstance(samples.items, Tensor) else items)
-        _check_digits(items)
-        x = Scaling.of(samples).to_model(items)
+        check_digits(items)
+        x = samples.scaling.to_model(items)
         std, mean = (float(moment) for moment in torch.std_mean(x, correction=0))
         if not math.isfinite(std):
             raise ValueError("items hold numbers too large for float32; give scale=")
-        _check_scaling(mean, std, len(x), bounded=samples.bounds is not None)
-        _check_bounds(x, samples.bounds)
+        check_scaling(mean, std, len(x), bounded=samples.bounds is not None)
+        check_bounds(x, samples.bounds)
         if samples.is_image and samples.shape[0] > 4 >= samples.shape[2]:
             what = f"images of shape {samples.shape} have {samples.shape[0]} channels"
             warnings.warn(f"{what}, since channels come first; permute(0, 3, 1, 2) puts them there", stacklevel=2)
+        check_columns_finite(samples.columns)
+        condition, (vector_shift, vector_scale) = _condition_of(samples), vector_moments(samples)
         facts = cls(
             shape=samples.shape,
             shift=samples.shift,
@@ -98,6 +110,9 @@ class DataFacts:
             class_names=() if labels is None else names,
             std=round(std, 6) or 1.0,
             form=samples.form,
+            condition=condition,
+            vector_shift=vector_shift,
+            vector_scale=vector_scale,
         )
         try:
             return cls.read(parse_json(facts._text()))
@@ -127,9 +142,27 @@ class DataFacts:
         return len(self.class_names) or None
 
     @property
-    def condition(self) -> ConditionSpec:
-        """The conditions that come with every item."""
-        return ConditionSpec(classes=self.classes)
+    def vector_scaling(self) -> Scaling:
+        """The conversion of vectors between their own units and those of the network."""
+        return Scaling(self.vector_shift or (0.0,), self.vector_scale or (1.0,))
+
+    def model_condition(self, raw: Condition | None) -> Condition | None:
+        """Return a raw condition, as `Samples.take` and batches have it, in the units of the network.
+
+        Vectors get mean 0 and deviation 1, uint8 images become x/127.5 - 1, and all fields but labels float32. Hide
+        items afterwards.
+        """
+        if raw is None or (raw.vector is raw.image is raw.tokens):  # all are None
+            return raw
+        image = raw.image
+        if image is not None:
+            image = PIXEL_SCALING.to_model(image) if image.dtype == torch.uint8 else image.to(torch.float32)
+        return replace(
+            raw,
+            vector=None if raw.vector is None else self.vector_scaling.to_model(raw.vector),
+            image=image,
+            tokens=None if raw.tokens is None else raw.tokens.to(torch.float32),
+        )
 
     @property
     def classes_text(self) -> str:
@@ -138,7 +171,9 @@ class DataFacts:
 
     def document(self) -> dict[str, Any]:
         """Return the facts as plain values, which `read` takes."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        shapes = {key: value for key, value in vars(self.condition).items() if value is not None and key != "classes"}
+        return {**plain, "condition": shapes}
 
     def _text(self) -> str:
         """Return the facts as JSON. Raises `ValueError` if they are too long for a file."""
@@ -157,6 +192,7 @@ class DataFacts:
         name = Annotated[str, Field(max_length=LONGEST_NAME)]
         units = Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=MOST_UNITS)]
         side = Annotated[int, Field(ge=1, le=LARGEST_ITEM)]
+        numbers = Annotated[tuple[FiniteFloat, ...], Field(max_length=LONGEST_VECTOR)]
         model = create_model(
             "DataFacts",
             __config__=ConfigDict(strict=True, extra="ignore"),
@@ -167,9 +203,13 @@ class DataFacts:
             std=(Annotated[FiniteFloat, Field(gt=0)], 1.0),
             class_names=(Annotated[tuple[name, ...], Field(max_length=MOST_CLASSES)], ()),
             form=(Form, ...),
+            condition=(_condition_model(), None),
+            vector_shift=(numbers, ()),
+            vector_scale=(numbers, ()),
         )
         try:
-            facts = cls(**model.model_validate_json(json.dumps(document)).model_dump())
+            values = model.model_validate_json(json.dumps(document)).model_dump()
+            facts = cls(**{**values, "condition": ConditionSpec(**(values["condition"] or {}))})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -177,12 +217,67 @@ class DataFacts:
             raise ValueError("shift and scale must have one entry, or one for each channel")
         if math.prod(facts.shape) > LARGEST_ITEM:
             raise ValueError("an item has too many numbers")
-        ordinary = all(1 / LARGEST_UNIT < scale < LARGEST_UNIT for scale in facts.scale)
-        if not ordinary or max(map(abs, facts.shift)) > LARGEST_UNIT:
+        if not _are_ordinary(facts.shift, facts.scale):
             raise ValueError("shift and scale must be ordinary numbers, scale above 0")
+        facts._check_condition()
         if facts.bounds is not None and not -LARGEST_UNIT < facts.bounds[0] < facts.bounds[1] < LARGEST_UNIT:
             raise ValueError("bounds must be a low and a high number")
         return facts
+
+    def _check_condition(self) -> None:
+        """Refuse shapes of a file's conditions that do not go together. Raises `ValueError`."""
+        image, tokens, vector = self.condition.image, self.condition.tokens, self.condition.vector
+        if image is not None and (len(self.shape) != 3 or image[1:] != self.shape[1:]):
+            raise ValueError("condition.image must be as high and wide as an item")
+        if max(math.prod(image or ()), math.prod(tokens or ())) > LARGEST_ITEM:
+            raise ValueError("a condition has too many numbers")
+        if {len(self.vector_shift), len(self.vector_scale)} != {vector or 0}:
+            raise ValueError("vector_shift and vector_scale must have an entry for each number of condition.vector")
+        if not _are_ordinary(self.vector_shift, self.vector_scale):
+            raise ValueError("vector_shift and vector_scale must be ordinary numbers, vector_scale above 0")
+
+
+PIXEL_SCALING = Scaling(PIXELS["shift"], PIXELS["scale"])
+"""The scaling of pixels, those of condition images too."""
+
+
+def _condition_model() -> Any:
+    """Return the pydantic model of a condition in a file."""
+    from typing import Annotated
+
+    from pydantic import ConfigDict, Field, create_model
+
+    def number(most: int) -> Any:
+        return Annotated[int, Field(ge=1, le=most)]
+
+    model: Any = create_model(
+        "Condition",
+        __config__=ConfigDict(strict=True, extra="ignore"),
+        vector=(number(LONGEST_VECTOR) | None, None),
+        image=(tuple[number(MOST_CHANNELS), number(LARGEST_ITEM), number(LARGEST_ITEM)] | None, None),  # type: ignore
+        tokens=(tuple[number(MOST_TOKENS), number(LONGEST_VECTOR)] | None, None),  # type: ignore
+    )
+    return model | None
+
+
+def _are_ordinary(shift: Sequence[float], scale: Sequence[float]) -> bool:
+    """Return whether shifts and scales overflow no float32, and no scale is 0 or less."""
+    ordinary = all(1 / LARGEST_UNIT < number < LARGEST_UNIT for number in scale)
+    return ordinary and all(abs(number) <= LARGEST_UNIT for number in shift)
+
+
+def _condition_of(samples: Samples) -> ConditionSpec:
+    """Return the shapes of the conditions, without the classes. Raises `ValueError` for what no network could take."""
+    shapes = {name: shape for name, shape in samples.row_shapes.items() if name not in ("label", "noise")}
+    limits = {"vector": (LONGEST_VECTOR,), "image": (MOST_CHANNELS,), "tokens": (MOST_TOKENS, LONGEST_VECTOR)}
+    for name, shape in shapes.items():
+        if any(size > most for size, most in zip(shape, limits[name], strict=False)):
+            most = "x".join(map(str, limits[name]))
+            raise ValueError(f"a row of {name} is {shape}, larger than {most}, the most that a model file may hold")
+    vector = shapes.get("vector")
+    image: Any = shapes.get("image")
+    tokens: Any = shapes.get("tokens")
+    return ConditionSpec(vector=vector[0] if vector else None, image=image, tokens=tokens)
 
 
 def classes_text(names: Sequence[str], most: int = LISTED) -> str:
@@ -202,46 +297,3 @@ def _check_names(names: tuple[str, ...]) -> None:
     for number, name in enumerate(names):
         if len(name) > LONGEST_NAME or any("\ud800" <= c <= "\udfff" for c in name):
             raise ValueError(f"class {number} has a name that a model file cannot hold")
-
-
-def _check_digits(items: Tensor) -> None:
-    """Raise `ValueError` for floats (n, C, ...) so far from 0 that their type cannot tell them apart."""
-    if not items.is_floating_point() or len(items) < 2:
-        return
-    eps = torch.finfo(items.dtype).eps
-    axes = [axis for axis in range(items.ndim) if axis != 1]
-    std, mean = torch.std_mean(items.to(torch.float64), dim=axes, correction=0)
-    lost = (std > 0) & (std < DIGITS * eps * mean.abs())
-    if bool(lost.any()):
-        channel, dtype = int(lost.int().argmax()), str(items.dtype).removeprefix("torch.")
-        cure = "subtract their mean first" if items.dtype == torch.float64 else "give them as float64"
-        raise ValueError(
-            f"channel {channel} of the items deviates by {std[channel]:.2g} from its mean {mean[channel]:.6g}, "
-            f"less than {dtype} can hold; {cure}"
-        )
-
-
-def _check_scaling(mean: float, std: float, count: int, *, bounded: bool) -> None:
-    """Warn of data whose mean and deviation in model units no network learns from. Images may well be dark."""
-    low, high = DEVIATIONS
-    low = SMALLEST_BOUNDED if bounded else low
-    if abs(mean) <= LARGEST_MEAN and (low <= std <= high or count == 1 or std == 0.0):
-        return
-    warnings.warn(
-        f"in model units, (item - shift) / scale, the data have mean {mean:.3g} and standard deviation {std:.3g}, but "
-        "networks learn from about 0 and 1; scale them by difftool.points(), or by shift= and scale= of Samples",
-        stacklevel=3,
-    )
-
-
-def _check_bounds(x: Tensor, bounds: tuple[float, float] | None) -> None:
-    """Warn of data beyond their bounds, which no samples will reach."""
-    if bounds is None:
-        return
-    low, high, room = float(x.min()), float(x.max()), (bounds[1] - bounds[0]) / 100
-    if low < bounds[0] - room or high > bounds[1] + room:
-        warnings.warn(
-            f"in model units, the data reach from {low:.3g} to {high:.3g}, beyond their bounds {bounds}, to which "
-            "samples are clipped",
-            stacklevel=3,
-        )

@@ -19,7 +19,7 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +44,10 @@ MAX_PIXELS = 89_000_000
 """The largest image. Threads together hold no more decoded pixels than this, unless one image alone has them."""
 PIECE = 1024
 """The side in pixels of the pieces that are converted one by one: a conversion needs several times their memory."""
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
+"""The EXIF tag of how to turn an image, and its values that exchange height and width."""
+GRAY = ("1", "L", "LA", "La")
+"""Pillow's modes of gray images, beside those of more than 8 bits, which begin with I."""
 GAP = 3.0
 """The reducing gap of Pillow: cheap reduction (in the JPEG decoder, or by averaging blocks of pixels) stops at this
 multiple of the result, and the antialiasing filter does the rest. With 3 the difference is invisible."""
@@ -67,18 +71,35 @@ class BadImage(ValueError):
 
 
 def read_image(path: str | os.PathLike[str], *, channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
-    """Return the pixels of an image file, uint8 (channels, height, width), with 1 or 3 channels.
+    """Return the pixels of an image file, uint8 (channels, height, width): 1 for gray, 3 for colour.
 
-    `size` is (height, width), or None for that of the image. Raises `BadImage`, a `ValueError` that names the file.
+    2 and 4 channels keep the transparency, as the last of them: 255 where the image is seen, and 0 where it is hidden.
+    The others are multiplied by it, so what is hidden is black. `size` is (height, width), or None for that of the
+    image. Raises `BadImage`, a `ValueError` that names the file.
     """
     with opened(os.fspath(path)) as image:
         return torch.from_numpy(pixels(image, channels, size))
 
 
-def check_image(path: str | os.PathLike[str]) -> None:
-    """Check the header of an image file without decoding it. Raises `BadImage`."""
-    with opened(os.fspath(path)):
-        pass
+def check_image(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """Check the header of an image file without decoding it, and return the shape (channels, height, width) it shows.
+
+    It is turned as its EXIF data say. There is 1 channel for gray, and 3 for colour. Raises `BadImage`.
+    """
+    with opened(os.fspath(path)) as image:
+        height, width = image.height, image.width
+        with contextlib.suppress(Exception):  # damaged EXIF data do not spoil the image
+            if image.getexif().get(ORIENTATION) in TURNED:
+                height, width = width, height
+        return (1 if image.mode in GRAY or image.mode.startswith("I") else 3), height, width
+
+
+def same_proportions(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Return whether two sizes (height, width) have the same proportions; the sides of either may be rounded."""
+    (h, w), (height, width) = sorted([a, b], key=math.prod)
+    fits_width = h in (math.floor(height * w / width), math.ceil(height * w / width))
+    fits_height = w in (math.floor(width * h / height), math.ceil(width * h / height))
+    return fits_width or fits_height
 
 
 def pixels(image: Image.Image, channels: int, size: tuple[int, int] | None) -> np.ndarray:
@@ -100,11 +121,15 @@ def _decoded(image: Image.Image, channels: int, size: tuple[int, int] | None) ->
         raise
     except Exception:  # damaged EXIF data do not spoil the image
         pass
-    flat = _flat(image, "L" if channels == 1 else "RGB")
-    height, width = size or (flat.height, flat.width)
-    box = cover_box(flat.width, flat.height, width, height)
-    scaled = flat.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=GAP)
-    return np.array(np.asarray(scaled).reshape(height, width, channels).transpose(2, 0, 1), order="C")
+    mode, transparent = "L" if channels <= 2 else "RGB", channels in (2, 4)
+    layers = [_flat(image, mode, "black" if transparent else "white")]
+    if transparent:
+        layers.append(_by_pieces(image, "L", _alpha))
+    height, width = size or (image.height, image.width)
+    box = cover_box(image.width, image.height, width, height)
+    scaled = [layer.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=GAP) for layer in layers]
+    pixels = np.concatenate([np.asarray(layer).reshape(height, width, -1) for layer in scaled], axis=2)
+    return np.array(pixels.transpose(2, 0, 1), order="C")
 
 
 def cover_box(w: int, h: int, width: int, height: int) -> tuple[float, float, float, float]:
@@ -141,36 +166,50 @@ class _Budget:
 _in_flight = _Budget(MAX_PIXELS)
 
 
-def _flat(image: Image.Image, mode: str) -> Image.Image:
-    """Convert an image to 8-bit RGB or L, laid over white, piece by piece."""
+def _flat(image: Image.Image, mode: str, background: str) -> Image.Image:
+    """Convert an image to 8-bit RGB or L, laid over a background."""
     if image.mode == mode and not image.has_transparency_data:
         return image
+    return _by_pieces(image, mode, lambda piece: _converted(piece, mode, background))
+
+
+def _by_pieces(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     width, height = image.size
     if width * height <= PIECE**2:
-        return _converted(image, mode)
-    flat = Image.new(mode, image.size)
+        return convert(image)
+    whole = Image.new(mode, image.size)
     for top, left in product(range(0, height, PIECE), range(0, width, PIECE)):
         box = (left, top, min(width, left + PIECE), min(height, top + PIECE))
-        flat.paste(_converted(image.crop(box), mode), box)
-    return flat
+        whole.paste(convert(image.crop(box)), box)
+    return whole
 
 
-def _converted(image: Image.Image, mode: str) -> Image.Image:
+def _converted(image: Image.Image, mode: str, background: str) -> Image.Image:
     if image.mode.startswith("I"):
         values, key = np.asarray(image), image.info.get("transparency")
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("its gray values do not fit 16 bits")
         gray = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-        gray[values == key] = 255  # transparent pixels become white; a key of None equals no value
+        gray[values == key] = 255 if background == "white" else 0  # a key of None equals no value
         image = Image.fromarray(gray)
     elif image.mode == "La":  # Pillow cannot convert this mode to RGBA directly
         image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     if image.mode not in ("L", "RGB"):
         image = image.convert("RGB" if image.mode != "1" else "L")
     return image if image.mode == mode else image.convert(mode)
+
+
+def _alpha(image: Image.Image) -> Image.Image:
+    """Return the transparency of an image as L, 255 where it is seen."""
+    if not image.has_transparency_data:
+        return Image.new("L", image.size, 255)
+    if image.mode.startswith("I"):
+        seen = np.asarray(image) != image.info.get("transparency")
+        return Image.fromarray((255 * seen).astype(np.uint8))
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA").getchannel("A")
 
 
 def _refuse_unknown_range(image: Image.Image) -> None:
@@ -249,16 +288,21 @@ def check_proportions(image: Path, mask: Path) -> None:
     Both are compared as they are shown, turned as their EXIF data say; the sides of either may be rounded to a pixel.
     Raises `UsageError`, and `DifftoolError` if one cannot be read.
     """
-    sizes = [_read(image, "--inpaint", channels=1).shape[1:], _read(mask, "--mask", channels=1).shape[1:]]
-    (h, w), (height, width) = sorted(sizes, key=math.prod)
-    fits_width = h in (math.floor(height * w / width), math.ceil(height * w / width))
-    fits_height = w in (math.floor(width * h / height), math.ceil(width * h / height))
-    if not (fits_width or fits_height):
-        shown, masked = (f"{columns}x{rows}" for rows, columns in sizes)
+    a, b = _size(image, "--inpaint"), _size(mask, "--mask")
+    if not same_proportions(a, b):
+        shown, masked = (f"{columns}x{rows}" for rows, columns in (a, b))
         raise UsageError(
             f"--mask: {mask} is {masked} pixels, and the image of --inpaint {shown}; give it the proportions of the "
             "image, white where it is painted anew and black where it is kept"
         )
+
+
+def _size(path: Path, option: str) -> tuple[int, int]:
+    try:
+        _, height, width = check_image(path)
+    except BadImage as error:
+        raise DifftoolError(f"{option}: {error}") from None
+    return height, width
 
 
 def _read(path: Path, option: str, *, channels: int, size: tuple[int, int] | None = None) -> Tensor:
@@ -305,6 +349,6 @@ def _with_alpha(image: Image.Image, channels: int) -> np.ndarray:
     with contextlib.suppress(Exception):  # damaged EXIF data do not spoil the image
         ImageOps.exif_transpose(image, in_place=True)
     rgba = np.asarray((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))
-    colours = Image.fromarray(rgba[..., :3]).convert("L" if channels == 2 else "RGB")
-    layers = np.asarray(colours).reshape(*rgba.shape[:2], channels - 1) * (rgba[..., 3:] > 0)
+    flat = Image.fromarray(rgba[..., :3]).convert("L" if channels == 2 else "RGB")
+    layers = np.asarray(flat).reshape(*rgba.shape[:2], channels - 1) * (rgba[..., 3:] > 0)
     return np.ascontiguousarray(np.concatenate([layers, rgba[..., 3:]], axis=2).transpose(2, 0, 1))

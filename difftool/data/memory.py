@@ -29,7 +29,10 @@ class Memory(Dataset, name="memory"):
         from difftool.data.samples import fingerprint
 
         if not samples.fingerprint and isinstance(samples.items, torch.Tensor):
-            sha = hashlib.sha256(samples.items.contiguous().view(-1).view(torch.uint8).numpy().data)
+            sha = hashlib.sha256()
+            for column in (samples.items, *(column for name, column in samples.columns.items() if name != "label")):
+                if isinstance(column, torch.Tensor):
+                    sha.update(column.contiguous().view(-1).view(torch.uint8).numpy().data)
             samples = replace(samples, fingerprint=sha.hexdigest())
         made = (_Images if samples.is_image else cls)(fingerprint=fingerprint(samples))
         object.__setattr__(made, "samples", samples)
@@ -57,7 +60,8 @@ def samples_of(data: Samples | Tensor | np.ndarray[Any, Any] | list[Any]) -> Sam
     Samples stay as they are. Raises `TypeError` for a list that is no array of numbers, and `ValueError` for data that
     cannot be trained on.
     """
-    from difftool.data.samples import Samples, moments
+    from difftool.data.samples import Samples
+    from difftool.data.scaling import moments
     from difftool.data.tensors import check_finite, tensor_of
 
     if isinstance(data, Samples):

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
 from operator import index
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from difftool.data.columns import (
+    COLUMNS,
+    Column,
+    ImagesOf,
+    Items,
+    check_row,
+    column_of,
+    images_at,
+    labels_of,
+    row_of,
+    rows_of,
+    source_of,
+)
 from difftool.data.condition import Condition
 from difftool.data.forms import Form, form_of
-from difftool.data.tensors import item_of, numbers_of, tensor_of
-from difftool.errors import DifftoolError, one_line
+from difftool.data.scaling import Scaling, moments
+from difftool.data.tensors import numbers_of, tensor_of
 from difftool.rng import generator
 
 
@@ -36,14 +48,7 @@ class DatasetContext:
         return generator(self.seed, "dataset", *parts)
 
 
-class Items(Protocol):
-    """A map-style source: `source[i]` has no side effects and returns item i, a tensor of `Samples.shape`."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, i: int) -> Tensor: ...
-
-
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+Augment = Callable[..., Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +69,22 @@ class Samples:
     labels: Tensor | None = None
     """(N,) int64 class indices."""
     class_names: tuple[str, ...] = ()
+    vectors: Column | None = None
+    """(N, D) numbers in any units, which difftool brings to mean 0 and deviation 1. Like `items`, these and the columns
+    below are a tensor, an array, or a source that is read with the item."""
+    images: Column | ImagesOf | None = None
+    """(N, C, H, W), as high and wide as the items: uint8 pixels, which become x/127.5 - 1, or floats in model units. Or
+    a function `images(items, generator)` that computes them from a batch (B, *shape) of raw, augmented items."""
+    tokens: Column | None = None
+    """(N, L, D) numbers, which the network gets as they are."""
+    noise: Column | None = None
+    """(N, *shape) floats: the noise that belongs to each item, which training takes instead of drawing any."""
     item_ids: Sequence[str] | None = None
     """Stable names of the items, such as relative paths. They decide which items are held out, whatever the seed."""
     augment: Augment | None = None
-    """A random change of a batch (B, *shape) of raw items, each on its own, such as a flip. It runs outside workers."""
+    """`augment(items, generator) -> items`, a random change of a batch (B, *shape) of raw items, each on its own, such
+    as a flip. Where `images` are stored, `augment(items, generator, images) -> (items, images)` changes both alike. It
+    runs outside workers."""
     mixture: Mixture | None = None
     """The distribution that the items were drawn from, if it is a mixture of Gaussians."""
     fingerprint: str = ""
@@ -78,10 +95,7 @@ class Samples:
 
     def __post_init__(self) -> None:
         """Bring all fields into plain types. Raises `ValueError` for what no model file could describe."""
-        self._set(items=tensor_of(self.items))
-        if not hasattr(self.items, "__len__") or not hasattr(self.items, "__getitem__"):
-            kind = type(self.items).__name__
-            raise ValueError(f"items must be a tensor, a NumPy array or a source with len() and [i], not {kind}")
+        self._set(items=source_of(self.items, "items"))
         if (isinstance(self.items, Tensor) and self.items.ndim == 0) or len(self.items) == 0:
             raise ValueError("the dataset is empty")
         try:
@@ -116,56 +130,111 @@ class Samples:
         if self.item_ids is not None and len(self.item_ids) != len(self.items):
             raise ValueError(f"{len(self.item_ids)} item_ids for {len(self.items)} items")
         if self.labels is not None:
-            self._set(labels=self._checked_labels(self.labels))
+            self._set(labels=labels_of(self.labels, self.class_names, len(self.items)))
+        for name, field in COLUMNS.items():
+            given = getattr(self, field)
+            if name != "label" and given is not None and not (name == "image" and _is_function(given)):
+                self._set(**{field: column_of(given, name, self.shape, len(self.items))})
 
     def _set(self, **values: object) -> None:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def _checked_labels(self, given: object) -> Tensor:
-        """Return labels of any integer type as int64 (N,). Raises `ValueError`."""
-        labels = tensor_of(given, "labels")
-        if not isinstance(labels, Tensor):
-            try:
-                labels = torch.as_tensor(labels)
-            except (TypeError, ValueError, RuntimeError):
-                raise ValueError(f"labels must be int64, not {type(given).__name__}") from None
-        if labels.ndim != 1:
-            raise ValueError(f"labels must be one class index an item, of shape (N,), not {tuple(labels.shape)}")
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise ValueError(f"labels must be int64, not {str(labels.dtype).removeprefix('torch.')}")
-        if len(labels) != len(self.items):
-            raise ValueError(f"{len(labels)} labels for {len(self.items)} items")
-        labels = labels.to(torch.int64)
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or (self.class_names and high >= len(self.class_names)):
-            count = f"{len(self.class_names)} classes" if self.class_names else "classes"
-            raise ValueError(f"labels must be indices of the {count}, from 0 on; they reach from {low} to {high}")
-        return labels
-
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def scaling(self) -> Scaling:
+        """The conversion between data units and model units."""
+        return Scaling(tuple(self.shift), tuple(self.scale))
 
     @property
     def is_image(self) -> bool:
         """True if items are pixels (channels, height, width)."""
         return self.form == "image"
 
+    @property
+    def columns(self) -> dict[str, Column]:
+        """The columns that are stored, by the name of a row: a field of `Condition`, or "noise"."""
+        stored = {name: getattr(self, field) for name, field in COLUMNS.items()}
+        return {name: c for name, c in stored.items() if c is not None and not (name == "image" and _is_function(c))}
+
+    @property
+    def images_function(self) -> ImagesOf | None:
+        """The function that computes the condition images, or None if they are stored or there are none."""
+        images: Any = self.images
+        return images if images is not None and _is_function(images) else None
+
+    @property
+    def in_memory(self) -> bool:
+        """True if nothing has to be read with the items."""
+        return all(isinstance(column, Tensor) for column in (self.items, *self.columns.values()))
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The fields of `Condition` that come with the items."""
+        return tuple(name for name, field in COLUMNS.items() if name != "noise" and getattr(self, field) is not None)
+
+    @property
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of a row of each column, and of the images, by name. The first row of a source is read for it.
+
+        Raises `ValueError` for a row that does not fit the items, and whatever a source raises.
+        """
+        shapes = {}
+        for name, column in self.columns.items():
+            row = row_of(column, name, 0)
+            if name != "label":
+                check_row(name, row, self.shape)
+            shapes[name] = tuple(row.shape)
+        if self.images_function is not None:
+            shapes["image"] = tuple(images_at(self.images_function, self.take_items([0]), [0]).shape[1:])
+        return shapes
+
+    def take_items(self, indices: Sequence[int]) -> Tensor:
+        """Return raw items (B, *shape) at indices. Raises `DifftoolError` if one cannot be read."""
+        return rows_of(self.items, "items", indices)
+
     def take(self, indices: Sequence[int]) -> tuple[Tensor, Condition | None]:
-        """Return raw items (B, *shape) and their condition at indices. Raises `DifftoolError` if one cannot be read."""
-        if isinstance(self.items, Tensor):
-            items = self.items[torch.as_tensor(indices)]
-        else:
-            try:
-                items = torch.stack([item_of(self.items, int(i)) for i in indices])
-            except (ValueError, OSError) as error:
-                raise DifftoolError(one_line(error)) from error
-            except RuntimeError as error:
-                raise DifftoolError(f"items differ in shape: {one_line(error)}") from error
-        if self.labels is None:
-            return items, None
-        labels = self.labels[torch.as_tensor(indices)]
-        return items, Condition(label=labels, hidden=torch.zeros(len(labels), dtype=torch.bool))
+        """Return raw items (B, *shape) and their raw condition at indices, the same ones every time.
+
+        `DataFacts.model_condition` brings the condition into the units of the network. Raises `DifftoolError` if an
+        item cannot be read.
+        """
+        items = self.take_items(indices)
+        fields = {name: rows_of(c, name, indices) for name, c in self.columns.items() if name != "noise"}
+        if self.images_function is not None:
+            fields["image"] = images_at(self.images_function, items, indices)
+        return items, Condition.shown(fields)
+
+    def take_noise(self, indices: Sequence[int]) -> Tensor | None:
+        """Return the noise (B, *shape) that belongs to items at indices, or None if it is to be drawn."""
+        return None if self.noise is None else rows_of(self.noise, "noise", indices)
+
+    def select(self, conditions: Collection[str]) -> Samples:
+        """Return the samples with these conditions alone, of those that come with the items."""
+        dropped = [name for name in self.conditions if name not in conditions]
+        changes: dict[str, Any] = {COLUMNS[name]: None for name in dropped}
+        if "label" in dropped:
+            changes["class_names"] = ()
+        if "image" in dropped and self.augment is not None and self.images_function is None:
+            changes["augment"] = _WithoutImages(self.augment, self.row_shapes["image"])
+        return replace(self, **changes) if dropped else self
+
+
+@dataclass(frozen=True)
+class _WithoutImages:
+    """An augmentation of items and images that is given black images, where the images were left out."""
+
+    augment: Augment
+    shape: tuple[int, ...]
+
+    def __call__(self, items: Tensor, random: torch.Generator) -> Any:
+        return self.augment(items, random, items.new_zeros(len(items), *self.shape, dtype=torch.uint8))[0]
+
+
+def _is_function(images: object) -> bool:
+    return callable(images) and not hasattr(images, "__getitem__")
 
 
 def _are_texts(values: object) -> bool:
@@ -179,58 +248,12 @@ def fingerprint(samples: Samples) -> str:
     Floats are left out, since another machine may round them differently.
     """
     sha = hashlib.sha256(json.dumps([samples.fingerprint, samples.class_names]).encode())
-    for tensor in (samples.items, samples.labels):
-        if isinstance(tensor, Tensor) and not tensor.is_floating_point():
-            sha.update(tensor.contiguous().cpu().numpy().data)
+    for name, column in {"items": samples.items, **samples.columns}.items():
+        if name not in ("items", "label"):
+            sha.update(name.encode())
+        if isinstance(column, Tensor) and not column.is_floating_point():
+            sha.update(column.contiguous().cpu().numpy().data)
     return f"{len(samples):,} items, {'x'.join(map(str, samples.shape))}, {sha.hexdigest()[:16]}"
-
-
-FAR = 2.0**10
-"""From this |shift| / scale on, float32 rounds shifted data by a ten-thousandth of their deviation or more."""
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """The conversion between data units and model units."""
-
-    shift: tuple[float, ...]
-    scale: tuple[float, ...]
-
-    @classmethod
-    def of(cls, samples: Samples) -> Scaling:
-        """Return the scaling of samples."""
-        return cls(tuple(samples.shift), tuple(samples.scale))
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        """The type of numbers in data units: float64 for data so far from 0 that float32 would lose digits."""
-        far = max(abs(shift) for shift in self.shift) > FAR * min(self.scale)
-        return torch.float64 if far else torch.float32
-
-    def to_model(self, raw: Tensor) -> Tensor:
-        """Convert (B, C, ...) of any dtype from data units to model units, float32."""
-        shift, scale = self._broadcast(raw)
-        return ((raw.to(self.dtype) - shift) / scale).to(torch.float32)
-
-    def to_data(self, x: Tensor) -> Tensor:
-        """Convert (B, C, ...) from model units to data units, of type `dtype`."""
-        if x.device.type == "mps" and self.dtype == torch.float64:  # which Apple GPUs lack
-            x = x.cpu()
-        shift, scale = self._broadcast(x)
-        return (x.to(self.dtype) * scale).add_(shift)
-
-    def to_pixels(self, x: Tensor) -> Tensor:
-        """Convert images from model units to uint8, rounded, so that all 256 values survive the round trip."""
-        return self.to_data(x).round_().clamp_(0, 255).to(torch.uint8)
-
-    def _broadcast(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        ends = (1,) * (x.ndim - 2)
-        return _constant(self.shift, ends, x.device, self.dtype), _constant(self.scale, ends, x.device, self.dtype)
-
-
-@lru_cache(maxsize=64)
-def _constant(values: tuple[float, ...], ends: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=device).view(-1, *ends)
 
 
 PIXELS: dict[str, Any] = {"shift": (127.5,), "scale": (127.5,), "bounds": (-1.0, 1.0), "form": "image"}
@@ -242,6 +265,7 @@ def points(
     *,
     labels: Tensor | None = None,
     class_names: tuple[str, ...] = (),
+    vectors: Tensor | None = None,
     means: Tensor | None = None,
     mean_labels: Tensor | None = None,
     std: float = 0.0,
@@ -262,18 +286,9 @@ def points(
         scale=scale,
         labels=labels,
         class_names=class_names,
+        vectors=vectors,
         mixture=None if means is None else Mixture(means=means.to(torch.float64), std=std, labels=mean_labels),
     )
-
-
-def moments(items: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel of items (N, C, ...); where all are equal, a deviation of 1.
-
-    They are `shift` and `scale` of `Samples` that have none of their own.
-    """
-    axes = [axis for axis in range(items.ndim) if axis != 1]
-    std, mean = torch.std_mean(items.to(torch.float64), dim=axes, correction=0)
-    return tuple(mean.tolist()), tuple(torch.where(std > 0, std, torch.ones_like(std)).tolist())
 
 
 def split(samples: Samples, held_out: int) -> tuple[Samples, Samples | None]:
@@ -290,12 +305,14 @@ def split(samples: Samples, held_out: int) -> tuple[Samples, Samples | None]:
     ranked = sorted(range(n), key=lambda i: hashlib.sha256(ids[i].encode("utf-8", "surrogateescape")).digest())
 
     def subset(indices: list[int]) -> Samples:
-        items: Any = samples.items
+        def rows(column: Any) -> Any:
+            return column[indices] if isinstance(column, Tensor) else Subset(column, indices)
+
         return replace(
             samples,
-            items=items[indices] if isinstance(items, Tensor) else Subset(items, indices),
-            labels=None if samples.labels is None else samples.labels[indices],
+            items=rows(samples.items),
             item_ids=None if samples.item_ids is None else [samples.item_ids[i] for i in indices],
+            **{COLUMNS[name]: rows(column) for name, column in samples.columns.items()},
         )
 
     return subset(sorted(ranked[held_out:])), subset(sorted(ranked[:held_out]))

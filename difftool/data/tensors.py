@@ -48,17 +48,18 @@ def _from_numpy(array: np.ndarray[Any, Any], name: str) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype).reshape(array.shape))
 
 
-def item_of(source: Any, i: int) -> Tensor:
+def item_of(source: Any, i: int, name: str = "items") -> Tensor:
     """Return item i of a map-style source. Raises `ValueError` unless it is a tensor or array of finite numbers."""
-    item = tensor_of(source[i])
+    item = tensor_of(source[i], name)
     if not isinstance(item, Tensor):
-        raise ValueError(f"item {i} is not a tensor, but of type {type(item).__name__}")
+        what = "item" if name == "items" else f"the entry of {name} for item"
+        raise ValueError(f"{what} {i} is not a tensor, but of type {type(item).__name__}")
     if item.is_floating_point() and not bool(item.isfinite().all()):
-        raise ValueError(f"items hold NaN or infinite numbers (item {i})")
+        raise ValueError(f"{name} hold NaN or infinite numbers (item {i})")
     return item
 
 
-def check_finite(items: Tensor) -> None:
+def check_finite(items: Tensor, name: str = "items") -> None:
     """Raise `ValueError` if any of the items (N, ...) holds NaN or infinity, and say which is the first."""
     if not items.is_floating_point():
         return
@@ -66,7 +67,8 @@ def check_finite(items: Tensor) -> None:
     for start in range(0, len(items), rows):
         finite = items[start : start + rows].isfinite().flatten(1).all(dim=1)
         if not bool(finite.all()):
-            raise ValueError(f"items hold NaN or infinite numbers (first in item {start + int(finite.int().argmin())})")
+            first = start + int(finite.int().argmin())
+            raise ValueError(f"{name} hold NaN or infinite numbers (first in item {first})")
 
 
 def numbers_of(name: str, values: Any) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,8 @@ from torch import nn
 from difftool.components import Dataset
 from difftool.data.samples import DatasetContext, Samples
 from difftool.diffusion.prediction import check
-from difftool.errors import DifftoolError, UsageError, blaming, one_line
+from difftool.errors import DifftoolError, InvalidOption, UsageError, blaming, one_line
+from difftool.settings import NO_CONDITION
 from difftool.specs import BackboneSpec, ConditionSpec, ObjectiveSpec
 
 if TYPE_CHECKING:
@@ -103,13 +104,24 @@ def _conditions_of(backbone: Backbone, data: DataFacts) -> ConditionSpec:
     return data.condition.only({*names} - beside)
 
 
-def load_samples(dataset: Dataset, seed: int) -> Samples:
-    """Return the data of a dataset. Raises `DifftoolError`."""
+def load_samples(dataset: Dataset, seed: int, condition: Collection[str] | None = None) -> Samples:
+    """Return the data of a dataset, by default with all its conditions, else with those that `--condition` names.
+
+    Raises `DifftoolError`, and `InvalidOption` for a condition that the data do not bring.
+    """
     with loading(dataset):
         samples = dataset.load(DatasetContext(seed=seed, cache=cache_folder()))
     if not isinstance(samples, Samples):
         raise DifftoolError(f"dataset {dataset.name} returned {type(samples).__name__}, not Samples")
-    return samples
+    if condition is None:
+        return samples
+    for name in condition:
+        if name not in (NO_CONDITION, *samples.conditions):
+            brings = ", ".join(samples.conditions) or "no condition"
+            reason = f"dataset {dataset.name} brings no {name}; it brings {brings}"
+            raise InvalidOption("condition", reason, where="--condition")
+    with loading(dataset):
+        return samples.select(condition)
 
 
 def cache_folder() -> Path | None:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from difftool.components import Dataset, Sampler, Spacing
-from difftool.data.samples import Samples, Scaling
+from difftool.data.samples import Samples
+from difftool.data.scaling import Scaling
 from difftool.diffusion.estimate import Step
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError
@@ -244,7 +245,7 @@ class FreshData:
         parts = [slice(i * size, (i + 1) * size) for i in range(max(1, min(SETS, n // (2 * size))))]
 
         def take(samples: Samples, indices: Tensor) -> Tensor:
-            return scaling.to_model(samples.take(indices.tolist())[0])
+            return scaling.to_model(samples.take_items(indices.tolist()))
 
         sets = [take(a, indices_a[order[part]]) for part in parts]
         others = [take(b, indices_b[order.flip(0)[part]]) for part in parts]

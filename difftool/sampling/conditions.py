@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from difftool.data.images import BadImage, condition_pixels, image_files
-from difftool.data.tensors import check_finite, tensor_of
-from difftool.errors import DifftoolError, UsageError, one_line, printable
+from difftool.data.tensors import tensor_of
+from difftool.errors import DifftoolError, UsageError, counted, one_line, printable
 from difftool.files import open_regular
 from difftool.settings import Sampling
 
@@ -101,7 +101,7 @@ def _array(name: str, value: Any) -> Any:
         except ValueError:
             raise UsageError(f"--{name}: is a list whose rows differ in length") from None
     try:
-        return tensor_of(value, f"--{name}:")
+        return tensor_of(value, f"--{name}: the numbers")
     except ValueError as error:
         raise UsageError(one_line(error)) from None
 
@@ -119,20 +119,18 @@ def _checked(name: str, rows: Any, shape: tuple[int, ...]) -> Tensor:
     if name == "image" and rows.dtype != torch.uint8 and not rows.is_floating_point():
         kind = str(rows.dtype).removeprefix("torch.")
         raise UsageError(f"--image: must be uint8 pixels, or floats in model units, not {kind}")
-    try:
-        check_finite(rows, f"--{name}:")
-    except ValueError as error:
-        raise UsageError(one_line(error)) from None
+    if rows.is_floating_point() and not bool(rows.isfinite().all()):
+        raise UsageError(f"--{name}: holds NaN or infinite numbers")
     if name == "image" and rows.is_floating_point() and float(rows.abs().max()) > LARGEST_IMAGE:
         warnings.warn(
             f"--image: floats are taken in model units, and these reach {float(rows.abs().max()):.4g}; pixels from 0 "
             "to 255 are given as uint8",
             stacklevel=2,
         )
-    return rows
+    return rows  # type: ignore[no-any-return]
 
 
-def _read_vector(text: str, size: int) -> Tensor:
+def _read_vector(text: str, size: int) -> Any:
     """Return a vector from a text such as `0.3,1.2`, or the rows of a `.npy` file."""
     if text.lower().endswith(".npy"):
         return _read_array("vector", Path(text))
@@ -141,11 +139,13 @@ def _read_vector(text: str, size: int) -> Tensor:
     except ValueError:
         raise UsageError(f"--vector: must be numbers such as 0.3,1.2 or a .npy file, not {text!r:.80}") from None
     if len(numbers) != size:
-        raise UsageError(f"--vector: takes {size} number{'s' * (size > 1)}, not {len(numbers)}; a .npy file holds rows")
+        raise UsageError(
+            f"--vector: takes {counted(size, 'number')}, not {len(numbers)}; a .npy file holds a row for each sample"
+        )
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-def _read_file(name: str, path: Path, shape: tuple[int, ...]) -> Tensor:
+def _read_file(name: str, path: Path, shape: tuple[int, ...]) -> Any:
     """Return the rows of a file of tokens, or of a file or folder of images."""
     if name == "tokens" or path.suffix.lower() == ".npy":
         return _read_array(name, path)
@@ -160,13 +160,13 @@ def _read_file(name: str, path: Path, shape: tuple[int, ...]) -> Tensor:
     except (BadImage, OSError) as error:
         raise DifftoolError(f"--image: {one_line(error)}") from None
     if not images:
-        raise DifftoolError(f"--image: {printable(path)} holds no image")
+        raise DifftoolError(f"--image: {printable(str(path))} holds no image")
     return torch.stack(images) if path.is_dir() else images[0]
 
 
-def _read_array(name: str, path: Path) -> Tensor:
+def _read_array(name: str, path: Path) -> Any:
     """Return the array in a `.npy` file. Raises `DifftoolError`."""
-    where = f"--{name}: {printable(path)}"
+    where = f"--{name}: {printable(str(path))}"
     try:
         with open_regular(path) as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
@@ -174,11 +174,10 @@ def _read_array(name: str, path: Path) -> Tensor:
         raise DifftoolError(f"{where} is not a .npy file of numbers, or is damaged ({one_line(error)})") from None
     except OSError as error:
         raise DifftoolError(f"{where}: {error.strerror or one_line(error)}") from None
-    rows: Any = _array(name, array)
-    return rows  # type: ignore[no-any-return]
+    return _array(name, array)
 
 
-def words(rows: Rows, settings: Sampling, class_names: Sequence[str]) -> list[str]:
+def words_of(rows: Rows, settings: Sampling, class_names: Sequence[str]) -> list[str]:
     """Return the conditions in words, such as `class cat` and `vector 0.3,1.2`."""
     found = []
     for name, tensor in rows.items():

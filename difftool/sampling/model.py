@@ -18,7 +18,7 @@ from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples
 from difftool.diffusion.estimate import Denoise
 from difftool.diffusion.prediction import step_gain
-from difftool.errors import BadFile, DifftoolError, UsageError, blaming
+from difftool.errors import BadFile, DifftoolError, UsageError, blaming, one_line
 from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading, puts_image_beside
 from difftool.runs import averages, checkpoint
@@ -143,8 +143,12 @@ class Model(Source):
 
     def read_condition(self, field: str, text: str) -> Tensor | None:
         dataset = self.recipe[Dataset]
-        with blaming(f"--{field}: dataset {dataset.name}", refusal=UsageError):
-            return dataset.read_condition(field, text, self.data.condition)
+        where = f"--{field}: dataset {dataset.name}"
+        try:
+            with blaming(where, OSError, refusal=UsageError):
+                return dataset.read_condition(field, text, self.data.condition)
+        except OSError as error:
+            raise DifftoolError(f"{where}: {one_line(error)}") from None
 
     def denoiser(self, count: int, *, condition: Condition | None = None, autocast: Autocast | None = None) -> Denoise:
         cond = None
@@ -200,7 +204,7 @@ class Model(Source):
             raise DifftoolError(
                 f"dataset {dataset.name}: its items are {shape}, and those of the model {self.data.shape}"
             )
-        return load_samples(dataset, self.recipe.training.seed)
+        return load_samples(dataset, self.recipe.training.seed, self.recipe.training.condition)
 
 
 def _network(path: Path, recipe: Recipe, data: DataFacts, tensors: Mapping[str, Tensor]) -> nn.Module:

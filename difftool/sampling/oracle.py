@@ -48,7 +48,7 @@ class OracleSource(Source):
     ) -> OracleSource:
         """Load the data, from the seed if they are generated, and show them to the oracle. Raises `DifftoolError`."""
         schedule = build_schedule(noise, timesteps)
-        samples = load_samples(dataset, seed)
+        samples = load_samples(dataset, seed).select(["label"])
         with loading(dataset):
             facts = DataFacts.of(samples)
         source = cls(oracle, dataset, noise, samples, facts, schedule, torch.device(device))

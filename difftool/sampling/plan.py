@@ -19,7 +19,7 @@ from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError, UsageError, blaming
 from difftool.plugins.registry import given, registry
-from difftool.sampling.conditions import Rows, read_rows
+from difftool.sampling.conditions import Rows, read_rows, words_of
 from difftool.sampling.denoiser import Counted
 from difftool.settings import STRENGTH, Sampling
 
@@ -119,13 +119,17 @@ class Plan:
     @property
     def label(self) -> int | None:
         """The class of all samples, or None if they have none, or several."""
-        labels = self.rows.get("label", ())
-        return int(labels[0]) if len(labels) == 1 else None
+        labels = self.rows.get("label")
+        return int(labels[0]) if labels is not None and len(labels) == 1 else None
 
     def condition(self, first: int, count: int) -> Condition | None:
         """Return the conditions of the samples first..first+count-1 as the user gave them, or None without any."""
         numbers = torch.arange(first, first + count)
         return Condition.shown({name: rows[numbers % len(rows)] for name, rows in self.rows.items()})
+
+    def conditions_in_words(self, source: Source) -> list[str]:
+        """Return the conditions in words, such as `class cat` and `vector 0.3,1.2`."""
+        return words_of(self.rows, self.settings, source.data.class_names)
 
     @property
     def seed(self) -> int:

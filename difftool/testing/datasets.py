@@ -15,8 +15,9 @@ from torch import Tensor
 
 from difftool import errors
 from difftool.components import Backbone, Dataset
-from difftool.data.facts import DEVIATIONS, DataFacts
-from difftool.data.samples import DatasetContext, Samples, Scaling
+from difftool.data.facts import DataFacts
+from difftool.data.measures import DEVIATIONS
+from difftool.data.samples import DatasetContext, Samples
 from difftool.errors import UsageError
 from difftool.options import make
 from difftool.plugins.build import build_network
@@ -120,7 +121,7 @@ def reads_the_same_item_every_time(case: Case) -> str:
 def is_scaled_for_a_network(case: Case) -> str:
     """In model units, (item - shift) / scale, the data are finite, have a standard deviation between 0.1 and 10, and
     lie within the bounds that the samples declare."""
-    x = Scaling.of(case.samples).to_model(case.items)
+    x = case.samples.scaling.to_model(case.items)
     require(x.isfinite().all(), "items contain NaN or infinite numbers")
     std, low, high = float(x.std(correction=0)), float(x.min()), float(x.max())
     bounds = case.samples.bounds

@@ -10,7 +10,8 @@ import torch
 
 from difftool.components import Writer
 from difftool.data.forms import form_of
-from difftool.data.samples import PIXELS, Scaling
+from difftool.data.samples import PIXELS
+from difftool.data.scaling import Scaling
 from difftool.errors import UsageError
 from difftool.figures.drawing import Drawing
 from difftool.figures.formats import DrawingSpec

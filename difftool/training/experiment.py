@@ -336,14 +336,14 @@ def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = No
     schedule = build_schedule(recipe[NoiseSchedule], settings.timesteps, recipe[Prediction])
     if (shape := recipe[Dataset].item_shape()) is not None:  # refuse a size that does not fit before reading the data
         check_shape(recipe[Backbone], shape, settings)
-    samples = load_samples(recipe[Dataset], settings.seed)
+    samples = load_samples(recipe[Dataset], settings.seed, settings.condition)
     try:
         train, held_out = split(samples, settings.held_out)
     except ValueError as error:
         raise InvalidOption("held_out", str(error), where="--held-out") from None
     with loading(recipe[Dataset]):
         data = DataFacts.of(samples)
-    if device.type == "mps" and data.scaling.dtype == torch.float64:
+    if device.type == "mps" and torch.float64 in (data.scaling.dtype, data.vector_scaling.dtype):
         raise DifftoolError("the data are so far from 0 that they need float64, which mps lacks; pass --device cpu")
     seed_globally(device, key(settings.seed, "weights"))
     network = build_network(recipe[Backbone], data, settings).to(device)

@@ -29,7 +29,7 @@ BLOCK_ELEMENTS = 2**22
 
 
 class StepNoise:
-    """Noise, levels and hidden labels of every step, as a function of (seed, step)."""
+    """Noise, levels and hidden conditions of every step, as a function of (seed, step)."""
 
     def __init__(
         self, seed: int, batch: int, shape: tuple[int, ...], objective: Objective, *, stratified: bool = False
@@ -69,9 +69,10 @@ def inputs_from(
     for batch in batches.start(step, block=noise.block):
         count = len(batch.items) // batches.size
         eps, t, u = noise(step, count, batches.part)
-        eps = eps if batch.noise is None else batch.noise  # stored with the items
+        eps = eps if batch.noise is None else batch.noise.float()  # stored with the items
         x_0 = scaling.to_model(batch.items).contiguous(memory_format=layout)
-        cond = None if batch.condition is None else batch.condition.hide(u < settings.condition_dropout)
+        cond = objective.data.model_condition(batch.condition)
+        cond = None if cond is None else cond.hide(u < settings.condition_dropout)
         inputs = objective.inputs(x_0, eps.contiguous(memory_format=layout), t, cond).split(batches.size)
         for number, part in enumerate(inputs, start=step):
             yield paired(objective, part, settings.seed, number, batches.part.start) if objective.pairs else part

@@ -163,11 +163,15 @@ def held_out_loss(
     with evaluating(state.network, state.auxiliary):
         for start in range(0, n, batch_size)[group.rank :: group.size]:
             indices = list(range(start, min(n, start + batch_size)))
-            items, cond = samples.take(indices)
+            items, raw = samples.take(indices)
             x_0 = objective.data.scaling.to_model(items.to(device))
-            cond = None if cond is None else cond.to(device)
+            cond = objective.data.model_condition(None if raw is None else raw.to(device))
+            noise = samples.take_noise(indices)
             for repeat in range(REPEATS):
-                eps = sample_noise(start, len(indices), samples.shape, 0, "held-out", repeat, device=device)
+                if noise is not None:
+                    eps = noise.to(device, torch.float32)
+                else:
+                    eps = sample_noise(start, len(indices), samples.shape, 0, "held-out", repeat, device=device)
                 u = (torch.tensor(indices, device=device) + 0.5) / n + repeat / REPEATS
                 t = ((u % 1.0) * levels).long().clamp(max=levels - 1)
                 inputs, random_key = objective.inputs(x_0, eps, t, cond), (0, "held-out", start, repeat)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from difftool import Dataset, option
 
@@ -28,6 +28,9 @@ class SwissRoll(PlanePoints, name="swiss-roll"):
     noise: float = option(
         default=0.0, ge=0, help="standard deviation around the spiral, whose radius grows from 0.47 to 1.41"
     )
+    condition: Literal["none", "angle"] = option(
+        default="none", help="angle: the network also learns the angle t of each point, from 4.71 to 14.14, as a vector"
+    )
 
     def load(self, context: DatasetContext) -> Samples:
         import torch
@@ -39,7 +42,7 @@ class SwissRoll(PlanePoints, name="swiss-roll"):
         roll = torch.stack([t * t.cos(), t * t.sin()], dim=1) / 10
         if self.noise > 0:
             roll += self.noise * torch.randn(roll.shape, generator=context.generator("noise"), dtype=torch.float64)
-        return points(roll)
+        return points(roll, vectors=t[:, None].float() if self.condition == "angle" else None)
 
 
 class TwoMoons(PlanePoints, name="two-moons"):
@@ -70,6 +73,9 @@ class GaussianMixture(PlanePoints, name="gaussian-mixture"):
     radius: float = option(default=1.0, ge=0, help="radius of the circle")
     std: float = option(default=0.05, ge=0, help="standard deviation of each Gaussian")
     labels: bool = option(default=False, help="label each point with its Gaussian, counted counter-clockwise from 0")
+    condition: Literal["none", "mean"] = option(
+        default="none", help="mean: the network also learns the mean of each point's Gaussian, as a vector"
+    )
 
     def load(self, context: DatasetContext) -> Samples:
         import torch
@@ -82,7 +88,12 @@ class GaussianMixture(PlanePoints, name="gaussian-mixture"):
         component = torch.arange(self.n) % self.components
         noise = torch.randn(self.n, 2, generator=context.generator("noise"), dtype=torch.float64)
         mixture = means[component] + self.std * noise
-        if not self.labels:
-            return points(mixture, means=means, std=self.std)
-        names = tuple(str(i) for i in range(self.components))
-        return points(mixture, labels=component, class_names=names, means=means, mean_labels=k, std=self.std)
+        return points(
+            mixture,
+            labels=component if self.labels else None,
+            class_names=tuple(str(i) for i in range(self.components)) if self.labels else (),
+            vectors=means[component].float() if self.condition == "mean" else None,
+            means=means,
+            mean_labels=k if self.labels else None,
+            std=self.std,
+        )

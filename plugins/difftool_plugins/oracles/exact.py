@@ -31,7 +31,7 @@ class Ideal(Oracle, name="ideal"):
         if count < len(indices):  # every so many would meet the same class again and again, where classes take turns
             order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))
             indices = indices[order[:count].sort().values]
-        items, _ = samples.take(indices.tolist())
+        items = samples.take_items(indices.tolist())
         return MixtureDenoiser(in_model_units(items, samples).to(spec.device), torch.zeros(1, device=spec.device))
 
 
