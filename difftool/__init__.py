@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from difftool.api import load as load
     from difftool.api import train as train
     from difftool.components import Backbone as Backbone
+    from difftool.components import Callback as Callback
     from difftool.components import Command as Command
     from difftool.components import Component as Component
     from difftool.components import Dataset as Dataset
@@ -66,8 +67,10 @@ if TYPE_CHECKING:
     from difftool.specs import ConditionSpec as ConditionSpec
     from difftool.specs import ObjectiveSpec as ObjectiveSpec
     from difftool.specs import OracleSpec as OracleSpec
+    from difftool.specs import Progress as Progress
     from difftool.specs import Row as Row
     from difftool.specs import RunContext as RunContext
+    from difftool.specs import Stop as Stop
     from difftool.training.batch import LossSpec as LossSpec
     from difftool.training.batch import Pairing as Pairing
     from difftool.training.batch import Predict as Predict
@@ -78,6 +81,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "api": ("load", "train"),
     "components": (
         "Backbone",
+        "Callback",
         "Command",
         "Component",
         "Dataset",
@@ -106,7 +110,16 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "options": ("option",),
     "plugins.registry": ("component", "load_plugin", "names"),
     "sampling.model": ("Model",),
-    "specs": ("BackboneSpec", "ConditionSpec", "ObjectiveSpec", "OracleSpec", "Row", "RunContext"),
+    "specs": (
+        "BackboneSpec",
+        "ConditionSpec",
+        "ObjectiveSpec",
+        "OracleSpec",
+        "Progress",
+        "Row",
+        "RunContext",
+        "Stop",
+    ),
     "training.batch": ("LossSpec", "Pairing", "Predict", "TrainingBatch"),
     "training.fused_adam": ("FusedAdam",),
 }

@@ -12,7 +12,7 @@ import torch
 
 from difftool.children import safe_path
 from difftool.cli.request import Request
-from difftool.components import Component, Dataset, Logger
+from difftool.components import Companion, Component, Dataset
 from difftool.data.memory import Memory, samples_of
 from difftool.data.samples import Samples
 from difftool.errors import DifftoolError, UsageError, check_main_guard
@@ -73,8 +73,8 @@ def train(
     from difftool.cli.training import fit_in_python
     from difftool.distributed import connect
     from difftool.runs.folder import RunFolder, check_run_output, create, open_run
+    from difftool.training.companions import check_requirements
     from difftool.training.experiment import prepare
-    from difftool.training.loggers import check_requirements
 
     check_main_guard()
     check_not_loading("difftool.train()")
@@ -84,7 +84,7 @@ def train(
         if not isinstance(flag, bool):
             raise TypeError(f"{name} is True or False, not {flag!r:.80}")
     if resume is None:
-        recipe, loggers = _recipe(choices), _companions(choices)
+        recipe, companions = _recipe(choices), _companions(choices)
         check_run_output(path, overwrite=overwrite)
     else:
         run = _path("resume", resume)
@@ -92,32 +92,34 @@ def train(
             raise UsageError("init_from: a resumed run goes on from its own weights; leave it out")
         if path is not None or overwrite:
             raise UsageError("resume: a resumed run stays in its folder; leave out and overwrite away")
-        recipe, loggers = _resumed(run, choices)
+        recipe, companions = _resumed(run, choices)
         open_run(run).check_free()
 
     def folder() -> RunFolder:
         return create(recipe, path, overwrite=overwrite) if resume is None else RunFolder(run)
 
-    check_requirements(loggers)
+    check_requirements(companions)
     with safe_path(), devices.threads(recipe.training.threads), connect(chosen) as group:
         experiment = prepare(recipe, chosen, None if resume is None else RunFolder(run))
         if progress and group.is_main and experiment.transfer is not None:
             note(str(experiment.transfer))
-        with experiment.open(folder, resume=resume is not None, loggers=loggers, group=group):
+        with experiment.open(folder, resume=resume is not None, companions=companions, group=group):
             fit_in_python(experiment, progress=progress)
     model = experiment.model
     model.source, model.run = experiment.folder.model, experiment.folder
     return model.to(chosen)
 
 
-def _resumed(run: Path, choices: Mapping[str, Any]) -> tuple[Recipe, list[Any]]:
-    """Return the recipe and the loggers of a run, with the choices laid over them. Raises `DifftoolError`."""
+def _resumed(run: Path, choices: Mapping[str, Any]) -> tuple[Recipe, list[Companion]]:
+    """Return the recipe and the companions of a run, with the choices laid over them. Raises `DifftoolError`."""
     request = Request.read({}, config=None, resume=run)
     before = request.recipe()
     recipe = _recipe(choices, before)
     if rows := differences(before, recipe):
         raise DifftoolError(f"{run}: {'; '.join(rows)}; leave these out, or start a new run")
-    return recipe, _companions(choices) or request.companions(Logger)
+    chosen = {base.kind for plural, base in companion_kinds().items() if plural.replace("-", "_") in choices}
+    others = [companion for companion in request.companions() if companion.kind not in chosen]
+    return recipe, [*_companions(choices), *others]
 
 
 def _recipe(choices: Mapping[str, Any], before: Recipe | None = None) -> Recipe:
@@ -147,9 +149,9 @@ def _component(base: type[Component], choice: object) -> Component:
         raise UsageError(f"dataset: {error}") from None
 
 
-def _companions(choices: Mapping[str, Any]) -> list[Any]:
-    """Make the components that a run can have several of, such as loggers."""
-    made: list[Any] = []
+def _companions(choices: Mapping[str, Any]) -> list[Companion]:
+    """Make the components that a run can have several of: loggers and callbacks."""
+    made: list[Companion] = []
     for plural, base in companion_kinds().items():
         chosen = choices.get(plural.replace("-", "_"), ())
         if not isinstance(chosen, (list, tuple)):

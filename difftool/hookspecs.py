@@ -15,6 +15,7 @@ import pluggy
 if TYPE_CHECKING:
     from difftool.components import (
         Backbone,
+        Callback,
         Command,
         Dataset,
         Logger,
@@ -92,6 +93,11 @@ def difftool_oracles() -> Iterable[type[Oracle]]:  # type: ignore[empty-body]
 @hookspec
 def difftool_loggers() -> Iterable[type[Logger]]:  # type: ignore[empty-body]
     """Return loggers: places to log the metrics of a training run."""
+
+
+@hookspec
+def difftool_callbacks() -> Iterable[type[Callback]]:  # type: ignore[empty-body]
+    """Return callbacks: what watches a training run, measures it, and may stop it."""
 
 
 @hookspec

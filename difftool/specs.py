@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from difftool.diffusion.schedule import Schedule
 
@@ -111,12 +112,12 @@ class OracleSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """The run that a logger logs."""
+    """The run that a logger logs, or that a callback watches."""
 
     folder: Path
     """The run folder."""
     logs: Path
-    """A folder in the run folder where a logger may keep files of its own. It may not exist yet."""
+    """A folder in the run folder for files of the logger's or callback's own. It may not exist yet."""
     name: str
     """A name such as `swiss-roll-mlp`."""
     config: Mapping[str, Mapping[str, Any]]
@@ -125,6 +126,12 @@ class RunContext:
     """The time at which the run began, ISO 8601 in UTC; the same after each resume."""
     step: int = 0
     """Completed steps when training resumes; 0 for a new run."""
+    steps: int = 0
+    """The step at which training ends."""
+    metrics: Sequence[str] = ()
+    """The names of the numbers that every row has; those of callbacks join them."""
+    rows: Sequence[Row] = ()
+    """The rows that were logged up to `step`, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,3 +159,34 @@ class OptimizerLike(Protocol):
 
     def step(self) -> object:
         """Update the parameters by their gradients. Parameters without one stay as they are."""
+
+
+class ModelInTraining(Protocol):
+    """The model of a run as it is now. It is a `difftool.Model`, of which callbacks mostly need `sample`."""
+
+    def sample(self, n: int = 16, **settings: Any) -> Tensor:
+        """Draw n samples (n, *shape) in data units; `settings` are the options of `difftool sample`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The state of a run at a logged row, for callbacks."""
+
+    step: int
+    """Completed steps."""
+    steps: int
+    """The step at which training ends."""
+    row: Mapping[str, float | None]
+    """The numbers of this row by name, those of the callbacks before this one included; None for one that was not
+    measured."""
+    model: ModelInTraining
+    """The model that would be saved now: the average of the weights, if there is one."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The wish of a callback to end training now, as if its last step had been made."""
+
+    reason: str
+    """One line for the user, such as `held_out_loss has not improved in 10 measurements`."""

@@ -113,7 +113,7 @@ def last_of(arguments: Sequence[object]) -> list[object]:
 
 def repeatable(given: Sequence[object]) -> set[int]:
     """Return the places of options that take several values."""
-    return {i for i, word in enumerate(given) if word in ("--out", "--logger", "--plugin")}
+    return {i for i, word in enumerate(given) if word in ("--out", "--logger", "--callback", "--plugin")}
 
 
 def is_option(word: object) -> bool:

@@ -11,7 +11,9 @@ import pytest
 from conftest import IMAGES, Run
 
 from difftool import Backbone
+from difftool.options import make, plain
 from difftool.plugins.registry import registry
+from difftool.settings import Training
 
 DRY = ("train", "--dry-run", "--json", "--dataset.n", 64)
 
@@ -77,7 +79,8 @@ def test_defaults_suit_the_backbone_and_the_rest_follows(run: Run) -> None:
     for document in (points, images):
         suited = registry().of_kind(Backbone, document["backbone"]["name"]).training_defaults
         assert suited  # each brings some
-        assert {key: document["training"][key] for key in suited} == dict(suited)
+        expected = plain(make(Training, suited))
+        assert {key: document["training"][key] for key in suited} == {key: expected[key] for key in suited}
     assert images["dataset"]["name"] == "gradients"
     assert points["training"]["batch_size"] != images["training"]["batch_size"]
     assert resolved(run, "--dataset", "gradients")["backbone"]["name"] == "unet"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from typing import Any
 
 import pytest
 import torch
+from paper_losses import TwoLevels
 from test_training import Net, cloud, loop, new_state, objective, settings, state_dict
 from torch import Tensor, nn
 
-from difftool import Condition
+from difftool import Condition, Loss, Predict, TrainingBatch
 from difftool.training.loop import check_finite
 from difftool.training.state import TrainState
 from difftool.training.step import make_step
@@ -47,7 +49,8 @@ def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(network: nn.Module, *, compiled: bool, steps: int = 25, classes: int | None = None, **chosen: Any) -> Any:
     about = {name: chosen.pop(name) for name in ("loss", "weighting") if name in chosen}
     about |= {"weighting": "min-snr"} if classes else {}
-    state, given = new_state(network, ema=chosen.pop("ema", 0.9)), settings(compile=compiled, **chosen)
+    of_state = {name: chosen.pop(name) for name in ("ema", "optimizer") if name in chosen}
+    state, given = new_state(network, **of_state), settings(compile=compiled, **chosen)
     records = list(loop(state, cloud(labels=classes is not None), given, steps=steps, **about))
     check_finite(state, given)
     return state, records
@@ -64,6 +67,8 @@ def trained(network: nn.Module, *, compiled: bool, steps: int = 25, classes: int
         {"warmup": 5, "lr_schedule": "cosine"},
         {"loss": "l1"},
         {"loss": "huber", "weighting": "min-snr"},
+        {"optimizer": "adamw"},
+        {"optimizer": "sgd"},
     ],
 )
 def test_the_whole_step_is_the_step(chosen: dict[str, Any]) -> None:
@@ -94,6 +99,26 @@ def test_a_compiled_step_that_is_not_finite_changes_nothing() -> None:
     assert not bool(outcome.finite)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state_dict(state.network).items())
     assert {float(slots["step"]) for slots in state.optimizer.weight_state().values()} == {1.0}
+
+
+class Growing(Loss, name="growing"):
+    """Depends on the step, which no compiled function may."""
+
+    def loss(self, predict: Predict, batch: TrainingBatch, auxiliary: nn.Module | None) -> Tensor:
+        error = predict(batch.x_t, batch.t, batch.cond) - batch.target
+        return (1 + batch.step) * error.square().mean(1)
+
+
+@pytest.mark.parametrize("loss", [Growing(), TwoLevels()])
+def test_a_loss_of_a_stranger_is_compiled_as_far_as_may_be(loss: Loss) -> None:
+    warned = pytest.warns(UserWarning, match="as a whole") if isinstance(loss, Growing) else contextlib.nullcontext()
+    with warned, warnings.catch_warnings():
+        if isinstance(loss, TwoLevels):
+            warnings.simplefilter("error")
+        state, _ = trained(Plain(), compiled=True, steps=10, loss=loss)
+    expected, _ = trained(Plain(), compiled=False, steps=10, loss=loss)
+    for a, b in zip(state.network.parameters(), expected.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", [Detour, Net])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import paper_losses
 import pytest
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,7 @@ def step_on_meta(
     return make_step(state, objective, training, 10)(inputs, 1e-3, training.self_condition)
 
 
+PAPERS = [paper_losses.Consistency(), paper_losses.LearntUncertainty(), paper_losses.Masked()]
 ATTENTION = {"dim": 16, "dim_mults": (1, 2), "groups": 8}
 STEPS: dict[str, dict[str, Any]] = {
     "mlp": {},
@@ -95,6 +97,8 @@ STEPS: dict[str, dict[str, Any]] = {
     **{f"optimizer {name}": {"optimizer": name} for name in names("optimizer")},
     **{f"optimizer {name} of a unet": {"optimizer": name, "backbone": "unet"} for name in names("optimizer")},
     "nesterov": {"optimizer": "sgd", "optimizer_options": {"nesterov": True, "weight_decay": 0.1}},
+    **{f"loss of a paper, {loss.name}": {"loss": loss} for loss in PAPERS},
+    "loss of a paper, self-conditioned, in parts": {"loss": PAPERS[0], "self_condition": True, "accumulate": 2},
     **{f"prediction {name}": {"prediction": name} for name in names("prediction")},
     **{f"weighting {name}": {"weighting": name} for name in names("weighting")},
 }
@@ -214,8 +218,8 @@ HARMLESS = {
     "loss.distribution": ONCE,
     "variance.VarianceBound.__init__": ONCE,
     "optimizer.Updater.update": "for optimizers that cannot mask a step, of which no built-in is one",
+    "optimizer.Updater.load": "of names in a file",
     "optimizer.Updater.weight_state": "when a state is saved",
-    "optimizer.Updater.load": "when a state is loaded",
     "loop.factor_of": "of a Python number",
     "loop.check_finite": "when metrics are logged or a state is saved, for all steps since then at once",
     "loop.held_out_loss": "once an epoch, between steps",

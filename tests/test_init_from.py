@@ -45,11 +45,11 @@ class TestStart:
     def test_weights_and_average_start_from_the_average_of_the_source(self, run: Run, points_run: Path) -> None:
         outcome = run("train", *POINTS, "--init-from", points_run, "--steps", 0, "--seed", 3, "--out", "r")
         assert outcome.code == 0, outcome.err
-        assert f"took 8 of 8 tensors from swiss-roll-mlp, step 30, ema weights ({points_run}" in outcome.err
+        assert f"took 8 of 8 tensors from swiss-roll-mlp, step 30, ema-0.999 weights ({points_run}" in outcome.err
         source = model_of(points_run)
         assert not differing(model_of("r"), source)
         state = state_of("r")
-        for group in ("model", "ema"):
+        for group in ("model", "averages.0"):
             assert not differing({name: state[f"{group}.{name}"] for name in source}, source)
 
     def test_the_trained_weights_can_be_taken_instead(self, run: Run, points_run: Path) -> None:
@@ -234,7 +234,7 @@ class TestRecord:
     def test_the_run_says_where_its_weights_came_from(self, run: Run, points_run: Path) -> None:
         assert run("train", *POINTS, "--init-from", points_run, *ONLY, "--steps", 2, "--out", "r").code == 0
         digest = checkpoint.load_with_digest(points_run / "model.safetensors")[2]
-        origin = {"name": "swiss-roll-mlp", "weights": "ema", "step": 30, "sha256": digest}
+        origin = {"name": "swiss-roll-mlp", "weights": "ema-0.999", "step": 30, "sha256": digest}
         for _ in ("new", "resumed"):
             config = tomllib.loads(Path("r/config.toml").read_text())
             assert config["run"]["init_from"] == origin
@@ -280,7 +280,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "no model": (("--init-from", "run/config.toml"), "--init-from: run/config.toml is not a safetensors file"),
     "unknown weights": (
         ("--init-from", "run", "--init-weights", "best"),
-        "--init-from: unknown weights 'best'; choose ema or raw",
+        "--init-from: unknown weights 'best'; run has ema, raw, ema-0.999",
     ),
     "weights of nothing": (("--init-weights", "raw"), "--init-weights: belongs to --init-from; add --init-from"),
     "nothing fits": (

@@ -20,18 +20,21 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, NoReturn
 
+import paper_losses
 import pytest
 from conftest import IMAGES, POINTS, Outcome, invoke, last_of, tree
 from PIL import Image
+from torch import Tensor
 
 from difftool.files import TEMPORARY
 from difftool.runs import checkpoint
+from difftool.runs.averages import files_in
 from difftool.runs.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals")
@@ -51,7 +54,15 @@ Job = Callable[[], object]
 
 
 def serve(descriptor: int) -> None:
-    """Fork for each job that comes in. Send its process number when it begins, and its exit code when it has ended."""
+    """Fork for each job that comes in. Send its process number when it begins, and its exit code when it has ended.
+
+    The jobs know the losses of `paper_losses`, as if their package were installed.
+    """
+    with paper_losses.installed():
+        serve_jobs(descriptor)
+
+
+def serve_jobs(descriptor: int) -> None:
     invoke("train", *POINTS, "--steps", 1, "--out", "warm")  # for what is imported late
     gc.freeze()
     connection = Connection(descriptor)
@@ -337,6 +348,10 @@ def leftovers(folder: Path) -> list[str]:
             return [str(p) for p in folder.rglob("*") if p.name.startswith((TEMPORARY, ".tmp"))]
 
 
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: checkpoint.digest({name: tensor}, "") for name, tensor in tensors.items()}
+
+
 def end_of(folder: Path) -> dict[str, object]:
     """Return the result of a run bit for bit: everything but times and the places of files."""
     run = RunFolder(folder)
@@ -346,7 +361,8 @@ def end_of(folder: Path) -> dict[str, object]:
     return {
         "model": run.model.read_bytes(),
         "newest state": state.name,
-        "tensors": {name: checkpoint.digest({name: tensor}, "") for name, tensor in tensors.items()},
+        "tensors": digests(tensors),
+        "averages": {file.path.name: digests(checkpoint.load(file.path)[0]) for file in files_in(run.averages)},
         "counters": {key: document[key] for key in ("step", "skipped", "skipped_in_a_row", "ema_updates", "scaler")},
         "metrics": [{k: v for k, v in row.items() if k not in TIMES} for row in rows],
         "pictures": {k: v for k, v in tree(folder).items() if k.endswith(".png")},
@@ -377,8 +393,12 @@ def go_on(server: Server, folder: Path, arguments: tuple[object, ...], **how: An
 
 # --- killed at every point -----------------------------------------------------------------------------------------
 
-SAVES = (*POINTS, "--threads", 1, "--steps", 3, "--checkpoint-every", 1)
+AVERAGES = ("--ema", "0.999,0.9", "--ema-lengths", 0.1)
+"""Two averages beside that in the model file, one of which leaves snapshots."""
+SAVES = (*POINTS, *AVERAGES, "--snapshot-every", 2, "--threads", 1, "--steps", 3, "--checkpoint-every", 1)
 """A run of three saves."""
+PARTS = 5
+"""The number of parts of a test that takes all changes of files in turn."""
 
 
 @pytest.fixture(scope="module")
@@ -398,11 +418,11 @@ def three_saves(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder / "run"
 
 
-@pytest.mark.parametrize("part", [0, pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW)])
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=SLOW) for part in range(1, PARTS))])
 def test_a_run_killed_before_any_change_of_a_file_ends_like_an_unbroken_one(
     server: Server, points: list[str], three_saves: Path, tmp_path: Path, part: int
 ) -> None:
-    for at in range(part, len(points), 3):  # each kind of change in one save of the three
+    for at in range(part, len(points), PARTS):
         folder = tmp_path / f"{at} {points[at].split()[0]}"
         begin = train(*SAVES, "--out", folder, before=partial(strike, signal.SIGKILL, at, folder))
         assert server.run(begin, tmp_path).code == -signal.SIGKILL
@@ -461,9 +481,17 @@ def test_a_run_killed_while_it_replaces_another_is_one_of_both(
 
 MIXED = (
     *("--lr-schedule", "cosine", "--warmup", 5, "--clip", 1, "--stratified", "--threads", 1, "--checkpoint-every", 3),
+    *(*AVERAGES, "--snapshot-every", 4),
 )
+ADAMW = ("--optimizer", "adamw", "--optimizer.weight-decay", 0.1, "--lr-schedule", "linear")
+"""Two groups of weights, one of them without decay."""
 RUNS: dict[str, tuple[object, ...]] = {
     "points": (*POINTS, *MIXED, "--held-out", 60, "--steps", 60),
+    "target network": (*POINTS, *MIXED, "--loss", "consistency", "--held-out", 60, "--steps", 60),
+    "learnt uncertainty": (*IMAGES, *MIXED, "--loss", "learnt-uncertainty", "--weighting", "min-snr", "--steps", 18),
+    "adamw": (*POINTS, *MIXED, *ADAMW, "--steps", 60),
+    "adamw, unet": (*IMAGES, *MIXED, *ADAMW, "--steps", 18),
+    "muon": (*IMAGES, *MIXED, "--optimizer", "muon", "--steps", 18),
     "gradients": (*IMAGES, *MIXED, "--backbone.dropout", 0.2, "--self-condition", "--learn-variance", "--steps", 18),
     "bf16": (*IMAGES, *MIXED, "--backbone.dropout", 0.1, "--precision", "bf16", "--held-out", 8, "--steps", 18),
     "digits": (*IMAGES, *MIXED, "--workers", 0, "--steps", 18),
@@ -496,13 +524,13 @@ def without(arguments: tuple[object, ...], option: str) -> tuple[object, ...]:
     return (*arguments[:at], *arguments[at + 2 :])
 
 
+QUICK = ("points", "target network", "adamw", "digits, 2 workers")
+"""The runs that are killed in the fast tests, too."""
 KILLS = (("while", 4, 2), ("before", 9, 3), ("after", 15, 5))
 """Where a run is killed: at the state of which step, and how often it saves until then."""
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("points", "digits, 2 workers") else pytest.param(name, marks=SLOW) for name in RUNS]
-)
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=SLOW) for name in RUNS])
 def test_a_run_killed_several_times_ends_like_an_unbroken_one(
     server: Server, digits: Path, tmp_path: Path, name: str
 ) -> None:
@@ -545,7 +573,18 @@ CONSTANT = ("--lr-schedule", "constant", "--warmup", 5)
 
 def test_a_run_that_is_made_longer_under_kills_equals_a_longer_one(server: Server, tmp_path: Path) -> None:
     straight, folder = tmp_path / "straight", tmp_path / "run"
-    arguments = (*POINTS, *CONSTANT, "--threads", 1, "--checkpoint-every", 2, "--steps")
+    arguments = (
+        *POINTS,
+        *CONSTANT,
+        *AVERAGES,
+        "--snapshot-every",
+        7,
+        "--threads",
+        1,
+        "--checkpoint-every",
+        2,
+        "--steps",
+    )
     go_on(server, straight, (*arguments, 45))
     go_on(server, folder, (*arguments, 10))
     for steps, at in ((11, 11), (30, 18), (45, 44)):

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import paper_losses
 import pytest
 import torch
 from conftest import IMAGES, POINTS, Outcome, invoke, last_of
@@ -387,6 +388,33 @@ def test_a_script_trains_with_all_its_processes(torchrun: Callable[..., Torchrun
     assert len(set(sums)) == 1
     one(tmp_path, "train", *POINTS, "--steps", 5, "--out", "one")
     assert distance(tmp_path / "y", tmp_path / "one") <= 1e-6
+
+
+LOSSES = ("learnt-uncertainty", "consistency", "two-levels")
+SCRIPT_OF_LOSSES = rf"""
+import sys
+sys.path.append({str(Path(__file__).parent)!r})
+import difftool, paper_losses
+mlp = difftool.component("backbone", "mlp", width=16, depth=1)
+data = difftool.component("dataset", "swiss-roll", n=500)
+with paper_losses.installed():
+    for loss in {LOSSES}:
+        common = dict(steps=12, batch_size=63, accumulate=2, clip=0.5, checkpoint_every="8", threads=1)
+        difftool.train(dataset=data, backbone=mlp, loss=loss, out="two-" + loss, held_out=50, **common)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_a_loss_brings(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
+    """The gradients of an auxiliary network are averaged, and its target moves alike in all processes."""
+    (tmp_path / "script.py").write_text(SCRIPT_OF_LOSSES)
+    outcome = torchrun(script=tmp_path / "script.py").end()
+    assert outcome.code == 0, outcome.err
+    words = ("--steps", 12, "--batch-size", 63, "--accumulate", 2, "--clip", 0.5, "--checkpoint-every", 8)
+    with paper_losses.installed():
+        for loss in LOSSES:
+            one(tmp_path, "train", *POINTS, *words, "--held-out", 50, "--threads", 1, "--loss", loss, "--out", loss)
+            assert distance(tmp_path / f"two-{loss}", tmp_path / loss) <= 1e-6
 
 
 LOST = "another process of this run failed or was killed"

@@ -54,7 +54,7 @@ def objective(
     prediction: str = "eps",
     weighting: str = "none",
     time: str = "uniform",
-    loss: str = "mse",
+    loss: str | Loss = "mse",
     bounds: tuple[float, float] | None = None,
     data: DataFacts | None = None,
     **options: Any,
@@ -64,7 +64,7 @@ def objective(
         make(registry().of_kind(Prediction, prediction), {}),
         make(registry().of_kind(Weighting, weighting), {}),
         make(registry().of_kind(TimestepSampling, time), {}),
-        make(registry().of_kind(Loss, loss), {}),
+        make(registry().of_kind(Loss, loss), {}) if isinstance(loss, str) else loss,
         device=CPU,
         data=data or DataFacts(shape=(2,), shift=(0.0, 0.0), scale=(1.0, 1.0), bounds=bounds),
         **options,
@@ -93,10 +93,10 @@ def cloud(n: int = 50, *, labels: bool = False) -> Samples:
     return points(items, labels=torch.arange(n) % 3 if labels else None, class_names=("a", "b", "c") if labels else ())
 
 
-def new_state(network: nn.Module, *, ema: float = 0.9) -> TrainState:
-    optimizer = Updater(component("optimizer", "adam"), network.named_parameters(), 1e-3)
+def new_state(network: nn.Module, *, ema: float = 0.9, optimizer: str = "adam") -> TrainState:
+    updater = Updater(component("optimizer", optimizer), network.named_parameters(), 1e-3)
     averages = Averages.of(network, make(Training, {"ema": ema}))
-    return TrainState(network, optimizer, averages, torch.amp.GradScaler("cpu", enabled=False))
+    return TrainState(network, updater, averages, torch.amp.GradScaler("cpu", enabled=False))
 
 
 def settings(**values: Any) -> Training:
@@ -134,8 +134,9 @@ def test_parameters_that_train_have_a_part_in_the_loss() -> None:
     network = Net()
     network.requires_grad_(False)
     network.unused = nn.Parameter(torch.zeros(2))
+    state = TrainState.new(network, settings(), CPU, optimizer=component("optimizer", "adam"))
     with pytest.raises(DifftoolError, match="no parameter that trains has a part in the loss; train others too"):
-        next(loop(TrainState.new(network, settings(), CPU), cloud(), settings(), steps=1))
+        next(loop(state, cloud(), settings(), steps=1))
 
 
 # --- noise ---------------------------------------------------------------------------------------------------------
@@ -184,6 +185,21 @@ def test_learning_rates() -> None:
     assert rates[0] == pytest.approx(0.5, rel=1e-3)
     assert rates[50] == pytest.approx(0.25, rel=0.05)
     assert 0.0 <= rates[99] < 0.5 * 0.01
+    linear = settings(lr=0.5, lr_schedule="linear", warmup=2)
+    expected = [0.25, 0.5, 0.5, 0.4375, 0.375, 0.3125, 0.25, 0.1875, 0.125, 0.0625]
+    assert [learning_rate(step, 10, linear) for step in range(10)] == pytest.approx(expected)
+
+
+def test_the_inverse_square_root_of_edm2() -> None:
+    """lr / sqrt(max(step / decay, 1)), times the warm-up (Karras et al., 2024)."""
+    chosen = settings(lr=0.5, lr_schedule="inverse-sqrt", lr_decay_steps=100, warmup=10)
+    for step in (0, 4, 9, 10, 99, 100, 101, 400, 10_000):
+        expected = 0.5 / math.sqrt(max(step / 100, 1)) * min((step + 1) / 10, 1)
+        assert learning_rate(step, 20_000, chosen) == pytest.approx(expected)
+    short = settings(lr=0.5, lr_schedule="inverse-sqrt", lr_decay_steps=4, warmup=8)  # both at once
+    assert learning_rate(5, 100, short) == pytest.approx(0.5 / math.sqrt(5 / 4) * 6 / 8)
+    transformer = settings(lr=0.5, lr_schedule="inverse-sqrt", warmup=16)  # falls from the end of the warm-up
+    assert [learning_rate(step, 100, transformer) for step in (15, 16, 64)] == pytest.approx([0.5, 0.5, 0.25])
 
 
 def test_what_is_due_is_counted_in_steps_or_epochs() -> None:
@@ -387,12 +403,13 @@ class Overflowing(Net):
         return answer * 1e18 if int(self.calls) in self.overflows else answer
 
 
-def scaled_state(network: nn.Module) -> TrainState:
-    return replace(new_state(network), scaler=torch.amp.GradScaler("cpu", init_scale=2.0**16))
+def scaled_state(network: nn.Module, optimizer: str = "adam") -> TrainState:
+    return replace(new_state(network, optimizer=optimizer), scaler=torch.amp.GradScaler("cpu", init_scale=2.0**16))
 
 
-def test_a_step_that_overflows_is_skipped_and_counted() -> None:
-    state, chosen = scaled_state(Overflowing(range(3, 5))), settings(clip=1.0)
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "muon"])
+def test_a_step_that_overflows_is_skipped_and_counted(optimizer: str) -> None:
+    state, chosen = scaled_state(Overflowing(range(3, 5)), optimizer), settings(clip=1.0)
     steps = loop(state, cloud(), chosen, steps=6)
     next(steps), next(steps)
     good = state_dict(state.network)
@@ -403,7 +420,8 @@ def test_a_step_that_overflows_is_skipped_and_counted() -> None:
     assert (state.step, state.skipped, state.skipped_in_a_row) == (4, 2, 2)
     assert state.scaler.get_scale() == 2.0**14
     assert same({**state_dict(state.network), "calls": good["calls"]}, good)
-    assert {float(slots["step"]) for slots in state.optimizer.weight_state().values()} == {2.0}
+    if "adam" in optimizer:
+        assert {float(slots["step"]) for slots in state.optimizer.weight_state().values()} == {2.0}
     next(steps)
     check_finite(state, chosen)
     assert (state.skipped, state.skipped_in_a_row) == (2, 0)

@@ -72,7 +72,10 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _of_run(run: RunFolder) -> dict[str, Any]:
     config = {k: v for k, v in run.read_config().items() if isinstance(v, dict)}
     status = run.status()
-    facts: dict[str, Any] = {"run": str(run.path), **config.pop("run", {}), **asdict(status)}
+    recorded = {name: value for name, value in config.pop("run", {}).items() if name != "stopped"}
+    facts: dict[str, Any] = {"run": str(run.path), **recorded, **asdict(status)}
+    if status.reason is None:
+        del facts["reason"]
     if rows := run.read_metrics():
         last = rows[-1]
         facts["progress"] = {k: last.get(k) for k in ("step", "samples", "elapsed", "steps_per_second")}
@@ -87,7 +90,7 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
     for name in ("classes", "condition"):
         if model and (value := model.pop(name, None)):
             facts[name] = value
-    if status.status == "stopped":
+    if status.status in ("stopped", "stopped early"):
         facts["go_on"] = f"difftool train --resume {shlex.quote(str(run.path))}"
     return facts
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from difftool.cli.flags import Group, flag_of
-from difftool.components import Component
+from difftool.components import Companion, Component
 from difftool.errors import InvalidOption, UnknownComponent, UsageError
 from difftool.options import Options, make, options_of
 from difftool.paths import absolute, check_named_by_file
@@ -32,7 +32,6 @@ from difftool.runs.recipe import (
 )
 from difftool.settings import Training
 
-C = TypeVar("C", bound=Component)
 Values = Mapping[str, Mapping[str, Any]]
 """Option values given on the command line, by kind, and those of the training settings."""
 
@@ -106,12 +105,14 @@ class Request:
         own = {key: table for key, table in self.values.items() if key in (*recipe_kinds(), "training")}
         return build_recipe(merge(self.document, own), make=self.make)
 
-    def companions(self, base: type[C]) -> list[C]:
-        """Return the components of a kind that accompany the run, such as its loggers. Raises `UsageError`."""
-        tables = self.tables.get(base.plural(), {})
+    def companions(self) -> list[Companion]:
+        """Return the components that accompany the run: its loggers and callbacks. Raises `UsageError`."""
         return [
-            self.make(cls, {**tables.get(name, {}), **options_of(cls, self.values.get(base.kind, {}))})
-            for name, cls in self._companion_classes()[base.plural()].items()
+            self.make(
+                cls, {**self.tables.get(plural, {}).get(name, {}), **options_of(cls, self.values.get(cls.kind, {}))}
+            )
+            for plural, classes in self._companion_classes().items()
+            for name, cls in classes.items()
         ]
 
     def make(self, record: type[Any], table: Mapping[str, object]) -> Any:
@@ -139,9 +140,9 @@ class Request:
             return error
         return self._located(error, "training", error.field)
 
-    def _companion_classes(self) -> dict[str, dict[str, type[Component]]]:
+    def _companion_classes(self) -> dict[str, dict[str, type[Companion]]]:
         """Return the accompanying components by kind and name, from the command line or else from the file."""
-        classes: dict[str, dict[str, type[Component]]] = {}
+        classes: dict[str, dict[str, type[Companion]]] = {}
         for plural, base in companion_kinds().items():
             names: Sequence[str] = self.names.get(base.kind) or list(self.tables.get(plural, {}))
             try:

@@ -53,7 +53,8 @@ def runs(
             steps = f"{row['step']}/{row['steps']}" if row["steps"] is not None else str(row["step"])
             values = ["-" if row[name] is None else f"{row[name]:.4g}" for name in shown]
             kinds = ("dataset", "schedule", "backbone", "prediction")
-            what = " / ".join(shortened(str(row[kind]), LONGEST_NAME) for kind in kinds if row.get(kind))
+            names = row["components"]
+            what = " / ".join(shortened(str(names[kind]), LONGEST_NAME) for kind in kinds if names.get(kind))
             started = row["started"][:16].replace("T", " ")
             add_row(table, row["run"], started, row["status"], steps, *values, what)
         stdout().print(table)
@@ -74,5 +75,5 @@ def _facts(run: RunFolder) -> dict[str, Any]:
         **asdict(run.status()),
         **losses(run.read_metrics()),
         "model": str(run.model) if run.model.is_file() else None,
-        **names,
+        "components": names,
     }

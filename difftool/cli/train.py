@@ -15,7 +15,7 @@ from difftool.cli.flags import Group
 from difftool.cli.parameters import Device
 from difftool.cli.request import Request
 from difftool.cli.training import fit
-from difftool.components import KINDS, Backbone, Dataset, Logger, NoiseSchedule, Prediction
+from difftool.components import KINDS, Backbone, Dataset, NoiseSchedule, Prediction
 from difftool.distributed import connect
 from difftool.errors import DifftoolError, InvalidOption, UsageError, counted
 from difftool.runs.config import dump_toml
@@ -62,17 +62,17 @@ def train(
     The bar shows the loss by t too: its mean over each quarter of the noise levels, from clean to noisy.
     """
     request: Request = replace(ctx.obj, values=given_values(ctx))
-    recipe, loggers = request.recipe(), request.companions(Logger)
+    recipe, companions = request.recipe(), request.companions()
     place = _Place(out, overwrite, resume, new_data)
     place.check(recipe, request)
     for text in request.ignored_options():
         note(text)
 
     from difftool import devices
+    from difftool.training.companions import check_requirements
     from difftool.training.experiment import prepare
-    from difftool.training.loggers import check_requirements
 
-    check_requirements(loggers)
+    check_requirements(companions)
     chosen = devices.choose(device)
     with devices.threads(recipe.training.threads), connect(chosen) as group:
         try:
@@ -85,10 +85,10 @@ def train(
             return
         resumed = resume is not None
         with experiment.open(
-            lambda: place.folder(recipe), resume=resumed, new_data=new_data, loggers=loggers, group=group
+            lambda: place.folder(recipe), resume=resumed, new_data=new_data, companions=companions, group=group
         ):
             note(_first_note(experiment, resumed=resumed))
-            for destination in experiment.loggers.destinations:
+            for destination in experiment.destinations:
                 note(f"logging to {destination}")
             fit(experiment)
     _report(experiment, as_json=json)
@@ -193,6 +193,7 @@ def _report(experiment: Experiment, *, as_json: bool) -> None:
     if as_json:
         rows = folder.read_metrics()
         last = {**rows[-1], **losses(rows)} if rows else {}
+        last |= {"stopped": experiment.stopped} if experiment.stopped else {}
         result_json({"run": str(folder.path), "model": str(folder.model), "step": experiment.state.step, **last})
     else:
         result(str(folder.path))

@@ -79,6 +79,8 @@ def fit_in_python(experiment: Experiment, *, progress: bool) -> None:
                 _stop_at_signal(experiment, received)
             experiment.save()
             _stop_at_signal(experiment, received)
+        if shown and experiment.stopped:
+            note(_stop_line(experiment))
     except Interrupted as end:
         if end.exit_code == Stopped(signal.SIGINT).exit_code:
             raise KeyboardInterrupt(str(end)) from None
@@ -129,6 +131,10 @@ def _ended_with_the_program(received: Signals) -> Iterator[None]:
         atexit.unregister(end)
 
 
+def _stop_line(experiment: Experiment) -> str:
+    return f"{experiment.stopped} (after step {experiment.state.step} of {experiment.steps})"
+
+
 def _resume_hint(experiment: Experiment) -> str:
     return f"go on with: difftool train --resume {shlex.quote(str(experiment.folder.path))}{_script_flags()}"
 
@@ -164,6 +170,8 @@ def _naming_last_state(experiment: Experiment) -> Iterator[None]:
 def _summarize(experiment: Experiment, words: BarWords) -> None:
     """Draw the last pictures of a complete run, and print its loss and files."""
     folder = experiment.find_folder()
+    if experiment.stopped:
+        note(_stop_line(experiment))
     every, rows = experiment.recipe.training.preview_every, folder.read_metrics()
     drawn = [] if every is not None and is_never(every) else _draw_preview(experiment)
     if rows:

@@ -11,12 +11,22 @@ from difftool.components.command import Command
 from difftool.components.component import Component
 from difftool.components.model import Backbone, Dataset, NoiseSchedule, Prediction
 from difftool.components.sampling import Oracle, Sampler, Spacing, Writer
-from difftool.components.training import Logger, Loss, Optimizer, TimestepSampling, Weighting
+from difftool.components.training import (
+    Callback,
+    Companion,
+    Logger,
+    Loss,
+    Optimizer,
+    TimestepSampling,
+    Weighting,
+)
 
 __all__ = [
     "KINDS",
     "Backbone",
+    "Callback",
     "Command",
+    "Companion",
     "Component",
     "Dataset",
     "Logger",
@@ -49,6 +59,7 @@ KINDS: dict[str, type[Component]] = {
         Optimizer,
         Oracle,
         Logger,
+        Callback,
         Writer,
         Command,
     )

@@ -21,7 +21,7 @@ class Component(Options):
     flag: ClassVar[str | None] = None
     """The flag that chooses one by name, or None where something else does, such as the suffix of a file."""
     several: ClassVar[bool] = False
-    """True if several can be chosen at once. They accompany a run, and its weights do not depend on them."""
+    """True if several can be chosen at once. They accompany a run, and its steps do not depend on them."""
     commands: ClassVar[tuple[str, ...]] = ()
     """The commands that take the flag."""
     default: ClassVar[str] = ""

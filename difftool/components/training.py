@@ -13,7 +13,7 @@ from difftool.options import dashed, plain
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from difftool.specs import ObjectiveSpec, OptimizerLike, Row, RunContext
+    from difftool.specs import ObjectiveSpec, OptimizerLike, Progress, Row, RunContext, Stop
     from difftool.training.batch import LossSpec, Pairing, Predict, TrainingBatch
 
 
@@ -154,21 +154,30 @@ class Optimizer(Component):
         return None
 
 
-class Logger(Component):
-    """A place to log the metrics of a training run, besides its own `metrics.jsonl`."""
+class Companion(Component):
+    """A component that watches a run. The steps of the run do not depend on it."""
 
-    kind = "logger"
-    hook = "difftool_loggers"
-    flag = "--logger"
     several = True
     commands = ("train",)
     needed_to_sample = False
     path_use = "write"
 
     requires: ClassVar[Mapping[str, str]] = {}
-    """The modules that the logger needs, looked for before a run begins, each with what to pip install for it."""
+    """The modules that it needs, looked for before a run begins, each with what to pip install for it."""
     files: ClassVar[tuple[str, ...]] = ()
     """Patterns of its files below `run.logs`, such as `metrics.csv`, which `train --overwrite` deletes with the run."""
+
+    @abstractmethod
+    def open(self, run: RunContext) -> AbstractContextManager[Callable[[Any], Any]]:
+        """Return a context that stays open during training, and that gives a function to call at each row."""
+
+
+class Logger(Companion):
+    """A place to log the metrics of a training run, besides its own `metrics.jsonl`."""
+
+    kind = "logger"
+    hook = "difftool_loggers"
+    flag = "--logger"
 
     @abstractmethod
     def open(self, run: RunContext) -> AbstractContextManager[Callable[[Row], None]]:
@@ -181,3 +190,27 @@ class Logger(Component):
     def destination(self, run: RunContext) -> str:
         """Return where the rows go, for the first lines of `difftool train`: the options, or `run.logs`."""
         return ", ".join(f"{dashed(name)} {v}" for name, v in plain(self).items() if v != []) or str(run.logs)
+
+
+class Callback(Companion):
+    """A watcher of training, which measures what it likes and may stop the run."""
+
+    kind = "callback"
+    hook = "difftool_callbacks"
+    flag = "--callback"
+
+    last: ClassVar[bool] = False
+    """True if it judges the numbers of other callbacks, so that it is called after them at each row."""
+
+    @abstractmethod
+    def open(
+        self, run: RunContext
+    ) -> AbstractContextManager[Callable[[Progress], Mapping[str, float | None] | Stop | None]]:
+        """Return a context that stays open during training, and that gives the function to call at each logged row.
+
+        The function returns numbers, which join the row under their names, or `Stop(reason)`, or None. It is called on
+        the first process alone. What it remembers must follow from `run.rows` and the rows that it saw since, so that a
+        resumed run goes on as if it had not been interrupted.
+
+        An exception that the function raises is reported, and the run continues without this callback.
+        """

@@ -21,6 +21,10 @@ POINTS = 1500
 """The largest number of points of a line, whatever the number of records."""
 SMOOTHED = 100_000
 """The largest number of records that the lines of the quarters are made from."""
+OWN = ("loss", "eps_loss", "weighted_loss", "held_out_loss")
+"""The losses of every row."""
+MOST_LOSSES = 2
+"""The largest number of losses of callbacks that are drawn."""
 QUARTILES = {"cleanest quarter of t": "#56b4e9", "second": "#0072b2", "third": "#009e73", "noisiest": "#cc79a7"}
 
 
@@ -29,7 +33,8 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
     """Draw the loss over steps from a run's metrics, on a log scale.
 
     A record has `step`, and possibly `loss`, `loss_quartiles` (four floats or None, by quarters of t from clean to
-    noisy) and `held_out_loss`. Values that are missing, not finite or not positive are left out.
+    noisy), `held_out_loss` and losses of callbacks, numbers of other names that end in `loss`. Values that are missing,
+    not finite or not positive are left out.
     """
     figure = style.canvas(1120, 560, dpi=style.CHART_DPI, layout="constrained")
     axes = figure.subplots()
@@ -37,10 +42,13 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
     records = sorted(records, key=lambda record: int(record["step"]))
     steps = np.array([record["step"] for record in records], dtype=np.float64)
     loss = _values([record.get("loss") for record in records])
-    held_out = _values([record.get("held_out_loss") for record in records])
+    measured = {"held out": _values([record.get("held_out_loss") for record in records])}
+    for name in dict.fromkeys(name for record in records for name in record if name.endswith("loss")):
+        if name not in OWN and len(measured) <= MOST_LOSSES:
+            measured[name] = _values([record.get(name) for record in records])
     stride = max(1, len(records) // SMOOTHED)
     quartiles = _values([record.get("loss_quartiles") or (None,) * 4 for record in records[::stride]]).reshape(-1, 4)
-    if not np.isfinite(np.concatenate([loss, held_out, quartiles.ravel()])).any():
+    if not np.isfinite(np.concatenate([loss, *measured.values(), quartiles.ravel()])).any():
         axes.set(xticks=[], yticks=[])
         place: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes.transAxes}
         axes.text(0.5, 0.5, "no step has been recorded yet", color=style.FAINT, **place)
@@ -51,10 +59,12 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
     for values, (name, colour) in zip(quartiles.T, QUARTILES.items(), strict=True):
         _smooth(axes, *_known(steps[::stride], values), color=colour, lw=1.1, label=name)
     _smooth(axes, *_known(steps, loss), color=style.INK, lw=1.8, label="loss")
-    if np.isfinite(held_out).any():
-        x, y = _blocks(*_known(steps, held_out), np.mean)
-        look: dict[str, Any] = {"mfc": "white", "mew": 1.3, "color": style.COLOURS[1], "label": "held out", "zorder": 5}
-        axes.plot(x, y, ls="", marker="o", ms=4, **look)
+    for i, (name, values) in enumerate(measured.items()):
+        if np.isfinite(values).any():
+            x, y = _blocks(*_known(steps, values), np.mean)
+            colour, marker = style.COLOURS[(1, 4, 4)[i]], "os^"[i]
+            look: dict[str, Any] = {"mfc": "white", "mew": 1.3, "color": colour, "label": name, "zorder": 5}
+            axes.plot(x, y, ls="", marker=marker, ms=4, **look)
     _scale(axes)
     if len(np.unique(steps)) == 1:
         axes.set_xlim(steps[0] - 1, steps[0] + 1)

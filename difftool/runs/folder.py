@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from difftool import manifest
-from difftool.components import Logger
 from difftool.errors import BadFile, DifftoolError, UsageError
 from difftool.files import TEMPORARY, check_output, make_folder, open_regular, parse_json, sweep, write_text
 from difftool.locks import followed, hold, holder, in_use, is_marked
@@ -35,7 +34,7 @@ from difftool.paths import check_inside, check_links
 from difftool.plugins.registry import registry
 from difftool.runs.averages import files_in
 from difftool.runs.config import dump_toml, read_toml
-from difftool.runs.recipe import Recipe
+from difftool.runs.recipe import Recipe, companion_kinds
 from difftool.settings import LARGEST_STEP
 
 ROOT = Path("runs")
@@ -56,11 +55,13 @@ LARGEST, LONGEST_ROW = 1e300, 2**16
 class Status:
     """The progress of a run."""
 
-    status: Literal["training", "finished", "stopped"]
+    status: Literal["training", "finished", "stopped", "stopped early"]
     step: int
     """The step from which it can be resumed, or the last logged one if it is being trained."""
     steps: int | None
     """The last step, if it is recorded."""
+    reason: str | None = None
+    """The callback that stopped the run early, and its reason."""
 
 
 class _Inside:
@@ -144,13 +145,17 @@ class RunFolder:
 
     def status(self) -> Status:
         """Return the progress of the run, by its lock, its states and its metrics."""
-        steps = self.recorded().get("steps")
+        recorded = self.recorded()
+        steps = recorded.get("steps")
         steps = steps if type(steps) is int and 0 <= steps <= LARGEST_STEP else None
         if self.in_use_by:
             rows = self.read_metrics()
             return Status("training", rows[-1]["step"] if rows else 0, steps)
         step = next((step_of(path) for path in self.saved_states()), 0)
         finished = steps is not None and step >= steps and self.model.is_file()
+        early = recorded.get("stopped")
+        if not finished and isinstance(early, dict) and early.get("step") == step and self.model.is_file():
+            return Status("stopped early", step, steps, str(early.get("reason")))
         return Status("finished" if finished else "stopped", step, steps)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
@@ -332,7 +337,8 @@ def _is_row(row: Any) -> bool:
 def _clear(run: RunFolder) -> None:
     """Remove what difftool wrote into a run folder, and nothing else: states first, lest half a run be resumed."""
     previews = [p for p in run.previews.glob("*.png") if PREVIEW.fullmatch(p.name)]
-    patterns = {pattern for logger in registry().all_of(Logger) for pattern in logger.files}
+    watching = (cls for base in companion_kinds().values() for cls in registry().all_of(base))
+    patterns = {pattern for companion in watching for pattern in companion.files}
     logs = [p for pattern in sorted(patterns) for p in run.logs.glob(pattern) if not _below_link(p, run.path)]
     pictures, averages = [*previews, run.loss], [file.path for file in files_in(run.averages)]
     for file in (*run.saved_states(), *run.damaged_states(), run.model, *averages, run.metrics, *pictures, *logs):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from difftool.components import KINDS, Backbone, Component, Dataset, suggestion_attribute
+from difftool.components import KINDS, Backbone, Companion, Component, Dataset, suggestion_attribute
 from difftool.data.memory import Memory
 from difftool.errors import BadFile, DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError
 from difftool.options import dashed, fields, make, plain, suggestion
@@ -47,9 +47,9 @@ def recipe_kinds() -> dict[str, type[Component]]:
     return {kind: base for kind, base in KINDS.items() if "train" in base.commands and not base.several}
 
 
-def companion_kinds() -> dict[str, type[Component]]:
+def companion_kinds() -> dict[str, type[Companion]]:
     """Return the kinds of which any number accompanies a run, by the name of their config table (`loggers`)."""
-    return {base.plural(): base for base in KINDS.values() if "train" in base.commands and base.several}
+    return {base.plural(): base for base in KINDS.values() if issubclass(base, Companion)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +141,8 @@ def differences(before: Recipe, now: Recipe) -> list[str]:
 
 def _in_words(value: Any) -> str:
     words = {True: "on", False: "off", None: "not set"}
+    if isinstance(value, list):
+        return ",".join(map(_in_words, value)) or "none"
     return words[value] if value is None or isinstance(value, bool) else str(value)
 
 

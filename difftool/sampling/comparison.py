@@ -29,8 +29,8 @@ from difftool.options import fields
 from difftool.plugins.build import load_samples
 from difftool.plugins.registry import registry
 from difftool.rng import generator, permutation
-from difftool.sampling.loop import collect
 from difftool.sampling.conditions import Rows
+from difftool.sampling.loop import collect
 from difftool.sampling.plan import IMAGES, POINTS, Plan, dry_run, spaced_levels
 from difftool.sampling.source import Source
 from difftool.settings import Sampling

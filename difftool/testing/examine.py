@@ -18,6 +18,7 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
     from difftool.testing import (
         backbone_case,
         backbones,
+        callbacks,
         datasets,
         loggers,
         losses,
@@ -42,6 +43,7 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
         "optimizer": KindLaws(optimizers.LAWS),
         "oracle": KindLaws(oracles.LAWS),
         "logger": KindLaws(loggers.LAWS),
+        "callback": KindLaws(callbacks.LAWS),
         "writer": KindLaws(writers.LAWS),
     }
 

@@ -115,7 +115,9 @@ def joined_weights_move_as_separate_ones(optimizer: Optimizer) -> str:
     for _ in range(5):
         take_step(updater, joined, 0.01)
         take_step(other, separate, 0.01)
-    worst = max(float((a - b).abs().max()) for a, b in zip(joined.parameters(), separate.parameters(), strict=True))
+    worst = max(
+        float((a - b).detach().abs().max()) for a, b in zip(joined.parameters(), separate.parameters(), strict=True)
+    )
     require(worst <= FARTHEST, f"joined weights end {worst:.2g} from separate ones; at most {FARTHEST:g} is rounding")
     return f"{worst:.1g} apart, at most {FARTHEST:g}"
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from difftool.errors import DifftoolError, UsageError, blaming
@@ -51,20 +48,3 @@ def trainable(auxiliary: nn.Module | None) -> list[tuple[str, nn.Parameter]]:
     if auxiliary is None:
         return []
     return [(f"loss.{name}", weight) for name, weight in auxiliary.named_parameters() if weight.requires_grad]
-
-
-@contextlib.contextmanager
-def evaluating(*networks: nn.Module | None) -> Iterator[None]:
-    """Put networks into evaluation mode for a block, without gradients; each part gets its own mode back."""
-    here = [network for network in networks if network is not None]
-    modes = [(part, part.training) for network in here for part in network.modules()]
-    try:
-        for network in here:
-            network.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for network, training in [(network, dict(modes)[network]) for network in here]:
-            network.train(training)
-        for part, training in modes:  # a frozen part of a network that is trained stays as it was
-            part.training = training

@@ -34,9 +34,7 @@ class Average:
     def __init__(self, network: nn.Module, name: str, decay: Callable[[int], float]) -> None:
         self.name, self.decay = name, decay
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        pairs = zip(self.network.parameters(), network.parameters(), strict=True)
-        moving = [pair for pair in pairs if pair[1].requires_grad]  # frozen weights are their own average
-        self._averaged, self._live = join_alike(*([pair[side] for pair in moving] for side in (0, 1)))
+        self._averaged, self._live = join_alike([*self.network.parameters()], [*network.parameters()])
         self._copied = list(zip(self.network.buffers(), network.buffers(), strict=True))
 
     @torch.no_grad()

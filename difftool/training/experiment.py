@@ -18,6 +18,8 @@ import torch
 from difftool import devices
 from difftool.components import (
     Backbone,
+    Callback,
+    Companion,
     Dataset,
     Logger,
     Loss,
@@ -41,14 +43,15 @@ from difftool.runs.folder import RunFolder, now
 from difftool.runs.recipe import Recipe, changed_scripts, companion_tables
 from difftool.sampling.model import Model
 from difftool.settings import AUTO, Training, is_due
-from difftool.specs import ObjectiveSpec, Row, RunContext
+from difftool.specs import ObjectiveSpec, Progress, Row, RunContext
 from difftool.training import loop, state
 from difftool.training.auxiliary import build_auxiliary
 from difftool.training.batch_size import BatchSizeSearch, check_processes, find_batch_size
-from difftool.training.frozen import freeze, trainable
-from difftool.training.loggers import Loggers, opened
+from difftool.training.callbacks import Callbacks
+from difftool.training.companions import Loggers, destinations, opened
+from difftool.training.frozen import evaluating, freeze, trainable
 from difftool.training.loss import Objective
-from difftool.training.metrics import Meter, Stopwatch, scalars
+from difftool.training.metrics import NAMES, Meter, Stopwatch, scalars
 from difftool.training.snapshots import AverageFiles, models_of, remove_later
 from difftool.training.state import StateMetadata, TrainState
 from difftool.training.step import StepResult
@@ -83,8 +86,14 @@ class Experiment:
     """The run folder, once it is open."""
     _find: Callable[[], RunFolder] = field(init=False)
     _describe: Callable[[RunFolder], None] = field(init=False)
-    loggers: Loggers = field(init=False)
-    """The open loggers, once the run folder is open."""
+    loggers: Loggers = field(default_factory=Loggers)
+    callbacks: Callbacks = field(default_factory=Callbacks)
+    destinations: Sequence[str] = ()
+    """Where the loggers write, such as `csv: runs/swiss-roll-mlp-001/logs`."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """The record of the run in its configuration."""
+    stopped: str = ""
+    """The callback that stopped the run, and its reason."""
     group: ProcessGroup = SINGLE
     """The processes that train together. Only the main one writes."""
     clock: Stopwatch = field(default_factory=Stopwatch)
@@ -140,16 +149,16 @@ class Experiment:
         *,
         resume: bool = False,
         new_data: bool = False,
-        loggers: Sequence[Logger] = (),
+        companions: Sequence[Companion] = (),
         group: ProcessGroup = SINGLE,
     ) -> Iterator[None]:
-        """Open the run folder and the loggers for a block; write the configuration, or resume from the newest state.
+        """Open the run folder, loggers and callbacks for a block; write the configuration, or load the newest state.
 
         The main process calls `folder`, locks the folder and writes to it. The others load the same state. Raises
         `DifftoolError` if that fails, also if the disk has no room for a state.
         """
         self.folder, self.group = group.on_main(folder), group
-        with self._open_files(resume, new_data, loggers) as self.loggers:
+        with self._open_files(resume, new_data, companions):
             restored = group.on_main(lambda: self.restored_from)
             if not group.is_main and restored >= 0:
                 state.restore_step(self.folder, restored, self.state, self.recipe)
@@ -158,40 +167,47 @@ class Experiment:
             yield
 
     @contextlib.contextmanager
-    def _open_files(self, resume: bool, new_data: bool, loggers: Sequence[Logger]) -> Iterator[Loggers]:
+    def _open_files(self, resume: bool, new_data: bool, companions: Sequence[Companion]) -> Iterator[None]:
         if not self.group.is_main:
-            yield Loggers({})
+            yield
             return
         folder, document = self.folder, self.recipe.document()
         with folder.lock() as self._find:
             folder.check_room(self.state_bytes, self.averages.bytes_to_come(folder, self.steps))
-            if resume:
-                self._resume(new_data)
+            rows = self._resume(new_data) if resume else []
             started = (folder.started if resume else "") or now()
-            loggers = [relative_to_run(logger, folder.path) for logger in loggers]
-            placed = [in_run(logger, folder.path) for logger in loggers]
-            facts: dict[str, Any] = {"started": started, **devices.machine(self.device)}
-            facts |= {"steps": self.steps, "data": self.fingerprint}
+            companions = [relative_to_run(companion, folder.path) for companion in companions]
+            placed = [in_run(companion, folder.path) for companion in companions]
+            self.facts = {"started": started, **devices.machine(self.device)}
+            self.facts |= {"steps": self.steps, "data": self.fingerprint}
             if self.model.origin is not None:
-                facts["init_from"] = self.model.origin.document()
-            tables, plugins = {**document, **companion_tables(loggers)}, self.recipe.plugins(loggers)
+                self.facts["init_from"] = self.model.origin.document()
+            tables, plugins = {**document, **companion_tables(companions)}, self.recipe.plugins(companions)
             for change in changed_scripts(folder.readable_config().get("plugins"), plugins) if resume else ():
                 warnings.warn(change, stacklevel=2)
-            self._describe = lambda folder: folder.write_config(tables, facts, plugins)
+            self._describe = lambda folder: folder.write_config(tables, self.facts, plugins)
             self._describe(folder)
             context = RunContext(
                 folder=folder.path,
                 logs=folder.logs,
                 name=self.recipe.name,
-                config=document,
+                config=tables,
                 started=started,
                 step=self.state.step,
+                steps=self.steps,
+                metrics=NAMES,
+                rows=[Row(step=row["step"], metrics=scalars(row)) for row in rows],
             )
-            with opened(placed, context) as open_loggers:
-                yield open_loggers
+            loggers = [companion for companion in placed if isinstance(companion, Logger)]
+            callbacks = [companion for companion in placed if isinstance(companion, Callback)]
+            callbacks.sort(key=lambda callback: callback.last)
+            with opened(callbacks, context) as watching, opened(loggers, context) as logging:
+                self.callbacks, self.loggers = Callbacks(watching, context.rows), Loggers(logging)
+                self.destinations = destinations(loggers, context)
+                yield
 
-    def _resume(self, new_data: bool) -> None:
-        """Load the run's newest valid state. Raises `DifftoolError`."""
+    def _resume(self, new_data: bool) -> list[dict[str, Any]]:
+        """Load the run's newest valid state, and return the rows up to it. Raises `DifftoolError`."""
         before = state.restore(self.folder, self.state, self.recipe)
         if self.steps < self.state.step:
             raise UsageError(f"--steps: the run is at step {self.state.step} already, beyond {self.steps}")
@@ -204,8 +220,10 @@ class Experiment:
             raise DifftoolError(f"the training states of {self.folder.path} are gone; start a new run")
         else:
             warnings.warn(f"{self.folder.path} has no training state yet; it starts at its first step", stacklevel=2)
-        self.folder.rewrite_metrics(self.folder.read_metrics(up_to=self.state.step))
         remove_later(self.folder, self.state.step)
+        rows = self.folder.read_metrics(up_to=self.state.step)
+        self.folder.rewrite_metrics(rows)
+        return rows
 
     def _metadata(self) -> StateMetadata:
         return StateMetadata(
@@ -241,12 +259,15 @@ class Experiment:
             measure = self.held_out is not None and (due(step, "1ep") or last)
             if step % log_every == 0 or last or measure:
                 result.metrics = self._log(result, batches.waited, with_held_out=measure)
+                last = last or bool(self.stopped)
             result.preview = due(step, preview_every) and not last
             self.clock.stop()  # neither drawing nor saving is training time
             self._save_snapshots()
             yield result
             if due(step, settings.checkpoint_every) and not last:
                 self.save()
+            if self.stopped:
+                return
             self.clock.start()
         self.clock.stop()
 
@@ -258,10 +279,28 @@ class Experiment:
             assert self.held_out is not None
             measure = partial(loop.held_out_loss, batch_size=self.batch_size, steps=self.steps, group=self.group)
             row["held_out_loss"] = measure(self.state, self.held_out, self.objective)
-        if self.group.is_main:
-            self.find_folder().append_metrics(row)
-            self.loggers(Row(step=result.step, metrics=scalars(row)))
+        self.stopped = self.group.on_main(lambda: self._record(row))
         return row
+
+    def _record(self, row: dict[str, Any]) -> str:
+        """Show a row to the callbacks, write it with their numbers, and return their reason to stop, if any."""
+        step, stopped = row["step"], ""
+        if self.callbacks:
+            self.clock.stop()
+            self.model.step = step
+            progress = Progress(step=step, steps=self.steps, row=scalars(row), model=self.model)
+            with evaluating(self.model.network):
+                numbers, stopped = self.callbacks(progress)
+            row |= numbers
+            self.clock.start()
+        folder = self.find_folder()
+        folder.append_metrics(row)
+        self.loggers(Row(step=step, metrics=scalars(row)))
+        if not stopped or step == self.steps:
+            return ""
+        self.facts["stopped"] = {"step": step, "reason": stopped}
+        self._describe(folder)
+        return stopped
 
     def save(self) -> None:
         """Write state and model. Older states are deleted once the new ones are on disk."""
@@ -332,7 +371,7 @@ def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = No
     settings = recipe.training
     devices.check_precision(device, settings.precision)
     check_processes(settings)
-    check_schedule(settings, recipe[Optimizer])
+    check_schedule(settings, recipe[Optimizer], recipe[Backbone])
     schedule = build_schedule(recipe[NoiseSchedule], settings.timesteps, recipe[Prediction])
     if (shape := recipe[Dataset].item_shape()) is not None:  # refuse a size that does not fit before reading the data
         check_shape(recipe[Backbone], shape, settings)
@@ -376,12 +415,12 @@ def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = No
     )
 
 
-def check_schedule(settings: Training, optimizer: Optimizer) -> None:
+def check_schedule(settings: Training, optimizer: Optimizer, backbone: Backbone) -> None:
     """Refuse settings of the learning rate that the optimizer would override. Raises `InvalidOption`."""
     if loop.factor_of(optimizer, 0, max(1, settings.steps or 1)) is None:
         return
     for name, flag in (("lr_schedule", "--lr-schedule"), ("warmup", "--warmup")):
-        if getattr(settings, name) != getattr(Training, name):
+        if getattr(settings, name) != backbone.training_defaults.get(name, getattr(Training, name)):
             reason = f"optimizer {optimizer.name} sets the course of the learning rate itself; leave it out"
             raise InvalidOption(name, reason, where=flag)
 

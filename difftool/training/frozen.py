@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -54,6 +55,20 @@ def train_mode(network: nn.Module, settings: Training) -> None:
         names = [*(name for name, _ in module.named_parameters(recurse=False)), *buffers]
         if buffers and all(is_frozen(f"{path}.{name}" if path else name, settings) for name in names):
             module.training = False
+
+
+@contextlib.contextmanager
+def evaluating(*networks: nn.Module | None) -> Iterator[None]:
+    """Put networks into evaluation mode for a block, and each of their modules back into its own mode."""
+    modules = [module for network in networks if network is not None for module in network.modules()]
+    modes = [(module, module.training) for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def trainable(network: nn.Module) -> Iterator[nn.Parameter]:

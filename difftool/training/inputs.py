@@ -69,8 +69,9 @@ def inputs_from(
     for batch in batches.start(step, block=noise.block):
         count = len(batch.items) // batches.size
         eps, t, u = noise(step, count, batches.part)
-        eps = eps if batch.noise is None else batch.noise.float()  # stored with the items
         x_0 = scaling.to_model(batch.items).contiguous(memory_format=layout)
+        if batch.noise is not None:  # stored with the items
+            eps = batch.noise.float()
         cond = objective.data.model_condition(batch.condition)
         cond = None if cond is None else cond.hide(u < settings.condition_dropout)
         inputs = objective.inputs(x_0, eps.contiguous(memory_format=layout), t, cond).split(batches.size)

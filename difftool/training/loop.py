@@ -18,9 +18,8 @@ from difftool.data.samples import Samples
 from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import Diverged, blaming
 from difftool.rng import key, sample_noise, seed_globally
-from difftool.training.auxiliary import evaluating
 from difftool.training.batch import Moment
-from difftool.training.frozen import train_mode
+from difftool.training.frozen import evaluating, train_mode
 from difftool.training.inputs import inputs_from
 from difftool.training.loss import Objective
 from difftool.training.minimise import Predictor, batch_of, item_losses, paired
@@ -143,6 +142,7 @@ def divergence(step: int, loss: float, settings: Training) -> str:
     return f"{what} in step {step + 1}; try {' or '.join(advice)}"
 
 
+@torch.no_grad()
 def held_out_loss(
     state: TrainState,
     samples: Samples,

@@ -16,6 +16,12 @@ from difftool.training.loss import Inputs, Objective
 from difftool.training.minimise import recorded_losses
 from difftool.training.step import StepResult
 
+NAMES = (
+    *("samples", "elapsed", "loss", "eps_loss", "weighted_loss", "lr", "grad_norm", "prediction_mean"),
+    *("prediction_var", "input_mean", "input_var", "skipped_steps", "waiting", "steps_per_second"),
+    *("loss_quartile_1", "loss_quartile_2", "loss_quartile_3", "loss_quartile_4", "held_out_loss"),
+)
+"""The names of the numbers of every row, as `scalars` returns them."""
 KEPT_ELEMENTS = 2**20
 """The number of predicted values to keep before the losses of their items are computed in one call."""
 

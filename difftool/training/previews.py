@@ -15,6 +15,7 @@ from difftool.files import atomic
 from difftool.rng import sample_noise
 from difftool.sampling.source import reference_points
 from difftool.settings import Sampling
+from difftool.training.frozen import evaluating
 
 if TYPE_CHECKING:
     from difftool.data.condition import Condition
@@ -34,14 +35,9 @@ def draw(experiment: Experiment) -> list[Path]:
         return []
     step, folder = experiment.state.step, experiment.folder.previews
     samples, panel = folder / f"samples-{step:06d}.png", folder / f"panel-{step:06d}.png"
-    network = experiment.model.network
-    training = network.training
-    network.eval()
-    try:
+    with evaluating(experiment.model.network):
         draw_samples(experiment, samples)
         draw_panel(experiment, panel)
-    finally:
-        network.train(training)
     return [samples, panel]
 
 

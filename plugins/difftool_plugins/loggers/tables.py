@@ -40,16 +40,20 @@ class CSV(Logger, name="csv"):
         rows = [row for row in read_rows(path) if int(row["step"]) <= run.step]
         header = list(rows[0]) if rows else []
         replace(path, table(header, rows))
-        with open(path, "a", encoding="utf-8", newline="") as file:
+        with open(path, "r+", encoding="utf-8", newline="") as file:  # it stays open, as the run folder may be moved
+            file.seek(0, os.SEEK_END)
 
             def log(row: Row) -> None:
                 if not row.metrics:
                     return
                 cells = {"step": row.step, **row.metrics}
-                if not header:
-                    header.extend(cells)
-                    file.write(table(header, []))
-                csv.DictWriter(file, header, extrasaction="ignore", lineterminator="\n").writerow(cells)
+                if new := [name for name in cells if name not in header]:  # in the first row, or from a callback
+                    file.seek(0)
+                    rows = list(csv.DictReader(file))
+                    header.extend(new)
+                    os.pwrite(file.fileno(), table(header, rows).encode(), 0)  # at once, and longer than before
+                    file.seek(0, os.SEEK_END)
+                csv.DictWriter(file, header, lineterminator="\n").writerow(cells)
                 file.flush()
 
             yield log
