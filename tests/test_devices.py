@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import difftool
 import difftool_plugins
-from difftool import Condition, ObjectiveSpec, component, names
+from difftool import Condition, ConditionSpec, ObjectiveSpec, component, names
 from difftool.data.facts import DataFacts
 from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule
@@ -30,6 +30,7 @@ from difftool.training.auxiliary import build_auxiliary
 from difftool.training.loss import Objective
 from difftool.training.state import TrainState
 from difftool.training.step import StepResult, make_step
+from difftool_plugins.datasets.conditions import function_of
 
 META = torch.device("meta")
 T, BATCH = 100, 8
@@ -109,6 +110,29 @@ def test_a_training_step_stays_on_the_device(what: str) -> None:
     result = step_on_meta(**STEPS[what])
     assert {result.loss.device, result.grad_norm.device, result.finite.device} == {META}
     assert result.step == 1
+
+
+IMAGES = {"gray": (1, 8, 8), "shrink:4": (3, 8, 8), "mask": (4, 8, 8)}
+
+
+@pytest.mark.parametrize("word", IMAGES)
+def test_condition_images_are_computed_on_the_device(word: str) -> None:
+    items = torch.empty(BATCH, 3, 8, 8, dtype=torch.uint8, device=META)
+    no_generator: Any = None  # the meta device has none
+    images = function_of(word)(items, no_generator)
+    assert (images.device, images.shape[1:], images.dtype) == (META, IMAGES[word], torch.uint8)
+
+
+def test_conditions_get_their_units_on_the_device() -> None:
+    spec = ConditionSpec(vector=2, image=(3, 8, 8), tokens=(4, 5))
+    data = DataFacts(shape=(3, 8, 8), condition=spec, vector_shift=(1e9, 0.0), vector_scale=(1.0, 2.0))
+    raw = {name: torch.empty(BATCH, *shape, device=META).double() for name, shape in spec.shapes.items()}
+    raw["image"] = raw["image"].to(torch.uint8)
+    cond = data.model_condition(Condition.shown(raw))
+    assert cond is not None
+    hidden = cond.hide(torch.empty(BATCH, device=META) < 0.1)
+    for name, tensor in hidden.tensors().items():
+        assert (tensor.device, tensor.dtype) == (META, torch.bool if name == "hidden" else torch.float32)
 
 
 class Planted(nn.Module):
@@ -199,7 +223,19 @@ CORE, PLUGINS = Path(difftool.__file__).parent, Path(difftool_plugins.__file__).
 FILES = [
     *(
         CORE / "training" / f"{name}.py"
-        for name in ("step", "inputs", "batch", "minimise", "loss", "optimizer", "fused_adam", "vectors", "ema", "loop")
+        for name in (
+            "step",
+            "inputs",
+            "batch",
+            "minimise",
+            "loss",
+            "optimizer",
+            "fused_adam",
+            "rate",
+            "vectors",
+            "ema",
+            "loop",
+        )
     ),
     *(CORE / "sampling" / f"{name}.py" for name in ("denoiser", "guidance", "loop")),
     *(CORE / "diffusion" / f"{name}.py" for name in ("estimate", "forward", "self_conditioning", "variance")),
@@ -218,9 +254,10 @@ HARMLESS = {
     "loss.distribution": ONCE,
     "variance.VarianceBound.__init__": ONCE,
     "optimizer.Updater.update": "for optimizers that cannot mask a step, of which no built-in is one",
-    "optimizer.Updater.load": "of names in a file",
-    "optimizer.Updater.weight_state": "when a state is saved",
-    "loop.factor_of": "of a Python number",
+    "optimizer.made_step": "when a state is saved",
+    "optimizer.Updater.load": "when a state is loaded",
+    "rate.factor_of": "of a Python number",
+    "step.compiled_backward.backward": "in the first step alone",
     "loop.check_finite": "when metrics are logged or a state is saved, for all steps since then at once",
     "loop.held_out_loss": "once an epoch, between steps",
     "loop.slerp": "once for --interpolate, before the first step",

@@ -42,7 +42,7 @@ from difftool.rng import key, seed_globally
 from difftool.runs.folder import RunFolder, now
 from difftool.runs.recipe import Recipe, changed_scripts, companion_tables
 from difftool.sampling.model import Model
-from difftool.settings import AUTO, Training, is_due
+from difftool.settings import AUTO, is_due
 from difftool.specs import ObjectiveSpec, Progress, Row, RunContext
 from difftool.training import loop, state
 from difftool.training.auxiliary import build_auxiliary
@@ -52,6 +52,7 @@ from difftool.training.companions import Loggers, destinations, opened
 from difftool.training.frozen import evaluating, freeze, trainable
 from difftool.training.loss import Objective
 from difftool.training.metrics import NAMES, Meter, Stopwatch, scalars
+from difftool.training.rate import check_schedule
 from difftool.training.snapshots import AverageFiles, models_of, remove_later
 from difftool.training.state import StateMetadata, TrainState
 from difftool.training.step import StepResult
@@ -413,16 +414,6 @@ def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = No
         search=search,
         transfer=transfer,
     )
-
-
-def check_schedule(settings: Training, optimizer: Optimizer, backbone: Backbone) -> None:
-    """Refuse settings of the learning rate that the optimizer would override. Raises `InvalidOption`."""
-    if loop.factor_of(optimizer, 0, max(1, settings.steps or 1)) is None:
-        return
-    for name, flag in (("lr_schedule", "--lr-schedule"), ("warmup", "--warmup")):
-        if getattr(settings, name) != backbone.training_defaults.get(name, getattr(Training, name)):
-            reason = f"optimizer {optimizer.name} sets the course of the learning rate itself; leave it out"
-            raise InvalidOption(name, reason, where=flag)
 
 
 def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device: torch.device) -> Objective:
