@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -419,7 +420,8 @@ class TestUNet:
 
         def gradients(checkpointing: bool) -> tuple[Tensor, ...]:
             torch.manual_seed(0)
-            network = randomized(UNet(dim=32, dropout=dropout, checkpointing=checkpointing).build(item)).train()
+            wanted = replace(item, checkpoint_activations=checkpointing)
+            network = randomized(UNet(dim=32, dropout=dropout).build(wanted)).train()
             weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
             x, held = torch.randn(4, 3, 16, 16), {}
 
