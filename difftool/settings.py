@@ -162,13 +162,23 @@ class Sampling(Options):
         le=10**9,
         short="-n",
         help="number of samples",
-        otherwise="16 images or arrays, 2000 points, 9 on a path",
+        otherwise="16 images or arrays, 2000 points, 9 on a path, or one for each row of conditions",
     )
     batch_size: int | None = option(
         default=None, ge=1, le=10**7, help="samples computed at once; changes only their last digits"
     )
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="random seed; sample k of a seed is always the same")
     label: str | None = option(default=None, help="class to sample: its name, or its index if no name is a number")
+    vector: str | None = option(
+        default=None,
+        help="vector to sample under: numbers such as 0.3,1.2, or a .npy file of one or a row for each sample",
+    )
+    image: Path | None = option(
+        default=None, help="condition image to sample under, or a folder of one for each sample"
+    )
+    tokens: Path | None = option(
+        default=None, help=".npy file of tokens to sample under, (L,D) or a row for each sample"
+    )
     guidance: float = option(default=1.0, ge=0, le=1000, help="guidance scale w: u + w (c - u); 1 is off")
     guidance_interval: tuple[float, ...] | None = option(
         default=None, ge=0, le=10**6, help="LOW,HIGH: guide only where sigma/alpha lies between", otherwise="everywhere"

@@ -20,6 +20,7 @@ from difftool.runs import checkpoint
 from difftool.runs.averages import canonical, file_of, files_in
 from difftool.runs.folder import RunFolder
 from difftool.runs.power import decay_at, gamma_of, inner_products, nearest_sum
+from difftool.sampling.posthoc import reconstruct
 from difftool.settings import LONGEST, SHORTEST, Training
 from difftool.training import vectors
 from difftool.training.ema import Average, Averages, warming_decay
@@ -114,8 +115,8 @@ def one_vector(network: Net) -> None:
 
 def two_vectors(network: Net) -> None:
     """Matrices in one vector and the rest in another, as groups of an optimizer may be; frozen weights in none."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    for group in ([p for p in trained if p.ndim > 1], [p for p in trained if p.ndim == 1]):
+    weights = [p for p in network.parameters() if p.requires_grad]
+    for group in ([p for p in weights if p.ndim > 1], [p for p in weights if p.ndim == 1]):
         assert join(group) is not None
 
 
@@ -137,13 +138,13 @@ def test_averages_of_joined_weights(joined: Callable[[Net], None], tensors: int)
     start = {name: p.detach().clone() for name, p in network.named_parameters()}
     for t in range(1, 7):
         with torch.no_grad():
-            for p in network.parameters():
+            for p in network.parameters():  # frozen ones too, which a network may move by itself
                 p.add_(1.0)
         average.update(t)
     shift = exponential([*range(1, 7)], 0.5)
-    for name, p in average.network.named_parameters():
-        torch.testing.assert_close(p, start[name] + shift, msg=name)
-        torch.testing.assert_close(network.get_parameter(name), start[name] + 6)
+    for name, before in start.items():
+        torch.testing.assert_close(average.network.get_parameter(name), before + shift, msg=name)
+        torch.testing.assert_close(network.get_parameter(name), before + 6)
 
 
 def test_weights_too_many_for_a_vector_are_averaged_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +153,10 @@ def test_weights_too_many_for_a_vector_are_averaged_apart(monkeypatch: pytest.Mo
     assert join([*network.parameters()]) is None
     average = Average(network, "ema-0.5", lambda t: 0.0)
     assert len(average._averaged) == 5
+    with torch.no_grad():
+        network.linear.weight.add_(1.0)
     average.update(1)
+    assert torch.equal(average.network.get_parameter("linear.weight"), network.linear.weight)
 
 
 # --- the maths of power functions ------------------------------------------------------------------------------------
@@ -548,3 +552,50 @@ def test_names_of_averages() -> None:
     ]
     for text in ("ema", "raw", "ema-", "ema-1", "ema-0", "ema--0.5", "ema-nan", "ema-inf", "best-0.5", "ema-0.5/x", ""):
         assert canonical(text) is None, text
+
+
+class Tied(nn.Module):
+    """One weight under two names, batch norm's counter, and a complex weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        self.last.weight = self.first.weight
+        self.norm = nn.BatchNorm1d(2)
+        self.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64) * 1j)
+
+
+def test_tied_and_complex_weights_are_summed_and_buffers_are_the_newest(tmp_path: Path) -> None:
+    network, run = Tied(), RunFolder(tmp_path)
+    averages = averages_of(network, ema=0, ema_lengths=(0.05, 0.1, 0.07))
+    for t in range(1, 21):
+        with torch.no_grad():
+            network.first.weight.fill_(math.sin(t / 3))
+            network.phase.fill_(complex(t, -t))
+            assert network.norm.num_batches_tracked is not None
+            network.norm.num_batches_tracked.fill_(t)
+        averages.update()
+        for average in [*averages][:2]:
+            about = {"kind": "model", "weights": average.name, "step": t}
+            checkpoint.save(file_of(run.averages, average.name, t), average.network.state_dict(), about)
+    tensors, step, path = reconstruct(run, 0.07, network)
+    assert (step, path.name) == (20, "power-0.05-step-000000020.safetensors")
+    for name, expected in [*averages][2].network.state_dict().items():
+        torch.testing.assert_close(tensors[name], expected, rtol=1e-3, atol=1e-3, msg=name)
+    assert int(tensors["norm.num_batches_tracked"]) == 20
+
+
+def test_a_run_that_has_made_no_step_has_no_average_of_another_length(run: Run) -> None:
+    ok(run("train", *SHORT, "--steps", 0, "--out", "r"))
+    assert steps_of(Path("r")) == []
+    refused = run("sample", "r", "--ema-length", 0.05)
+    assert refused.code == 2
+    assert "r has no power-function averages" in refused.error
+
+
+def test_snapshots_after_the_last_save_wait_for_it(run: Run, copied: Path) -> None:
+    """The average reaches as far as the model, also while a run that trains has newer snapshots."""
+    for length in (0.05, 0.1):
+        file_of(copied / "averages", f"power-{length}").unlink()
+        file_of(copied / "averages", f"power-{length}", 40).rename(file_of(copied / "averages", f"power-{length}"))
+    assert difftool.load("r", ema_length=0.07).step == 40

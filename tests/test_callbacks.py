@@ -148,7 +148,7 @@ def test_progress_and_context(run: Run, others: None) -> None:
     assert tuple(progress.row) == tuple(first.metrics)
     assert dict(second.rows[1].metrics) == progress.row
     assert isinstance(progress.model, difftool.Model)
-    assert progress.model.weights == "ema"
+    assert progress.model.weights == "ema-0.999"
 
 
 def test_later_callbacks_see_the_numbers_of_earlier_ones(run: Run, others: None) -> None:

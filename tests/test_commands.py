@@ -20,11 +20,13 @@ import difftool
 from difftool import Command, DifftoolError, UsageError, hookimpl, option
 from difftool.cli import app
 from difftool.cli.console import help_text, stderr, stdout
+from difftool.components import KINDS
 from difftool.plugins import discovery as finding
 from difftool.plugins.discovery import Announced, announced
 from difftool.plugins.loading import Plugin, Problem
 from difftool.plugins.registry import _set_aside_unannounced
 from difftool.testing import PluginManager, check_component
+from difftool_plugins.commands import new_plugin
 
 # ── commands ────────────────────────────────────────────────────────────────────────────────────
 
@@ -238,8 +240,6 @@ def test_the_help_says_of_each_command_what_its_own_help_says_first() -> None:
 
 # ── new-plugin ──────────────────────────────────────────────────────────────────────────────────
 
-KINDS = ("sampler", "schedule", "backbone", "dataset")
-
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_plugin_is_a_whole_package(run: Run, tmp_path: Path, kind: str) -> None:
@@ -262,7 +262,10 @@ def test_a_new_plugin_is_a_whole_package(run: Run, tmp_path: Path, kind: str) ->
         if name.endswith(".py"):
             ast.parse(text)
     project = tomllib.loads(files["pyproject.toml"].decode())
-    assert project["project"]["entry-points"]["difftool"] == {"my-thing": "difftool_my_thing"}
+    points = {"difftool": {"my-thing": "difftool_my_thing"}}
+    if kind == "command":
+        points["difftool.commands"] = points["difftool"]
+    assert project["project"]["entry-points"] == points
     assert "class MyThing(" in files["src/difftool_my_thing/__init__.py"].decode()
     assert "${{ matrix.python }}" in files[str(Path(".github/workflows/test.yml"))].decode()
 
@@ -305,7 +308,7 @@ def test_a_new_plugin_is_typed(run: Run, tmp_path: Path, kind: str) -> None:
     [
         (("--kind", "sampler"), 2, "Missing argument 'NAME'"),
         (("mine",), 2, "--kind: must be given"),
-        (("mine", "--kind", "spacing"), 2, "--kind: 'spacing' is not one of"),
+        (("mine", "--kind", "network"), 2, "--kind: 'network' is not one of"),
         (("My_Sampler", "--kind", "sampler"), 2, "NAME: must be lower-case words joined by '-'"),
         (("../x", "--kind", "sampler"), 2, "NAME: must be lower-case words"),
         (("difftool-2d", "--kind", "sampler"), 2, "NAME: must be lower-case words"),
@@ -318,6 +321,8 @@ def test_a_new_plugin_is_typed(run: Run, tmp_path: Path, kind: str) -> None:
         (("con", "--kind", "sampler"), 2, "NAME: con is a reserved name"),
         (("lpt1", "--kind", "sampler"), 2, "NAME: lpt1 is a reserved name"),
         (("difftool-ddim", "--kind", "sampler"), 2, "NAME: a sampler named ddim already exists"),
+        (("difftool-train", "--kind", "command"), 2, "NAME: a command named train already exists"),
+        (("difftool-new-plugin", "--kind", "command"), 2, "NAME: a command named new-plugin already exists"),
         (("x" * 61, "--kind", "sampler"), 2, "NAME: must have at most 60 characters"),
         (("taken", "--kind", "sampler"), 1, "taken already exists; choose another name, or remove it"),
         (("mine", "--kind", "sampler", "--into", "taken/file"), 1, "taken/file: "),
@@ -334,6 +339,10 @@ def test_a_new_plugin_that_cannot_be(
     assert message in outcome.error
     assert tree(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_the_names_of_all_commands_are_taken() -> None:
+    assert set(new_plugin.COMMANDS) == set(app.COMMANDS)
 
 
 def test_a_new_plugin_may_be_called_like_what_it_uses(run: Run, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from paper_losses import TwoLevels
 from test_training import Net, cloud, loop, new_state, objective, settings, state_dict
 from torch import Tensor, nn
 
-from difftool import Condition, Loss, Predict, TrainingBatch
+from difftool import Condition, DifftoolError, Loss, Predict, TrainingBatch
 from difftool.training.loop import check_finite
 from difftool.training.state import TrainState
 from difftool.training.step import make_step
@@ -119,6 +119,18 @@ def test_a_loss_of_a_stranger_is_compiled_as_far_as_may_be(loss: Loss) -> None:
     expected, _ = trained(Plain(), compiled=False, steps=10, loss=loss)
     for a, b in zip(state.network.parameters(), expected.network.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+class Constant(Loss, name="constant"):
+    """Depends on nothing that is trained."""
+
+    def loss(self, predict: Predict, batch: TrainingBatch, auxiliary: nn.Module | None) -> Tensor:
+        return predict(batch.x_t, batch.t, batch.cond).detach().square().mean(1)
+
+
+def test_a_loss_without_a_gradient_is_refused_though_it_can_be_compiled() -> None:
+    with pytest.warns(UserWarning, match="as a whole"), pytest.raises(DifftoolError, match="do not depend on the net"):
+        trained(Plain(), compiled=True, steps=10, loss=Constant())
 
 
 @pytest.mark.parametrize("network", [Detour, Net])

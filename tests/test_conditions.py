@@ -401,8 +401,8 @@ def test_a_run_without_its_labels_is_one_without_classes(run: Run, tmp_path: Pat
 def test_the_noise_of_an_item_is_the_noise_of_its_training(source: Callable[[Tensor], Any], tmp_path: Path) -> None:
     """Every input of training, and of the held-out loss, is a mix of an item and its own noise."""
     from difftool.runs.recipe import build_recipe
-    from difftool.training.experiment import prepare
     from difftool.training.inputs import inputs_from
+    from difftool.training.prepare import prepare
 
     data = dataset(lambda: Samples(items=source(randn(N, 2)), shape=(2,), noise=source(10 + randn(N, 2))))
     recipe = build_recipe({"training": {"batch_size": 4, "steps": 3}}, parts={"dataset": data})

@@ -223,7 +223,19 @@ CORE, PLUGINS = Path(difftool.__file__).parent, Path(difftool_plugins.__file__).
 FILES = [
     *(
         CORE / "training" / f"{name}.py"
-        for name in ("step", "inputs", "batch", "minimise", "loss", "optimizer", "fused_adam", "vectors", "ema", "loop")
+        for name in (
+            "step",
+            "inputs",
+            "batch",
+            "minimise",
+            "loss",
+            "optimizer",
+            "fused_adam",
+            "rate",
+            "vectors",
+            "ema",
+            "loop",
+        )
     ),
     *(CORE / "sampling" / f"{name}.py" for name in ("denoiser", "guidance", "loop")),
     *(CORE / "diffusion" / f"{name}.py" for name in ("estimate", "forward", "self_conditioning", "variance")),
@@ -242,9 +254,10 @@ HARMLESS = {
     "loss.distribution": ONCE,
     "variance.VarianceBound.__init__": ONCE,
     "optimizer.Updater.update": "for optimizers that cannot mask a step, of which no built-in is one",
-    "optimizer.Updater.load": "of names in a file",
-    "optimizer.Updater.weight_state": "when a state is saved",
-    "loop.factor_of": "of a Python number",
+    "optimizer.made_step": "when a state is saved",
+    "optimizer.Updater.load": "when a state is loaded",
+    "rate.factor_of": "of a Python number",
+    "step.compiled_backward.backward": "in the first step alone",
     "loop.check_finite": "when metrics are logged or a state is saved, for all steps since then at once",
     "loop.held_out_loss": "once an epoch, between steps",
     "loop.slerp": "once for --interpolate, before the first step",

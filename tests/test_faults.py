@@ -550,7 +550,7 @@ USAGE = [
     Fault("oracle unknown", ("sample", "--oracle", "nope"), 2, ("unknown oracle 'nope'",)),
     Fault("samplers, one unknown", ("compare", "POINTS", "--samplers", "ddim,nope"), 2, ("'nope'",)),
     Fault("kind unknown", ("list", "smaplers"), 2, ("did you mean 'samplers'",)),
-    Fault("loss unknown", ("train", "--loss", "l2"), 2, ("unknown loss 'l2'", "'mse'")),
+    Fault("loss unknown", ("train", "--loss", "l2"), 2, ("unknown loss 'l2'", "mse")),
     Fault(
         "weights unknown", ("sample", "POINTS", "--weights", "best"), 2, ("--weights", "'best'", "ema, raw, ema-0.999")
     ),

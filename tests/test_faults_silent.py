@@ -290,7 +290,7 @@ def test_every_command_shows_the_same_losses(run: Run) -> None:
     assert all(value is not None for value in expected.values())
     assert expected["loss"] != rows[-1]["loss"]
     (listed,) = json.loads(run("runs", "--json").out)["runs"]
-    described = json.loads(run("info", "runs/r", "--json").out)["loss"]
+    described = json.loads(run("info", "runs/r", "--json").out)["losses"]
     ended = json.loads(trained.out)
     for name, value in expected.items():
         assert listed[name] == described[name] == ended[name] == value

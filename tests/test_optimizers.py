@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from difftool.runs import checkpoint
 from difftool.testing import PluginManager
 from difftool.testing.examine import examine
 from difftool.training import vectors
-from difftool.training.ema import EMA
+from difftool.training.ema import Average, warming_decay
 from difftool.training.optimizer import Updater
 
 
@@ -170,20 +171,24 @@ def test_groups_of_a_decay_are_matrices_and_the_rest() -> None:
     assert len(component("optimizer", "adam").groups([*network.named_parameters()])) == 1  # type: ignore[attr-defined]
 
 
+def averaged(network: nn.Module) -> Average:
+    return Average(network, "ema", partial(warming_decay, cap=0.5))
+
+
 def test_the_average_follows_several_vectors() -> None:
     network, plain = Net(), Net()
     driver = updater(component("optimizer", "adamw"), network)
-    average, expected = EMA(network, 0.5), EMA(plain, 0.5)
+    average, expected = averaged(network), averaged(plain)
     assert len(average._live) == 2
     train(driver, network, 1)
     plain.load_state_dict(network.state_dict())
-    for _ in range(3):
+    for step in range(1, 4):
         with torch.no_grad():
             for p, q in zip(network.parameters(), plain.parameters(), strict=True):
                 p.add_(1.0)
                 q.add_(1.0)
-        average.update()
-        expected.update()
+        average.update(step)
+        expected.update(step)
     assert_equal_weights(average.network, expected.network)
 
 
@@ -192,9 +197,9 @@ def test_frozen_weights_have_no_state_and_stay() -> None:
     network.linear.requires_grad_(False)
     before = network.linear.weight.detach().clone()
     driver = updater(component("optimizer", "adamw", weight_decay=1.0), network)
-    average = EMA(network, 0.9)
+    average = averaged(network)
     train(driver, network, 3)
-    average.update()
+    average.update(1)
     assert torch.equal(network.linear.weight, before)
     assert torch.equal(average.network.get_parameter("linear.weight"), before)
     assert torch.equal(average.network.get_parameter("conv.weight"), network.conv.weight)

@@ -230,7 +230,7 @@ def test_what_a_source_says() -> None:
         "linear",
         "swiss-roll-ideal, linear T = 50",
     )
-    assert not made.needs_label
+    assert not made.needs_condition
     assert made.load_samples() is made.samples
     assert len(made.schedule) == 50
     with pytest.raises(UsageError, match="--label: swiss-roll-ideal has no classes"):

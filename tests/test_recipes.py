@@ -15,8 +15,8 @@ from torch import nn
 
 from difftool import Optimizer
 from difftool.runs.recipe import build_recipe
-from difftool.training.loop import learning_rate
 from difftool.training.optimizer import Updater
+from difftool.training.rate import learning_rate
 
 FOLDER = Path(__file__).parent.parent / "examples" / "recipes"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs the checkout")

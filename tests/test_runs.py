@@ -535,6 +535,7 @@ def test_info_and_runs_say_how_far_runs_are(run: Run, points_run: Path, tmp_path
     config.write_text(config.read_text().replace("steps = 30", "steps = 40"))
     newest, oldest = facts(run("runs", "--json"))["runs"]
     assert (newest["run"], newest["status"], newest["step"], newest["steps"]) == ("runs/new", "stopped", 30, 40)
+    assert (newest["components"]["dataset"], newest["components"]["loss"]) == ("swiss-roll", "mse")
     assert (oldest["run"], oldest["status"], oldest["step"], oldest["steps"]) == ("runs/old", "finished", 30, 30)
     assert facts(run("info", "--json"))["go_on"] == "difftool train --resume runs/new"
     assert "go_on" not in facts(run("info", "runs/old", "--json"))

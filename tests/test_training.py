@@ -30,10 +30,11 @@ from difftool.settings import Training, is_due
 from difftool.specs import BackboneSpec, ObjectiveSpec
 from difftool.training.ema import Averages
 from difftool.training.inputs import BLOCK_STEPS, StepNoise
-from difftool.training.loop import MAX_SKIPS, REPEATS, check_finite, held_out_loss, learning_rate, train
+from difftool.training.loop import MAX_SKIPS, REPEATS, check_finite, held_out_loss, train
 from difftool.training.loss import Objective
 from difftool.training.metrics import Meter
 from difftool.training.optimizer import Updater
+from difftool.training.rate import learning_rate
 from difftool.training.state import TrainState
 from difftool.training.step import StepResult
 

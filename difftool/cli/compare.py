@@ -94,7 +94,7 @@ def compare(
         check_out(out, overwrite=overwrite, suffixes=PICTURES)
 
     from difftool import devices
-    from difftool.sampling.comparison import Comparison, deterministic, entries
+    from difftool.sampling.comparison import Comparison, conditions_of_items, deterministic, entries
 
     quick = request.parts is not None
     if quick:  # such a comparison ends within a minute, unless the user wants more
@@ -108,13 +108,15 @@ def compare(
         label=settings.label,
     )
     with devices.threads(settings.threads, opened.threads):
-        of_class = source.of_class(source.label_index(settings.label))
-        comparison = Comparison(source, opened.dataset, sampling, settings.reference)
+        under = source.of_class(source.label_index(settings.label))
+        conditions = conditions_of_items(source, sampling)
+        under += " under the conditions of items" if conditions else ""
+        comparison = Comparison(source, opened.dataset, sampling, conditions, settings.reference)
         samplers = samplers or deterministic(source.schedule, spacings[0])
-        planned = entries(source, samplers, spacings, calls, sampling)
+        planned = entries(source, samplers, spacings, calls, sampling, conditions)
         note(
             f"comparing {counted(len(samplers), 'sampler')} on {opened.where} ({source.description}): "
-            f"{comparison.num_samples:,} samples{of_class}; {devices.describe(source.device)}, seed {settings.seed}"
+            f"{comparison.num_samples:,} samples{under}; {devices.describe(source.device)}, seed {settings.seed}"
         )
         results = []
         total = comparison.calls_of(planned)
@@ -126,7 +128,7 @@ def compare(
     _print(results, comparison, calls)
     path = out or (None if json else numbered(Path(), f"compare-{source.name}", ".png"))
     if path is not None:
-        title = f"{source.title}, {comparison.num_samples:,} samples{of_class}, seed {settings.seed}"
+        title = f"{source.title}, {comparison.num_samples:,} samples{under}, seed {settings.seed}"
         save_figure(_figure(results, comparison, title), path, overwrite=overwrite)
     facts = {**opened.facts, "num_samples": comparison.num_samples, "seed": settings.seed}
     report([path] if path else [], {**facts, **_facts(results, comparison)}, as_json=json)

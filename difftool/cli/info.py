@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -78,7 +79,7 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
     if rows := run.read_metrics():
         last = rows[-1]
         facts["progress"] = {k: last.get(k) for k in ("step", "samples", "elapsed", "steps_per_second")}
-        facts["loss"] = {**losses(rows), "loss_quartiles": last.get("loss_quartiles")}
+        facts["losses"] = {**losses(rows), "loss_quartiles": last.get("loss_quartiles")}
     plugins = config.pop("plugins", {})
     facts |= config
     facts["plugins"] = {name: _version(name, version) for name, version in plugins.items()}
@@ -86,8 +87,9 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
     facts["states"] = [state for state in states if state is not None]
     facts["averages"] = list(_of_averages(run))
     facts["model"] = model = _of_model(run.model)
-    if model and (classes := model.pop("classes", None)):
-        facts["classes"] = classes
+    for name in ("classes", "condition"):
+        if model and (value := model.pop(name, None)):
+            facts[name] = value
     if status.status in ("stopped", "stopped early"):
         facts["go_on"] = f"difftool train --resume {shlex.quote(str(run.path))}"
     return facts
@@ -138,12 +140,16 @@ def _of_model(path: Path) -> dict[str, Any] | None:
 
 
 def _of_file(tensors: dict[str, Any], document: dict[str, Any], *, brief: bool = False) -> dict[str, Any]:
+    from difftool.data.facts import DataFacts
+
     facts = {key: document.get(key) for key in ("kind", "weights", "step")}
     facts["parameters"] = sum(t.numel() for t in tensors.values())
     data = document.get("data")
     names = data.get("class_names") if isinstance(data, dict) else None
     if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
         facts["classes"] = names
+    with contextlib.suppress(ValueError):  # a file of this or another kind may describe no data
+        facts["condition"] = str(replace(DataFacts.read(data).condition, classes=None)) or None
     rest = {} if brief else {k: v for k, v in document.items() if k not in facts and k != "format"}
     return {k: v for k, v in {**facts, **rest}.items() if v is not None}
 

@@ -111,10 +111,12 @@ def _own_items(model: Model, images: Sequence[Path]) -> tuple[Tensor, None, list
     import torch
 
     from difftool.data.images import own_image
+    from difftool.sampling.conditions import WORDS
 
-    if model.needs_label:
+    if model.needs_condition:
+        fields = " and ".join(WORDS[name] for name in model.data.condition.shapes)
         raise UsageError(
-            f"IMAGE: {model.name} was trained with --condition-dropout 0 and cannot predict without a class; "
+            f"IMAGE: {model.name} was trained with --condition-dropout 0 and cannot predict without {fields}; "
             "leave the images out to reconstruct items of its dataset"
         )
     x_0 = torch.stack([own_image(path, model.data, model.name, "IMAGE") for path in images])

@@ -160,6 +160,12 @@ def _facts(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _under(source: Source, plan: Plan) -> str:
+    """Return words such as ` of class cat` or ` under class cat, vector 7.5`, or an empty text."""
+    words = plan.conditions_in_words(source)
+    return f" {'of' if [*plan.rows] == ['label'] else 'under'} {', '.join(words)}" if words else ""
+
+
 def _seeds(plan: Plan) -> str:
     seeds = plan.settings.interpolate
     return f"seed {plan.seed}" if seeds is None else f"seeds {seeds[0]} to {seeds[1]}"
@@ -173,7 +179,7 @@ def _draw_and_write(opened: Opened, output: _Output) -> dict[str, Any]:
     with devices.threads(plan.settings.threads, opened.threads), connect() as group:
         note(
             f"sampling {opened.where} ({source.description}): {counted(plan.num_samples, 'sample')}"
-            f"{source.of_class(plan.label)}, {plan.sampler.name}, {counted(plan.steps, 'step')}, {plan.spacing.name}; "
+            f"{_under(source, plan)}, {plan.sampler.name}, {counted(plan.steps, 'step')}, {plan.spacing.name}; "
             f"{devices.describe(source.device)}, {_seeds(plan)}"
         )
         start = time.perf_counter()
@@ -261,9 +267,12 @@ class _Output:
     def _drawing(self, trajectories: Trajectories) -> Drawing:
         import torch
 
+        from difftool.data.columns import COLUMNS
         from difftool.figures.drawing import Drawing
         from difftool.sampling.source import reference_points_of
 
+        condition = self.plan.condition(0, self.plan.num_samples)
+        fields = {} if condition is None else condition.fields()
         source, plan, images = self.source, self.plan, _given_images(self.plan)
         drawn = not all(writer.holds_arrays for writer in self.writers.values())
         joined, columns = plan.settings.interpolate is not None, self.display.columns
@@ -278,7 +287,9 @@ class _Output:
             state_labels=[f"t = {level.t:.0f}" if level.sigma > 0 else "x_0" for level in trajectories.levels],
             state_steps=self.steps,
             state_hidden=hidden(trajectories.levels, is_image=source.data.is_image),
-            labels=None if plan.label is None else torch.full((plan.num_samples,), plan.label),
+            labels=fields.get("label"),
+            conditions={COLUMNS[name]: rows for name, rows in fields.items() if name != "label"},
+            condition_images=fields.get("image"),
             class_names=source.data.class_names,
             reference=reference_points_of(source) if drawn and source.data.is_points else None,
             columns=columns,
@@ -304,8 +315,7 @@ def _title(source: Source, plan: Plan) -> Iterator[str]:
     yield source.title
     yield f"{plan.sampler.name} {counted(plan.steps, 'step')}"
     yield _seeds(plan)
-    if plan.label is not None:
-        yield f"class {source.data.class_names[plan.label]}"
+    yield from plan.conditions_in_words(source)
     if settings.guidance != 1.0:
         yield f"guidance {settings.guidance:g}"
     if settings.guidance_interval is not None:

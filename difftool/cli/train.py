@@ -70,7 +70,7 @@ def train(
 
     from difftool import devices
     from difftool.training.companions import check_requirements
-    from difftool.training.experiment import prepare
+    from difftool.training.prepare import prepare
 
     check_requirements(companions)
     chosen = devices.choose(device)
@@ -160,7 +160,7 @@ def _introduce(experiment: Experiment, request: Request) -> None:
     trained = f", {experiment.trained:,} trained" if experiment.trained < experiment.parameters else ""
     note(
         f"{recipe[Dataset].name} ({len(experiment.train):,} x {'x'.join(map(str, experiment.data.shape))}"
-        f"{', ' if experiment.data.classes else ''}{experiment.data.classes_text}) / "
+        f"{', ' if experiment.data.condition else ''}{experiment.data.conditions_text}) / "
         f"{recipe[NoiseSchedule].name} (T {settings.timesteps}) / "
         f"{recipe[Backbone].name} ({counted(experiment.parameters, 'parameter')}{trained}) / "
         f"{recipe[Prediction].name}; {devices.describe(experiment.device)}, {settings.precision}, seed {settings.seed}"
@@ -206,6 +206,7 @@ def _report_dry_run(experiment: Experiment, *, as_json: bool) -> None:
         "steps": experiment.steps,
         "steps_per_epoch": experiment.steps_per_epoch,
         "classes": list(experiment.data.class_names),
+        "condition": {name: list(shape) for name, shape in experiment.data.condition.shapes.items()},
         "device": str(experiment.device),
         **experiment.recipe.document(),
     }

@@ -71,8 +71,7 @@ class Condition:
 
     def hide(self, items: Tensor) -> Condition:
         """Return the condition with these items (B,), bool, hidden as well."""
-        shown = {name: tensor for name, tensor in self.tensors().items() if name != "hidden"}
-        zeroed = {name: t.masked_fill(items.view(-1, *(1,) * (t.ndim - 1)), 0) for name, t in shown.items()}
+        zeroed = {name: t.masked_fill(items.view(-1, *(1,) * (t.ndim - 1)), 0) for name, t in self.fields().items()}
         return replace(self, **zeroed, hidden=self.hidden | items)
 
     def without(self, name: str) -> Condition | None:
@@ -88,6 +87,10 @@ class Condition:
         if self.label is None:
             raise ValueError("this network was built with classes and needs labels")
         return torch.where(self.hidden, classes, self.label)
+
+    def fields(self) -> dict[str, Tensor]:
+        """Return the conditions that are there, by name, without `hidden`."""
+        return {name: tensor for name, tensor in self.tensors().items() if name != "hidden"}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the fields that are there, by name."""

@@ -169,6 +169,12 @@ class DataFacts:
         """The classes in words, such as `10 classes: 0, 1, 2, ... 9`; an empty text if there are none."""
         return classes_text(self.class_names)
 
+    @property
+    def conditions_text(self) -> str:
+        """The conditions in words, such as `3 classes: a, b, c, a vector of 2`; an empty text if there are none."""
+        others = replace(self.condition, classes=None)
+        return ", ".join(filter(None, (self.classes_text, str(others))))
+
     def document(self) -> dict[str, Any]:
         """Return the facts as plain values, which `read` takes."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}

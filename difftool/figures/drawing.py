@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from difftool.data.facts import PIXEL_SCALING
 from difftool.data.forms import Form, form_of
 from difftool.data.scaling import Scaling
 from difftool.diffusion.visible import spread, thinned
 from difftool.figures import style
 from difftool.figures.films import film
 from difftool.figures.formats import undrawable
-from difftool.figures.images import image_frames, image_grid, image_table
+from difftool.figures.images import image_frames, image_grid, image_table, rgb
 from difftool.figures.points import histogram_frames, point_limits, scatter, scatter_frames, scatter_table
 from difftool.figures.style import Floats, Pixels
 
@@ -57,6 +58,12 @@ class Drawing:
     """Columns of the grid of images, or of a strip."""
     given: Tensor | None = None
     """(G, *shape) in model units: images that the samples were made from, drawn ahead of them."""
+    condition_images: Tensor | None = None
+    """(N, C, H, W), pixels of type uint8 or floats in model units: each is drawn left of its sample."""
+    originals: Tensor | None = None
+    """(N, *shape) in model units: the items that the conditions belong to, each drawn right of its sample."""
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    """The other conditions of the samples for arrays, (N, ...) by name, as the user gave them."""
     joined: bool = False
     """True if the samples lie on a path: points are joined in their order."""
     strip: int | None = None
@@ -86,17 +93,20 @@ class Drawing:
         return "pixels 0..255, channels last" if self.is_image else "data units"
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return `samples`, with a trajectory `states`, and with classes `labels`.
+        """Return `samples`, with a trajectory `states`, and the conditions `labels`, `vectors`, `images` and `tokens`.
 
-        Images are pixels uint8 (N, H, W, C). Everything else is float32 (N, *shape) in data units, or float64 where
-        float32 would lose digits. If raw, all are float32 (N, *shape) in model units. States have one more dimension
-        in front.
+        Conditions are as the user gave them, but for images of pixels, which are as those of the samples. Images are
+        pixels uint8 (N, H, W, C). Everything else is float32 (N, *shape) in data units, or float64 where float32 would
+        lose digits. If raw, all are float32 (N, *shape) in model units. States have one more dimension in front.
         """
         arrays = {"samples": self._numbers(self.x)}
         if self.trajectory:
             arrays["states"] = self._numbers(self._states())
         if self.labels is not None:
             arrays["labels"] = self.labels.to(torch.int64).numpy()
+        for name, rows in self.conditions.items():
+            pixels = name == "images" and rows.dtype == torch.uint8 and not self.raw
+            arrays[name] = (rows.movedim(1, -1).contiguous() if pixels else rows).numpy()
         return arrays
 
     def pixels(self, x: Tensor | None = None) -> Pixels:
@@ -121,7 +131,7 @@ class Drawing:
         if self.strip is not None:
             return self._strip(self.strip)
         if self.is_image:
-            return image_grid(self.pixels(self._with_given(self.x)), title=self.title, columns=self.columns)
+            return image_grid(self._cells(self.x), title=self.title, columns=self.columns)
         return scatter(
             self._points(self.x), reference=self._reference(), title=self.title, joined=self.joined, noun=self.noun
         )
@@ -140,7 +150,7 @@ class Drawing:
         titles = [f"{title}\n{self._label(k)}" for k in chosen]
         states_shown = (states[k, :limit] for k in chosen)
         if self.is_image:
-            return image_frames((self.pixels(self._with_given(x)) for x in states_shown), titles, self.columns)
+            return image_frames((self._cells(x) for x in states_shown), titles, self.columns)
         reference = self._reference()
         ends = np.concatenate([self._points(states[0]), self._points(states[-1])])
         points = (self._points(x)[:, :2] for x in states_shown)
@@ -180,8 +190,31 @@ class Drawing:
     def _reference(self) -> Floats | None:
         return None if self.reference is None else self.reference.to(self.scaling.dtype).numpy()
 
-    def _with_given(self, x: Tensor) -> Tensor:
-        return x if self.given is None else torch.cat([self.given, x])
+    def _cells(self, x: Tensor) -> Pixels:
+        """Return the images to draw for the first samples (n, *shape): those given, then each sample.
+
+        A condition image stands left of its sample, and the original right of it.
+        """
+        images = self.pixels(x if self.given is None else torch.cat([self.given, x]))
+        left = self._condition_pixels(len(x))
+        right = None if self.originals is None else rgb(self.pixels(self.originals[: len(x)]))
+        if left is None and right is None:
+            return images
+        images, blank = rgb(images), ((len(images) - len(x), 0), (0, 0), (0, 0), (0, 0))  # those given have none
+        sides = [None if side is None else np.pad(side, blank, constant_values=255) for side in (left, right)]
+        line = np.full_like(images[:, :, :1], 255)
+        before, after = ([] if side is None else [side] for side in sides)
+        joined = [piece for part in (*before, images, *after) for piece in (line, part)][1:]
+        return np.concatenate(joined, axis=2)
+
+    def _condition_pixels(self, count: int) -> Pixels | None:
+        """Return the condition images of the first samples as pixels (n, H, W, 3), or None without any."""
+        if self.condition_images is None:
+            return None
+        images = self.condition_images[:count]
+        if images.dtype != torch.uint8:
+            images = PIXEL_SCALING.to_pixels(images)
+        return rgb(images.movedim(1, -1).contiguous().numpy())
 
     def _label(self, state: int) -> str:
         return self.state_labels[state] if self.state_labels else f"state {state}"
@@ -200,7 +233,10 @@ class Drawing:
             rows = torch.cat([self.given.expand(len(rows), *self.given.shape), rows], dim=1)
             columns = [*(["given"] * len(self.given)), *columns]
         labels = () if self.labels is None else [self._class(int(label)) for label in self.labels[: len(rows)]]
-        return image_table(self.pixels(rows), columns=columns, rows=labels, title=self.title, across=self.columns)
+        images, left = self.pixels(rows), self._condition_pixels(len(rows))
+        if left is not None:
+            images, columns = np.concatenate([left[:, None], rgb(images)], axis=1), ["condition", *columns]
+        return image_table(images, columns=columns, rows=labels, title=self.title, across=self.columns)
 
     def _class(self, label: int) -> str:
         return f"class {self.class_names[label] if self.class_names else label}"

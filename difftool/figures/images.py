@@ -179,6 +179,15 @@ def side_by_side(images: Pixels) -> Pixels:
     return images.swapaxes(-1, -2).reshape(*before, height, channels * width, 1)
 
 
+def rgb(images: Pixels) -> Pixels:
+    """Return images (..., H, W, C) of any channels as RGB (..., H, W, 3), transparent pixels over white."""
+    if images.shape[-1] == 2:
+        images = np.concatenate([images[..., :1]] * 3 + [images[..., 1:]], axis=-1)
+    images = side_by_side(images)
+    flat = images.reshape(-1, *images.shape[-3:])
+    return np.stack([over_white(image) for image in flat]).reshape(*images.shape[:-1], 3)
+
+
 def over_white(image: Pixels) -> Pixels:
     """Return an image (H, W, C) of 1, 3 or 4 channels as RGB (H, W, 3), transparent pixels over white."""
     picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert("RGBA")

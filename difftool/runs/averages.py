@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from difftool.settings import LONGEST, SHORTEST
+
 FILE = re.compile(r"((?:ema|power)-[\d.e-]{1,40}?)(?:-step-(\d{9,10}))?\.safetensors", re.ASCII)
 
 
@@ -27,12 +29,13 @@ def power_name(length: float) -> str:
 def canonical(name: str) -> str | None:
     """Return the name of an average as difftool writes it, `ema-0.999` for `ema-.9990`; None for any other text."""
     kind, _, number = name.partition("-")
-    makers = {"ema": ema_name, "power": power_name}
     try:
         value = float(number)
     except ValueError:
         return None
-    return makers[kind](value) if kind in makers and 0.0 < value < 1.0 else None
+    if kind == "power":
+        return power_name(value) if SHORTEST <= value <= LONGEST else None
+    return ema_name(value) if kind == "ema" and 0.0 < value < 1.0 else None
 
 
 @dataclass(frozen=True)

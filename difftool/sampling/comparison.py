@@ -29,8 +29,9 @@ from difftool.options import fields
 from difftool.plugins.build import load_samples
 from difftool.plugins.registry import registry
 from difftool.rng import generator, permutation
+from difftool.sampling.conditions import Rows
 from difftool.sampling.loop import collect
-from difftool.sampling.plan import Plan, dry_run, spaced_levels
+from difftool.sampling.plan import IMAGES, POINTS, Plan, dry_run, spaced_levels
 from difftool.sampling.source import Source
 from difftool.settings import Sampling
 
@@ -77,6 +78,27 @@ class Result:
     seconds: float
 
 
+def conditions_of_items(source: Source, settings: Sampling) -> Rows:
+    """Return the conditions of items of the source's data, of the chosen class if there is one.
+
+    Return none for data with no other conditions than labels, and without the data. Raises `DifftoolError` if the
+    source needs conditions and its data are not available here.
+    """
+    if not {*source.data.condition.shapes} - {"label"}:
+        return {}
+    try:
+        samples = source.load_samples()
+    except DifftoolError:
+        if source.needs_condition:
+            raise
+        return {}
+    indices = _of_class(samples, source.label_index(settings.label))
+    count = settings.num_samples or (POINTS if source.data.is_points else IMAGES)
+    _, condition = samples.take(indices[permutation(len(indices), "conditions")[:count]].tolist())
+    fields = {} if condition is None else condition.fields()
+    return {name: rows for name, rows in fields.items() if name != "label" or settings.label is None}
+
+
 def draws_noise(sampler: Sampler, spacing: Spacing, schedule: Schedule) -> bool:
     """Return whether a sampler draws noise in a usual number of steps."""
     levels = spaced_levels(schedule, spacing, min(USUAL_STEPS, len(schedule)))
@@ -106,6 +128,7 @@ def entries(
     spacings: Sequence[Spacing],
     calls: Sequence[int],
     settings: Sampling,
+    conditions: Rows,
 ) -> list[Entry]:
     """Return what to measure: each sampler on each spacing, with the most steps that each number of calls allows."""
     found: dict[tuple[str, str, int], Entry] = {}
@@ -113,7 +136,8 @@ def entries(
         noisy = draws_noise(sampler, spacing, source.schedule)
         for limit in calls:
             if steps := steps_within(limit, sampler, spacing, source.schedule):
-                plan = Plan.of(source, replace(settings, steps=steps), sampler=sampler, spacing=spacing)
+                chosen = replace(settings, steps=steps)
+                plan = Plan.of(source, chosen, sampler=sampler, spacing=spacing, conditions=conditions)
                 entry = Entry(plan, dry_run(sampler, plan.levels).calls, noisy)
                 found.setdefault((sampler.name, spacing.name, steps), entry)
     return list(found.values())
@@ -122,10 +146,12 @@ def entries(
 class Comparison:
     """The reference and the data that samples of one source are measured against."""
 
-    def __init__(self, source: Source, dataset: Dataset, settings: Sampling, reference_steps: int) -> None:
+    def __init__(
+        self, source: Source, dataset: Dataset, settings: Sampling, conditions: Rows, reference_steps: int
+    ) -> None:
         """Load data to compare with, if they are available here."""
         self.source = source
-        self.reference = Reference(source, settings, reference_steps)
+        self.reference = Reference(source, settings, conditions, reference_steps)
         self.calls = 0
         """Network calls so far, of one batch each."""
         self.fresh: FreshData | None = None
@@ -190,9 +216,9 @@ def reference_levels(first: Level, schedule: Schedule, steps: int) -> tuple[Leve
 class Reference:
     """The exact solutions, one for each first level, and their own error."""
 
-    def __init__(self, source: Source, settings: Sampling, steps: int) -> None:
+    def __init__(self, source: Source, settings: Sampling, conditions: Rows, steps: int) -> None:
         self.source, self.steps = source, steps
-        self.plan = Plan.of(source, replace(settings, steps=1), sampler=SOLVER)
+        self.plan = Plan.of(source, replace(settings, steps=1), sampler=SOLVER, conditions=conditions)
         self.error = 0.0
         """The largest distance (RMS) to a solution in half the steps."""
         self._solutions: dict[Level, Tensor] = {}

@@ -42,7 +42,7 @@ def sample(source: Source, plan: Plan, batches: Iterable[int] | None = None) -> 
 def sample_batch(source: Source, plan: Plan, first: int, count: int) -> Iterator[Step]:
     """Yield x_T and the state after each step of the samples first..first+count-1."""
     what = f"sampler {plan.sampler.name}"
-    denoise, counted = denoiser_of(source, plan, count)
+    denoise, counted = denoiser_of(source, plan, first, count)
     x_T = start(source, plan, first, count)
     yield Step(x_T, plan.levels[0], None, first=first)
     noise = partial(sample_noise, first, count, source.data.shape, plan.seed, "step", device=source.device)
@@ -105,11 +105,12 @@ def draw(source: Source, plan: Plan) -> Tensor:
     return source.data.scaling.to_data(torch.cat([step.x for step in sample(source, plan) if step.done]))
 
 
-def denoiser_of(source: Source, plan: Plan, count: int) -> tuple[Denoise, list[Counted]]:
-    """Return the denoiser of a batch, and the bare ones inside it, which count their calls."""
+def denoiser_of(source: Source, plan: Plan, first: int, count: int) -> tuple[Denoise, list[Counted]]:
+    """Return the denoiser of the samples first..first+count-1, and the bare ones inside it, which count their calls."""
     settings, bounds = plan.settings, source.data.bounds
     context = autocast(source.device, settings.precision)
-    conditional = Counted(source.denoiser(count, condition=plan.condition(count), autocast=context))
+    condition = source.data.model_condition(plan.condition(first, count))
+    conditional = Counted(source.denoiser(count, condition=condition, autocast=context))
     counted = [conditional]
     denoise: Denoise = conditional
     if settings.guidance != 1.0:

@@ -18,7 +18,7 @@ from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples
 from difftool.diffusion.estimate import Denoise
 from difftool.diffusion.prediction import step_gain
-from difftool.errors import BadFile, DifftoolError, UsageError
+from difftool.errors import BadFile, DifftoolError, UsageError, blaming, one_line
 from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading, puts_image_beside
 from difftool.runs import averages, checkpoint
@@ -138,8 +138,17 @@ class Model(Source):
         return f"{self.name}, step {self.step}, {self.weights} weights"
 
     @property
-    def needs_label(self) -> bool:
-        return bool(self.data.classes) and not self.recipe.training.condition_dropout
+    def needs_condition(self) -> bool:
+        return bool(self.data.condition) and not self.recipe.training.condition_dropout
+
+    def read_condition(self, field: str, text: str) -> Tensor | None:
+        dataset = self.recipe[Dataset]
+        where = f"--{field}: dataset {dataset.name}"
+        try:
+            with blaming(where, OSError, refusal=UsageError):
+                return dataset.read_condition(field, text, self.data.condition)
+        except OSError as error:
+            raise DifftoolError(f"{where}: {one_line(error)}") from None
 
     def denoiser(self, count: int, *, condition: Condition | None = None, autocast: Autocast | None = None) -> Denoise:
         cond = None
@@ -165,12 +174,20 @@ class Model(Source):
         """Draw n samples (n, *shape), floats in data units; those of images are pixel values from 0 to 255.
 
         They are float32, or float64 where the data lie so far from 0 that float32 would lose digits. `settings` are
-        the options of `difftool sample`: steps, seed, label, guidance, batch_size, ... Raises `DifftoolError`, and
-        `TypeError` for a sampler or spacing that is neither a name nor a component.
+        the options of `difftool sample`: steps, seed, label, guidance, batch_size, ... Of these, vector, image and
+        tokens may also be tensors, arrays or lists, of one for all samples or with a row for each sample: vectors
+        (N, D) in the units of the data, images (N, C, H, W) as uint8 pixels or floats in model units, tokens (N, L, D).
+        Raises `DifftoolError`, and `TypeError` for a sampler or spacing that is neither a name nor a component.
         """
         if n is None or "num_samples" in settings:
             raise TypeError("sample() takes the number of samples as n")
-        plan = Plan.of(self, make(Sampling, {"num_samples": n, **settings}), sampler=sampler, spacing=spacing)
+        arrays = {
+            name: settings.pop(name)
+            for name in ("vector", "image", "tokens")
+            if not isinstance(settings.get(name), (str, os.PathLike, type(None)))
+        }
+        chosen = make(Sampling, {"num_samples": n, **settings})
+        plan = Plan.of(self, chosen, sampler=sampler, spacing=spacing, conditions=arrays)
         if warning := caution(self, plan):
             warnings.warn(warning, stacklevel=2)
         return draw(self, plan)
@@ -245,11 +262,9 @@ def power_model(model: Model, run: RunFolder | None, length: float) -> Model:
     """Return the model with a power-function average, reconstructed from the snapshots of its run."""
     if run is None:
         raise UsageError(f"--ema-length: {model.source} holds {model.weights} alone; name its run folder")
-    made = reconstruct(run, length, {name for name, _ in model.network.named_parameters()})
-    if rows := checkpoint.differences(model.network.state_dict(), made.tensors):
-        raise BadFile(f"{made.path}: its weights do not fit: {rows}")
-    model.network.load_state_dict(made.tensors)
-    return replace(model, weights=averages.power_name(length), step=made.step, source=made.path)
+    tensors, step, source = reconstruct(run, length, model.network)
+    model.network.load_state_dict(tensors)
+    return replace(model, weights=averages.power_name(length), step=step, source=source)
 
 
 def raw_model(model: Model, run: RunFolder) -> Model:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError, UsageError, blaming
 from difftool.plugins.registry import given, registry
+from difftool.sampling.conditions import Rows, read_rows, words_of
 from difftool.sampling.denoiser import Counted
 from difftool.settings import STRENGTH, Sampling
 
@@ -64,7 +65,8 @@ class Plan:
     settings: Sampling
     num_samples: int
     batch_size: int
-    label: int | None
+    rows: Rows = field(default_factory=dict)
+    """The conditions of samples by field, (K, ...) as the user gave them: sample k takes row k modulo K."""
     init: Tensor | None = None
     """(*shape) in model units: the image that trajectories start from, noised."""
     inpainting: Inpainting | None = None
@@ -77,8 +79,9 @@ class Plan:
         *,
         sampler: str | Sampler = "ddim",
         spacing: str | Spacing = "trailing",
+        conditions: Mapping[str, Any] | None = None,
     ) -> Plan:
-        """Resolve settings against a source.
+        """Resolve settings against a source. `conditions` are arrays in place of the settings of these names.
 
         Raises `UsageError` for what does not go together, `TypeError` for something else than a sampler or a spacing,
         and `DifftoolError` for images that cannot be read.
@@ -97,7 +100,10 @@ class Plan:
         if settings.init is not None:
             init = own_image(settings.init, source.data, source.name, "--init").to(source.device)
             levels = last_levels(levels, settings.strength or STRENGTH)
-        default_count = PATH if settings.interpolate is not None else POINTS if source.data.is_points else IMAGES
+        rows, suggested = read_rows(source, settings, conditions or {})
+        default_count = suggested or (
+            PATH if settings.interpolate is not None else POINTS if source.data.is_points else IMAGES
+        )
         return cls(
             sampler=sampler,
             spacing=spacing,
@@ -107,14 +113,23 @@ class Plan:
             inpainting=Inpainting.of(source, settings),
             num_samples=settings.num_samples or default_count,
             batch_size=settings.batch_size or max(1, min(BATCH_SAMPLES, BATCH_ELEMENTS // math.prod(shape))),
-            label=source.label_index(settings.label),
+            rows=rows,
         )
 
-    def condition(self, count: int) -> Condition | None:
-        """Return the conditions of `count` samples, or None without any."""
-        if self.label is None:
-            return None
-        return Condition(label=torch.full((count,), self.label), hidden=torch.zeros(count, dtype=torch.bool))
+    @property
+    def label(self) -> int | None:
+        """The class of all samples, or None if they have none, or several."""
+        labels = self.rows.get("label")
+        return int(labels[0]) if labels is not None and len(labels) == 1 else None
+
+    def condition(self, first: int, count: int) -> Condition | None:
+        """Return the conditions of the samples first..first+count-1 as the user gave them, or None without any."""
+        numbers = torch.arange(first, first + count)
+        return Condition.shown({name: rows[numbers % len(rows)] for name, rows in self.rows.items()})
+
+    def conditions_in_words(self, source: Source) -> list[str]:
+        """Return the conditions in words, such as `class cat` and `vector 0.3,1.2`."""
+        return words_of(self.rows, self.settings, source.data.class_names)
 
     @property
     def seed(self) -> int:
@@ -170,18 +185,6 @@ def first_gain(source: Source, levels: Sequence[Level]) -> float:
 def check_settings(source: Source, settings: Sampling) -> None:
     """Raise `UsageError` for settings that do not suit the source or its device."""
     check_precision(source.device, settings.precision)
-    if settings.guidance != 1.0 and not source.data.classes:
-        raise UsageError(f"--guidance: {source.name} has no classes")
-    if settings.guidance != 1.0 and settings.label is None:
-        raise UsageError("--guidance: needs a --label to guide towards")
-    if settings.label is None and source.needs_label:
-        raise UsageError(
-            "--label: the model was trained with --condition-dropout 0 and knows no samples without a class"
-        )
-    if settings.guidance != 1.0 and source.needs_label:
-        raise UsageError(
-            "--guidance: the model was trained with --condition-dropout 0 and has nothing to guide away from"
-        )
     if settings.guidance_rescale and not source.data.is_image:
         raise UsageError(f"--guidance-rescale: brings back the contrast of images, and {source.name} has none")
     if settings.threshold is not None and source.data.bounds is None:

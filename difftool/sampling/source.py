@@ -50,9 +50,13 @@ class Source(ABC):
         """A longer name, such as `swiss-roll-mlp, step 6000, ema weights`."""
 
     @property
-    def needs_label(self) -> bool:
-        """True if every sample needs a class."""
+    def needs_condition(self) -> bool:
+        """True if every sample needs all conditions of the data."""
         return False
+
+    def read_condition(self, field: str, text: str) -> Tensor | None:
+        """Return a condition that the user names, as its data read it; None if they have no way of their own."""
+        return None
 
     @abstractmethod
     def denoiser(self, count: int, *, condition: Condition | None = None, autocast: Autocast | None = None) -> Denoise:

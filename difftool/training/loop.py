@@ -7,7 +7,7 @@ masks its step there, and `check_finite` reports it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,55 +23,23 @@ from difftool.training.frozen import evaluating, train_mode
 from difftool.training.inputs import inputs_from
 from difftool.training.loss import Objective
 from difftool.training.minimise import Predictor, batch_of, item_losses, paired
+from difftool.training.rate import learning_rate
 from difftool.training.state import TrainState
 from difftool.training.step import StepResult, make_step
 
 if TYPE_CHECKING:
-    from difftool.components import Optimizer
     from difftool.settings import Training
 
 MAX_SKIPS = 20
 """Steps in a row that fp16 may skip. Each of them halves the first scale of 2^16, which below 1 no longer helps."""
 REPEATS = 4
 """Levels at which each held-out item is measured."""
-SCHEDULES: Mapping[str, Callable[[float, float], float]] = {
-    "constant": lambda _part, _late: 1.0,
-    "cosine": lambda part, _late: 0.5 * (1.0 + math.cos(math.pi * part)),
-    "linear": lambda part, _late: 1.0 - part,
-    "inverse-sqrt": lambda _part, late: 1.0 / math.sqrt(late),
-}
-"""The factor of the learning rate, by the part of the steps after the warm-up, and by the step in `lr_decay_steps`."""
 
 
 def layout_of(network: nn.Module) -> torch.memory_format:
     """Return channels-last for networks with convolutions, which are faster so; for others it only adds copies."""
     convolves = any(weight.ndim == 4 for weight in network.parameters())
     return torch.channels_last if convolves else torch.contiguous_format
-
-
-def learning_rate(step: int, total: int, settings: Training, optimizer: Optimizer | None = None) -> float:
-    """Return the rate of step 0, 1, ...: that of the optimizer if it sets one, else that of the settings.
-
-    A linear warm-up reaches the full rate in step `warmup` - 1. Then cosine and linear fall from there to 0 at `total`.
-    The inverse square root counts from the first step, and the warm-up multiplies it (Karras et al., 2024).
-    """
-    if optimizer is not None and (factor := factor_of(optimizer, step, total)) is not None:
-        return settings.lr * factor
-    warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
-    part = min(1.0, max(0, step - settings.warmup) / max(1, total - settings.warmup))
-    late = max(1.0, step / (settings.lr_decay_steps or settings.warmup or 1))
-    return settings.lr * warm * SCHEDULES[settings.lr_schedule](part, late)
-
-
-def factor_of(optimizer: Optimizer, step: int, total: int) -> float | None:
-    """Return `Optimizer.factor`. Raises `DifftoolError` for what is no factor."""
-    with blaming(f"optimizer {optimizer.name}"):
-        factor: object = optimizer.factor(step, total)
-        if factor is None:
-            return None
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0.0 <= factor < math.inf:
-            raise ValueError(f"factor() must return a number that is not negative, or None, not {factor!r:.80}")
-        return float(factor)
 
 
 def train(

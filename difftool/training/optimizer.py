@@ -134,7 +134,7 @@ class Updater:
 
     def weight_state(self) -> dict[int, dict[str, Any]]:
         """Return the optimizer state by the index of the weight. Weights that made no step are omitted."""
-        return {i: slots for i, slots in self.all_weight_state().items() if float(slots.get("step", 1.0)) > 0}
+        return {i: slots for i, slots in self.all_weight_state().items() if made_step(slots)}
 
     def all_weight_state(self) -> dict[int, dict[str, Any]]:
         """Return the optimizer state by the index of the weight, where there is any, as views of that of vectors."""
@@ -232,3 +232,9 @@ class Updater:
 def tensors_in(state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
     """Return the tensors of a state by weight and slot, by the name that each has in a file."""
     return {f"{i}.{slot}": v for i, slots in state.items() for slot, v in slots.items() if isinstance(v, Tensor)}
+
+
+def made_step(slots: Mapping[str, Any]) -> bool:
+    """Return whether a weight with this state made a step. Only Adam and its kin count them."""
+    step = slots.get("step")
+    return not isinstance(step, (int, float, Tensor)) or bool((torch.as_tensor(step) != 0).any())

@@ -19,6 +19,7 @@ from difftool.training.frozen import evaluating
 
 if TYPE_CHECKING:
     from difftool.data.condition import Condition
+    from difftool.data.facts import DataFacts
     from difftool.training.experiment import Experiment
 
 STEPS = 25
@@ -49,14 +50,23 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
     model = experiment.model
     steps = min(STEPS, len(model.schedule))
     n = IMAGES if model.data.is_image else POINTS
-    label = model.data.class_names[0] if model.needs_label else None
-    plan = Plan.of(model, Sampling(steps=steps, num_samples=n, label=label))
+    originals, condition = shown_items(experiment, n)
+    conditions = {} if condition is None else condition.fields()
+    plan = Plan.of(model, Sampling(steps=steps, num_samples=n), conditions=conditions)
     x = torch.cat([p.x for p in sample(model, plan) if p.done]).cpu()
-    steps_of = f"ddim {counted(steps, 'step')}{model.of_class(plan.label)}"
+    steps_of = f"ddim {counted(steps, 'step')}{_of_items(model.data) if conditions else ''}"
     title = f"{model.recipe.name}, step {experiment.state.step}, {steps_of}"
     reference = reference_points(experiment.train)
     with atomic(path) as temporary:
-        drawing = Drawing(x=x, scaling=model.data.scaling, title=title, reference=reference, form=model.data.form)
+        drawing = Drawing(
+            x=x,
+            scaling=model.data.scaling,
+            title=title,
+            reference=reference,
+            form=model.data.form,
+            condition_images=None if condition is None else condition.image,
+            originals=None if condition is None or condition.image is None else originals,
+        )
         drawing.save_figure(temporary)
 
 
@@ -78,6 +88,23 @@ def draw_panel(experiment: Experiment, path: Path) -> None:
     figure = panel(made, model.data, rows=rows, title=f"{model.recipe.name}, step {experiment.state.step}")
     with atomic(path) as temporary:
         save(figure, temporary)
+
+
+def _of_items(data: DataFacts) -> str:
+    """Return words for samples under the conditions of items, and for the parts of an image of them."""
+    return ", condition | sample | original" if data.condition.image else ", under the conditions of items"
+
+
+def shown_items(experiment: Experiment, count: int) -> tuple[Tensor, Condition | None]:
+    """Return items in model units on the CPU and their raw conditions, held-out ones if there are any.
+
+    Few items are repeated. Nothing is read if there are no conditions.
+    """
+    samples = experiment.held_out or experiment.train
+    if not samples.conditions:
+        return torch.empty(0), None
+    items, condition = samples.take([i * max(1, len(samples) // count) % len(samples) for i in range(count)])
+    return experiment.data.scaling.to_model(items).cpu(), condition
 
 
 def some_items(experiment: Experiment, count: int) -> tuple[Tensor, Condition | None]:

@@ -49,7 +49,7 @@ class AverageFiles:
 
     def is_due(self, step: int) -> bool:
         """Return whether snapshots are due after this step, and not written."""
-        if not self.powers or self.snapshot_step == step:
+        if not self.powers or step in (0, self.snapshot_step):
             return False
         return is_due(step, self.every, items=self.items, batch_size=self._batch_size)
 

@@ -82,7 +82,7 @@ def make_step(
 
     def step(inputs: Inputs, lr: float, self_cond: bool) -> StepResult:
         optimizer.clear_gradients()
-        minimised = backward(inputs, self_cond)
+        found = backward(inputs, self_cond)
         scaler.unscale_(optimizer)  # type: ignore[arg-type]
         grad_norm = optimizer.gradient_norm()
         finite = grad_norm < math.inf
@@ -97,16 +97,7 @@ def make_step(
         state.averages.update()  # averaging weights that a masked step left alone does no harm
         state.step += 1
         state.moving = False
-        return StepResult(
-            state.step,
-            inputs,
-            minimised.prediction,
-            minimised.losses,
-            minimised.loss,
-            grad_norm,
-            finite,
-            lr,
-        )
+        return StepResult(state.step, inputs, found.prediction, found.losses, found.loss, grad_norm, finite, lr)
 
     return step
 
@@ -232,9 +223,14 @@ def compiled_backward(state: TrainState, objective: Objective) -> Backward:
         return loss, {name: tensor for name, tensor in rest.items() if tensor is not None}
 
     compiled = torch.compile(grad_and_value(loss_of, has_aux=True), fullgraph=True, dynamic=False)
+    first = True
 
     def backward(inputs: Inputs, self_cond: bool) -> Minimised:
+        nonlocal first
         new, (loss, rest) = compiled(vectors, inputs)
+        if first and not any(bool(value.any()) for value in new):  # autograd says whether the loss depends on weights
+            raise RuntimeError("the gradient is 0")
+        first = False
         for gradient, value in zip(gradients, new, strict=True):
             gradient.copy_(value)
         return Minimised(loss, **rest)

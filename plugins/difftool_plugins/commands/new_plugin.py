@@ -25,11 +25,26 @@ PREFIX = "difftool-"
 MAX_LENGTH = 60
 RESERVED = ("aux", "con", "nul", "prn", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)))
 """Names that files cannot have on Windows."""
-TAKEN = (
-    *("Backbone", "BackboneSpec", "Dataset", "DatasetContext", "Denoise", "Estimate", "Layer", "Level", "Network"),
-    *("NoiseSchedule", "PluginManager", "Sampler", "Samples", "Schedule", "Step", "Tensor"),
+COMMANDS = (
+    *("train", "sample", "compare", "noise", "reconstruct", "inspect-schedule", "runs", "info", "list", "plugins"),
+    "check",
 )
-"""Names that the templates use for other things."""
+"""The commands of difftool itself, whose names are taken."""
+USES = {
+    "dataset": "difftool train --dataset $component",
+    "schedule": "difftool inspect-schedule $component linear",
+    "sampler": "difftool sample --oracle ideal --sampler $component",
+    "spacing": "difftool sample --oracle ideal --spacing $component",
+    "oracle": "difftool sample --oracle $component",
+    "writer": "difftool sample --oracle ideal --out samples.jsonl",
+    "command": "difftool $component --help",
+}
+"""A command that uses a component of a kind; those of the other kinds are for training."""
+ANNOUNCEMENT = """
+# The help of difftool lists commands without importing the package, so it finds their names here.
+[project.entry-points."difftool.commands"]
+$component = "$module"
+"""
 
 
 class NewPlugin(Command, name="new-plugin"):
@@ -39,7 +54,20 @@ class NewPlugin(Command, name="new-plugin"):
     """
 
     name_: str = option(positional=True, help="name of the package, such as difftool-wavelets")
-    kind_: Literal["sampler", "schedule", "backbone", "dataset"] = option(help="kind of the component")
+    kind_: Literal[
+        "dataset",
+        "schedule",
+        "backbone",
+        "sampler",
+        "spacing",
+        "prediction",
+        "weighting",
+        "timestep-sampling",
+        "oracle",
+        "logger",
+        "writer",
+        "command",
+    ] = option(help="kind of the component")
     into: Path = option(default=Path(), help="folder in which the package is created")
 
     def run(self) -> Path:
@@ -64,29 +92,48 @@ class NewPlugin(Command, name="new-plugin"):
             raise UsageError(f"NAME: must have at most {MAX_LENGTH} characters, not {len(self.name_)}")
         if keyword.iskeyword(module) or module in sys.stdlib_module_names or find_spec(module) is not None:
             raise UsageError(f"NAME: a module named {module} already exists; choose another name")
-        if component in names(self.kind_):
+        if component in names(self.kind_) or (self.kind_ == Command.kind and component in COMMANDS):
             raise UsageError(f"NAME: a {self.kind_} named {component} already exists; choose another name")
-        Class = "".join(word.capitalize() for word in component.split("-"))
+        Class = _joined(component)
         if self.name_ in RESERVED or keyword.iskeyword(Class):
             raise UsageError(f"NAME: {self.name_} is a reserved name; choose another name")
-        return {
+        if any(re.search(rf"\b{Class}\b", text) for _, text in templates(self.kind_)):  # it stands for another thing
+            Class += _joined(self.kind_)
+        words = {
             "distribution": self.name_,
             "module": module,
             "component": component,
-            "Class": f"{Class}{self.kind_.capitalize()}" if Class in TAKEN else Class,
-            "kind": self.kind_,
+            "Class": Class,
+            "kind": self.kind_.replace("-", " "),
+            "plural": f"{self.kind_}{'es' if self.kind_.endswith('s') else 's'}",
             "version": __version__,
             "api": str(API_VERSION),
         }
+        use = USES.get(self.kind_, f"difftool train --{self.kind_} $component")
+        announcement = ANNOUNCEMENT if self.kind_ == Command.kind else ""
+        return words | {
+            "use": Template(use).substitute(words),
+            "announcement": Template(announcement).substitute(words),
+        }
+
+
+def _joined(name: str) -> str:
+    """Return a name as that of a class: `gradient-estimation` becomes `GradientEstimation`."""
+    return "".join(word.capitalize() for word in name.split("-"))
+
+
+def templates(kind: str) -> Iterator[tuple[str, str]]:
+    """Yield the path and the text of every template of a package with a component of this kind."""
+    for part in ("package", kind):
+        folder = Path(__file__).with_name("templates") / part
+        for file in sorted(folder.rglob(f"*{TEMPLATE}")):
+            yield file.relative_to(folder).as_posix().removesuffix(TEMPLATE), file.read_text(encoding="utf-8")
 
 
 def render(kind: str, words: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield the path and the text of every file of the package."""
-    for part in ("package", kind):
-        folder = Path(__file__).with_name("templates") / part
-        for file in sorted(folder.rglob(f"*{TEMPLATE}")):
-            path = Template(file.relative_to(folder).as_posix()).substitute(words)
-            yield path.removesuffix(TEMPLATE), Template(file.read_text(encoding="utf-8")).substitute(words)
+    for path, text in templates(kind):
+        yield Template(path).substitute(words), Template(text).substitute(words)
 
 
 def write(folder: Path, texts: Mapping[str, str]) -> None:
