@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import difftool
 import difftool_plugins
-from difftool import Condition, ObjectiveSpec, component, names
+from difftool import Condition, ConditionSpec, ObjectiveSpec, component, names
 from difftool.data.facts import DataFacts
 from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule
@@ -30,6 +30,7 @@ from difftool.training.auxiliary import build_auxiliary
 from difftool.training.loss import Objective
 from difftool.training.state import TrainState
 from difftool.training.step import StepResult, make_step
+from difftool_plugins.datasets.conditions import function_of
 
 META = torch.device("meta")
 T, BATCH = 100, 8
@@ -109,6 +110,29 @@ def test_a_training_step_stays_on_the_device(what: str) -> None:
     result = step_on_meta(**STEPS[what])
     assert {result.loss.device, result.grad_norm.device, result.finite.device} == {META}
     assert result.step == 1
+
+
+IMAGES = {"gray": (1, 8, 8), "shrink:4": (3, 8, 8), "mask": (4, 8, 8)}
+
+
+@pytest.mark.parametrize("word", IMAGES)
+def test_condition_images_are_computed_on_the_device(word: str) -> None:
+    items = torch.empty(BATCH, 3, 8, 8, dtype=torch.uint8, device=META)
+    no_generator: Any = None  # the meta device has none
+    images = function_of(word)(items, no_generator)
+    assert (images.device, images.shape[1:], images.dtype) == (META, IMAGES[word], torch.uint8)
+
+
+def test_conditions_get_their_units_on_the_device() -> None:
+    spec = ConditionSpec(vector=2, image=(3, 8, 8), tokens=(4, 5))
+    data = DataFacts(shape=(3, 8, 8), condition=spec, vector_shift=(1e9, 0.0), vector_scale=(1.0, 2.0))
+    raw = {name: torch.empty(BATCH, *shape, device=META).double() for name, shape in spec.shapes.items()}
+    raw["image"] = raw["image"].to(torch.uint8)
+    cond = data.model_condition(Condition.shown(raw))
+    assert cond is not None
+    hidden = cond.hide(torch.empty(BATCH, device=META) < 0.1)
+    for name, tensor in hidden.tensors().items():
+        assert (tensor.device, tensor.dtype) == (META, torch.bool if name == "hidden" else torch.float32)
 
 
 class Planted(nn.Module):

@@ -912,14 +912,32 @@ def augmented(context: DatasetContext, augment: Callable[[Tensor, torch.Generato
     return replace(points(cloud(context)), augment=augment)
 
 
+def pairs(context: DatasetContext, augment: Callable[[Tensor, torch.Generator, Tensor], Any]) -> Samples:
+    """Images whose condition is their first channel."""
+    samples = pixels(context)
+    return replace(samples, images=samples.take_items(range(100))[:, :1], augment=augment)
+
+
+def coin() -> Tensor:
+    """Draw from the global generator."""
+    return torch.rand(1)
+
+
+def both_brighter(x: Tensor, generator: torch.Generator, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn items and images alike, and change the brightness of the items alone."""
+    heads = (torch.rand(len(x), generator=generator) < 0.5).view(-1, 1, 1, 1)
+    return (torch.where(heads, x.flip(-1), x).float() * 0.8).byte(), torch.where(heads, images.flip(-1), images)
+
+
 @pytest.mark.parametrize(
     "component",
     [
         dataset(lambda c: points(cloud(c))),
         dataset(lambda c: from_source()),
         dataset(pixels, default_backbone="unet"),
+        dataset(lambda c: pairs(c, both_brighter), default_backbone="unet"),
     ],
-    ids=["points", "source", "images"],
+    ids=["points", "source", "images", "pairs"],
 )
 def test_sound_datasets_pass(component: Dataset) -> None:
     assert failed_laws(component) == {}
@@ -935,6 +953,7 @@ FAILING_DATASETS = {
         "draw from context.generator(...) alone": lambda c: points(torch.randn(100, 2)),
         "100 items, then 101": lambda c: points(cloud(c, next(SIZES))),
         "the second load has other labels": lambda c: points(cloud(c), labels=torch.randint(2, (100,))),
+        "the second load has other vectors": lambda c: points(cloud(c), vectors=torch.randn(100, 2)),
         "the second load has another fingerprint": lambda c: replace(from_source(), fingerprint=str(random.random())),
     },
     datasets.leaves_global_generators_alone: {
@@ -945,7 +964,8 @@ FAILING_DATASETS = {
     },
     datasets.reads_the_same_item_every_time: {
         "__getitem__ must be pure": lambda c: from_source(chance=1.0),
-        "their source cannot be sent to a worker process": lambda c: from_source(lock=lambda: None),
+        "the source of items cannot be sent to a worker process": lambda c: from_source(lock=lambda: None),
+        "two readings of vectors[0] differ": lambda c: replace(from_source(), vectors=Source(chance=1.0)),
     },
     datasets.is_scaled_for_a_network: {
         "their standard deviation is 2": lambda c: Samples(items=cloud(c) * 300, shape=(2,)),
@@ -958,7 +978,21 @@ FAILING_DATASETS = {
     datasets.labels_items_by_class: {
         "no item is of class b": lambda c: points(cloud(c), labels=torch.zeros(100).long(), class_names=("a", "b")),
     },
+    datasets.brings_its_conditions: {
+        "all vectors are the same": lambda c: points(cloud(c), vectors=torch.ones(100, 2)),
+        "tokens contain NaN": lambda c: replace(points(cloud(c)), tokens=torch.full((100, 2, 3), torch.nan)),
+        "vectors differ in shape": lambda c: points(cloud(c), vectors=[torch.ones(2)] * 50 + [torch.ones(3)] * 50),
+        "images must be as high and wide": lambda c: replace(pixels(c), images=lambda items, _: items[..., :4]),
+        "images() changed the batch in place": lambda c: replace(pixels(c), images=lambda items, _: items.mul_(2)),
+        "images() made two different batches": lambda c: replace(pixels(c), images=lambda x, _: x.float() * coin()),
+    },
+    datasets.augments_items_and_images_alike: {
+        "augment() must return (items, images)": lambda c: pairs(c, lambda x, _, images: x),
+        "moved an item, but not its condition image": lambda c: pairs(c, lambda x, _, images: (x.flip(-1), images)),
+        "their correlation fell from 1 to": lambda c: pairs(c, lambda x, _, images: (x, images.roll(1, -1))),
+    },
     datasets.augments_reproducibly: {
+        "augment() made (64, 1, 8, 8) torch.float32 of": lambda c: pairs(c, lambda x, _, images: (x, images / 2)),
         "changed the batch in place": lambda c: augmented(c, lambda batch, generator: batch.mul_(-1)),
         "augment() made (1, 2) torch.float32 of (64, 2)": lambda c: augmented(c, lambda batch, generator: batch[:1]),
         "two different batches": lambda c: augmented(c, lambda batch, generator: batch + torch.rand(1)),

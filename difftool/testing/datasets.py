@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.reduction import ForkingPickler
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from difftool import errors
 from difftool.components import Backbone, Dataset
-from difftool.data.facts import DataFacts
+from difftool.data.columns import COLUMNS, row_of
+from difftool.data.facts import PIXEL_SCALING, DataFacts
 from difftool.data.measures import DEVIATIONS
-from difftool.data.samples import DatasetContext, Samples
+from difftool.data.samples import Augment, DatasetContext, Samples
 from difftool.errors import UsageError
 from difftool.options import make
 from difftool.plugins.build import build_network
@@ -30,6 +32,8 @@ MAX_ITEMS = 512
 """Items that are read, evenly spread over the dataset."""
 DARKEST_MAXIMUM = 1.0
 """If no pixel is brighter than this, images have a range of 0 to 1 instead of 0 to 255."""
+ALIKE = 0.5
+"""The correlation that a pattern and its copy keep at least where both are moved alike."""
 UNUSUAL_SEED = 987_654_321
 
 
@@ -64,8 +68,37 @@ class Case:
         return [i * n // count for i in range(count)]
 
     @cached_property
+    def rows(self) -> dict[str, Tensor]:
+        """The items that are read, and what comes with them, by name."""
+        return rows_of(self.samples, self.indices)
+
+    @property
     def items(self) -> Tensor:
-        return self.samples.take(self.indices)[0]
+        return self.rows["items"]
+
+    def stored_images(self, count: int) -> Iterator[Tensor]:
+        """Yield the first condition images, if images are stored."""
+        if "image" in self.samples.columns:
+            yield self.rows["image"][:count]
+
+
+def rows_of(samples: Samples, indices: Sequence[int]) -> dict[str, Tensor]:
+    """Return the items, the fields of their condition, and their noise, by name."""
+    items, condition = samples.take(indices)
+    fields = {} if condition is None else condition.tensors()
+    noise = samples.take_noise(indices)
+    rows = {"items": items, **fields, **({} if noise is None else {"noise": noise})}
+    return {name: tensor for name, tensor in rows.items() if name != "hidden"}
+
+
+def augmented(augment: Augment, batch: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return a batch of items, or of items and images, augmented. Raises `Failed` if the images are missing."""
+    items, *images = batch
+    result = augment(items, generator(0, "law"), *images)
+    if not images:
+        return [result]
+    require(isinstance(result, tuple) and len(result) == 2, "augment() must return (items, images)")
+    return list(result)
 
 
 def loads_items_of_the_declared_shape(case: Case) -> str:
@@ -83,8 +116,11 @@ def is_reproducible(case: Case) -> str:
     program has drawn in between."""
     a, b = case.samples, case.again
     require(len(a) == len(b), f"{len(a)} items, then {len(b)}")
-    if not equal(case.items, b.take(case.indices)[0]):
-        raise Failed("the second load has other items; draw from context.generator(...) alone")
+    again = rows_of(b, case.indices)
+    require(case.rows.keys() == again.keys(), f"{', '.join(case.rows)}, then {', '.join(again)}")
+    for name, rows in case.rows.items():
+        if name != "label" and not equal(rows, again[name]):
+            raise Failed(f"the second load has other {COLUMNS.get(name, name)}; draw from context.generator(...) alone")
     if not equal(a.labels, b.labels) or a.class_names != b.class_names:
         raise Failed("the second load has other labels")
     require(a.fingerprint == b.fingerprint, "the second load has another fingerprint, so no run could be resumed")
@@ -104,18 +140,20 @@ def leaves_global_generators_alone(case: Case) -> str:
 def reads_the_same_item_every_time(case: Case) -> str:
     """If items are read one at a time, every reading of an item is the same, and their source can be pickled for a
     worker process."""
-    items = case.samples.items
-    if isinstance(items, Tensor):
+    samples = case.samples
+    if samples.in_memory:
         raise Skipped("its items are in memory")
-    indices = case.indices[:16]
-    for i in indices:
-        if not torch.equal(items[i], items[i]):
-            raise Failed(f"two readings of item {i} differ; __getitem__ must be pure, randomness belongs to `augment`")
-    try:
-        pickled = len(ForkingPickler.dumps(items))
-    except Exception as error:
-        raise Failed(f"their source cannot be sent to a worker process: {errors.describe(error)}") from None
-    return f"{len(indices)} items; their source has {pickled / 1024:.0f} KiB when pickled"
+    indices, sizes = case.indices[:16], []
+    for name, source in {"items": samples.items, **samples.columns}.items():
+        what = COLUMNS.get(name, name)
+        for i in indices:
+            if not torch.equal(row_of(source, name, i), row_of(source, name, i)):
+                raise Failed(f"two readings of {what}[{i}] differ; __getitem__ must be pure, and `augment` random")
+        try:
+            sizes.append(len(ForkingPickler.dumps(source)))
+        except Exception as error:
+            raise Failed(f"the source of {what} cannot be sent to a worker process: {errors.describe(error)}") from None
+    return f"{len(indices)} items; their source has {sum(sizes) / 1024:.0f} KiB when pickled"
 
 
 def is_scaled_for_a_network(case: Case) -> str:
@@ -161,22 +199,66 @@ def labels_items_by_class(case: Case) -> str:
     return f"{len(names)} classes of {int(counts.min())} to {int(counts.max())} items"
 
 
+def brings_its_conditions(case: Case) -> str:
+    """Vectors, images and tokens have one shape for all items and hold finite numbers, vectors are not all the same,
+    and images that are computed are a function of the batch and the generator that does not change the batch."""
+    samples = case.samples
+    shapes = {name: shape for name, shape in samples.row_shapes.items() if name != "label"}
+    if not shapes:
+        raise Skipped("it has no conditions beside labels")
+    for name, shape in shapes.items():
+        rows, what = case.rows[name], COLUMNS[name]
+        require(tuple(rows.shape[1:]) == shape, f"{what} are {tuple(rows.shape[1:])}, but the first one is {shape}")
+        require(rows.isfinite().all(), f"{what} contain NaN or infinite numbers")
+    vectors = case.rows.get("vector")
+    if vectors is not None and len(vectors) > 1 and bool((vectors == vectors[0]).all()):
+        raise Failed("all vectors are the same, so a network can learn nothing from them")
+    if samples.images_function is not None:
+        batch = case.items[:64]
+        before = batch.clone()
+        images = [samples.images_function(batch, generator(0, "law")) for _ in range(2)]
+        require(torch.equal(batch, before), "images() changed the batch in place, so the data would change")
+        require(equal(*images), "images() made two different batches with the same generator")
+    return ", ".join(f"{COLUMNS[name]} of {size(shape)}" for name, shape in shapes.items())
+
+
 def augments_reproducibly(case: Case) -> str:
     """`augment` keeps shape and dtype, gives the same result for the same generator, and does not change the batch that
-    it receives."""
+    it receives. The same holds for condition images that it receives with the batch."""
     augment = case.samples.augment
     if augment is None:
         raise Skipped("it has no augmentation")
-    batch = case.items[:64]
-    before = batch.clone()
-    a = augment(batch, generator(0, "law"))
-    if not torch.equal(batch, before):
+    batch = [case.items[:64], *case.stored_images(64)]
+    before = [rows.clone() for rows in batch]
+    a = augmented(augment, batch)
+    if not all(map(torch.equal, batch, before)):
         raise Failed("augment() changed the batch in place, so the data would change from epoch to epoch")
-    if a.shape != batch.shape or a.dtype != batch.dtype:
-        raise Failed(f"augment() made {tuple(a.shape)} {a.dtype} of {tuple(batch.shape)} {batch.dtype}")
-    if not torch.equal(a, augment(batch, generator(0, "law"))):
+    for new, old in zip(a, batch, strict=True):
+        if new.shape != old.shape or new.dtype != old.dtype:
+            raise Failed(f"augment() made {tuple(new.shape)} {new.dtype} of {tuple(old.shape)} {old.dtype}")
+    if not all(map(torch.equal, a, augmented(augment, batch))):
         raise Failed("augment() made two different batches with the same generator")
     return "two equal batches with the same generator"
+
+
+def augments_items_and_images_alike(case: Case) -> str:
+    """`augment` moves a condition image as it moves its item: if both are one pattern, they are still alike."""
+    augment, images = case.samples.augment, [*case.stored_images(64)]
+    if augment is None or not images:
+        raise Skipped("it has no augmentation, or no condition images that are stored")
+    pattern = torch.randint(0, 256, (len(images[0]), 1, *images[0].shape[2:]), generator=generator(0, "pattern"))
+    in_model_units = PIXEL_SCALING.to_model(pattern)
+    items = case.samples.scaling.to_data(in_model_units.expand(case.items[:64].shape)).to(case.items.dtype)
+    values = pattern if images[0].dtype == torch.uint8 else in_model_units
+    batch = (items, values.expand(images[0].shape).to(images[0].dtype))
+    pairs = zip(*(rows.float().mean(1).flatten(1) for rows in augmented(augment, batch)), strict=True)
+    likeness = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs])
+    if not bool((likeness > ALIKE).all()):
+        raise Failed(
+            f"augment() moved an item, but not its condition image: their correlation fell from 1 to "
+            f"{float(likeness.min()):.2f}; change both alike"
+        )
+    return f"a correlation of {float(likeness.min()):.2f} or more"
 
 
 def can_be_stored_in_a_model_file(case: Case) -> str:
@@ -215,7 +297,9 @@ LAWS = (
     is_scaled_for_a_network,
     stores_images_as_pixels,
     labels_items_by_class,
+    brings_its_conditions,
     augments_reproducibly,
+    augments_items_and_images_alike,
     can_be_stored_in_a_model_file,
     fits_its_default_backbone,
 )

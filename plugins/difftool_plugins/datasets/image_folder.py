@@ -1,4 +1,4 @@
-"""A folder of image files: find them, and derive classes from sub-folders. `images` reads them."""
+"""A folder of images: `folders` finds the files, `images` reads them, and `conditions` reads what belongs to them."""
 
 from __future__ import annotations
 
@@ -6,31 +6,27 @@ import contextlib
 import hashlib
 import math
 import os
+import re
 import warnings
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from difftool import Dataset, DifftoolError, option, printable, read_json, write_json
+from difftool_plugins.datasets.folders import MAX_LISTED, class_folders, list_images, listed, no_classes, sub_folders
 from difftool_plugins.datasets.sizes import height_width
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from difftool import BadImage, DatasetContext, Samples
+    from difftool_plugins.datasets.conditions import ArrayRows
     from difftool_plugins.datasets.images import ImageFiles
 
 GIB_IN_MEMORY, FILES_IN_MEMORY = 2.0, 20_000
 """Defaults for what is held in memory. This many files are decoded in seconds. More of them would delay the start of a
 run, and workers can decode them as fast as a network trains."""
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-MAX_LISTED = 10
-"""Bad files or folders that a warning names."""
-SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout"}
-"""Names of folders that divide data for training and evaluation; they say nothing about what an image shows."""
-
 Stamp = list[int]
 """Size in bytes and time of the last change in nanoseconds; empty for a file without a status."""
 
@@ -57,6 +53,17 @@ class ImageFolder(Dataset, name="image-folder"):
         "none: there are no classes",
     )
     flip: bool = option(default=False, help="mirror a random half of the images of each batch, left to right")
+    condition: str | None = option(
+        default=None,
+        path="read",
+        help="also show the network an image that belongs to each: gray (its own without colours), shrink:N (its own, "
+        "with squares of N pixels averaged), mask (its own, partly hidden), or FOLDER of images with the same names",
+    )
+    tokens: Path | None = option(
+        default=None,
+        help="also show the network tokens: the rows of this .npy file (N, L, D), one for each image of the folder in "
+        "the order of sorted names",
+    )
     skip_bad: bool = option(default=False, help="leave out files that cannot be read, and list them")
     memory: float | None = option(
         default=None,
@@ -66,51 +73,112 @@ class ImageFolder(Dataset, name="image-folder"):
     )
 
     def __post_init__(self) -> None:
-        height_width(self.size)
+        size = height_width(self.size)
         if self.channels not in (1, 3):
             raise ValueError(f"channels: must be 1 or 3, not {self.channels}")
+        if self.condition is not None and not is_function(self.condition, self.channels, size):
+            folder = Path(self.condition).expanduser().absolute()  # a run may go on elsewhere
+            object.__setattr__(self, "condition", str(folder))
 
     def load(self, context: DatasetContext) -> Samples:
         import torch
 
         from difftool import PIXELS, Samples
-        from difftool_plugins.datasets.images import ImageFiles, random_flip, read_all
+        from difftool_plugins.datasets.images import ImageFiles, random_flip, random_flip_pairs
 
         channels, height, width = shape = self.item_shape()
         root = os.path.abspath(self.path.expanduser())
-        files = ImageFiles(root, self._chosen(list_images(root)), channels, (height, width), self.skip_bad)
-        items: Tensor | ImageFiles
-        gib = len(files) * math.prod(shape) / 2**30
-        most = GIB_IN_MEMORY if self.memory is None else self.memory
-        if gib <= most and (self.memory is not None or len(files) <= FILES_IN_MEMORY):
-            items, bad = read_all(files)
-            good = [i for i in range(len(files)) if i not in bad]
-            if bad:
-                items = items[good]
-            names, fingerprint = [files.names[i] for i in good], ""
-        else:
-            stamps = [_stamp(files.path(i)) for i in range(len(files))]
-            bad = self._check(files, stamps, context.cache)
-            good = [i for i in range(len(files)) if i not in bad]
-            names = [files.names[i] for i in good]
-            items, fingerprint = replace(files, names=names), _fingerprint(names, [stamps[i] for i in good])
-        if bad:
-            _report(root, list(bad.values()), len(files))
+        every_name = list_images(root)
+        files = ImageFiles(root, self._chosen(every_name), channels, (height, width), self.skip_bad)
+        read = self._read([files, *self._partners(files)], context.cache)
+        names = [files.names[i] for i in read.good]
         classes = self._classes(root, names)
         number = {name: k for k, name in enumerate(classes)}
+        images, function = (*read.columns[1:], None)[0], self._function()
+        tokens, size = self._tokens(names, every_name, read.room)
         return Samples(
-            items=items,
+            items=read.columns[0],
             shape=shape,
             labels=torch.tensor([number[name.partition("/")[0]] for name in names]) if classes else None,
             class_names=tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in classes),
+            images=images if function is None else function,
+            tokens=tokens,
             item_ids=names,
-            augment=random_flip if self.flip else None,
-            fingerprint=fingerprint,
+            augment=(random_flip if images is None else random_flip_pairs) if self.flip else None,
+            fingerprint=" ".join(filter(None, (read.fingerprint, self.condition if function else "", size))),
             **PIXELS,
         )
 
+    def _read(self, sources: Sequence[ImageFiles], cache: Path | None) -> _Read:
+        """Read images and their partners into memory if they are few, or else check them.
+
+        Raises `BadImage`, and `ValueError` if none can be read.
+        """
+        from difftool_plugins.datasets.images import read_all
+
+        files = sources[0]
+        gib = sum(len(source) * source.channels * math.prod(source.size) for source in sources) / 2**30
+        most = GIB_IN_MEMORY if self.memory is None else self.memory
+        columns: list[Tensor] | list[ImageFiles]
+        bad: dict[int, BadImage] = {}
+        if gib <= most and (self.memory is not None or len(files) <= FILES_IN_MEMORY):
+            tensors = []
+            for source in sources:
+                tensor, errors = read_all(source)
+                tensors.append(tensor)
+                bad |= errors
+            good = [i for i in range(len(files)) if i not in bad]
+            columns, room, fingerprint = [t[good] for t in tensors] if bad else tensors, (most - gib) * 2**30, ""
+        else:
+            stamps = [[_stamp(source.path(i)) for i in range(len(source))] for source in sources]
+            for source, own in zip(sources, stamps, strict=True):
+                both = own if source is files else [a + b for a, b in zip(own, stamps[0], strict=True)]
+                bad |= self._check(source, both, cache)
+            good = [i for i in range(len(files)) if i not in bad]
+            columns, room = [source.choose(good) for source in sources], 0.0
+            fingerprint = " ".join(
+                _fingerprint([source.names[i] for i in good], [own[i] for i in good])
+                for source, own in zip(sources, stamps, strict=True)
+            )
+        if bad:
+            _report(files.root, list(bad.values()), len(files))
+        return _Read(columns, good, fingerprint, room)
+
+    def _function(self) -> Callable[[Tensor, torch.Generator], Tensor] | None:
+        """Return the function that computes condition images, or None if there is none."""
+        from difftool_plugins.datasets.conditions import function_of
+
+        if self.condition is None or not is_function(self.condition, self.channels, height_width(self.size)):
+            return None
+        return function_of(self.condition)
+
+    def _tokens(self, names: list[str], every_name: list[str], room: float) -> tuple[Tensor | ArrayRows | None, str]:
+        """Return the tokens of the images with these names, and a text that changes with them."""
+        from difftool_plugins.datasets.conditions import tokens_of
+
+        if self.tokens is None:
+            return None, ""
+        path, row = self.tokens.expanduser(), {name: i for i, name in enumerate(every_name)}
+        tokens = tokens_of(path, [row[name] for name in names], len(every_name), room)
+        return tokens, f"tokens {os.path.getsize(path)}"
+
     def item_shape(self) -> tuple[int, int, int]:
         return (self.channels, *height_width(self.size))
+
+    def _partners(self, files: ImageFiles) -> list[ImageFiles]:
+        """Return the images of another folder that belong to these, if they are the condition. Raises `ValueError`."""
+        from difftool_plugins.datasets.conditions import PartnerFiles
+
+        folder = self.condition
+        if folder is None or is_function(folder, self.channels, files.size):
+            return []
+        if os.path.realpath(folder).startswith(os.path.join(os.path.realpath(files.root), "")):
+            raise ValueError(f"condition: {printable(folder)} lies in the folder of images itself; move it out")
+        try:
+            names = list_images(folder)
+        except ValueError as error:
+            raise ValueError(f"condition: {error}; choose gray, mask, shrink:N, or a folder of images") from None
+        return [PartnerFiles.of(folder, files, names)]
 
     def _chosen(self, names: list[str]) -> list[str]:
         """Return the images to read: all of them, or with `labels` folders those in sub-folders."""
@@ -129,16 +197,16 @@ class ImageFolder(Dataset, name="image-folder"):
         if self.labels == "none":
             return ()
         folders = class_folders(names)
-        if self.labels == "auto" and (reason := _no_classes(root, names, folders)):
+        if self.labels == "auto" and (reason := no_classes(root, names, folders)):
             warnings.warn(f"no classes: {reason}; --dataset.labels none confirms it", stacklevel=4)
             return ()
         if len(folders) < 2 and self.labels == "folders":
             raise ValueError(
-                f"labels: folders needs images in two sub-folders or more, not {_listed(folders) or 'none'}"
+                f"labels: folders needs images in two sub-folders or more, not {listed(folders) or 'none'}"
             )
         if empty := sorted(set(sub_folders(root)) - set(folders), key=os.fsencode):
             what = "" if len(folders) > 1 else "no classes, for there are images in one sub-folder alone: "
-            warnings.warn(f"{what}a sub-folder without readable images is not a class ({_listed(empty)})", stacklevel=4)
+            warnings.warn(f"{what}a sub-folder without readable images is not a class ({listed(empty)})", stacklevel=4)
         return folders if len(folders) > 1 else ()
 
     def _check(self, files: ImageFiles, stamps: Sequence[Stamp], cache: Path | None) -> dict[int, BadImage]:
@@ -148,7 +216,8 @@ class ImageFolder(Dataset, name="image-folder"):
         """
         from difftool_plugins.datasets.images import check_all
 
-        key = hashlib.sha256(os.fsencode(f"{files.root}\0{self.skip_bad}")).hexdigest()[:16]
+        beside = "" if files.root == os.path.abspath(self.path.expanduser()) else f"\0{self.path}\0{files.channels}"
+        key = hashlib.sha256(os.fsencode(f"{files.root}\0{self.skip_bad}{beside}")).hexdigest()[:16]
         index = cache / f"image-folder-{key}.json" if cache else None
         checked = _read_index(index) if index else {}
         unchecked = [i for i, name in enumerate(files.names) if not stamps[i] or checked.get(name) != stamps[i]]
@@ -160,95 +229,32 @@ class ImageFolder(Dataset, name="image-folder"):
         return bad
 
 
-def list_images(root: str) -> list[str]:
-    """Return the paths of the image files below a folder, relative to it and separated by '/', in the order of bytes.
+class _Read(NamedTuple):
+    """The images that were read, and their partners."""
 
-    Links are followed. No folder is entered twice, so a loop of links ends, and links to folders come last, so a folder
-    keeps its own name. Pipes and devices are skipped. Raises `ValueError` if there are no images.
+    columns: Sequence[Tensor | ImageFiles]
+    good: list[int]
+    """The numbers of the images that can be read."""
+    fingerprint: str
+    room: float
+    """The bytes of memory that are left, or 0 if the images are read during training."""
+
+
+def is_function(condition: str, channels: int, size: tuple[int, int]) -> bool:
+    """Return whether a condition is computed from images of this size, and not read from a folder.
+
+    Raises `ValueError` for one that does not fit the images.
     """
-    if not os.path.exists(root):
-        raise ValueError(f"{printable(root)} does not exist")
-    if not os.path.isdir(root):
-        raise ValueError(f"{printable(root)} is not a folder")
-    images: list[str] = []
-    entered: set[tuple[int, int]] = set()
-    folders, links = deque([""]), deque[str]()
-    while folders or links:
-        prefix = (folders or links).popleft()
-        path = os.path.join(root, prefix)
-        try:
-            status = os.stat(path)
-            if (status.st_dev, status.st_ino) in entered:
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            with os.scandir(path) as scan:
-                entries = sorted(scan, key=lambda entry: os.fsencode(entry.name))
-        except OSError as error:
-            raise ValueError(f"{printable(path)}: {error.strerror}") from None
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
-            elif entry.name.lower().endswith(EXTENSIONS) and _is_file(entry):
-                images.append(prefix + entry.name)
-    if not images:
-        raise ValueError(f"no images in {printable(root)} or its sub-folders (looked for {' '.join(EXTENSIONS)})")
-    return sorted(images, key=os.fsencode)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # is_dir() fails on a link to itself
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Accept a regular file, a link to one, and a dangling link, which is better reported than skipped."""
-    if entry.is_symlink():
-        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
-    return entry.is_file()
-
-
-def class_folders(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the top-level folders of files in the order of bytes."""
-    return tuple(sorted({name.partition("/")[0] for name in names if "/" in name}, key=os.fsencode))
-
-
-def _no_classes(root: str, names: Sequence[str], folders: Sequence[str]) -> str:
-    """Return why folders that look like classes are none, and the option that takes them, or an empty text."""
-    beside = [name for name in names if "/" not in name]
-    if len(folders) == 1 and not beside:
-        below = class_folders([name.partition("/")[2] for name in names])
-        if len(below) > 1:
-            inner = printable(os.path.join(root, folders[0]))
-            return (
-                f"all images lie in {inner}; --dataset.path {inner} takes its sub-folders ({_listed(below)}) as classes"
-            )
-    if len(folders) < 2:
-        return ""
-    if beside:
-        return (
-            f"images lie beside the sub-folders ({len(beside)} of {len(names)}: {_listed(beside)}); "
-            f"--dataset.labels folders leaves them out and takes {_listed(folders)} as classes"
-        )
-    if all(name.casefold() in SPLITS for name in folders):
-        path = printable(os.path.join(root, folders[-1]))
-        return (
-            f"{_listed(folders)} divide data for training and evaluation, and images of all are taken; "
-            f"--dataset.path {path} takes one, --dataset.labels folders makes classes of them"
-        )
-    return ""
-
-
-def sub_folders(root: str) -> list[str]:
-    """Return the names of the folders in a folder, without hidden ones."""
-    with contextlib.suppress(OSError), os.scandir(root) as scan:
-        return [entry.name for entry in scan if not entry.name.startswith(".") and _is_folder(entry)]
-    return []
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return the first names, separated by commas."""
-    return ", ".join([*map(printable, names[:MAX_LISTED]), *(["..."] if len(names) > MAX_LISTED else [])])
+    if condition == "gray" and channels != 3:
+        raise ValueError("condition: gray images are a condition of colour images, of 3 channels")
+    if re.fullmatch(r"shrink(:.*)?", condition):
+        number = condition.partition(":")[2]
+        if not re.fullmatch(r"[0-9]{1,4}", number) or int(number) < 2:
+            raise ValueError(f"condition: must be shrink:N with a whole number from 2 on, as shrink:4, not {condition}")
+        if size[0] % int(number) or size[1] % int(number):
+            raise ValueError(f"condition: squares of {number} pixels do not divide images of {size[0]}x{size[1]}")
+        return True
+    return condition in ("gray", "mask")
 
 
 def _report(root: str, bad: Sequence[BadImage], total: int) -> None:
@@ -256,8 +262,8 @@ def _report(root: str, bad: Sequence[BadImage], total: int) -> None:
     if len(bad) == total:
         raise ValueError(f"none of the {total} images in {printable(root)} can be read; the first error: {bad[0]}")
     more = f"; and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
-    listed = "; ".join(str(error) for error in bad[:MAX_LISTED])
-    warnings.warn(f"left out {len(bad)} of {total} image files: {listed}{more}", stacklevel=3)
+    first = "; ".join(str(error) for error in bad[:MAX_LISTED])
+    warnings.warn(f"left out {len(bad)} of {total} image files: {first}{more}", stacklevel=4)
 
 
 def _stamp(path: str) -> Stamp:

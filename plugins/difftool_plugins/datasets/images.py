@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,6 +45,10 @@ class ImageFiles:
         """Read the header alone. Raises `BadImage`."""
         with self._advice():
             check_image(self.path(i))
+
+    def choose(self, numbers: Sequence[int]) -> ImageFiles:
+        """Return the source of some of the images."""
+        return replace(self, names=[self.names[i] for i in numbers])
 
     @contextlib.contextmanager
     def _advice(self) -> Iterator[None]:
@@ -89,8 +93,17 @@ def check_all(files: ImageFiles, numbers: Sequence[int]) -> dict[int, BadImage]:
 
 def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each of the images (B, C, H, W) left to right with probability 1/2."""
-    heads = torch.rand(len(x), generator=generator, device=x.device) < 0.5
-    return torch.where(heads.view(-1, 1, 1, 1), x.flip(-1), x)
+    return torch.where(_heads(x, generator), x.flip(-1), x)
+
+
+def random_flip_pairs(x: Tensor, generator: torch.Generator, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror each of the images (B, C, H, W) left to right with probability 1/2, and its condition image with it."""
+    heads = _heads(x, generator)
+    return torch.where(heads, x.flip(-1), x), torch.where(heads, images.flip(-1), images)
+
+
+def _heads(x: Tensor, generator: torch.Generator) -> Tensor:
+    return (torch.rand(len(x), generator=generator, device=x.device) < 0.5).view(-1, 1, 1, 1)
 
 
 def _survey(look: Callable[[int], object], numbers: Sequence[int], collect: bool) -> dict[int, BadImage]:

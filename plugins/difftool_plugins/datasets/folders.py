@@ -1,0 +1,107 @@
+"""Folders of image files: find the files, and derive classes from sub-folders."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Sequence
+
+from difftool import printable
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+MAX_LISTED = 10
+"""Bad files or folders that a warning names."""
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout"}
+"""Names of folders that divide data for training and evaluation; they say nothing about what an image shows."""
+
+
+def list_images(root: str) -> list[str]:
+    """Return the paths of the image files below a folder, relative to it and separated by '/', in the order of bytes.
+
+    Links are followed. No folder is entered twice, so a loop of links ends, and links to folders come last, so a folder
+    keeps its own name. Pipes and devices are skipped. Raises `ValueError` if there are no images.
+    """
+    if not os.path.exists(root):
+        raise ValueError(f"{printable(root)} does not exist")
+    if not os.path.isdir(root):
+        raise ValueError(f"{printable(root)} is not a folder")
+    images: list[str] = []
+    entered: set[tuple[int, int]] = set()
+    folders, links = deque([""]), deque[str]()
+    while folders or links:
+        prefix = (folders or links).popleft()
+        path = os.path.join(root, prefix)
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(path) as scan:
+                entries = sorted(scan, key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            raise ValueError(f"{printable(path)}: {error.strerror}") from None
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
+            elif entry.name.lower().endswith(EXTENSIONS) and _is_file(entry):
+                images.append(prefix + entry.name)
+    if not images:
+        raise ValueError(f"no images in {printable(root)} or its sub-folders (looked for {' '.join(EXTENSIONS)})")
+    return sorted(images, key=os.fsencode)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # is_dir() fails on a link to itself
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Accept a regular file, a link to one, and a dangling link, which is better reported than skipped."""
+    if entry.is_symlink():
+        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
+    return entry.is_file()
+
+
+def class_folders(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the top-level folders of files in the order of bytes."""
+    return tuple(sorted({name.partition("/")[0] for name in names if "/" in name}, key=os.fsencode))
+
+
+def no_classes(root: str, names: Sequence[str], folders: Sequence[str]) -> str:
+    """Return why folders that look like classes are none, and the option that takes them, or an empty text."""
+    beside = [name for name in names if "/" not in name]
+    if len(folders) == 1 and not beside:
+        below = class_folders([name.partition("/")[2] for name in names])
+        if len(below) > 1:
+            inner = printable(os.path.join(root, folders[0]))
+            return (
+                f"all images lie in {inner}; --dataset.path {inner} takes its sub-folders ({listed(below)}) as classes"
+            )
+    if len(folders) < 2:
+        return ""
+    if beside:
+        return (
+            f"images lie beside the sub-folders ({len(beside)} of {len(names)}: {listed(beside)}); "
+            f"--dataset.labels folders leaves them out and takes {listed(folders)} as classes"
+        )
+    if all(name.casefold() in SPLITS for name in folders):
+        path = printable(os.path.join(root, folders[-1]))
+        return (
+            f"{listed(folders)} divide data for training and evaluation, and images of all are taken; "
+            f"--dataset.path {path} takes one, --dataset.labels folders makes classes of them"
+        )
+    return ""
+
+
+def sub_folders(root: str) -> list[str]:
+    """Return the names of the folders in a folder, without hidden ones."""
+    with contextlib.suppress(OSError), os.scandir(root) as scan:
+        return [entry.name for entry in scan if not entry.name.startswith(".") and _is_folder(entry)]
+    return []
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, separated by commas."""
+    return ", ".join([*map(printable, names[:MAX_LISTED]), *(["..."] if len(names) > MAX_LISTED else [])])
