@@ -104,7 +104,8 @@ def test_the_rows_repeat_and_batches_change_nothing(vector_run: Path) -> None:
     plan = Plan.of(model, Sampling(), conditions={"vector": rows.numpy()})
     assert plan.num_samples == 3
     condition = plan.condition(2, 3)
-    assert condition is not None and torch.equal(condition.vector, rows[[2, 0, 1]].float())  # type: ignore[arg-type]
+    assert condition is not None
+    assert torch.equal(condition.vector, rows[[2, 0, 1]].float())
 
 
 def test_guidance_pushes_away_from_the_mean_of_all(vector_run: Path) -> None:
@@ -184,9 +185,9 @@ def test_all_conditions_are_given_or_none(run: Run) -> None:
     )
     backbone = component("backbone", "mlp", width=8, depth=1)
     model = difftool.train(dataset=labelled, backbone=backbone, steps=2, **QUICK, out="run")
-    with pytest.raises(UsageError, match="--label: .* takes a vector too; add --vector, or leave both out"):
+    with pytest.raises(UsageError, match=r"--label: .* takes a vector too; add --vector, or leave both out"):
         model.sample(2, label="cat")
-    with pytest.raises(UsageError, match="--vector: .* takes a class too; add --label, or leave both out"):
+    with pytest.raises(UsageError, match=r"--vector: .* takes a class too; add --label, or leave both out"):
         model.sample(2, vector=[50.0, 50.0])
     out = run("sample", "run", "--label", "dog", "--vector", "50,50", "-n", 2, "--steps", 2, "--out", "x.safetensors")
     assert "2 samples under class dog, vector 50,50" in out.err, out.err
