@@ -23,13 +23,13 @@ from difftool.runs.recipe import (
     build_recipe,
     check_tables,
     companion_kinds,
-    made_with,
     merge,
     options_in,
     recipe_kinds,
     resolve,
     training_values,
 )
+from difftool.runs.recorded import made_with
 from difftool.settings import Training
 
 Values = Mapping[str, Mapping[str, Any]]
