@@ -39,6 +39,9 @@ class Training(Options):
         le=10**6,
         help="split each batch into this many parts, computed one after another, to save memory",
     )
+    checkpoint_activations: bool = option(
+        default=False, help="save memory: compute blocks of the network again in the backward pass"
+    )
     lr: float = option(default=1e-3, gt=0, le=10, help="learning rate")
     lr_schedule: Literal["constant", "cosine", "linear", "inverse-sqrt"] = option(
         default="constant",
