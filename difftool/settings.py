@@ -129,7 +129,7 @@ class Training(Options):
             raise ValueError("ema: must be decays such as 0.999,0.9999, or 0 alone for no average")
         for name in ("ema", "ema_lengths"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"{name}: names a number twice")
+                raise ValueError(f"{name}: must not name a number twice")
         if self.snapshot_every is not None and not self.ema_lengths:
             raise ValueError("snapshot_every: there is no average to keep snapshots of; add --ema-lengths")
         if isinstance(self.batch_size, int) and self.batch_size < self.accumulate:

@@ -452,4 +452,4 @@ class TestUNet:
 def test_the_unet_learns_with_its_other_options() -> None:
     """The laws are checked with the default options in test_testing."""
     other = UNet(**SMALL, standardize=True, time="shift", downsample="unshuffle")
-    assert laws.learns_to_denoise(laws.Case(other, (1, 4, 4)))
+    assert laws.learns_to_denoise(laws.Case(other, (1, 4, 4), ConditionSpec()))

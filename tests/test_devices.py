@@ -266,7 +266,9 @@ HARMLESS = {
     "batches._on_device": "rows come from pinned memory, without a wait; float64 for Apple GPUs alone",
     "forward.moments": "for `noise --iterative` alone",
     "denoiser.Denoiser.__call__": DTYPE,
+    "cross_attention.Context.forward": DTYPE,
     "embeddings.Embedding.forward": DTYPE,
+    "embeddings.VectorEmbedding.forward": DTYPE,
     "mlp.MLPNetwork.columns": DTYPE,
     "unet.Block.modulate": DTYPE,
 }

@@ -61,7 +61,7 @@ TrainStep = Callable[["Inputs", float, bool], StepResult]
 
 @dataclass(frozen=True, slots=True)
 class Minimised:
-    """What a backward pass has minimised, detached."""
+    """The result of a backward pass, detached."""
 
     loss: Tensor
     losses: Tensor | None = None
@@ -179,11 +179,11 @@ def eager_backward(
 
 
 def together(parts: Sequence[Minimised]) -> Minimised:
-    """Return what the parts of a batch have minimised as one."""
+    """Return the results of the parts of a batch as one."""
 
     def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
-        there = [tensor for tensor in tensors if tensor is not None]
-        return torch.cat(there) if len(there) == len(tensors) else None
+        present = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(present) if len(present) == len(tensors) else None
 
     losses, predictions = [part.losses for part in parts], [part.prediction for part in parts]
     return Minimised(torch.stack([part.loss for part in parts]).sum(), joined(losses), joined(predictions))
