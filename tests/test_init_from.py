@@ -328,3 +328,11 @@ def test_python_says_what_was_taken(
     assert model.origin is not None
     assert model.origin.step == 30
     assert differing(dict(model.network.state_dict()), model_of(points_run)) == {"last.weight", "last.bias"}
+
+
+def test_norms_behind_frozen_layers_train(run: Run) -> None:
+    """torch's GroupNorm on the CPU crashes where its weights need a gradient and its channels-last input none."""
+    unet = ("--backbone", "unet", "--backbone.dim", 8, "--backbone.dim-mults", 1, "--backbone.groups", 4)
+    data = ("--dataset", "gradients", "--dataset.n", 16, "--dataset.size", 8, "--batch-size", 8, "--preview-every", 0)
+    outcome = run("train", *data, *unet, "--train-only", "norm", "--steps", 3, "--out", "r")
+    assert outcome.code == 0, outcome.err

@@ -136,9 +136,13 @@ def eager_backward(
     wrapped, first = group.wrap(network), True
     weights = [weight for _, weight in trainable(state.auxiliary)]
 
-    def called(*arguments: Any) -> Tensor:
+    frozen = any(not weight.requires_grad for weight in state.network.parameters())
+
+    def called(net_input: Tensor, *others: Any) -> Tensor:
+        if frozen:  # behind frozen layers, torch's GroupNorm on the CPU needs an input with a gradient: it would crash
+            net_input = net_input.detach().requires_grad_()
         with blaming(objective.network, *passing), context():
-            output: Tensor = wrapped(*arguments)
+            output: Tensor = wrapped(net_input, *others)
             return output
 
     def guarded(other: nn.Module) -> Network:
