@@ -23,8 +23,9 @@ from difftool.data.facts import DataFacts
 from difftool.plugins.build import build_network, load_samples
 from difftool.runs.folder import create
 from difftool.runs.recipe import Recipe, build_recipe
-from difftool.training.experiment import Experiment, prepare
+from difftool.training.experiment import Experiment
 from difftool.training.loop import layout_of
+from difftool.training.prepare import prepare
 
 CPU = torch.device("cpu")
 Document = Mapping[str, Mapping[str, object]]

@@ -74,7 +74,7 @@ def train(
     from difftool.distributed import connect
     from difftool.runs.folder import RunFolder, check_run_output, create, open_run
     from difftool.training.companions import check_requirements
-    from difftool.training.experiment import prepare
+    from difftool.training.prepare import prepare
 
     check_main_guard()
     check_not_loading("difftool.train()")

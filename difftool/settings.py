@@ -39,6 +39,9 @@ class Training(Options):
         le=10**6,
         help="split each batch into this many parts, computed one after another, to save memory",
     )
+    checkpoint_activations: bool = option(
+        default=False, help="save memory: compute blocks of the network again in the backward pass"
+    )
     lr: float = option(default=1e-3, gt=0, le=10, help="learning rate")
     lr_schedule: Literal["constant", "cosine", "linear", "inverse-sqrt"] = option(
         default="constant",
@@ -126,7 +129,7 @@ class Training(Options):
             raise ValueError("ema: must be decays such as 0.999,0.9999, or 0 alone for no average")
         for name in ("ema", "ema_lengths"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"{name}: names a number twice")
+                raise ValueError(f"{name}: must not name a number twice")
         if self.snapshot_every is not None and not self.ema_lengths:
             raise ValueError("snapshot_every: there is no average to keep snapshots of; add --ema-lengths")
         if isinstance(self.batch_size, int) and self.batch_size < self.accumulate:

@@ -75,6 +75,8 @@ class BackboneSpec:
     """Standard deviation of the data in model units."""
     self_condition: bool = False
     """Whether the last estimate of x_0 comes beside x_t, as further channels."""
+    checkpoint_activations: bool = False
+    """Whether the network computes its blocks again in the backward pass instead of storing what they computed."""
     image_channels: int = 0
     """Channels of the condition image that comes beside x_t too, for a network that takes no image itself."""
 

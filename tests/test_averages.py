@@ -521,11 +521,11 @@ def test_a_disk_without_room_for_the_snapshots(run: Run, monkeypatch: pytest.Mon
     [
         (("--ema", "0,0.9"), "--ema: must be decays such as 0.999,0.9999, or 0 alone"),
         (("--ema", ","), "--ema: must be decays"),
-        (("--ema", "0.9,0.9"), "--ema: names a number twice"),
+        (("--ema", "0.9,0.9"), "--ema: must not name a number twice"),
         (("--ema", "0.9,1"), "--ema: must be less than 1"),
         (("--ema-lengths", "0.05,0.5"), "--ema-lengths: must be less than or equal to 0.28"),
         (("--ema-lengths", "0"), "--ema-lengths: must be greater than or equal to 0.001"),
-        (("--ema-lengths", "0.05,0.05"), "--ema-lengths: names a number twice"),
+        (("--ema-lengths", "0.05,0.05"), "--ema-lengths: must not name a number twice"),
         (("--snapshot-every", "5"), "--snapshot-every: there is no average to keep snapshots of; add --ema-lengths"),
         (("--ema-lengths", "0.05", "--snapshot-every", "x"), "--snapshot-every: must be a number of steps"),
     ],

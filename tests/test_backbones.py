@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -419,7 +420,8 @@ class TestUNet:
 
         def gradients(checkpointing: bool) -> tuple[Tensor, ...]:
             torch.manual_seed(0)
-            network = randomized(UNet(dim=32, dropout=dropout, checkpointing=checkpointing).build(item)).train()
+            wanted = replace(item, checkpoint_activations=checkpointing)
+            network = randomized(UNet(dim=32, dropout=dropout).build(wanted)).train()
             weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
             x, held = torch.randn(4, 3, 16, 16), {}
 
@@ -450,4 +452,4 @@ class TestUNet:
 def test_the_unet_learns_with_its_other_options() -> None:
     """The laws are checked with the default options in test_testing."""
     other = UNet(**SMALL, standardize=True, time="shift", downsample="unshuffle")
-    assert laws.learns_to_denoise(laws.Case(other, (1, 4, 4)))
+    assert laws.learns_to_denoise(laws.Case(other, (1, 4, 4), ConditionSpec()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -20,10 +21,13 @@ from torch import Tensor
 import difftool
 from difftool import PIXELS, Condition, ConditionSpec, Dataset, DatasetContext, DifftoolError, Samples
 from difftool.data.batches import Batch, Batches
+from difftool.data.columns import COLUMNS as COLUMNS_OF
 from difftool.data.facts import DataFacts
 from difftool.data.memory import Memory
 from difftool.data.samples import fingerprint, split
 from difftool.plugins.build import load_samples
+from difftool.testing import datasets as laws
+from difftool.testing.laws import Skipped
 from difftool_plugins.datasets import conditions
 
 N, SHAPE = 11, (3, 4, 6)
@@ -88,7 +92,7 @@ def same(a: Batch, b: Batch) -> bool:
     return all(x is y if x is None or y is None else x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
 
 
-# --- columns -------------------------------------------------------------------------------------------------------
+# --- columns -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", [lambda rows: rows, Source], ids=["memory", "source"])
@@ -197,7 +201,7 @@ def test_data_are_known_by_their_conditions() -> None:
     assert Memory.of(moved).fingerprint != Memory.of(made).fingerprint
 
 
-# --- batches -------------------------------------------------------------------------------------------------------
+# --- batches -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -283,7 +287,7 @@ def test_rows_that_are_read_late_are_checked() -> None:
             list(islice(Batches(samples(vectors=rows), 4, seed=0).start(0), 3))
 
 
-# --- facts ---------------------------------------------------------------------------------------------------------
+# --- facts -------------------------------------------------------------------------------------------------------
 
 
 def test_the_network_gets_vectors_of_unit_variance_and_images_in_model_units() -> None:
@@ -349,7 +353,7 @@ def test_damaged_facts_are_refused(damage: Callable[[dict[str, Any]], object]) -
         DataFacts.read(document)
 
 
-# --- the choice ----------------------------------------------------------------------------------------------------
+# --- the choice --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chosen", [("none",), ("label",), ("vector", "tokens"), ("image",)])
@@ -390,15 +394,15 @@ def test_a_run_without_its_labels_is_one_without_classes(run: Run, tmp_path: Pat
     assert run("reconstruct", "r", "--out", "x.png").code == 0
 
 
-# --- noise ---------------------------------------------------------------------------------------------------------
+# --- noise -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", [lambda rows: rows, Source], ids=["memory", "source"])
 def test_the_noise_of_an_item_is_the_noise_of_its_training(source: Callable[[Tensor], Any], tmp_path: Path) -> None:
     """Every input of training, and of the held-out loss, is a mix of an item and its own noise."""
     from difftool.runs.recipe import build_recipe
-    from difftool.training.experiment import prepare
     from difftool.training.inputs import inputs_from
+    from difftool.training.prepare import prepare
 
     data = dataset(lambda: Samples(items=source(randn(N, 2)), shape=(2,), noise=source(10 + randn(N, 2))))
     recipe = build_recipe({"training": {"batch_size": 4, "steps": 3}}, parts={"dataset": data})
@@ -408,7 +412,7 @@ def test_the_noise_of_an_item_is_the_noise_of_its_training(source: Callable[[Ten
         torch.testing.assert_close(inputs.eps, inputs.x_0 + 10)
 
 
-# --- built-in data ---------------------------------------------------------------------------------------------------
+# --- built-in data -------------------------------------------------------------------------------------------------
 
 
 def test_the_angle_of_a_roll_and_the_mean_of_a_gaussian_are_vectors() -> None:
@@ -504,7 +508,7 @@ def test_images_are_read_with_their_transparency(what: str, tmp_path: Path) -> N
     assert gray[0].max() <= colour[:3].amax()
 
 
-# --- folders of images -----------------------------------------------------------------------------------------------
+# --- folders of images ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -686,3 +690,65 @@ def test_a_run_of_pairs_goes_on_elsewhere(pairs: Path, run: Run, monkeypatch: py
     assert run("train", "--resume", "../r", "--steps", 3).code == 0
     outcome = run("train", "--resume", "../r", "--steps", 4, "--dataset.condition", "gray")
     assert "its data have changed since the run was trained" in outcome.error
+
+
+# --- from Python, and the laws ---------------------------------------------------------------------------------------
+
+UNET: dict[str, Any] = {"dim": 8, "dim_mults": (1, 2), "groups": 4, "heads": 2, "head_dim": 4}
+
+
+@pytest.mark.parametrize("source", [lambda rows: rows, Source], ids=["memory", "source"])
+def test_samples_with_every_condition_train_from_python(source: Callable[[Tensor], Any], tmp_path: Path) -> None:
+    """Vectors, images, tokens and noise train from memory and from sources, to the same weights."""
+    network = difftool.component("backbone", "unet", **UNET)
+    models = []
+    for name, made in (("eager", samples()), ("either", samples(source, fingerprint="x"))):
+        options = {"steps": 2, "batch_size": 4, "held_out": 3, "workers": 0, "device": "cpu", "progress": False}
+        models.append(difftool.train(dataset=made, backbone=network, out=tmp_path / name, **options))
+    model = difftool.load(tmp_path / "either", device="cpu")
+    assert model.data == DataFacts.of(samples(source))
+    eager, either = (one.network.state_dict() for one in models)
+    assert all(torch.equal(eager[name], either[name]) for name in eager)
+
+
+@pytest.mark.parametrize("conditions", ["label", "vector", "image", "tokens"])
+def test_each_condition_changes_what_is_learnt(conditions: str, tmp_path: Path) -> None:
+    network = difftool.component("backbone", "unet", **UNET)
+    options: dict[str, Any] = {"steps": 2, "batch_size": 4, "device": "cpu", "progress": False, "backbone": network}
+    one, other = (
+        difftool.train(dataset=made, condition=(conditions,), out=tmp_path / f"{k}", condition_dropout=0.0, **options)
+        for k, made in enumerate((samples(), changed(conditions)))
+    )
+    a, b = (model.network.state_dict() for model in (one, other))
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def changed(condition: str) -> Samples:
+    """Return the samples with another value of one of their conditions."""
+    made = samples()
+    column = made.columns[condition]
+    assert isinstance(column, Tensor)
+    return replace(made, **{COLUMNS_OF[condition]: column.flip(0)})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("swiss-roll", {"condition": "angle", "n": 500}),
+        ("gaussian-mixture", {"condition": "mean", "n": 500, "labels": True}),
+        ("image-folder", {"condition": "edges", "flip": True, "tokens": "tokens.npy"}),
+        ("image-folder", {"condition": "edges", "flip": True, "tokens": "tokens.npy", "memory": 0.0}),
+        *(("image-folder", {"condition": word, "flip": True}) for word in ("gray", "mask", "shrink:4")),
+    ],
+)
+def test_built_in_data_with_conditions_pass_their_laws(
+    name: str, options: dict[str, Any], pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pairs)
+    np.save(pairs / "tokens.npy", np.random.default_rng(0).normal(size=(9, 2, 4)))
+    more = {"path": "items", "size": (8, 8)} if name == "image-folder" else {}
+    case = laws.Case(difftool.component("dataset", name, **more, **options))
+    for law in laws.LAWS:
+        if law is not laws.labels_items_by_class:
+            with contextlib.suppress(Skipped):
+                law(case)

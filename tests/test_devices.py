@@ -86,7 +86,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "mlp with classes": {"classes": 3},
     "unet": {"backbone": "unet"},
     "unet with classes": {"backbone": "unet", "classes": 3},
-    "unet, checkpointed": {"backbone": "unet", "options": {**ATTENTION, "checkpointing": True}},
+    "unet, checkpointed": {"backbone": "unet", "checkpoint_activations": True},
     "unet, unshuffled": {"backbone": "unet", "options": {**ATTENTION, "downsample": "unshuffle"}},
     "unet, learned variance": {"backbone": "unet", "learn_variance": True},
     "self-conditioning": {"self_condition": True},
@@ -266,7 +266,9 @@ HARMLESS = {
     "batches._on_device": "rows come from pinned memory, without a wait; float64 for Apple GPUs alone",
     "forward.moments": "for `noise --iterative` alone",
     "denoiser.Denoiser.__call__": DTYPE,
+    "cross_attention.Context.forward": DTYPE,
     "embeddings.Embedding.forward": DTYPE,
+    "embeddings.VectorEmbedding.forward": DTYPE,
     "mlp.MLPNetwork.columns": DTYPE,
     "unet.Block.modulate": DTYPE,
 }

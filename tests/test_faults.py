@@ -422,7 +422,8 @@ NUMBERS: dict[tuple[object, ...], dict[str, str]] = {
         "--timesteps": "0 100001",
         "--warmup": "-1",
         "--clip": "-1 inf",
-        "--ema": "1 -0.1 nan",
+        "--ema": "1 -0.1 nan 0.9,1 0,0.9 0.9,0.9 ,",
+        "--ema-lengths": "0 0.3 nan x 0.1,0.1",
         "--held-out": "-1",
         "--condition-dropout": "1.5 -0.1",
         "--seed": f"-1 {2**63}",
@@ -452,6 +453,7 @@ NUMBERS: dict[tuple[object, ...], dict[str, str]] = {
         "--columns": "0",
         "--strip": "1 -3",
         "--sampler.eta": "nan 2 -1 x",
+        "--ema-length": "0 0.3 nan inf x 0.05,0.1",
     },
     ("noise",): {
         "--timesteps": "0 100001",

@@ -30,7 +30,7 @@ from difftool.specs import OracleSpec
 from difftool.testing import datasets as laws
 from difftool.testing.laws import Failed, Skipped
 from difftool.training import previews
-from difftool.training.experiment import prepare
+from difftool.training.prepare import prepare
 
 MLP = difftool.component("backbone", "mlp", width=16, depth=1)
 

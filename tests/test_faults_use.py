@@ -243,7 +243,7 @@ def test_help_keeps_names_whole(cli: Run, columns: int) -> None:
         text = cli(*command, "--help", env={"COLUMNS": str(columns)}).out
         assert "…" not in text
         if command[:1] == ("train",):
-            assert "--backbone.checkpointing " in text
+            assert "--checkpoint-activations " in text
     assert "--install-completion " in text
 
 

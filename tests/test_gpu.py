@@ -24,8 +24,8 @@ from difftool.data.batches import Batches
 from difftool.runs.checkpoint import load
 from difftool.runs.folder import RunFolder
 from difftool.runs.recipe import build_recipe
-from difftool.training.experiment import prepare
 from difftool.training.loop import train
+from difftool.training.prepare import prepare
 
 CARDS = torch.cuda.device_count()
 pytestmark = [

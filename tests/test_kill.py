@@ -397,7 +397,7 @@ AVERAGES = ("--ema", "0.999,0.9", "--ema-lengths", 0.1)
 """Two averages beside that in the model file, one of which leaves snapshots."""
 SAVES = (*POINTS, *AVERAGES, "--snapshot-every", 2, "--threads", 1, "--steps", 3, "--checkpoint-every", 1)
 """A run of three saves."""
-PARTS = 5
+PARTS = 7
 """The number of parts of a test that takes all changes of files in turn."""
 
 
@@ -430,7 +430,7 @@ def test_a_run_killed_before_any_change_of_a_file_ends_like_an_unbroken_one(
         check_end(folder, three_saves)
 
 
-@pytest.mark.parametrize("every", [4, pytest.param(1, marks=SLOW)])
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=SLOW)])
 def test_a_resume_killed_before_any_change_of_a_file_can_be_resumed(
     server: Server, three_saves: Path, tmp_path: Path, every: int
 ) -> None:
@@ -700,7 +700,7 @@ def test_two_signals_at_any_calls_end_a_run_quietly(
         check_end(folder, three_saves)
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=SLOW)])
+@pytest.mark.parametrize("every", [15, pytest.param(1, marks=SLOW)])
 def test_a_signal_before_any_change_of_a_file_ends_a_run_quietly(
     server: Server, points: list[str], three_saves: Path, tmp_path: Path, every: int
 ) -> None:

@@ -548,6 +548,8 @@ BROKEN: dict[str, tuple[type[Loss], str]] = {
         of(loss=in_place),
         "the backward pass of loss broken and backbone mlp failed: RuntimeError: one of the",
     ),
+    "a level below the first": (of(loss=lambda s, p, b, a: p.x_0(b.x_t, b.t - T, b.cond).mean(1)), "out of range"),
+    "noise of no level": (of(loss=lambda s, p, b, a: p(b.noised(-1 - b.t), b.t, b.cond).mean(1)), "out of range"),
     "no pairing": (of(pair=lambda *_: None), "pair() returned None, not a Pairing"),
     "short pairs": (
         of(pair=lambda s, p: replace(p, eps=p.eps[:3])),

@@ -456,6 +456,24 @@ class Hidden(Optimizer, name="hidden"):
         return Counting(groups, lr)
 
 
+class Wrapper:
+    """An optimizer around another one, whose state nobody sees."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.param_groups = inner, inner.param_groups
+        self.state: dict[Tensor, dict[str, Any]] = {}
+
+    def step(self) -> None:
+        self.inner.step()
+
+
+class Wrapped(Optimizer, name="wrapped"):
+    """Keeps its momentum where nobody looks."""
+
+    def build(self, groups: list[dict[str, Any]], lr: float) -> Any:
+        return Wrapper(torch.optim.SGD(groups, lr, momentum=0.9))
+
+
 class Forgetful(Optimizer, name="forgetful"):
     """Leaves parameters out."""
 
@@ -507,11 +525,12 @@ class Failing(Optimizer, name="failing"):
         return Late(groups, lr)
 
 
-REFUSED = (Closing, Listing, Hidden, Forgetful, Nothing, Half, Endless, Failing)
+REFUSED = (Closing, Listing, Hidden, Wrapped, Forgetful, Nothing, Half, Endless, Failing)
 MESSAGES = {
     "closing": "optimizer closing failed: TypeError: LBFGS.step() missing 1 required positional argument: 'closure'",
     "listing": "optimizer listing: Lists keeps 'history', a list, in its state; difftool saves only tensors",
     "hidden": "optimizer hidden: Counting.count changes from step to step and would not be saved; keep it in the state",
+    "wrapped": "optimizer wrapped: it does not resume exactly: ",
     "forgetful": "optimizer forgetful: groups() must return each parameter once, not ",
     "nothing": "optimizer nothing: build() returned a NoneType, not an optimizer",
     "half": "optimizer half: the optimizers that build() returned must hold each parameter of the groups exactly once",

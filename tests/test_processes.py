@@ -367,6 +367,23 @@ def test_two_processes_start_from_other_weights(
     assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
 
 
+@pytest.mark.slow
+def test_a_callback_stops_all_processes(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
+    """Its numbers are those of the whole batch, and all processes go on together."""
+    stops = ("--callback", "early-stop", "--callback.metric", "grad_norm", "--callback.patience", 3)
+    long = (*POINTS, "--threads", 1, "--steps", 60, *stops)
+    outcome = torchrun("train", *long, "--out", "two").end()
+    assert (outcome.code, outcome.lines) == (0, ["two"]), outcome.err
+    assert outcome.err.count("callback early-stop stopped the run: grad_norm has not fallen in 3 measurements") == 1
+    last = state_step(tmp_path / "two")
+    assert 3 < last < 60
+    one(tmp_path, "train", *long, "--out", "one")
+    assert state_step(tmp_path / "one") == last
+    assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
+    assert torchrun("train", "--resume", "two", "--callback", "none").end().code == 0
+    assert state_step(tmp_path / "two") == 60
+
+
 SCRIPT = r"""
 import difftool, os
 mlp = difftool.component("backbone", "mlp", width=16, depth=1)

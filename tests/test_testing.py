@@ -25,6 +25,7 @@ from difftool import (
     CLEAN,
     Backbone,
     BackboneSpec,
+    Callback,
     Component,
     Condition,
     ConditionSpec,
@@ -35,6 +36,7 @@ from difftool import (
     NoiseSchedule,
     Oracle,
     Prediction,
+    Progress,
     Row,
     RunContext,
     Sampler,
@@ -42,6 +44,7 @@ from difftool import (
     Schedule,
     Spacing,
     Step,
+    Stop,
     TimestepSampling,
     Weighting,
     Writer,
@@ -56,6 +59,7 @@ from difftool.testing import (
     PluginManager,
     backbone_case,
     backbones,
+    callbacks,
     check_backbone,
     check_component,
     check_dataset,
@@ -1108,6 +1112,50 @@ class Bare(Logger, name="bare"):
         yield lambda row: None
 
 
+class Times(Callback, name="times"):
+    """Numbers that follow from no row."""
+
+    @contextlib.contextmanager
+    def open(self, run: RunContext) -> Iterator[Callable[[Progress], dict[str, float]]]:
+        yield lambda progress: {"count": float(next(NUMBERS))}
+
+
+class Shadows(Callback, name="shadows"):
+    """A number of another name."""
+
+    @contextlib.contextmanager
+    def open(self, run: RunContext) -> Iterator[Callable[[Progress], dict[str, float]]]:
+        yield lambda progress: {"loss": 1.0}
+
+
+class Silent(Callback, name="silent"):
+    """Stops without a reason."""
+
+    @contextlib.contextmanager
+    def open(self, run: RunContext) -> Iterator[Callable[[Progress], Stop]]:
+        yield lambda progress: Stop("")
+
+
+class Breaks(Callback, name="breaks"):
+    """Changes the model."""
+
+    @contextlib.contextmanager
+    def open(self, run: RunContext) -> Iterator[Callable[[Progress], None]]:
+        def see(progress: Any) -> None:
+            with torch.no_grad():
+                next(progress.model.network.parameters()).zero_()
+
+        yield see
+
+
+class Litters(Callback, name="litters"):
+    """Writes beside the run's own files."""
+
+    @contextlib.contextmanager
+    def open(self, run: RunContext) -> Iterator[Callable[[Progress], None]]:
+        yield lambda progress: (run.folder / "mine.txt").write_text("x") and None
+
+
 class Upper(Writer, name="upper"):
     """A suffix in upper case."""
 
@@ -1160,6 +1208,15 @@ FAILING_OTHERS = {
         "x.txt lost the row of step 1 when the run was resumed after it": Erases(),
         "x.txt has the row of step 2 twice": Repeats(),
         "open() returned a generator, not a context; put @contextlib.contextmanager above it": Bare(),
+    },
+    callbacks.watches_a_run: {
+        "at step 50 it returned 'loss', which is the name of another number of the row": Shadows(),
+        "it returned a Stop without a reason": Silent(),
+        "it changed embedding.inner.weight of the model": Breaks(),
+        "it wrote mine.txt into the run folder; its own files belong in run.logs": Litters(),
+    },
+    callbacks.goes_on_by_the_rows: {
+        "after one at step 1000; what it remembers must follow from run.rows": Times(),
     },
     writers.declares_valid_suffixes: {"'.PNG' is not a valid suffix": Upper()},
     writers.writes_what_it_accepts: {

@@ -31,7 +31,7 @@ from difftool.runs.recipe import Recipe
 from difftool.sampling.loop import draw
 from difftool.sampling.plan import Plan
 from difftool.settings import Sampling
-from difftool.training.experiment import prepare
+from difftool.training.prepare import prepare
 
 TIMESTEPS, IMAGES = 1000, 4096
 DIFFUSERS, DIFFUSERS_BF16 = "diffusers and accelerate", "diffusers and accelerate, bf16"

@@ -26,8 +26,8 @@ from benchmarks.tutorial import COMPILED, COMPILER, EAGER, compiling
 from difftool import devices
 from difftool.components import Dataset
 from difftool.runs.recipe import Recipe
-from difftool.training.experiment import prepare
 from difftool.training.loop import held_out_loss
+from difftool.training.prepare import prepare
 
 DIFFUSERS, LUCIDRAINS = "diffusers", "lucidrains"
 BARE, LOOP = "difftool's network alone", EAGER

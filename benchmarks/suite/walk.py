@@ -33,8 +33,8 @@ from difftool.sampling.loop import sample
 from difftool.sampling.plan import Plan
 from difftool.sampling.source import Autocast, Source
 from difftool.settings import Sampling
-from difftool.training.experiment import prepare
 from difftool.training.loop import layout_of
+from difftool.training.prepare import prepare
 
 SHAPE, COUNT, STEPS, TIMESTEPS = (3, 8, 8), 16, 50, 1000
 NETWORK, BY_HAND = "the network alone", "DDIM by hand"

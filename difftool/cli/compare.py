@@ -111,7 +111,7 @@ def compare(
         under = source.of_class(source.label_index(settings.label))
         conditions = conditions_of_items(source, sampling)
         under += " under the conditions of items" if conditions else ""
-        comparison = Comparison(source, opened.dataset, sampling, conditions, settings.reference)
+        comparison = Comparison(source, opened.dataset, sampling, settings.reference, conditions)
         samplers = samplers or deterministic(source.schedule, spacings[0])
         planned = entries(source, samplers, spacings, calls, sampling, conditions)
         note(

@@ -14,7 +14,7 @@ from difftool.cli.console import help_text
 from difftool.cli.flags import Group
 from difftool.components import Component, Dataset, NoiseSchedule, Oracle
 from difftool.errors import UsageError
-from difftool.settings import Sampling
+from difftool.settings import LONGEST, SHORTEST, Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +36,8 @@ Weights = Annotated[
     typer.Option(
         metavar="NAME",
         help=help_text(
-            "ema, the first average; raw, the trained weights; or an average such as ema-0.9999, of which "
-            "info lists the names.",
+            "ema (the first average), raw (the trained weights), or another average that info lists, such as "
+            "ema-0.9999.",
             "default: ema",
         ),
     ),
@@ -45,7 +45,7 @@ Weights = Annotated[
 EmaLength = Annotated[
     float | None,
     typer.Option(
-        metavar="FLOAT",
+        metavar=f"FLOAT {SHORTEST:g}<=x<={LONGEST:g}",
         help="Reconstruct the power-function average of this length, such as 0.07, from the snapshots of a run that "
         "was trained with --ema-lengths.",
     ),

@@ -70,7 +70,7 @@ def train(
 
     from difftool import devices
     from difftool.training.companions import check_requirements
-    from difftool.training.experiment import prepare
+    from difftool.training.prepare import prepare
 
     check_requirements(companions)
     chosen = devices.choose(device)

@@ -86,6 +86,9 @@ class Backbone(Component):
     self_conditioning: ClassVar[bool] = False
     """True if the network takes the last estimate of x_0 beside x_t, as further channels of its input."""
 
+    activation_checkpointing: ClassVar[bool] = False
+    """True if the network obeys `spec.checkpoint_activations`, which `--checkpoint-activations` sets."""
+
     conditions: ClassVar[tuple[str, ...]] = ()
     """The fields of `Condition` that the network takes: of `label`, `vector`, `image` and `tokens`.
 

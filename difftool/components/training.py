@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Loss(Component):
-    """The loss of an item."""
+    """The loss of each item, whose mean training minimises."""
 
     kind = "loss"
     hook = "difftool_losses"
@@ -39,9 +39,10 @@ class Loss(Component):
         return None
 
     def pair(self, pairing: Pairing) -> Pairing:
-        """Return the items, noise and levels of a step as they are to be combined, in the shapes they have.
+        """Return the items, noise and levels of a step in the order in which they are combined to x_t.
 
-        `dataclasses.replace(pairing, eps=...)` changes the noise. With several processes, each pairs its own share.
+        Shapes and types must stay the same. `dataclasses.replace(pairing, eps=...)` changes the noise. With several
+        processes, each pairs its own share of a batch.
         """
         return pairing
 
@@ -63,7 +64,10 @@ class Loss(Component):
         return self.loss(predict, batch, auxiliary).mean()
 
     def after_step(self, network: nn.Module, auxiliary: nn.Module | None) -> None:
-        """Change the auxiliary network after each step of the optimizer, without gradients: move a target network."""
+        """Change the auxiliary network after each step of the optimizer, such as a target that follows the network.
+
+        It is called without gradients, also after a step that changed nothing because its gradient was not finite.
+        """
 
 
 class Weighting(Component):

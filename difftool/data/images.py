@@ -322,33 +322,13 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def condition_pixels(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
-    """Return a condition image, uint8 (channels, height, width), of a file with 1 (gray) to 4 (RGBA) channels.
+    """Return a condition image, uint8 (channels, height, width), of a file with 1 to 4 channels, as `read_image` does.
 
-    Two or four channels are those of gray or colour and alpha, which is 255 for files without it; colours under alpha 0
-    become black. An image that is smaller by a whole factor has its pixels repeated, as a shrunk image does that is
-    computed from data; others are scaled and cropped to `size` (height, width). Raises `BadImage`.
+    An image that is smaller by a whole factor has its pixels repeated, as a shrunk image does that is computed from
+    data; others are scaled and cropped to `size` (height, width). Raises `BadImage`.
     """
-    with opened(os.fspath(path)) as image:
-        whole = pixels(image, channels, None) if channels % 2 else _with_alpha(image, channels)
-    (h, w), (height, width) = whole.shape[1:], size
-    factor = height // h
-    if factor and (h * factor, w * factor) == size:
-        return torch.from_numpy(whole.repeat(factor, axis=1).repeat(factor, axis=2))
-    layers = [Image.fromarray(layer) for layer in whole]
-    box = cover_box(w, h, width, height)
-    scaled = [layer.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=GAP) for layer in layers]
-    return torch.from_numpy(np.stack([np.asarray(layer) for layer in scaled]))
-
-
-def _with_alpha(image: Image.Image, channels: int) -> np.ndarray:
-    """Return the colours of an open image (1 or 3), and its alpha, uint8 (channels, height, width)."""
-    if not image.has_transparency_data:
-        colours = pixels(image, channels - 1, None)
-        return np.concatenate([colours, np.full_like(colours[:1], 255)])
-    image.load()
-    with contextlib.suppress(Exception):  # damaged EXIF data do not spoil the image
-        ImageOps.exif_transpose(image, in_place=True)
-    rgba = np.asarray((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))
-    flat = Image.fromarray(rgba[..., :3]).convert("L" if channels == 2 else "RGB")
-    layers = np.asarray(flat).reshape(*rgba.shape[:2], channels - 1) * (rgba[..., 3:] > 0)
-    return np.ascontiguousarray(np.concatenate([layers, rgba[..., 3:]], axis=2).transpose(2, 0, 1))
+    _, height, width = check_image(path)
+    factor = size[0] // height
+    if factor and (height * factor, width * factor) == size:
+        return read_image(path, channels=channels).repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    return read_image(path, channels=channels, size=size)

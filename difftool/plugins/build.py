@@ -56,6 +56,7 @@ def backbone_spec(backbone: Backbone, data: DataFacts, settings: Training) -> Ba
         condition=_conditions_of(backbone, data),
         sigma_data=data.std,
         self_condition=settings.self_condition,
+        checkpoint_activations=settings.checkpoint_activations,
         image_channels=data.condition.image[0] if data.condition.image and beside else 0,
     )
 

@@ -30,7 +30,17 @@ Make = Callable[[type[Any], Mapping[str, object]], Any]
 STEPS = 5_000
 """Training steps when neither the user nor the backbone names any."""
 MAY_CHANGE = (
-    *("steps", "epochs", "accumulate", "checkpoint_every", "keep", "preview_every", "snapshot_every", "workers"),
+    *(
+        "steps",
+        "epochs",
+        "accumulate",
+        "checkpoint_activations",
+        "checkpoint_every",
+        "keep",
+        "preview_every",
+        "snapshot_every",
+        "workers",
+    ),
     "threads",
 )
 """Settings that may differ when a run resumes. None of them changes the steps already made; a later end stretches a
@@ -160,6 +170,11 @@ def build_recipe(
     settings = make(Training, training_values(classes[Backbone.kind], document.get("training", {})))
     if settings.self_condition and not classes[Backbone.kind].self_conditioning:
         raise UsageError(f"--self-condition: the backbone {classes[Backbone.kind].name} has no room for it")
+    if settings.checkpoint_activations and not classes[Backbone.kind].activation_checkpointing:
+        raise UsageError(
+            f"--checkpoint-activations: the backbone {classes[Backbone.kind].name} does not support it; "
+            "--accumulate saves memory too"
+        )
     return Recipe(parts=made, training=settings)
 
 

@@ -128,7 +128,7 @@ def entries(
     spacings: Sequence[Spacing],
     calls: Sequence[int],
     settings: Sampling,
-    conditions: Rows,
+    conditions: Rows | None = None,
 ) -> list[Entry]:
     """Return what to measure: each sampler on each spacing, with the most steps that each number of calls allows."""
     found: dict[tuple[str, str, int], Entry] = {}
@@ -147,11 +147,16 @@ class Comparison:
     """The reference and the data that samples of one source are measured against."""
 
     def __init__(
-        self, source: Source, dataset: Dataset, settings: Sampling, conditions: Rows, reference_steps: int
+        self,
+        source: Source,
+        dataset: Dataset,
+        settings: Sampling,
+        reference_steps: int,
+        conditions: Rows | None = None,
     ) -> None:
         """Load data to compare with, if they are available here."""
         self.source = source
-        self.reference = Reference(source, settings, conditions, reference_steps)
+        self.reference = Reference(source, settings, reference_steps, conditions)
         self.calls = 0
         """Network calls so far, of one batch each."""
         self.fresh: FreshData | None = None
@@ -216,7 +221,7 @@ def reference_levels(first: Level, schedule: Schedule, steps: int) -> tuple[Leve
 class Reference:
     """The exact solutions, one for each first level, and their own error."""
 
-    def __init__(self, source: Source, settings: Sampling, conditions: Rows, steps: int) -> None:
+    def __init__(self, source: Source, settings: Sampling, steps: int, conditions: Rows | None = None) -> None:
         self.source, self.steps = source, steps
         self.plan = Plan.of(source, replace(settings, steps=1), sampler=SOLVER, conditions=conditions)
         self.error = 0.0

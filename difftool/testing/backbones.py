@@ -228,6 +228,41 @@ def uses_the_last_estimate(case: Case) -> str:
     return rows
 
 
+def recomputes_activations(case: Case) -> str:
+    """If the backbone declares activation checkpointing, its network stores fewer bytes for the backward pass with
+    `spec.checkpoint_activations`, and output and gradients are the same to the last bit, dropout included."""
+    if not case.backbone.activation_checkpointing:
+        raise Skipped("it does not declare activation checkpointing")
+    (plain, stored), (again, fewer) = (_gradients(case, recompute=recompute) for recompute in (False, True))
+    for name, gradient in plain.items():
+        require(torch.equal(gradient, again[name]), f"the gradient of {name} differs")
+    rows = f"{fewer:,} bytes are stored with it, and {stored:,} without"
+    require(fewer < stored, rows)
+    return rows
+
+
+def _gradients(case: Case, *, recompute: bool) -> tuple[dict[str, torch.Tensor], int]:
+    """Return the output and the gradients of a network in training mode, and the bytes stored for its backward pass."""
+    network = case.build(replace(case.spec, checkpoint_activations=recompute)).train()
+    with torch.no_grad():
+        for weight in network.parameters():  # a weight of zero would stop the gradients of those before it
+            weight.add_(0.02 * torch.randn(weight.shape, generator=generator(0, "law")))
+    x, cond = noise(case.spec, 8), case.conditions(8)
+    weights, stored = {p.untyped_storage().data_ptr() for p in network.parameters()}, {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        stored[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    torch.manual_seed(1)  # for dropout
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = network(x, torch.full((8,), 300.0), cond)
+    output.square().mean().backward()
+    found = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    return {**found, "output": output.detach()}, sum(size for at, size in stored.items() if at not in weights)
+
+
 def treats_items_independently(case: Case) -> str:
     """In evaluation mode, an output depends only on the item's own x, t and conditions, and not on the rest of the
     batch. A second call gives the same output."""
@@ -309,6 +344,7 @@ LAWS = (
     does_not_use_what_is_hidden,
     uses_the_time,
     uses_the_last_estimate,
+    recomputes_activations,
     treats_items_independently,
     can_be_saved_and_loaded,
     works_in_bf16,

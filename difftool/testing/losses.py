@@ -259,15 +259,15 @@ def resumes_exactly(case: Case) -> str:
 def works_on_every_device(case: Case) -> str:
     """On each accelerator of the machine its losses differ from those on the CPU by at most a hundredth, unless it
     draws random numbers, which differ by device; then they are finite."""
-    devices, here = accelerators(), case.trial()
-    expected, other = here.losses(here.inputs(), 2), here.losses(here.inputs(), 3)
+    devices, on_cpu = accelerators(), case.trial()
+    expected, later = on_cpu.losses(on_cpu.inputs(), 2), on_cpu.losses(on_cpu.inputs(), 3)
     for device in devices:
-        there = case.trial(device=device)
-        there.network.load_state_dict(here.network.state_dict())
-        if there.auxiliary is not None and here.auxiliary is not None:
-            there.auxiliary.load_state_dict(here.auxiliary.state_dict())
-        losses = there.losses(there.inputs(), 2).cpu()
-        if torch.equal(expected, other) and not gap(losses, expected) <= 1e-2 * largest(expected):
+        trial = case.trial(device=device)
+        trial.network.load_state_dict(on_cpu.network.state_dict())
+        if trial.auxiliary is not None and on_cpu.auxiliary is not None:
+            trial.auxiliary.load_state_dict(on_cpu.auxiliary.state_dict())
+        losses = trial.losses(trial.inputs(), 2).cpu()
+        if torch.equal(expected, later) and not gap(losses, expected) <= 1e-2 * largest(expected):
             raise Failed(f"its losses on {device} and on the CPU differ by {gap(losses, expected):.2g}")
         require(losses.isfinite().all(), f"its losses on {device} are not finite")
     return ", ".join(map(str, devices))

@@ -17,46 +17,34 @@ import torch
 
 from difftool import devices
 from difftool.components import (
-    Backbone,
     Callback,
     Companion,
     Dataset,
     Logger,
-    Loss,
-    NoiseSchedule,
-    Optimizer,
-    Prediction,
-    TimestepSampling,
-    Weighting,
 )
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
-from difftool.data.samples import Samples, fingerprint, split
-from difftool.diffusion.schedule import Schedule
+from difftool.data.samples import Samples
 from difftool.distributed import SINGLE, ProcessGroup
-from difftool.errors import DifftoolError, InvalidOption, UsageError
+from difftool.errors import DifftoolError, UsageError
 from difftool.files import sweep
 from difftool.paths import in_run, relative_to_run
-from difftool.plugins.build import build_network, build_schedule, check_shape, load_samples, loading, puts_image_beside
-from difftool.rng import key, seed_globally
 from difftool.runs.folder import RunFolder, now
 from difftool.runs.recipe import Recipe, changed_scripts, companion_tables
 from difftool.sampling.model import Model
-from difftool.settings import AUTO, is_due
-from difftool.specs import ObjectiveSpec, Progress, Row, RunContext
+from difftool.settings import is_due
+from difftool.specs import Progress, Row, RunContext
 from difftool.training import loop, state
-from difftool.training.auxiliary import build_auxiliary
-from difftool.training.batch_size import BatchSizeSearch, check_processes, find_batch_size
+from difftool.training.batch_size import BatchSizeSearch
 from difftool.training.callbacks import Callbacks
 from difftool.training.companions import Loggers, destinations, opened
-from difftool.training.frozen import evaluating, freeze, trainable
+from difftool.training.frozen import evaluating, trainable
 from difftool.training.loss import Objective
 from difftool.training.metrics import NAMES, Meter, Stopwatch, scalars
-from difftool.training.rate import check_schedule
-from difftool.training.snapshots import AverageFiles, models_of, remove_later
+from difftool.training.snapshots import AverageFiles, remove_later
 from difftool.training.state import StateMetadata, TrainState
 from difftool.training.step import StepResult
-from difftool.training.transfer import Transfer, load_source, take_weights
+from difftool.training.transfer import Transfer
 
 PREVIEWS = 4
 """The number of previews of a run by default."""
@@ -362,73 +350,3 @@ class Experiment:
         self.averages.write(self.folder, self.state.step)
         for old in self.folder.saved_states()[self.recipe.training.keep :]:
             old.unlink(missing_ok=True)
-
-
-def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = None) -> Experiment:
-    """Load the data and build the parts of a recipe, or of the run to resume, whose state is loaded later.
-
-    Nothing is written. Raises `UsageError` and `DifftoolError`.
-    """
-    settings = recipe.training
-    devices.check_precision(device, settings.precision)
-    check_processes(settings)
-    check_schedule(settings, recipe[Optimizer], recipe[Backbone])
-    schedule = build_schedule(recipe[NoiseSchedule], settings.timesteps, recipe[Prediction])
-    if (shape := recipe[Dataset].item_shape()) is not None:  # refuse a size that does not fit before reading the data
-        check_shape(recipe[Backbone], shape, settings)
-    samples = load_samples(recipe[Dataset], settings.seed, settings.condition)
-    try:
-        train, held_out = split(samples, settings.held_out)
-    except ValueError as error:
-        raise InvalidOption("held_out", str(error), where="--held-out") from None
-    with loading(recipe[Dataset]):
-        data = DataFacts.of(samples)
-    if device.type == "mps" and torch.float64 in (data.scaling.dtype, data.vector_scaling.dtype):
-        raise DifftoolError("the data are so far from 0 that they need float64, which mps lacks; pass --device cpu")
-    seed_globally(device, key(settings.seed, "weights"))
-    network = build_network(recipe[Backbone], data, settings).to(device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
-    source = None if resumed is not None and resumed.saved_states() else load_source(settings)
-    transfer = None if source is None else take_weights(network, source, recipe[Backbone], data, settings)
-    freeze(network, settings)
-    objective = build_objective(recipe, schedule, data, device)
-    auxiliary, search = build_auxiliary(network, objective, settings.seed), None
-    if settings.batch_size == AUTO:
-        search = find_batch_size(network, auxiliary, train, objective, settings, recipe[Optimizer])
-        recipe = recipe.with_training(batch_size=search.batch_size)
-    train_state = TrainState.new(network, recipe.training, device, optimizer=recipe[Optimizer], auxiliary=auxiliary)
-    origin = None if transfer is None else transfer.origin
-    raw = Model(recipe, data, schedule, network, device=device, origin=origin)
-    model, *others = models_of(raw, train_state.averages)
-    return Experiment(
-        recipe=recipe,
-        data=data,
-        train=train,
-        held_out=held_out,
-        objective=objective,
-        state=train_state,
-        model=model,
-        averages=AverageFiles(others, len(train)),
-        device=device,
-        fingerprint=fingerprint(samples),
-        search=search,
-        transfer=transfer,
-    )
-
-
-def build_objective(recipe: Recipe, schedule: Schedule, data: DataFacts, device: torch.device) -> Objective:
-    """Build the objective of a recipe. Raises `UsageError` if its parts do not fit together."""
-    settings = recipe.training
-    return Objective(
-        ObjectiveSpec(schedule=schedule, sigma_data=data.std),
-        recipe[Prediction],
-        recipe[Weighting],
-        recipe[TimestepSampling],
-        recipe[Loss],
-        device=device,
-        self_condition=settings.self_condition,
-        learn_variance=settings.learn_variance,
-        data=data,
-        image_beside=puts_image_beside(recipe[Backbone], data),
-        network=f"backbone {recipe[Backbone].name}",
-    )

@@ -100,8 +100,10 @@ class Objective:
         return Inputs(x_0, eps, t, cond, x_t, self.net_input(x_t, t), t * self.time, self.target(x_0, eps, t))
 
     def noised(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Return x_t = alpha_t x_0 + sigma_t eps."""
-        return torch.addcmul(per_item(self.sigma[t], eps) * eps, per_item(self.alpha[t], x_0), x_0)
+        """Return x_t = alpha_t x_0 + sigma_t eps. Raises `IndexError` for levels that the schedule does not have."""
+        # unlike table[t], this refuses negative levels
+        alpha, sigma = (per_item(table.index_select(0, t), x_0) for table in (self.alpha, self.sigma))
+        return torch.addcmul(sigma * eps, alpha, x_0)
 
     def net_input(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Return x_t on the scale of the network's input."""
@@ -152,7 +154,8 @@ class Objective:
 
     def estimate(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the estimate of x_0."""
-        return per_item(self.x_0_of_x_t[t], x_t) * x_t + per_item(self.x_0_of_output[t], x_t) * prediction
+        of_x_t, of_output = (per_item(table.index_select(0, t), x_t) for table in (self.x_0_of_x_t, self.x_0_of_output))
+        return of_x_t * x_t + of_output * prediction
 
     def variance_loss(self, output: Tensor, inputs: Inputs) -> Tensor:
         """Return 0.001 of the variational bound, summed over the levels (Nichol & Dhariwal, 2021, eq. 16).

@@ -132,7 +132,7 @@ def recorded_losses(objective: Objective, prediction: Tensor, inputs: Inputs) ->
 
 
 def checked(method: str, losses: object, shape: tuple[int, ...]) -> Tensor:
-    """Return what a loss has returned. Raises `ValueError` unless it is a tensor of this shape."""
+    """Return the result of a loss. Raises `ValueError` unless it is a tensor of this shape."""
     if not isinstance(losses, Tensor) or tuple(losses.shape) != shape:
         expected = f"a loss for each item, {shape}" if shape else "a scalar"
         raise ValueError(f"{method}() returned {described(losses)}, not {expected}")

@@ -7,6 +7,7 @@ optimizers that can, and skipped by the host for others, which has to wait for t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,17 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from difftool.errors import UsageError, blaming
-from difftool.training.optimizer_checks import check_state, dry_run, members_of, optimizers_of
+from difftool.rng import seed_globally
+from difftool.training.optimizer_checks import (
+    bytes_of,
+    check_attributes,
+    check_state,
+    members_of,
+    numbers_of,
+    optimizers_of,
+    small_copy,
+    small_shape,
+)
 from difftool.training.plain_values import decode, encode, is_plain
 from difftool.training.vectors import join, views_of
 
@@ -53,7 +64,8 @@ class Piece:
 class Updater:
     """The optimizers of a component, and the weights that they update, by name. Frozen weights are left out.
 
-    Raises `UsageError` for groups that do not fit, and for an optimizer whose state cannot be saved.
+    `groups` are those of the component, unless others are given, of which no dry run is made. Raises `UsageError` for
+    groups that do not fit, and for an optimizer whose state cannot be saved.
     """
 
     def __init__(
@@ -63,21 +75,22 @@ class Updater:
         lr: float,
         *,
         joined: bool = True,
+        groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self.component = component
         self.name = f"optimizer {component.name}"
         self.weights = {name: weight for name, weight in weights if weight.requires_grad}
         with blaming(self.name, refusal=UsageError):
-            groups = component.groups([*self.weights.items()])
-            members = members_of(groups, self.weights)
+            chosen = component.groups([*self.weights.items()]) if groups is None else groups
+            members = members_of(chosen, self.weights)
+            self.state_bytes = dry_run(component, chosen, members, lr) if groups is None and self.weights else 0
+            """The size of the state that the optimizers keep."""
             pieces = [Piece.of(some, joined=component.elementwise and joined) for some in members]
-            groups = [{**g, "params": [p.tensor for p in some]} for g, some in zip(groups, pieces, strict=True)]
             self.pieces = [piece for some in pieces for piece in some]
             self.parameters = [piece.tensor for piece in self.pieces]
             """The tensors that the optimizers update: vectors and weights."""
-            self.state_bytes = dry_run(component, groups, lr)
-            """The size of the state that the optimizers keep."""
-            self.optimizers = optimizers_of(component.build(groups, lr), self.parameters)
+            held = [{**g, "params": [p.tensor for p in some]} for g, some in zip(chosen, pieces, strict=True)]
+            self.optimizers = optimizers_of(component.build(held, lr), self.parameters)
         self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         """The groups of all optimizers, where torch's `GradScaler` looks for them."""
         self.maskable = [hasattr(optimizer, "found_inf") for optimizer in self.optimizers]
@@ -189,8 +202,8 @@ class Updater:
             for i in members:
                 if i in numbers:
                     optimizer.state[piece.tensor].update(numbers[i])
-            if optimizer in self._late and present.isdisjoint(members):
-                optimizer.state.pop(piece.tensor, None)
+            if optimizer in self._late and present.isdisjoint(members) and piece.tensor in optimizer.state:
+                optimizer.state[piece.tensor].clear()  # as before the first step
         for group, values in zip(self.param_groups, groups, strict=True):
             group.update(values)
 
@@ -227,6 +240,65 @@ class Updater:
         if piece.is_vector and isinstance(value, Tensor) and value.shape == piece.tensor.shape:
             return views_of(value, piece.weights)
         return [value] * len(piece.weights)
+
+
+STEPS_BEFORE, STEPS_AFTER = 3, 4
+"""The steps of a dry run before its state is saved, and after it was loaded."""
+
+
+def dry_run(
+    component: Optimizer, groups: Sequence[Mapping[str, Any]], members: Sequence[Mapping[str, nn.Parameter]], lr: float
+) -> int:
+    """Train small copies of some weights, resume that from its saved state, and return the bytes of state of them all.
+
+    Each group has a copy for each of the shapes that its weights have when they are small. Raises `ValueError` for a
+    state that cannot be saved, or that does not resume to the last bit. What an optimizer makes of the true size of a
+    weight is not seen here, so such a state may still be refused when it is saved.
+    """
+    kinds = [{name: small_shape(weight) for name, weight in some.items()} for some in members]
+    chosen = [{shape: name for name, shape in some.items()} for some in kinds]
+    everything = {name: weight for some in members for name, weight in some.items()}
+
+    def on_copies() -> tuple[Updater, dict[str, nn.Parameter]]:
+        copies = {name: small_copy(everything[name]) for some in chosen for name in some.values()}
+        small = [{**g, "params": [copies[name] for name in c.values()]} for g, c in zip(groups, chosen, strict=True)]
+        return Updater(component, copies.items(), lr, groups=small), copies
+
+    (first, copies), (second, others) = on_copies(), on_copies()
+    before = [numbers_of(optimizer) for optimizer in first.optimizers]
+    for step in range(STEPS_BEFORE):
+        dry_step(first, copies, lr, step)
+    for optimizer, numbers in zip(first.optimizers, before, strict=True):
+        check_attributes(optimizer, numbers)
+        check_state(optimizer, elementwise=component.elementwise)
+    state = dict(zip(copies, map(first.all_weight_state().get, range(len(copies))), strict=True))
+    if not any(copy.is_meta for copy in copies.values()):  # which has no numbers to compare
+        second.make_state()
+        with torch.no_grad():
+            for name, copy in copies.items():
+                others[name].copy_(copy)
+        second.load({name: tensor.clone() for name, tensor in first.tensors().items()}, first.document())
+        for step in range(STEPS_BEFORE, STEPS_BEFORE + STEPS_AFTER):
+            dry_step(first, copies, lr, step)
+            dry_step(second, others, lr, step)
+        if wrong := next((name for name in copies if not torch.equal(copies[name], others[name])), None):
+            raise ValueError(f"it does not resume exactly: {wrong} differs after its state was saved and loaded")
+    kept = {name: bytes_of(state[name] or {}, copies[name]) for name in copies}
+    return sum(
+        weight.numel() * kept[names[shapes[name]]]
+        for some, shapes, names in zip(members, kinds, chosen, strict=True)
+        for name, weight in some.items()
+    )
+
+
+def dry_step(updater: Updater, weights: Mapping[str, nn.Parameter], lr: float, step: int) -> None:
+    """Make a step with gradients that depend on the step alone."""
+    for i, weight in enumerate(weights.values()):
+        gradient = torch.full_like(weight, 0.01 * math.cos(step + i))
+        weight.grad = gradient if weight.grad is None else weight.grad.copy_(gradient)
+    device = updater.parameters[0].device
+    seed_globally(device, step)  # for optimizers that draw random numbers
+    updater.update(lr, torch.ones((), dtype=torch.bool, device=device))
 
 
 def tensors_in(state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:

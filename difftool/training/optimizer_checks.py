@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from difftool.training.plain_values import is_number, is_plain
 
 if TYPE_CHECKING:
-    from difftool.components import Optimizer
     from difftool.specs import OptimizerLike
 
 SMALL_SIZE = 4
@@ -52,43 +51,19 @@ def optimizers_of(built: Any, parameters: Sequence[Tensor]) -> list[OptimizerLik
     return optimizers
 
 
-def dry_run(component: Optimizer, groups: Sequence[Mapping[str, Any]], lr: float) -> int:
-    """Update small copies of the parameters twice, and return the size in bytes of the state of the parameters.
-
-    Raises `ValueError` if the optimizers keep a state that cannot be saved. What they make of the shape of a parameter
-    is not seen here, so such a state may still be refused when it is saved.
-    """
-    parameters = [p for group in groups for p in group["params"]]
-    copies = {id(p): small_copy(p) for p in parameters}
-    small = [{**group, "params": [copies[id(p)] for p in group["params"]]} for group in groups]
-    optimizers = optimizers_of(component.build(small, lr), [*copies.values()])
-    before = [numbers_of(optimizer) for optimizer in optimizers]
-    for _ in range(2):
-        for copy in copies.values():
-            copy.grad = torch.full_like(copy, 0.01)
-        for optimizer in optimizers:
-            optimizer.step()
-    for optimizer, numbers in zip(optimizers, before, strict=True):
-        if changed := [name for name, value in numbers_of(optimizer).items() if numbers.get(name) != value]:
-            kind = type(optimizer).__name__
-            raise ValueError(
-                f"{kind}.{changed[0]} changes from step to step and would not be saved; keep it in the state of a "
-                "parameter, or in a group"
-            )
-        check_state(optimizer, elementwise=component.elementwise)
-    states = {id(p): slots for optimizer in optimizers for p, slots in optimizer.state.items()}
-    return sum(p.numel() * bytes_of(states.get(id(copies[id(p)]), {}), copies[id(p)]) for p in parameters)
+def small_shape(weight: Tensor) -> tuple[int, ...]:
+    """Return the shape of a weight, cut to at most `SMALL_SIZE` entries in each axis."""
+    return tuple(min(size, SMALL_SIZE) for size in weight.shape)
 
 
-def small_copy(parameter: Tensor) -> nn.Parameter:
-    """Return a parameter like this one, with at most `SMALL_SIZE` entries in each axis."""
-    shape = [min(size, SMALL_SIZE) for size in parameter.shape]
-    return nn.Parameter(torch.full(shape, 0.5, dtype=parameter.dtype, device=parameter.device))
+def small_copy(weight: Tensor) -> nn.Parameter:
+    """Return a parameter like this weight, of the small shape."""
+    return nn.Parameter(torch.full(small_shape(weight), 0.5, dtype=weight.dtype, device=weight.device))
 
 
-def bytes_of(slots: Mapping[str, Any], parameter: Tensor) -> int:
-    """Return the bytes of state for each number of a parameter."""
-    return sum(v.element_size() for v in slots.values() if isinstance(v, Tensor) and v.shape == parameter.shape)
+def bytes_of(slots: Mapping[str, Any], weight: Tensor) -> int:
+    """Return the bytes of state for each number of a weight."""
+    return sum(v.element_size() for v in slots.values() if isinstance(v, Tensor) and v.shape == weight.shape)
 
 
 def numbers_of(optimizer: OptimizerLike) -> dict[str, object]:
@@ -100,6 +75,16 @@ def numbers_of(optimizer: OptimizerLike) -> dict[str, object]:
         elif isinstance(value, Tensor) and name not in MASKS:
             found[name] = (id(value), value._version)
     return found
+
+
+def check_attributes(optimizer: OptimizerLike, before: Mapping[str, object]) -> None:
+    """Raise `ValueError` if steps have changed an attribute of an optimizer that no file would hold."""
+    for name, value in numbers_of(optimizer).items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"{type(optimizer).__name__}.{name} changes from step to step and would not be saved; keep it in the "
+                "state of a parameter, or in a group"
+            )
 
 
 def check_state(optimizer: OptimizerLike, *, elementwise: bool = False) -> None:

@@ -61,7 +61,7 @@ TrainStep = Callable[["Inputs", float, bool], StepResult]
 
 @dataclass(frozen=True, slots=True)
 class Minimised:
-    """What a backward pass has minimised, detached."""
+    """The result of a backward pass, detached."""
 
     loss: Tensor
     losses: Tensor | None = None
@@ -112,6 +112,7 @@ def make_backward(
         return eager_backward(network, state, objective, settings, steps, group)  # type: ignore[arg-type]
 
     varies = objective.self_condition or objective.bound is not None or any(True for _ in state.network.buffers())
+    varies = varies or settings.checkpoint_activations  # torch.func and hooks of saved tensors exclude each other
     plain = settings.precision == "fp32" and settings.accumulate == 1 and group.size == 1 and not varies
     joined = state.auxiliary is None and all(piece.is_vector for piece in state.optimizer.pieces)
     if settings.compile and plain and joined:
@@ -178,11 +179,11 @@ def eager_backward(
 
 
 def together(parts: Sequence[Minimised]) -> Minimised:
-    """Return what the parts of a batch have minimised as one."""
+    """Return the results of the parts of a batch as one."""
 
     def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
-        there = [tensor for tensor in tensors if tensor is not None]
-        return torch.cat(there) if len(there) == len(tensors) else None
+        present = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(present) if len(present) == len(tensors) else None
 
     losses, predictions = [part.losses for part in parts], [part.prediction for part in parts]
     return Minimised(torch.stack([part.loss for part in parts]).sum(), joined(losses), joined(predictions))

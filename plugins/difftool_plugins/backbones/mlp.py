@@ -19,6 +19,7 @@ class MLP(Backbone, name="mlp"):
 
     default_dataset = "swiss-roll"
     self_conditioning = True
+    activation_checkpointing = True
     conditions = ("label", "vector")
     training_defaults: ClassVar[Mapping[str, object]] = {
         "steps": 6000,
@@ -59,5 +60,6 @@ class MLP(Backbone, name="mlp"):
             in_channels=spec.in_channels,
             shape=(spec.out_channels, *spec.shape[1:]),
             condition=spec.condition,
+            checkpointing=spec.checkpoint_activations,
             **asdict(self),
         )

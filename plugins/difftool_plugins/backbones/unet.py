@@ -21,6 +21,7 @@ class UNet(Backbone, name="unet"):
 
     default_dataset = "gradients"
     self_conditioning = True
+    activation_checkpointing = True
     conditions = ("label", "vector", "tokens")
     training_defaults: ClassVar[Mapping[str, object]] = {
         "steps": 1200,
@@ -67,9 +68,6 @@ class UNet(Backbone, name="unet"):
         default=None, ge=1, le=1024, help="groups of the normalisation before each attention", otherwise="groups"
     )
     dropout: float = option(default=0.0, ge=0, lt=1, help="share of the features that each block drops in training")
-    checkpointing: bool = option(
-        default=False, help="save memory: compute each block again in the backward pass instead of storing its features"
-    )
     standardize: bool = option(default=False, help="standardise the weights of the blocks' convolutions")
     downsample: Literal["stride", "unshuffle"] = option(
         default="stride",
@@ -155,6 +153,7 @@ class UNet(Backbone, name="unet"):
             in_channels=spec.in_channels,
             out_channels=spec.out_channels,
             condition=spec.condition,
+            checkpointing=spec.checkpoint_activations,
             **options,
         )
 

@@ -63,11 +63,11 @@ def masked(items: Tensor, random: torch.Generator) -> Tensor:
     hidden = torch.zeros(count, height, width, dtype=torch.bool, device=items.device)
     for before, this in pairwise(u):
         y_0, x_0, y_1, x_1 = before[0] * height, before[1] * width, this[0] * height, this[1] * width
-        reach = [0.75 + 0.15 * side * part for side, part in ((height, this[2]), (width, this[3]))]
+        reach = [0.75 + 0.25 * side * part for side, part in ((height, this[2]), (width, this[3]))]
         rectangle = ((y - y_1).abs() < reach[0]) & ((x - x_1).abs() < reach[1])
         dy, dx = y_1 - y_0, x_1 - x_0  # the brush moves from point to point in a straight line
         along = (((y - y_0) * dy + (x - x_0) * dx) / (dy * dy + dx * dx + 1e-6)).clamp(0, 1)
-        stroke = torch.hypot(y - y_0 - along * dy, x - x_0 - along * dx) < 0.75 + 0.06 * min(height, width) * this[4]
+        stroke = torch.hypot(y - y_0 - along * dy, x - x_0 - along * dx) < 0.75 + 0.12 * min(height, width) * this[4]
         hidden |= torch.where(brushed, stroke, rectangle)
     seen = (~hidden).unsqueeze(1).to(torch.uint8)
     return torch.cat([items * seen, 255 * seen], dim=1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from difftool import Condition, ConditionSpec
 from difftool_plugins.backbones.networks.embeddings import Embedding, check_fields, class_index
+from difftool_plugins.backbones.networks.recompute import recomputed
 
 TIME_RANGE = 1000.0
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -31,6 +33,7 @@ class MLPNetwork(nn.Module):
             zeros; beside the vector stands 1 where it is hidden, else 0.
         time_dim: Number of sines and cosines of t in the embedding; even.
         frequencies: Those of the sines and cosines: transformer or ddpm, as in `sinusoidal`.
+        checkpointing: Compute each hidden layer again in the backward pass instead of storing what it computed.
     """
 
     def __init__(
@@ -46,9 +49,10 @@ class MLPNetwork(nn.Module):
         time: str = "embedding",
         time_dim: int = 64,
         frequencies: str = "transformer",
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.shape, self.condition = shape, condition
+        self.shape, self.condition, self.checkpointing = shape, condition, checkpointing
         nonlinearity = ACTIVATIONS[activation]
         inputs = in_channels * math.prod(shape[1:])
         self.embedding: Embedding | None = None
@@ -71,10 +75,15 @@ class MLPNetwork(nn.Module):
             h = self.first(flat) + self.embedding(t, cond)
         h = self.activation(h)
         for layer in self.hidden:
-            out = self.activation(layer(h))
-            h = h + out if self.residual else out
+            block = partial(self.block, layer)
+            h = recomputed(block, h) if self.checkpointing else block(h)
         output: Tensor = self.last(h).unflatten(1, self.shape)
         return output
+
+    def block(self, layer: nn.Module, h: Tensor) -> Tensor:
+        """Return the output of a hidden layer (B, width)."""
+        out: Tensor = self.activation(layer(h))
+        return h + out if self.residual else out
 
     def columns(self, x: Tensor, t: Tensor, cond: Condition | None) -> list[Tensor]:
         """Return time (B, 1), one-hot labels (B, classes), vectors (B, D) and a column for the hidden ones.

@@ -15,7 +15,6 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from difftool import Condition, ConditionSpec
 from difftool_plugins.backbones.networks.attention import (
@@ -26,6 +25,7 @@ from difftool_plugins.backbones.networks.attention import (
 )
 from difftool_plugins.backbones.networks.cross_attention import Context, CrossAttention
 from difftool_plugins.backbones.networks.embeddings import Embedding, full_precision
+from difftool_plugins.backbones.networks.recompute import recomputed
 
 ATTENTION: Mapping[str, type[Attention]] = {
     "linear": LinearAttention,
@@ -87,10 +87,7 @@ class Block(nn.Module):
                 module.eps = standardize_eps
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            output: Tensor = checkpoint(self.compute, x, embedding, use_reentrant=False)
-            return output
-        return self.compute(x, embedding)
+        return recomputed(self.compute, x, embedding) if self.checkpointing else self.compute(x, embedding)
 
     def compute(self, x: Tensor, embedding: Tensor) -> Tensor:
         with full_precision(x.device):

@@ -20,6 +20,7 @@ class DiT(Backbone, name="dit"):
 
     default_dataset = "gradients"
     self_conditioning = True
+    activation_checkpointing = True
     conditions = ("label", "vector")
     training_defaults: ClassVar[Mapping[str, object]] = {
         "steps": 1500,
@@ -63,6 +64,7 @@ class DiT(Backbone, name="dit"):
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
             dropout=self.dropout,
+            checkpointing=spec.checkpoint_activations,
         )
 
     def _check(self, shape: tuple[int, ...]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from difftool import Condition, ConditionSpec
 
@@ -36,6 +37,7 @@ class DiTNetwork(nn.Module):
         heads: Heads of each attention.
         mlp_ratio: Hidden units of each block's MLP as a multiple of `dim`.
         dropout: Share of the features that each attention and each MLP drops in training.
+        checkpointing: Compute each block again in the backward pass instead of storing what it computed.
     """
 
     positions: Tensor
@@ -53,8 +55,10 @@ class DiTNetwork(nn.Module):
         heads: int = 4,
         mlp_ratio: int = 4,
         dropout: float = 0.0,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.patch, self.grid = patch, (size[0] // patch, size[1] // patch)
         self.condition = Conditioning(dim, condition)
         self.first = linear(in_channels * patch**2, dim)
@@ -68,7 +72,10 @@ class DiTNetwork(nn.Module):
         condition = self.condition(t, cond)
         tokens = self.first(patchify(x, self.patch)) + self.positions
         for block in self.blocks:
-            tokens = block(tokens, condition)
+            if self.checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, condition, use_reentrant=False)
+            else:
+                tokens = block(tokens, condition)
         scale, shift = self.modulation(condition)
         return unpatchify(self.output(modulate(tokens, scale, shift)), self.patch, self.grid)
 
