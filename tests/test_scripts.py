@@ -443,9 +443,9 @@ def test_a_loss_of_a_script(run: Run, tmp_path: Path) -> None:
     assert "--plugin mine.py, if you trust it" in error
 
 
-def test_hints_name_the_script(cli: Run, run: Run, data: Path) -> None:
-    done = run("train", "--dataset", "lazy", *TINY, "--out", "x", "--plugin", "data.py")
-    assert f"sample it with: difftool sample x --plugin {data}" in done.err
+def test_hints_name_the_script_that_is_needed(run: Run, data: Path, mine: Path) -> None:
+    done = run("train", "--dataset", "lazy", *TINY, "--out", "x", "--plugin", "data.py", "--plugin", "mine.py")
+    assert f"sample it with: difftool sample x --plugin {data}\n" in done.err
 
 
 @pytest.mark.slow
