@@ -18,12 +18,12 @@ from difftool.options import Options, make, options_of
 from difftool.paths import absolute, check_named_by_file
 from difftool.plugins.registry import registry
 from difftool.runs.config import line_of, read_toml
+from difftool.runs.provenance import made_with
 from difftool.runs.recipe import (
     Recipe,
     build_recipe,
     check_tables,
     companion_kinds,
-    made_with,
     merge,
     options_in,
     recipe_kinds,
