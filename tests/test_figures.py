@@ -391,6 +391,16 @@ def test_loss_of_any_number_of_steps(count: int) -> None:
         assert max(len(line.get_xdata()) for line in axes.lines) <= 2 * loss.POINTS
 
 
+def test_losses_of_callbacks_are_drawn_beside_the_held_out_loss() -> None:
+    """Two of them at most; other numbers of callbacks are no losses."""
+    extra = {"fid_loss": 0.2, "_a$b_{loss": 0.3, "third_loss": 0.4, "spread": 5.0}
+    figure = loss.loss_figure([record(step) | extra for step in range(40)], title=TITLE)
+    texts_inside(figure)
+    names = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert [name for name in names if "loss" in name] == ["loss", "fid_loss", "a$b_{loss"]
+    np.testing.assert_allclose(figure.axes[0].lines[-1].get_ydata(), 0.3)
+
+
 def test_loss_of_a_constant_is_drawn_at_that_constant() -> None:
     figure = loss.loss_figure([{"step": s, "loss": 0.25} for s in range(10000)], title=TITLE)
     (smooth,) = figure.axes[0].lines

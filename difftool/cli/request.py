@@ -18,7 +18,6 @@ from difftool.options import Options, make, options_of
 from difftool.paths import absolute, check_named_by_file
 from difftool.plugins.registry import registry
 from difftool.runs.config import line_of, read_toml
-from difftool.runs.provenance import made_with
 from difftool.runs.recipe import (
     Recipe,
     build_recipe,
@@ -30,6 +29,7 @@ from difftool.runs.recipe import (
     resolve,
     training_values,
 )
+from difftool.runs.recorded import made_with
 from difftool.settings import Training
 
 Values = Mapping[str, Mapping[str, Any]]

@@ -19,7 +19,7 @@ from difftool.distributed import naming_lost_peers
 from difftool.errors import DifftoolError, Interrupted, PeerDied, Stopped, counted, one_line, spending
 from difftool.plugins.registry import registry
 from difftool.runs.losses import losses, smoothed
-from difftool.runs.provenance import plugins_of
+from difftool.runs.recipe import plugins_of
 from difftool.settings import is_never
 
 if TYPE_CHECKING:

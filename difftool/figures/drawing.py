@@ -202,10 +202,8 @@ class Drawing:
             return images
         images, blank = rgb(images), ((len(images) - len(x), 0), (0, 0), (0, 0), (0, 0))  # those given have none
         sides = [None if side is None else np.pad(side, blank, constant_values=255) for side in (left, right)]
-        line = np.full_like(images[:, :, :1], 255)
         before, after = ([] if side is None else [side] for side in sides)
-        joined = [piece for part in (*before, images, *after) for piece in (line, part)][1:]
-        return np.concatenate(joined, axis=2)
+        return np.concatenate([*before, images, *after], axis=2)
 
     def _condition_pixels(self, count: int) -> Pixels | None:
         """Return the condition images of the first samples as pixels (n, H, W, 3), or None without any."""

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
+from difftool.errors import shortened
 from difftool.figures import style
 from difftool.figures.layout import add_heading
 
@@ -23,8 +24,8 @@ SMOOTHED = 100_000
 """The largest number of records that the lines of the quarters are made from."""
 OWN = ("loss", "eps_loss", "weighted_loss", "held_out_loss")
 """The losses of every row."""
-MOST_LOSSES = 2
-"""The largest number of losses of callbacks that are drawn."""
+MOST_LOSSES, LONGEST_LABEL = 2, 24
+"""The largest number of losses of callbacks that are drawn, and of characters of their names."""
 QUARTILES = {"cleanest quarter of t": "#56b4e9", "second": "#0072b2", "third": "#009e73", "noisiest": "#cc79a7"}
 
 
@@ -63,12 +64,15 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
         if np.isfinite(values).any():
             x, y = _blocks(*_known(steps, values), np.mean)
             colour, marker = style.COLOURS[(1, 4, 4)[i]], "os^"[i]
-            look: dict[str, Any] = {"mfc": "white", "mew": 1.3, "color": colour, "label": name, "zorder": 5}
+            label = shortened(name.lstrip("_"), LONGEST_LABEL)
+            look: dict[str, Any] = {"mfc": "white", "mew": 1.3, "color": colour, "label": label, "zorder": 5}
             axes.plot(x, y, ls="", marker=marker, ms=4, **look)
     _scale(axes)
     if len(np.unique(steps)) == 1:
         axes.set_xlim(steps[0] - 1, steps[0] + 1)
-    add_heading(figure, title, *axes.get_legend_handles_labels(), columns=len(QUARTILES) + 2, columnspacing=1.4)
+    entries = axes.get_legend_handles_labels()
+    columns = len(QUARTILES) + (2 if len(entries[0]) <= len(QUARTILES) + 2 else 0)
+    add_heading(figure, title, *entries, columns=columns, columnspacing=1.4)
     return figure
 
 

@@ -35,6 +35,7 @@ from difftool.plugins.registry import registry
 from difftool.runs.averages import files_in
 from difftool.runs.config import dump_toml, read_toml
 from difftool.runs.recipe import Recipe, companion_kinds
+from difftool.runs.rows import is_row
 from difftool.settings import LARGEST_STEP
 
 ROOT = Path("runs")
@@ -47,8 +48,8 @@ OURS = {"config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "logs",
 DAMAGED_STATE = re.compile(rf"step-\d{{9,10}}\.safetensors{re.escape(DAMAGED)}", re.ASCII)
 PREVIEW = re.compile(r"(samples|panel)-\d{6,}\.png", re.ASCII)
 """The names of previews."""
-LARGEST, LONGEST_ROW = 1e300, 2**16
-"""The limits for numbers in metrics.jsonl, and for the bytes of a row."""
+LONGEST_ROW = 2**16
+"""The limit for the bytes of a row in metrics.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class RunFolder:
             while line := file.readline(LONGEST_ROW):
                 with contextlib.suppress(ValueError):
                     row = parse_json(line)
-                    if _is_row(row) and (up_to is None or row["step"] <= up_to):
+                    if is_row(row) and (up_to is None or row["step"] <= up_to):
                         rows[row["step"]] = row
         return list(rows.values())
 
@@ -319,19 +320,6 @@ def find_model(name: Path | None) -> tuple[Path, RunFolder | None]:
 def now() -> str:
     """Return the time, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _is_row(row: Any) -> bool:
-    """Return whether a JSON value from metrics.jsonl is a row: step, loss, and numbers or None."""
-    if not isinstance(row, dict) or type(row.get("step")) is not int or "loss" not in row:
-        return False
-    if not 0 <= row["step"] <= LARGEST_STEP:
-        return False
-    quartiles = row.get("loss_quartiles", [None] * 4)
-    if not isinstance(quartiles, list) or len(quartiles) != 4:
-        return False
-    numbers = (value for key, value in row.items() if key != "loss_quartiles")
-    return all(v is None or (type(v) in (int, float) and abs(v) < LARGEST) for v in (*numbers, *quartiles))
 
 
 def _clear(run: RunFolder) -> None:

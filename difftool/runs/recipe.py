@@ -6,21 +6,17 @@ import path: names are looked up in the registry, and values pass through the co
 
 from __future__ import annotations
 
-import re
-import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from difftool.components import KINDS, Backbone, Companion, Component, Dataset, suggestion_attribute
 from difftool.data.memory import Memory
-from difftool.errors import BadFile, DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError
+from difftool.errors import InvalidOption, PluginFailure, UnknownComponent, UsageError
 from difftool.options import dashed, fields, make, plain, suggestion
 from difftool.paths import is_path, without_paths
 from difftool.plugins.registry import registry
-from difftool.plugins.validation import abstract_methods
-from difftool.runs.provenance import made_with, plugins_of
+from difftool.scripts import script_of
 from difftool.settings import Training
 
 C = TypeVar("C", bound=Component)
@@ -98,6 +94,17 @@ class Recipe:
     def name(self) -> str:
         """A name for run folders: `swiss-roll-mlp`."""
         return f"{self[Dataset].name}-{self[Backbone].name}"
+
+
+def plugins_of(components: Iterable[Component]) -> dict[str, str]:
+    """Return what components come from: packages with their versions, and scripts with their digests."""
+    found: dict[str, str] = {}
+    for cls in map(type, components):
+        if (owner := registry().owner(cls)) is not None:
+            found[owner.distribution] = owner.version
+        elif (script := script_of(cls)) is not None:
+            found[script.name] = script.digest
+    return found
 
 
 def component_table(component: Component) -> dict[str, Any]:
@@ -178,14 +185,14 @@ def resolve(document: Mapping[str, Any], classes: Mapping[str, type[Component]] 
             continue
         if not isinstance(name, str):
             raise UnknownComponent(kind, f"the name of a {kind} must be text")
-        chosen[kind] = Memory if _in_memory(kind, document[kind]) else registry().of_kind(base, name)
+        chosen[kind] = Memory if in_memory(kind, document[kind]) else registry().of_kind(base, name)
     for kind, base in recipe_kinds().items():
         if kind not in chosen:
             chosen[kind] = _suitable(base, chosen.values())
     return {kind: chosen[kind] for kind in recipe_kinds()}
 
 
-def _in_memory(kind: str, table: Mapping[str, Any]) -> bool:
+def in_memory(kind: str, table: Mapping[str, Any]) -> bool:
     """Return whether a table records data that a Python script held in memory, which no plugin offers."""
     return kind == Dataset.kind and table.get("name") == Memory.name and "fingerprint" in table
 
@@ -244,81 +251,3 @@ def merge(document: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) 
 def options_in(document: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Return the options of a component in a document, without its name."""
     return {key: value for key, value in document.get(kind, {}).items() if key != "name"}
-
-
-# --- recipes in files of weights -------------------------------------------------------------------------------------
-
-
-def read_recipe(path: Path, document: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Recipe:
-    """Return the recipe in the metadata of a file, through the registry and the components' own validation.
-
-    `config` holds the tables of the run that the file belongs to. Paths come from there, and so does the dataset. A
-    file by itself names no paths, and its dataset loads nothing unless its samples are generated. Components that
-    sampling does not need may be absent, or come from a plugin that is not installed. Raises `BadFile`.
-    """
-    tables = {kind: document[kind] for kind in (*recipe_kinds(), "training") if kind in document}
-    ready: dict[str, Component] = {}
-    try:
-        for kind, base in recipe_kinds().items():
-            table = tables.get(kind, None if base.needed_to_sample else {"name": ""})
-            if not isinstance(table, Mapping) or not isinstance(name := table.get("name"), str):
-                raise BadFile(f"{path}: its metadata name no {kind}")
-            if _in_memory(kind, table):
-                ready[kind] = make(Memory, {key: value for key, value in table.items() if key != "name"})
-            elif name in registry().names(kind):
-                cls = registry().of_kind(base, name)
-                tables[kind] = {**without_paths(cls, table), **_own_paths(cls, name, (config or {}).get(kind))}
-                missing = [f.name for f in fields(cls) if f.required and f.use_in(cls) and f.name not in tables[kind]]
-                if missing and base.needed_to_sample:
-                    what = f"the {kind} {name} needs {missing[0]}, a path, which a model file does not hold"
-                    raise BadFile(f"{path}: {what}; name its run folder")
-                if issubclass(cls, Dataset) and not cls.generated:
-                    ready[kind] = _own_dataset(config or {}) or _sealed(cls, tables[kind], missing)
-                elif missing:
-                    ready[kind] = _sealed(cls, tables[kind], missing)
-            elif not base.needed_to_sample and re.fullmatch(r"[\w.:-]{1,100}", name):
-                ready[kind] = _stand_in(base, name, "its plugin is not installed")
-        if not isinstance(tables.get("training"), Mapping):
-            raise BadFile(f"{path}: its metadata have no training settings")
-        return build_recipe(tables, parts=ready)
-    except UsageError as error:
-        raise BadFile(f"{path}: its metadata are refused: {error}{made_with(document.get('plugins'))}") from None
-
-
-def _own_paths(cls: type[Component], name: str, table: object) -> dict[str, Any]:
-    """Return the paths that a run's own table gives to a component, if it names the same one."""
-    if not isinstance(table, Mapping) or table.get("name") != name:
-        return {}
-    others = without_paths(cls, table)
-    return {key: value for key, value in table.items() if key not in others}
-
-
-def _own_dataset(config: Mapping[str, Any]) -> Dataset | None:
-    """Return the dataset that a run's own config file names, or None if that cannot be made here."""
-    table = config.get(Dataset.kind)
-    if not isinstance(table, Mapping) or not isinstance(name := table.get("name"), str):
-        return None
-    try:
-        return make(registry().of_kind(Dataset, name), options_in(config, Dataset.kind))
-    except DifftoolError:
-        return None
-
-
-def _sealed(cls: type[Component], table: Mapping[str, Any], missing: Iterable[str]) -> Component:
-    """Return a component of a file with its options, for comparison alone: it does no work."""
-    options = {**dict.fromkeys(missing, "."), **{key: value for key, value in table.items() if key != "name"}}
-    return _stand_in(cls, table["name"], "a model file does not bring its data; name its run folder", options)
-
-
-def _stand_in(base: type[Component], name: str, reason: str, options: Mapping[str, Any] | None = None) -> Component:
-    """Return a component that stands for one that must not or cannot work; its methods refuse with a reason."""
-
-    def refuse(*_: object) -> None:
-        raise ValueError(reason)
-
-    methods = {**dict.fromkeys(abstract_methods(KINDS[base.kind]), refuse), "item_shape": lambda _: None}
-    cls = types.new_class(
-        base.__name__, (base,), {"name": name}, lambda body: body.update(methods, __module__=__name__)
-    )
-    stand_in: Component = make(cls, options or {})
-    return stand_in

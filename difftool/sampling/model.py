@@ -25,8 +25,8 @@ from difftool.runs import averages, checkpoint
 from difftool.runs.averages import canonical
 from difftool.runs.folder import RunFolder, find_model, step_of
 from difftool.runs.origin import Origin
-from difftool.runs.provenance import changed_scripts, made_with, plugins_of
-from difftool.runs.recipe import Recipe, read_recipe
+from difftool.runs.recipe import Recipe, plugins_of
+from difftool.runs.recorded import changed_scripts, made_with, read_recipe
 from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import draw
 from difftool.sampling.plan import Plan, caution

@@ -40,11 +40,9 @@ def returns_the_right_shape(case: Case) -> str:
     be refused with a `ValueError`."""
     specs = {
         "plain": replace(case.spec, condition=ConditionSpec()),
-        str(case.condition): case.spec,
+        **({str(case.condition): case.spec} if case.condition else {}),
         "learned variance": replace(case.spec, out_channels=2 * case.shape[0]),
     }
-    if not case.condition:
-        del specs[""]
     if case.backbone.self_conditioning:
         specs["self-conditioning"] = replace(case.spec, self_condition=True)
     if len(case.shape) == 3 and "image" not in case.backbone.conditions:
@@ -178,9 +176,7 @@ def uses(case: Case, field: str) -> str:
 
 def words_of(condition: ConditionSpec, label: int) -> str:
     """Return the name of a class; `CLASSES` hides it."""
-    if label < CLASSES:
-        return f"class {label}"
-    return "no class" if condition.classes else "hidden conditions"
+    return f"class {label}" if label < CLASSES else "no class" if condition.classes else "hidden conditions"
 
 
 def does_not_use_what_is_hidden(case: Case) -> str:

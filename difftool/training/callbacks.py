@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from difftool.errors import one_line
-from difftool.runs.folder import LARGEST
+from difftool.runs.rows import LARGEST
 from difftool.specs import Progress, Row, Stop
 from difftool.training.companions import Companions, Function
 

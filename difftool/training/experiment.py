@@ -30,8 +30,8 @@ from difftool.errors import DifftoolError, UsageError
 from difftool.files import sweep
 from difftool.paths import in_run, relative_to_run
 from difftool.runs.folder import RunFolder, now
-from difftool.runs.provenance import changed_scripts
 from difftool.runs.recipe import Recipe, companion_tables
+from difftool.runs.recorded import changed_scripts
 from difftool.sampling.model import Model
 from difftool.settings import is_due
 from difftool.specs import Progress, Row, RunContext

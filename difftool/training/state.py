@@ -15,7 +15,8 @@ from difftool.errors import BadFile, DifftoolError
 from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
 from difftool.runs.origin import Origin
-from difftool.runs.recipe import Recipe, differences, read_recipe
+from difftool.runs.recipe import Recipe, differences
+from difftool.runs.recorded import read_recipe
 from difftool.settings import LARGEST_STEP
 from difftool.training.auxiliary import trainable
 from difftool.training.ema import Averages
