@@ -252,7 +252,9 @@ def test_a_new_plugin_is_a_whole_package(run: Run, tmp_path: Path, kind: str) ->
         str(Path(".github/workflows/test.yml")),
         *(f"src/difftool_my_thing/{name}" for name in ("__init__.py", "py.typed")),
         "tests/test_difftool_my_thing.py",
-        *(["src/difftool_my_thing/network.py"] if kind == "backbone" else []),
+        *{"backbone": ["src/difftool_my_thing/network.py"], "optimizer": ["src/difftool_my_thing/update.py"]}.get(
+            kind, []
+        ),
     }
     assert set(files) == expected
     assert [path.name for path in tmp_path.iterdir()] == ["difftool-my-thing"]  # no temporary is left

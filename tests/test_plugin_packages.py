@@ -14,7 +14,9 @@ from environment import Environment
 from difftool.components import KINDS
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "plugins"
-SOUND = ("difftool-digits", "difftool-gradient-estimation", "difftool-dit")
+SOUND = ("difftool-digits", "difftool-gradient-estimation", "difftool-dit", "difftool-consistency", "difftool-lora")
+PAIRS = ("difftool-consistency", "difftool-lora")
+"""The packages with two components."""
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not beside the tests"),
@@ -48,7 +50,7 @@ def test_a_package_passes_its_own_tests_and_keeps_the_laws(here: Environment, pa
     here.check("pytest", package, OMP_NUM_THREADS="1")
     outcome = json.loads(here.check("difftool", "check", package, "--json"))
     assert outcome["verdict"] == "passed"
-    assert len(outcome["checked"]) == 2  # the plugin, and its component
+    assert len(outcome["checked"]) == (3 if package in PAIRS else 2)  # the plugin, and its components
     assert sum(len(one["laws"]) for one in outcome["checked"]) >= 8
 
 

@@ -400,9 +400,52 @@ def test_a_run_resumed_with_a_script_is_the_run_that_was_never_stopped(run: Run,
     assert Path("whole/model.safetensors").read_bytes() == Path("part/model.safetensors").read_bytes()
 
 
-def test_hints_name_the_script(cli: Run, run: Run, data: Path) -> None:
-    done = run("train", "--dataset", "lazy", *TINY, "--out", "x", "--plugin", "data.py")
-    assert f"sample it with: difftool sample x --plugin {data}" in done.err
+LOSS = '''
+import copy
+
+import torch
+
+from difftool import Loss, option
+
+
+class Mine(Loss, name="mine"):
+    """The plain loss, with a pull towards a slow copy of the network."""
+
+    pull: float = option(default=0.1, ge=0, help="strength of the pull")
+
+    def build(self, spec):
+        return copy.deepcopy(spec.network).eval().requires_grad_(False)
+
+    def loss(self, predict, batch, auxiliary):
+        prediction = predict(batch.x_t, batch.t, batch.cond)
+        with torch.no_grad():
+            slow = predict(batch.x_t, batch.t, batch.cond, network=auxiliary)
+        return ((prediction - batch.target).square() + self.pull * (prediction - slow).square()).flatten(1).mean(1)
+
+    def after_step(self, network, auxiliary):
+        for slow, weight in zip(auxiliary.parameters(), network.parameters(), strict=True):
+            slow.lerp_(weight, 0.1)
+'''
+
+
+def test_a_loss_of_a_script(run: Run, tmp_path: Path) -> None:
+    """Its options are in the help, its state resumes exactly, and its models are sampled without the script."""
+    path = written(tmp_path, "mine.py", LOSS)
+    assert "--loss.pull" in run("train", "--plugin", path, "--loss", "mine", "--help").out
+    words = ("train", "--plugin", path, "--loss", "mine", *POINTS)
+    assert run(*words, "--steps", 4, "--out", "whole").code == 0
+    run(*words, "--steps", 2, "--out", "part")
+    assert run("train", "--resume", "part", "--steps", 4, "--plugin", path).code == 0
+    assert Path("whole/model.safetensors").read_bytes() == Path("part/model.safetensors").read_bytes()
+    assert run("sample", "part", "-n", 2, "--steps", 2, "--out", "x.npy").code == 0
+    error = run("train", "--resume", "part", "--steps", 6).error
+    assert "unknown loss 'mine'" in error
+    assert "--plugin mine.py, if you trust it" in error
+
+
+def test_hints_name_the_script_that_is_needed(run: Run, data: Path, mine: Path) -> None:
+    done = run("train", "--dataset", "lazy", *TINY, "--out", "x", "--plugin", "data.py", "--plugin", "mine.py")
+    assert f"sample it with: difftool sample x --plugin {data}\n" in done.err
 
 
 @pytest.mark.slow

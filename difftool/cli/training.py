@@ -8,7 +8,7 @@ import math
 import shlex
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +19,7 @@ from difftool.distributed import naming_lost_peers
 from difftool.errors import DifftoolError, Interrupted, PeerDied, Stopped, counted, one_line, spending
 from difftool.plugins.registry import registry
 from difftool.runs.losses import losses, smoothed
+from difftool.runs.recipe import plugins_of
 from difftool.settings import is_never
 
 if TYPE_CHECKING:
@@ -136,12 +137,12 @@ def _stop_line(experiment: Experiment) -> str:
 
 
 def _resume_hint(experiment: Experiment) -> str:
-    return f"go on with: difftool train --resume {shlex.quote(str(experiment.folder.path))}{_script_flags()}"
+    return f"go on with: difftool train --resume {shlex.quote(str(experiment.folder.path))}{_script_flags(None)}"
 
 
-def _script_flags() -> str:
-    """Return the flags that name the scripts of this command, for the commands that go on with the run."""
-    scripts = (plugin.script for plugin in registry().plugins if plugin.script is not None)
+def _script_flags(needed: Collection[str] | None) -> str:
+    """Return the flags that name the scripts of this command, or those whose names are needed."""
+    scripts = [p.script for p in registry().plugins if p.script and (needed is None or p.distribution in needed)]
     return "".join(f" --plugin {shlex.quote(str(script.path))}" for script in scripts)
 
 
@@ -185,7 +186,8 @@ def _summarize(experiment: Experiment, words: BarWords) -> None:
     for path in (*drawn[:1], folder.loss):
         if path.exists():
             note(f"drew {path}")
-    note(f"sample it with: difftool sample {shlex.quote(str(folder.path))}{_script_flags()}")
+    needed = plugins_of(part for part in experiment.recipe.parts.values() if part.needed_to_sample)
+    note(f"sample it with: difftool sample {shlex.quote(str(folder.path))}{_script_flags(needed)}")
 
 
 def _beside(values: Mapping[str, float | None]) -> str:
