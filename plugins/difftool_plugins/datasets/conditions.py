@@ -160,7 +160,7 @@ def open_array(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"tokens: {name} {'is not a file' if path.exists() else 'does not exist'}")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(
             f"tokens: {printable(str(path))} is not a .npy file of numbers, or is damaged ({error})"
