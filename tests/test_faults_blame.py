@@ -87,6 +87,7 @@ class NeedsLabel(Backbone, name="needs-label"):
     """A network that is told a class, and refuses to be built without classes."""
 
     default_dataset = "gaussian-mixture"
+    conditions = ("label",)
 
     def build(self, spec: BackboneSpec) -> nn.Module:
         if spec.classes is None:

@@ -267,16 +267,16 @@ def test_raw_weights_of_a_state_that_is_replaced(
     shutil.copytree(points_run, run.path)
     model, (state, *_) = load_model(run.path), run.saved_states()
     newer = run.state(31)
-    load = checkpoint.load
+    load = checkpoint.load_with_digest
 
     def load_late(path: Path) -> Any:
         if path == state:
-            tensors, document = load(state)
+            tensors, document, _ = load(state)
             checkpoint.save(newer, tensors, {**document, "step": 31})
             state.unlink()
         return load(path)
 
-    monkeypatch.setattr(checkpoint, "load", load_late)
+    monkeypatch.setattr(checkpoint, "load_with_digest", load_late)
     assert raw_model(model, run).source == newer
 
 

@@ -186,7 +186,7 @@ def test_a_failure_names_the_laws_and_the_measurements() -> None:
         check_dataset(Plain)
     assert [finding.law for finding in caught.value.findings if finding.failed] == ["imports nothing heavy"]
     assert str(caught.value).startswith(
-        "dataset plain fails 1 of 16 laws:\n  imports nothing heavy: importing test_testing imports torch"
+        "dataset plain fails 1 of 18 laws:\n  imports nothing heavy: importing test_testing imports torch"
     )
 
 

@@ -163,8 +163,9 @@ def eager_backward(
             with group.averaging(wrapped, now=done == len(inputs.t)):
                 with blaming(f"loss {objective.loss.name}", *passing):
                     loss, losses = minimise(objective, predict, batch_of(objective, part, moment), state.auxiliary)
+                    if first and frozen:
+                        check_trainable(loss, [*state.optimizer.weights.values()])
                     if not loss.requires_grad:
-                        check_trainable(state.network)
                         raise ValueError("its losses do not depend on the network; predict outside of torch.no_grad()")
                 weight = share * loss_factor
                 loss = loss if weight == 1.0 else weight * loss
@@ -193,10 +194,18 @@ def together(parts: Sequence[Minimised]) -> Minimised:
     return Minimised(torch.stack([part.loss for part in parts]).sum(), joined(losses), joined(predictions))
 
 
-def check_trainable(network: nn.Module) -> None:
-    """Raise `DifftoolError` if some parameters are frozen: they may be all those that a loss depends on."""
-    if not all(weight.requires_grad for weight in network.parameters()):
-        raise DifftoolError("no parameter that trains has a part in the loss; train others too")
+def check_trainable(loss: Tensor, weights: Sequence[Tensor]) -> None:
+    """Raise `DifftoolError` if a loss depends on none of the weights that train, since others are frozen."""
+    trained, seen, ahead = {id(weight) for weight in weights}, set(), [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        if id(getattr(node, "variable", None)) in trained:  # the end of the graph, where a weight gets its gradient
+            return
+        seen.add(node)
+        ahead += [before for before, _ in node.next_functions]
+    raise DifftoolError("no parameter that trains has a part in the loss; train others too")
 
 
 def parts(inputs: Inputs, count: int) -> Iterator[tuple[Inputs, float]]:
