@@ -104,23 +104,35 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-@contextlib.contextmanager
-def blaming(what: str, *passing: type[Exception], refusal: type[DifftoolError] = DifftoolError) -> Iterator[None]:
+def blaming(what: str, *passing: type[Exception], refusal: type[DifftoolError] = DifftoolError) -> Blame:
     """Turn exceptions from a component's own code into errors that name the component, such as `sampler ddim`.
 
     A component refuses values by raising `ValueError`, which becomes a `refusal`; other exceptions become a
     `DifftoolError`. A `DifftoolError`, a lack of memory, signals, and the classes in `passing` are left as they are.
     """
-    try:
-        yield
-    except (DifftoolError, MemoryError, GeneratorExit):  # the last closes a generator around the block
-        raise
-    except BaseException as error:
-        if isinstance(error, passing) or is_signal(error) or reader_left(error) or out_of_memory(error):
-            raise
+    return Blame(what, passing, refusal)
+
+
+class Blame:
+    """The context that `blaming` returns: a class, since each step of a training enters several."""
+
+    __slots__ = ("passing", "refusal", "what")
+
+    def __init__(self, what: str, passing: tuple[type[Exception], ...], refusal: type[DifftoolError]) -> None:
+        self.what, self.passing, self.refusal = what, passing, refusal
+
+    def __enter__(self) -> None:
+        """Change nothing."""
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        # GeneratorExit closes a generator around the block
+        if error is None or isinstance(error, (DifftoolError, MemoryError, GeneratorExit, *self.passing)):
+            return
+        if is_signal(error) or reader_left(error) or out_of_memory(error):
+            return
         if isinstance(error, ValueError):
-            raise refusal(f"{what}: {one_line(error)}") from error
-        raise DifftoolError(f"{what} failed: {describe(error)}") from error
+            raise self.refusal(f"{self.what}: {one_line(error)}") from error
+        raise DifftoolError(f"{self.what} failed: {describe(error)}") from error
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -363,7 +363,7 @@ def test_the_target_is_the_combination(prediction: Prediction, name: str) -> Non
     x_t = about.schedule.alpha[:, None] * x_0 + about.schedule.sigma[:, None] * eps
     inputs = made.inputs(x_0, eps, t, None)
     torch.testing.assert_close(inputs.x_t.double(), x_t, rtol=1e-5, atol=1e-6)
-    losses = recorded_losses(made, torch.zeros_like(x_0), inputs)
+    losses = recorded_losses(made, torch.zeros_like(x_0), inputs.target, inputs.t)
     torch.testing.assert_close(losses.double(), expected.square().mean(1), rtol=1e-4, atol=1e-6)
 
 

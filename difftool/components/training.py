@@ -58,8 +58,8 @@ class Loss(Component):
         """Return the mean of `loss` as a scalar. Override it only where one call is cheaper.
 
         difftool calls an overridden one where no weighting applies and there is no auxiliary network. It computes the
-        losses of items for the metrics later, for many steps at once, from the prediction at `batch.x_t` and the
-        tensors of the batch: `loss` must then depend on nothing else.
+        losses of items for the metrics later, for many steps at once: `loss` must then depend on the prediction at
+        `batch.x_t`, on `batch.target` and on `batch.t` alone.
         """
         return self.loss(predict, batch, auxiliary).mean()
 

@@ -215,7 +215,7 @@ def agrees_with_its_mean(case: Case) -> str:
     mean = loss.mean_loss(predict, batch, trial.auxiliary).detach()
     if predict.output is None:
         raise Failed("mean_loss makes no prediction at batch.x_t; override loss alone")
-    losses = recorded_losses(trial.objective, predict.output.detach(), inputs)
+    losses = recorded_losses(trial.objective, predict.output.detach(), inputs.target, inputs.t)
     rows = f"mean_loss is {float(mean):.6g}, the mean of loss {float(losses.mean()):.6g}"
     require(mean.shape == () and gap(mean, losses.mean()) <= TOLERANCE * largest(losses), rows)
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
@@ -224,14 +224,6 @@ class Inputs(NamedTuple):
     """The levels on the scale of the network (B,), from 0 to 1000."""
     target: Tensor
     """The quantity to predict (B, *shape)."""
-
-    @classmethod
-    def together(cls, parts: Sequence[Inputs]) -> Inputs:
-        """Return the tensors of several batches as one, without their conditions."""
-        if len(parts) == 1:
-            return parts[0]
-        x_0, eps, t, _, *others = ([*column] for column in zip(*parts, strict=True))
-        return cls(torch.cat(x_0), torch.cat(eps), torch.cat(t), None, *map(torch.cat, others))
 
     def split(self, size: int) -> Iterator[Inputs]:
         """Yield parts of this many items; the last one may be smaller."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from difftool.distributed import SINGLE, ProcessGroup
-from difftool.training.loss import Inputs, Objective
+from difftool.training.loss import Objective
 from difftool.training.minimise import recorded_losses
 from difftool.training.step import StepResult
 
@@ -107,7 +107,7 @@ class Meter:
     def __init__(self, objective: Objective, batch_size: int) -> None:
         self.objective, self.batch_size = objective, batch_size
         self._losses: list[Tensor] = []
-        self._predictions: list[tuple[Tensor, Inputs]] = []
+        self._predictions: list[tuple[Tensor, Tensor, Tensor]] = []
         self._kept = 0
         self._items: list[Tensor] = []
         self._eps: list[Tensor] = []
@@ -124,7 +124,7 @@ class Meter:
         if result.losses is not None:
             self._items.append(result.losses)
         if result.prediction is not None:
-            self._predictions.append((result.prediction, result.inputs))
+            self._predictions.append((result.prediction, result.inputs.target, result.inputs.t))
             self._kept += result.prediction.numel()
             if self._kept > KEPT_ELEMENTS:
                 self._measure()
@@ -132,11 +132,11 @@ class Meter:
     def _measure(self) -> None:
         """Compute the errors of the predictions that were kept, and the losses of their items unless these came too."""
         if self._predictions:
-            predictions = torch.cat([prediction for prediction, _ in self._predictions]).float()
-            inputs = Inputs.together([inputs for _, inputs in self._predictions])
-            self._eps.append(self.objective.eps_errors(predictions, inputs.target, inputs.t))
+            predictions, targets, t = (torch.cat(column) for column in zip(*self._predictions, strict=True))
+            predictions = predictions.float()
+            self._eps.append(self.objective.eps_errors(predictions, targets, t))
             if self.objective.in_one_call:
-                self._items.append(recorded_losses(self.objective, predictions, inputs))
+                self._items.append(recorded_losses(self.objective, predictions, targets, t))
         self._predictions, self._kept = [], 0
 
     def row(

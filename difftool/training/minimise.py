@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from difftool.errors import DifftoolError, blaming
@@ -57,6 +58,12 @@ class Predictor:
         return self.inputs._replace(x_t=x_t, t=t, cond=cond, net_input=net_input, time=time)
 
 
+MORE = (
+    "it overrides mean_loss(), but needs more than the prediction at batch.x_t, batch.target and batch.t; "
+    "override loss() alone"
+)
+
+
 class Recorded:
     """`Predict` that repeats the prediction of a step that is over, for the metrics."""
 
@@ -65,9 +72,7 @@ class Recorded:
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Any, network: nn.Module | None = None) -> Tensor:
         if x_t is not self.x_t or network is not None:
-            raise ValueError(
-                "it overrides mean_loss(), but predicts elsewhere than at batch.x_t; override loss() alone"
-            )
+            raise ValueError(MORE)
         return self.prediction
 
     def x_0(self, x_t: Tensor, t: Tensor, cond: Any, network: nn.Module | None = None) -> Tensor:
@@ -124,11 +129,19 @@ def item_losses(objective: Objective, predict: Predict, batch: TrainingBatch, au
     return checked("loss", objective.loss.loss(predict, batch, auxiliary), tuple(batch.t.shape))
 
 
-def recorded_losses(objective: Objective, prediction: Tensor, inputs: Inputs) -> Tensor:
-    """Return the unweighted loss of each item (B,) for predictions that were made before."""
-    predict, batch = Recorded(objective, prediction, inputs.x_t), batch_of(objective, inputs, None, weighted=False)
+def recorded_losses(objective: Objective, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
+    """Return the unweighted loss of each item (B,) for predictions that were made before.
+
+    Nothing else of their batches was kept. Tensors without values stand for the rest, and refuse to be computed with.
+    """
+    x_0, eps, x_t = (torch.empty_like(target, device="meta") for _ in range(3))
+    predict = Recorded(objective, prediction, x_t)
+    batch = TrainingBatch(x_0, eps, t, None, x_t, target, objective.noised, None, None)
     with blaming(f"loss {objective.loss.name}"):
-        return item_losses(objective, predict, batch, None)
+        try:
+            return item_losses(objective, predict, batch, None)
+        except RuntimeError as error:
+            raise ValueError(MORE) from error
 
 
 def checked(method: str, losses: object, shape: tuple[int, ...]) -> Tensor:

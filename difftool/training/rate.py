@@ -34,6 +34,8 @@ def learning_rate(step: int, total: int, settings: Training, optimizer: Optimize
 
 def factor_of(optimizer: Optimizer, step: int, total: int) -> float | None:
     """Return `Optimizer.factor`. Raises `DifftoolError` for what is no factor."""
+    if type(optimizer).factor is Optimizer.factor:
+        return None
     with blaming(f"optimizer {optimizer.name}"):
         factor: object = optimizer.factor(step, total)
         if factor is None:
