@@ -25,10 +25,12 @@ from difftool.data.columns import COLUMNS as COLUMNS_OF
 from difftool.data.facts import DataFacts
 from difftool.data.memory import Memory
 from difftool.data.samples import fingerprint, split
+from difftool.paths import without_paths
 from difftool.plugins.build import load_samples
 from difftool.testing import datasets as laws
 from difftool.testing.laws import Skipped
 from difftool_plugins.datasets import conditions
+from difftool_plugins.datasets.image_folder import ImageFolder
 
 N, SHAPE = 11, (3, 4, 6)
 
@@ -752,3 +754,24 @@ def test_built_in_data_with_conditions_pass_their_laws(
         if law is not laws.labels_items_by_class:
             with contextlib.suppress(Skipped):
                 law(case)
+
+
+def test_a_user_may_give_an_image_of_any_size_to_sharpen(tmp_path: Path) -> None:
+    """A large image is shrunk as those of training are, also for a model file by itself, which holds the word."""
+    large = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    Image.fromarray(large).save(tmp_path / "large.png")
+    small = large.reshape(4, 4, 4, 4, 3).astype(float).mean((1, 3)).round().astype(np.uint8)
+    Image.fromarray(small).save(tmp_path / "small.png")
+    folder, spec = ImageFolder(path=tmp_path, size=(16,), condition="shrink:4"), ConditionSpec(image=(3, 16, 16))
+    one, other = (folder.read_condition("image", str(tmp_path / f"{name}.png"), spec) for name in ("small", "large"))
+    assert one is not None
+    assert other is not None
+    assert torch.equal(one[:, ::4, ::4], torch.from_numpy(small).permute(2, 0, 1))
+    assert torch.equal(one, one[:, ::4, ::4].repeat_interleave(4, 1).repeat_interleave(4, 2))
+    assert (one.int() - other.int()).abs().max() <= 64  # the filter that scales images is not a plain mean
+    both = folder.read_condition("image", str(tmp_path), spec)
+    assert both is not None
+    assert torch.equal(both, torch.stack([other, one]))
+    assert without_paths(ImageFolder, {"condition": "shrink:4"}) == {"condition": "shrink:4"}
+    assert without_paths(ImageFolder, {"condition": str(tmp_path)}) == {}
+    assert ImageFolder(path=tmp_path, condition="gray").read_condition("image", str(tmp_path), spec) is None

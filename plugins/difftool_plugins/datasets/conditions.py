@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difftool import BadImage, check_image, printable, same_proportions
+from difftool import BadImage, check_image, printable, read_image, same_proportions
+from difftool_plugins.datasets.folders import list_images
 from difftool_plugins.datasets.images import ImageFiles
 
 LUMA = (19595, 38470, 7471)
@@ -74,6 +75,21 @@ def masked(items: Tensor, random: torch.Generator) -> Tensor:
 
 
 # ── read from files ─────────────────────────────────────────────────────────────────────────────
+
+
+def read_shrunk(path: Path, shape: tuple[int, int, int], factor: int) -> Tensor:
+    """Return an image file, or each of a folder's, as `shrunk` makes them: (C, H, W), or (N, C, H, W).
+
+    A file of H/factor x W/factor pixels stays as it is, and others are scaled and cropped to that size. Raises
+    `BadImage`, and `ValueError` for a folder without images.
+    """
+    channels, height, width = shape
+    files = [path / name for name in sorted(list_images(str(path))) if "/" not in name] if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{printable(str(path))} holds no image")
+    small = torch.stack([read_image(f, channels=channels, size=(height // factor, width // factor)) for f in files])
+    images = small.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
+    return images if path.is_dir() else images[0]
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from difftool import Dataset, DifftoolError, option, printable, read_json, write_json
-from difftool_plugins.datasets.folders import MAX_LISTED, class_folders, list_images, listed, no_classes, sub_folders
+from difftool_plugins.datasets.folders import (
+    EXTENSIONS,
+    MAX_LISTED,
+    class_folders,
+    list_images,
+    listed,
+    no_classes,
+    sub_folders,
+)
 from difftool_plugins.datasets.sizes import height_width
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from difftool import BadImage, DatasetContext, Samples
+    from difftool import BadImage, ConditionSpec, DatasetContext, Samples
     from difftool_plugins.datasets.conditions import ArrayRows
     from difftool_plugins.datasets.images import ImageFiles
 
@@ -55,7 +63,6 @@ class ImageFolder(Dataset, name="image-folder"):
     flip: bool = option(default=False, help="mirror a random half of the images of each batch, left to right")
     condition: str | None = option(
         default=None,
-        path="read",
         help="also show the network an image that belongs to each: gray (its own without colours), shrink:N (its own, "
         "with squares of N pixels averaged), mask (its own, partly hidden), or FOLDER of images with the same names",
     )
@@ -108,6 +115,17 @@ class ImageFolder(Dataset, name="image-folder"):
             fingerprint=" ".join(filter(None, (read.fingerprint, self.condition if function else "", size))),
             **PIXELS,
         )
+
+    def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
+        """Return images of any size shrunk as those of training are. Other conditions are taken as they are."""
+        word, _, factor = (self.condition or "").partition(":")
+        path = Path(text).expanduser()
+        is_image = path.is_dir() or path.suffix.lower() in EXTENSIONS
+        if field != "image" or word != "shrink" or spec.image is None or not is_image:
+            return None
+        from difftool_plugins.datasets.conditions import read_shrunk
+
+        return read_shrunk(path, spec.image, int(factor))
 
     def _read(self, sources: Sequence[ImageFiles], cache: Path | None) -> _Read:
         """Read images and their partners into memory if they are few, or else check them.
