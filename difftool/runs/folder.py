@@ -273,11 +273,12 @@ def check_run_output(out: Path | None, *, overwrite: bool) -> None:
 
 
 def _content(folder: Path) -> set[str]:
-    """Return the names in a folder, without those that a run leaves if it is killed before its first state."""
+    """Return the names in a folder, without those that a run leaves if it is killed before its first state.
+
+    Empty folders of a run are among these, since `_clear` removes them last.
+    """
     names = {p.name for p in folder.iterdir() if not p.name.startswith(TEMPORARY)}
-    state = folder / "state"
-    if state.is_dir() and not any(state.iterdir()):
-        names -= {"state"}
+    names -= {name for name in FOLDERS if (folder / name).is_dir() and not any((folder / name).iterdir())}
     lock = folder / LOCK
     return names - {LOCK} if lock.is_symlink() or is_marked(lock, or_empty=True) else names  # `hold` refuses a link
 

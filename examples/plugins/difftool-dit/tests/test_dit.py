@@ -141,7 +141,7 @@ def test_time_and_label_change_the_output() -> None:
 def test_without_labels_it_predicts_for_no_class() -> None:
     network, x = perturbed(build(classes=3)), noise(2, 3, 8, 8)
     assert torch.equal(predict(network, x), predict(network, x, cond=labels(3, 3)))
-    with pytest.raises(ValueError, match="takes no labels"):
+    with pytest.raises(ValueError, match="built with no conditions"):
         predict(build(), x, cond=labels(0, 0))
 
 
