@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from difftool.errors import DifftoolError, blaming
 from difftool.rng import generator
 from difftool.training.batch import Moment, Network, Pairing, Predict, TrainingBatch
 from difftool.training.loss import Inputs, Objective
+
+if TYPE_CHECKING:
+    from difftool.data.condition import Condition
 
 
 class Predictor:
@@ -34,7 +37,7 @@ class Predictor:
         self.output: Tensor | None = None
         """The first output of the network at the batch's own x_t, or None."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Any, network: nn.Module | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition | None, network: nn.Module | None = None) -> Tensor:
         own = x_t is self.inputs.x_t and t is self.inputs.t
         inputs = self.inputs if own and cond is self.inputs.cond else self._at(x_t, t, cond)
         called = self.network if network is None else self.guarded(network)
@@ -43,10 +46,10 @@ class Predictor:
             self.output = output
         return self.objective.prediction(output).float()
 
-    def x_0(self, x_t: Tensor, t: Tensor, cond: Any, network: nn.Module | None = None) -> Tensor:
+    def x_0(self, x_t: Tensor, t: Tensor, cond: Condition | None, network: nn.Module | None = None) -> Tensor:
         return self.objective.estimate(self(x_t, t, cond, network), x_t, t)
 
-    def _at(self, x_t: Tensor, t: Tensor, cond: Any) -> Inputs:
+    def _at(self, x_t: Tensor, t: Tensor, cond: Condition | None) -> Inputs:
         """Return the inputs of the network at other levels, or with another condition."""
         shape = self.inputs.x_0.shape[1:]
         if x_t.shape[1:] != shape or t.shape != x_t.shape[:1]:
@@ -70,12 +73,12 @@ class Recorded:
     def __init__(self, objective: Objective, prediction: Tensor, x_t: Tensor) -> None:
         self.objective, self.prediction, self.x_t = objective, prediction, x_t
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Any, network: nn.Module | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition | None, network: nn.Module | None = None) -> Tensor:
         if x_t is not self.x_t or network is not None:
             raise ValueError(MORE)
         return self.prediction
 
-    def x_0(self, x_t: Tensor, t: Tensor, cond: Any, network: nn.Module | None = None) -> Tensor:
+    def x_0(self, x_t: Tensor, t: Tensor, cond: Condition | None, network: nn.Module | None = None) -> Tensor:
         return self.objective.estimate(self(x_t, t, cond, network), x_t, t)
 
 
