@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from difftool.plugins.build import build_network, build_schedule
 from difftool.runs.recipe import build_recipe
 from difftool.sampling.model import Model
 from difftool.specs import Progress, Row, RunContext, Stop
+from difftool.testing.companions import opened
 from difftool.testing.laws import Failed, Skipped, require
 from difftool.training.callbacks import checked
 from difftool.training.metrics import NAMES
@@ -119,14 +119,7 @@ def _watch(
         metrics=NAMES,
         rows=before,
     )
-    context = callback.open(run)
-    if not isinstance(context, AbstractContextManager):
-        raise Failed(
-            f"open() returned a {type(context).__name__}, not a context; put @contextlib.contextmanager above it"
-        )
-    with context as see:
-        if not callable(see):
-            raise Failed(f"its context gave a {type(see).__name__}, not a function to call with each row")
+    with opened(callback, run) as see:
         for row in rows:
             model.step = row.step
             yield see(Progress(step=row.step, steps=run.steps, row=dict(row.metrics), model=model)), row

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from difftool.components import Logger
 from difftool.specs import Row, RunContext
+from difftool.testing.companions import opened
 from difftool.testing.laws import Failed, Skipped
 
 LOSSES = (0.71393, 0.51767, 0.31259)
@@ -52,14 +52,7 @@ def _log(logger: Logger, folder: Path, picture: Path, *, first: int) -> None:
         started="2026-01-01T00:00:00.000+00:00",
         step=first,
     )
-    context = logger.open(run)
-    if not isinstance(context, AbstractContextManager):
-        raise Failed(
-            f"open() returned a {type(context).__name__}, not a context; put @contextlib.contextmanager above it"
-        )
-    with context as log:
-        if not callable(log):
-            raise Failed(f"its context gave a {type(log).__name__}, not a function to call with each row")
+    with opened(logger, run) as log:
         for step, loss in enumerate(LOSSES, start=1):
             if step > first:
                 log(Row(step=step, metrics={"loss": loss, "held_out_loss": None}))

@@ -67,8 +67,9 @@ def find_batch_size(
     """
 
     def speed(size: int) -> float:
-        copies = copy.deepcopy((network, auxiliary))
-        return measure_speed(*copies, samples, objective, replace(settings, batch_size=size), optimizer)
+        own, other = copy.deepcopy((network, auxiliary))
+        state = TrainState.new(own, settings, objective.device, optimizer=optimizer, auxiliary=other)
+        return measure_speed(state, samples, objective, replace(settings, batch_size=size, compile=False))
 
     smallest = settings.accumulate  # each part has at least one item
     largest = max(smallest, min(LARGEST, len(samples)))
@@ -105,20 +106,12 @@ def search(
     return BatchSizeSearch(min(size for size, one in speeds.items() if one >= NEARLY * best), speeds, reason)
 
 
-def measure_speed(
-    network: nn.Module,
-    auxiliary: nn.Module | None,
-    samples: Samples,
-    objective: Objective,
-    settings: Training,
-    optimizer: Optimizer,
-) -> float:
+def measure_speed(state: TrainState, samples: Samples, objective: Objective, settings: Training) -> float:
     """Return samples a second in the fastest step, since other programs may have held up the others."""
     size, device = settings.batch_size, objective.device
     assert isinstance(size, int)
-    state = TrainState.new(network, settings, device, optimizer=optimizer, auxiliary=auxiliary)
     batches = Batches(samples, size, seed=0, device=device)
-    steps = train(state, batches, objective, replace(settings, compile=False), steps=WARM_UP + TIMED)
+    steps = train(state, batches, objective, settings, steps=WARM_UP + TIMED)
     for _ in islice(steps, WARM_UP):
         synchronize(device)
     times = [time.perf_counter()]

@@ -39,7 +39,7 @@ from difftool.training import loop, state
 from difftool.training.batch_size import BatchSizeSearch
 from difftool.training.callbacks import Callbacks
 from difftool.training.companions import Loggers, destinations, opened
-from difftool.training.frozen import evaluating, trainable
+from difftool.training.frozen import evaluating
 from difftool.training.loss import Objective
 from difftool.training.metrics import NAMES, Meter, Stopwatch, scalars
 from difftool.training.snapshots import AverageFiles, remove_later
@@ -103,7 +103,7 @@ class Experiment:
     @property
     def trained(self) -> int:
         """The number of parameters that are not frozen."""
-        return sum(p.numel() for p in trainable(self.state.network))
+        return sum(p.numel() for p in self.state.network.parameters() if p.requires_grad)
 
     @property
     def batch_size(self) -> int:
@@ -168,8 +168,8 @@ class Experiment:
             started = (folder.started if resume else "") or now()
             companions = [relative_to_run(companion, folder.path) for companion in companions]
             placed = [in_run(companion, folder.path) for companion in companions]
-            self.facts = {"started": started, **devices.machine(self.device)}
-            self.facts |= {"steps": self.steps, "data": self.fingerprint}
+            measured = {"steps": self.steps, "data": self.fingerprint}
+            self.facts = {"started": started, **devices.machine(self.device), **measured}
             if self.model.origin is not None:
                 self.facts["init_from"] = self.model.origin.document()
             tables, plugins = {**document, **companion_tables(companions)}, self.recipe.plugins(companions)

@@ -71,11 +71,6 @@ def evaluating(*networks: nn.Module | None) -> Iterator[None]:
             module.training = mode
 
 
-def trainable(network: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters that train."""
-    return (weight for weight in network.parameters() if weight.requires_grad)
-
-
 def listed(names: Sequence[str]) -> str:
     """Return the first names, and the number of the others."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""

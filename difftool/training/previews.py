@@ -103,14 +103,17 @@ def shown_items(experiment: Experiment, count: int) -> tuple[Tensor, Condition |
     samples = experiment.held_out or experiment.train
     if not samples.conditions:
         return torch.empty(0), None
-    items, condition = samples.take([i * max(1, len(samples) // count) % len(samples) for i in range(count)])
+    items, condition = samples.take(spread(len(samples), count))
     return experiment.data.scaling.to_model(items).cpu(), condition
 
 
 def some_items(experiment: Experiment, count: int) -> tuple[Tensor, Condition | None]:
     """Return training items in model units, spread over the data, and their conditions. Few items are repeated."""
-    n = len(experiment.train)
-    indices = [i * max(1, n // count) % n for i in range(count)]
-    items, condition = experiment.train.take(indices)
+    items, condition = experiment.train.take(spread(len(experiment.train), count))
     data = experiment.data
     return data.scaling.to_model(items.to(experiment.device)), data.model_condition(condition)
+
+
+def spread(n: int, count: int) -> list[int]:
+    """Return the indices of `count` items spread over n; where there are fewer items, they are repeated."""
+    return [i * max(1, n // count) % n for i in range(count)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -135,7 +136,6 @@ def eager_backward(
     loss_factor, first_item = group.loss_factor(settings.batch_size), group.shard(settings.batch_size).start
     wrapped, first = group.wrap(network), True
     weights = [weight for _, weight in trainable(state.auxiliary)]
-
     frozen = any(not weight.requires_grad for weight in state.network.parameters())
 
     def called(net_input: Tensor, *others: Any) -> Tensor:
@@ -145,21 +145,13 @@ def eager_backward(
             output: Tensor = wrapped(net_input, *others)
             return output
 
-    def guarded(other: nn.Module) -> Network:
-        def call(*arguments: Any) -> Tensor:
-            with context():
-                output: Tensor = other(*arguments)
-                return output
-
-        return call
-
     def backward(inputs: Inputs, self_cond: bool) -> Minimised:
         nonlocal wrapped, first
         found, done = [], 0
         for part, share in parts(inputs, settings.accumulate):
             moment = Moment(state.step, steps, (settings.seed, "loss", state.step, first_item + done))
             done += len(part.t)
-            predict = Predictor(objective, called, part, self_cond=self_cond, guarded=guarded)
+            predict = Predictor(objective, called, part, self_cond=self_cond, guarded=partial(within, context))
             with group.averaging(wrapped, now=done == len(inputs.t)):
                 with blaming(f"loss {objective.loss.name}", *passing):
                     loss, losses = minimise(objective, predict, batch_of(objective, part, moment), state.auxiliary)
@@ -181,6 +173,17 @@ def eager_backward(
         return found[0] if len(found) == 1 else together(found)
 
     return backward
+
+
+def within(context: Callable[[], AbstractContextManager[object]], network: nn.Module) -> Network:
+    """Return a network that is called in a context, such as that of lower precision."""
+
+    def call(*arguments: Any) -> Tensor:
+        with context():
+            output: Tensor = network(*arguments)
+            return output
+
+    return call
 
 
 def together(parts: Sequence[Minimised]) -> Minimised:

@@ -47,8 +47,12 @@ def gray(items: Tensor, _: torch.Generator) -> Tensor:
 
 def shrunk(items: Tensor, _: torch.Generator, factor: int) -> Tensor:
     """Return the means of factor x factor pixels, each repeated, so that height and width stay, uint8."""
-    small = F.avg_pool2d(items.float(), factor).round_().to(torch.uint8)
-    return small.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
+    return enlarged(F.avg_pool2d(items.float(), factor).round_().to(torch.uint8), factor)
+
+
+def enlarged(images: Tensor, factor: int) -> Tensor:
+    """Return images (..., H, W) with each pixel repeated as a square."""
+    return images.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
 
 
 def masked(items: Tensor, random: torch.Generator) -> Tensor:
@@ -88,7 +92,7 @@ def read_shrunk(path: Path, shape: tuple[int, int, int], factor: int) -> Tensor:
     if not files:
         raise ValueError(f"{printable(str(path))} holds no image")
     small = torch.stack([read_image(f, channels=channels, size=(height // factor, width // factor)) for f in files])
-    images = small.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
+    images = enlarged(small, factor)
     return images if path.is_dir() else images[0]
 
 
