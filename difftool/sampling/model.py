@@ -98,7 +98,7 @@ class Model(Source):
         try:
             groups = checkpoint.grouped(tensors, ("network", "codec"))
         except ValueError as error:
-            raise BadFile(f"{path}: its weights are malformed: {error}") from None
+            raise BadFile(f"{path}: its weights do not fit: {error}") from None
         try:
             latents = read_space(path, recipe[Codec], data, document, groups["codec"])
             space, backbone = data if latents is None else latents.facts, recipe[Backbone]
