@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ import difftool
 from difftool import CLEAN, Denoise, DifftoolError, Estimate, Level, Schedule, UsageError
 from difftool.data.images import own_mask
 from difftool.errors import InvalidOption
-from difftool.sampling.denoiser import clipped, inpainted, thresholded
+from difftool.sampling.denoiser import clipped, thresholded
+from difftool.sampling.inpainting import Inpainting, inpainted
 from difftool.sampling.loop import sample, slerp
 from difftool.sampling.plan import Plan, last_levels
 from difftool.settings import Sampling
@@ -43,6 +45,10 @@ def flow(T: int) -> Schedule:
 LINEAR = Linear().build(1000)
 TABLES = {"vp": LINEAR, "ve": ve(1000), "flow": flow(1000)}
 every_table = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES.keys())
+
+
+DATA: Any = SimpleNamespace(encode=lambda x: x, decode=lambda x: x)
+"""A source without a codec, as far as inpainting uses it."""
 
 
 def of(x_0: Callable[[Tensor], Tensor]) -> Denoise:
@@ -106,7 +112,7 @@ def test_thresholding_leaves_an_item_within_its_bounds_alone() -> None:
     [
         lambda: clipped(gaussian, (0.5, 0.9)),
         lambda: thresholded(gaussian, (0.5, 0.9), 0.9),
-        lambda: inpainted(gaussian, torch.zeros(30).double(), torch.arange(30) < 10),
+        lambda: inpainted(gaussian, Inpainting(torch.zeros(30).double(), torch.arange(30) < 10), DATA),
     ],
     ids=["clipped", "thresholded", "inpainted"],
 )

@@ -25,12 +25,14 @@ model units of one model then has almost one deviation in those of the other."""
 
 
 def check_same_data(source: Source, other: Source) -> None:
-    """Raise `UsageError` unless two sources have data of one shape, in scales that differ by a number alone."""
+    """Raise `UsageError` unless data of two sources have one shape and one codec, scaled in the same proportions."""
     if source.data.shape != other.data.shape:
         raise UsageError(
             f"the data of {other.name} are {other.data.words}, and those of {source.name} {source.data.words}"
         )
-    ratios = ratios_of_scales(source.data.scaling, other.data.scaling)
+    if not _same_codec(source, other):
+        raise UsageError(f"{other.name} works on {_codec_of(other)}, and {source.name} on {_codec_of(source)}")
+    ratios = ratios_of_scales(source.space.scaling, other.space.scaling)
     if max(ratios) > LARGEST_SPREAD * min(ratios):
         raise UsageError(
             f"{other.name} scales the coordinates or channels of its data in other proportions than {source.name}, by "
@@ -38,20 +40,34 @@ def check_same_data(source: Source, other: Source) -> None:
         )
 
 
+def _same_codec(source: Source, other: Source) -> bool:
+    """Return whether raw latents of two sources mean the same; without a codec they are the data."""
+    a, b = source.latents, other.latents
+    if a is None or b is None:
+        return a is b
+    mine, its = a.codec.state_dict(), b.codec.state_dict()
+    same_tensors = mine.keys() == its.keys() and all(torch.equal(mine[key], its[key]) for key in mine)
+    return same_tensors and a.name == b.name and a.data.scaling == b.data.scaling and a.facts.shape == b.facts.shape
+
+
+def _codec_of(source: Source) -> str:
+    return "data" if source.latents is None else f"latents of its own {source.latents.name}"
+
+
 def matched(denoise: Denoise, source: Source, other: Source) -> Denoise:
     """Return the denoiser of another source, called with the states and levels of this one.
 
-    Data y are shift + scale x_0 in both. With r = scale/scale' and o = (shift - shift')/scale', where primes mark the
-    other source, x_0' = r x_0 + o. Hence x_t' = r x_t + alpha o is a state at the level (alpha, r sigma) with the same
-    eps.
+    Data, or raw latents, are shift + scale x_0 in both. With r = scale/scale' and o = (shift - shift')/scale', where
+    primes mark the other source, x_0' = r x_0 + o. Hence x_t' = r x_t + alpha o is a state at the level (alpha, r
+    sigma) with the same eps.
     """
-    mine, its = source.data.scaling, other.data.scaling
+    mine, its = source.space.scaling, other.space.scaling
     same_table = same_schedule(source.schedule, other.schedule)
     if mine == its:
         return denoise if same_table else lambda x, level: denoise(x, Level.of(level.alpha, level.sigma))
     ratios = ratios_of_scales(mine, its)
     r = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    ends = (1,) * (len(source.data.shape) - 1)
+    ends = (1,) * (len(source.space.shape) - 1)
     scale, shift, scale_, shift_ = (
         torch.tensor(values, dtype=torch.float64).view(-1, *ends)
         for values in (mine.scale, mine.shift, its.scale, its.shift)
@@ -86,7 +102,7 @@ def condition_for(other: Source, condition: Condition | None, mine: DataFacts) -
 
     Raises `UsageError` if it takes something else.
     """
-    takes = other.data.condition.shapes
+    takes = other.space.condition.shapes
     fields = {} if condition is None else condition.fields()
     if missing := [name for name in takes if name not in fields]:
         if other.needs_condition or len(missing) < len(takes):
