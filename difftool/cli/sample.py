@@ -184,10 +184,11 @@ def _draw_and_write(opened: Opened, output: _Output) -> dict[str, Any]:
     from difftool import devices
 
     source, plan = output.source, output.plan
+    guided = "" if plan.guidance is None else f", {words_of(plan.guidance)}"
     with devices.threads(plan.settings.threads, opened.threads), connect() as group:
         note(
             f"sampling {opened.where} ({source.description}): {counted(plan.num_samples, 'sample')}"
-            f"{_under(source, plan)}, {plan.sampler.name}, {counted(plan.steps, 'step')}, {plan.spacing.name}; "
+            f"{_under(source, plan)}{guided}, {plan.sampler.name}, {counted(plan.steps, 'step')}, {plan.spacing.name}; "
             f"{devices.describe(source.device)}, {_seeds(plan)}"
         )
         start = time.perf_counter()
