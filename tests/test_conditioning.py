@@ -28,6 +28,8 @@ from difftool.settings import Sampling
 from difftool_plugins.samplers.spacings import Trailing
 from difftool_plugins.schedules.variance_preserving import Linear
 
+AS_IT_IS: Any = SimpleNamespace(encode=lambda x: x, decode=lambda x: x)
+"""A source without a codec."""
 MEAN, STD = 0.7, 0.4
 """The data: one Gaussian."""
 
@@ -45,10 +47,6 @@ def flow(T: int) -> Schedule:
 LINEAR = Linear().build(1000)
 TABLES = {"vp": LINEAR, "ve": ve(1000), "flow": flow(1000)}
 every_table = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES.keys())
-
-
-DATA: Any = SimpleNamespace(encode=lambda x: x, decode=lambda x: x)
-"""A source without a codec, as far as inpainting uses it."""
 
 
 def of(x_0: Callable[[Tensor], Tensor]) -> Denoise:
@@ -112,7 +110,7 @@ def test_thresholding_leaves_an_item_within_its_bounds_alone() -> None:
     [
         lambda: clipped(gaussian, (0.5, 0.9)),
         lambda: thresholded(gaussian, (0.5, 0.9), 0.9),
-        lambda: inpainted(gaussian, Inpainting(torch.zeros(30).double(), torch.arange(30) < 10), DATA),
+        lambda: inpainted(gaussian, Inpainting(torch.zeros(30).double(), torch.arange(30) < 10), AS_IT_IS),
     ],
     ids=["clipped", "thresholded", "inpainted"],
 )

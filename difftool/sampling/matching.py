@@ -30,8 +30,8 @@ def check_same_data(source: Source, other: Source) -> None:
         raise UsageError(
             f"the data of {other.name} are {other.data.words}, and those of {source.name} {source.data.words}"
         )
-    if not _same_codec(source, other):
-        raise UsageError(f"{other.name} works on {_codec_of(other)}, and {source.name} on {_codec_of(source)}")
+    if not same_latents(source, other):
+        raise UsageError(f"{other.name} works in other latents than {source.name}; both need the same codec")
     ratios = ratios_of_scales(source.space.scaling, other.space.scaling)
     if max(ratios) > LARGEST_SPREAD * min(ratios):
         raise UsageError(
@@ -40,18 +40,14 @@ def check_same_data(source: Source, other: Source) -> None:
         )
 
 
-def _same_codec(source: Source, other: Source) -> bool:
-    """Return whether raw latents of two sources mean the same; without a codec they are the data."""
-    a, b = source.latents, other.latents
-    if a is None or b is None:
-        return a is b
-    mine, its = a.codec.state_dict(), b.codec.state_dict()
-    same_tensors = mine.keys() == its.keys() and all(torch.equal(mine[key], its[key]) for key in mine)
-    return same_tensors and a.name == b.name and a.data.scaling == b.data.scaling and a.facts.shape == b.facts.shape
-
-
-def _codec_of(source: Source) -> str:
-    return "data" if source.latents is None else f"latents of its own {source.latents.name}"
+def same_latents(a: Source, b: Source) -> bool:
+    """Return whether two sources work on the data themselves, or on latents of the same codec."""
+    if a.latents is None or b.latents is None:
+        return a.latents is b.latents
+    ours, theirs = a.latents.codec.state_dict(), b.latents.codec.state_dict()
+    if (a.latents.name, a.space.shape, a.data.scaling) != (b.latents.name, b.space.shape, b.data.scaling):
+        return False
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def matched(denoise: Denoise, source: Source, other: Source) -> Denoise:

@@ -74,8 +74,8 @@ class Plan:
         settings = settings or Sampling()
         check_settings(source, settings)
         sampler, spacing = given(Sampler, sampler), given(Spacing, spacing)
-        guidance = None if guidance is None else given_guidance(guidance)
         T, numbers = len(source.schedule), max(math.prod(source.space.shape), math.prod(source.data.shape))
+        guidance = None if guidance is None else given_guidance(guidance)
         levels = spaced_levels(source.schedule, spacing, settings.steps or min(sampler.default_steps or T, T))
         if settings.interpolate is not None and dry_run(sampler, (*levels, CLEAN)).draws_noise:
             raise UsageError(
