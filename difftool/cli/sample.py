@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from difftool.cli.console import bar, note
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_outs, naming_out, report
 from difftool.cli.parameters import AsJson, Device, Overwrite
+from difftool.cli.sample_files import Display, Output, seeds, under
 from difftool.cli.sources import (
     PANELS,
     EmaLength,
@@ -28,35 +29,22 @@ from difftool.cli.sources import (
     source_groups,
 )
 from difftool.components import Sampler, Spacing, Writer
-from difftool.diffusion.visible import hidden
 from difftool.distributed import connect, world
-from difftool.errors import UsageError, counted, printable, spending
-from difftool.figures.formats import DrawingSpec, undrawable
+from difftool.errors import UsageError, counted, spending
+from difftool.figures.formats import undrawable
 from difftool.files import numbered
-from difftool.options import Options, option, options_of, plain
+from difftool.options import options_of, plain
 from difftool.paths import check_inside
-from difftool.sampling.writers import check, needed_states, suffixes_of_arrays, write, writer_of
-from difftool.settings import STRENGTH, Sampling
+from difftool.sampling.writers import suffixes_of_arrays, writer_of
+from difftool.settings import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from difftool.distributed import ProcessGroup
-    from difftool.figures.drawing import Drawing
     from difftool.sampling.loop import Trajectories
     from difftool.sampling.plan import Plan
     from difftool.sampling.source import Source
-
-
-class Display(Options):
-    """The settings of pictures and arrays."""
-
-    columns: int | None = option(default=None, ge=1, le=1000, help="columns of a grid of images, or of a --strip")
-    strip: int | None = option(default=None, ge=2, le=400, help="draw this many states of the trajectory")
-    trajectory: bool = option(default=False, help="write the states of the trajectory to arrays too")
-    raw: bool = option(
-        default=False, help="write arrays in model units, as the network sees them, not as pixels or in data units"
-    )
 
 
 FILES = Group("files", (Display,), "Files")
@@ -116,7 +104,7 @@ def sample(
     if not out:
         path = _default_path(opened, plan)
         writers[path] = writer_of(path)()
-    output = _Output(writers, opened.source, plan, display, overwrite)
+    output = Output(writers, opened.source, [plan], display, overwrite)
     output.check()
     if warning := caution(opened.source, plan):
         warnings.warn(warning, stacklevel=1)
@@ -160,18 +148,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _under(source: Source, plan: Plan) -> str:
-    """Return words such as ` of class cat` or ` under class cat, vector 7.5`, or an empty text."""
-    words = plan.conditions_in_words(source)
-    return f" {'of' if [*plan.rows] == ['label'] else 'under'} {', '.join(words)}" if words else ""
-
-
-def _seeds(plan: Plan) -> str:
-    seeds = plan.settings.interpolate
-    return f"seed {plan.seed}" if seeds is None else f"seeds {seeds[0]} to {seeds[1]}"
-
-
-def _draw_and_write(opened: Opened, output: _Output) -> dict[str, Any]:
+def _draw_and_write(opened: Opened, output: Output) -> dict[str, Any]:
     """Draw the samples, write the files, and return network calls and seconds for `--json`."""
     from difftool import devices
 
@@ -179,8 +156,8 @@ def _draw_and_write(opened: Opened, output: _Output) -> dict[str, Any]:
     with devices.threads(plan.settings.threads, opened.threads), connect() as group:
         note(
             f"sampling {opened.where} ({source.description}): {counted(plan.num_samples, 'sample')}"
-            f"{_under(source, plan)}, {plan.sampler.name}, {counted(plan.steps, 'step')}, {plan.spacing.name}; "
-            f"{devices.describe(source.device)}, {_seeds(plan)}"
+            f"{under(source, plan)}, {plan.sampler.name}, {counted(plan.steps, 'step')}, {plan.spacing.name}; "
+            f"{devices.describe(source.device)}, {seeds(plan)}"
         )
         start = time.perf_counter()
         trajectories = _draw(source, plan, output.steps, group)
@@ -222,109 +199,3 @@ def _gather(x: Tensor, plan: Plan, group: ProcessGroup) -> None:
             group.recv(part, owner)
         elif owner and owner == group.rank:
             group.send(part)
-
-
-@dataclass(frozen=True)
-class _Output:
-    """The files to write, and how they show the samples."""
-
-    writers: Mapping[Path, Writer]
-    source: Source
-    plan: Plan
-    display: Display
-    overwrite: bool
-
-    @property
-    def spec(self) -> DrawingSpec:
-        """The samples to come, for the writers."""
-        display, data = self.display, self.source.data
-        return DrawingSpec(
-            shape=data.shape,
-            form=data.form,
-            steps=self.plan.steps,
-            strip=display.strip,
-            trajectory=display.trajectory,
-            hidden=hidden(self.plan.levels, is_image=data.is_image),
-        )
-
-    def check(self) -> None:
-        """Raise `UsageError` for a file that cannot show these samples."""
-        for path, writer in self.writers.items():
-            with naming_out():
-                check(writer, path, self.spec)
-
-    @property
-    def steps(self) -> list[int]:
-        """The steps whose states the files show."""
-        return needed_states(self.writers.values(), self.spec)
-
-    def write(self, trajectories: Trajectories) -> None:
-        """Write all files."""
-        drawing = self._drawing(trajectories)
-        for path, writer in self.writers.items():
-            write(writer, drawing, path, overwrite=self.overwrite)
-
-    def _drawing(self, trajectories: Trajectories) -> Drawing:
-        import torch
-
-        from difftool.data.columns import COLUMNS
-        from difftool.figures.drawing import Drawing
-        from difftool.sampling.source import reference_points_of
-
-        condition = self.plan.condition(0, self.plan.num_samples)
-        fields = {} if condition is None else condition.fields()
-        source, plan, images = self.source, self.plan, _given_images(self.plan)
-        drawn = not all(writer.holds_arrays for writer in self.writers.values())
-        joined, columns = plan.settings.interpolate is not None, self.display.columns
-        if joined and not columns and self.display.strip is None:
-            columns = plan.num_samples + len(images)  # a path is one row
-        return Drawing(
-            x=trajectories.x,
-            scaling=source.data.scaling,
-            form=source.data.form,
-            title=", ".join(_title(source, plan)),
-            states=trajectories.states if self.steps else None,
-            state_labels=[f"t = {level.t:.0f}" if level.sigma > 0 else "x_0" for level in trajectories.levels],
-            state_steps=self.steps,
-            state_hidden=hidden(trajectories.levels, is_image=source.data.is_image),
-            labels=fields.get("label"),
-            conditions={COLUMNS[name]: rows for name, rows in fields.items() if name != "label"},
-            condition_images=fields.get("image"),
-            class_names=source.data.class_names,
-            reference=reference_points_of(source) if drawn and source.data.is_points else None,
-            columns=columns,
-            given=torch.stack(images).cpu() if images else None,
-            joined=joined,
-            strip=self.display.strip,
-            raw=self.display.raw,
-            trajectory=self.display.trajectory,
-        )
-
-
-def _given_images(plan: Plan) -> list[Tensor]:
-    """Return the images that the samples start from or complete, without the part to paint."""
-    images = [] if plan.init is None else [plan.init]
-    if plan.inpainting is not None:
-        images.append(plan.inpainting.image.masked_fill(plan.inpainting.mask, 0.0))
-    return images
-
-
-def _title(source: Source, plan: Plan) -> Iterator[str]:
-    """Yield the parts of the title of a picture."""
-    settings = plan.settings
-    yield source.title
-    yield f"{plan.sampler.name} {counted(plan.steps, 'step')}"
-    yield _seeds(plan)
-    yield from plan.conditions_in_words(source)
-    if settings.guidance != 1.0:
-        yield f"guidance {settings.guidance:g}"
-    if settings.guidance_interval is not None:
-        yield "only for sigma/alpha of {:g} to {:g}".format(*settings.guidance_interval)
-    if settings.guidance_rescale:
-        yield f"rescaled by {settings.guidance_rescale:g}"
-    if settings.threshold is not None:
-        yield f"thresholded at {settings.threshold:g}"
-    if settings.init is not None:
-        yield f"from {printable(settings.init.name)} (first) at strength {settings.strength or STRENGTH:g}"
-    if settings.inpaint is not None:
-        yield f"inpainting {printable(settings.inpaint.name)} (first)"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -178,6 +179,7 @@ class Model(Source):
         the options of `difftool sample`: steps, seed, label, guidance, batch_size, ... Of these, vector, image and
         tokens may also be tensors, arrays or lists, of one for all samples or with a row for each sample: vectors
         (N, D) in the units of the data, images (N, C, H, W) as uint8 pixels or floats in model units, tokens (N, L, D).
+        The label may be a list of classes. Sample k takes row k modulo their number.
         Raises `DifftoolError`, and `TypeError` for a sampler or spacing that is neither a name nor a component.
         """
         if n is None or "num_samples" in settings:
@@ -187,6 +189,10 @@ class Model(Source):
             for name in ("vector", "image", "tokens")
             if not isinstance(settings.get(name), (str, os.PathLike, type(None)))
         }
+        if isinstance(label := settings.get("label"), (list, tuple, np.ndarray, Tensor)):
+            classes = label.tolist() if isinstance(label, (np.ndarray, Tensor)) else label
+            arrays["label"] = torch.tensor(self.label_indices(classes))
+            del settings["label"]
         chosen = make(Sampling, {"num_samples": n, **settings})
         plan = Plan.of(self, chosen, sampler=sampler, spacing=spacing, conditions=arrays)
         if warning := caution(self, plan):

@@ -76,8 +76,8 @@ def reconstruct(
 
 def panel(reconstructions: Sequence[Reconstruction], data: DataFacts, *, rows: Sequence[str], title: str) -> Figure:
     """Draw a row for each reconstruction, of one image or of a cloud of points."""
-    from difftool.figures.images import image_table
-    from difftool.figures.points import scatter_table
+    from difftool.figures.image_tables import image_table
+    from difftool.figures.point_tables import scatter_table
 
     if not data.is_image:
         points = [[cell.cpu().numpy() for cell in one.cells] for one in reconstructions]
