@@ -9,6 +9,7 @@ SAMPLES = 16
 """The largest number of samples that are rows of their own, if nothing else names rows."""
 ROWS, CAPTIONS = 100, 1_000
 """The largest number of rows, or of panels of points, and that of images with captions."""
+GUIDANCE = "guidance"
 PLURALS = {"class": "classes", "image": "images"}
 
 
@@ -51,7 +52,7 @@ class Groups:
         rows = [members[name] for name in names]
         if several > 1:
             cells = [[[count * g + i for i in row] for g in range(several)] for row in rows]
-            return cls(cells, names if axis else (), list(guidances), (axis, "guidance"), omitted)
+            return cls(cells, names if axis else (), list(guidances), (axis, GUIDANCE), omitted)
         if not apart or captions:
             return cls([rows], (), names, ("", axis), omitted)
         return cls([[row] for row in rows], names, (), (axis, ""), omitted)
@@ -60,6 +61,11 @@ class Groups:
     def count(self) -> int:
         """The number of cells."""
         return len(self.cells) * len(self.cells[0])
+
+    @property
+    def captions(self) -> bool:
+        """True if columns stand for what rows could: cells of one row in any arrangement."""
+        return not self.rows and self.axes[1] not in ("", GUIDANCE)
 
     @property
     def numbers(self) -> list[int]:

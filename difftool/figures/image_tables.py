@@ -20,7 +20,7 @@ from difftool.figures.style import Pixels
 SHORT, WIDEST = 64, 160
 """Pixels of labels that stay on one line, even if cells must be wider for them, and of the widest word of others."""
 LARGE = 48
-"""The width in pixels from which images of a block need not be larger."""
+"""The shorter side in pixels from which images of a block need not be larger."""
 
 
 @style.look()
@@ -102,9 +102,10 @@ class Sheet:
         narrowest = math.ceil(min(label, WIDEST)) + 4
         lowest = math.ceil(text_height(1, style.LABEL)) if groups.rows else 0
         least = max(1, math.ceil(narrowest / width), math.ceil(lowest / height))  # at least so enlarged
-        columns = columns_of_page(
-            count, least * width + 6, down * (least * height + 6), across if groups.largest == 1 else None
-        )
+        single = across if groups.largest == 1 else None
+        columns = columns_of_page(count, least * width + 6, down * (least * height + 6), single)
+        if groups.captions and across is None:
+            columns = min(columns, _block(count, 1, 1, image, None, size)[1])
         bands = math.ceil(count / columns)
         mosaic = Mosaic.of(
             down * columns * block[0] * block[1],
@@ -160,10 +161,10 @@ def _block(
         return math.ceil(count / across), across
     candidates = [(down, math.ceil(count / down)) for down in range(1, count + 1)]
 
-    def factor(block: tuple[int, int]) -> int:
-        return min(size[0] // (columns * block[1] * image[1]), size[1] // (rows * block[0] * image[0]))
+    def factor(block: tuple[int, int]) -> float:
+        return min(size[0] / (columns * block[1] * image[1]), size[1] / (rows * block[0] * image[0]))
 
-    large = (block for block in candidates if factor(block) * image[1] >= LARGE)
+    large = (block for block in candidates if int(factor(block)) * min(image) >= LARGE)
     return next(large, max(candidates, key=factor))
 
 
