@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from difftool.cli.guidance import name_of, words_of_several
 from difftool.cli.outputs import naming_out
 from difftool.components import Writer
 from difftool.diffusion.visible import hidden
@@ -115,6 +116,7 @@ class Output:
             condition_images=fields.get("image"),
             class_names=source.data.class_names,
             names=names * several,
+            guidances=[name_of(plan.guidance) for plan in self.plans] if several > 1 else (),
             reference=reference_points_of(source) if drawn and source.data.is_points else None,
             columns=columns,
             given=torch.stack(images).cpu() if images else None,
@@ -123,6 +125,16 @@ class Output:
             raw=display.raw,
             trajectory=display.trajectory,
         )
+
+
+def joined(parts: Sequence[Trajectories]) -> Trajectories:
+    """Return the samples of several plans as one, those of the first plan first."""
+    import torch
+
+    if len(parts) == 1:
+        return parts[0]
+    states = torch.cat([part.states for part in parts], dim=1)
+    return replace(parts[0], x=torch.cat([part.x for part in parts]), states=states)
 
 
 def under(source: Source, plan: Plan) -> str:
@@ -153,12 +165,8 @@ def _title(source: Source, plans: Sequence[Plan]) -> Iterator[str]:
     yield f"{plan.sampler.name} {counted(plan.steps, 'step')}"
     yield seeds(plan)
     yield from plan.conditions_in_words(source)
-    if settings.guidance != 1.0:
-        yield f"guidance {settings.guidance:g}"
-    if settings.guidance_interval is not None:
-        yield "only for sigma/alpha of {:g} to {:g}".format(*settings.guidance_interval)
-    if settings.guidance_rescale:
-        yield f"rescaled by {settings.guidance_rescale:g}"
+    if words := words_of_several([plan.guidance for plan in plans]):
+        yield words
     if settings.threshold is not None:
         yield f"thresholded at {settings.threshold:g}"
     if settings.init is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from difftool.components.command import Command
 from difftool.components.component import Component
 from difftool.components.model import Backbone, Dataset, NoiseSchedule, Prediction
-from difftool.components.sampling import Oracle, Sampler, Spacing, Writer
+from difftool.components.sampling import Guidance, Oracle, Sampler, Spacing, Writer
 from difftool.components.training import (
     Callback,
     Companion,
@@ -29,6 +29,7 @@ __all__ = [
     "Companion",
     "Component",
     "Dataset",
+    "Guidance",
     "Logger",
     "Loss",
     "NoiseSchedule",
@@ -52,6 +53,7 @@ KINDS: dict[str, type[Component]] = {
         Backbone,
         Sampler,
         Spacing,
+        Guidance,
         Prediction,
         Loss,
         Weighting,

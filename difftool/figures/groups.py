@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 SAMPLES = 16
 """The largest number of samples that are rows of their own, if nothing else names rows."""
-ROWS, CAPTIONS = 100, 1_000
-"""The largest number of rows, or of panels of points, and that of images with captions."""
+ROWS, PANELS, CAPTIONS = 100, 100, 400
+"""The largest numbers of rows of images, of panels of points, and of images with captions."""
 GUIDANCE = "guidance"
 PLURALS = {"class": "classes", "image": "images"}
 
@@ -46,7 +46,8 @@ class Groups:
             members = {str(i): [i] for i in range(count)} if alone else {"": list(range(count))}
             axis = "sample" if alone else ""
         captions = several == 1 and apart and max(map(len, members.values())) == 1
-        names = list(members)[: CAPTIONS if captions else ROWS]
+        most = CAPTIONS if captions else ROWS if apart else max(1, PANELS // several)
+        names = list(members)[:most]
         omitted = f"first {len(names):,} of {len(members):,} {PLURALS.get(axis, 'rows')}"
         omitted = omitted if len(names) < len(members) else ""
         rows = [members[name] for name in names]

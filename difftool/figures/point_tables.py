@@ -19,7 +19,7 @@ from difftool.figures.style import Floats, Pixels
 CELL, SMALL_CELL, FEW = 168, 116, 24
 """The longer side of a panel in a table, that of one in a table of more than a few columns, and these few."""
 LARGE_CELL, PAIR = 300, 3
-"""The longer side of a panel of points in groups, and the number of columns up to which it is as long."""
+"""The longer side of a panel of points in groups, and the numbers of rows and columns up to which it is as long."""
 
 Cells = Sequence[Sequence[Floats]]
 """The points (N, D) of each column of each row."""
@@ -102,7 +102,7 @@ def _table(
     """Return the table with the names of groups, and its panels row by row."""
     down, count = len(cells), max(len(row) for row in cells)
     longest = CELL if across or count <= FEW else SMALL_CELL
-    if groups.axes != ("", "") and (across or count) <= PAIR:
+    if groups.axes != ("", "") and count <= PAIR and down <= PAIR:
         longest = LARGE_CELL
     single = cells[0][0].shape[1] == 1
     width, height = cell = (longest, longest * 2 // 3) if single else sides(limits, longest)

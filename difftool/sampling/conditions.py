@@ -16,7 +16,7 @@ from torch import Tensor
 
 from difftool.data.images import BadImage, condition_pixels, image_files
 from difftool.data.tensors import tensor_of
-from difftool.errors import DifftoolError, UsageError, counted, one_line, printable, shortened
+from difftool.errors import DifftoolError, UsageError, counted, listed, one_line, printable, shortened
 from difftool.files import open_regular
 from difftool.settings import Sampling
 
@@ -64,7 +64,7 @@ def read_rows(source: Source, settings: Sampling, arrays: Mapping[str, Any]) -> 
         rows[name], several = _rows_of(source, name, value, shape)
         if several:
             count = max(count or 0, len(rows[name]))
-    _check_complete(source, rows, guided=settings.guidance != 1.0)
+    _check_complete(source, rows)
     return Given(rows, count, _names_of_images(settings.image, rows.get("image")))
 
 
@@ -78,15 +78,10 @@ def _names_of_images(path: Path | None, rows: Tensor | None) -> tuple[str, ...]:
     return tuple(map(printable, names)) if len(names) == len(rows) else ()
 
 
-def _check_complete(source: Source, rows: Rows, *, guided: bool) -> None:
+def _check_complete(source: Source, rows: Rows) -> None:
     """Raise `UsageError` unless all fields are given that the source takes, or none where it needs none."""
     fields = source.data.condition.shapes
     missing = [name for name in fields if name not in rows]
-    if guided and not fields:
-        raise UsageError(f"--guidance: {source.name} has no classes, and no other condition")
-    if guided and len(missing) == len(fields):
-        flags = " and ".join(f"--{name}" for name in missing)
-        raise UsageError(f"--guidance: needs a {flags} to guide towards")
     if missing and source.needs_condition:
         raise UsageError(
             f"--{missing[0]}: the model was trained with --condition-dropout 0 and knows no samples without "
@@ -95,10 +90,6 @@ def _check_complete(source: Source, rows: Rows, *, guided: bool) -> None:
     if missing and rows:  # training hides all of an item's conditions, or none
         shown, other = next(iter(rows)), missing[0]
         raise UsageError(f"--{shown}: {source.name} takes {WORDS[other]} too; add --{other}, or leave both out")
-    if guided and source.needs_condition:
-        raise UsageError(
-            "--guidance: the model was trained with --condition-dropout 0 and has nothing to guide away from"
-        )
 
 
 def _rows_of(source: Source, name: str, value: Any, shape: tuple[int, ...]) -> tuple[Tensor, bool]:
@@ -223,5 +214,4 @@ def _words_of_classes(labels: Sequence[int], names: Sequence[str]) -> str:
     if len(chosen) > NAMED:
         share = "all" if len(chosen) == len(names) else f"{len(chosen):,} of"
         return f"{share} {len(names):,} classes"
-    words = [shortened(printable(names[label]), LONGEST_NAME) for label in chosen]
-    return f"classes {', '.join(words[:-1])} and {words[-1]}"
+    return f"classes {listed([shortened(printable(names[label]), LONGEST_NAME) for label in chosen])}"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from difftool.components import Sampler, Spacing
+from difftool.components import Guidance, Sampler, Spacing
 from difftool.data.condition import Condition
 from difftool.data.facts import classes_text
 from difftool.data.images import check_proportions, own_image, own_mask
@@ -20,9 +20,10 @@ from difftool.devices import check_precision
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError, UsageError, blaming, counted
-from difftool.plugins.registry import given, registry
+from difftool.plugins.registry import given, given_guidance, registry
 from difftool.sampling.conditions import Given, Rows, read_rows, words_of
 from difftool.sampling.denoiser import Counted
+from difftool.sampling.predictions import BatchPredictions, guided
 from difftool.settings import STRENGTH, Sampling
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Plan:
 
     sampler: Sampler
     spacing: Spacing
+    guidance: Guidance | None = None
     levels: tuple[Level, ...]
     """The levels visited; the last one is clean."""
     settings: Sampling
@@ -83,16 +85,19 @@ class Plan:
         *,
         sampler: str | Sampler = "ddim",
         spacing: str | Spacing = "trailing",
+        guidance: float | str | Guidance | None = None,
         conditions: Mapping[str, Any] | None = None,
     ) -> Plan:
         """Resolve settings against a source. `conditions` are arrays in place of the settings of these names.
 
-        Raises `UsageError` for what does not go together, `TypeError` for something else than a sampler or a spacing,
-        and `DifftoolError` for images that cannot be read.
+        A number as guidance is a scale of classifier-free guidance. Raises `UsageError` for what does not go together,
+        `TypeError` for something else than a sampler, a spacing or a guidance, and `DifftoolError` for files that
+        cannot be read.
         """
         settings = settings or Sampling()
         check_settings(source, settings)
         sampler, spacing = given(Sampler, sampler), given(Spacing, spacing)
+        guidance = None if guidance is None else given_guidance(guidance)
         T, shape = len(source.schedule), source.data.shape
         levels = spaced_levels(source.schedule, spacing, settings.steps or min(sampler.default_steps or T, T))
         if settings.interpolate is not None and dry_run(sampler, (*levels, CLEAN)).draws_noise:
@@ -107,7 +112,7 @@ class Plan:
         given_conditions = read_rows(source, settings, conditions or {})
         count = settings.num_samples or default_count(source, settings, given_conditions)
         check_classes(source, settings, given_conditions.rows.get("label"), count)
-        return cls(
+        plan = cls(
             sampler=sampler,
             spacing=spacing,
             levels=(*levels, CLEAN),
@@ -119,6 +124,19 @@ class Plan:
             rows=given_conditions.rows,
             names=given_conditions.names,
         )
+        return plan.with_guidance(source, guidance)
+
+    def with_guidance(self, source: Source, guidance: Guidance | None) -> Plan:
+        """Return the plan with another guidance. Raises `UsageError` if the guidance does not suit the source."""
+        plan = replace(self, guidance=guidance)
+        if guidance is not None:  # which refuses before anything is drawn what it does not suit
+            guided(guidance, plan.predictions(source, 0, plan.count(0)))
+        return plan
+
+    def predictions(self, source: Source, first: int, count: int) -> BatchPredictions:
+        """Return the denoisers of the samples first..first+count-1, which count their calls."""
+        condition, precision = self.condition(first, count), self.settings.precision
+        return BatchPredictions(source, condition, first=first, count=count, precision=precision)
 
     @property
     def label(self) -> int | None:
@@ -212,8 +230,6 @@ def first_gain(source: Source, levels: Sequence[Level]) -> float:
 def check_settings(source: Source, settings: Sampling) -> None:
     """Raise `UsageError` for settings that do not suit the source or its device."""
     check_precision(source.device, settings.precision)
-    if settings.guidance_rescale and not source.data.is_image:
-        raise UsageError(f"--guidance-rescale: brings back the contrast of images, and {source.name} has none")
     if settings.threshold is not None and source.data.bounds is None:
         raise UsageError(f"--threshold: the data of {source.name} have no bounds")
 
