@@ -19,6 +19,7 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
         backbone_case,
         backbones,
         callbacks,
+        commands,
         datasets,
         loggers,
         losses,
@@ -45,6 +46,7 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
         "logger": KindLaws(loggers.LAWS),
         "callback": KindLaws(callbacks.LAWS),
         "writer": KindLaws(writers.LAWS),
+        "command": KindLaws(commands.LAWS),
     }
 
 
