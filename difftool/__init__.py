@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from difftool.cli.resources import model_option as model_option
     from difftool.components import Backbone as Backbone
     from difftool.components import Callback as Callback
+    from difftool.components import Codec as Codec
     from difftool.components import Command as Command
     from difftool.components import Component as Component
     from difftool.components import Dataset as Dataset
+    from difftool.components import Guidance as Guidance
     from difftool.components import Logger as Logger
     from difftool.components import Loss as Loss
     from difftool.components import NoiseSchedule as NoiseSchedule
@@ -69,9 +71,12 @@ if TYPE_CHECKING:
     from difftool.plugins.registry import component as component
     from difftool.plugins.registry import load_plugin as load_plugin
     from difftool.plugins.registry import names as names
+    from difftool.sampling.guidance import GuidanceSpec as GuidanceSpec
+    from difftool.sampling.guidance import Predictions as Predictions
     from difftool.sampling.model import Model as Model
     from difftool.sampling.source import Source as Source
     from difftool.specs import BackboneSpec as BackboneSpec
+    from difftool.specs import CodecSpec as CodecSpec
     from difftool.specs import ConditionSpec as ConditionSpec
     from difftool.specs import ObjectiveSpec as ObjectiveSpec
     from difftool.specs import OracleSpec as OracleSpec
@@ -93,9 +98,11 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "components": (
         "Backbone",
         "Callback",
+        "Codec",
         "Command",
         "Component",
         "Dataset",
+        "Guidance",
         "Logger",
         "Loss",
         "NoiseSchedule",
@@ -120,10 +127,12 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "hookspecs": ("hookimpl",),
     "options": ("option",),
     "plugins.registry": ("component", "load_plugin", "names"),
+    "sampling.guidance": ("GuidanceSpec", "Predictions"),
     "sampling.model": ("Model",),
     "sampling.source": ("Source",),
     "specs": (
         "BackboneSpec",
+        "CodecSpec",
         "ConditionSpec",
         "ObjectiveSpec",
         "OracleSpec",
