@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from environment import Environment
-from test_docs import commands, smaller
+from test_docs import commands, props, smaller
 
 import difftool
 
@@ -164,6 +164,7 @@ def test_a_script_uses_the_public_names_alone(path: Path) -> None:
 def test_its_commands_run(path: Path, tmp_path: Path) -> None:
     """The commands in the heading run as they stand, with fewer steps and samples."""
     place = Environment.make(tmp_path)
+    props(place.folder)
     for words in steps(path):
         words = [str(ROOT / word) if word.startswith("examples/") else word for word in words]
         place.check(*smaller(words), OMP_NUM_THREADS="1")
