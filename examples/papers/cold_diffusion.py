@@ -20,7 +20,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from difftool import Denoise, Level, Loss, Noise, Predict, Sampler, Step, TrainingBatch, option
+from difftool import Denoise, Level, Loss, LossSpec, Noise, Predict, Sampler, Step, TrainingBatch, option
 
 
 def blur(x: Tensor, std: Tensor) -> Tensor:
@@ -42,9 +42,11 @@ def blur(x: Tensor, std: Tensor) -> Tensor:
 class Cold(Loss, name="cold"):
     """The mean absolute error of x_0 restored from a blurred image."""
 
+    def build(self, spec: LossSpec) -> None:
+        if len(spec.shape) != 3 or spec.schedule.alpha[-1] == 0:
+            raise ValueError("it takes images, and a schedule that leaves some signal, such as linear")
+
     def loss(self, predict: Predict, batch: TrainingBatch, auxiliary: nn.Module | None) -> Tensor:
-        if batch.x_0.ndim != 4:
-            raise ValueError("it takes images")
         alpha, sigma = batch.levels(batch.t)
         x_0 = predict.x_0(blur(batch.x_0, sigma / alpha), batch.t, batch.cond)
         return (x_0 - batch.x_0).abs().flatten(1).mean(1)
