@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from difftool.api import train as train
     from difftool.components import Backbone as Backbone
     from difftool.components import Callback as Callback
+    from difftool.components import Codec as Codec
     from difftool.components import Command as Command
     from difftool.components import Component as Component
     from difftool.components import Dataset as Dataset
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from difftool.plugins.registry import names as names
     from difftool.sampling.model import Model as Model
     from difftool.specs import BackboneSpec as BackboneSpec
+    from difftool.specs import CodecSpec as CodecSpec
     from difftool.specs import ConditionSpec as ConditionSpec
     from difftool.specs import ObjectiveSpec as ObjectiveSpec
     from difftool.specs import OracleSpec as OracleSpec
@@ -82,6 +84,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "components": (
         "Backbone",
         "Callback",
+        "Codec",
         "Command",
         "Component",
         "Dataset",
@@ -112,6 +115,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "sampling.model": ("Model",),
     "specs": (
         "BackboneSpec",
+        "CodecSpec",
         "ConditionSpec",
         "ObjectiveSpec",
         "OracleSpec",

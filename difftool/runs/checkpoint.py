@@ -193,6 +193,25 @@ def digest(tensors: Mapping[str, Tensor], text: str) -> str:
     return sha.hexdigest()
 
 
+def grouped(tensors: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each group by their names there: `network.first.weight` is `first.weight` of `network`.
+
+    Raises `ValueError` for a tensor of another group.
+    """
+    groups: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    for name, tensor in tensors.items():
+        group, _, rest = name.partition(".")
+        if group not in groups:
+            raise ValueError(f"{name} belongs to none of {', '.join(names)}")
+        groups[group][rest] = tensor
+    return groups
+
+
+def ungrouped(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return tensors by names that begin with that of their group."""
+    return {f"{group}.{name}": tensor for group, some in groups.items() for name, tensor in some.items()}
+
+
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], most: int = 3) -> str:
     """Return the first differences in names, shapes and types, and the number of the others, or an empty text."""
     rows = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
