@@ -109,7 +109,9 @@ def small(shape: tuple[int, ...] = (2,), seed: int = 0) -> nn.Module:
     return network
 
 
-def draws(count: int, shape: tuple[int, ...] = (2,), *, levels: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def draws(
+    count: int, shape: tuple[int, ...] = (2,), *, levels: int = 1000, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return items, noise and levels."""
     random = torch.Generator().manual_seed(seed)
     x_0, eps = torch.randn(2, count, *shape, generator=random)
