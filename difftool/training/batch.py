@@ -121,7 +121,10 @@ class TrainingBatch:
         return self._noised(self.x_0, self.eps, t)
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return alpha and sigma at levels t (B,), int64, each (B, 1, ...) to multiply items with; -1 is clean."""
+        """Return alpha and sigma at the levels t (B,), int64, where -1 is the clean end.
+
+        Each has the shape (B, 1, ...), to be multiplied with items.
+        """
         one = self.x_0.new_ones(len(t), *(1,) * (self.x_0.ndim - 1))
         zero, clean = torch.zeros_like(one), t == -1
         row, clean = t + clean, clean.view_as(one)

@@ -1,9 +1,10 @@
-"""Analog bits (Chen et al., 2023, "Analog bits: generating discrete data using diffusion models with self-conditioning").
+"""Analog bits (Chen et al., 2023, "Analog bits: generating discrete data using diffusion models with
+self-conditioning").
 
-Pixels are integers from 0 to 255, and each of their eight bits becomes a number, -1 or 1, that diffusion treats as real
-(section 2). Decoding takes the sign. The network also sees its own last estimate of x_0 (self-conditioning, section 2.2):
-in training one that it has just made, in half of the steps, and in sampling that of the step before. That is built in, and
-the bits are a codec, so samples are pixels again.
+Pixels are integers from 0 to 255, and each of their eight bits becomes a number, -1 or 1, that diffusion treats as
+real (section 2). Decoding takes the sign. The network also sees its own last estimate of x_0 (self-conditioning,
+section 2.2): in training one that it has just made, in half of the steps, and in sampling that of the step before.
+That is built in, and the bits are a codec, so samples are pixels again.
 
     difftool train --plugin examples/papers/analog_bits.py --codec bits --self-condition --schedule cosine \
         --prediction x0 --backbone unet --dataset gradients --dataset.size 16 --steps 2000 --out runs/bits
@@ -25,7 +26,8 @@ class AnalogBits(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.powers = nn.Buffer(2.0 ** torch.arange(7, -1, -1).view(8, 1, 1), persistent=False)
+        powers = 2.0 ** torch.arange(7, -1, -1).view(8, 1, 1)
+        self.powers: Tensor = nn.Buffer(powers, persistent=False)
 
     def encode(self, x: Tensor) -> Tensor:
         pixels = ((x + 1) * 127.5).round().clamp(0, 255)
@@ -33,8 +35,8 @@ class AnalogBits(nn.Module):
         return 2 * bits.flatten(1, 2) - 1
 
     def decode(self, z: Tensor) -> Tensor:
-        bits = (z > 0).unflatten(1, (-1, 8))
-        return (bits * self.powers).sum(2) / 127.5 - 1
+        bits = (z > 0).view(len(z), -1, 8, *z.shape[2:])
+        return (bits * self.powers).sum(2).div(127.5).sub(1)
 
 
 class Bits(Codec, name="bits"):

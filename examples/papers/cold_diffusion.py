@@ -1,10 +1,10 @@
 """Cold diffusion (Bansal et al., 2022, "Cold diffusion: inverting arbitrary image transforms without noise").
 
-The noise is replaced by a blur D(x, s): a Gaussian kernel, here of deviation sigma/alpha pixels at a level, so that the
-usual schedules end in the mean colour. The network restores x_0, R(x, s), by the mean absolute error (eq. 1). Sampling
-adds the difference that the estimate makes, x - D(x_0, t) + D(x_0, s) (algorithm 2), which forgives errors of R that the
-blur removes. It begins with blank images in colours that are normally distributed, and a little noise against their
-perfect symmetry (section 5.2).
+The noise is replaced by a blur D(x, s): a Gaussian kernel, here of deviation sigma/alpha pixels at a level, so that
+the usual schedules end in the mean colour. The network restores x_0, R(x, s), by the mean absolute error (eq. 1).
+Sampling adds the difference that the estimate makes, x - D(x_0, t) + D(x_0, s) (algorithm 2), which forgives errors of
+R that the blur removes. It begins with blank images in colours that are normally distributed, and a little noise
+against their perfect symmetry (section 5.2).
 
     difftool train --plugin examples/papers/cold_diffusion.py --loss cold --prediction x0 --backbone unet \
         --dataset gradients --dataset.size 16 --steps 2000 --out runs/cold
@@ -26,7 +26,7 @@ from difftool import Denoise, Level, Loss, LossSpec, Noise, Predict, Sampler, St
 def blur(x: Tensor, std: Tensor) -> Tensor:
     """Return images (B, C, H, W) that a Gaussian kernel of this deviation (B, 1, 1, 1) in pixels has blurred.
 
-    The images are reflected at their borders. Each cosine of k half-waves over n pixels fades by exp(-(pi k std/n)^2/2).
+    Images are reflected at their borders. A cosine of k half-waves over n pixels fades by exp(-(pi k std/n)^2/2).
     """
     for axis in (2, 3):
         n = x.shape[axis]

@@ -1,9 +1,9 @@
 """Consistency distillation (Song et al., 2023, "Consistency models", algorithm 2).
 
-The network maps every point of a teacher's trajectory to its end. From a noised item, one step of Heun's method with the
-teacher leads to the next cleaner level. The estimate of x_0 there, by an average of the network, is the target for the
-estimate before the step. Levels are evenly spaced in the 7th root of sigma/alpha. All three networks begin with the
-weights of --init-from.
+The network maps every point of a teacher's trajectory to its end. From a noised item, one step of Heun's method with
+the teacher leads to the next cleaner level. The estimate of x_0 there, by an average of the network, is the target for
+the estimate before the step. Levels are evenly spaced in the 7th root of sigma/alpha. All three networks begin with
+the weights of --init-from.
 
     difftool train --schedule ve --prediction edm --weighting edm --timestep-sampling log-normal --out runs/teacher
     difftool train --plugin examples/papers/consistency_distillation.py --init-from runs/teacher \

@@ -1,12 +1,13 @@
-"""Consistency training (Song et al., 2023, "Consistency models", algorithm 3), and sampling in a few steps (algorithm 1).
+"""Consistency training (Song et al., 2023, "Consistency models", algorithm 3), and sampling in a few steps (algorithm
+1).
 
-The network maps every point of a trajectory to its end. It learns without a teacher: its estimates at neighbouring levels
-of the same item and noise agree, where the cleaner one comes from an average of the network. Levels are evenly spaced in
-the 7th root of sigma/alpha. Their number N(k) rises in training, and the average follows more slowly (appendix C). The
-prediction of EDM leaves x as it is at the clean end, as the boundary condition requires (section 3).
+The network maps every point of a trajectory to its end. It learns without a teacher: its estimates at neighbouring
+levels of the same item and noise agree, where the cleaner one comes from an average of the network. Levels are evenly
+spaced in the 7th root of sigma/alpha. Their number N(k) rises in training, and the average follows more slowly
+(appendix C). The prediction of EDM leaves x as it is at the clean end, as the boundary condition requires (section 3).
 
     difftool train --plugin examples/papers/consistency_training.py --loss consistency-training \
-        --schedule ve --prediction edm --steps 4000 --out runs/ct
+        --loss.s-1 20 --schedule ve --prediction edm --steps 4000 --out runs/ct
     difftool sample runs/ct --plugin examples/papers/consistency_training.py --sampler multistep --steps 2
 """
 

@@ -1,11 +1,12 @@
 """Distribution matching distillation (Yin et al., 2024, "One-step diffusion with distribution matching distillation").
 
 The network becomes a generator, x = G(z): its estimate of x_0 for pure noise z. Noise is added to x again, up to x_t.
-There two denoisers tell the score: the teacher that of data, and a fake one, trained on what the generator makes, that of
-the samples. Their difference moves x as the gradient of the Kullback-Leibler divergence does (eq. 7, weighted by eq. 8).
-The paper updates generator and fake denoiser in the same iteration by an optimizer each (algorithm 1). Neither loss has a
-gradient in the other's weights, so one Adam for the sum of both losses makes the same steps. All three networks begin
-with the weights of --init-from. The regression loss of the paper, on pairs made in advance, is left out.
+There two denoisers tell the score: the teacher that of data, and a fake one, trained on what the generator makes, that
+of the samples. Their difference moves x as the gradient of the Kullback-Leibler divergence does (eq. 7, weighted by
+eq. 8). The paper updates generator and fake denoiser in the same iteration by an optimizer each (algorithm 1). Neither
+loss has a gradient in the other's weights, so one Adam for the sum of both losses makes the same steps. All three
+networks begin with the weights of --init-from. The regression loss of the paper, on pairs made in advance, is left
+out.
 
     difftool train --schedule cosine --prediction v --steps 4000 --out runs/teacher
     difftool train --plugin examples/papers/dmd.py --init-from runs/teacher --loss dmd \

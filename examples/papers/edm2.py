@@ -1,9 +1,9 @@
 """EDM2 (Karras et al., 2024, "Analyzing and improving the training dynamics of diffusion models"), its training.
 
-A small network learns the logarithm u(sigma) of the loss at each level beside the denoiser, and the loss e^-u w error + u
-(eqs. 14 and 15) weighs all levels alike, whatever their difficulty. The learning rate falls as the inverse square root of
-the step (eq. 67). Averages of any length are made after training from snapshots of two (section 3). These two are built
-in. The network that keeps magnitudes is not part of this file.
+A small network learns the logarithm u(sigma) of the loss at each level beside the denoiser, and the loss e^-u w error
++ u (eqs. 14 and 15) weighs all levels alike, whatever their difficulty. The learning rate falls as the inverse square
+root of the step (eq. 67). Averages of any length are made after training from snapshots of two (section 3). These two
+are built in. The network that keeps magnitudes is not part of this file.
 
     difftool train --plugin examples/papers/edm2.py --loss learned-uncertainty \
         --schedule ve --prediction edm --weighting edm --timestep-sampling log-normal --timestep-sampling.mean -0.4 \
@@ -52,6 +52,6 @@ class LearnedUncertainty(Loss, name="learned-uncertainty"):
     def loss(self, predict: Predict, batch: TrainingBatch, auxiliary: nn.Module | None) -> Tensor:
         assert isinstance(auxiliary, Uncertainty)
         alpha, sigma = batch.levels(batch.t)
-        u = auxiliary((sigma / alpha).log().flatten() / 4)
+        u: Tensor = auxiliary((sigma / alpha).log().flatten() / 4)
         error = (predict(batch.x_t, batch.t, batch.cond) - batch.target).square().flatten(1).mean(1)
         return batch.weight * error / u.exp() + u

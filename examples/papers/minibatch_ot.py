@@ -1,9 +1,10 @@
-"""Minibatch optimal transport (Tong et al., 2024, "Improving and generalizing flow-based generative models with minibatch
-optimal transport"; Pooladian et al., 2023, "Multisample flow matching: straightening flows with minibatch couplings").
+"""Minibatch optimal transport (Tong et al., 2024, "Improving and generalizing flow-based generative models with
+minibatch optimal transport"; Pooladian et al., 2023, "Multisample flow matching: straightening flows with minibatch
+couplings").
 
 Noise and items are not paired at random: within each batch, noise is assigned to items such that the sum of squared
-distances is the least (Tong et al., algorithm 3). Paths cross less, so the flow is straighter and needs fewer steps. The
-loss stays that of flow matching.
+distances is the least (Tong et al., algorithm 3). Paths cross less, so the flow is straighter and needs fewer steps.
+The loss stays that of flow matching.
 
     difftool train --plugin examples/papers/minibatch_ot.py --loss minibatch-ot --schedule flow --out runs/ot
     difftool sample runs/ot --sampler ddim --steps 4

@@ -6,10 +6,10 @@ determines x_0 even where there is no signal.
 
     difftool train --schedule cosine --prediction v --steps 4000 --out runs/teacher
     difftool train --plugin examples/papers/progressive_distillation.py --init-from runs/teacher \
-        --loss progressive-distillation --loss.steps 4 --schedule cosine --prediction v --steps 2000 --out runs/student-4
-    difftool train --plugin examples/papers/progressive_distillation.py --init-from runs/student-4 \
-        --loss progressive-distillation --loss.steps 2 --schedule cosine --prediction v --steps 2000 --out runs/student-2
-    difftool sample runs/student-2 --steps 2
+        --loss progressive-distillation --loss.steps 4 --schedule cosine --prediction v --steps 2000 --out runs/four
+    difftool train --plugin examples/papers/progressive_distillation.py --init-from runs/four \
+        --loss progressive-distillation --loss.steps 2 --schedule cosine --prediction v --steps 2000 --out runs/two
+    difftool sample runs/two --steps 2
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Stochastic interpolants (Albergo et al., 2023, "Stochastic interpolants: a unifying framework for flows and diffusions").
+"""Stochastic interpolants (Albergo et al., 2023, "Stochastic interpolants: a unifying framework for flows and
+diffusions").
 
 Data and noise are joined by x_t = alpha x_0 + sigma eps with any alpha and sigma (section 4), here cos and sin of a
-quarter turn. The velocity of these paths is v, up to a factor. It gives a flow, and with the score -eps/sigma a family of
-stochastic equations with the same distribution at every time, one for each diffusion coefficient epsilon >= 0 (section
-2.3). It may be chosen after training.
+quarter turn. The velocity of these paths is v, up to a factor. It gives a flow, and with the score -eps/sigma a family
+of stochastic equations with the same distribution at every time, one for each diffusion coefficient epsilon >= 0
+(section 2.3). It may be chosen after training.
 
     difftool train --plugin examples/papers/stochastic_interpolants.py --schedule trigonometric --out runs/interpolant
     difftool sample runs/interpolant --plugin examples/papers/stochastic_interpolants.py --sampler interpolant-sde \

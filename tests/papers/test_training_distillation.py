@@ -1,10 +1,11 @@
-"""Distillation in examples/papers: steps of the teacher beside diffusers and exact solutions, gradients beside formulas."""
+"""Distillation in examples/papers: steps beside diffusers and exact solutions, gradients beside formulas."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,7 +52,7 @@ def predicts(schedule: Schedule, end: Callable[[Tensor, Tensor, Tensor], Tensor]
     return Formula(v, len(schedule))
 
 
-# --- progressive distillation ------------------------------------------------------------------------------------------
+# --- progressive distillation ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [1, 4, 16])
@@ -103,7 +104,7 @@ def test_progressive_distillation_needs_levels_for_its_steps() -> None:
         at_work(progressive.ProgressiveDistillation(steps=5), COSINE, small())
 
 
-# --- consistency distillation ------------------------------------------------------------------------------------------
+# --- consistency distillation ----------------------------------------------------------------------------------------
 
 
 def test_consistency_distillation_takes_a_step_of_second_order() -> None:
@@ -119,7 +120,7 @@ def test_consistency_distillation_takes_a_step_of_second_order() -> None:
         x_s = distillation.ConsistencyDistillation.heun(predict, batch, work.auxiliary.teacher, inputs.x_t, t, t - gap)
         exact = flow_to(inputs.x_t, batch.levels(t), batch.levels(t - gap))
         errors.append(float((x_s - exact).abs().max()))
-    assert [round(math.log2(a / b)) for a, b in zip(errors, errors[1:], strict=False)] == [3, 3]
+    assert [round(math.log2(a / b)) for a, b in pairwise(errors)] == [3, 3]
 
 
 def predictor(work: Work, inputs: Any) -> Predict:
@@ -156,11 +157,12 @@ def test_consistency_distillation_spaces_levels_as_edm_does() -> None:
         at_work(distillation.ConsistencyDistillation(), difftool.component("schedule", "flow").build(T), small())
 
 
-# --- distribution matching ---------------------------------------------------------------------------------------------
+# --- distribution matching -------------------------------------------------------------------------------------------
 
 
 def generator_and_denoiser(schedule: Schedule) -> Formula:
-    """Return a network with p = (b, a, m, s): the generator b + a z at the last level, else the denoiser of N(m, s^2)."""
+    """Return a network with p = (b, a, m, s): at the last level it is the generator b + a z, else the denoiser of
+    N(m, s^2)."""
     last = len(schedule) - 1
 
     def x_0(x: Tensor, t: Tensor, p: Tensor) -> Tensor:
@@ -231,7 +233,7 @@ def test_dmd_finds_the_data_of_its_teacher() -> None:
     torch.testing.assert_close(torch.stack(seen[200:]).mean(0), torch.tensor([M, S, M, S]), rtol=0, atol=0.02)
 
 
-# --- on the swiss roll -------------------------------------------------------------------------------------------------
+# --- on the swiss roll -----------------------------------------------------------------------------------------------
 
 
 SIZES = ("--backbone.width", 64, "--preview-every", 0, "--dataset.n", 10_000, "--ema", 0.99)
