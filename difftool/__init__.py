@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from difftool.api import train as train
     from difftool.components import Backbone as Backbone
     from difftool.components import Callback as Callback
+    from difftool.components import Codec as Codec
     from difftool.components import Command as Command
     from difftool.components import Component as Component
     from difftool.components import Dataset as Dataset
+    from difftool.components import Guidance as Guidance
     from difftool.components import Logger as Logger
     from difftool.components import Loss as Loss
     from difftool.components import NoiseSchedule as NoiseSchedule
@@ -62,8 +64,11 @@ if TYPE_CHECKING:
     from difftool.plugins.registry import component as component
     from difftool.plugins.registry import load_plugin as load_plugin
     from difftool.plugins.registry import names as names
+    from difftool.sampling.guidance import GuidanceSpec as GuidanceSpec
+    from difftool.sampling.guidance import Predictions as Predictions
     from difftool.sampling.model import Model as Model
     from difftool.specs import BackboneSpec as BackboneSpec
+    from difftool.specs import CodecSpec as CodecSpec
     from difftool.specs import ConditionSpec as ConditionSpec
     from difftool.specs import ObjectiveSpec as ObjectiveSpec
     from difftool.specs import OracleSpec as OracleSpec
@@ -82,9 +87,11 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "components": (
         "Backbone",
         "Callback",
+        "Codec",
         "Command",
         "Component",
         "Dataset",
+        "Guidance",
         "Logger",
         "Loss",
         "NoiseSchedule",
@@ -109,9 +116,11 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "hookspecs": ("hookimpl",),
     "options": ("option",),
     "plugins.registry": ("component", "load_plugin", "names"),
+    "sampling.guidance": ("GuidanceSpec", "Predictions"),
     "sampling.model": ("Model",),
     "specs": (
         "BackboneSpec",
+        "CodecSpec",
         "ConditionSpec",
         "ObjectiveSpec",
         "OracleSpec",

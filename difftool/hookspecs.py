@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from difftool.components import (
         Backbone,
         Callback,
+        Codec,
         Command,
         Dataset,
+        Guidance,
         Logger,
         Loss,
         NoiseSchedule,
@@ -51,6 +53,11 @@ def difftool_backbones() -> Iterable[type[Backbone]]:  # type: ignore[empty-body
 
 
 @hookspec
+def difftool_codecs() -> Iterable[type[Codec]]:  # type: ignore[empty-body]
+    """Return codecs: maps of items to latents, in which a network works, and back."""
+
+
+@hookspec
 def difftool_samplers() -> Iterable[type[Sampler]]:  # type: ignore[empty-body]
     """Return samplers: methods that go from noise to data by calls of a denoiser."""
 
@@ -73,6 +80,11 @@ def difftool_weightings() -> Iterable[type[Weighting]]:  # type: ignore[empty-bo
 @hookspec
 def difftool_spacings() -> Iterable[type[Spacing]]:  # type: ignore[empty-body]
     """Return spacings: choices of the levels that a sampler visits."""
+
+
+@hookspec
+def difftool_guidances() -> Iterable[type[Guidance]]:  # type: ignore[empty-body]
+    """Return guidances: denoisers around the denoisers of a model, such as classifier-free guidance."""
 
 
 @hookspec

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from difftool.components.command import Command
 from difftool.components.component import Component
-from difftool.components.model import Backbone, Dataset, NoiseSchedule, Prediction
-from difftool.components.sampling import Oracle, Sampler, Spacing, Writer
+from difftool.components.model import Backbone, Codec, Dataset, NoiseSchedule, Prediction
+from difftool.components.sampling import Guidance, Oracle, Sampler, Spacing, Writer
 from difftool.components.training import (
     Callback,
     Companion,
@@ -25,10 +25,12 @@ __all__ = [
     "KINDS",
     "Backbone",
     "Callback",
+    "Codec",
     "Command",
     "Companion",
     "Component",
     "Dataset",
+    "Guidance",
     "Logger",
     "Loss",
     "NoiseSchedule",
@@ -50,8 +52,10 @@ KINDS: dict[str, type[Component]] = {
         Dataset,
         NoiseSchedule,
         Backbone,
+        Codec,
         Sampler,
         Spacing,
+        Guidance,
         Prediction,
         Loss,
         Weighting,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from difftool.components import Backbone, Dataset, NoiseSchedule, Prediction
+from difftool.components import Backbone, Codec, Dataset, NoiseSchedule, Prediction
 from difftool.data.condition import Condition
 from difftool.data.facts import DataFacts
+from difftool.data.latents import LatentSpace
 from difftool.data.samples import Samples
 from difftool.diffusion.estimate import Denoise
 from difftool.diffusion.prediction import step_gain
@@ -24,6 +25,7 @@ from difftool.plugins.build import build_network, build_schedule, load_samples, 
 from difftool.runs import averages, checkpoint
 from difftool.runs.averages import canonical
 from difftool.runs.folder import RunFolder, find_model, step_of
+from difftool.runs.latents import built, document_of, read_space, tensors_of
 from difftool.runs.origin import Origin
 from difftool.runs.recipe import Recipe, plugins_of
 from difftool.runs.recorded import changed_scripts, made_with, read_recipe
@@ -36,11 +38,8 @@ from difftool.settings import LARGEST_STEP, Sampling
 from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
-    from difftool.components import Sampler, Spacing
+    from difftool.components import Guidance, Sampler, Spacing
     from difftool.diffusion.schedule import Level, Schedule
-
-LARGEST_MODEL = 10**10
-"""The largest number of parameters of a file's network. It is checked before memory is allocated."""
 
 
 @dataclass
@@ -63,6 +62,8 @@ class Model(Source):
     """The compiled network, which takes the place of `network` in calls."""
     digest: str = ""
     """The digest that the file carries, SHA-256 in hexadecimal."""
+    latents: LatentSpace | None = None
+    """The latents that the network works in, or None if it works on the data themselves."""
     origin: Origin | None = None
     """The model whose weights its run started from, or None."""
 
@@ -95,19 +96,26 @@ class Model(Source):
         except ValueError as error:
             raise BadFile(f"{path}: its metadata are malformed: {error}") from None
         try:
-            network = _network(path, recipe, data, tensors)
+            groups = checkpoint.grouped(tensors, ("network", "codec"))
+        except ValueError as error:
+            raise BadFile(f"{path}: its weights do not fit: {error}") from None
+        try:
+            latents = read_space(path, recipe[Codec], data, document, groups["codec"])
+            space, backbone = data if latents is None else latents.facts, recipe[Backbone]
+            network = built(
+                path, backbone.name, lambda: build_network(backbone, space, recipe.training), groups["network"]
+            )
         except DifftoolError as error:
             raise BadFile(f"{error}{made_with(document.get('plugins'))}") from None
-        network.load_state_dict(tensors)
         schedule = build_schedule(recipe[NoiseSchedule], recipe.training.timesteps, recipe[Prediction])
         used = plugins_of(part for part in recipe.parts.values() if part.needed_to_sample)
         for change in changed_scripts(document.get("plugins"), used):
             warnings.warn(change, stacklevel=2)
-        model = cls(recipe, data, schedule, network, weights, step, path, run, digest=digest, origin=origin)
-        return model.to(device)
+        about: dict[str, Any] = {"digest": digest, "origin": origin, "latents": latents}
+        return cls(recipe, data, schedule, network, weights, step, path, run, **about).to(device)
 
-    def save(self, path: str | Path, *, overwrite: bool = True) -> None:
-        """Write the model to a safetensors file that `read` can read."""
+    def save(self, path: str | Path, *, overwrite: bool = True, codec: bool = True) -> None:
+        """Write the model to a safetensors file that `read` can read, unless the file leaves the codec out."""
         document = {
             **self.recipe.shared_document(),
             "kind": "model",
@@ -115,15 +123,19 @@ class Model(Source):
             "plugins": self.recipe.plugins(),
             "weights": self.weights,
             "step": self.step,
+            **document_of(self.latents),
         }
         if self.origin is not None:
             document["init_from"] = self.origin.document()
-        checkpoint.save(Path(path), self.network.state_dict(), document, overwrite=overwrite)
+        groups = {"network": self.network.state_dict(), "codec": tensors_of(self.latents) if codec else {}}
+        checkpoint.save(Path(path), checkpoint.ungrouped(groups), document, overwrite=overwrite)
 
     def to(self, device: torch.device | str) -> Model:
         self.device = torch.device(device)
         self.network.to(self.device).eval()
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
+        if self.latents is not None:
+            self.latents.codec.to(self.device)
         return self
 
     @property
@@ -151,34 +163,52 @@ class Model(Source):
         except OSError as error:
             raise DifftoolError(f"{where}: {one_line(error)}") from None
 
-    def denoiser(self, count: int, *, condition: Condition | None = None, autocast: Autocast | None = None) -> Denoise:
+    def denoiser(
+        self,
+        count: int,
+        *,
+        condition: Condition | None = None,
+        autocast: Autocast | None = None,
+        gradients: bool = False,
+    ) -> Denoise:
         cond = None
-        if self.data.condition:
-            nothing = Condition.nothing(count, self.data.condition, self.device)
+        if self.space.condition:
+            nothing = Condition.nothing(count, self.space.condition, self.device)
             cond = nothing if condition is None else condition.to(self.device)
         return Denoiser(
             self.network if self.forward is None else self.forward,
             self.recipe[Prediction],
-            ObjectiveSpec(schedule=self.schedule, sigma_data=self.data.std),
+            ObjectiveSpec(schedule=self.schedule, sigma_data=self.space.std),
             cond=cond,
-            image_beside=puts_image_beside(self.recipe[Backbone], self.data),
+            image_beside=puts_image_beside(self.recipe[Backbone], self.space),
             self_condition=self.recipe.training.self_condition,
             learned_variance=self.recipe.training.learn_variance,
-            bounds=self.data.bounds,
+            bounds=self.space.bounds,
             autocast=autocast,
+            gradients=gradients,
             name=f"backbone {self.recipe[Backbone].name}",
         )
 
+    def open_other(self, run: Path, weights: str) -> Model:
+        return load_model(run, weights, device=self.device)
+
     def sample(
-        self, n: int = 16, *, sampler: str | Sampler = "ddim", spacing: str | Spacing = "trailing", **settings: Any
+        self,
+        n: int = 16,
+        *,
+        sampler: str | Sampler = "ddim",
+        spacing: str | Spacing = "trailing",
+        guidance: float | str | Guidance | None = None,
+        **settings: Any,
     ) -> Tensor:
         """Draw n samples (n, *shape), floats in data units; those of images are pixel values from 0 to 255.
 
         They are float32, or float64 where the data lie so far from 0 that float32 would lose digits. `settings` are
-        the options of `difftool sample`: steps, seed, label, guidance, batch_size, ... Of these, vector, image and
+        the options of `difftool sample`: steps, seed, label, batch_size, ... Of these, vector, image and
         tokens may also be tensors, arrays or lists, of one for all samples or with a row for each sample: vectors
         (N, D) in the units of the data, images (N, C, H, W) as uint8 pixels or floats in model units, tokens (N, L, D).
-        Raises `DifftoolError`, and `TypeError` for a sampler or spacing that is neither a name nor a component.
+        `guidance` is a scale, such as 2, of classifier-free guidance, or another guidance. Raises `DifftoolError`, and
+        `TypeError` for a sampler, spacing or guidance that is neither a name nor a component.
         """
         if n is None or "num_samples" in settings:
             raise TypeError("sample() takes the number of samples as n")
@@ -188,13 +218,14 @@ class Model(Source):
             if not isinstance(settings.get(name), (str, os.PathLike, type(None)))
         }
         chosen = make(Sampling, {"num_samples": n, **settings})
-        plan = Plan.of(self, chosen, sampler=sampler, spacing=spacing, conditions=arrays)
+        self._others.clear()  # a run that guides may have been trained further
+        plan = Plan.of(self, chosen, sampler=sampler, spacing=spacing, guidance=guidance, conditions=arrays)
         if warning := caution(self, plan):
             warnings.warn(warning, stacklevel=2)
         return draw(self, plan)
 
     def step_gain(self, t: Level, s: Level) -> float:
-        spec = ObjectiveSpec(schedule=self.schedule, sigma_data=self.data.std)
+        spec = ObjectiveSpec(schedule=self.schedule, sigma_data=self.space.std)
         return step_gain(self.recipe[Prediction], spec, t, s)
 
     def load_samples(self) -> Samples:
@@ -206,17 +237,6 @@ class Model(Source):
                 f"dataset {dataset.name}: its items are {shape}, and those of the model {self.data.shape}"
             )
         return load_samples(dataset, self.recipe.training.seed, self.recipe.training.condition)
-
-
-def _network(path: Path, recipe: Recipe, data: DataFacts, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Build the network that a file describes, once its tensors were compared on the meta device, without memory."""
-    with torch.device("meta"):
-        sketch = build_network(recipe[Backbone], data, recipe.training)
-    if sum(p.numel() for p in sketch.parameters()) > LARGEST_MODEL:
-        raise BadFile(f"{path}: its metadata ask for more than {LARGEST_MODEL:,} parameters")
-    if rows := checkpoint.differences(sketch.state_dict(), tensors):
-        raise BadFile(f"{path}: its weights do not fit its {recipe[Backbone].name}: {rows}")
-    return build_network(recipe[Backbone], data, recipe.training)
 
 
 def load_model(
@@ -281,7 +301,7 @@ def raw_model(model: Model, run: RunFolder) -> Model:
                 return raw_model(model, run)
             reasons.append(str(error))
             continue
-        raw = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        raw = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
         if rows := checkpoint.differences(model.network.state_dict(), raw):
             raise BadFile(f"{path}: its weights do not fit: {rows}")
         model.network.load_state_dict(raw)

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from difftool.components import Sampler, Spacing
+from difftool.components import Guidance, Sampler, Spacing
 from difftool.data.condition import Condition
-from difftool.data.images import check_proportions, own_image, own_mask
+from difftool.data.images import own_image
 from difftool.devices import check_precision
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError, UsageError, blaming
-from difftool.plugins.registry import given, registry
+from difftool.plugins.registry import given, given_guidance, registry
 from difftool.sampling.conditions import Rows, read_rows, words_of
 from difftool.sampling.denoiser import Counted
+from difftool.sampling.inpainting import Inpainting
+from difftool.sampling.predictions import BatchPredictions, guided
 from difftool.settings import STRENGTH, Sampling
 
 if TYPE_CHECKING:
@@ -35,31 +37,13 @@ BATCH_ELEMENTS, BATCH_SAMPLES = 2**17, 8_192
 """Numbers and samples that a batch holds at most by default: larger batches fall out of the cache."""
 
 
-@dataclass(frozen=True, eq=False)
-class Inpainting:
-    """An image, and the part of it to be painted."""
-
-    image: Tensor
-    """(*shape) in model units."""
-    mask: Tensor
-    """bool (1, H, W): true where it is to be painted."""
-
-    @classmethod
-    def of(cls, source: Source, settings: Sampling) -> Inpainting | None:
-        """Read the image and the mask of --inpaint and --mask; None without them. Raises `DifftoolError`."""
-        if settings.inpaint is None or settings.mask is None:
-            return None
-        image = own_image(settings.inpaint, source.data, source.name, "--inpaint")
-        check_proportions(settings.inpaint, settings.mask)
-        return cls(image.to(source.device), own_mask(settings.mask, source.data, "--mask").to(source.device))
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
     """The settings of sampling, resolved against a source, so that nothing is left to decide."""
 
     sampler: Sampler
     spacing: Spacing
+    guidance: Guidance | None = None
     levels: tuple[Level, ...]
     """The levels visited; the last one is clean."""
     settings: Sampling
@@ -79,17 +63,20 @@ class Plan:
         *,
         sampler: str | Sampler = "ddim",
         spacing: str | Spacing = "trailing",
+        guidance: float | str | Guidance | None = None,
         conditions: Mapping[str, Any] | None = None,
     ) -> Plan:
         """Resolve settings against a source. `conditions` are arrays in place of the settings of these names.
 
-        Raises `UsageError` for what does not go together, `TypeError` for something else than a sampler or a spacing,
-        and `DifftoolError` for images that cannot be read.
+        A number as guidance is a scale of classifier-free guidance. Raises `UsageError` for what does not go together,
+        `TypeError` for something else than a sampler, a spacing or a guidance, and `DifftoolError` for files that
+        cannot be read.
         """
         settings = settings or Sampling()
         check_settings(source, settings)
         sampler, spacing = given(Sampler, sampler), given(Spacing, spacing)
-        T, shape = len(source.schedule), source.data.shape
+        T, numbers = len(source.schedule), max(math.prod(source.space.shape), math.prod(source.data.shape))
+        guidance = None if guidance is None else given_guidance(guidance)
         levels = spaced_levels(source.schedule, spacing, settings.steps or min(sampler.default_steps or T, T))
         if settings.interpolate is not None and dry_run(sampler, (*levels, CLEAN)).draws_noise:
             raise UsageError(
@@ -104,17 +91,26 @@ class Plan:
         default_count = suggested or (
             PATH if settings.interpolate is not None else POINTS if source.data.is_points else IMAGES
         )
-        return cls(
+        plan = cls(
             sampler=sampler,
             spacing=spacing,
+            guidance=guidance,
             levels=(*levels, CLEAN),
             settings=settings,
             init=init,
             inpainting=Inpainting.of(source, settings),
             num_samples=settings.num_samples or default_count,
-            batch_size=settings.batch_size or max(1, min(BATCH_SAMPLES, BATCH_ELEMENTS // math.prod(shape))),
+            batch_size=settings.batch_size or max(1, min(BATCH_SAMPLES, BATCH_ELEMENTS // numbers)),
             rows=rows,
         )
+        if guidance is not None:  # which refuses before anything is drawn what it does not suit
+            guided(guidance, plan.predictions(source, 0, plan.count(0)))
+        return plan
+
+    def predictions(self, source: Source, first: int, count: int) -> BatchPredictions:
+        """Return the denoisers of the samples first..first+count-1, which count their calls."""
+        condition, precision = self.condition(first, count), self.settings.precision
+        return BatchPredictions(source, condition, first=first, count=count, precision=precision)
 
     @property
     def label(self) -> int | None:
@@ -159,7 +155,7 @@ def caution(source: Source, plan: Plan) -> str:
 
     Estimates that are clipped cannot go astray, and a sampler that draws noise over many steps forgets its first one.
     """
-    clipped = source.data.bounds is not None and plan.settings.clip
+    clipped = source.space.bounds is not None and plan.settings.clip
     gain = first_gain(source, plan.levels)
     if clipped or gain <= LARGEST_GAIN:
         return ""
@@ -179,16 +175,15 @@ def caution(source: Source, plan: Plan) -> str:
 def first_gain(source: Source, levels: Sequence[Level]) -> float:
     """Return the factor by which the first step multiplies errors, relative to the spread of x after it."""
     t, s = levels[:2]
-    return source.step_gain(t, s) / math.hypot(s.alpha * source.data.std, s.sigma)
+    return source.step_gain(t, s) / math.hypot(s.alpha * source.space.std, s.sigma)
 
 
 def check_settings(source: Source, settings: Sampling) -> None:
     """Raise `UsageError` for settings that do not suit the source or its device."""
     check_precision(source.device, settings.precision)
-    if settings.guidance_rescale and not source.data.is_image:
-        raise UsageError(f"--guidance-rescale: brings back the contrast of images, and {source.name} has none")
-    if settings.threshold is not None and source.data.bounds is None:
-        raise UsageError(f"--threshold: the data of {source.name} have no bounds")
+    if settings.threshold is not None and source.space.bounds is None:
+        what = "data" if source.latents is None else "latents"
+        raise UsageError(f"--threshold: the {what} of {source.name} have no bounds")
 
 
 def spaced_levels(schedule: Schedule, spacing: Spacing, steps: int) -> Sequence[Level]:

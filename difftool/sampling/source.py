@@ -7,6 +7,8 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +21,7 @@ from difftool.options import suggestion
 if TYPE_CHECKING:
     from difftool.data.condition import Condition
     from difftool.data.facts import DataFacts
+    from difftool.data.latents import LatentSpace
     from difftool.data.samples import Samples
     from difftool.diffusion.estimate import Denoise
     from difftool.diffusion.schedule import Level, Schedule
@@ -31,8 +34,11 @@ class Source(ABC):
     """A denoiser with its schedule and the facts of its data."""
 
     data: DataFacts
+    """The facts of the data, as the user sees them."""
     schedule: Schedule
     device: torch.device
+    latents: LatentSpace | None = None
+    """The latents that denoiser and sampler work in, or None if they work on the data themselves."""
 
     @property
     @abstractmethod
@@ -50,6 +56,28 @@ class Source(ABC):
         """A longer name, such as `swiss-roll-mlp, step 6000, ema weights`."""
 
     @property
+    def space(self) -> DataFacts:
+        """The facts of what denoiser and sampler work on: the data, or latents in their place."""
+        return self.data if self.latents is None else self.latents.facts
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return items (B, *shape) in model units as denoiser and sampler see them: (B, *space.shape)."""
+        return x if self.latents is None else self.latents.encode(x)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return what the sampler made (B, *space.shape) as items (B, *shape) in model units."""
+        return x if self.latents is None else self.latents.decode(x)
+
+    def model_condition(self, raw: Condition | None) -> Condition | None:
+        """Return a raw condition in the units of the network, its image encoded as items are."""
+        condition = self.data.model_condition(raw)
+        return (
+            condition
+            if self.latents is None or condition is None
+            else self.latents.condition(condition.to(self.device))
+        )
+
+    @property
     def needs_condition(self) -> bool:
         """True if every sample needs all conditions of the data."""
         return False
@@ -59,11 +87,34 @@ class Source(ABC):
         return None
 
     @abstractmethod
-    def denoiser(self, count: int, *, condition: Condition | None = None, autocast: Autocast | None = None) -> Denoise:
+    def denoiser(
+        self,
+        count: int,
+        *,
+        condition: Condition | None = None,
+        autocast: Autocast | None = None,
+        gradients: bool = False,
+    ) -> Denoise:
         """Return a new denoiser of `count` samples under their conditions, or without any.
 
-        It is bare: the caller puts guidance and clipping around it.
+        It is bare: the caller puts guidance and clipping around it. With `gradients`, estimates keep the graph that
+        leads back to x.
         """
+
+    @abstractmethod
+    def open_other(self, run: Path, weights: str) -> Source:
+        """Open another run or model file on the same device. Raises `DifftoolError`."""
+
+    @cached_property
+    def _others(self) -> dict[tuple[Path, str], Source]:
+        """The other runs that guidances have opened, by path and weights."""
+        return {}
+
+    def other(self, run: Path, weights: str) -> Source:
+        """Return another run or model file, which is opened once. Raises `DifftoolError`."""
+        if (run, weights) not in self._others:
+            self._others[run, weights] = self.open_other(run, weights)
+        return self._others[run, weights]
 
     def step_gain(self, t: Level, s: Level) -> float:
         """Return the factor by which a step from t to s multiplies errors of a network; 0 for one without errors."""
