@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from difftool.components import Command as Command
     from difftool.components import Component as Component
     from difftool.components import Dataset as Dataset
+    from difftool.components import Guidance as Guidance
     from difftool.components import Logger as Logger
     from difftool.components import Loss as Loss
     from difftool.components import NoiseSchedule as NoiseSchedule
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
     from difftool.plugins.registry import component as component
     from difftool.plugins.registry import load_plugin as load_plugin
     from difftool.plugins.registry import names as names
+    from difftool.sampling.guidance import GuidanceSpec as GuidanceSpec
+    from difftool.sampling.guidance import Predictions as Predictions
     from difftool.sampling.model import Model as Model
     from difftool.specs import BackboneSpec as BackboneSpec
     from difftool.specs import CodecSpec as CodecSpec
@@ -88,6 +91,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "Command",
         "Component",
         "Dataset",
+        "Guidance",
         "Logger",
         "Loss",
         "NoiseSchedule",
@@ -112,6 +116,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "hookspecs": ("hookimpl",),
     "options": ("option",),
     "plugins.registry": ("component", "load_plugin", "names"),
+    "sampling.guidance": ("GuidanceSpec", "Predictions"),
     "sampling.model": ("Model",),
     "specs": (
         "BackboneSpec",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Codec,
         Command,
         Dataset,
+        Guidance,
         Logger,
         Loss,
         NoiseSchedule,
@@ -79,6 +80,11 @@ def difftool_weightings() -> Iterable[type[Weighting]]:  # type: ignore[empty-bo
 @hookspec
 def difftool_spacings() -> Iterable[type[Spacing]]:  # type: ignore[empty-body]
     """Return spacings: choices of the levels that a sampler visits."""
+
+
+@hookspec
+def difftool_guidances() -> Iterable[type[Guidance]]:  # type: ignore[empty-body]
+    """Return guidances: denoisers around the denoisers of a model, such as classifier-free guidance."""
 
 
 @hookspec

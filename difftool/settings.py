@@ -182,11 +182,6 @@ class Sampling(Options):
     tokens: Path | None = option(
         default=None, help=".npy file of tokens to sample under, (L,D) or a row for each sample"
     )
-    guidance: float = option(default=1.0, ge=0, le=1000, help="guidance scale w: u + w (c - u); 1 is off")
-    guidance_interval: tuple[float, ...] | None = option(
-        default=None, ge=0, le=10**6, help="LOW,HIGH: guide only where sigma/alpha lies between", otherwise="everywhere"
-    )
-    guidance_rescale: float = option(default=0.0, ge=0, le=1, help="restore the contrast of unguided images; 1: fully")
     clip: bool = option(default=True, help="clip estimates of x_0 to the range of the data, if it has one")
     threshold: float | None = option(
         default=None, gt=0, le=1, help="instead of clipping, threshold at this quantile of |x_0|, such as 0.995"
@@ -210,12 +205,7 @@ class Sampling(Options):
     threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads", otherwise="what suits the network")
 
     def __post_init__(self) -> None:
-        interval, seeds = self.guidance_interval, self.interpolate
-        if interval is not None and not (len(interval) == 2 and interval[0] < interval[1]):
-            raise ValueError("guidance_interval: must be LOW,HIGH with LOW below HIGH, such as 0.3,5")
-        for name in ("guidance_interval", "guidance_rescale"):
-            if getattr(self, name) and self.guidance == 1.0:
-                raise ValueError(f"{name}: there is no guidance to change; add --guidance")
+        seeds = self.interpolate
         if self.threshold is not None and not self.clip:
             raise ValueError("threshold: takes the place of clipping; give either --threshold or --no-clip")
         if seeds is not None and not (len(seeds) == 2 and seeds[0] != seeds[1]):

@@ -1,4 +1,4 @@
-"""What samples are steered by: guidance, bounds, a path between seeds, an image to start from or to complete."""
+"""What samples are steered by: bounds, a path between seeds, an image to start from or to complete."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ import difftool
 from difftool import CLEAN, Denoise, DifftoolError, Estimate, Level, Schedule, UsageError
 from difftool.data.images import own_mask
 from difftool.errors import InvalidOption
-from difftool.sampling.denoiser import Counted, clipped, inpainted, thresholded
-from difftool.sampling.guidance import classifier_free_guidance as cfg
-from difftool.sampling.guidance import within_interval
+from difftool.sampling.denoiser import clipped, inpainted, thresholded
 from difftool.sampling.loop import sample, slerp
 from difftool.sampling.plan import Plan, last_levels
 from difftool.settings import Sampling
@@ -71,59 +69,6 @@ def normal(shape: Sequence[int], seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-# Guidance
-
-
-@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0, 7.5])
-def test_guidance_extrapolates_from_the_unconditional(scale: float) -> None:
-    c_0, c_eps, u_0, u_eps = normal([4, 3, 30]).unbind()
-    guided = cfg(lambda x, level: Estimate(c_0, c_eps), lambda x, level: Estimate(u_0, u_eps), scale)
-    found = guided(torch.zeros(3, 30, dtype=torch.float64), LINEAR[500])
-    torch.testing.assert_close(found.x_0, u_0 + scale * (c_0 - u_0), rtol=0, atol=1e-13)
-    torch.testing.assert_close(found.eps, u_eps + scale * (c_eps - u_eps), rtol=0, atol=1e-13)
-    if scale in (0.0, 1.0):
-        assert torch.equal(found.x_0, (u_0, c_0)[int(scale)])
-
-
-@pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
-def test_rescaled_guidance_has_the_deviation_of_the_conditional(phi: float) -> None:
-    """Lin et al. (2024), eq. 15-16, item by item."""
-    x, level = normal([5, 3, 4, 4]), LINEAR[400]
-    found = cfg(gaussian, opposite, 4.0, rescale=phi)(x, level).x_0
-    c, u = gaussian(x, level).x_0, opposite(x, level).x_0
-    plain = u + 4 * (c - u)
-    for i in range(5):
-        rescaled = plain[i] * c[i].std(correction=0) / plain[i].std(correction=0)
-        torch.testing.assert_close(found[i], phi * rescaled + (1 - phi) * plain[i], rtol=0, atol=1e-12)
-        if phi == 1.0:
-            assert float(found[i].std()) == pytest.approx(float(c[i].std()), rel=1e-12)
-
-
-def test_a_flat_image_survives_rescaling() -> None:
-    flat = of(lambda x: torch.full_like(x, 0.5))
-    found = cfg(flat, flat, 3.0, rescale=1.0)(normal([2, 3, 4, 4]), LINEAR[400])
-    assert bool(torch.isfinite(found.x_0).all())
-
-
-def test_guidance_within_an_interval_asks_the_unconditional_only_there() -> None:
-    conditional, unconditional = Counted(gaussian), Counted(opposite)
-    low, high = 0.5, 3.0
-    denoise = within_interval((low, high), inside=cfg(conditional, unconditional, 3.0), outside=conditional)
-    x, levels = normal([4, 2]), Trailing().levels(LINEAR, 20)
-    inside = [low <= level.sigma / level.alpha <= high for level in levels]
-    assert 3 < sum(inside) < 17
-    for level, guided in zip(levels, inside, strict=True):
-        expected = cfg(gaussian, opposite, 3.0) if guided else gaussian
-        assert torch.equal(denoise(x, level).x_0, expected(x, level).x_0)
-    assert (conditional.calls, unconditional.calls) == (20, sum(inside))
-
-
-def test_no_signal_lies_beyond_every_interval() -> None:
-    asked = Counted(gaussian)
-    within_interval((0.1, 1e6), inside=opposite, outside=asked)(normal([2, 2]), Level(999.0, 0.0, 1.0))
-    assert asked.calls == 1
-
-
 # Bounds
 
 
@@ -159,14 +104,11 @@ def test_thresholding_leaves_an_item_within_its_bounds_alone() -> None:
 @pytest.mark.parametrize(
     "around",
     [
-        lambda: cfg(gaussian, opposite, 3.0),
-        lambda: cfg(gaussian, opposite, 3.0, rescale=0.7),
-        lambda: within_interval((0.1, 2.0), inside=cfg(gaussian, opposite, 3.0), outside=gaussian),
         lambda: clipped(gaussian, (0.5, 0.9)),
         lambda: thresholded(gaussian, (0.5, 0.9), 0.9),
         lambda: inpainted(gaussian, torch.zeros(30).double(), torch.arange(30) < 10),
     ],
-    ids=["guided", "rescaled", "interval", "clipped", "thresholded", "inpainted"],
+    ids=["clipped", "thresholded", "inpainted"],
 )
 def test_every_estimate_still_describes_x_t(table: Schedule, around: Callable[[], Denoise]) -> None:
     for t in (5, 500, 990):
@@ -182,12 +124,7 @@ def test_what_else_an_estimate_says_is_kept() -> None:
         return Estimate(x, x, variance_fraction=part)
 
     x, level = normal([2, 3]), LINEAR[100]
-    for denoise in (
-        clipped(learned, (-1, 1)),
-        cfg(learned, gaussian, 2.0),
-        cfg(learned, gaussian, 2.0, rescale=1),
-    ):
-        assert denoise(x, level).variance_fraction is part
+    assert clipped(learned, (-1, 1))(x, level).variance_fraction is part
 
 
 # The path between two seeds
@@ -392,46 +329,7 @@ def test_a_mask_of_one_colour_is_noted(
     assert bool((drawn[0] == drawn[1]).all()) == (value == 0)
 
 
-# Guidance and bounds from the command line
-
-
-def test_the_calls_of_a_guided_trajectory_are_counted(run: Run, labels_run: Path) -> None:
-    def calls(*options: object) -> int:
-        outcome = run(
-            "sample",
-            labels_run,
-            "-n",
-            4,
-            "--steps",
-            20,
-            "--label",
-            0,
-            *options,
-            "--out",
-            "x.npy",
-            "--json",
-            "--overwrite",
-        )
-        assert outcome.code == 0, outcome.err
-        found = json.loads(outcome.out)["calls"]
-        assert f"{found} network calls each" in outcome.err
-        return int(found)
-
-    inside = sum(0.5 <= level.sigma / level.alpha <= 3 for level in Trailing().levels(LINEAR, 20))
-    assert 0 < inside < 20
-    assert calls() == calls("--guidance", 1) == 20
-    assert calls("--guidance", 2) == 40
-    assert calls("--guidance", 2, "--guidance-interval", "0.5,3") == 20 + inside
-
-
-def test_an_interval_is_between_no_guidance_and_all_of_it(labels_run: Path) -> None:
-    model = difftool.load(labels_run, device="cpu")
-    base: dict[str, Any] = {"label": 0, "steps": 10}
-    plain, full = model.sample(50, **base), model.sample(50, guidance=3.0, **base)
-    part = model.sample(50, guidance=3.0, guidance_interval=(0.3, 2.0), **base)
-    assert torch.equal(model.sample(50, guidance=3.0, guidance_interval=(1e5, 1e6), **base), plain)
-    assert torch.equal(model.sample(50, guidance=3.0, guidance_interval=(0, 1e6), **base), full)
-    assert min(float((part - other).abs().max()) for other in (plain, full)) > 1e-3
+# Bounds from the command line
 
 
 def test_clipping_can_be_switched_off(images_run: Path) -> None:
@@ -446,13 +344,6 @@ def test_clipping_can_be_switched_off(images_run: Path) -> None:
 
 
 REFUSED: list[tuple[str, list[object], int, str]] = [
-    ("LABELS", ["--guidance", 2, "--guidance-rescale", 0.7], 2, "--guidance-rescale: brings back the contrast of im"),
-    ("LABELS", ["--guidance-rescale", 0.7], 2, "--guidance-rescale: there is no guidance to change; add --guidance"),
-    ("LABELS", ["--guidance-interval", "0.3,5"], 2, "--guidance-interval: there is no guidance to change"),
-    ("LABELS", ["--guidance", 2, "--guidance-interval", "5,0.3"], 2, "--guidance-interval: must be LOW,HIGH"),
-    ("LABELS", ["--guidance", 2, "--guidance-interval", "3"], 2, "--guidance-interval: must be LOW,HIGH"),
-    ("LABELS", ["--guidance", 2, "--guidance-interval", "-1,3"], 2, "--guidance-interval: must be greater than or"),
-    ("LABELS", ["--guidance", 2, "--guidance-interval", "a,b"], 2, "--guidance-interval"),
     ("POINTS", ["--threshold", 0.99], 2, "--threshold: the data of swiss-roll-mlp have no bounds"),
     ("IMAGES", ["--threshold", 0.99, "--no-clip"], 2, "--threshold: takes the place of clipping"),
     ("IMAGES", ["--threshold", 0], 2, "--threshold: must be greater than 0"),
@@ -563,12 +454,3 @@ def test_refusals_of_reconstruction(
     assert piece in outcome.error
     assert list(tree(tmp_path)) == ["mask.png"]
     assert run("reconstruct", "nowhere").code == 1
-
-
-def test_guidance_needs_a_network_that_knows_no_class(run: Run, tmp_path: Path) -> None:
-    base = ("--dataset", "gaussian-mixture", "--dataset.labels", "--dataset.n", 100, "--backbone.width", 8)
-    assert run("train", *base, "--condition-dropout", 0, "--steps", 1, "--preview-every", 0, "--out", "x").code == 0
-    outcome = run("sample", "x", "--label", 0, "--guidance", 2)
-    assert outcome.code == 2
-    assert "--guidance: the model was trained with --condition-dropout 0 and has nothing" in outcome.error
-    assert run("reconstruct", "x", "--out", "r.png").code == 0  # with the items' own labels

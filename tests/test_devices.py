@@ -19,12 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import difftool
 import difftool_plugins
-from difftool import Condition, ConditionSpec, ObjectiveSpec, component, names
+from difftool import Condition, ConditionSpec, Denoise, GuidanceSpec, ObjectiveSpec, component, names
 from difftool.data.facts import DataFacts
+from difftool.data.scaling import Scaling
 from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule
 from difftool.sampling.denoiser import Denoiser, clipped
-from difftool.sampling.guidance import classifier_free_guidance
 from difftool.settings import Training
 from difftool.training.auxiliary import build_auxiliary
 from difftool.training.loss import Objective
@@ -177,7 +177,15 @@ def test_a_fault_planted_in_a_loss_fails_on_the_meta_device(fault: str) -> None:
         step_on_meta(loss=PlantedLoss(fault=fault))
 
 
-def sample_on_fake_cuda(sampler: str, fault: Callable[[Tensor], Tensor] = lambda x: x) -> int:
+GUIDANCES: dict[str, dict[str, Any]] = {
+    "cfg": {"rescale": 0.5},
+    "autoguidance": {"run": Path("worse")},
+    "apg": {"norm": 1.0, "parallel": 0.5},
+}
+"""The built-in guidances, with options under which they do all that they can."""
+
+
+def sample_on_fake_cuda(sampler: str, fault: Callable[[Tensor], Tensor] = lambda x: x, *, guidance: str = "cfg") -> int:
     """Sample with fake CUDA tensors, guided and clipped, and return the number of steps."""
     kind = component("prediction", "eps")
     schedule = build_schedule(component("schedule", "linear"), T, kind)
@@ -192,13 +200,22 @@ def sample_on_fake_cuda(sampler: str, fault: Callable[[Tensor], Tensor] = lambda
         spec = ObjectiveSpec(schedule=schedule)
         label = torch.zeros(BATCH, dtype=torch.int64, device="cuda")
         cond = Condition(label=label, hidden=label.bool())
-        guided = classifier_free_guidance(
-            Denoiser(network, kind, spec, cond=cond, self_condition=False),
-            Denoiser(network, kind, spec),
-            2.0,
-            rescale=0.5,
+        guide = component("guidance", guidance, scale=2.0, **GUIDANCES[guidance])
+        samples = GuidanceSpec(
+            shape=(2,),
+            schedule=schedule,
+            is_image=True,
+            condition=cond,
+            count=BATCH,
+            decode=lambda x: x,
+            scaling=Scaling((0.0,), (1.0,)),
+            device=torch.device("cuda"),
         )
-        denoise = clipped(guided, (-1.0, 1.0))
+
+        def predict(*, hidden: bool = False, **_: object) -> Denoise:
+            return Denoiser(network, kind, spec, cond=None if hidden else cond)
+
+        denoise = clipped(guide.denoiser(predict, samples), (-1.0, 1.0))
         x = torch.empty(BATCH, 2, device="cuda")
         for step in component("sampler", sampler).sample(denoise, x, levels, lambda _: torch.empty_like(x)):
             assert step.x.device == x.device
@@ -209,6 +226,11 @@ def sample_on_fake_cuda(sampler: str, fault: Callable[[Tensor], Tensor] = lambda
 @pytest.mark.parametrize("sampler", names("sampler"))
 def test_a_sampler_stays_on_the_device(sampler: str) -> None:
     assert sample_on_fake_cuda(sampler) > 0
+
+
+@pytest.mark.parametrize("guidance", names("guidance"))
+def test_a_guidance_stays_on_the_device(guidance: str) -> None:
+    assert sample_on_fake_cuda("ddim", guidance=guidance) > 0
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -237,10 +259,11 @@ FILES = [
             "loop",
         )
     ),
-    *(CORE / "sampling" / f"{name}.py" for name in ("denoiser", "guidance", "loop")),
+    *(CORE / "sampling" / f"{name}.py" for name in ("denoiser", "matching", "predictions", "loop")),
     *(CORE / "diffusion" / f"{name}.py" for name in ("estimate", "forward", "self_conditioning", "variance")),
     CORE / "data" / "batches.py",
     *sorted((PLUGINS / "samplers").glob("*.py")),
+    *sorted((PLUGINS / "guidances").glob("*.py")),
     PLUGINS / "optimizers" / "updates.py",
     *sorted((PLUGINS / "backbones" / "networks").glob("*.py")),
 ]
@@ -265,7 +288,9 @@ HARMLESS = {
     "batches.Batches._from_source": "of indices on the CPU",
     "batches._on_device": "rows come from pinned memory, without a wait; float64 for Apple GPUs alone",
     "forward.moments": "for `noise --iterative` alone",
-    "denoiser.Denoiser.__call__": DTYPE,
+    "denoiser.Denoiser._estimate": DTYPE,
+    "matching.matched": "once a batch, before the first step",
+    "predictions.BatchPredictions.__init__": "once a batch, before the first step",
     "cross_attention.Context.forward": DTYPE,
     "embeddings.Embedding.forward": DTYPE,
     "embeddings.VectorEmbedding.forward": DTYPE,

@@ -443,9 +443,7 @@ NUMBERS: dict[tuple[object, ...], dict[str, str]] = {
         "-n": "0 10000000000 x",
         "--batch-size": "0 99999999999",
         "--seed": f"-1 {2**63}",
-        "--guidance": "nan inf -1 1001",
-        "--guidance-rescale": "2 -1",
-        "--guidance-interval": "1 2,1 1,1 nan,2 -1,2 a,b 1,2,3 0,inf",
+        "--guidance": "nan inf -1 1001 , 1,, 2,nan",
         "--threshold": "0 2",
         "--interpolate": f"1 1,1 a,b 1,2,3 -1,2 1,{2**63}",
         "--strength": "0 2",
@@ -502,7 +500,7 @@ EMPTY_ROWS = [
             *TRAIN,
         ): "--out --config --resume --device --backbone --schedule --steps --lr --seed --loss --checkpoint-every",
         ("train", "--dataset", "image-folder"): "--dataset.path --dataset.size",
-        ("sample", "IMAGES"): "--out --init --sampler --label --device --guidance-interval --weights",
+        ("sample", "IMAGES"): "--out --init --sampler --label --device --guidance --weights",
         ("noise",): "--out --at --dataset",
         ("reconstruct", "POINTS"): "--out --at --seed",
         ("compare", "POINTS"): "--samplers --spacings --calls --out",
@@ -571,7 +569,12 @@ USAGE = [
     Fault("label with escapes", ("sample", "LABELS", "--label", ESCAPE), 2, (r"\x1b[31m",)),
     Fault("label of a comparison", ("compare", "LABELS", "--label", 9), 2, ("no class '9'",)),
     Fault("guidance without a label", ("sample", "LABELS", "--guidance", 2), 2, ("--label",)),
-    Fault("interval without guidance", ("sample", "LABELS", "--guidance-interval", "0.3,5"), 2, ("--guidance",)),
+    Fault(
+        "interval without guidance",
+        ("sample", "LABELS", "--guidance.interval", "0.3,5"),
+        2,
+        ("guidances autoguidance, cfg",),
+    ),
     Fault("threshold without bounds", ("sample", "POINTS", "--threshold", 0.9), 2, ("--threshold", "no bounds")),
     Fault("threshold and no clipping", ("sample", "IMAGES", "--threshold", 0.9, "--no-clip"), 2, ("--threshold",)),
     Fault("strength of nothing", ("sample", "IMAGES", "--strength", 0.5), 2, ("--strength", "--init")),
@@ -964,7 +967,7 @@ RESUME_ROWS = [
         Fault(f"a state with {name}", RESUME, 1, INVALID, (copied(), state(tensors=change)))
         for name, change in {
             "weights of another type": lambda t: t.update({k: v.double() for k, v in t.items()}),
-            "weights missing": lambda t: [t.pop(k) for k in list(t) if k.startswith("model.")],
+            "weights missing": lambda t: [t.pop(k) for k in list(t) if k.startswith("network.")],
             "the average missing": lambda t: [t.pop(k) for k in list(t) if k.startswith("averages.")],
             "moments of another type": optimizer_only(lambda t, k: t.update({k: t[k].double()})),
             "moments of another shape": optimizer_only(lambda t, k: t.update({k: torch.zeros(3)})),
@@ -1077,7 +1080,11 @@ FILES: dict[str, tuple[tuple[str, ...], Step]] = {
     ),
     "a tensor twice in the header": (
         NOT_OURS,
-        header_text(lambda text: '{"first.weight": ' + json.dumps(json.loads(text)["first.weight"]) + ", " + text[1:]),
+        header_text(
+            lambda text: (
+                '{"network.first.weight": ' + json.dumps(json.loads(text)["network.first.weight"]) + ", " + text[1:]
+            )
+        ),
     ),
     "metadata twice in the header": (NOT_OURS, header_text(half_hidden)),
     "no metadata": (NOT_OURS, header(lambda head, _: head.pop("__metadata__"))),
@@ -1115,7 +1122,10 @@ FILES: dict[str, tuple[tuple[str, ...], Step]] = {
     "NaN for weights": (("x.npy", "NaN"), model(tensors=scaled(float("nan")))),
     "weights of 10^38": (("x.npy", "NaN"), model(tensors=scaled(1e38))),
     "no weights": (("weights do not fit", "is missing", "more"), model(tensors=lambda t: t.clear())),
-    "a weight missing": (("do not fit", "first.weight is missing"), model(tensors=lambda t: t.pop("first.weight"))),
+    "a weight missing": (
+        ("do not fit", "first.weight is missing"),
+        model(tensors=lambda t: t.pop("network.first.weight")),
+    ),
     "a weight too many": (("do not fit", r"\x1b[31m"), model(tensors=lambda t: t.update({"\x1b[31m": torch.zeros(1)}))),
     "a weight called 10^6 x": (("do not fit", "xxx"), model(tensors=lambda t: t.update({"x" * 10**6: torch.zeros(1)}))),
     "weights of half precision": (

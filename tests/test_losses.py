@@ -487,8 +487,8 @@ def test_the_search_for_a_batch_size_leaves_the_auxiliary_alone(run: Run, monkey
     found = run("train", *PAPERS, "consistency", "--steps", 0, "--batch-size", "auto", "--out", "r")
     assert found.code == 0, found.err
     tensors, _ = checkpoint.load(RunFolder(Path("r")).saved_states()[0])
-    weights = {key: tensor for key, tensor in tensors.items() if key.startswith("model.")}
-    assert all(torch.equal(tensor, tensors[key.replace("model.", "loss.", 1)]) for key, tensor in weights.items())
+    weights = {key: tensor for key, tensor in tensors.items() if key.startswith("network.")}
+    assert all(torch.equal(tensor, tensors[key.replace("network.", "loss.", 1)]) for key, tensor in weights.items())
 
 
 # --- broken contracts -----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -176,8 +177,18 @@ class Idle(Source):
 
     name = schedule_name = description = "idle"
 
-    def denoiser(self, count: int, *, condition: Condition | None = None, autocast: Autocast | None = None) -> Denoise:
+    def denoiser(
+        self,
+        count: int,
+        *,
+        condition: Condition | None = None,
+        autocast: Autocast | None = None,
+        gradients: bool = False,
+    ) -> Denoise:
         return Denoiser(network, self.prediction, self.spec)
+
+    def open_other(self, run: Path, weights: str) -> Source:
+        raise NotImplementedError
 
     def load_samples(self) -> Samples:
         raise NotImplementedError

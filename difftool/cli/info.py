@@ -143,7 +143,7 @@ def _of_file(tensors: dict[str, Any], document: dict[str, Any], *, brief: bool =
     from difftool.data.facts import DataFacts
 
     facts = {key: document.get(key) for key in ("kind", "weights", "step")}
-    facts["parameters"] = sum(t.numel() for t in tensors.values())
+    facts["parameters"] = sum(t.numel() for name, t in tensors.items() if name.startswith("network."))
     data = document.get("data")
     names = data.get("class_names") if isinstance(data, dict) else None
     if isinstance(names, list) and names and all(isinstance(name, str) for name in names):

@@ -15,6 +15,7 @@ from difftool import manifest
 from difftool.cli.command import component_command, given_component, given_values, named
 from difftool.cli.console import bar, note
 from difftool.cli.flags import Group, make_from_flags
+from difftool.cli.guidance import guidance_groups, guidances, words_of
 from difftool.cli.outputs import check_outs, naming_out, report
 from difftool.cli.parameters import AsJson, Device, Overwrite
 from difftool.cli.sources import (
@@ -66,6 +67,7 @@ def _choose(_ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Se
     groups = [Group.of(named(Sampler, params)), Group.of(named(Spacing, params))]
     if writers := dict.fromkeys(_writers_of(params.get("out")).values()):
         groups.append(Group.of(*writers))
+    groups += guidance_groups(params)
     return [*source_groups(params), *groups, Group("sampling", (Sampling,), "Sampling"), FILES]
 
 
@@ -96,6 +98,9 @@ def sample(
     sampler, spacing = given_component(ctx, Sampler), given_component(ctx, Spacing)
     values = given_values(ctx)
     settings: Sampling = make_from_flags(Sampling, values["sampling"])
+    guidance, *others = guidances(ctx)
+    if others:
+        raise UsageError("--guidance: sample takes one; compare takes several")
     if settings.interpolate is not None and "seed" in values["sampling"]:
         raise UsageError("--seed: --interpolate names its own two seeds; leave it out")
     request = SourceRequest.of(ctx)
@@ -110,7 +115,7 @@ def sample(
     from difftool.sampling.plan import Plan, caution
 
     opened = request.open(devices.choose(device), compiled=settings.compile)
-    plan = Plan.of(opened.source, settings, sampler=sampler, spacing=spacing)
+    plan = Plan.of(opened.source, settings, sampler=sampler, spacing=spacing, guidance=guidance)
     if settings.batch_size is None and world().size > 1:  # so that each process has a batch
         plan = replace(plan, batch_size=min(plan.batch_size, -(-plan.num_samples // world().size)))
     if not out:
@@ -149,11 +154,14 @@ def _default_path(opened: Opened, plan: Plan) -> Path:
 
 def _facts(plan: Plan) -> dict[str, Any]:
     """Return the facts of a plan for `--json`, with the settings that differ from their defaults."""
+    from difftool.runs.recipe import component_table
+
     defaults = plain(Sampling())
     return {
         "sampler": plan.sampler.name,
         "steps": plan.steps,
         "spacing": plan.spacing.name,
+        "guidance": None if plan.guidance is None else component_table(plan.guidance),
         "num_samples": plan.num_samples,
         "seed": plan.seed,
         "settings": {name: value for name, value in plain(plan.settings).items() if value != defaults.get(name)},
@@ -316,12 +324,8 @@ def _title(source: Source, plan: Plan) -> Iterator[str]:
     yield f"{plan.sampler.name} {counted(plan.steps, 'step')}"
     yield _seeds(plan)
     yield from plan.conditions_in_words(source)
-    if settings.guidance != 1.0:
-        yield f"guidance {settings.guidance:g}"
-    if settings.guidance_interval is not None:
-        yield "only for sigma/alpha of {:g} to {:g}".format(*settings.guidance_interval)
-    if settings.guidance_rescale:
-        yield f"rescaled by {settings.guidance_rescale:g}"
+    if plan.guidance is not None:
+        yield words_of(plan.guidance)
     if settings.threshold is not None:
         yield f"thresholded at {settings.threshold:g}"
     if settings.init is not None:

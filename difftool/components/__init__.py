@@ -10,7 +10,7 @@ from __future__ import annotations
 from difftool.components.command import Command
 from difftool.components.component import Component
 from difftool.components.model import Backbone, Codec, Dataset, NoiseSchedule, Prediction
-from difftool.components.sampling import Oracle, Sampler, Spacing, Writer
+from difftool.components.sampling import Guidance, Oracle, Sampler, Spacing, Writer
 from difftool.components.training import (
     Callback,
     Companion,
@@ -30,6 +30,7 @@ __all__ = [
     "Companion",
     "Component",
     "Dataset",
+    "Guidance",
     "Logger",
     "Loss",
     "NoiseSchedule",
@@ -54,6 +55,7 @@ KINDS: dict[str, type[Component]] = {
         Codec,
         Sampler,
         Spacing,
+        Guidance,
         Prediction,
         Loss,
         Weighting,

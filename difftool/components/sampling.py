@@ -1,4 +1,4 @@
-"""The components of sampling: samplers, the levels they visit, oracles and file formats."""
+"""The components of sampling: samplers, the levels they visit, guidances, oracles and file formats."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from difftool.components.component import Component
+from difftool.options import dashed, fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from difftool.diffusion.schedule import Level, Schedule
     from difftool.figures.drawing import Drawing
     from difftool.figures.formats import DrawingSpec
+    from difftool.sampling.guidance import GuidanceSpec, Predictions
     from difftool.specs import OracleSpec
 
 
@@ -63,6 +65,32 @@ class Spacing(Component):
     @abstractmethod
     def levels(self, schedule: Schedule, steps: int) -> Sequence[Level]:
         """Return exactly `steps` levels, strictly from noisy to clean. The caller appends the clean end."""
+
+
+class Guidance(Component):
+    """The guidance, a denoiser around denoisers: a scale of cfg such as 2, or a name; several are joined by commas."""
+
+    kind = "guidance"
+    hook = "difftool_guidances"
+    flag = "--guidance"
+    commands = ("sample", "compare")
+
+    by_number: ClassVar[str] = "cfg"
+    """The name of the guidance whose option `scale` a number stands for."""
+
+    @abstractmethod
+    def denoiser(self, predict: Predictions, spec: GuidanceSpec) -> Denoise:
+        """Return the guided denoiser of one batch of samples. Raise `ValueError` where the guidance does not fit.
+
+        `predict()` is the denoiser of the model under the condition that the user gave, and `predict(hidden=True)` the
+        one without any. An estimate keeps x_t = alpha x_0 + sigma eps, which `Estimate.with_x_0` sees to. A guidance
+        that computes the unconditional estimate leaves it in `Estimate.unconditional`. Clipping comes afterwards.
+        """
+
+    def words(self) -> str:
+        """Return the guidance in words for titles: by default its name, and options that differ from their defaults."""
+        changed = ((f, getattr(self, f.name)) for f in fields(type(self)))
+        return ", ".join([self.name, *(f"{dashed(f.name)} {value}" for f, value in changed if value != f.default)])
 
 
 class Oracle(Component):

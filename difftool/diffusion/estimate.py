@@ -20,6 +20,9 @@ class Estimate:
     variance_fraction: Tensor | None = None
     """The learned variance of a DDPM step: 0 is the posterior's, 1 is beta, interpolated in logarithms."""
 
+    unconditional: Estimate | None = None
+    """The estimate without the condition, where a guidance computed it: neither guided nor clipped."""
+
     def with_x_0(self, x_0: Tensor, x_t: Tensor, level: Level) -> Estimate:
         """Return a copy with another x_0, and the eps that goes with it: eps = (x_t - alpha x_0) / sigma."""
         return replace(self, x_0=x_0, eps=(x_t - level.alpha * x_0) / level.sigma)

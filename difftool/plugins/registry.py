@@ -9,14 +9,14 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from difftool.components import KINDS, Command, Component, Dataset
-from difftool.errors import PluginFailure, UnknownComponent, UsageError, printable
-from difftool.options import make, plain, suggestion
+from difftool.components import KINDS, Command, Component, Dataset, Guidance
+from difftool.errors import InvalidOption, PluginFailure, UnknownComponent, UsageError, printable
+from difftool.options import dashed, make, plain, suggestion
 from difftool.plugins.discovery import (
     ALLOW,
     COMMANDS,
@@ -240,6 +240,21 @@ def given(base: type[C], choice: object, others: str = "") -> C:
     except TypeError:  # numbers of NumPy, which no file could hold
         return made
     return choice
+
+
+def given_guidance(choice: float | str | Guidance, options: Mapping[str, object] | None = None) -> Guidance:
+    """Return the guidance that Python code gives by a scale, by its name or as an instance.
+
+    `options` are further options of the one that a scale stands for. Raises `UsageError`, and `TypeError` for anything
+    else.
+    """
+    if isinstance(choice, (int, float)) and not isinstance(choice, bool):
+        try:
+            return make(registry().of_kind(Guidance, Guidance.by_number), {**(options or {}), "scale": float(choice)})
+        except InvalidOption as error:
+            where = Guidance.flag if error.field == "scale" else f"{Guidance.flag}.{dashed(error.field)}"
+            raise InvalidOption(error.field, error.reason, where=where) from None
+    return given(Guidance, choice, ", by a scale such as 2,")
 
 
 def component(kind: str, name: str, **options: Any) -> Component:

@@ -90,6 +90,12 @@ def load_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str
     return tensors, _parse(path, header.text), header.sha256
 
 
+def load_document(path: Path) -> dict[str, Any]:
+    """Return the document of a file without its tensors, and so without a check of the digest. Raises `BadFile`."""
+    with _opened(path) as (_, header):
+        return _parse(path, header.text)
+
+
 @dataclass(frozen=True)
 class _Entry:
     """A tensor, as the header describes it."""

@@ -51,19 +51,14 @@ def read_rows(source: Source, settings: Sampling, arrays: Mapping[str, Any]) -> 
         rows[name], several = _rows_of(source, name, value, shape)
         if several:
             count = max(count or 0, len(rows[name]))
-    _check_complete(source, rows, guided=settings.guidance != 1.0)
+    _check_complete(source, rows)
     return rows, count
 
 
-def _check_complete(source: Source, rows: Rows, *, guided: bool) -> None:
+def _check_complete(source: Source, rows: Rows) -> None:
     """Raise `UsageError` unless all fields are given that the source takes, or none where it needs none."""
     fields = source.data.condition.shapes
     missing = [name for name in fields if name not in rows]
-    if guided and not fields:
-        raise UsageError(f"--guidance: {source.name} has no classes, and no other condition")
-    if guided and len(missing) == len(fields):
-        flags = " and ".join(f"--{name}" for name in missing)
-        raise UsageError(f"--guidance: needs a {flags} to guide towards")
     if missing and source.needs_condition:
         raise UsageError(
             f"--{missing[0]}: the model was trained with --condition-dropout 0 and knows no samples without "
@@ -72,10 +67,6 @@ def _check_complete(source: Source, rows: Rows, *, guided: bool) -> None:
     if missing and rows:  # training hides all of an item's conditions, or none
         shown, other = next(iter(rows)), missing[0]
         raise UsageError(f"--{shown}: {source.name} takes {WORDS[other]} too; add --{other}, or leave both out")
-    if guided and source.needs_condition:
-        raise UsageError(
-            "--guidance: the model was trained with --condition-dropout 0 and has nothing to guide away from"
-        )
 
 
 def _rows_of(source: Source, name: str, value: Any, shape: tuple[int, ...]) -> tuple[Tensor, bool]:

@@ -33,7 +33,7 @@ ROUNDING = 1e-12
 
 
 class Denoiser:
-    """A trained network as a denoiser, without gradients.
+    """A trained network as a denoiser, by default without gradients.
 
     Make a new one for each trajectory: with self-conditioning it remembers its last estimate.
     """
@@ -50,18 +50,25 @@ class Denoiser:
         learned_variance: bool = False,
         bounds: tuple[float, float] | None = None,
         autocast: Callable[[], AbstractContextManager[object]] | None = None,
+        gradients: bool = False,
         name: str = "the network",
     ) -> None:
-        """Take the parts of a denoiser; `name` is that of the network in errors from its code."""
-        self.name = name
+        """Take the parts of a denoiser; `name` is that of the network in errors from its code.
+
+        With `gradients`, estimates keep the graph that leads back to x.
+        """
+        self.name, self.gradients = name, gradients
         self.network = with_image_beside(network) if image_beside else network
         self.prediction, self.spec, self.cond = prediction, spec, cond
         self.self_condition, self.learned_variance = self_condition, learned_variance
         self.bounds, self.autocast = bounds, autocast or nullcontext
         self._x_self_cond: Tensor | None = None
 
-    @torch.no_grad()
     def __call__(self, x: Tensor, level: Level) -> Estimate:
+        with torch.set_grad_enabled(self.gradients):
+            return self._estimate(x, level)
+
+    def _estimate(self, x: Tensor, level: Level) -> Estimate:
         if math.isnan(level.t):
             return self._at_own_level(x, level)
         t = torch.full((x.size(0),), self.spec.schedule.time(level.t), dtype=torch.float32, device=x.device)
@@ -75,13 +82,13 @@ class Denoiser:
         output, fraction = split_variance(output) if self.learned_variance else (output, None)
         found = estimate(self.prediction, output, x, level, self.spec, fraction)
         if self.self_condition:
-            self._x_self_cond = bounded_self_cond(found.x_0, self.bounds, self.spec.sigma_data)
+            self._x_self_cond = bounded_self_cond(found.x_0.detach(), self.bounds, self.spec.sigma_data)
         return found
 
     def _at_own_level(self, x: Tensor, level: Level) -> Estimate:
         """Estimate at a level that is not of the table, by the table's level of the same signal-to-noise ratio."""
         twin = self.spec.schedule.at(self.spec.schedule.t_of(level.log_snr))
-        found = self(x * (twin.norm / level.norm), twin)
+        found = self._estimate(x * (twin.norm / level.norm), twin)
         return found.with_x_0(found.x_0, x, level)
 
 

@@ -1,57 +1,77 @@
-"""Guidance: denoisers around denoisers."""
+"""The records of guidance: the denoisers that it combines, and the samples that it guides."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
-
-from difftool.diffusion.estimate import Denoise, Estimate
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from difftool.diffusion.schedule import Level
+    import torch
+    from torch import Tensor
 
-SMALLEST_STD = 1e-8
-"""The standard deviation of an item counts as at least this much, so that a flat one is not divided by 0."""
+    from difftool.data.condition import Condition
+    from difftool.data.scaling import Scaling
+    from difftool.diffusion.estimate import Denoise
+    from difftool.diffusion.schedule import Schedule
 
 
-def classifier_free_guidance(
-    conditional: Denoise, unconditional: Denoise, scale: float, *, rescale: float = 0.0
-) -> Denoise:
-    """Return a denoiser guided as u + w (c - u), w the scale (Ho & Salimans, 2022). With w = 1 use c alone.
+class Predictions(Protocol):
+    """The denoisers that a guidance combines, made for one batch of samples.
 
-    With rescale phi > 0, x_0 is brought back towards the standard deviation of the conditional's, item by item (Lin et
-    al., 2024, section 3.4): phi x_0 std(c)/std(x_0) + (1 - phi) x_0.
+    They run on the device and in the precision of the command. Each call of one is a network call, and is counted.
     """
 
-    def guided(x: Tensor, level: Level) -> Estimate:
-        c, u = conditional(x, level), unconditional(x, level)
-        x_0 = torch.lerp(u.x_0, c.x_0, scale)  # u + w (c - u), exact for w = 0 and w = 1
-        if rescale > 0.0:
-            factor = item_std(c.x_0) / item_std(x_0).clamp_min(SMALLEST_STD)
-            return c.with_x_0(torch.lerp(x_0, factor * x_0, rescale), x, level)
-        return replace(c, x_0=x_0, eps=torch.lerp(u.eps, c.eps, scale))
+    def __call__(
+        self,
+        *,
+        hidden: bool = False,
+        condition: Condition | None = None,
+        run: Path | None = None,
+        weights: str = "ema",
+        gradients: bool = False,
+    ) -> Denoise:
+        """Return a new denoiser: by default that of the model, under the condition that the user gave.
 
-    return guided
+        `hidden` leaves out every condition, and `condition` takes the place of the user's, in the units of the network.
+        `run` is a run folder or a model file with data of the same shape, and `weights` chooses its weights as
+        `--weights` does. It is opened once, and called at its own level of the same signal-to-noise ratio. Its
+        estimates are in the model units of this model.
+
+        With `gradients`, estimates keep the graph that leads back to x. The denoiser that the guidance returns is then
+        called with gradients on, and its estimate is detached: `x.detach().requires_grad_()` and `torch.autograd.grad`
+        are all that it needs.
+
+        Raises `UsageError` where there is no condition to hide, for a model that was trained with every condition, and
+        for a run that does not fit.
+        """
 
 
-def item_std(x: Tensor) -> Tensor:
-    """Return the standard deviation of each item: (B, *shape) -> (B, 1, ...)."""
-    return x.std(dim=tuple(range(1, x.ndim)), correction=0, keepdim=True)
+@dataclass(frozen=True, kw_only=True)
+class GuidanceSpec:
+    """The samples that a guidance guides. Fields may be added."""
 
+    shape: tuple[int, ...]
+    """The shape of x for one sample, channels (or coordinates) first."""
+    schedule: Schedule
+    sigma_data: float = 1.0
+    """Standard deviation of the data in model units."""
+    bounds: tuple[float, float] | None = None
+    """The range of the data in model units, or None for unbounded data."""
+    is_image: bool = False
+    """True if x is an image."""
+    condition: Condition | None = None
+    """The condition that the user gave, in the units of the network, or None."""
+    count: int
+    """Number of samples in the batch."""
+    first: int = 0
+    """Number of the first of them."""
+    decode: Callable[[Tensor], Tensor]
+    """Return the data (B, ...) in model units that x_0 (B, *shape) stands for; x_0 itself without a codec.
 
-def within_interval(interval: tuple[float, float], inside: Denoise, outside: Denoise) -> Denoise:
-    """Return a denoiser that is `inside` where sigma/alpha lies in the interval, and `outside` elsewhere.
-
-    Guidance helps at the middle levels and does harm at the ends (Kynkäänniemi et al., 2024). There the conditional
-    denoiser alone is called, and the unconditional network costs nothing.
+    Gradients lead through it.
     """
-    low, high = interval
-
-    def denoise(x: Tensor, level: Level) -> Estimate:
-        # not divided, since alpha may be 0
-        return (inside if low * level.alpha <= level.sigma <= high * level.alpha else outside)(x, level)
-
-    return denoise
+    scaling: Scaling
+    """The conversion between data units and model units of the data."""
+    device: torch.device

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from difftool.devices import autocast
 from difftool.diffusion.estimate import Denoise, Step
 from difftool.errors import DifftoolError, blaming
 from difftool.rng import sample_noise
-from difftool.sampling.denoiser import Counted, clipped, thresholded
-from difftool.sampling.guidance import classifier_free_guidance, within_interval
+from difftool.sampling.denoiser import clipped, thresholded
 from difftool.sampling.inpainting import inpainted, paste
+from difftool.sampling.predictions import BatchPredictions, guided
 
 if TYPE_CHECKING:
     from difftool.diffusion.schedule import Level
@@ -43,7 +42,8 @@ def sample(source: Source, plan: Plan, batches: Iterable[int] | None = None) -> 
 def sample_batch(source: Source, plan: Plan, first: int, count: int) -> Iterator[Step]:
     """Yield x_T and the state after each step of the samples first..first+count-1."""
     what = f"sampler {plan.sampler.name}"
-    denoise, counted = denoiser_of(source, plan, first, count)
+    predictions = plan.predictions(source, first, count)
+    denoise = denoiser_of(source, plan, predictions)
     x_T = start(source, plan, first, count)
     yield Step(x_T, plan.levels[0], None, first=first)
     noise = partial(sample_noise, first, count, source.space.shape, plan.seed, "step", device=source.device)
@@ -53,7 +53,7 @@ def sample_batch(source: Source, plan: Plan, first: int, count: int) -> Iterator
             if not isinstance(step, Step) or step.x.shape != x_T.shape:
                 raise DifftoolError(f"{what}: step {number} gave no state shaped {tuple(x_T.shape)}")
             step.number, step.first, step.done = number, first, number == plan.steps
-            step.calls = sum([network.calls for network in counted])
+            step.calls = predictions.calls
             yield step
     if number != plan.steps:
         raise DifftoolError(f"{what} made {number} steps of {plan.steps}")
@@ -116,29 +116,16 @@ def decoded(source: Source, step: Step, plan: Plan) -> Tensor:
     return paste(x, plan.inpainting) if step.done and plan.inpainting is not None else x
 
 
-def denoiser_of(source: Source, plan: Plan, first: int, count: int) -> tuple[Denoise, list[Counted]]:
-    """Return the denoiser of the samples first..first+count-1, and the bare ones inside it, which count their calls."""
+def denoiser_of(source: Source, plan: Plan, predictions: BatchPredictions) -> Denoise:
+    """Return the denoiser of a batch: the model's, guided, clipped and kept to the part of an image that is known."""
     settings, bounds = plan.settings, source.space.bounds
-    context = autocast(source.device, settings.precision)
-    condition = source.model_condition(plan.condition(first, count))
-    conditional = Counted(source.denoiser(count, condition=condition, autocast=context))
-    counted = [conditional]
-    denoise: Denoise = conditional
-    if settings.guidance != 1.0:
-        unconditional = Counted(source.denoiser(count, autocast=context))
-        counted.append(unconditional)
-        denoise = classifier_free_guidance(
-            conditional, unconditional, settings.guidance, rescale=settings.guidance_rescale
-        )
-        if settings.guidance_interval is not None:
-            low, high = settings.guidance_interval
-            denoise = within_interval((low, high), inside=denoise, outside=conditional)
+    denoise = predictions() if plan.guidance is None else guided(plan.guidance, predictions)
     if bounds is not None and settings.clip:
         quantile = settings.threshold
         denoise = clipped(denoise, bounds) if quantile is None else thresholded(denoise, bounds, quantile)
     if plan.inpainting is not None:
         denoise = inpainted(denoise, plan.inpainting, source)
-    return denoise, counted
+    return denoise
 
 
 def start(source: Source, plan: Plan, first: int, count: int) -> Tensor:

@@ -38,7 +38,7 @@ from difftool.settings import LARGEST_STEP, Sampling
 from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
-    from difftool.components import Sampler, Spacing
+    from difftool.components import Guidance, Sampler, Spacing
     from difftool.diffusion.schedule import Level, Schedule
 
 
@@ -98,7 +98,7 @@ class Model(Source):
         try:
             groups = checkpoint.grouped(tensors, ("network", "codec"))
         except ValueError as error:
-            raise BadFile(f"{path}: its weights are malformed: {error}") from None
+            raise BadFile(f"{path}: its weights do not fit: {error}") from None
         try:
             latents = read_space(path, recipe[Codec], data, document, groups["codec"])
             space, backbone = data if latents is None else latents.facts, recipe[Backbone]
@@ -163,7 +163,14 @@ class Model(Source):
         except OSError as error:
             raise DifftoolError(f"{where}: {one_line(error)}") from None
 
-    def denoiser(self, count: int, *, condition: Condition | None = None, autocast: Autocast | None = None) -> Denoise:
+    def denoiser(
+        self,
+        count: int,
+        *,
+        condition: Condition | None = None,
+        autocast: Autocast | None = None,
+        gradients: bool = False,
+    ) -> Denoise:
         cond = None
         if self.space.condition:
             nothing = Condition.nothing(count, self.space.condition, self.device)
@@ -178,19 +185,30 @@ class Model(Source):
             learned_variance=self.recipe.training.learn_variance,
             bounds=self.space.bounds,
             autocast=autocast,
+            gradients=gradients,
             name=f"backbone {self.recipe[Backbone].name}",
         )
 
+    def open_other(self, run: Path, weights: str) -> Model:
+        return load_model(run, weights, device=self.device)
+
     def sample(
-        self, n: int = 16, *, sampler: str | Sampler = "ddim", spacing: str | Spacing = "trailing", **settings: Any
+        self,
+        n: int = 16,
+        *,
+        sampler: str | Sampler = "ddim",
+        spacing: str | Spacing = "trailing",
+        guidance: float | str | Guidance | None = None,
+        **settings: Any,
     ) -> Tensor:
         """Draw n samples (n, *shape), floats in data units; those of images are pixel values from 0 to 255.
 
         They are float32, or float64 where the data lie so far from 0 that float32 would lose digits. `settings` are
-        the options of `difftool sample`: steps, seed, label, guidance, batch_size, ... Of these, vector, image and
+        the options of `difftool sample`: steps, seed, label, batch_size, ... Of these, vector, image and
         tokens may also be tensors, arrays or lists, of one for all samples or with a row for each sample: vectors
         (N, D) in the units of the data, images (N, C, H, W) as uint8 pixels or floats in model units, tokens (N, L, D).
-        Raises `DifftoolError`, and `TypeError` for a sampler or spacing that is neither a name nor a component.
+        `guidance` is a scale, such as 2, of classifier-free guidance, or another guidance. Raises `DifftoolError`, and
+        `TypeError` for a sampler, spacing or guidance that is neither a name nor a component.
         """
         if n is None or "num_samples" in settings:
             raise TypeError("sample() takes the number of samples as n")
@@ -200,7 +218,8 @@ class Model(Source):
             if not isinstance(settings.get(name), (str, os.PathLike, type(None)))
         }
         chosen = make(Sampling, {"num_samples": n, **settings})
-        plan = Plan.of(self, chosen, sampler=sampler, spacing=spacing, conditions=arrays)
+        self._others.clear()  # a run that guides may have been trained further
+        plan = Plan.of(self, chosen, sampler=sampler, spacing=spacing, guidance=guidance, conditions=arrays)
         if warning := caution(self, plan):
             warnings.warn(warning, stacklevel=2)
         return draw(self, plan)

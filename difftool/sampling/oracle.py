@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from difftool.diffusion.estimate import Denoise, Estimate
 from difftool.diffusion.schedule import Level, Schedule
 from difftool.errors import UsageError, blaming
 from difftool.plugins.build import build_schedule, load_samples, loading
+from difftool.sampling.model import Model, load_model
 from difftool.sampling.source import Autocast, Source
 from difftool.specs import OracleSpec
 
@@ -67,15 +69,25 @@ class OracleSource(Source):
     def description(self) -> str:
         return f"{self.title}, untrained"
 
-    def denoiser(self, count: int, *, condition: Condition | None = None, autocast: Autocast | None = None) -> Denoise:
+    def denoiser(
+        self,
+        count: int,
+        *,
+        condition: Condition | None = None,
+        autocast: Autocast | None = None,
+        gradients: bool = False,
+    ) -> Denoise:
         """Return the denoiser of all classes, or of each sample's own."""
         if condition is None or condition.label is None:
-            return self._of_class(None)
+            return self._naming(self._of_class(None), gradients)
         labels = condition.label.to(self.device)
         classes = sorted(set(labels.tolist()))
         if len(classes) == 1:
-            return self._of_class(classes[0])
-        return by_class(labels, {k: self._of_class(k) for k in classes})
+            return self._naming(self._of_class(classes[0]), gradients)
+        return self._naming(by_class(labels, {k: self._of_class(k) for k in classes}), gradients)
+
+    def open_other(self, run: Path, weights: str) -> Model:
+        return load_model(run, weights, device=self.device)
 
     def load_samples(self) -> Samples:
         return self.samples
@@ -84,21 +96,23 @@ class OracleSource(Source):
         """Return the denoiser of a class. It is made once, since an oracle remembers nothing between trajectories."""
         if label not in self._denoisers:
             spec = OracleSpec(schedule=self.schedule, label=label, device=self.device)
-            what = f"oracle {self.oracle.name}, dataset {self.dataset.name}"
-            with blaming(what, refusal=UsageError):
-                denoise = self.oracle.denoiser(self.samples, spec)
-            self._denoisers[label] = naming(denoise, what)
+            with blaming(self._what, refusal=UsageError):
+                self._denoisers[label] = self.oracle.denoiser(self.samples, spec)
         return self._denoisers[label]
 
+    @property
+    def _what(self) -> str:
+        return f"oracle {self.oracle.name}, dataset {self.dataset.name}"
 
-def naming(denoise: Denoise, what: str) -> Denoise:
-    """Return a denoiser whose errors name the oracle, and not the sampler that calls it."""
+    def _naming(self, denoise: Denoise, gradients: bool) -> Denoise:
+        """Return a denoiser, with or without gradients, whose errors name the oracle, and not what calls it."""
+        what = self._what
 
-    def denoise_or_blame(x: Tensor, level: Level) -> Estimate:
-        with blaming(what):
-            return denoise(x, level)
+        def denoise_or_blame(x: Tensor, level: Level) -> Estimate:
+            with blaming(what), torch.set_grad_enabled(gradients):
+                return denoise(x, level)
 
-    return denoise_or_blame
+        return denoise_or_blame
 
 
 def by_class(labels: Tensor, denoisers: Mapping[int, Denoise]) -> Denoise:

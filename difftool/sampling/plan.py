@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from difftool.components import Sampler, Spacing
+from difftool.components import Guidance, Sampler, Spacing
 from difftool.data.condition import Condition
 from difftool.data.images import own_image
 from difftool.devices import check_precision
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError, UsageError, blaming
-from difftool.plugins.registry import given, registry
+from difftool.plugins.registry import given, given_guidance, registry
 from difftool.sampling.conditions import Rows, read_rows, words_of
 from difftool.sampling.denoiser import Counted
 from difftool.sampling.inpainting import Inpainting
+from difftool.sampling.predictions import BatchPredictions, guided
 from difftool.settings import STRENGTH, Sampling
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Plan:
 
     sampler: Sampler
     spacing: Spacing
+    guidance: Guidance | None = None
     levels: tuple[Level, ...]
     """The levels visited; the last one is clean."""
     settings: Sampling
@@ -61,17 +63,20 @@ class Plan:
         *,
         sampler: str | Sampler = "ddim",
         spacing: str | Spacing = "trailing",
+        guidance: float | str | Guidance | None = None,
         conditions: Mapping[str, Any] | None = None,
     ) -> Plan:
         """Resolve settings against a source. `conditions` are arrays in place of the settings of these names.
 
-        Raises `UsageError` for what does not go together, `TypeError` for something else than a sampler or a spacing,
-        and `DifftoolError` for images that cannot be read.
+        A number as guidance is a scale of classifier-free guidance. Raises `UsageError` for what does not go together,
+        `TypeError` for something else than a sampler, a spacing or a guidance, and `DifftoolError` for files that
+        cannot be read.
         """
         settings = settings or Sampling()
         check_settings(source, settings)
         sampler, spacing = given(Sampler, sampler), given(Spacing, spacing)
         T, numbers = len(source.schedule), max(math.prod(source.space.shape), math.prod(source.data.shape))
+        guidance = None if guidance is None else given_guidance(guidance)
         levels = spaced_levels(source.schedule, spacing, settings.steps or min(sampler.default_steps or T, T))
         if settings.interpolate is not None and dry_run(sampler, (*levels, CLEAN)).draws_noise:
             raise UsageError(
@@ -86,9 +91,10 @@ class Plan:
         default_count = suggested or (
             PATH if settings.interpolate is not None else POINTS if source.data.is_points else IMAGES
         )
-        return cls(
+        plan = cls(
             sampler=sampler,
             spacing=spacing,
+            guidance=guidance,
             levels=(*levels, CLEAN),
             settings=settings,
             init=init,
@@ -97,6 +103,14 @@ class Plan:
             batch_size=settings.batch_size or max(1, min(BATCH_SAMPLES, BATCH_ELEMENTS // numbers)),
             rows=rows,
         )
+        if guidance is not None:  # which refuses before anything is drawn what it does not suit
+            guided(guidance, plan.predictions(source, 0, plan.count(0)))
+        return plan
+
+    def predictions(self, source: Source, first: int, count: int) -> BatchPredictions:
+        """Return the denoisers of the samples first..first+count-1, which count their calls."""
+        condition, precision = self.condition(first, count), self.settings.precision
+        return BatchPredictions(source, condition, first=first, count=count, precision=precision)
 
     @property
     def label(self) -> int | None:
@@ -167,8 +181,6 @@ def first_gain(source: Source, levels: Sequence[Level]) -> float:
 def check_settings(source: Source, settings: Sampling) -> None:
     """Raise `UsageError` for settings that do not suit the source or its device."""
     check_precision(source.device, settings.precision)
-    if settings.guidance_rescale and not source.data.is_image:
-        raise UsageError(f"--guidance-rescale: brings back the contrast of images, and {source.name} has none")
     if settings.threshold is not None and source.space.bounds is None:
         what = "data" if source.latents is None else "latents"
         raise UsageError(f"--threshold: the {what} of {source.name} have no bounds")

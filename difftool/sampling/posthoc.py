@@ -87,7 +87,7 @@ def _read(file: AverageFile, network: nn.Module) -> tuple[dict[str, Tensor], int
     try:
         tensors = checkpoint.grouped(stored, ("network", "codec"))["network"]
     except ValueError as error:
-        raise BadFile(f"{file.path}: its weights are malformed: {error}") from None
+        raise BadFile(f"{file.path}: its weights do not fit: {error}") from None
     if rows := checkpoint.differences(network.state_dict(), tensors):
         raise BadFile(f"{file.path}: its weights do not fit: {rows}")
     return tensors, step

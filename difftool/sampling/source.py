@@ -7,6 +7,8 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -85,11 +87,34 @@ class Source(ABC):
         return None
 
     @abstractmethod
-    def denoiser(self, count: int, *, condition: Condition | None = None, autocast: Autocast | None = None) -> Denoise:
+    def denoiser(
+        self,
+        count: int,
+        *,
+        condition: Condition | None = None,
+        autocast: Autocast | None = None,
+        gradients: bool = False,
+    ) -> Denoise:
         """Return a new denoiser of `count` samples under their conditions, or without any.
 
-        It is bare: the caller puts guidance and clipping around it.
+        It is bare: the caller puts guidance and clipping around it. With `gradients`, estimates keep the graph that
+        leads back to x.
         """
+
+    @abstractmethod
+    def open_other(self, run: Path, weights: str) -> Source:
+        """Open another run or model file on the same device. Raises `DifftoolError`."""
+
+    @cached_property
+    def _others(self) -> dict[tuple[Path, str], Source]:
+        """The other runs that guidances have opened, by path and weights."""
+        return {}
+
+    def other(self, run: Path, weights: str) -> Source:
+        """Return another run or model file, which is opened once. Raises `DifftoolError`."""
+        if (run, weights) not in self._others:
+            self._others[run, weights] = self.open_other(run, weights)
+        return self._others[run, weights]
 
     def step_gain(self, t: Level, s: Level) -> float:
         """Return the factor by which a step from t to s multiplies errors of a network; 0 for one without errors."""

@@ -24,7 +24,7 @@ from difftool.files import atomic
 from difftool.plugins.build import build_codec, cache_folder, loading
 from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
-from difftool.runs.latents import document_of, read_space, tensors_of
+from difftool.runs.latents import KEY, document_of, read_space, tensors_of
 from difftool.runs.recipe import Recipe
 from difftool.version import __version__
 
@@ -64,6 +64,8 @@ def _saved_space(component: Codec, data: DataFacts, run: RunFolder) -> LatentSpa
     """Return the latents that the newest readable state of a run records, or None."""
     for path in run.saved_states():
         try:
+            if KEY not in checkpoint.load_document(path):
+                continue
             tensors, document = checkpoint.load(path)
             codec = {name.removeprefix("codec."): t for name, t in tensors.items() if name.startswith("codec.")}
             return read_space(path, component, data, document, codec)
