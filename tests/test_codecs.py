@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -567,6 +568,18 @@ def test_patches_and_pixels_start_at_the_same_loss(run: Run) -> None:
         ok(run("train", *IMAGES, "--codec", name, "--steps", 1, "--lr", 1e-9, "--out", name))
         losses.append(json.loads(Path(name, "metrics.jsonl").read_text().splitlines()[0])["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=0.05)  # the noise is not the same
+
+
+def test_train_and_info_say_what_the_latents_are(run: Run) -> None:
+    begun = ok(run("train", *IMAGES, "--codec", "pca", "--codec.components", 48, "--steps", 1, "--out", "r"))
+    (line,) = (line for line in begun.err.splitlines() if "unet (" in line)
+    assert re.search(r" / pca \(latents of 48x2x2, loses \d\S* % of the deviation\) / linear ", line)
+    (row,) = (line for line in ok(run("info", "r")).out.splitlines() if line.startswith("latents"))
+    assert row.split() == ["latents", "48", "2", "2"]
+    assert json.loads(ok(run("info", "r/model.safetensors", "--json")).out)["latents"] == [48, 2, 2]
+    plain = ok(run("train", *IMAGES, "--dry-run", "--json"))
+    assert json.loads(plain.out)["latents"] is None
+    assert "latents" not in plain.err
 
 
 def ok(outcome: Outcome) -> Outcome:
