@@ -20,6 +20,7 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
         backbones,
         callbacks,
         codecs,
+        commands,
         datasets,
         guidances,
         loggers,
@@ -49,6 +50,7 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
         "logger": KindLaws(loggers.LAWS),
         "callback": KindLaws(callbacks.LAWS),
         "writer": KindLaws(writers.LAWS),
+        "command": KindLaws(commands.LAWS),
     }
 
 
