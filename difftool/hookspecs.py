@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from difftool.components import (
         Backbone,
         Callback,
+        Codec,
         Command,
         Dataset,
         Guidance,
@@ -49,6 +50,11 @@ def difftool_schedules() -> Iterable[type[NoiseSchedule]]:  # type: ignore[empty
 @hookspec
 def difftool_backbones() -> Iterable[type[Backbone]]:  # type: ignore[empty-body]
     """Return backbones: networks `net(x, t, cond)` whose output has the shape of x."""
+
+
+@hookspec
+def difftool_codecs() -> Iterable[type[Codec]]:  # type: ignore[empty-body]
+    """Return codecs: maps of items to latents, in which a network works, and back."""
 
 
 @hookspec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -89,6 +89,16 @@ class BackboneSpec:
     def in_channels(self) -> int:
         """Channels of the network's input: x_t, the last estimate of x_0, and the condition image."""
         return self.shape[0] * (2 if self.self_condition else 1) + self.image_channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecSpec:
+    """The setting of a codec."""
+
+    shape: tuple[int, ...]
+    """The shape of one item, channels (or coordinates) first."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """The plain values that a module had as `facts` when its model file was written; empty for a new run."""
 
 
 @dataclass(frozen=True, kw_only=True)

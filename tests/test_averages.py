@@ -246,8 +246,8 @@ def trajectory(averaged_run: Path) -> dict[str, Tensor]:
     """The trained weights after each step, (steps, ...) in double precision."""
     states = [checkpoint.load(path)[0] for path in reversed(RunFolder(averaged_run).saved_states())]
     assert len(states) == STEPS
-    names = [name for name in states[0] if name.startswith("model.")]
-    return {name.removeprefix("model."): torch.stack([state[name].double() for state in states]) for name in names}
+    names = [name for name in states[0] if name.startswith("network.")]
+    return {name.removeprefix("network."): torch.stack([state[name].double() for state in states]) for name in names}
 
 
 def direct(trajectory: dict[str, Tensor], weights: Sequence[float] | np.ndarray) -> dict[str, Tensor]:
@@ -504,7 +504,7 @@ def test_a_state_holds_all_averages_and_its_size_counts_them(run: Run, averaged_
     document = json.loads(ok(run("train", *SHORT, "--steps", 4, "--dry-run", "--json")).out)
     assert document["state_bytes"] == 4 * (3 + 4) * document["parameters"]
     tensors, _ = checkpoint.load(RunFolder(averaged_run).saved_states()[0])
-    assert sum(name.startswith("averages.") for name in tensors) == 4 * sum(n.startswith("model.") for n in tensors)
+    assert sum(name.startswith("averages.") for name in tensors) == 4 * sum(n.startswith("network.") for n in tensors)
 
 
 def test_a_disk_without_room_for_the_snapshots(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -577,7 +577,11 @@ def test_tied_and_complex_weights_are_summed_and_buffers_are_the_newest(tmp_path
         averages.update()
         for average in [*averages][:2]:
             about = {"kind": "model", "weights": average.name, "step": t}
-            checkpoint.save(file_of(run.averages, average.name, t), average.network.state_dict(), about)
+            checkpoint.save(
+                file_of(run.averages, average.name, t),
+                checkpoint.ungrouped({"network": average.network.state_dict()}),
+                about,
+            )
     tensors, step, path = reconstruct(run, 0.07, network)
     assert (step, path.name) == (20, "power-0.05-step-000000020.safetensors")
     for name, expected in [*averages][2].network.state_dict().items():

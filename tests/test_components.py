@@ -96,7 +96,7 @@ def test_a_component_takes_its_name_and_kind_from_the_class_line() -> None:
     assert Unnamed.name == ""  # a name is never inherited: two classes would share it
     assert set(KINDS) == {
         *("dataset", "schedule", "backbone", "sampler", "spacing", "prediction", "weighting", "timestep-sampling"),
-        *("guidance", "loss", "optimizer", "oracle", "logger", "callback", "writer", "command"),
+        *("codec", "guidance", "loss", "optimizer", "oracle", "logger", "callback", "writer", "command"),
     }
 
 

@@ -569,12 +569,7 @@ USAGE = [
     Fault("label with escapes", ("sample", "LABELS", "--label", ESCAPE), 2, (r"\x1b[31m",)),
     Fault("label of a comparison", ("compare", "LABELS", "--label", 9), 2, ("no class '9'",)),
     Fault("guidance without a label", ("sample", "LABELS", "--guidance", 2), 2, ("--label",)),
-    Fault(
-        "interval without guidance",
-        ("sample", "LABELS", "--guidance.interval", "0.3,5"),
-        2,
-        ("guidances autoguidance, cfg",),
-    ),
+    Fault("interval without guidance", ("sample", "LABELS", "--guidance.interval", "0.3,5"), 2, ("guidances auto",)),
     Fault("threshold without bounds", ("sample", "POINTS", "--threshold", 0.9), 2, ("--threshold", "no bounds")),
     Fault("threshold and no clipping", ("sample", "IMAGES", "--threshold", 0.9, "--no-clip"), 2, ("--threshold",)),
     Fault("strength of nothing", ("sample", "IMAGES", "--strength", 0.5), 2, ("--strength", "--init")),
@@ -967,7 +962,7 @@ RESUME_ROWS = [
         Fault(f"a state with {name}", RESUME, 1, INVALID, (copied(), state(tensors=change)))
         for name, change in {
             "weights of another type": lambda t: t.update({k: v.double() for k, v in t.items()}),
-            "weights missing": lambda t: [t.pop(k) for k in list(t) if k.startswith("model.")],
+            "weights missing": lambda t: [t.pop(k) for k in list(t) if k.startswith("network.")],
             "the average missing": lambda t: [t.pop(k) for k in list(t) if k.startswith("averages.")],
             "moments of another type": optimizer_only(lambda t, k: t.update({k: t[k].double()})),
             "moments of another shape": optimizer_only(lambda t, k: t.update({k: torch.zeros(3)})),
@@ -1080,7 +1075,11 @@ FILES: dict[str, tuple[tuple[str, ...], Step]] = {
     ),
     "a tensor twice in the header": (
         NOT_OURS,
-        header_text(lambda text: '{"first.weight": ' + json.dumps(json.loads(text)["first.weight"]) + ", " + text[1:]),
+        header_text(
+            lambda text: (
+                '{"network.first.weight": ' + json.dumps(json.loads(text)["network.first.weight"]) + ", " + text[1:]
+            )
+        ),
     ),
     "metadata twice in the header": (NOT_OURS, header_text(half_hidden)),
     "no metadata": (NOT_OURS, header(lambda head, _: head.pop("__metadata__"))),
@@ -1118,7 +1117,10 @@ FILES: dict[str, tuple[tuple[str, ...], Step]] = {
     "NaN for weights": (("x.npy", "NaN"), model(tensors=scaled(float("nan")))),
     "weights of 10^38": (("x.npy", "NaN"), model(tensors=scaled(1e38))),
     "no weights": (("weights do not fit", "is missing", "more"), model(tensors=lambda t: t.clear())),
-    "a weight missing": (("do not fit", "first.weight is missing"), model(tensors=lambda t: t.pop("first.weight"))),
+    "a weight missing": (
+        ("do not fit", "first.weight is missing"),
+        model(tensors=lambda t: t.pop("network.first.weight")),
+    ),
     "a weight too many": (("do not fit", r"\x1b[31m"), model(tensors=lambda t: t.update({"\x1b[31m": torch.zeros(1)}))),
     "a weight called 10^6 x": (("do not fit", "xxx"), model(tensors=lambda t: t.update({"x" * 10**6: torch.zeros(1)}))),
     "weights of half precision": (

@@ -27,7 +27,8 @@ ONLY = ("--train-only", "^last")
 
 
 def model_of(folder: Path | str) -> dict[str, Tensor]:
-    return checkpoint.load(Path(folder) / "model.safetensors")[0]
+    tensors = checkpoint.load(Path(folder) / "model.safetensors")[0]
+    return {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
 
 
 def state_of(folder: Path | str) -> dict[str, Tensor]:
@@ -49,14 +50,14 @@ class TestStart:
         source = model_of(points_run)
         assert not differing(model_of("r"), source)
         state = state_of("r")
-        for group in ("model", "averages.0"):
+        for group in ("network", "averages.0"):
             assert not differing({name: state[f"{group}.{name}"] for name in source}, source)
 
     def test_the_trained_weights_can_be_taken_instead(self, run: Run, points_run: Path) -> None:
         raw = ("--init-from", points_run, "--init-weights", "raw")
         assert run("train", *POINTS, *raw, "--steps", 0, "--out", "r").code == 0
         state = state_of(points_run)
-        assert not differing(model_of("r"), {name: state[f"model.{name}"] for name in model_of("r")})
+        assert not differing(model_of("r"), {name: state[f"network.{name}"] for name in model_of("r")})
         assert differing(model_of("r"), model_of(points_run))
 
     def test_another_dataset_schedule_and_prediction_start_from_them(self, run: Run, points_run: Path) -> None:
@@ -160,7 +161,7 @@ class TestFrozen:
         last, source = {"last.weight", "last.bias"}, model_of(points_run)
         assert differing(model_of("r"), source) == last
         state = state_of("r")
-        assert differing({name: state[f"model.{name}"] for name in source}, source) == last
+        assert differing({name: state[f"network.{name}"] for name in source}, source) == last
         optimizer = [tensor for name, tensor in state.items() if name.startswith("optimizer.") and tensor.ndim]
         assert sorted(tensor.shape for tensor in optimizer) == [(2,), (2,), (2, 16), (2, 16)]
 

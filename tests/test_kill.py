@@ -494,6 +494,8 @@ RUNS: dict[str, tuple[object, ...]] = {
     "muon": (*IMAGES, *MIXED, "--optimizer", "muon", "--steps", 18),
     "gradients": (*IMAGES, *MIXED, "--backbone.dropout", 0.2, "--self-condition", "--learn-variance", "--steps", 18),
     "bf16": (*IMAGES, *MIXED, "--backbone.dropout", 0.1, "--precision", "bf16", "--held-out", 8, "--steps", 18),
+    "latents": (*IMAGES, *MIXED, "--codec", "pca", "--held-out", 8, "--steps", 18),
+    "digits in latents": (*IMAGES, *MIXED, "--codec", "pca", "--workers", 0, "--held-out", 8, "--steps", 18),
     "digits": (*IMAGES, *MIXED, "--workers", 0, "--steps", 18),
     "digits, 2 workers": (*IMAGES, *MIXED, "--workers", 2, "--held-out", 20, "--steps", 18),
 }

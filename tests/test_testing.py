@@ -109,8 +109,11 @@ def failed_laws(component: Component, **arguments: Any) -> dict[str, str]:
 
 # ── the built-ins ───────────────────────────────────────────────────────────────────────────────
 
-CHECKED_BELOW = {"image-folder", "jsonl", "new-plugin", "unet"}
-"""Built-ins that require options, and the U-Net, which is made small. `new-plugin` is checked in test_commands."""
+CHECKED_BELOW = {"autoencoder-kl", "image-folder", "jsonl", "new-plugin", "unet"}
+"""Built-ins that require options, and the U-Net, which is made small.
+
+`new-plugin` is checked in test_commands, and `autoencoder-kl` in test_codecs.
+"""
 
 
 def built_ins() -> list[Any]:

@@ -13,10 +13,10 @@ import typer
 from rich.table import Column
 
 from difftool.cli.command import component_command, given_values
-from difftool.cli.console import bar, new_table, plain, result, result_json, stdout
+from difftool.cli.console import new_table, plain, progress, result, result_json, stdout
 from difftool.cli.flags import Group, flag_of, make_from_flags, text_of
 from difftool.cli.parameters import AsJson
-from difftool.components import KINDS, Backbone, Component
+from difftool.components import KINDS, Backbone, Codec, Component
 from difftool.errors import DifftoolError, InvalidOption, PluginFailure, UnknownComponent, UsageError, counted
 from difftool.options import Options, fields, option, options_of, suggestion
 from difftool.plugins.discovery import distribution_name
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from difftool.testing import Finding
 
 LARGEST_ITEM = 2**22
-"""The most numbers in an item that backbones are checked with, such as four images of 3x512x512."""
+"""The most numbers in an item that is checked with, such as four images of 3x512x512."""
 STYLES = {"passed": "green", "failed": "bold red", "skipped": "dim"}
 
 
@@ -35,7 +35,7 @@ class Checking(Options):
     """The settings of a check."""
 
     shape: tuple[int, ...] | None = option(
-        default=None, ge=1, le=4096, help="C,H,W or D: shape of the items that backbones are checked with"
+        default=None, ge=1, le=4096, help="C,H,W or D: shape of the items that backbones and codecs are checked with"
     )
 
     def __post_init__(self) -> None:
@@ -78,11 +78,11 @@ def check(
     from difftool.testing.examine import PLUGIN_LAWS, laws_of
 
     total = sum(len(PLUGIN_LAWS if case.kind == "plugin" else laws_of(case.kind)) for case in cases)
-    with bar("checking", total) as progress:
+    with progress("checking", total) as bar:
         for case in cases:
             for finding in case.examine():
                 case.findings.append(finding)
-                progress.update(sum(len(c.findings) for c in cases), f"{case.kind} {case.name}: {finding.law}")
+                bar.update(sum(len(c.findings) for c in cases), f"{case.kind} {case.name}: {finding.law}")
     failures = [f"{case.kind} {case.name} {f.law}" for case in cases for f in case.findings if f.failed]
     if json:
         result_json({"verdict": "failed" if failures else "passed", "checked": [_as_json(case) for case in cases]})
@@ -127,7 +127,7 @@ def _cases(name: str, values: Mapping[str, Mapping[str, Any]], shape: tuple[int,
             reason = Finding("can be checked", "skipped", f"{error}; check {cls.name} by itself")
             yield _Case(cls.kind, cls.name, package, partial(iter, [reason]))
             continue
-        item_shape = shape if cls.kind == Backbone.kind else None
+        item_shape = shape if cls.kind in (Backbone.kind, Codec.kind) else None
         yield _Case(cls.kind, _title(component), package, partial(examine, component, shape=item_shape))
     if not plugins and not components:
         for kind in KINDS:  # raises the reason for a component that was set aside

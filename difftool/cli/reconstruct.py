@@ -90,9 +90,10 @@ def reconstruct(
     eps, variance = noise_of(x_0, settings.seed), float(x_0.var(correction=0))
     with devices.threads(None, model.recipe.training.threads):
         rows = [reconstruct_items(model, x_0, model.schedule[t], eps, condition) for t in levels]
+    what_of = "data" if model.latents is None else "latents"
     for row in rows:
         note(
-            f"t = {row.level.t:.0f}: mean squared error {row.error:.4g} of x_0 (data of variance {variance:.3g}), "
+            f"t = {row.level.t:.0f}: mean squared error {row.error:.4g} of x_0 ({what_of} of variance {variance:.3g}), "
             f"{row.noise_error:.4g} of the noise"
         )
     paths = out or ([] if json else [numbered(Path(), f"reconstruction-{model.name}", ".png")])
@@ -107,7 +108,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _own_items(model: Model, images: Sequence[Path]) -> tuple[Tensor, None, list[str]]:
-    """Return the user's images in model units, without a condition, and their names."""
+    """Return the user's images as the network sees them, without a condition, and their names."""
     import torch
 
     from difftool.data.images import own_image
@@ -120,18 +121,19 @@ def _own_items(model: Model, images: Sequence[Path]) -> tuple[Tensor, None, list
             "leave the images out to reconstruct items of its dataset"
         )
     x_0 = torch.stack([own_image(path, model.data, model.name, "IMAGE") for path in images])
-    return x_0.to(model.device), None, [printable(path.stem) for path in images]
+    return model.encode(x_0.to(model.device)), None, [printable(path.stem) for path in images]
 
 
 def _dataset_items(model: Model, num_samples: int | None) -> tuple[Tensor, Condition | None, list[str]]:
-    """Return the first items of the run's dataset in model units, their conditions, and names made of their numbers."""
+    """Return the first items of the run's dataset as the network sees them, their conditions, and their names."""
     from difftool.plugins.build import loading
 
     samples = model.load_samples()
     count = min(num_samples or (IMAGES if samples.is_image else POINTS), len(samples))
     with loading(model.recipe[Dataset]):  # items on disk are read here
         items, condition = samples.take(range(count))
-    x_0, condition = model.data.scaling.to_model(items).to(model.device), model.data.model_condition(condition)
+    x_0 = model.encode(model.data.scaling.to_model(items).to(model.device))
+    condition = model.model_condition(condition)
     return x_0, None if condition is None else condition.to(model.device), [f"item {i}" for i in range(count)]
 
 
@@ -143,4 +145,4 @@ def _figure(model: Model, reconstructions: Sequence[Reconstruction], names: Sequ
     if model.data.is_image and len(names) > 1:
         rows = [one.item(i) for i in range(len(names)) for one in reconstructions]
         labels = [f"{name}, {label}" for name in names for label in labels]
-    return panel(rows, model.data, rows=labels, title=model.description)
+    return panel(rows, model, rows=labels, title=model.description)

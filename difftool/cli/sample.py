@@ -14,7 +14,7 @@ import typer
 
 from difftool import manifest
 from difftool.cli.command import component_command, given_component, given_values, named
-from difftool.cli.console import bar, note
+from difftool.cli.console import note, progress
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.guidance import guidance_groups, guidances, words_of_several
 from difftool.cli.outputs import check_outs, naming_out, report
@@ -194,13 +194,13 @@ def _draw(source: Source, plans: Sequence[Plan], steps: Sequence[int], group: Pr
 
     plan, parts = plans[0], []
     batches = range(plan.batches)[group.rank :: group.size]
-    with bar("sampling", len(plans) * len(batches) * plan.steps) as progress, spending(plan.batch_size):
+    with progress("sampling", len(plans) * len(batches) * plan.steps) as bar, spending(plan.batch_size):
 
         def watch(number: int, step: Any) -> None:
             finished = number * plan.num_samples + step.first + (len(step.x) if step.done else 0)
             batches_before = number * len(batches) + batches.index(step.first // plan.batch_size)
             words = f"{finished:,}/{counted(len(plans) * plan.num_samples, 'sample')}"
-            progress.update(batches_before * plan.steps + step.number, words)
+            bar.update(batches_before * plan.steps + step.number, words)
 
         for number, each in enumerate(plans):
             part = collect(source, each, steps, batches=batches, watch=partial(watch, number))

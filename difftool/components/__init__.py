@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from difftool.components.command import Command
 from difftool.components.component import Component
-from difftool.components.model import Backbone, Dataset, NoiseSchedule, Prediction
+from difftool.components.model import Backbone, Codec, Dataset, NoiseSchedule, Prediction
 from difftool.components.sampling import Guidance, Oracle, Sampler, Spacing, Writer
 from difftool.components.training import (
     Callback,
@@ -25,6 +25,7 @@ __all__ = [
     "KINDS",
     "Backbone",
     "Callback",
+    "Codec",
     "Command",
     "Companion",
     "Component",
@@ -51,6 +52,7 @@ KINDS: dict[str, type[Component]] = {
         Dataset,
         NoiseSchedule,
         Backbone,
+        Codec,
         Sampler,
         Spacing,
         Guidance,

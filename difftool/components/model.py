@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from difftool.components.component import Component
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from difftool.data.samples import DatasetContext, Samples
     from difftool.diffusion.schedule import Level, Schedule
-    from difftool.specs import BackboneSpec, ConditionSpec, ObjectiveSpec
+    from difftool.specs import BackboneSpec, CodecSpec, ConditionSpec, ObjectiveSpec
 
 
 class Dataset(Component):
@@ -49,6 +49,46 @@ class Dataset(Component):
         for a text that means nothing.
         """
         return None
+
+
+class Codec(Component):
+    """The codec, which takes items to latents, where network and sampler work, and back."""
+
+    kind = "codec"
+    hook = "difftool_codecs"
+    flag = "--codec"
+    commands = ("train",)
+    default = "none"
+
+    keeps_range: ClassVar[bool] = False
+    """True if latents keep the scale and the bounds of the data, as those of a mere rearrangement do.
+
+    Otherwise difftool shifts each channel to mean 0, scales all of them by one number to deviation 1, and clips no
+    estimate.
+    """
+
+    @abstractmethod
+    def build(self, spec: CodecSpec) -> nn.Module | None:
+        """Return a module with the methods `encode` and `decode`, or None, which leaves items as they are.
+
+        `encode(x)` takes items (B, *spec.shape) in model units, float32, to latents (B, *latent shape), channels first,
+        and `decode(z)` takes them back. Both are deterministic, and treat each item on its own. Parameters and buffers
+        of the module are saved with the model, and are not trained.
+
+        An attribute `facts` of the module, plain values by name, is saved too: a file is opened with them as
+        `spec.facts`, without the files that options name. An attribute `error` is the root mean square of
+        decode(encode(x)) - x, in model units, that `difftool check` verifies on the data that the codec was fitted to.
+
+        Raise `ValueError` when the shape does not fit, and say which shapes do.
+        """
+
+    def fit(self, module: nn.Module, batches: Callable[[], Iterator[Tensor]]) -> None:
+        """Fit the module to the training data, once, when a run begins.
+
+        Each call of `batches` goes through all items in order, some at a time: (B, *shape) in model units. The result
+        must depend on nothing else, so that the same run gives the same model.
+        """
+        return
 
 
 class NoiseSchedule(Component):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count, repeat
@@ -49,9 +49,13 @@ class Batches:
         workers: int = 0,
         part: slice | None = None,
         name: str = "the dataset",
+        encode: Callable[[Batch], Batch] | None = None,
     ) -> None:
-        """Take the settings of batches; `name` is that of the data in errors from their code."""
-        self.name = name
+        """Take the settings of batches; `name` is that of the data in errors from their code.
+
+        `encode` is applied to every batch, once its items are augmented.
+        """
+        self.name, self.encode = name, encode
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.device, self.workers = torch.device(device), workers
         self.part = part or slice(0, batch_size)
@@ -89,11 +93,10 @@ class Batches:
         Data in memory come for several steps at once: up to the next multiple of `block`.
         """
         batches = self._from_memory(step, block) if self.samples.in_memory else self._from_source(step)
-        if self.samples.augment is None and self.samples.images_function is None:
-            yield from batches
-            return
+        changes = self.samples.augment is not None or self.samples.images_function is not None
         for batch in batches:
-            yield self._changed(batch, step)
+            changed = self._changed(batch, step) if changes else batch
+            yield changed if self.encode is None else self.encode(changed)
             step += len(batch.items) // self.size
 
     def _changed(self, batch: Batch, step: int) -> Batch:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,10 +17,10 @@ from difftool.data.samples import DatasetContext, Samples
 from difftool.diffusion.prediction import check
 from difftool.errors import DifftoolError, InvalidOption, UsageError, blaming, one_line
 from difftool.settings import NO_CONDITION
-from difftool.specs import BackboneSpec, ConditionSpec, ObjectiveSpec
+from difftool.specs import BackboneSpec, CodecSpec, ConditionSpec, ObjectiveSpec
 
 if TYPE_CHECKING:
-    from difftool.components import Backbone, NoiseSchedule, Prediction
+    from difftool.components import Backbone, Codec, NoiseSchedule, Prediction
     from difftool.data.facts import DataFacts
     from difftool.diffusion.schedule import Schedule
     from difftool.settings import Training
@@ -85,6 +85,21 @@ def _build(backbone: Backbone, spec: BackboneSpec) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise DifftoolError(f"{what} built a {type(network).__name__}, not a module")
     return network
+
+
+def build_codec(codec: Codec, shape: tuple[int, ...], facts: Mapping[str, Any] | None = None) -> nn.Module | None:
+    """Return the module of a codec for items of this shape, or None if items stay as they are.
+
+    `facts` are those of a model file. Raises `UsageError` if the codec does not support the shape.
+    """
+    what = f"codec {codec.name}"
+    with blaming(what, refusal=UsageError):
+        module = codec.build(CodecSpec(shape=shape, facts=facts or {}))
+    if module is None:
+        return None
+    if not isinstance(module, nn.Module) or not all(hasattr(module, name) for name in ("encode", "decode")):
+        raise DifftoolError(f"{what} built a {type(module).__name__}, not a module with encode and decode")
+    return module.eval().requires_grad_(False)
 
 
 def puts_image_beside(backbone: Backbone, data: DataFacts) -> bool:

@@ -90,6 +90,12 @@ def load_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str
     return tensors, _parse(path, header.text), header.sha256
 
 
+def load_document(path: Path) -> dict[str, Any]:
+    """Return the document of a file without its tensors, and so without a check of the digest. Raises `BadFile`."""
+    with _opened(path) as (_, header):
+        return _parse(path, header.text)
+
+
 @dataclass(frozen=True)
 class _Entry:
     """A tensor, as the header describes it."""
@@ -191,6 +197,25 @@ def digest(tensors: Mapping[str, Tensor], text: str) -> str:
         array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
         sha.update(array)
     return sha.hexdigest()
+
+
+def grouped(tensors: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each group by their names there: `network.first.weight` is `first.weight` of `network`.
+
+    Raises `ValueError` for a tensor of another group.
+    """
+    groups: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    for name, tensor in tensors.items():
+        group, _, rest = name.partition(".")
+        if group not in groups:
+            raise ValueError(f"{name} belongs to none of {', '.join(names)}")
+        groups[group][rest] = tensor
+    return groups
+
+
+def ungrouped(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return tensors by names that begin with that of their group."""
+    return {f"{group}.{name}": tensor for group, some in groups.items() for name, tensor in some.items()}
 
 
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], most: int = 3) -> str:

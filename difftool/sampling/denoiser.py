@@ -134,11 +134,3 @@ def thresholded(denoise: Denoise, bounds: tuple[float, float], quantile: float) 
         return middle + b / s * torch.minimum(torch.maximum(y, -s), s)
 
     return corrected(denoise, threshold)
-
-
-def inpainted(denoise: Denoise, image: Tensor, mask: Tensor) -> Denoise:
-    """Return a denoiser whose x_0 is the image's (*shape) where the mask is false; the mask broadcasts over the image.
-
-    Since x_0 is right where it is known, every sampler carries the noised image there and ends in its very pixels.
-    """
-    return corrected(denoise, lambda x_0: torch.where(mask, x_0, image))

@@ -17,7 +17,8 @@ from torch import Tensor
 from difftool.diffusion.estimate import Denoise, Step
 from difftool.errors import DifftoolError, blaming
 from difftool.rng import sample_noise
-from difftool.sampling.denoiser import clipped, inpainted, thresholded
+from difftool.sampling.denoiser import clipped, thresholded
+from difftool.sampling.inpainting import inpainted, paste
 from difftool.sampling.predictions import BatchPredictions, guided
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def sample_batch(source: Source, plan: Plan, first: int, count: int) -> Iterator
     denoise = denoiser_of(source, plan, predictions)
     x_T = start(source, plan, first, count)
     yield Step(x_T, plan.levels[0], None, first=first)
-    noise = partial(sample_noise, first, count, source.data.shape, plan.seed, "step", device=source.device)
+    noise = partial(sample_noise, first, count, source.space.shape, plan.seed, "step", device=source.device)
     number = 0
     with blaming(what):
         for number, step in enumerate(plan.sampler.sample(denoise, x_T, plan.levels, noise), start=1):
@@ -80,7 +81,7 @@ def collect(
     batches: Iterable[int] | None = None,
     watch: Callable[[Step], object] | None = None,
 ) -> Trajectories:
-    """Return the samples, and their states after these steps (0 is x_T), on the CPU.
+    """Return the samples, and their states after these steps (0 is x_T), on the CPU, decoded.
 
     Samples of other batches than `batches` stay uninitialised. `watch` is called after each step.
     """
@@ -92,9 +93,9 @@ def collect(
     for step in sample(source, plan, batches):
         rows = slice(step.first, step.first + len(step.x))
         if step.number in steps:
-            states[steps.index(step.number), rows] = step.x
+            states[steps.index(step.number), rows] = decoded(source, step, plan)
         if step.done:
-            x[rows], calls = step.x, step.calls
+            x[rows], calls = decoded(source, step, plan), step.calls
         if watch is not None:
             watch(step)
     return Trajectories(x, states, [plan.levels[step] for step in steps], calls)
@@ -102,18 +103,28 @@ def collect(
 
 def draw(source: Source, plan: Plan) -> Tensor:
     """Return all samples of a plan (N, *shape), in data units."""
-    return source.data.scaling.to_data(torch.cat([step.x for step in sample(source, plan) if step.done]))
+    x = [decoded(source, step, plan) for step in sample(source, plan) if step.done]
+    return source.data.scaling.to_data(torch.cat(x))
+
+
+@torch.no_grad()
+def decoded(source: Source, step: Step, plan: Plan) -> Tensor:
+    """Return the state of a step as items (B, *shape) in model units, with the known part of an image in its pixels."""
+    if source.latents is None:
+        return step.x
+    x = source.decode(step.x)
+    return paste(x, plan.inpainting) if step.done and plan.inpainting is not None else x
 
 
 def denoiser_of(source: Source, plan: Plan, predictions: BatchPredictions) -> Denoise:
     """Return the denoiser of a batch: the model's, guided, clipped and kept to the part of an image that is known."""
-    settings, bounds = plan.settings, source.data.bounds
+    settings, bounds = plan.settings, source.space.bounds
     denoise = predictions() if plan.guidance is None else guided(plan.guidance, predictions)
     if bounds is not None and settings.clip:
         quantile = settings.threshold
         denoise = clipped(denoise, bounds) if quantile is None else thresholded(denoise, bounds, quantile)
     if plan.inpainting is not None:
-        denoise = inpainted(denoise, plan.inpainting.image, plan.inpainting.mask)
+        denoise = inpainted(denoise, plan.inpainting, source)
     return denoise
 
 
@@ -122,13 +133,15 @@ def start(source: Source, plan: Plan, first: int, count: int) -> Tensor:
 
     It is noise of the first level's norm, or the image of --init noised to that level (SDEdit; Meng et al., 2022).
     """
-    level, shape, seeds = plan.levels[0], source.data.shape, plan.settings.interpolate
+    level, shape, seeds = plan.levels[0], source.space.shape, plan.settings.interpolate
     if seeds is None:
         eps = sample_noise(first, count, shape, plan.seed, "x_T", device=source.device)
     else:
         a, b = (sample_noise(0, 1, shape, seed, "x_T", device=source.device) for seed in seeds)
         eps = torch.cat([slerp(a, b, k / (plan.num_samples - 1)) for k in range(first, first + count)])
-    return level.norm * eps if plan.init is None else level.alpha * plan.init + level.sigma * eps
+    if plan.init is None:
+        return level.norm * eps
+    return level.alpha * source.encode(plan.init[None]) + level.sigma * eps
 
 
 def slerp(a: Tensor, b: Tensor, fraction: float) -> Tensor:

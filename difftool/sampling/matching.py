@@ -25,12 +25,14 @@ model units of one model then has almost one deviation in those of the other."""
 
 
 def check_same_data(source: Source, other: Source) -> None:
-    """Raise `UsageError` unless two sources have data of one shape, in scales that differ by a number alone."""
+    """Raise `UsageError` unless data of two sources have one shape and one codec, scaled in the same proportions."""
     if source.data.shape != other.data.shape:
         raise UsageError(
             f"the data of {other.name} are {other.data.words}, and those of {source.name} {source.data.words}"
         )
-    ratios = ratios_of_scales(source.data.scaling, other.data.scaling)
+    if not same_latents(source, other):
+        raise UsageError(f"{other.name} works in other latents than {source.name}; both need the same codec")
+    ratios = ratios_of_scales(source.space.scaling, other.space.scaling)
     if max(ratios) > LARGEST_SPREAD * min(ratios):
         raise UsageError(
             f"{other.name} scales the coordinates or channels of its data in other proportions than {source.name}, by "
@@ -38,20 +40,30 @@ def check_same_data(source: Source, other: Source) -> None:
         )
 
 
+def same_latents(a: Source, b: Source) -> bool:
+    """Return whether two sources work on the data themselves, or on latents of the same codec."""
+    if a.latents is None or b.latents is None:
+        return a.latents is b.latents
+    ours, theirs = a.latents.codec.state_dict(), b.latents.codec.state_dict()
+    if (a.latents.name, a.space.shape, a.data.scaling) != (b.latents.name, b.space.shape, b.data.scaling):
+        return False
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def matched(denoise: Denoise, source: Source, other: Source) -> Denoise:
     """Return the denoiser of another source, called with the states and levels of this one.
 
-    Data y are shift + scale x_0 in both. With r = scale/scale' and o = (shift - shift')/scale', where primes mark the
-    other source, x_0' = r x_0 + o. Hence x_t' = r x_t + alpha o is a state at the level (alpha, r sigma) with the same
-    eps.
+    Data, or raw latents, are shift + scale x_0 in both. With r = scale/scale' and o = (shift - shift')/scale', where
+    primes mark the other source, x_0' = r x_0 + o. Hence x_t' = r x_t + alpha o is a state at the level (alpha, r
+    sigma) with the same eps.
     """
-    mine, its = source.data.scaling, other.data.scaling
+    mine, its = source.space.scaling, other.space.scaling
     same_table = same_schedule(source.schedule, other.schedule)
     if mine == its:
         return denoise if same_table else lambda x, level: denoise(x, Level.of(level.alpha, level.sigma))
     ratios = ratios_of_scales(mine, its)
     r = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    ends = (1,) * (len(source.data.shape) - 1)
+    ends = (1,) * (len(source.space.shape) - 1)
     scale, shift, scale_, shift_ = (
         torch.tensor(values, dtype=torch.float64).view(-1, *ends)
         for values in (mine.scale, mine.shift, its.scale, its.shift)
@@ -86,7 +98,7 @@ def condition_for(other: Source, condition: Condition | None, mine: DataFacts) -
 
     Raises `UsageError` if it takes something else.
     """
-    takes = other.data.condition.shapes
+    takes = other.space.condition.shapes
     fields = {} if condition is None else condition.fields()
     if missing := [name for name in takes if name not in fields]:
         if other.needs_condition or len(missing) < len(takes):

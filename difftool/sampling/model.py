@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from difftool.components import Backbone, Dataset, NoiseSchedule, Prediction
+from difftool.components import Backbone, Codec, Dataset, NoiseSchedule, Prediction
 from difftool.data.condition import Condition
 from difftool.data.facts import DataFacts
+from difftool.data.latents import LatentSpace
 from difftool.data.samples import Samples
 from difftool.diffusion.estimate import Denoise
 from difftool.diffusion.prediction import step_gain
@@ -25,6 +26,7 @@ from difftool.plugins.build import build_network, build_schedule, load_samples, 
 from difftool.runs import averages, checkpoint
 from difftool.runs.averages import canonical
 from difftool.runs.folder import RunFolder, find_model, step_of
+from difftool.runs.latents import built, document_of, read_space, tensors_of
 from difftool.runs.origin import Origin
 from difftool.runs.recipe import Recipe, plugins_of
 from difftool.runs.recorded import changed_scripts, made_with, read_recipe
@@ -39,9 +41,6 @@ from difftool.specs import ObjectiveSpec
 if TYPE_CHECKING:
     from difftool.components import Guidance, Sampler, Spacing
     from difftool.diffusion.schedule import Level, Schedule
-
-LARGEST_MODEL = 10**10
-"""The largest number of parameters of a file's network. It is checked before memory is allocated."""
 
 
 @dataclass
@@ -64,6 +63,8 @@ class Model(Source):
     """The compiled network, which takes the place of `network` in calls."""
     digest: str = ""
     """The digest that the file carries, SHA-256 in hexadecimal."""
+    latents: LatentSpace | None = None
+    """The latents that the network works in, or None if it works on the data themselves."""
     origin: Origin | None = None
     """The model whose weights its run started from, or None."""
 
@@ -96,19 +97,26 @@ class Model(Source):
         except ValueError as error:
             raise BadFile(f"{path}: its metadata are malformed: {error}") from None
         try:
-            network = _network(path, recipe, data, tensors)
+            groups = checkpoint.grouped(tensors, ("network", "codec"))
+        except ValueError as error:
+            raise BadFile(f"{path}: its weights do not fit: {error}") from None
+        try:
+            latents = read_space(path, recipe[Codec], data, document, groups["codec"])
+            space, backbone = data if latents is None else latents.facts, recipe[Backbone]
+            network = built(
+                path, backbone.name, lambda: build_network(backbone, space, recipe.training), groups["network"]
+            )
         except DifftoolError as error:
             raise BadFile(f"{error}{made_with(document.get('plugins'))}") from None
-        network.load_state_dict(tensors)
         schedule = build_schedule(recipe[NoiseSchedule], recipe.training.timesteps, recipe[Prediction])
         used = plugins_of(part for part in recipe.parts.values() if part.needed_to_sample)
         for change in changed_scripts(document.get("plugins"), used):
             warnings.warn(change, stacklevel=2)
-        model = cls(recipe, data, schedule, network, weights, step, path, run, digest=digest, origin=origin)
-        return model.to(device)
+        about: dict[str, Any] = {"digest": digest, "origin": origin, "latents": latents}
+        return cls(recipe, data, schedule, network, weights, step, path, run, **about).to(device)
 
-    def save(self, path: str | Path, *, overwrite: bool = True) -> None:
-        """Write the model to a safetensors file that `read` can read."""
+    def save(self, path: str | Path, *, overwrite: bool = True, codec: bool = True) -> None:
+        """Write the model to a safetensors file that `read` can read, unless the file leaves the codec out."""
         document = {
             **self.recipe.shared_document(),
             "kind": "model",
@@ -116,15 +124,19 @@ class Model(Source):
             "plugins": self.recipe.plugins(),
             "weights": self.weights,
             "step": self.step,
+            **document_of(self.latents),
         }
         if self.origin is not None:
             document["init_from"] = self.origin.document()
-        checkpoint.save(Path(path), self.network.state_dict(), document, overwrite=overwrite)
+        groups = {"network": self.network.state_dict(), "codec": tensors_of(self.latents) if codec else {}}
+        checkpoint.save(Path(path), checkpoint.ungrouped(groups), document, overwrite=overwrite)
 
     def to(self, device: torch.device | str) -> Model:
         self.device = torch.device(device)
         self.network.to(self.device).eval()
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
+        if self.latents is not None:
+            self.latents.codec.to(self.device)
         return self
 
     @property
@@ -161,18 +173,18 @@ class Model(Source):
         gradients: bool = False,
     ) -> Denoise:
         cond = None
-        if self.data.condition:
-            nothing = Condition.nothing(count, self.data.condition, self.device)
+        if self.space.condition:
+            nothing = Condition.nothing(count, self.space.condition, self.device)
             cond = nothing if condition is None else condition.to(self.device)
         return Denoiser(
             self.network if self.forward is None else self.forward,
             self.recipe[Prediction],
-            ObjectiveSpec(schedule=self.schedule, sigma_data=self.data.std),
+            ObjectiveSpec(schedule=self.schedule, sigma_data=self.space.std),
             cond=cond,
-            image_beside=puts_image_beside(self.recipe[Backbone], self.data),
+            image_beside=puts_image_beside(self.recipe[Backbone], self.space),
             self_condition=self.recipe.training.self_condition,
             learned_variance=self.recipe.training.learn_variance,
-            bounds=self.data.bounds,
+            bounds=self.space.bounds,
             autocast=autocast,
             gradients=gradients,
             name=f"backbone {self.recipe[Backbone].name}",
@@ -219,7 +231,7 @@ class Model(Source):
         return draw(self, plan)
 
     def step_gain(self, t: Level, s: Level) -> float:
-        spec = ObjectiveSpec(schedule=self.schedule, sigma_data=self.data.std)
+        spec = ObjectiveSpec(schedule=self.schedule, sigma_data=self.space.std)
         return step_gain(self.recipe[Prediction], spec, t, s)
 
     def load_samples(self) -> Samples:
@@ -231,17 +243,6 @@ class Model(Source):
                 f"dataset {dataset.name}: its items are {shape}, and those of the model {self.data.shape}"
             )
         return load_samples(dataset, self.recipe.training.seed, self.recipe.training.condition)
-
-
-def _network(path: Path, recipe: Recipe, data: DataFacts, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Build the network that a file describes, once its tensors were compared on the meta device, without memory."""
-    with torch.device("meta"):
-        sketch = build_network(recipe[Backbone], data, recipe.training)
-    if sum(p.numel() for p in sketch.parameters()) > LARGEST_MODEL:
-        raise BadFile(f"{path}: its metadata ask for more than {LARGEST_MODEL:,} parameters")
-    if rows := checkpoint.differences(sketch.state_dict(), tensors):
-        raise BadFile(f"{path}: its weights do not fit its {recipe[Backbone].name}: {rows}")
-    return build_network(recipe[Backbone], data, recipe.training)
 
 
 def load_model(
@@ -306,7 +307,7 @@ def raw_model(model: Model, run: RunFolder) -> Model:
                 return raw_model(model, run)
             reasons.append(str(error))
             continue
-        raw = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        raw = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
         if rows := checkpoint.differences(model.network.state_dict(), raw):
             raise BadFile(f"{path}: its weights do not fit: {rows}")
         model.network.load_state_dict(raw)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,15 +15,15 @@ from torch import Tensor
 from difftool.components import Guidance, Sampler, Spacing
 from difftool.data.condition import Condition
 from difftool.data.facts import classes_text
-from difftool.data.images import check_proportions, own_image, own_mask
+from difftool.data.images import own_image
 from difftool.devices import check_precision
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError, UsageError, blaming, counted
 from difftool.plugins.registry import given, given_guidance, registry
 from difftool.sampling.conditions import Given, Rows, read_rows, words_of
-from difftool.sampling.denoiser import Counted
-from difftool.sampling.predictions import BatchPredictions, guided
+from difftool.sampling.inpainting import Inpainting
+from difftool.sampling.predictions import BatchPredictions, calls_at, guided
 from difftool.settings import STRENGTH, Sampling
 
 if TYPE_CHECKING:
@@ -36,25 +36,6 @@ LARGEST_GAIN, FORGETFUL, CURES = 10.0, 50, ("log-snr", "karras")
 spacings that begin with short steps."""
 BATCH_ELEMENTS, BATCH_SAMPLES = 2**17, 8_192
 """Numbers and samples that a batch holds at most by default: larger batches fall out of the cache."""
-
-
-@dataclass(frozen=True, eq=False)
-class Inpainting:
-    """An image, and the part of it to be painted."""
-
-    image: Tensor
-    """(*shape) in model units."""
-    mask: Tensor
-    """bool (1, H, W): true where it is to be painted."""
-
-    @classmethod
-    def of(cls, source: Source, settings: Sampling) -> Inpainting | None:
-        """Read the image and the mask of --inpaint and --mask; None without them. Raises `DifftoolError`."""
-        if settings.inpaint is None or settings.mask is None:
-            return None
-        image = own_image(settings.inpaint, source.data, source.name, "--inpaint")
-        check_proportions(settings.inpaint, settings.mask)
-        return cls(image.to(source.device), own_mask(settings.mask, source.data, "--mask").to(source.device))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,8 +78,8 @@ class Plan:
         settings = settings or Sampling()
         check_settings(source, settings)
         sampler, spacing = given(Sampler, sampler), given(Spacing, spacing)
+        T, numbers = len(source.schedule), max(math.prod(source.space.shape), math.prod(source.data.shape))
         guidance = None if guidance is None else given_guidance(guidance)
-        T, shape = len(source.schedule), source.data.shape
         levels = spaced_levels(source.schedule, spacing, settings.steps or min(sampler.default_steps or T, T))
         if settings.interpolate is not None and dry_run(sampler, (*levels, CLEAN)).draws_noise:
             raise UsageError(
@@ -120,7 +101,7 @@ class Plan:
             init=init,
             inpainting=Inpainting.of(source, settings),
             num_samples=count,
-            batch_size=settings.batch_size or max(1, min(BATCH_SAMPLES, BATCH_ELEMENTS // math.prod(shape))),
+            batch_size=settings.batch_size or max(1, min(BATCH_SAMPLES, BATCH_ELEMENTS // numbers)),
             rows=given_conditions.rows,
             names=given_conditions.names,
         )
@@ -137,6 +118,10 @@ class Plan:
         """Return the denoisers of the samples first..first+count-1, which count their calls."""
         condition, precision = self.condition(first, count), self.settings.precision
         return BatchPredictions(source, condition, first=first, count=count, precision=precision)
+
+    def calls_at(self, source: Source) -> Callable[[Level], int]:
+        """Return a function that gives the network calls of one guided estimate at a level."""
+        return calls_at(self.guidance, self.predictions(source, 0, 1).spec())
 
     @property
     def label(self) -> int | None:
@@ -204,7 +189,7 @@ def caution(source: Source, plan: Plan) -> str:
 
     Estimates that are clipped cannot go astray, and a sampler that draws noise over many steps forgets its first one.
     """
-    clipped = source.data.bounds is not None and plan.settings.clip
+    clipped = source.space.bounds is not None and plan.settings.clip
     gain = first_gain(source, plan.levels)
     if clipped or gain <= LARGEST_GAIN:
         return ""
@@ -224,14 +209,15 @@ def caution(source: Source, plan: Plan) -> str:
 def first_gain(source: Source, levels: Sequence[Level]) -> float:
     """Return the factor by which the first step multiplies errors, relative to the spread of x after it."""
     t, s = levels[:2]
-    return source.step_gain(t, s) / math.hypot(s.alpha * source.data.std, s.sigma)
+    return source.step_gain(t, s) / math.hypot(s.alpha * source.space.std, s.sigma)
 
 
 def check_settings(source: Source, settings: Sampling) -> None:
     """Raise `UsageError` for settings that do not suit the source or its device."""
     check_precision(source.device, settings.precision)
-    if settings.threshold is not None and source.data.bounds is None:
-        raise UsageError(f"--threshold: the data of {source.name} have no bounds")
+    if settings.threshold is not None and source.space.bounds is None:
+        what = "data" if source.latents is None else "latents"
+        raise UsageError(f"--threshold: the {what} of {source.name} have no bounds")
 
 
 def spaced_levels(schedule: Schedule, spacing: Spacing, steps: int) -> Sequence[Level]:
@@ -271,22 +257,24 @@ class DryRun(NamedTuple):
     draws_noise: bool
 
 
-def dry_run(sampler: Sampler, levels: Sequence[Level]) -> DryRun:
-    """Sample one number with a denoiser that always estimates 0, and return the sampler's calls.
+def dry_run(sampler: Sampler, levels: Sequence[Level], calls_at: Callable[[Level], int] | None = None) -> DryRun:
+    """Sample one number with a denoiser that always estimates 0, and return the network calls.
 
-    Raises `DifftoolError` if the sampler fails.
+    An estimate is one call, or as many as `calls_at` gives for its level. Raises `DifftoolError` if the sampler fails.
     """
     drawn: list[int] = []
+    calls = 0
 
     def noise(step: int) -> Tensor:
         drawn.append(step)
         return torch.zeros(1, 1)
 
     def zero(x: Tensor, level: Level) -> Estimate:
+        nonlocal calls
+        calls += 1 if calls_at is None else calls_at(level)
         return Estimate(torch.zeros_like(x), torch.zeros_like(x))
 
-    denoise = Counted(zero)
     with blaming(f"sampler {sampler.name}"):
-        for _ in sampler.sample(denoise, torch.zeros(1, 1), levels, noise):
+        for _ in sampler.sample(zero, torch.zeros(1, 1), levels, noise):
             pass
-    return DryRun(denoise.calls, bool(drawn))
+    return DryRun(calls, bool(drawn))

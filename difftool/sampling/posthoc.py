@@ -79,11 +79,15 @@ def _warn(length: float, error: float, known: Collection[float]) -> None:
 
 def _read(file: AverageFile, network: nn.Module) -> tuple[dict[str, Tensor], int]:
     """Return the tensors of an average of a network, and its step. Raises `BadFile`."""
-    tensors, document = checkpoint.load(file.path)
+    stored, document = checkpoint.load(file.path)
     step = document.get("step")
     named = document.get("kind") == "model" and document.get("weights") == file.name
     if not named or type(step) is not int or step < 0 or file.step not in (None, step):
         raise BadFile(f"{file.path} is not the average that its name says")
+    try:
+        tensors = checkpoint.grouped(stored, ("network", "codec"))["network"]
+    except ValueError as error:
+        raise BadFile(f"{file.path}: its weights do not fit: {error}") from None
     if rows := checkpoint.differences(network.state_dict(), tensors):
         raise BadFile(f"{file.path}: its weights do not fit: {rows}")
     return tensors, step

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from difftool.data.condition import Condition
-    from difftool.data.facts import DataFacts
     from difftool.diffusion.estimate import Estimate
     from difftool.diffusion.schedule import Level
     from difftool.sampling.source import Source
@@ -27,7 +26,7 @@ NOISE_COLUMNS = (2, 3)
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Items (B, *shape) in model units, noised to a level, with their estimates."""
+    """Items (B, *shape) as the network sees them, noised to a level, with their estimates."""
 
     level: Level
     x_0: Tensor
@@ -66,25 +65,28 @@ class Reconstruction:
 def reconstruct(
     source: Source, x_0: Tensor, level: Level, eps: Tensor, condition: Condition | None = None
 ) -> Reconstruction:
-    """Noise items (B, *shape) to a level and estimate them again, under their conditions."""
+    """Noise items (B, *space.shape) to a level and estimate them again, under their conditions."""
     x_t = level.alpha * x_0 + level.sigma * eps
-    denoise = source.denoiser(len(x_0), condition=condition if source.data.condition else None)
-    if source.data.bounds is not None:
-        denoise = clipped(denoise, source.data.bounds)
+    denoise = source.denoiser(len(x_0), condition=condition if source.space.condition else None)
+    if source.space.bounds is not None:
+        denoise = clipped(denoise, source.space.bounds)
     return Reconstruction(level, x_0, eps, x_t, denoise(x_t, level))
 
 
-def panel(reconstructions: Sequence[Reconstruction], data: DataFacts, *, rows: Sequence[str], title: str) -> Figure:
-    """Draw a row for each reconstruction, of one image or of a cloud of points."""
+def panel(reconstructions: Sequence[Reconstruction], source: Source, *, rows: Sequence[str], title: str) -> Figure:
+    """Draw a row for each reconstruction, of one image or of a cloud of points. Latents are decoded, noise is not."""
     from difftool.figures.image_tables import image_table
     from difftool.figures.point_tables import scatter_table
 
-    if not data.is_image:
-        points = [[cell.cpu().numpy() for cell in one.cells] for one in reconstructions]
-        return scatter_table(points, columns=COLUMNS, rows=rows, title=title)
+    latent = source.latents is not None
+    shown = [column for column in range(len(COLUMNS)) if not (latent and column in NOISE_COLUMNS)]
+    columns = [COLUMNS[column] for column in shown]
+    table = [[source.decode(one.cells[column]).cpu() for column in shown] for one in reconstructions]
+    if not source.data.is_image:
+        return scatter_table([[cell.numpy() for cell in row] for row in table], columns=columns, rows=rows, title=title)
     images = []
-    for one in reconstructions:
-        cells = [cell / 3 if column in NOISE_COLUMNS else cell for column, cell in enumerate(one.cells)]
-        images.append(data.scaling.to_pixels(torch.cat(cells).cpu()))
+    for row in table:
+        cells = [cell / 3 if column in NOISE_COLUMNS else cell for column, cell in zip(shown, row, strict=True)]
+        images.append(source.data.scaling.to_pixels(torch.cat(cells)))
     pixels = torch.stack(images).movedim(-3, -1)
-    return image_table(pixels.numpy(), columns=COLUMNS, rows=rows, title=title)
+    return image_table(pixels.numpy(), columns=columns, rows=rows, title=title)

@@ -21,6 +21,7 @@ from difftool.options import suggestion
 if TYPE_CHECKING:
     from difftool.data.condition import Condition
     from difftool.data.facts import DataFacts
+    from difftool.data.latents import LatentSpace
     from difftool.data.samples import Samples
     from difftool.diffusion.estimate import Denoise
     from difftool.diffusion.schedule import Level, Schedule
@@ -33,8 +34,11 @@ class Source(ABC):
     """A denoiser with its schedule and the facts of its data."""
 
     data: DataFacts
+    """The facts of the data, as the user sees them."""
     schedule: Schedule
     device: torch.device
+    latents: LatentSpace | None = None
+    """The latents that denoiser and sampler work in, or None if they work on the data themselves."""
 
     @property
     @abstractmethod
@@ -50,6 +54,28 @@ class Source(ABC):
     @abstractmethod
     def description(self) -> str:
         """A longer name, such as `swiss-roll-mlp, step 6000, ema weights`."""
+
+    @property
+    def space(self) -> DataFacts:
+        """The facts of what denoiser and sampler work on: the data, or latents in their place."""
+        return self.data if self.latents is None else self.latents.facts
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return items (B, *shape) in model units as denoiser and sampler see them: (B, *space.shape)."""
+        return x if self.latents is None else self.latents.encode(x)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return what the sampler made (B, *space.shape) as items (B, *shape) in model units."""
+        return x if self.latents is None else self.latents.decode(x)
+
+    def model_condition(self, raw: Condition | None) -> Condition | None:
+        """Return a raw condition in the units of the network, its image encoded as items are."""
+        condition = self.data.model_condition(raw)
+        return (
+            condition
+            if self.latents is None or condition is None
+            else self.latents.condition(condition.to(self.device))
+        )
 
     @property
     def needs_condition(self) -> bool:
@@ -84,10 +110,12 @@ class Source(ABC):
         """The other runs that guidances have opened, by path and weights."""
         return {}
 
-    def other(self, run: Path, weights: str) -> Source:
-        """Return another run or model file, which is opened once. Raises `DifftoolError`."""
+    def other(self, run: Path, weights: str, check: Callable[[Source, Source], None]) -> Source:
+        """Return another run or model file, which is opened and checked once. Raises `DifftoolError`."""
         if (run, weights) not in self._others:
-            self._others[run, weights] = self.open_other(run, weights)
+            other = self.open_other(run, weights)
+            check(self, other)
+            self._others[run, weights] = other
         return self._others[run, weights]
 
     def step_gain(self, t: Level, s: Level) -> float:

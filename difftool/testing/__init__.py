@@ -40,7 +40,7 @@ __all__ = [
 def check_component(component: Component | type[Component], *, shape: tuple[int, ...] | None = None) -> list[Finding]:
     """Check a component of any kind against the laws of that kind. Raises `LawsFailed`.
 
-    `shape` is the shape of the items that a backbone is checked with.
+    `shape` is the shape of the items that a backbone or codec is checked with.
     """
     __tracebackhide__ = True  # pytest then shows the caller's line
     checked = instance(component)

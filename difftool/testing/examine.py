@@ -19,6 +19,8 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
         backbone_case,
         backbones,
         callbacks,
+        codecs,
+        commands,
         datasets,
         loggers,
         losses,
@@ -34,6 +36,7 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
         "dataset": KindLaws(datasets.LAWS, datasets.Case),
         "schedule": KindLaws(schedules.LAWS, schedules.prepare),
         "backbone": KindLaws(backbones.LAWS, backbone_case.prepare),
+        "codec": KindLaws(codecs.LAWS, codecs.prepare),
         "sampler": KindLaws(samplers.LAWS, samplers.prepare),
         "spacing": KindLaws(samplers.SPACING_LAWS),
         "prediction": KindLaws(objectives.PREDICTION_LAWS),
@@ -45,6 +48,7 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
         "logger": KindLaws(loggers.LAWS),
         "callback": KindLaws(callbacks.LAWS),
         "writer": KindLaws(writers.LAWS),
+        "command": KindLaws(commands.LAWS),
     }
 
 
@@ -58,7 +62,7 @@ def laws_of(kind: str) -> tuple[Law, ...]:
 def examine(component: Component, *, shape: tuple[int, ...] | None = None) -> Iterator[Finding]:
     """Check a component against every law of its kind, one at a time.
 
-    `shape` is the shape of the items that a backbone is checked with.
+    `shape` is the shape of the items that a backbone or codec is checked with.
     """
     from difftool.testing import common
 
@@ -68,8 +72,8 @@ def examine(component: Component, *, shape: tuple[int, ...] | None = None) -> It
     try:
         with undisturbed():
             subject = kind.prepare(component) if shape is None else kind.prepare(component, shape=shape)
-    except Failed as error:
-        yield Finding("can be checked", "failed", str(error))
+    except (Failed, Skipped) as reason:
+        yield Finding("can be checked", "failed" if isinstance(reason, Failed) else "skipped", str(reason))
         return
     causes: set[str] = set()
     for law in kind.laws:

@@ -72,7 +72,9 @@ class KindLaws:
 
     laws: tuple[Law, ...] = ()
     prepare: Callable[..., Any] = lambda component: component
-    """Make what the laws take: the component itself, or a record of it and of what it built. Raises `Failed`."""
+    """Make what the laws take: the component itself, or a record of it and of what it built.
+
+    Raises `Failed`, and `Skipped` where nothing can be checked."""
 
 
 def name_of(law: Law) -> str:

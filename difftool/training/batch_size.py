@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from difftool.data.batches import Batches
-from difftool.data.samples import Samples
 from difftool.distributed import world
 from difftool.errors import OUT_OF_MEMORY, DifftoolError, InvalidOption, out_of_memory
 from difftool.settings import AUTO
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from difftool.components import Optimizer
     from difftool.settings import Training
+    from difftool.training.latents import Feed
     from difftool.training.loss import Objective
 
 LARGEST = 4096
@@ -56,7 +56,7 @@ class BatchSizeSearch:
 def find_batch_size(
     network: nn.Module,
     auxiliary: nn.Module | None,
-    samples: Samples,
+    feed: Feed,
     objective: Objective,
     settings: Training,
     optimizer: Optimizer,
@@ -69,10 +69,10 @@ def find_batch_size(
     def speed(size: int) -> float:
         own, other = copy.deepcopy((network, auxiliary))
         state = TrainState.new(own, settings, objective.device, optimizer=optimizer, auxiliary=other)
-        return measure_speed(state, samples, objective, replace(settings, batch_size=size, compile=False))
+        return measure_speed(state, feed, objective, replace(settings, batch_size=size, compile=False))
 
     smallest = settings.accumulate  # each part has at least one item
-    largest = max(smallest, min(LARGEST, len(samples)))
+    largest = max(smallest, min(LARGEST, len(feed.train)))
     return search(speed, largest, lambda: memory_is_tight(objective.device), smallest=smallest)
 
 
@@ -106,11 +106,11 @@ def search(
     return BatchSizeSearch(min(size for size, one in speeds.items() if one >= NEARLY * best), speeds, reason)
 
 
-def measure_speed(state: TrainState, samples: Samples, objective: Objective, settings: Training) -> float:
+def measure_speed(state: TrainState, feed: Feed, objective: Objective, settings: Training) -> float:
     """Return samples a second in the fastest step, since other programs may have held up the others."""
     size, device = settings.batch_size, objective.device
     assert isinstance(size, int)
-    batches = Batches(samples, size, seed=0, device=device)
+    batches = Batches(feed.train, size, seed=0, device=device, encode=feed.encode)
     steps = train(state, batches, objective, settings, steps=WARM_UP + TIMED)
     for _ in islice(steps, WARM_UP):
         synchronize(device)

@@ -40,6 +40,7 @@ from difftool.training.batch_size import BatchSizeSearch
 from difftool.training.callbacks import Callbacks
 from difftool.training.companions import Loggers, destinations, opened
 from difftool.training.frozen import evaluating
+from difftool.training.latents import Feed
 from difftool.training.loss import Objective
 from difftool.training.metrics import NAMES, Meter, Stopwatch, scalars
 from difftool.training.snapshots import AverageFiles, remove_later
@@ -59,6 +60,8 @@ class Experiment:
     data: DataFacts
     train: Samples
     held_out: Samples | None
+    feed: Feed
+    """The items that the network learns: the data, or their latents."""
     objective: Objective
     state: TrainState
     model: Model
@@ -232,13 +235,14 @@ class Experiment:
         preview_every = settings.preview_every or str(max(1, math.ceil(self.steps / PREVIEWS)))
         due = partial(is_due, items=len(self.train), batch_size=self.batch_size)
         batches = Batches(
-            self.train,
+            self.feed.train,
             self.batch_size,
             seed=settings.seed,
             device=self.device,
             workers=settings.workers,
             part=self.group.shard(self.batch_size),
             name=f"dataset {self.recipe[Dataset].name}",
+            encode=self.feed.encode,
         )
         steps, log_every = self.steps, self.log_every
         self.meter.start(self.clock.total, self.state.skipped)
@@ -266,9 +270,9 @@ class Experiment:
         loop.check_finite(self.state, self.recipe.training, self.group)
         row = self.meter.row(result, self.clock.elapsed, skipped=self.state.skipped, waited=waited, group=self.group)
         if with_held_out:
-            assert self.held_out is not None
+            assert self.feed.held_out is not None
             measure = partial(loop.held_out_loss, batch_size=self.batch_size, steps=self.steps, group=self.group)
-            row["held_out_loss"] = measure(self.state, self.held_out, self.objective)
+            row["held_out_loss"] = measure(self.state, self.feed.held_out, self.objective)
         self.stopped = self.group.on_main(lambda: self._record(row))
         return row
 

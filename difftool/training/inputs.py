@@ -63,8 +63,7 @@ def inputs_from(
     step: int, batches: Batches, objective: Objective, settings: Training, layout: torch.memory_format
 ) -> Iterator[Inputs]:
     """Yield the inputs of this step and of all that follow, in the memory layout that suits the network."""
-    scaling = objective.data.scaling
-    shape = batches.samples.shape
+    scaling, shape = objective.data.scaling, objective.data.shape
     noise = StepNoise(settings.seed, batches.batch_size, shape, objective, stratified=settings.stratified)
     for batch in batches.start(step, block=noise.block):
         count = len(batch.items) // batches.size

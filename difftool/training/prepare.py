@@ -7,6 +7,7 @@ import torch
 from difftool import devices
 from difftool.components import (
     Backbone,
+    Codec,
     Dataset,
     Loss,
     NoiseSchedule,
@@ -19,7 +20,15 @@ from difftool.data.facts import DataFacts
 from difftool.data.samples import fingerprint, split
 from difftool.diffusion.schedule import Schedule
 from difftool.errors import DifftoolError, InvalidOption
-from difftool.plugins.build import build_network, build_schedule, check_shape, load_samples, loading, puts_image_beside
+from difftool.plugins.build import (
+    build_codec,
+    build_network,
+    build_schedule,
+    check_shape,
+    load_samples,
+    loading,
+    puts_image_beside,
+)
 from difftool.rng import key, seed_globally
 from difftool.runs.folder import RunFolder
 from difftool.runs.recipe import Recipe
@@ -30,6 +39,7 @@ from difftool.training.auxiliary import build_auxiliary
 from difftool.training.batch_size import check_processes, find_batch_size
 from difftool.training.experiment import Experiment
 from difftool.training.frozen import freeze
+from difftool.training.latents import Feed, latent_space
 from difftool.training.loss import Objective
 from difftool.training.rate import check_schedule
 from difftool.training.snapshots import AverageFiles, models_of
@@ -47,8 +57,12 @@ def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = No
     check_processes(settings)
     check_schedule(settings, recipe[Optimizer], recipe[Backbone])
     schedule = build_schedule(recipe[NoiseSchedule], settings.timesteps, recipe[Prediction])
-    if (shape := recipe[Dataset].item_shape()) is not None:  # refuse a size that does not fit before reading the data
-        check_shape(recipe[Backbone], shape, settings)
+    shape = recipe[Dataset].item_shape()
+    if shape is not None and not (resumed is not None and resumed.saved_states()):  # before the data are read
+        with torch.device("meta"):
+            codec = build_codec(recipe[Codec], shape)
+        if codec is None:
+            check_shape(recipe[Backbone], shape, settings)
     samples = load_samples(recipe[Dataset], settings.seed, settings.condition)
     try:
         train, held_out = split(samples, settings.held_out)
@@ -58,26 +72,31 @@ def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = No
         data = DataFacts.of(samples)
     if device.type == "mps" and torch.float64 in (data.scaling.dtype, data.vector_scaling.dtype):
         raise DifftoolError("the data are so far from 0 that they need float64, which mps lacks; pass --device cpu")
+    latents = latent_space(recipe, data, train, device, resumed)
+    space = data if latents is None else latents.facts
     seed_globally(device, key(settings.seed, "weights"))
-    network = build_network(recipe[Backbone], data, settings).to(device)
+    network = build_network(recipe[Backbone], space, settings).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
     source = None if resumed is not None and resumed.saved_states() else load_source(settings)
-    transfer = None if source is None else take_weights(network, source, recipe[Backbone], data, settings)
+    transfer = None if source is None else take_weights(network, source, recipe[Backbone], space, settings)
     freeze(network, settings)
-    objective = build_objective(recipe, schedule, data, device)
+    objective = build_objective(recipe, schedule, space, device)
+    feed = Feed.of(train, held_out, latents, recipe[Dataset], device)
     auxiliary, search = build_auxiliary(network, objective, settings.seed), None
     if settings.batch_size == AUTO:
-        search = find_batch_size(network, auxiliary, train, objective, settings, recipe[Optimizer])
+        search = find_batch_size(network, auxiliary, feed, objective, settings, recipe[Optimizer])
         recipe = recipe.with_training(batch_size=search.batch_size)
     train_state = TrainState.new(network, recipe.training, device, optimizer=recipe[Optimizer], auxiliary=auxiliary)
+    train_state.latents = latents
     origin = None if transfer is None else transfer.origin
-    raw = Model(recipe, data, schedule, network, device=device, origin=origin)
+    raw = Model(recipe, data, schedule, network, device=device, origin=origin, latents=latents)
     model, *others = models_of(raw, train_state.averages)
     return Experiment(
         recipe=recipe,
         data=data,
         train=train,
         held_out=held_out,
+        feed=feed,
         objective=objective,
         state=train_state,
         model=model,

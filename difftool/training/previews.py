@@ -46,7 +46,7 @@ def draw(experiment: Experiment) -> list[Path]:
 def draw_samples(experiment: Experiment, path: Path) -> None:
     """Draw a few samples of the model that would be saved now, always from the same noise."""
     from difftool.figures.drawing import Drawing
-    from difftool.sampling.loop import sample
+    from difftool.sampling.loop import collect
     from difftool.sampling.plan import Plan
 
     model = experiment.model
@@ -56,7 +56,7 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
     labels = conditions.get("label")
     n = count if labels is None else len(labels)
     plan = Plan.of(model, Sampling(steps=steps, num_samples=n), conditions=conditions)
-    x = torch.cat([p.x for p in sample(model, plan) if p.done]).cpu()
+    x = collect(model, plan).x
     title = ", ".join(
         [
             f"{model.recipe.name}, step {experiment.state.step}, ddim {counted(steps, 'step')}",
@@ -91,10 +91,10 @@ def draw_panel(experiment: Experiment, path: Path) -> None:
     levels = visible_levels(schedule, PANEL_LEVELS + 1, is_image=model.data.is_image)
     for row, t in enumerate(levels[:PANEL_LEVELS]):
         own = slice(row * count, (row + 1) * count)
-        eps = sample_noise(row * count, len(x_0[own]), model.data.shape, 0, "panel", device=experiment.device)
+        eps = sample_noise(row * count, len(x_0[own]), model.space.shape, 0, "panel", device=experiment.device)
         made.append(reconstruct(model, x_0[own], schedule[t], eps, None if condition is None else condition[own]))
     rows = [f"t = {one.level.t:.0f}" for one in made]
-    figure = panel(made, model.data, rows=rows, title=f"{model.recipe.name}, step {experiment.state.step}")
+    figure = panel(made, model, rows=rows, title=f"{model.recipe.name}, step {experiment.state.step}")
     with atomic(path) as temporary:
         save(figure, temporary)
 
@@ -142,10 +142,11 @@ def spread_by_class(labels: Tensor, count: int) -> list[int]:
 
 
 def some_items(experiment: Experiment, count: int) -> tuple[Tensor, Condition | None]:
-    """Return training items in model units, spread over the data, and their conditions. Few items are repeated."""
+    """Return training items as the network sees them, spread over the data, and their conditions. Few are repeated."""
     items, condition = experiment.train.take(spread(len(experiment.train), count))
-    data = experiment.data
-    return data.scaling.to_model(items.to(experiment.device)), data.model_condition(condition)
+    model = experiment.model
+    x_0 = model.data.scaling.to_model(items.to(experiment.device))
+    return model.encode(x_0), model.model_condition(condition)
 
 
 def spread(n: int, count: int) -> list[int]:

@@ -68,7 +68,7 @@ class AverageFiles:
         """Write a snapshot of each power-function average."""
         for model in self.powers:
             model.step = step
-            model.save(file_of(folder.averages, model.weights, step))
+            model.save(file_of(folder.averages, model.weights, step), codec=False)
 
     def write(self, folder: RunFolder, step: int) -> None:
         """Write each average, in the place of an earlier one."""

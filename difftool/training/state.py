@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from difftool.errors import BadFile, DifftoolError
 from difftool.runs import checkpoint
 from difftool.runs.folder import RunFolder
+from difftool.runs.latents import document_of, tensors_of
 from difftool.runs.origin import Origin
 from difftool.runs.recipe import Recipe, differences
 from difftool.runs.recorded import read_recipe
@@ -24,10 +25,13 @@ from difftool.training.optimizer import Updater
 
 if TYPE_CHECKING:
     from difftool.components import Optimizer
+    from difftool.data.latents import LatentSpace
     from difftool.settings import Training
 
 LARGEST_ELAPSED = 1e12
 """The longest training time that a state may claim, in seconds."""
+GROUPS = ("network", "codec", "loss", "averages", "optimizer")
+"""The groups of tensors."""
 COUNTERS = ("step", "skipped", "skipped_in_a_row", "ema_updates")
 
 
@@ -41,6 +45,8 @@ class TrainState:
     scaler: torch.amp.GradScaler
     auxiliary: nn.Module | None = None
     """The auxiliary network of the loss."""
+    latents: LatentSpace | None = None
+    """The latents that the network works in, which do not change."""
     step: int = 0
     """The number of completed steps."""
     skipped: int = 0
@@ -72,9 +78,10 @@ class TrainState:
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors of network, auxiliary, averages and optimizer, by the name that each has in its group."""
+        """Return the tensors of network, codec, auxiliary, averages and optimizer, by their names there."""
         return {
-            "model": self.network.state_dict(),
+            "network": self.network.state_dict(),
+            "codec": tensors_of(self.latents),
             "loss": self.auxiliary.state_dict() if self.auxiliary is not None else {},
             "averages": {
                 f"{i}.{name}": t for i, one in enumerate(self.averages) for name, t in one.network.state_dict().items()
@@ -109,7 +116,6 @@ class StateMetadata:
 
 def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata) -> None:
     """Write everything that training is resumed from."""
-    tensors = {f"{group}.{name}": t for group, some in state.tensors().items() for name, t in some.items()}
     document = {
         **recipe.shared_document(),
         "kind": "state",
@@ -122,10 +128,11 @@ def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata)
         "elapsed": float(metadata.elapsed),
         "data": metadata.data,
         "machine": dict(metadata.machine),
+        **document_of(state.latents),
     }
     if metadata.origin is not None:
         document["init_from"] = metadata.origin.document()
-    checkpoint.save(path, tensors, document)
+    checkpoint.save(path, checkpoint.ungrouped(state.tensors()), document)
 
 
 def restore(folder: RunFolder, state: TrainState, recipe: Recipe) -> StateMetadata | None:
@@ -204,7 +211,9 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
         state.optimizer.load(groups["optimizer"], document["optimizer_state"])
     except (AttributeError, KeyError, TypeError, ValueError):
         raise BadFile(f"{path}: the numbers of its optimizer do not fit") from None
-    state.network.load_state_dict(groups["model"])
+    state.network.load_state_dict(groups["network"])
+    if state.latents is not None:
+        state.latents.codec.load_state_dict(groups["codec"])
     if state.auxiliary is not None:
         state.auxiliary.load_state_dict(groups["loss"])
     for i, average in enumerate(state.averages):
@@ -218,12 +227,10 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
 
 def _grouped(path: Path, tensors: Mapping[str, Tensor], state: TrainState) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of each group by the names that they have there. Raises `BadFile` if one does not fit."""
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "loss": {}, "averages": {}, "optimizer": {}}
-    for name, tensor in tensors.items():
-        group, _, rest = name.partition(".")
-        if group not in groups:
-            raise BadFile(f"{path}: {name} belongs to no training state")
-        groups[group][rest] = tensor
+    try:
+        groups = checkpoint.grouped(tensors, GROUPS)
+    except ValueError as error:
+        raise BadFile(f"{path} is no training state: {error}") from None
     expected = {**state.tensors(), "optimizer": state.optimizer.expected(groups["optimizer"])}
     for group, own in expected.items():
         if rows := checkpoint.differences(own, groups[group]):

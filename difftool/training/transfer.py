@@ -70,7 +70,7 @@ def take_weights(
     transfer, there = Transfer(source), source.network.state_dict()
     own, parameters = network.state_dict(), {name for name, _ in network.named_parameters()}
     classes = common_classes(source.data.class_names, data.class_names)
-    before = backbone_spec(source.recipe[Backbone], source.data, source.recipe.training)
+    before = backbone_spec(source.recipe[Backbone], source.space, source.recipe.training)
     now = backbone_spec(backbone, data, settings)
     channels = [(before.out_channels, now.out_channels), (before.in_channels, now.in_channels)]
     for name, tensor in own.items():
