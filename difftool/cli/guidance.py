@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
@@ -10,9 +10,12 @@ import typer
 from difftool.cli.command import given_names, given_values
 from difftool.cli.flags import Group, make_from_flags
 from difftool.components import Guidance
-from difftool.errors import UsageError, printable
+from difftool.errors import UsageError, counted, listed, printable
 from difftool.options import options_of
 from difftool.plugins.registry import given_guidance, registry
+
+NAMED = 4
+"""The largest number of guidances that words name."""
 
 
 def guidance_groups(names: Mapping[str, Any]) -> list[Group]:
@@ -38,6 +41,22 @@ def guidances(ctx: typer.Context) -> list[Guidance | None]:
 def words_of(guidance: Guidance) -> str:
     """Return a guidance in words, such as `guidance 2` or `autoguidance small, scale 2`, for titles and axes."""
     return printable(guidance.words())
+
+
+def name_of(guidance: Guidance | None) -> str:
+    """Return the name of a guidance under the heading `guidance`: `2`, `autoguidance small, scale 2` or `none`."""
+    return "none" if guidance is None else words_of(guidance).removeprefix("guidance ")
+
+
+def words_of_several(guidances: Sequence[Guidance | None]) -> str:
+    """Return guidances in words: `guidance 2`, `guidance 1, 2 and 4` or `5 guidances`; "" for none."""
+    several = len(guidances) > 1
+    if not several:
+        return "".join(words_of(guidance) for guidance in guidances if guidance is not None)
+    names = [name_of(guidance) for guidance in guidances]
+    if len(names) > NAMED or any("," in name for name in names):
+        return counted(len(names), "guidance")
+    return f"guidance {listed(names)}"
 
 
 def words_in(text: str | None) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from difftool.components import Guidance, Sampler, Spacing
 from difftool.data.condition import Condition
+from difftool.data.facts import classes_text
 from difftool.data.images import own_image
 from difftool.devices import check_precision
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
-from difftool.errors import DifftoolError, UsageError, blaming
+from difftool.errors import DifftoolError, UsageError, blaming, counted
 from difftool.plugins.registry import given, given_guidance, registry
-from difftool.sampling.conditions import Rows, read_rows, words_of
+from difftool.sampling.conditions import Given, Rows, read_rows, words_of
 from difftool.sampling.denoiser import Counted
 from difftool.sampling.inpainting import Inpainting
 from difftool.sampling.predictions import BatchPredictions, guided
@@ -51,6 +53,8 @@ class Plan:
     batch_size: int
     rows: Rows = field(default_factory=dict)
     """The conditions of samples by field, (K, ...) as the user gave them: sample k takes row k modulo K."""
+    names: tuple[str, ...] = ()
+    """The names of the rows of condition images, or () if they have none."""
     init: Tensor | None = None
     """(*shape) in model units: the image that trajectories start from, noised."""
     inpainting: Inpainting | None = None
@@ -87,22 +91,26 @@ class Plan:
         if settings.init is not None:
             init = own_image(settings.init, source.data, source.name, "--init").to(source.device)
             levels = last_levels(levels, settings.strength or STRENGTH)
-        rows, suggested = read_rows(source, settings, conditions or {})
-        default_count = suggested or (
-            PATH if settings.interpolate is not None else POINTS if source.data.is_points else IMAGES
-        )
+        given_conditions = read_rows(source, settings, conditions or {})
+        count = settings.num_samples or default_count(source, settings, given_conditions)
+        check_classes(source, settings, given_conditions.rows.get("label"), count)
         plan = cls(
             sampler=sampler,
             spacing=spacing,
-            guidance=guidance,
             levels=(*levels, CLEAN),
             settings=settings,
             init=init,
             inpainting=Inpainting.of(source, settings),
-            num_samples=settings.num_samples or default_count,
+            num_samples=count,
             batch_size=settings.batch_size or max(1, min(BATCH_SAMPLES, BATCH_ELEMENTS // numbers)),
-            rows=rows,
+            rows=given_conditions.rows,
+            names=given_conditions.names,
         )
+        return plan.with_guidance(source, guidance)
+
+    def with_guidance(self, source: Source, guidance: Guidance | None) -> Plan:
+        """Return the plan with another guidance. Raises `UsageError` if the guidance does not suit the source."""
+        plan = replace(self, guidance=guidance)
         if guidance is not None:  # which refuses before anything is drawn what it does not suit
             guided(guidance, plan.predictions(source, 0, plan.count(0)))
         return plan
@@ -148,6 +156,29 @@ class Plan:
     def stem(self) -> str:
         """The beginning of file names, such as `ddim-50`."""
         return f"{self.sampler.name}-{self.steps}"
+
+
+def default_count(source: Source, settings: Sampling, conditions: Given) -> int:
+    """Return the number of samples of a plan whose settings name none: as many of each class."""
+    classes = len(conditions.rows.get("label", ()))
+    if conditions.count is not None:
+        return max(conditions.count, classes)
+    if settings.interpolate is not None:
+        return PATH
+    most = POINTS if source.data.is_points else IMAGES
+    return most if classes < 2 else classes * max(1, most // classes)
+
+
+def check_classes(source: Source, settings: Sampling, labels: Tensor | None, count: int) -> None:
+    """Raise `UsageError` for several classes on one path, and warn of classes that get none of `count` samples."""
+    if labels is None or len(labels) < 2:
+        return
+    if settings.interpolate is not None:
+        raise UsageError("--label: --interpolate draws a path of one class; name one")
+    if missing := sorted({*labels.tolist()} - {*labels[:count].tolist()}):
+        what = f"{counted(count, 'sample')} of {len({*labels.tolist()}):,} classes leave"
+        names = classes_text([source.data.class_names[label] for label in missing])
+        warnings.warn(f"--num-samples: {what} {names} without one", stacklevel=3)
 
 
 def caution(source: Source, plan: Plan) -> str:
