@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,9 +22,8 @@ from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError, UsageError, blaming, counted
 from difftool.plugins.registry import given, given_guidance, registry
 from difftool.sampling.conditions import Given, Rows, read_rows, words_of
-from difftool.sampling.denoiser import Counted
 from difftool.sampling.inpainting import Inpainting
-from difftool.sampling.predictions import BatchPredictions, guided
+from difftool.sampling.predictions import BatchPredictions, calls_at, guided
 from difftool.settings import STRENGTH, Sampling
 
 if TYPE_CHECKING:
@@ -119,6 +118,10 @@ class Plan:
         """Return the denoisers of the samples first..first+count-1, which count their calls."""
         condition, precision = self.condition(first, count), self.settings.precision
         return BatchPredictions(source, condition, first=first, count=count, precision=precision)
+
+    def calls_at(self, source: Source) -> Callable[[Level], int]:
+        """Return a function that gives the network calls of one guided estimate at a level."""
+        return calls_at(self.guidance, self.predictions(source, 0, 1).spec())
 
     @property
     def label(self) -> int | None:
@@ -254,22 +257,24 @@ class DryRun(NamedTuple):
     draws_noise: bool
 
 
-def dry_run(sampler: Sampler, levels: Sequence[Level]) -> DryRun:
-    """Sample one number with a denoiser that always estimates 0, and return the sampler's calls.
+def dry_run(sampler: Sampler, levels: Sequence[Level], calls_at: Callable[[Level], int] | None = None) -> DryRun:
+    """Sample one number with a denoiser that always estimates 0, and return the network calls.
 
-    Raises `DifftoolError` if the sampler fails.
+    An estimate is one call, or as many as `calls_at` gives for its level. Raises `DifftoolError` if the sampler fails.
     """
     drawn: list[int] = []
+    calls = 0
 
     def noise(step: int) -> Tensor:
         drawn.append(step)
         return torch.zeros(1, 1)
 
     def zero(x: Tensor, level: Level) -> Estimate:
+        nonlocal calls
+        calls += 1 if calls_at is None else calls_at(level)
         return Estimate(torch.zeros_like(x), torch.zeros_like(x))
 
-    denoise = Counted(zero)
     with blaming(f"sampler {sampler.name}"):
-        for _ in sampler.sample(denoise, torch.zeros(1, 1), levels, noise):
+        for _ in sampler.sample(zero, torch.zeros(1, 1), levels, noise):
             pass
-    return DryRun(denoise.calls, bool(drawn))
+    return DryRun(calls, bool(drawn))

@@ -110,10 +110,12 @@ class Source(ABC):
         """The other runs that guidances have opened, by path and weights."""
         return {}
 
-    def other(self, run: Path, weights: str) -> Source:
-        """Return another run or model file, which is opened once. Raises `DifftoolError`."""
+    def other(self, run: Path, weights: str, check: Callable[[Source, Source], None]) -> Source:
+        """Return another run or model file, which is opened and checked once. Raises `DifftoolError`."""
         if (run, weights) not in self._others:
-            self._others[run, weights] = self.open_other(run, weights)
+            other = self.open_other(run, weights)
+            check(self, other)
+            self._others[run, weights] = other
         return self._others[run, weights]
 
     def step_gain(self, t: Level, s: Level) -> float:
