@@ -17,7 +17,7 @@ from difftool.plugins.registry import given_guidance, registry
 
 def guidance_groups(names: Mapping[str, Any]) -> list[Group]:
     """Return the options of the guidances that the command line names, if it names any. Raises `UsageError`."""
-    classes = [_class_of(word) for word in words_in(names.get(Guidance.kind))]
+    classes = [class_of(word) for word in words_in(names.get(Guidance.kind))]
     return [Group.of(*dict.fromkeys(classes))] if classes else []
 
 
@@ -31,7 +31,7 @@ def guidances(ctx: typer.Context) -> list[Guidance | None]:
     scales = [word for word in words if _number_in(word) is not None]
     if scales and "scale" in values:
         raise UsageError(f"--guidance.scale: --guidance {scales[0]} is a scale already; give one of the two")
-    made = [_made(word, values) for word in words]
+    made = [guidance_of(word, values) for word in words]
     return list(dict.fromkeys(made)) or [None]
 
 
@@ -48,12 +48,14 @@ def words_in(text: str | None) -> list[str]:
     return words
 
 
-def _class_of(word: str) -> type[Guidance]:
+def class_of(word: str) -> type[Guidance]:
+    """Return the class of a name, or the one whose scale a number is. Raises `UsageError`."""
     return registry().of_kind(Guidance, word if _number_in(word) is None else Guidance.by_number)
 
 
-def _made(word: str, values: Mapping[str, Any]) -> Guidance:
-    cls, scale = _class_of(word), _number_in(word)
+def guidance_of(word: str, values: Mapping[str, Any]) -> Guidance:
+    """Return the guidance of a name or a scale, with those of the options that it has. Raises `UsageError`."""
+    cls, scale = class_of(word), _number_in(word)
     options = options_of(cls, values)
     made: Guidance = make_from_flags(cls, options) if scale is None else given_guidance(scale, options)
     return made
