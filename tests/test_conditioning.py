@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,16 @@ import difftool
 from difftool import CLEAN, Denoise, DifftoolError, Estimate, Level, Schedule, UsageError
 from difftool.data.images import own_mask
 from difftool.errors import InvalidOption
-from difftool.sampling.denoiser import clipped, inpainted, thresholded
+from difftool.sampling.denoiser import clipped, thresholded
+from difftool.sampling.inpainting import Inpainting, inpainted
 from difftool.sampling.loop import sample, slerp
 from difftool.sampling.plan import Plan, last_levels
 from difftool.settings import Sampling
 from difftool_plugins.samplers.spacings import Trailing
 from difftool_plugins.schedules.variance_preserving import Linear
 
+AS_IT_IS: Any = SimpleNamespace(encode=lambda x: x, decode=lambda x: x)
+"""A source without a codec."""
 MEAN, STD = 0.7, 0.4
 """The data: one Gaussian."""
 
@@ -106,7 +110,7 @@ def test_thresholding_leaves_an_item_within_its_bounds_alone() -> None:
     [
         lambda: clipped(gaussian, (0.5, 0.9)),
         lambda: thresholded(gaussian, (0.5, 0.9), 0.9),
-        lambda: inpainted(gaussian, torch.zeros(30).double(), torch.arange(30) < 10),
+        lambda: inpainted(gaussian, Inpainting(torch.zeros(30).double(), torch.arange(30) < 10), AS_IT_IS),
     ],
     ids=["clipped", "thresholded", "inpainted"],
 )
