@@ -48,14 +48,16 @@ def noise(count: int) -> Tensor:
     return torch.randn(count, 1, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("std", [0.5, 0.2])
+@pytest.mark.parametrize("std", [1.0, 0.2])
 def test_straightness_of_a_gaussian_has_a_closed_form(std: float) -> None:
     """Along a path, z_u = z_1 s(u) with s(u)^2 = (1 - u)^2 std^2 + u^2, so S is the mean of ((1 - std) - s'(u))^2."""
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     s = ((1 - u).square() * std**2 + u.square()).sqrt()
     expected = float(((1 - std) - (u - (1 - u) * std**2) / s).square().mean())
+    if std == 1.0:
+        assert math.isclose(expected, 2 - math.pi / 2, abs_tol=1e-8)
     found = straightness(gaussian(std), noise(100), FLOW, 200)
-    assert math.isclose(found, expected / (1 - std) ** 2, rel_tol=1e-3)
+    assert math.isclose(found, expected * float(noise(100).square().mean()), rel_tol=1e-3)
 
 
 def test_paths_to_one_point_are_straight() -> None:
@@ -110,7 +112,7 @@ def test_reflow_makes_paths_straighter(plugin: None) -> None:
         json.loads(done("straightness", *words, "-n", 500, "--steps", 50))["straightness"]
         for words in (oracle, ("reflow",))
     )
-    assert before > 0.02
+    assert before > 0.01
     assert after < 0.2 * before
 
 

@@ -86,8 +86,8 @@ def read_pairs(path: Path) -> Samples:
 def straightness(denoise: Denoise, noise: Tensor, schedule: Schedule, steps: int) -> float:
     """Return S, how far the velocities of a flow are from those of straight lines between both ends of its paths.
 
-    S is the mean of |(z_1 - z_0) - v(z_u, u)|^2 over u in [0, 1] and paths, z_1 the noise and z_0 the sample, divided
-    by the mean of |z_1 - z_0|^2 (Liu et al., 2023, eq. 4). A path is integrated by the midpoint rule. Raises
+    S is the mean of |(z_1 - z_0) - v(z_u, u)|^2 over u in [0, 1] and paths, z_1 the noise and z_0 the sample (Liu et
+    al., 2023, section 2.2), and here over the numbers of an item too. A path is integrated by the midpoint rule. Raises
     `UsageError` unless x_t = (1 - u) x_0 + u eps, whose velocity v is eps - x_0.
     """
     if not torch.allclose(schedule.alpha + schedule.sigma, torch.ones_like(schedule.alpha)):
@@ -99,7 +99,7 @@ def straightness(denoise: Denoise, noise: Tensor, schedule: Schedule, steps: int
         velocities.append(velocity(denoise, middle, u - du / 2))
         x = x - du * velocities[-1]
     line = noise - x
-    return float(sum((line - v).square().mean() for v in velocities) / steps / line.square().mean())
+    return float(sum((line - v).square().mean() for v in velocities) / steps)
 
 
 def velocity(denoise: Denoise, x: Tensor, u: float) -> Tensor:
