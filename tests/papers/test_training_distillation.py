@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 from at_work import PAPERS, Formula, Work, at_work, draws, numbers, script, small
-from conftest import Run
+from conftest import POINTS, Run
 from torch import Tensor
 
 import difftool
 from difftool import DatasetContext, Predict, Schedule
+from difftool.runs import checkpoint
+from difftool.runs.folder import RunFolder
 
 progressive = script("progressive_distillation")
 distillation = script("consistency_distillation")
@@ -186,6 +188,8 @@ def test_dmd_has_the_gradient_of_eqs_7_and_8() -> None:
     (ours,) = torch.autograd.grad(losses.sum(), work.network.p, retain_graph=True)  # type: ignore[union-attr]
 
     random = batch.generator()
+    torch.randint(T, t.shape, generator=random)  # the draws of the fake denoiser come first
+    torch.randn(x_0.shape, generator=random)
     t = T // 50 + t * (T - 2 * (T // 50)) // T
     alpha, sigma = numbers(COSINE.alpha, t), numbers(COSINE.sigma, t)
     x = 0.2 + 0.9 * eps
@@ -233,6 +237,43 @@ def test_dmd_finds_the_data_of_its_teacher() -> None:
     torch.testing.assert_close(torch.stack(seen[200:]).mean(0), torch.tensor([M, S, M, S]), rtol=0, atol=0.02)
 
 
+def test_dmd2_trains_generator_and_denoiser_in_turn(run: Run) -> None:
+    """With five turns, the generator rests to the last bit, moments included, in steps 1 to 4 and moves in step 5."""
+    same = ("--schedule", "cosine", "--prediction", "v", *POINTS)
+    assert run("train", *same, "--steps", 2, "--out", "teacher").code == 0
+    options = ("--init-from", "teacher", "--loss", "dmd", "--loss.turns", 5, "--optimizer", "in-turn")
+    tensors = {}
+    for steps in (1, 2, 5, 6):
+        out = f"after-{steps}"
+        done = run(
+            "train",
+            "--plugin",
+            PAPERS / "dmd.py",
+            *same,
+            *options,
+            "--warmup",
+            0,
+            "--lr-schedule",
+            "constant",
+            "--steps",
+            steps,
+            "--out",
+            out,
+        )
+        assert done.code == 0, done.err
+        tensors[steps], _ = checkpoint.load(RunFolder(Path(out)).saved_states()[0])
+    names = [name for name, _ in difftool.load("teacher").network.named_parameters()]
+    size = len(names)  # the optimizer counts the weights of the network first
+    own = [key for key in tensors[5] if key.startswith("optimizer.") and int(key.split(".")[1]) < size]
+    generator = [key for key in tensors[5] if key.startswith("network.")] + own
+    fake = [key for key in tensors[5] if key.startswith("loss.fake.")]
+    assert len(own) == 3 * size
+    for early, late in ((1, 2), (2, 5)):
+        assert all(torch.equal(tensors[early][key], tensors[late][key]) for key in generator)
+        assert any(not torch.equal(tensors[early][key], tensors[late][key]) for key in fake)
+    assert any(not torch.equal(tensors[5][key], tensors[6][key]) for key in generator)
+
+
 # --- on the swiss roll -----------------------------------------------------------------------------------------------
 
 
@@ -261,6 +302,12 @@ def distance(samples: Tensor) -> float:
         ),
         ("consistency_distillation", ("consistency-distillation",), 1, ("ve", "--prediction", "edm")),
         ("dmd", ("dmd", "--lr", 1e-3), 1, ("cosine", "--prediction", "v")),
+        (
+            "dmd",
+            ("dmd", "--lr", 1e-3, "--loss.turns", 2, "--optimizer", "in-turn"),
+            1,
+            ("cosine", "--prediction", "v"),
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
