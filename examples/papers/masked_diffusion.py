@@ -80,6 +80,6 @@ class Unmask(Sampler, name="unmask"):
             u, v = (torch.special.ndtr(noise(2 * step + i)) for i in range(2))  # uniform in [0, 1]
             gumbel = -(-u.clamp(1e-7, 1 - 1e-7).log()).log()
             token = F.one_hot((estimate.x_0 + gumbel).argmax(1), x.shape[1]).mT.to(x)
-            reveal = (x.sum(1, keepdim=True) == 0) & (v[:, :1] < (t.sigma - s.sigma) / t.sigma)
+            reveal = (x.sum(1, keepdim=True) == 0) & (v.narrow(1, 0, 1) < (t.sigma - s.sigma) / t.sigma)
             x = torch.where(reveal, token, x)
             yield Step(x, s, estimate)
