@@ -243,6 +243,10 @@ def test_the_help_says_of_each_command_what_its_own_help_says_first() -> None:
 # ── new-plugin ──────────────────────────────────────────────────────────────────────────────────
 
 
+BESIDE = {"backbone": ("network.py",), "codec": ("transform.py",), "optimizer": ("update.py",)}
+"""The modules beside the one with the options, which imports nothing heavy."""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_plugin_is_a_whole_package(run: Run, tmp_path: Path, kind: str) -> None:
     outcome = run("new-plugin", "difftool-my-thing", "--kind", kind)
@@ -254,9 +258,7 @@ def test_a_new_plugin_is_a_whole_package(run: Run, tmp_path: Path, kind: str) ->
         str(Path(".github/workflows/test.yml")),
         *(f"src/difftool_my_thing/{name}" for name in ("__init__.py", "py.typed")),
         "tests/test_difftool_my_thing.py",
-        *{"backbone": ["src/difftool_my_thing/network.py"], "optimizer": ["src/difftool_my_thing/update.py"]}.get(
-            kind, []
-        ),
+        *(f"src/difftool_my_thing/{name}" for name in BESIDE.get(kind, ())),
     }
     assert set(files) == expected
     assert [path.name for path in tmp_path.iterdir()] == ["difftool-my-thing"]  # no temporary is left

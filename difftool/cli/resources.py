@@ -223,23 +223,27 @@ class ModelResource(CommandResource):
         return None
 
     def default(self, record: Any) -> object:
-        from difftool.sampling.model import load_model
-
-        return load_model(None)
+        return self._load(None)
 
     def accepted(self, value: object) -> object:
-        from difftool.sampling.model import Model, load_model
-        from difftool.sampling.source import Source
-
         if isinstance(value, Later):
             return value
         if isinstance(value, (str, os.PathLike)):
-            return Later(partial(load_model, Path(value)))
+            return Later(partial(self._load, Path(value)))
+        from difftool.sampling.model import Model
+        from difftool.sampling.source import Source
+
         if not isinstance(value, Source if self.oracle else Model):
-            raise TypeError(
-                f"{self.name} is a Model, as difftool.load opens it, or its path, not {type(value).__name__}"
-            )
+            found = type(value).__name__
+            raise TypeError(f"{self.name} is a Model, as difftool.load opens it, or its path, not {found}")
         return value
+
+    @staticmethod
+    def _load(path: Path | None) -> Source:
+        from difftool import devices
+        from difftool.sampling.model import load_model
+
+        return load_model(path, device=devices.choose("auto"))
 
     def choices(self, record: type[Options]) -> Sequence[Choice]:
         return choices_of({base.kind: base for base in ORACLE_PARTS}, PANELS) if self.oracle else ()

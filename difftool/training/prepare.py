@@ -57,9 +57,12 @@ def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = No
     check_processes(settings)
     check_schedule(settings, recipe[Optimizer], recipe[Backbone])
     schedule = build_schedule(recipe[NoiseSchedule], settings.timesteps, recipe[Prediction])
-    shape = recipe[Dataset].item_shape()  # a size that does not fit is refused before the data are read
-    if shape is not None and build_codec(recipe[Codec], shape) is None:
-        check_shape(recipe[Backbone], shape, settings)
+    shape = recipe[Dataset].item_shape()
+    if shape is not None and not (resumed is not None and resumed.saved_states()):  # before the data are read
+        with torch.device("meta"):
+            codec = build_codec(recipe[Codec], shape)
+        if codec is None:
+            check_shape(recipe[Backbone], shape, settings)
     samples = load_samples(recipe[Dataset], settings.seed, settings.condition)
     try:
         train, held_out = split(samples, settings.held_out)
