@@ -89,7 +89,7 @@ def test_progressive_distillation_follows_two_steps_of_diffusers(steps: int) -> 
         alpha_s, sigma_s = (1.0, 0.0) if end < 0 else (float(COSINE.alpha[end]), float(COSINE.sigma[end]))
         target = (z - sigma_s / sigma * z_t) / (alpha_s - sigma_s / sigma * alpha)
         expected = max((alpha / sigma) ** 2, 1.0) * float((student - target).square().mean())
-        assert float(losses[i]) == pytest.approx(expected, rel=2e-3, abs=1e-6)
+        assert losses[i].item() == pytest.approx(expected, rel=2e-3, abs=1e-6)
 
 
 def test_progressive_distillation_has_the_gradient_of_its_error_alone() -> None:
@@ -155,7 +155,7 @@ def test_consistency_distillation_spaces_levels_as_edm_does() -> None:
     assert (rows[0], rows[-1]) == (0, T - 1)
     gap = (VE.sigma[1] / VE.sigma[0]).log()
     assert float((VE.sigma[rows].log() - even.log()).abs().max()) <= float(gap)
-    with pytest.raises(difftool.UsageError, match="no signal"):
+    with pytest.raises(difftool.UsageError, match="infinite at the last level"):
         at_work(distillation.ConsistencyDistillation(), difftool.component("schedule", "flow").build(T), small())
 
 
@@ -237,6 +237,7 @@ def test_dmd_finds_the_data_of_its_teacher() -> None:
     torch.testing.assert_close(torch.stack(seen[200:]).mean(0), torch.tensor([M, S, M, S]), rtol=0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_dmd2_trains_generator_and_denoiser_in_turn(run: Run) -> None:
     """With five turns, the generator rests to the last bit, moments included, in steps 1 to 4 and moves in step 5."""
     same = ("--schedule", "cosine", "--prediction", "v", *POINTS)
