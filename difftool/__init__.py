@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
     from difftool.api import load as load
     from difftool.api import train as train
+    from difftool.cli.console import note as note
+    from difftool.cli.console import progress as progress
+    from difftool.cli.outputs import Output as Output
+    from difftool.cli.outputs import output_option as output_option
+    from difftool.cli.resources import component_option as component_option
+    from difftool.cli.resources import device_option as device_option
+    from difftool.cli.resources import model_option as model_option
     from difftool.components import Backbone as Backbone
     from difftool.components import Callback as Callback
     from difftool.components import Codec as Codec
@@ -67,6 +74,7 @@ if TYPE_CHECKING:
     from difftool.sampling.guidance import GuidanceSpec as GuidanceSpec
     from difftool.sampling.guidance import Predictions as Predictions
     from difftool.sampling.model import Model as Model
+    from difftool.sampling.source import Source as Source
     from difftool.specs import BackboneSpec as BackboneSpec
     from difftool.specs import CodecSpec as CodecSpec
     from difftool.specs import ConditionSpec as ConditionSpec
@@ -84,6 +92,9 @@ if TYPE_CHECKING:
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "api": ("load", "train"),
+    "cli.console": ("note", "progress"),
+    "cli.outputs": ("Output", "output_option"),
+    "cli.resources": ("component_option", "device_option", "model_option"),
     "components": (
         "Backbone",
         "Callback",
@@ -118,6 +129,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "plugins.registry": ("component", "load_plugin", "names"),
     "sampling.guidance": ("GuidanceSpec", "Predictions"),
     "sampling.model": ("Model",),
+    "sampling.source": ("Source",),
     "specs": (
         "BackboneSpec",
         "CodecSpec",

@@ -1,6 +1,7 @@
 """Options: how a record declares them, and how values for them are checked.
 
-Values come from the command line, from a TOML file, or from the metadata of a stranger's file. They all pass through
+A command may have resources beside them, such as a component or a model, which are checked when they are set. Values
+come from the command line, from a TOML file, or from the metadata of a stranger's file. They all pass through
 `make`, where pydantic checks them strictly, as JSON; it is imported only when there is something to check.
 """
 
@@ -8,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 import os
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -27,6 +29,7 @@ from typing import (
 )
 
 from difftool.errors import InvalidOption
+from difftool.resources import Resource, resources
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -173,18 +176,28 @@ def fields(record: type[Options]) -> tuple[Field, ...]:
 
 @functools.cache
 def _fields(record: Any) -> tuple[Field, ...]:
-    hints = get_type_hints(record)
-    return tuple(
-        Field(f.name, hints[f.name], f.default, f.metadata.get(Details, Details())) for f in dataclasses.fields(record)
-    )
+    options = [f for f in dataclasses.fields(record) if Resource not in f.metadata]
+    kinds = hints(record, {f.name for f in options})
+    return tuple(Field(f.name, kinds[f.name], f.default, f.metadata.get(Details, Details())) for f in options)
+
+
+def hints(record: type, names: Collection[str]) -> dict[str, Any]:
+    """Return the types of these attributes. Those of others may be imported for type checkers alone."""
+    found: dict[str, Any] = {}
+    for base in reversed(record.__mro__):
+        own = {name: kind for name, kind in inspect.get_annotations(base).items() if name in names}
+        found |= get_type_hints(type(base.__name__, (), {"__annotations__": own, "__module__": base.__module__}))
+    return found
 
 
 def make(record: type[T], values: Mapping[str, object]) -> T:
     """Return the record with these values; options that are left out keep their defaults. Raises `InvalidOption`."""
-    by_name = {f.name: f for f in fields(record)}
+    by_name, others = {f.name: f for f in fields(record)}, resources(record)
     for name in values:
-        if name not in by_name:
-            raise InvalidOption(name, f"there is no such option{suggestion(name, by_name)}")
+        if name not in by_name and name not in others:
+            raise InvalidOption(name, f"there is no such option{suggestion(name, [*by_name, *others])}")
+    given = {name: value for name, value in values.items() if name in others}
+    values = {name: value for name, value in values.items() if name not in others}
     pairs = (f"{json.dumps(name)}: {_to_json(name, _normalised(by_name[name], v))}" for name, v in values.items())
     text = "{" + ", ".join(pairs) + "}"
     from pydantic import ValidationError
@@ -202,7 +215,7 @@ def make(record: type[T], values: Mapping[str, object]) -> T:
         except RuntimeError:
             raise InvalidOption(name, f"{value}: the home folder is not known") from None
     try:
-        return record(**checked)
+        return record(**checked, **given)
     except ValueError as error:  # from the record's own __post_init__: "name: reason"
         name, _, reason = str(error).partition(": ")
         raise (InvalidOption(name, reason) if name in by_name else InvalidOption("", str(error))) from None

@@ -12,7 +12,7 @@ PACKAGE = Path(difftool.__file__).parent
 BUILT_INS = PACKAGE.parent / "plugins" / "difftool_plugins"
 
 LAYERS = (
-    ("version", "errors", "files", "locks", "manifest", "rng", "children", "scripts"),
+    ("version", "errors", "files", "locks", "manifest", "rng", "children", "scripts", "resources"),
     ("distributed", "devices"),
     ("options", "paths", "specs", "components", "settings", "hookspecs"),
     ("diffusion",),

@@ -13,7 +13,7 @@ import typer
 from rich.table import Column
 
 from difftool.cli.command import component_command, given_values
-from difftool.cli.console import bar, new_table, plain, result, result_json, stdout
+from difftool.cli.console import new_table, plain, progress, result, result_json, stdout
 from difftool.cli.flags import Group, flag_of, make_from_flags, text_of
 from difftool.cli.parameters import AsJson
 from difftool.components import KINDS, Backbone, Codec, Component
@@ -78,11 +78,11 @@ def check(
     from difftool.testing.examine import PLUGIN_LAWS, laws_of
 
     total = sum(len(PLUGIN_LAWS if case.kind == "plugin" else laws_of(case.kind)) for case in cases)
-    with bar("checking", total) as progress:
+    with progress("checking", total) as bar:
         for case in cases:
             for finding in case.examine():
                 case.findings.append(finding)
-                progress.update(sum(len(c.findings) for c in cases), f"{case.kind} {case.name}: {finding.law}")
+                bar.update(sum(len(c.findings) for c in cases), f"{case.kind} {case.name}: {finding.law}")
     failures = [f"{case.kind} {case.name} {f.law}" for case in cases for f in case.findings if f.failed]
     if json:
         result_json({"verdict": "failed" if failures else "passed", "checked": [_as_json(case) for case in cases]})

@@ -17,7 +17,16 @@ import typer
 from typer.core import TyperCommand
 
 from difftool.cli.console import results_alone
-from difftool.cli.flags import Group, compile_names, compile_options, make_from_flags, take_names, take_values
+from difftool.cli.flags import (
+    Choice,
+    Group,
+    choices_of,
+    compile_names,
+    compile_options,
+    make_from_flags,
+    take_names,
+    take_values,
+)
 from difftool.cli.help import whole_names
 from difftool.components import KINDS, Component, kinds_of
 from difftool.errors import UsageError, printable
@@ -36,10 +45,8 @@ class ComponentCommand(TyperCommand):
     """The base of the classes that `component_command` makes."""
 
     choose: Choose
-    kinds: ClassVar[Mapping[str, type[Component]]]
-    """The kinds that the command takes by `--KIND NAME`."""
-    panels: ClassVar[Mapping[str, str]]
-    """Titles in the help for the names of some kinds; the others come under "Components"."""
+    choices: ClassVar[Sequence[Choice]]
+    """The components that the command takes by `--KEY NAME`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         groups = self._groups(ctx, args)
@@ -49,8 +56,8 @@ class ComponentCommand(TyperCommand):
                 refuse_repeated(self.make_parser(ctx).parse_args(list(args))[2])
             rest = super().parse_args(ctx, args)
         except typer.TyperException as error:
-            raise _advised(error, ctx.info_name) or explained(error, self.get_params(ctx)) from None
-        ctx.meta[VALUES], ctx.meta[NAMES] = take_values(groups, ctx.params), take_names(ctx.params)
+            raise _advised(error, ctx.info_name) or explained(error, self.get_params(ctx), self.choices) from None
+        ctx.meta[VALUES], ctx.meta[NAMES] = take_values(groups, ctx.params), take_names(self.choices, ctx.params)
         return rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -63,8 +70,7 @@ class ComponentCommand(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         *own, help_option = super().get_params(ctx)
-        names = compile_names(self.kinds, self.panels)
-        return [*names, *own, *ctx.meta.get(OPTIONS, ()), help_option]
+        return [*compile_names(self.choices), *own, *ctx.meta.get(OPTIONS, ()), help_option]
 
     def _groups(self, ctx: Any, args: list[str]) -> Sequence[Group]:
         """Return the options of the components that the lenient pass finds. Help and completion ignore a wrong name."""
@@ -80,7 +86,7 @@ class ComponentCommand(TyperCommand):
             if not ctx.resilient_parsing:  # before files that the command line names are read
                 refuse_repeated(self.make_parser(lenient).parse_args(list(args))[2])
             super().parse_args(lenient, list(args))
-        names = take_names(lenient.params)
+        names = take_names(self.choices, lenient.params)
         try:
             return type(self).choose(ctx, {**lenient.params, **names}, args)
         except UsageError:
@@ -90,10 +96,13 @@ class ComponentCommand(TyperCommand):
 
 
 def component_command(
-    choose: Choose, *, command: str = "", panels: Mapping[str, str] | None = None
+    choose: Choose, *, command: str = "", panels: Mapping[str, str] | None = None, choices: Sequence[Choice] = ()
 ) -> type[ComponentCommand]:
-    """Return the command class to pass as `cls=`. It takes the names of the kinds that are declared for `command`."""
-    body = {"choose": staticmethod(choose), "kinds": kinds_of(command), "panels": panels or {}}
+    """Return the command class to pass as `cls=`.
+
+    It takes the names of the kinds that are declared for `command`, in their panels of the help, and other choices.
+    """
+    body = {"choose": staticmethod(choose), "choices": (*choices_of(kinds_of(command), panels), *choices)}
     return type("ChosenComponentCommand", (ComponentCommand,), body)
 
 
@@ -152,12 +161,12 @@ def refuse_repeated(given: Sequence[Any]) -> None:
             raise UsageError(f"{flags}: given {given.count(param)} times, but it takes one value")
 
 
-def explained(error: typer.TyperException, params: Sequence[Any]) -> Exception:
+def explained(error: typer.TyperException, params: Sequence[Any], choices: Sequence[Choice] = ()) -> Exception:
     """Return an error about an unknown option that names similar ones or the option's owner; others as they are."""
     name = getattr(error, "option_name", None)
     if name is None or "no such option" not in str(error).lower():
         return error
-    if owner := _owner(name):
+    if owner := _owner(name, choices):
         return UsageError(owner)
     flags = [flag for p in params for flag in (*p.opts, *p.secondary_opts)]
     kind, dot, rest = name.removeprefix("--").partition(".")
@@ -170,14 +179,16 @@ def explained(error: typer.TyperException, params: Sequence[Any]) -> Exception:
     return UsageError(f"there is no option {name}{similar or options}")
 
 
-def _owner(option: str) -> str | None:
+def _owner(option: str, choices: Sequence[Choice]) -> str | None:
     """Return a message on the owner of an option such as `--backbone.depth` if another backbone is chosen."""
-    kind, dot, rest = option.removeprefix("--").partition(".")
-    if not dot or kind not in KINDS:
+    key, dot, rest = option.removeprefix("--").partition(".")
+    base = next((choice.base for choice in choices if choice.key == key), KINDS.get(key))
+    if not dot or base is None:
         return None
     spellings = {rest, rest.removeprefix("no-")}
-    owners = [c for c in registry().all_of(KINDS[kind]) if any(f.flag in spellings for f in fields(c))]
+    owners = [c for c in registry().all_of(base) if any(f.flag in spellings for f in fields(c))]
     if not owners:
         return None
-    names, kinds = ", ".join(map(registry().reference, owners)), f"{kind}s" if len(owners) > 1 else kind
-    return f"{option} is an option of the {kinds} {names}; choose it with {owners[0].chosen_by()}"
+    kind, names = f"{base.kind}s" if len(owners) > 1 else base.kind, ", ".join(map(registry().reference, owners))
+    way = owners[0].chosen_by() if key == base.kind else f"--{key} {owners[0].name}"
+    return f"{option} is an option of the {kind} {names}; choose it with {way}"

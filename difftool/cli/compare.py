@@ -13,7 +13,7 @@ import typer
 from rich.table import Column
 
 from difftool.cli.command import component_command, given_values
-from difftool.cli.console import Bar, add_row, bar, new_table, note, show
+from difftool.cli.console import Bar, add_row, new_table, note, progress, show
 from difftool.cli.flags import Group, flag_of, make_from_flags, text_of
 from difftool.cli.outputs import check_out, report, save_figure
 from difftool.cli.parameters import Device, FigureJson, Overwrite, out_option
@@ -120,11 +120,11 @@ def compare(
         )
         results = []
         total = comparison.calls_of(planned)
-        with bar("comparing", total) as progress:
+        with progress("comparing", total) as bar:
             for i, entry in enumerate(planned, start=1):
-                watch = partial(_show, progress, comparison, f"calls, {i} of {len(planned)}: ")
+                watch = partial(_show, bar, comparison, f"calls, {i} of {len(planned)}: ")
                 results.append(comparison.measure(entry, watch))
-            progress.update(total, f"calls, {len(planned)} trajectories")
+            bar.update(total, f"calls, {len(planned)} trajectories")
     _print(results, comparison, calls)
     path = out or (None if json else numbered(Path(), f"compare-{source.name}", ".png"))
     if path is not None:
@@ -150,8 +150,8 @@ def _quick(request: SourceRequest, given: Mapping[str, Mapping[str, Any]]) -> So
     return replace(request, parts=(changed, dataset, schedule))
 
 
-def _show(progress: Bar, comparison: Comparison, before: str, words: str) -> None:
-    progress.update(comparison.calls, before + words)
+def _show(bar: Bar, comparison: Comparison, before: str, words: str) -> None:
+    bar.update(comparison.calls, before + words)
 
 
 def _named(base: type[Component], names: Iterable[str]) -> list[Any]:

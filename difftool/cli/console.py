@@ -161,7 +161,7 @@ class Bar:
         self._printed, self._tenth, self._printed_any = time.perf_counter(), 0, False
         self._progress.start()
 
-    def update(self, step: int, words: object) -> None:
+    def update(self, step: int, words: object = "") -> None:
         """Show the completed steps and words, which become text when they are drawn.
 
         A closed terminal, or a full disk under a log, does not end the work.
@@ -189,13 +189,13 @@ class Bar:
 
 
 @contextlib.contextmanager
-def bar(title: str, total: int) -> Iterator[Bar]:
-    """Show a bar until the end of the block."""
-    progress = Bar(title, total, stderr())
+def progress(title: str, total: int) -> Iterator[Bar]:
+    """Show a bar on stderr until the end of the block: `with progress("measuring", 10) as bar: bar.update(1)`."""
+    bar = Bar(title, total, stderr())
     try:
-        yield progress
+        yield bar
     finally:
-        progress.close()
+        bar.close()
 
 
 def help_text(text: str, note: str = "") -> str:

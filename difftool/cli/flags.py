@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from difftool.cli.console import help_text
-from difftool.components import KINDS, Command, Component, suggestion_attribute
+from difftool.components import Command, Component, suggestion_attribute
 from difftool.errors import InvalidOption, UsageError
 from difftool.options import Field, Options, dashed, fields, make
 from difftool.plugins.registry import registry
@@ -44,10 +44,11 @@ class Group:
     """Whether positional fields are arguments; otherwise they have flags like the others."""
 
     @classmethod
-    def of(cls, *components: type[Component], defaults: Mapping[str, object] | None = None) -> Group:
-        """Return the group of one or several components of a kind, their flags prefixed by the kind."""
-        kind, names = components[0].kind, ", ".join(c.name for c in components)
-        return cls(kind, components, f"{kind.capitalize()}: {names}", f"{kind}.", defaults or {})
+    def of(cls, *components: type[Component], defaults: Mapping[str, object] | None = None, key: str = "") -> Group:
+        """Return the group of one or several components, their flags prefixed by the key, which is the kind unless
+        given."""
+        key, names = key or components[0].kind, ", ".join(c.name for c in components)
+        return cls(key, components, f"{key.capitalize()}: {names}", f"{key}.", defaults or {})
 
     @classmethod
     def of_command(cls, command: type[Command]) -> Group:
@@ -81,34 +82,56 @@ def compile_options(groups: Iterable[Group]) -> list[Any]:
     return _typer_options(parameters)
 
 
-def compile_names(kinds: Mapping[str, type[Component]], panels: Mapping[str, str]) -> list[Any]:
+@dataclass(frozen=True)
+class Choice:
+    """An option `--KEY NAME` that chooses a component by its name."""
+
+    key: str
+    """The kind of the component, or the name of the field that it goes to."""
+    base: type[Component]
+    note: str = ""
+    """A note on the component that is taken where none is named, or on the lack of one."""
+    help: str = ""
+    """The text of the help; if empty, the first line that describes the kind."""
+    panel: str = "Components"
+
+    @property
+    def parameter(self) -> str:
+        """The name of the option among the parameters of a command."""
+        return self.key.replace("-", "_") + "__"
+
+
+def choices_of(kinds: Mapping[str, type[Component]], panels: Mapping[str, str] | None = None) -> list[Choice]:
     """Return the options `--KIND NAME` of these kinds, each in its panel or under "Components"."""
+    notes = {kind: _default_name(base, kinds.values()) for kind, base in kinds.items()}
+    panels = {kind: (panels or {}).get(kind, Choice.panel) for kind in kinds}
+    return [Choice(kind, base, notes[kind], panel=panels[kind]) for kind, base in kinds.items()]
+
+
+def compile_names(choices: Iterable[Choice]) -> list[Any]:
+    """Return the options that choose components by their names as a Typer command can hold them."""
     parameters = []
-    for kind, base in kinds.items():
-        text = (inspect.getdoc(base) or "").partition("\n")[0]
+    for choice in choices:
+        base = choice.base
+        text = choice.help or (inspect.getdoc(base) or "").partition("\n")[0]
         option = typer.Option(
-            base.flag or "",
+            f"--{choice.key}",
             metavar="NAME",
-            autocompletion=names_of(kind),
-            help=help_text(f"{text} May be given several times." if base.several else text, _default_name(base, kinds)),
-            rich_help_panel=panels.get(kind, "Components"),
+            autocompletion=names_of(base.kind),
+            help=help_text(f"{text} May be given several times." if base.several else text, choice.note),
+            rich_help_panel=choice.panel,
             show_default=False,
         )
-        parameters.append(_optional(name_parameter(kind), list[str] if base.several else str, option))
+        parameters.append(_optional(choice.parameter, list[str] if base.several else str, option))
     return _typer_options(parameters)
 
 
-def _default_name(base: type[Component], kinds: Mapping[str, type[Component]]) -> str:
-    """Return a note on the component that is taken where none is named."""
-    suggesting = [kind for kind, other in kinds.items() if hasattr(other, suggestion_attribute(base))]
+def _default_name(base: type[Component], others: Iterable[type[Component]]) -> str:
+    """Return a note on the component of a kind that is taken beside those of other kinds."""
+    suggesting = [other.kind for other in others if hasattr(other, suggestion_attribute(base))]
     if suggesting:
         return f"default: suits the {' and '.join(suggesting)}"
     return f"default: {base.default}" if base.default else ""
-
-
-def name_parameter(kind: str) -> str:
-    """Return the name of the option `--KIND` among the parameters of a command."""
-    return kind.replace("-", "_") + "__"
 
 
 def names_of(kind: str) -> Callable[[str], list[str]]:
@@ -251,10 +274,10 @@ def take_values(groups: Iterable[Group], params: dict[str, Any]) -> dict[str, di
     return values
 
 
-def take_names(params: dict[str, Any]) -> dict[str, Any]:
-    """Return the names given by `--KIND NAME`, by kind, and remove them from `params`."""
-    names = {kind: params.pop(name_parameter(kind), None) for kind in KINDS}
-    return {kind: name for kind, name in names.items() if name not in (None, [], ())}
+def take_names(choices: Iterable[Choice], params: dict[str, Any]) -> dict[str, Any]:
+    """Return the names given by `--KEY NAME`, by key, and remove them from `params`."""
+    names = {choice.key: params.pop(choice.parameter, None) for choice in choices}
+    return {key: name for key, name in names.items() if name not in (None, [], ())}
 
 
 def flag_of(record: type[Options], name: str) -> str:

@@ -11,6 +11,7 @@ from rich.table import Column
 from difftool.cli.console import add_row, new_table, note, result_json, stdout
 from difftool.cli.flags import text_of
 from difftool.cli.parameters import AsJson
+from difftool.cli.resources import resources_of
 from difftool.components import KINDS, Component
 from difftool.errors import UsageError
 from difftool.options import Field, fields, suggestion
@@ -46,7 +47,8 @@ def listing(
         name_column, package = Column("name", style="cyan", no_wrap=True), Column("package", no_wrap=True)
         table = new_table(name_column, "what it is", "options", package, title=plural)
         for name, cls in classes.items():
-            options = ", ".join(f.flag + _default(f) for f in fields(cls))
+            others = (one.flag + (f"={one.default_name}" if one.default_name else "") for one in resources_of(cls))
+            options = ", ".join((*others, *(f.flag + _default(f) for f in fields(cls))))
             owner = _owner(cls)
             add_row(table, name, _summary(cls), options, owner.label)
         console.print(table, "")
@@ -87,6 +89,17 @@ def _as_json(component: type[Component]) -> dict[str, Any]:
         "package": owner.distribution,
         "version": owner.version,
         "options": {
+            one.flag: {
+                "type": one.what,
+                "default": one.default_name,
+                "otherwise": None,
+                "required": False,
+                "range": None,
+                "help": one.help,
+            }
+            for one in resources_of(component)
+        }
+        | {
             f.flag: {
                 "type": _type(f),
                 "default": None if f.required else f.default,

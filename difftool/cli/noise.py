@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difftool.cli.command import component_command, given_component, given_names, given_values, named
-from difftool.cli.console import bar, note
+from difftool.cli.console import note, progress
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.outputs import check_out, report
 from difftool.cli.parameters import Device, FigureJson, Images, Overwrite, check_images, check_levels, out_option
@@ -190,11 +190,11 @@ def _states(x_0: Tensor, schedule: Schedule, settings: Noising, levels: Collecti
         return {t: noised(x_0, schedule[t], settings.seed).cpu() for t in sorted(levels)}
     states = {}
     steps = range(max(levels) + 1)
-    with bar("noising", len(steps)) as progress:
+    with progress("noising", len(steps)) as bar:
         for t, x_t in zip(steps, iterate(x_0, schedule, settings.seed), strict=False):
             if t in levels:
                 states[t] = x_t.cpu()
-            progress.update(t + 1, "")
+            bar.update(t + 1, "")
     return states
 
 

@@ -13,7 +13,7 @@ import typer
 
 from difftool import manifest
 from difftool.cli.command import component_command, given_component, given_values, named
-from difftool.cli.console import bar, note
+from difftool.cli.console import note, progress
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.guidance import guidance_groups, guidances, words_of
 from difftool.cli.outputs import check_outs, naming_out, report
@@ -208,12 +208,12 @@ def _draw(source: Source, plan: Plan, steps: Sequence[int], group: ProcessGroup)
     from difftool.sampling.loop import collect
 
     batches = range(plan.batches)[group.rank :: group.size]
-    with bar("sampling", len(batches) * plan.steps) as progress, spending(plan.batch_size):
+    with progress("sampling", len(batches) * plan.steps) as bar, spending(plan.batch_size):
 
         def watch(step: Any) -> None:
             finished = step.first + (len(step.x) if step.done else 0)
             steps_before = batches.index(step.first // plan.batch_size) * plan.steps
-            progress.update(steps_before + step.number, f"{finished:,}/{counted(plan.num_samples, 'sample')}")
+            bar.update(steps_before + step.number, f"{finished:,}/{counted(plan.num_samples, 'sample')}")
 
         trajectories = collect(source, plan, steps, batches=batches, watch=watch)
         for x in (trajectories.x, *trajectories.states):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from difftool.components import Command
 from difftool.errors import PluginFailure, UsageError
-from difftool.plugins.discovery import Announced, also_announced
+from difftool.plugins.discovery import also_announced
+from difftool.plugins.loading import commands_of
 from difftool.plugins.registry import scripts_added
 
 FLAG = "--plugin"
@@ -48,9 +47,5 @@ def loaded(files: Sequence[Path]) -> Iterator[None]:
         for plugin in plugins:
             for problem in plugin.problems:
                 warnings.warn(f"{FLAG} {plugin.distribution}: {problem}", stacklevel=2)
-        commands = [(cls, p.distribution) for p in plugins for cls in p.components if cls.kind == Command.kind]
-        announced = [
-            Announced(cls.name, name, "", (inspect.getdoc(cls) or "").partition("\n")[0]) for cls, name in commands
-        ]
-        stack.enter_context(also_announced(announced))
+        stack.enter_context(also_announced(commands_of(plugins)))
         yield

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from difftool.cli.console import bar, note
+from difftool.cli.console import note, progress
 from difftool.cli.outputs import save_figure
 from difftool.cli.signals import Signals, signals
 from difftool.distributed import naming_lost_peers
@@ -53,9 +53,9 @@ def _shown(experiment: Experiment, words: BarWords) -> Iterator[Callable[[StepRe
     def show(result: StepResult) -> None:
         if result.metrics is not None:
             words.add(result.metrics)
-        progress.update(result.step, words)
+        bar.update(result.step, words)
 
-    with bar("training", experiment.steps) as progress:
+    with progress("training", experiment.steps) as bar:
         yield show
 
 

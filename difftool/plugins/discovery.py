@@ -167,7 +167,8 @@ class Announced(NamedTuple):
 
 def announced(taken: Iterable[str] = ()) -> dict[str, Announced]:
     """Return the commands that packages announce, by the names they are called by; names in `taken` are not free."""
-    found = [*announcements(os.environ.get(ALLOW), os.environ.get(DENY, "")), *_of_scripts]
+    allowed = "" if _alone else os.environ.get(ALLOW)
+    found = [*announcements(allowed, os.environ.get(DENY, "")), *_also]
     names: dict[str, Announced] = {}
     for one in found:
         claims = [(other, other.distribution == BUILT_IN) for other in found if other.command == one.command]
@@ -176,17 +177,19 @@ def announced(taken: Iterable[str] = ()) -> dict[str, Announced]:
     return names
 
 
-_of_scripts: list[Announced] = []
+_also: list[Announced] = []
+_alone: list[bool] = []
 
 
 @contextlib.contextmanager
-def also_announced(commands: Sequence[Announced]) -> Iterator[None]:
-    """Announce the commands of scripts, too, in this block."""
-    _of_scripts.extend(commands)
+def also_announced(commands: Sequence[Announced], *, alone: bool = False) -> Iterator[None]:
+    """Announce more commands in this block, those of scripts, or with `alone` of a test that ignores installed ones."""
+    _also.extend(commands)
+    _alone.extend([True] * alone)
     try:
         yield
     finally:
-        del _of_scripts[len(_of_scripts) - len(commands) :]
+        del _also[len(_also) - len(commands) :], _alone[len(_alone) - alone :]
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -20,9 +21,9 @@ from typing import Any
 import pluggy
 
 from difftool import hookspecs
-from difftool.components import KINDS, Component
+from difftool.components import KINDS, Command, Component
 from difftool.errors import DifftoolError, PluginFailure, UsageError, describe, is_signal, one_line
-from difftool.plugins.discovery import BUILT_IN, GROUP, distribution_of, version_of
+from difftool.plugins.discovery import BUILT_IN, GROUP, Announced, distribution_of, version_of
 from difftool.plugins.validation import problem
 from difftool.scripts import Script
 from difftool.version import API_VERSION, OLDEST_API
@@ -153,6 +154,21 @@ def load_script(path: Path) -> Plugin:
         example = f'class {nameless}, name="mine")'
         raise UsageError(f"{path} defines no component, which is a class of a kind that has a name: {example}")
     return plugin
+
+
+def commands_of(plugins: Iterable[Plugin]) -> list[Announced]:
+    """Return the commands of plugins that no entry point announces, for `also_announced`."""
+    return [
+        Announced(
+            cls.name,
+            plugin.distribution,
+            plugin.version if plugin.script is None else "",
+            (inspect.getdoc(cls) or "").partition("\n")[0],
+        )
+        for plugin in plugins
+        for cls in plugin.components
+        if cls.kind == Command.kind
+    ]
 
 
 def _import_from_here(package: str) -> None:

@@ -13,9 +13,12 @@ from difftool.components import KINDS, Command, Component
 from difftool.errors import one_line
 from difftool.options import Details, Field, alternatives, fields
 from difftool.plugins.discovery import is_name
+from difftool.resources import resources
 
 PROGRAM_FLAGS = ("help", "debug", "no-plugins", "plugin")
 """Flags that every command of difftool has."""
+SHARED = frozenset(("device", "overwrite", "json"))
+"""Flags that several fields of a command may bring, which then stand for all of them."""
 SCALARS = (bool, int, float, str, Path)
 
 
@@ -65,8 +68,21 @@ def _wrong_option(component: type[Component], base: type[Component]) -> str | No
         options = fields(component)
     except Exception as error:
         return f"its annotations do not resolve ({one_line(error)})"
-    reasons = ((f, _option_problem(f, component, base)) for f in options)
-    return next((f"option {f.name!r} {reason}" for f, reason in reasons if reason), None)
+    reasons = [(f.name, _option_problem(f, component, base)) for f in options]
+    reasons += [(one.name, _resource_problem(one, component, base)) for one in resources(component).values()]
+    return next((f"option {name!r} {reason}" for name, reason in reasons if reason), None)
+
+
+def _resource_problem(one: Any, component: type[Component], base: type[Component]) -> str | None:
+    """Return why a component cannot have this field for a component, a model or a file, or None."""
+    if component.kind != Command.kind:
+        return "holds a component, a model, a device or a file to write, which only commands can"
+    if hasattr(base, one.name) or one.flag == Command.kind:
+        return f"hides {base.__name__}.{one.name}"
+    others = [f.flag for f in fields(component) if not f.details.positional]
+    others += [flag for other in resources(component).values() if other is not one for flag in (other.flags - SHARED)]
+    taken = next((flag for flag in sorted(one.flags) if flag in (*others, *PROGRAM_FLAGS)), None)
+    return f"brings the flag --{taken}, which another option has" if taken else one.problem(component)
 
 
 def _option_problem(f: Field, component: type[Component], base: type[Component]) -> str | None:
@@ -104,6 +120,8 @@ def _hint(kind: Any) -> str:
     """Name the type to write instead of one that comes close."""
     if get_origin(kind) in (list, set, frozenset, Sequence) and get_args(kind):
         return f"; write tuple[{getattr(get_args(kind)[0], '__name__', get_args(kind)[0])}, ...]"
+    if any(isinstance(k, type) and issubclass(k, Component) for k in alternatives(kind)):
+        return "; a command declares a component by = component_option()"
     return ""
 
 

@@ -7,6 +7,7 @@ averages/            other averages of the weights; see `difftool.runs.averages`
 state/               training states, from which the run can be resumed
 metrics.jsonl        one JSON object per logged step
 previews/ samples/ loss.png
+results/             files of commands that plugins add
 logs/                files of loggers
 
 The first line of the lock marks the folder as difftool's. `--overwrite` replaces no other folder, and in this one only
@@ -42,7 +43,7 @@ ROOT = Path("runs")
 LOCK = "lock"
 DAMAGED = ".damaged"
 """The suffix of a training state that could not be read."""
-FOLDERS = ("state", "averages", "previews", "samples")
+FOLDERS = ("state", "averages", "previews", "samples", "results")
 OURS = {"config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "logs", *FOLDERS}
 """The files and folders of a run."""
 DAMAGED_STATE = re.compile(rf"step-\d{{9,10}}\.safetensors{re.escape(DAMAGED)}", re.ASCII)
@@ -88,6 +89,7 @@ class RunFolder:
     states = _Inside("state")
     previews = _Inside("previews")
     samples = _Inside("samples")
+    results = _Inside("results")
     logs = _Inside("logs")
 
     @staticmethod
@@ -333,7 +335,8 @@ def _clear(run: RunFolder) -> None:
     for file in (*run.saved_states(), *run.damaged_states(), run.model, *averages, run.metrics, *pictures, *logs):
         if file.is_file():
             file.unlink()
-    manifest.remove(run.samples)
+    for folder in (run.samples, run.results):
+        manifest.remove(folder)
     run.config.unlink(missing_ok=True)
     for folder in (*(run.path / name for name in FOLDERS), *{log.parent for log in logs}, run.logs):
         with contextlib.suppress(OSError):  # the user's own files are in it, or it is a link

@@ -188,7 +188,7 @@ def resolve(document: Mapping[str, Any], classes: Mapping[str, type[Component]] 
         chosen[kind] = Memory if in_memory(kind, document[kind]) else registry().of_kind(base, name)
     for kind, base in recipe_kinds().items():
         if kind not in chosen:
-            chosen[kind] = _suitable(base, chosen.values())
+            chosen[kind] = suitable(base, chosen.values())
     return {kind: chosen[kind] for kind in recipe_kinds()}
 
 
@@ -197,7 +197,7 @@ def in_memory(kind: str, table: Mapping[str, Any]) -> bool:
     return kind == Dataset.kind and table.get("name") == Memory.name and "fingerprint" in table
 
 
-def _suitable(base: type[C], chosen: Iterable[type[Component]]) -> type[C]:
+def suitable(base: type[C], chosen: Iterable[type[Component]]) -> type[C]:
     """Return the component that one of those chosen suggests for a kind, or the kind's default. Raises `UsageError`."""
     for other in chosen:
         name = getattr(other, suggestion_attribute(base), None)

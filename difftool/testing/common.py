@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -16,6 +18,8 @@ import typer
 
 from difftool.cli.command import component_command, given_values
 from difftool.cli.flags import Group
+from difftool.cli.plugin_command import add_class
+from difftool.cli.resources import resources_of
 from difftool.components import Command, Component
 from difftool.errors import InvalidOption, counted
 from difftool.options import Details, Field, fields, make, plain
@@ -176,21 +180,53 @@ def _numbers_in_range(details: Details) -> list[float]:
 
 def _through_flags(component: Component) -> Component:
     """Return what the command line makes of the flags that stand for the component's options. Raises `Failed`."""
-    record = type(component)
-    group = Group.of_command(record) if issubclass(record, Command) else Group.of(record)
-    parsed: dict[str, Any] = {}
+    if isinstance(component, Command):
+        return parsed(component)
+    record, values = type(component), dict[str, Any]()
+
+    group = Group.of(record)
 
     def command(ctx: typer.Context) -> None:
-        parsed.update(given_values(ctx)[record.kind])
+        values.update(given_values(ctx)[record.kind])
 
     app = typer.Typer(add_completion=False)
     app.command(cls=component_command(lambda *_: [group]))(command)
-    arguments = [word for f in fields(record) for word in _as_typed(group, f, getattr(component, f.name))]
+    _main(app, _typed(component, group))
+    return make(record, values)
+
+
+def parsed(command: Command, *arguments: str) -> Command:
+    """Return what the command line makes of the options of a command and of further arguments, without running it.
+
+    Raises `Failed`.
+    """
+    record, made = type(command), list[Command]()
+    app = typer.Typer(add_completion=False)
+    add_class(app, record.name, record, made.append)
+    needed = [word for one in resources_of(record) for word in one.example(record)]
+    _main(app, [*needed, *_typed(command, Group.of_command(record)), *arguments])
+    return made[0]
+
+
+def shown_help(record: type[Command]) -> str:
+    """Return the help of a command. Raises `Failed`."""
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    add_class(app, record.name, record)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        _main(app, ["--help"])
+    return out.getvalue()
+
+
+def _main(app: typer.Typer, arguments: Sequence[str]) -> None:
     try:
-        typer.main.get_command(app).main(arguments, prog_name="check", standalone_mode=False)
+        typer.main.get_command(app).main(list(arguments), prog_name="check", standalone_mode=False)
     except typer.TyperException as error:
         raise Failed(f"{' '.join(arguments)} is refused: {error.format_message()}") from None
-    return make(record, parsed)
+
+
+def _typed(component: Component, group: Group) -> list[str]:
+    """Return the command-line arguments that set all options of a component."""
+    return [word for f in fields(type(component)) for word in _as_typed(group, f, getattr(component, f.name))]
 
 
 def _as_typed(group: Group, f: Field, value: Any) -> list[str]:

@@ -20,6 +20,7 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
         backbones,
         callbacks,
         codecs,
+        commands,
         datasets,
         loggers,
         losses,
@@ -47,6 +48,7 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
         "logger": KindLaws(loggers.LAWS),
         "callback": KindLaws(callbacks.LAWS),
         "writer": KindLaws(writers.LAWS),
+        "command": KindLaws(commands.LAWS),
     }
 
 

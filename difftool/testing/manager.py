@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from difftool.plugins.discovery import GROUP, choose, installed
-from difftool.plugins.loading import Plugin, ask, load, new_manager
+from difftool.plugins.discovery import GROUP, also_announced, choose, installed
+from difftool.plugins.loading import Plugin, ask, commands_of, load, new_manager
 from difftool.plugins.registry import Registry, replaced_by
 
 
@@ -23,6 +23,7 @@ class PluginManager:
     def __init__(self) -> None:
         built_in, _ = choose(installed(GROUP), allowed="")
         self._plugins = list(load(built_in))
+        self._built_in = len(self._plugins)
         self._active: contextlib.ExitStack | None = None
 
     def register(self, plugin: object, distribution: str = "tested") -> Plugin:
@@ -36,6 +37,7 @@ class PluginManager:
         self._plugins.append(new)
         if self._active is not None:
             self._active.enter_context(replaced_by(self.registry))
+            self._active.enter_context(also_announced(commands_of([new])))
         return next(p for p in self.registry.plugins if p.identity == new.identity)
 
     @property
@@ -48,6 +50,7 @@ class PluginManager:
         """Let the command line, `difftool.component` and files that are loaded use this register alone."""
         with contextlib.ExitStack() as self._active:
             self._active.enter_context(replaced_by(self.registry))
+            self._active.enter_context(also_announced(commands_of(self._plugins[self._built_in :]), alone=True))
             yield self
         self._active = None
 

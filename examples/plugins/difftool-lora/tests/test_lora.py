@@ -12,7 +12,8 @@ from difftool_lora.adapters import adapt, merge
 from torch import Tensor, nn
 
 import difftool
-from difftool.testing import PluginManager, check_backbone, invoke
+from difftool import Output
+from difftool.testing import PluginManager, check_backbone, check_component, invoke
 
 SMALL = ("--dataset.n", 200, "--batch-size", 32, "--preview-every", 0, "--ema", 0)
 MLP = ("--backbone.width", 16, "--backbone.depth", 1)
@@ -21,6 +22,7 @@ OVER_MLP = ("--backbone", "lora", "--backbone.options", "width=16, depth=1", "--
 
 def test_laws() -> None:
     check_backbone(LoRA(options="width=64, depth=2"), shape=(2,))
+    check_component(MergeLoRA)
 
 
 @pytest.fixture
@@ -75,7 +77,8 @@ def test_tuning_a_run(plugin: None, tmp_path: Path) -> None:
     ):
         done = invoke(*words)
         assert done.code == 0, done.err
-    assert MergeLoRA(run_=tuned, out=file).run() == file
+    done = invoke("merge-lora", tuned, "--out", file)
+    assert (done.code, done.out) == (0, f"{file}\n"), done.err
     before, after, merged = (difftool.load(path) for path in (run, tuned, file))
     old, new = before.network.state_dict(), after.network.state_dict()
     assert all(torch.equal(tensor, new[name]) for name, tensor in old.items())
@@ -84,9 +87,9 @@ def test_tuning_a_run(plugin: None, tmp_path: Path) -> None:
     assert merged.recipe.parts["backbone"] == before.recipe.parts["backbone"]
     torch.testing.assert_close(merged.sample(4, steps=3), after.sample(4, steps=3), rtol=1e-3, atol=1e-3)
     with pytest.raises(difftool.UsageError, match="its backbone is mlp, which has no adapters to merge"):
-        MergeLoRA(run_=file, out=tmp_path / "again.safetensors").run()
+        MergeLoRA(model=merged, out=Output(tmp_path / "again.safetensors")).run()
     with pytest.raises(difftool.DifftoolError, match="exists already"):
-        MergeLoRA(run_=tuned, out=file).run()
+        MergeLoRA(model=after, out=Output(file)).run()
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,14 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from difftool import Backbone, Command, UsageError, component, hookimpl, option
+from difftool import Backbone, Command, Output, UsageError, component, hookimpl, model_option, option, output_option
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from difftool import BackboneSpec
+    from difftool import BackboneSpec, Model
 
 difftool_api = 2
 
@@ -80,21 +79,19 @@ class MergeLoRA(Command, name="merge-lora"):
     The file needs neither the adapters nor this package.
     """
 
-    run_: Path = option(positional=True, help="a run folder or a model file with the backbone lora")
-    out: Path = option(default=Path("merged.safetensors"), path="write", help="file to write")
-    overwrite: bool = option(default=False, help="replace a file that exists")
+    model: Model = model_option(help="A run folder or a model file with the backbone lora.")
+    out: Output = output_option(suffixes=(".safetensors",), default="merged.safetensors", help="The file.")
 
-    def run(self) -> Path:
-        from difftool import load
+    def run(self) -> None:
         from difftool_lora.adapters import merge
 
-        model = load(self.run_)
-        lora = model.recipe.parts["backbone"]
+        model, lora = self.model, self.model.recipe.parts["backbone"]
         if not isinstance(lora, LoRA):
-            raise UsageError(f"{self.run_}: its backbone is {lora.name}, which has no adapters to merge")
+            raise UsageError(f"{model.source}: its backbone is {lora.name}, which has no adapters to merge")
         recipe = replace(model.recipe, parts={**model.recipe.parts, "backbone": lora.backbone()})
-        replace(model, recipe=recipe, network=merge(model.network)).save(self.out, overwrite=self.overwrite)
-        return self.out
+        merged = replace(model, recipe=recipe, network=merge(model.network))
+        with self.out.writing() as path:
+            merged.save(path)
 
 
 @hookimpl
