@@ -16,7 +16,7 @@ from torch import Tensor
 from difftool.components import Codec, Dataset
 from difftool.data.batches import Batch
 from difftool.data.facts import DataFacts
-from difftool.data.latents import CHUNK, LatentSpace, latent_facts
+from difftool.data.latents import CHUNK, LatentSpace, check_latents, latent_facts
 from difftool.data.samples import Samples, fingerprint
 from difftool.data.tensors import tensor_of
 from difftool.errors import BadFile, DifftoolError, UsageError, blaming
@@ -149,6 +149,7 @@ def encoded(samples: Samples, space: LatentSpace, dataset: Dataset, device: torc
             with loading(dataset):
                 items, condition = samples.take(indices)
             z, condition = _encoded(space, items.to(device), None if condition is None else condition.to(device))
+            check_latents(z, space.name)
             images = [condition.image.flatten(1)] if image else []
             yield torch.cat([z.flatten(1), *images], dim=1).cpu()
 
