@@ -208,7 +208,7 @@ def _in_file(path: Path, size: tuple[int, int], rows: Callable[[], Iterator[Tens
 def _mapped(path: Path, size: tuple[int, int]) -> Tensor | None:
     """Return the table in a file, which is read as it is used, or None if there is none of this size."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r")
     except (FileNotFoundError, ValueError):
         return None
     fits = isinstance(array, np.memmap) and array.shape == size and array.dtype == np.float32
