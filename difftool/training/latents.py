@@ -18,7 +18,7 @@ from difftool.components import Codec, Dataset
 from difftool.data.batches import Batch
 from difftool.data.columns import Column
 from difftool.data.facts import DataFacts
-from difftool.data.latents import CHUNK, LatentSpace, latent_facts
+from difftool.data.latents import CHUNK, LatentSpace, check_latents, latent_facts
 from difftool.data.samples import Samples, fingerprint
 from difftool.data.tensors import tensor_of
 from difftool.errors import BadFile, DifftoolError, UsageError, blaming
@@ -159,6 +159,7 @@ def encoded(
             with loading(dataset):
                 items, condition = samples.take(indices)
             z, condition = _encoded(space, items.to(device), None if condition is None else condition.to(device))
+            check_latents(z, space.name)
             images = [condition.image.flatten(1)] if image else []
             yield torch.cat([z.flatten(1), *images], dim=1).cpu()
             if watch is not None:
@@ -235,7 +236,7 @@ def _in_file(path: Path, size: tuple[int, int], rows: Callable[[], Iterator[Tens
 def _mapped(path: Path, size: tuple[int, int]) -> Tensor | None:
     """Return the table in a file, which is read as it is used, or None if there is none of this size."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r")
     except (FileNotFoundError, ValueError):
         return None
     fits = isinstance(array, np.memmap) and array.shape == size and array.dtype == np.float32
