@@ -21,7 +21,7 @@ import pytest
 from environment import Environment
 
 from difftool.components import KINDS
-from difftool.testing import laws_of
+from difftool.testing import common, laws_of
 from difftool.testing.examine import PLUGIN_LAWS
 from difftool.testing.laws import name_of, text_of
 
@@ -213,10 +213,9 @@ HEADINGS = {
 
 
 def laws() -> Iterator[str]:
-    common = laws_of("command")
-    yield from _table("", common)
+    yield from _table("", common.LAWS)
     for kind in KINDS:
-        if own := laws_of(kind)[len(common) :]:
+        if own := laws_of(kind)[len(common.LAWS) :]:
             title = HEADINGS.get(kind, kind)
             yield from _table(f"A{'n' if title[0] in 'aeiou' else ''} {title}:", own)
     yield from _table("A package as a whole:", PLUGIN_LAWS)
@@ -243,6 +242,12 @@ def test_every_hook_is_on_the_page() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
     for base in KINDS.values():
         assert f"| `{base.hook}` | `{base.__name__}` |" in text
+
+
+def test_every_kind_has_an_example_that_is_run() -> None:
+    code = "".join(block.text for block in blocks(ROOT / "docs" / "plugins.md") if block.language == "python")
+    for base in KINDS.values():
+        assert re.search(rf"^class \w+\({base.__name__}, name=", code, re.MULTILINE), base.__name__
 
 
 def test_ruff_has_nothing_to_say_of_python_on_the_pages(tmp_path: Path) -> None:

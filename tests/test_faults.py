@@ -569,12 +569,7 @@ USAGE = [
     Fault("label with escapes", ("sample", "LABELS", "--label", ESCAPE), 2, (r"\x1b[31m",)),
     Fault("label of a comparison", ("compare", "LABELS", "--label", 9), 2, ("no class '9'",)),
     Fault("guidance without a label", ("sample", "LABELS", "--guidance", 2), 2, ("--label",)),
-    Fault(
-        "interval without guidance",
-        ("sample", "LABELS", "--guidance.interval", "0.3,5"),
-        2,
-        ("guidances autoguidance, cfg",),
-    ),
+    Fault("interval without guidance", ("sample", "LABELS", "--guidance.interval", "0.3,5"), 2, ("guidances auto",)),
     Fault("threshold without bounds", ("sample", "POINTS", "--threshold", 0.9), 2, ("--threshold", "no bounds")),
     Fault("threshold and no clipping", ("sample", "IMAGES", "--threshold", 0.9, "--no-clip"), 2, ("--threshold",)),
     Fault("strength of nothing", ("sample", "IMAGES", "--strength", 0.5), 2, ("--strength", "--init")),

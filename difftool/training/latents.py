@@ -28,6 +28,8 @@ from difftool.runs.latents import KEY, document_of, read_space, tensors_of
 from difftool.runs.recipe import Recipe
 from difftool.version import __version__
 
+Watch = Callable[[int, int], object]
+"""(done, total): is called after each part of the items that are encoded."""
 MEASURED = 4_096
 """The number of items, spread over the data, whose latents are measured."""
 
@@ -106,6 +108,8 @@ class Feed:
         space: LatentSpace | None,
         dataset: Dataset,
         device: torch.device,
+        *,
+        watch: Watch | None = None,
     ) -> Feed:
         """Return the data, or their latents, made once where nothing about the items is random."""
         if space is None:
@@ -113,7 +117,7 @@ class Feed:
         held_out = None if held_out is None else encoded(held_out, space, dataset, device)
         if train.augment is not None or train.images_function is not None:
             return cls(train, held_out, encoder(space))
-        return cls(encoded(train, space, dataset, device), held_out)
+        return cls(encoded(train, space, dataset, device, watch), held_out)
 
 
 def encoder(space: LatentSpace) -> Callable[[Batch], Batch]:
@@ -135,7 +139,9 @@ def _encoded(space: LatentSpace, items: Tensor, condition: Any) -> tuple[Tensor,
     return z, replace(condition, image=None if in_units is None else in_units.image)
 
 
-def encoded(samples: Samples, space: LatentSpace, dataset: Dataset, device: torch.device) -> Samples:
+def encoded(
+    samples: Samples, space: LatentSpace, dataset: Dataset, device: torch.device, watch: Watch | None = None
+) -> Samples:
     """Return samples whose items are their raw latents, each made once, in memory or in a file of the cache folder.
 
     Computed condition images become stored ones, the same ones every time, as `Samples.take` has them.
@@ -151,6 +157,8 @@ def encoded(samples: Samples, space: LatentSpace, dataset: Dataset, device: torc
             z, condition = _encoded(space, items.to(device), None if condition is None else condition.to(device))
             images = [condition.image.flatten(1)] if image else []
             yield torch.cat([z.flatten(1), *images], dim=1).cpu()
+            if watch is not None:
+                watch(indices.stop, len(samples))
 
     path = _cache_file(samples, space)
     table = _in_file(path, size, rows) if path is not None else _in_memory(size, rows)

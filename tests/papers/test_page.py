@@ -163,9 +163,9 @@ def test_a_script_uses_the_public_names_alone(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("plugin_manager")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_its_commands_run(path: Path, run: Run) -> None:
+def test_its_commands_run(path: Path, tmp_path: Path, run: Run) -> None:
     """The commands in the heading run as they stand, with fewer steps and samples."""
-    props(Path.cwd())
+    props(tmp_path)
     for words in steps(path):
         program, *rest = [str(ROOT / word) if word.startswith("examples/") else word for word in smaller(words)]
         if program == "difftool":
