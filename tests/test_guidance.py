@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conftest import IMAGES, Outcome, Run
+from conftest import IMAGES, POINTS, Outcome, Run
 from torch import Tensor
 
 import difftool
@@ -471,6 +471,13 @@ def test_gradients_of_networks_and_oracles(labels_run: Path) -> None:
         assert float((gradient * direction).sum()) == pytest.approx(difference, rel=0.05, abs=0.02)
     assert all(parameter.grad is None for parameter in model.network.parameters())
     assert draw(model, plan_of(model, Pull(), num_samples=5, steps=5)).isfinite().all()
+
+
+def test_gradients_of_a_network_that_sees_its_last_estimate(run: Run) -> None:
+    """Each step has a graph of its own: the last estimate is a constant in it."""
+    assert run("train", *POINTS, "--self-condition", "--steps", 2, "--out", "x").code == 0
+    model = difftool.load("x", device="cpu")
+    assert model.sample(4, steps=3, guidance=Pull()).isfinite().all()
 
 
 # Adaptive projected guidance
