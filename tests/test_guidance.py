@@ -402,6 +402,26 @@ def test_runs_on_latents_need_the_same_codec(run: Run, images_run: Path) -> None
         assert "works in other latents than gradients-unet; both need the same codec" in guide(model, other).error
 
 
+def test_conditions_of_other_runs_are_their_own(run: Run, labels_run: Path, points_run: Path) -> None:
+    """Another run may be called without a condition, whether this model has one or not, and gets those it knows."""
+    model = difftool.load(labels_run, device="cpu")
+    worse = difftool.load(small_run(run, "small"), device="cpu")
+    plain = small_run(run, "plain", "--condition", "none")
+    x, level = normal([4, 2]).float(), LINEAR[300]
+    labelled = plan_of(model, num_samples=4, label="3").predictions(model, 0, 4)
+    chosen = Condition.of_labels(torch.tensor([0, 1, 2, 3]), 4)
+    ours = {"hidden": labelled(run=Path("small"), hidden=True), "chosen": labelled(run=Path("small"), condition=chosen)}
+    expected = {"hidden": worse.denoiser(4), "chosen": worse.denoiser(4, condition=chosen)}
+    for what, denoise in ours.items():
+        torch.testing.assert_close(denoise(x, level).x_0, expected[what](x, level).x_0, rtol=1e-5, atol=1e-5)
+    assert labelled(run=plain)(x, level).x_0.isfinite().all()  # which knows no classes
+    without = difftool.load(plain, device="cpu")
+    bare = plan_of(without, num_samples=4).predictions(without, 0, 4)
+    assert bare(run=Path("small"), hidden=True)(x, level).x_0.isfinite().all()
+    with pytest.raises(difftool.UsageError, match="gaussian-mixture-mlp has no classes, and no other condition"):
+        bare(condition=chosen)
+
+
 # Gradients
 
 
