@@ -324,6 +324,7 @@ def test_new_plugins_are_typed(run: Run, tmp_path: Path) -> None:
         (("difftool-none", "--kind", "sampler"), 2, "NAME: difftool-none is a reserved name"),
         (("true", "--kind", "sampler"), 2, "NAME: true is a reserved name"),
         (("con", "--kind", "sampler"), 2, "NAME: con is a reserved name"),
+        (("difftool-inf", "--kind", "guidance"), 2, "NAME: difftool-inf is a reserved name"),
         (("lpt1", "--kind", "sampler"), 2, "NAME: lpt1 is a reserved name"),
         (("difftool-ddim", "--kind", "sampler"), 2, "NAME: a sampler named ddim already exists"),
         (("difftool-train", "--kind", "command"), 2, "NAME: a command named train already exists"),

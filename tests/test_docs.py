@@ -244,6 +244,12 @@ def test_every_hook_is_on_the_page() -> None:
         assert f"| `{base.hook}` | `{base.__name__}` |" in text
 
 
+def test_every_kind_has_an_example_that_is_run() -> None:
+    code = "".join(block.text for block in blocks(ROOT / "docs" / "plugins.md") if block.language == "python")
+    for base in KINDS.values():
+        assert re.search(rf"^class \w+\({base.__name__}, name=", code, re.MULTILINE), base.__name__
+
+
 def test_ruff_has_nothing_to_say_of_python_on_the_pages(tmp_path: Path) -> None:
     if shutil.which("ruff") is None and not Path(sys.executable).with_name("ruff").exists():
         pytest.skip("ruff is not installed")

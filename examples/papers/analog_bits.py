@@ -35,14 +35,13 @@ class AnalogBits(nn.Module):
         return 2 * bits.flatten(1, 2) - 1
 
     def decode(self, z: Tensor) -> Tensor:
-        bits = (z > 0).view(len(z), -1, 8, *z.shape[2:])
-        return (bits * self.powers).sum(2).div(127.5).sub(1)
+        soft = (z + 1) / 2
+        bits = soft + ((z > 0).float() - soft).detach()  # for guidance, the gradient of no rounding
+        return (bits.view(len(z), -1, 8, *z.shape[2:]) * self.powers).sum(2).div(127.5).sub(1)
 
 
 class Bits(Codec, name="bits"):
     """The eight bits of each pixel, as channels of -1 and 1."""
-
-    keeps_range = True
 
     def build(self, spec: CodecSpec) -> AnalogBits:
         if len(spec.shape) != 3:

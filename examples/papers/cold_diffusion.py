@@ -31,9 +31,9 @@ def blur(x: Tensor, std: Tensor) -> Tensor:
     for axis in (2, 3):
         n = x.shape[axis]
         k = torch.arange(n, device=x.device, dtype=x.dtype)
-        cosines = torch.cos(math.pi / n * torch.outer(k, k + 0.5)) * (2 / n) ** 0.5
-        cosines[0] /= 2**0.5  # the rows are orthonormal
-        fade = torch.exp(-((math.pi * k / n * std.flatten()[:, None]) ** 2) / 2)
+        unit = torch.where(k == 0, 1 / n, 2 / n).sqrt().to(x)
+        cosines = unit.view(n, 1) * torch.cos(math.pi / n * torch.outer(k, k + 0.5))  # rows of length 1
+        fade = torch.exp(-((math.pi * k / n * std.view(-1, 1)) ** 2) / 2)
         kernel = torch.einsum("ki,bk,kj->bij", cosines, fade, cosines)
         x = torch.einsum("bij,bcjw->bciw" if axis == 2 else "bij,bchj->bchi", kernel, x)
     return x
@@ -69,4 +69,4 @@ class ColdSampler(Sampler, name="cold"):
 
     @staticmethod
     def degraded(x: Tensor, level: Level) -> Tensor:
-        return blur(x, x.new_tensor(level.sigma / level.alpha))
+        return blur(x, x.new_full((), level.sigma / level.alpha))

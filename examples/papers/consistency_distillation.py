@@ -41,7 +41,7 @@ class ConsistencyDistillation(Loss, name="consistency-distillation"):
 
     def build(self, spec: LossSpec) -> Networks:
         if spec.schedule.alpha[-1] == 0:
-            raise ValueError("the last level has no signal, so no step begins there; take another --schedule")
+            raise ValueError("sigma/alpha is infinite at the last level; take another --schedule, such as ve")
         return Networks(spec, self.levels)
 
     def loss(self, predict: Predict, batch: TrainingBatch, auxiliary: nn.Module | None) -> Tensor:

@@ -42,8 +42,8 @@ class Target(nn.Module):
 class ConsistencyTraining(Loss, name="consistency-training"):
     """The squared distance between estimates of x_0 at neighbouring levels."""
 
-    s_0: int = option(default=2, ge=2, help="number of intervals between levels at the beginning")
-    s_1: int = option(default=150, ge=2, help="number of intervals at the end")
+    s_0: int = option(default=2, ge=2, help="number of levels at the beginning")
+    s_1: int = option(default=150, ge=2, help="number of levels at the end, less 1")
     mu_0: float = option(default=0.9, gt=0, lt=1, help="decay of the average at the beginning")
 
     def levels(self, step: int, steps: int) -> int:
@@ -52,6 +52,8 @@ class ConsistencyTraining(Loss, name="consistency-training"):
         return math.ceil(math.sqrt(rise + self.s_0**2) - 1) + 1
 
     def build(self, spec: LossSpec) -> Target:
+        if spec.schedule.alpha[-1] == 0:
+            raise ValueError("sigma/alpha is infinite at the last level; take another --schedule, such as ve")
         return Target(spec, self.mu_0)
 
     def loss(self, predict: Predict, batch: TrainingBatch, auxiliary: nn.Module | None) -> Tensor:

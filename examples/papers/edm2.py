@@ -1,14 +1,14 @@
 """EDM2 (Karras et al., 2024, "Analyzing and improving the training dynamics of diffusion models"), its training.
 
-A small network learns the logarithm u(sigma) of the loss at each level beside the denoiser, and the loss e^-u w error
-+ u (eqs. 14 and 15) weighs all levels alike, whatever their difficulty. The learning rate falls as the inverse square
-root of the step (eq. 67). Averages of any length are made after training from snapshots of two (section 3). These two
-are built in. The network that keeps magnitudes is not part of this file.
+Beside the denoiser, a small network learns the logarithm u(sigma) of the loss at each level. The loss w error/e^u + u
+(eqs. 14 and 15) then weighs all levels alike, whatever their difficulty. The learning rate falls as the inverse square
+root of the step, and averages of any length are made after training from snapshots of two (section 3); both are built
+in. The network that keeps magnitudes is not part of this file.
 
     difftool train --plugin examples/papers/edm2.py --loss learned-uncertainty \
         --schedule ve --prediction edm --weighting edm --timestep-sampling log-normal --timestep-sampling.mean -0.4 \
         --timestep-sampling.std 1.0 --lr-schedule inverse-sqrt --lr-decay-steps 1000 --ema-lengths 0.05,0.10 \
-        --snapshot-every 1 --out runs/edm2
+        --out runs/edm2
     difftool sample runs/edm2 --ema-length 0.08
 """
 

@@ -4,9 +4,9 @@
 Noise replaces tokens by a mask, independently and with the probability sigma at a level, and the network predicts the
 tokens. An item (K, L) holds L tokens of K kinds as columns of zeros and a one; a masked token is a column of zeros. On
 the schedule flow, where sigma = u, the loss is the continuous bound of the likelihood: the cross-entropy of masked
-tokens over u (Sahoo et al., eq. 10; Shi et al., eq. 5). The prediction x0 makes the output of the network the logits
-of the tokens. The sampler reveals a masked token with the probability (sigma_t - sigma_s)/sigma_t in a step from t to
-s (Sahoo et al., eq. 6), and never changes it after that.
+tokens over u (Sahoo et al., section 3.4; Shi et al., section 3). The prediction x0 makes the output of the network the
+logits of the tokens. The sampler reveals a masked token with the probability (sigma_t - sigma_s)/sigma_t in a step
+from t to s (Sahoo et al., section 3.2), and never changes it after that.
 
     difftool train --plugin examples/papers/masked_diffusion.py --dataset words --loss masked --schedule flow \
         --prediction x0 --steps 2000 --out runs/words
@@ -80,6 +80,6 @@ class Unmask(Sampler, name="unmask"):
             u, v = (torch.special.ndtr(noise(2 * step + i)) for i in range(2))  # uniform in [0, 1]
             gumbel = -(-u.clamp(1e-7, 1 - 1e-7).log()).log()
             token = F.one_hot((estimate.x_0 + gumbel).argmax(1), x.shape[1]).mT.to(x)
-            reveal = (x.sum(1, keepdim=True) == 0) & (v[:, :1] < (t.sigma - s.sigma) / t.sigma)
+            reveal = (x.sum(1, keepdim=True) == 0) & (v.narrow(1, 0, 1) < (t.sigma - s.sigma) / t.sigma)
             x = torch.where(reveal, token, x)
             yield Step(x, s, estimate)

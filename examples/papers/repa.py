@@ -3,9 +3,9 @@ is easier than you think"), REPA.
 
 Beside the loss of the velocity, hidden states of the network are drawn towards those that a frozen encoder has of the
 clean image. A small network h projects the hidden state of each patch, and minus the cosine between both, averaged
-over the patches, joins the loss with the weight lambda (section 3.3). A forward hook reads the hidden states, so any
-backbone will do. The encoder is a program of torch.export: images (B, C, H, W) from -1 to 1 become (B, N, D) for N
-patches, or (B, D, H, W). The paper takes DINOv2. The first command makes a small one of random weights, to try it:
+over the patches, joins the loss with the weight lambda. A forward hook reads the hidden states, so any backbone will
+do. The encoder is a program of torch.export: images (B, C, H, W) from -1 to 1 become (B, N, D) for N patches, or (B,
+D, H, W). The paper takes DINOv2. The first command makes a small one of random weights, to try it:
 
     python examples/papers/repa.py encoder.pt2
     difftool train --plugin examples/papers/repa.py --loss repa --loss.encoder encoder.pt2 --loss.layer downs.2 \

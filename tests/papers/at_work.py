@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,10 +115,6 @@ def draws(
     random = torch.Generator().manual_seed(seed)
     x_0, eps = torch.randn(2, count, *shape, generator=random)
     return x_0, eps, torch.randint(levels, (count,), generator=random)
-
-
-def twin(network: nn.Module) -> nn.Module:
-    return copy.deepcopy(network)
 
 
 def numbers(alpha: Tensor, t: Tensor, ndim: int = 2) -> Tensor:

@@ -77,7 +77,7 @@ def test_masked_diffusion_bounds_the_likelihood_by_the_entropy() -> None:
     losses = work.losses(x_0, torch.zeros_like(x_0), t)
     entropy = float(-(P * P.clamp(min=1e-30).log()).sum())
     error = float(losses.std()) / math.sqrt(len(losses))
-    print("nelbo", float(losses.mean()), "+-", error, "entropy", entropy)
+    print("nelbo", losses.mean().item(), "+-", error, "entropy", entropy)
     assert abs(float(losses.mean()) - entropy) < 4 * error
     assert error < 0.03
 
@@ -102,28 +102,29 @@ def test_masked_diffusion_has_the_cross_entropy_of_masked_tokens() -> None:
     torch.testing.assert_close(work.losses(x_0, torch.zeros_like(x_0), t), expected)
 
 
+@pytest.mark.slow
 def test_masked_diffusion_draws_the_words_of_the_exact_denoiser() -> None:
-    """20,000 words have the frequencies of the distribution (chi-squared), and those of one step its letters alone."""
+    """8,000 words have the frequencies of the distribution (chi-squared), and those of one step its letters alone."""
 
     def denoise(x: Tensor, level: Level) -> Estimate:
         return Estimate(exact_logits(x), x)
 
     def frequencies(steps: int) -> Tensor:
-        x = end(masked.Unmask(), denoise, standard(20_000, K, L), trailing(FLOW, steps))
-        assert torch.equal(x.sum(1), torch.ones(20_000, L))  # no token is masked, and each is one letter
+        x = end(masked.Unmask(), denoise, standard(8_000, K, L), trailing(FLOW, steps))
+        assert torch.equal(x.sum(1), torch.ones(8_000, L))  # no token is masked, and each is one letter
         index = (x.argmax(1) * torch.tensor([9, 3, 1])).sum(1)
-        return torch.bincount(index, minlength=27) / 20_000
+        return torch.bincount(index, minlength=27) / 8_000
 
     possible = P > 0
-    found = frequencies(200)
-    chi_squared = float((20_000 * (found - P)[possible].square() / P[possible]).sum())
+    found = frequencies(100)
+    chi_squared = float((8_000 * (found - P)[possible].square() / P[possible]).sum())
     print("chi squared", chi_squared, "impossible", float(found[~possible].sum()))
     assert chi_squared < 45  # 19 degrees of freedom: 99.9 % lie below 43.8
     assert float(found[~possible].sum()) < 0.02  # two tokens of one step are drawn independently
     letters = F.one_hot(WORDS, K).float()
     marginals = torch.einsum("w,wlk->lk", P, letters)
     independent = torch.einsum("a,b,c->abc", *marginals).flatten()
-    assert float((frequencies(1) - independent).abs().max()) < 0.01
+    assert float((frequencies(1) - independent).abs().max()) < 0.015
 
 
 @pytest.mark.slow

@@ -70,6 +70,8 @@ def test_consistency_training_has_the_schedules_of_appendix_c() -> None:
         n = math.ceil(math.sqrt(k / 1000 * (151**2 - 2**2) + 2**2) - 1) + 1
         assert loss.levels(k, 1000) == n
     assert (loss.levels(0, 1000), loss.levels(1000, 1000)) == (2, 151)
+    with pytest.raises(difftool.UsageError, match="infinite at the last level"):
+        at_work(loss, FLOW, small())
     work = at_work(training.ConsistencyTraining(s_0=2, mu_0=0.9), VE, small())
     for step in (0, 300, 900):
         work.losses(*draws(4, levels=T), step=step, steps=1000)
@@ -197,7 +199,7 @@ def test_edm2_learns_the_logarithm_of_the_loss_of_each_level() -> None:
 def test_edm2_falls_and_averages_as_the_paper_does(run: Run) -> None:
     """The rate is lr/sqrt(max(step/t_ref, 1)), and a length between the two is reconstructed from the snapshots."""
     rest = ("--lr-schedule", "inverse-sqrt", "--lr-decay-steps", 10, "--warmup", 0, "--lr", 0.01)
-    averages = ("--ema-lengths", "0.05,0.10", "--snapshot-every", 1)
+    averages = ("--ema-lengths", "0.05,0.10")
     loss = ("--loss", "learned-uncertainty", "--schedule", "ve", "--prediction", "edm", "--weighting", "edm")
     plugin = ("--plugin", PAPERS / "edm2.py")
     done = run("train", *plugin, *POINTS, *loss, *rest, *averages, "--steps", 40, "--out", "r")
