@@ -8,6 +8,7 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,14 +95,18 @@ class Environment:
 
     @classmethod
     def make(cls, folder: Path) -> Environment:
-        """Create the environment in an empty folder."""
+        """Create the environment in a folder."""
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
         (site,) = (folder / "venv").glob("[lL]ib/**/site-packages")
         parents = [path for path in sys.path if path.endswith("site-packages")]
         (site / "parent.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in parents))
-        work = folder / "work"
-        work.mkdir()
-        return cls(folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python", work)
+        (folder / "work").mkdir()
+        return cls.of(folder)
+
+    @classmethod
+    def of(cls, folder: Path) -> Environment:
+        """Return the environment that was created in a folder."""
+        return cls(folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python", folder / "work")
 
     def run(self, *words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run `difftool ...`, `python ...`, `pytest ...` or `pip ...` there; it finds what is installed there.
@@ -130,12 +135,13 @@ class Environment:
 
         Nothing may depend on torch not being imported, nor on what Python reads from the environment when it starts.
         """
-        place = self.folder.with_name("streams")
-        place.mkdir()
-        with subprocess.Popen(
-            [self.python, "-c", FORKS], env={**os.environ, **NO_BYTECODE}, stdin=-1, stdout=-1, text=True
-        ) as process:
-            self.forks.append(Forks(process, place))
+        with (
+            tempfile.TemporaryDirectory() as place,
+            subprocess.Popen(
+                [self.python, "-c", FORKS], env={**os.environ, **NO_BYTECODE}, stdin=-1, stdout=-1, text=True
+            ) as process,
+        ):
+            self.forks.append(Forks(process, Path(place)))
             try:
                 yield
             finally:
