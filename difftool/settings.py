@@ -165,13 +165,17 @@ class Sampling(Options):
         le=10**9,
         short="-n",
         help="number of samples",
-        otherwise="16 images or arrays, 2000 points, 9 on a path, or one for each row of conditions",
+        otherwise="16 images or arrays, 2000 points, as many of each class, 9 on a path, or one for each row of "
+        "conditions",
     )
     batch_size: int | None = option(
         default=None, ge=1, le=10**7, help="samples computed at once; changes only their last digits"
     )
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="random seed; sample k of a seed is always the same")
-    label: str | None = option(default=None, help="class to sample: its name, or its index if no name is a number")
+    label: str | None = option(
+        default=None,
+        help="class to sample: its name, or its index if no name is a number; several joined by commas, or all",
+    )
     vector: str | None = option(
         default=None,
         help="vector to sample under: numbers such as 0.3,1.2, or a .npy file of one or a row for each sample",

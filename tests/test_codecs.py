@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run
+from conftest import IMAGES, Outcome, Run
+from safetensors.torch import load_file
 from test_testing import failed_laws, failure, rows
 from torch import Tensor, nn
 
@@ -244,7 +246,7 @@ def cut(folder: Path) -> None:
 
 def forget(folder: Path) -> None:
     """Write the weights without one of them."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
     del tensors["decoder.conv_in.bias"]
@@ -513,3 +515,73 @@ def test_a_codec_that_accepts_no_shape_cannot_be_checked() -> None:
 
     words = failed_laws(of(build=nothing, path="x"))["can be checked"]
     assert words.startswith("it accepts none of the shapes tried (3x16x16: codec strange: no; 3x32x32: ")
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_and_its_file_need_the_folder_of_an_autoencoder_no_more(run: Run, vae: Path) -> None:
+    """The model file samples, and the run resumes, as if the folder were still there."""
+    folder = shutil.copytree(vae, "vae")
+    train = ("train", *IMAGES, "--codec", "autoencoder-kl", "--codec.path", folder)
+    ok(run(*train, "--steps", 4, "--out", "whole"))
+    ok(run(*train, "--steps", 2, "--out", "run"))
+    sample = ("-n", 2, "--steps", 2, "--batch-size", 2)
+    ok(run("sample", "whole", *sample, "--out", "before.npy"))
+    shutil.rmtree(folder)
+    ok(run("train", "--resume", "run", "--steps", 4))
+    whole, resumed = (load_file(f"{name}/model.safetensors") for name in ("whole", "run"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    shutil.move("whole/model.safetensors", "x.safetensors")
+    shutil.rmtree("whole")
+    ok(run("sample", "x.safetensors", *sample, "--out", "after.npy"))
+    assert np.array_equal(np.load("before.npy"), np.load("after.npy"))
+    assert str(folder).encode() not in Path("x.safetensors").read_bytes()
+    refused = run(*train, "--steps", 2, "--out", "new")
+    assert (refused.code, "codec autoencoder-kl: path: vae is not a folder" in refused.error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--codec", "patch"), "codec patch: points of 2 have no sides that patches could divide"),
+        (
+            (*IMAGES, "--codec", "patch", "--codec.size", 3),
+            "patches of 3 do not divide items of 3x8x8; patches of 2, 4",
+        ),
+        ((*IMAGES, "--codec", "pca", "--codec.components", 49), "has only 48 components, not 49"),
+        ((*IMAGES, "--codec", "autoencoder-kl"), "name the folder of an autoencoder (--codec.path FOLDER)"),
+        (("--codec", "pac"), "did you mean 'patch' or 'pca'?"),
+    ],
+)
+def test_train_refuses_what_does_not_fit(run: Run, arguments: tuple[object, ...], words: str) -> None:
+    outcome = run("train", *arguments, "--steps", 1, "--out", "r")
+    assert (outcome.code, words in outcome.error) == (2, True), outcome.err
+    assert not Path("r").exists()
+
+
+def test_patches_and_pixels_start_at_the_same_loss(run: Run) -> None:
+    """The network predicts 0 at first, and patches hold the same numbers in another order."""
+    losses = []
+    for name in ("none", "patch"):
+        ok(run("train", *IMAGES, "--codec", name, "--steps", 1, "--lr", 1e-9, "--out", name))
+        losses.append(json.loads(Path(name, "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)  # the noise is not the same
+
+
+def test_train_and_info_say_what_the_latents_are(run: Run) -> None:
+    begun = ok(run("train", *IMAGES, "--codec", "pca", "--codec.components", 48, "--steps", 1, "--out", "r"))
+    (line,) = (line for line in begun.err.splitlines() if "unet (" in line)
+    assert re.search(r" / pca \(latents of 48x2x2, loses \d\S* % of the deviation\) / linear ", line)
+    (row,) = (line for line in ok(run("info", "r")).out.splitlines() if line.startswith("latents"))
+    assert row.split() == ["latents", "48", "2", "2"]
+    assert json.loads(ok(run("info", "r/model.safetensors", "--json")).out)["latents"] == [48, 2, 2]
+    plain = ok(run("train", *IMAGES, "--dry-run", "--json"))
+    assert json.loads(plain.out)["latents"] is None
+    assert "latents" not in plain.err
+
+
+def ok(outcome: Outcome) -> Outcome:
+    assert outcome.code == 0, outcome.err
+    return outcome

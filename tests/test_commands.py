@@ -243,8 +243,8 @@ def test_the_help_says_of_each_command_what_its_own_help_says_first() -> None:
 # ── new-plugin ──────────────────────────────────────────────────────────────────────────────────
 
 
-OTHERS = {"backbone": ["network"], "codec": ["transform"], "optimizer": ["update"]}
-"""The modules of a package beside its first, which hold what needs torch."""
+BESIDE = {"backbone": ("network.py",), "codec": ("transform.py",), "optimizer": ("update.py",)}
+"""The modules beside the one with the options, which imports nothing heavy."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -258,7 +258,7 @@ def test_a_new_plugin_is_a_whole_package(run: Run, tmp_path: Path, kind: str) ->
         str(Path(".github/workflows/test.yml")),
         *(f"src/difftool_my_thing/{name}" for name in ("__init__.py", "py.typed")),
         "tests/test_difftool_my_thing.py",
-        *(f"src/difftool_my_thing/{name}.py" for name in OTHERS.get(kind, ())),
+        *(f"src/difftool_my_thing/{name}" for name in BESIDE.get(kind, ())),
     }
     assert set(files) == expected
     assert [path.name for path in tmp_path.iterdir()] == ["difftool-my-thing"]  # no temporary is left
@@ -332,6 +332,7 @@ def test_new_plugins_are_typed(run: Run, tmp_path: Path) -> None:
         (("difftool-none", "--kind", "sampler"), 2, "NAME: difftool-none is a reserved name"),
         (("true", "--kind", "sampler"), 2, "NAME: true is a reserved name"),
         (("con", "--kind", "sampler"), 2, "NAME: con is a reserved name"),
+        (("difftool-inf", "--kind", "guidance"), 2, "NAME: difftool-inf is a reserved name"),
         (("lpt1", "--kind", "sampler"), 2, "NAME: lpt1 is a reserved name"),
         (("difftool-ddim", "--kind", "sampler"), 2, "NAME: a sampler named ddim already exists"),
         (("difftool-train", "--kind", "command"), 2, "NAME: a command named train already exists"),

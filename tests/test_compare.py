@@ -20,15 +20,14 @@ from difftool.errors import DifftoolError
 from difftool.figures.comparison import Point, comparison_figure
 from difftool.sampling.comparison import (
     CLEANEST,
-    FreshData,
     Reference,
     deterministic,
     draws_noise,
     entries,
     reference_levels,
-    rms,
     steps_within,
 )
+from difftool.sampling.fresh_data import FreshData, rms
 from difftool.sampling.loop import sample
 from difftool.sampling.oracle import OracleSource
 from difftool.sampling.plan import Plan, dry_run

@@ -21,7 +21,7 @@ import pytest
 from environment import Environment
 
 from difftool.components import KINDS
-from difftool.testing import laws_of
+from difftool.testing import common, laws_of
 from difftool.testing.examine import PLUGIN_LAWS
 from difftool.testing.laws import name_of, text_of
 
@@ -219,10 +219,9 @@ HEADINGS = {
 
 
 def laws() -> Iterator[str]:
-    common = laws_of("command")
-    yield from _table("", common)
+    yield from _table("", common.LAWS)
     for kind in KINDS:
-        if own := laws_of(kind)[len(common) :]:
+        if own := laws_of(kind)[len(common.LAWS) :]:
             title = HEADINGS.get(kind, kind)
             yield from _table(f"A{'n' if title[0] in 'aeiou' else ''} {title}:", own)
     yield from _table("A package as a whole:", PLUGIN_LAWS)

@@ -27,8 +27,10 @@ from difftool.diffusion.schedule import Schedule
 from difftool.errors import DifftoolError, UsageError
 from difftool.figures import films, formats, layout, loss, schedules, style
 from difftool.figures.drawing import Drawing
-from difftool.figures.images import FILM, LARGEST, Mosaic, image_frames, image_grid, image_table, over_white
-from difftool.figures.points import point_limits, scatter, scatter_frames, scatter_table
+from difftool.figures.image_tables import image_table
+from difftool.figures.images import FILM, LARGEST, Mosaic, image_frames, image_grid, over_white
+from difftool.figures.point_tables import scatter_table
+from difftool.figures.points import point_limits, scatter, scatter_frames
 from difftool.figures.terminal import terminal_plot
 from difftool.plugins.loading import Plugin
 from difftool.plugins.registry import Registry, registry, replaced_by

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,9 +13,13 @@ from conftest import Run
 from torch import Tensor
 
 import difftool
-from difftool import Denoise, Estimate, Guidance, GuidanceSpec, Level, component
+from difftool import Denoise, Estimate, Guidance, GuidanceSpec, Level, Predictions, component, option
 from difftool.data.scaling import Scaling
 from difftool.sampling.denoiser import Counted, clipped
+from difftool.testing import examine
+from difftool.testing import guidances as laws
+from difftool.testing.examine import check_law
+from difftool.testing.laws import Law, name_of
 from difftool_plugins.samplers.spacings import Trailing
 from difftool_plugins.schedules.variance_preserving import Linear
 
@@ -219,3 +223,124 @@ def test_bad_guidance_is_refused(run: Run, labels_run: Path, arguments: list[obj
     outcome = run("sample", labels_run, "--label", 0, *arguments)
     assert outcome.code in (1, 2)
     assert piece in outcome.error
+
+
+# The laws
+
+
+def shifted(estimate: Estimate, x: Tensor, level: Level, by: Tensor | float = 0.1) -> Estimate:
+    return estimate.with_x_0(estimate.x_0 + by, x, level)
+
+
+class Made(Guidance, name="made"):
+    """A guidance made by a function."""
+
+    scale: float = option(default=2.0, help="a scale")
+    change: ClassVar[Callable[[Estimate, Tensor, Level], Estimate]] = shifted
+
+    def denoiser(self, predict: Predictions, spec: GuidanceSpec) -> Denoise:
+        model = predict()
+        return lambda x, level: type(self).change(model(x, level), x, level)
+
+
+def made(change: Callable[[Estimate, Tensor, Level], Estimate]) -> Guidance:
+    return type("Changed", (Made,), {"change": staticmethod(change), "__doc__": "Changed."}, name="changed")()  # type: ignore
+
+
+def in_place(estimate: Estimate, x: Tensor, level: Level) -> Estimate:
+    x.add_(1.0)
+    return estimate
+
+
+class Remembers(Made, name="remembers"):
+    """A guidance that returns the same tensor again and again."""
+
+    def denoiser(self, predict: Predictions, spec: GuidanceSpec) -> Denoise:
+        model, kept = predict(), torch.zeros(spec.count, *spec.shape)
+
+        def denoise(x: Tensor, level: Level) -> Estimate:
+            return model(x, level).with_x_0(kept.add_(0.1), x, level)
+
+        return denoise
+
+
+class Twice(Made, name="twice"):
+    """A guidance that calls the model twice for nothing."""
+
+    def denoiser(self, predict: Predictions, spec: GuidanceSpec) -> Denoise:
+        model = predict()
+
+        def denoise(x: Tensor, level: Level) -> Estimate:
+            model(x, level)
+            return model(x, level)
+
+        return denoise
+
+
+class Adaptive(Made, name="adaptive"):
+    """A guidance whose calls depend on x."""
+
+    def denoiser(self, predict: Predictions, spec: GuidanceSpec) -> Denoise:
+        model, other = predict(), predict(run=Path("other"))
+
+        def denoise(x: Tensor, level: Level) -> Estimate:
+            found = model(x, level)
+            return other(x, level) if float(found.x_0.abs().max()) > 0.0 else found
+
+        return denoise
+
+
+class Refuses(Made, name="refuses"):
+    """A guidance that fits nothing."""
+
+    def denoiser(self, predict: Predictions, spec: GuidanceSpec) -> Denoise:
+        raise ValueError("no such data")
+
+
+BROKEN: dict[Law, dict[str, Guidance]] = {
+    laws.gives_consistent_estimates: {
+        "points with classes on linear: alpha x_0 + sigma eps is 0.": made(
+            lambda e, x, level: Estimate(e.x_0 + 0.1 / max(level.alpha, 0.01), e.eps)
+        ),
+        "alpha x_0 + sigma eps is inf from the noisy state": made(lambda e, x, level: Estimate(e.x_0 / 0.0, e.eps)),
+        "guidance changed gave no estimate shaped (6, 2)": made(lambda e, x, level: Estimate(e.x_0[:1], e.eps)),
+        "guidance changed failed: ZeroDivisionError": made(lambda e, x, level: Estimate(e.x_0, e.eps * (1 / 0))),
+    },
+    laws.is_off_at_scale_1: {
+        "with scale 1 its x_0 is 0.1 from the model's": made(shifted),
+        "with scale 1 it makes 14 calls for 7 estimates": Twice(),
+    },
+    laws.is_reproducible: {"two x_0 at log-SNR": made(lambda e, x, level: shifted(e, x, level, torch.rand(1)))},
+    laws.is_independent_of_the_batch_size: {
+        "between batches of 1 and 6": made(lambda e, x, level: shifted(e, x, level, x.mean())),
+    },
+    laws.modifies_no_tensor_in_place: {
+        "a state that it was called with was changed in place": made(in_place),
+        "a x_0 was changed in place later; make new tensors": Remembers(),
+    },
+    laws.makes_calls_that_depend_on_the_level_alone: {"2 calls at log-SNR -10.1, but 1 on zeros": Adaptive()},
+}
+
+
+@pytest.mark.parametrize(
+    ("guidance", "law", "words"),
+    [
+        pytest.param(guidance, law, words, id=f"{name_of(law)}: {words[:30]}")
+        for law, found in BROKEN.items()
+        for words, guidance in found.items()
+    ],
+)
+def test_guidances_that_fail_a_law(guidance: Guidance, law: Law, words: str) -> None:
+    finding = check_law(law, laws.prepare(guidance))
+    assert finding.failed, finding
+    assert words in finding.measured
+
+
+def test_every_law_of_guidances_can_fail() -> None:
+    assert {*BROKEN} == {*laws.LAWS} - {laws.works_on_every_device}
+
+
+def test_a_guidance_that_fits_nothing_cannot_be_checked() -> None:
+    found = {finding.law: finding.measured for finding in examine(Refuses()) if finding.failed}
+    words = "it refuses everything: points with classes: guidance refuses: no such data; images with classes: "
+    assert found["can be checked"].startswith(words)

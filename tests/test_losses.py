@@ -328,6 +328,15 @@ def test_a_batch_knows_its_step_its_levels_and_its_random_numbers() -> None:
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     torch.testing.assert_close(batch.noised(batch.t), batch.x_t)
+    alpha, sigma = batch.levels(batch.t)
+    assert alpha.shape == sigma.shape == (9, 1)
+    torch.testing.assert_close(alpha * batch.x_0 + sigma * batch.eps, batch.x_t)
+    ends = batch.levels(torch.tensor([-1, T - 1]))
+    assert [table[0].item() for table in ends] == [1.0, 0.0]
+    torch.testing.assert_close(torch.cat(ends)[[1, 3], 0], torch.tensor([made.alpha[-1], made.sigma[-1]]))
+    for t in (-2, T):
+        with pytest.raises(IndexError):
+            batch.levels(torch.tensor([t]))
     snr = spec().schedule.snr[inputs.t].float()
     torch.testing.assert_close(batch.weight, snr.clamp(max=5) / snr)
     assert batch_of(made, inputs, None, weighted=False).weight.tolist() == [1.0] * 9

@@ -16,9 +16,18 @@ from environment import Environment
 from difftool.components import KINDS
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "plugins"
-SOUND = ("difftool-digits", "difftool-gradient-estimation", "difftool-dit", "difftool-consistency", "difftool-lora")
-PAIRS = ("difftool-consistency", "difftool-lora")
-"""The packages with two components."""
+SOUND = {
+    "difftool-digits": 1,
+    "difftool-gradient-estimation": 1,
+    "difftool-dit": 1,
+    "difftool-consistency": 2,
+    "difftool-lora": 2,
+    "difftool-reflow": 3,
+    "difftool-inverse": 1,
+}
+"""The packages, and the number of their components."""
+REQUIRE = ("difftool-inverse",)
+"""The packages whose components all have an option that must be given, so that their own tests alone can check them."""
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not beside the tests"),
@@ -63,8 +72,8 @@ def test_a_package_passes_its_own_tests_and_keeps_the_laws(forking: Environment,
     forking.check("pytest", package)
     outcome = json.loads(forking.check("difftool", "check", package, "--json"))
     assert outcome["verdict"] == "passed"
-    assert len(outcome["checked"]) == (3 if package in PAIRS else 2)  # the plugin, and its components
-    assert sum(len(one["laws"]) for one in outcome["checked"]) >= 8
+    assert len(outcome["checked"]) == 1 + SOUND.get(package, 1)  # the plugin, and its components
+    assert sum(len(one["laws"]) for one in outcome["checked"]) >= (3 if package in REQUIRE else 8)
 
 
 def test_they_are_all_found(here: Environment) -> None:

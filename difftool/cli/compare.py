@@ -15,6 +15,7 @@ from rich.table import Column
 from difftool.cli.command import component_command, given_values
 from difftool.cli.console import Bar, add_row, new_table, note, progress, show
 from difftool.cli.flags import Group, flag_of, make_from_flags, text_of
+from difftool.cli.guidance import guidance_groups, guidances, words_of
 from difftool.cli.outputs import check_out, report, save_figure
 from difftool.cli.parameters import Device, FigureJson, Overwrite, out_option
 from difftool.cli.sources import PANELS, EmaLength, RunArgument, SourceRequest, Timesteps, Weights, source_groups
@@ -71,7 +72,7 @@ class Comparing(Options):
 
 
 def _choose(_ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
-    return [*source_groups(params), Group("compare", (Comparing,), "Comparison")]
+    return [*source_groups(params), *guidance_groups(params), Group("compare", (Comparing,), "Comparison")]
 
 
 def compare(
@@ -85,9 +86,10 @@ def compare(
     overwrite: Overwrite = False,
     json: FigureJson = False,
 ) -> None:
-    """Compare samplers and spacings on one model: a table here, a figure in a file."""
+    """Compare samplers, spacings and guidances on one model: a table here, a figure in a file."""
     request = SourceRequest.of(ctx)
     settings: Comparing = make_from_flags(Comparing, given_values(ctx)["compare"])
+    chosen = guidances(ctx)
     spacings, samplers = _named(Spacing, settings.spacings), _named(Sampler, settings.samplers or ())
     calls = sorted(set(settings.calls))
     if out is not None:
@@ -109,11 +111,12 @@ def compare(
     )
     with devices.threads(settings.threads, opened.threads):
         under = source.of_class(source.label_index(settings.label))
-        conditions = conditions_of_items(source, sampling)
+        conditions = conditions_of_items(source, sampling, guided=chosen != [None])
         under += " under the conditions of items" if conditions else ""
-        comparison = Comparison(source, opened.dataset, sampling, settings.reference, conditions)
+        under += f", {words_of(chosen[0])}" if chosen[0] is not None and len(chosen) == 1 else ""
+        comparison = Comparison(source, opened.dataset, sampling, settings.reference, conditions, chosen)
         samplers = samplers or deterministic(source.schedule, spacings[0])
-        planned = entries(source, samplers, spacings, calls, sampling, conditions)
+        planned = entries(source, samplers, spacings, calls, sampling, conditions, chosen)
         note(
             f"comparing {counted(len(samplers), 'sampler')} on {opened.where} ({source.description}): "
             f"{comparison.num_samples:,} samples{under}; {devices.describe(source.device)}, seed {settings.seed}"
@@ -163,10 +166,10 @@ def _print(results: Sequence[Result], comparison: Comparison, calls: Sequence[in
     """Explain the measures and print their tables, on stderr: stdout is for the figure's path."""
     from difftool.sampling.comparison import SOLVER
 
-    fresh, reference = comparison.fresh, comparison.reference
+    fresh, error = comparison.fresh, comparison.reference_error
     note(
-        f"error: RMS distance in model units to the exact solution from the same x_T, {SOLVER} in {reference.steps} "
-        f"steps; it differs by {reference.error:.1e} from a solution in half as many"
+        f"error: RMS distance in model units to the exact solution from the same x_T, {SOLVER} in "
+        f"{comparison.reference_steps} steps; it differs by {error:.1e} from a solution in half as many"
     )
     if fresh is None:
         note("sliced W2: not measured, since the data are not available here")
@@ -179,16 +182,20 @@ def _print(results: Sequence[Result], comparison: Comparison, calls: Sequence[in
 
 
 def _print_table(results: Sequence[Result], calls: Sequence[int], measure: str, heading: str) -> None:
+    several = len({result.entry.guidance for result in results}) > 1
+    names = ("sampler", "spacing", *(["guidance"] if several else []))
     table = new_table(
-        *(Column(name, no_wrap=True) for name in ("sampler", "spacing")),
+        *(Column(name, no_wrap=True) for name in names),
         *(Column(str(limit), justify="right", no_wrap=True) for limit in calls),
         title=f"{heading}, by network calls at most",
     )
-    rows: dict[tuple[str, str], list[Result]] = {}
+    rows: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
-        rows.setdefault((result.entry.sampler, result.entry.spacing), []).append(result)
-    for names, row in rows.items():
-        add_row(table, *names, *(_cell(row, limit, measure) for limit in calls))
+        entry = result.entry
+        key = (entry.sampler, entry.spacing, *([words_of(entry.guidance)] if several and entry.guidance else []))
+        rows.setdefault(key, []).append(result)
+    for cells, row in rows.items():
+        add_row(table, *cells, *(_cell(row, limit, measure) for limit in calls))
     show(table, "")
 
 
@@ -203,6 +210,7 @@ def _cell(row: Sequence[Result], limit: int, measure: str) -> str:
 
 def _facts(results: Sequence[Result], comparison: Comparison) -> dict[str, Any]:
     """Return plain numbers. None stands for what was not measured or diverged, for JSON has no infinity."""
+    from difftool.runs.recipe import component_table
     from difftool.sampling.comparison import SOLVER
 
     def plain(value: float | None) -> float | None:
@@ -212,6 +220,7 @@ def _facts(results: Sequence[Result], comparison: Comparison) -> dict[str, Any]:
         {
             "sampler": result.entry.sampler,
             "spacing": result.entry.spacing,
+            "guidance": None if result.entry.guidance is None else component_table(result.entry.guidance),
             "steps": result.entry.plan.steps,
             "calls": result.entry.calls,
             "error": plain(result.error),
@@ -221,9 +230,9 @@ def _facts(results: Sequence[Result], comparison: Comparison) -> dict[str, Any]:
         }
         for result in results
     ]
-    reference, fresh = comparison.reference, comparison.fresh
+    fresh, error = comparison.fresh, plain(comparison.reference_error)
     return {
-        "reference": {"sampler": SOLVER, "steps": reference.steps, "error": plain(reference.error)},
+        "reference": {"sampler": SOLVER, "steps": comparison.reference_steps, "error": error},
         "data": None if fresh is None else {"items": fresh.count, "distance": fresh.data_distance},
         "results": rows,
     }
@@ -233,8 +242,12 @@ def _figure(results: Sequence[Result], comparison: Comparison, title: str) -> Fi
     from difftool.figures.comparison import Point, comparison_figure
 
     curves: dict[str, dict[str, list[Point]]] = {}
-    for result in results:
-        points = curves.setdefault(result.entry.spacing, {}).setdefault(result.entry.sampler, [])
+    several = len({result.entry.guidance for result in results}) > 1
+    spacings = list(dict.fromkeys(result.entry.spacing for result in results))
+    for result in sorted(results, key=lambda result: spacings.index(result.entry.spacing)):
+        entry = result.entry
+        panel = f"{entry.spacing}, {words_of(entry.guidance)}" if several and entry.guidance else entry.spacing
+        points = curves.setdefault(panel, {}).setdefault(entry.sampler, [])
         points.append(Point(result.entry.calls, result.error, result.sliced_w2))
     distance = None if comparison.fresh is None else comparison.fresh.data_distance
     return comparison_figure(curves, floor=distance, title=title)

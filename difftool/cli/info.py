@@ -87,7 +87,7 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
     facts["states"] = [state for state in states if state is not None]
     facts["averages"] = list(_of_averages(run))
     facts["model"] = model = _of_model(run.model)
-    for name in ("classes", "condition"):
+    for name in ("classes", "condition", "latents"):
         if model and (value := model.pop(name, None)):
             facts[name] = value
     if status.status in ("stopped", "stopped early"):
@@ -144,7 +144,8 @@ def _of_file(tensors: dict[str, Any], document: dict[str, Any], *, brief: bool =
 
     facts = {key: document.get(key) for key in ("kind", "weights", "step")}
     facts["parameters"] = sum(t.numel() for name, t in tensors.items() if name.startswith("network."))
-    data = document.get("data")
+    latents, data = document.get("latents"), document.get("data")
+    facts["latents"] = latents.get("shape") if isinstance(latents, dict) else None
     names = data.get("class_names") if isinstance(data, dict) else None
     if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
         facts["classes"] = names

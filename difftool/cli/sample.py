@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +16,10 @@ from difftool import manifest
 from difftool.cli.command import component_command, given_component, given_values, named
 from difftool.cli.console import note, progress
 from difftool.cli.flags import Group, make_from_flags
-from difftool.cli.guidance import guidance_groups, guidances, words_of
+from difftool.cli.guidance import guidance_groups, guidances, words_of_several
 from difftool.cli.outputs import check_outs, naming_out, report
 from difftool.cli.parameters import AsJson, Device, Overwrite
+from difftool.cli.sample_files import Display, Output, joined, seeds, under
 from difftool.cli.sources import (
     PANELS,
     EmaLength,
@@ -29,35 +31,22 @@ from difftool.cli.sources import (
     source_groups,
 )
 from difftool.components import Sampler, Spacing, Writer
-from difftool.diffusion.visible import hidden
 from difftool.distributed import connect, world
-from difftool.errors import UsageError, counted, printable, spending
-from difftool.figures.formats import DrawingSpec, undrawable
+from difftool.errors import UsageError, counted, listed, spending
+from difftool.figures.formats import undrawable
 from difftool.files import numbered
-from difftool.options import Options, option, options_of, plain
+from difftool.options import options_of, plain
 from difftool.paths import check_inside
-from difftool.sampling.writers import check, needed_states, suffixes_of_arrays, write, writer_of
-from difftool.settings import STRENGTH, Sampling
+from difftool.sampling.writers import suffixes_of_arrays, writer_of
+from difftool.settings import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from difftool.distributed import ProcessGroup
-    from difftool.figures.drawing import Drawing
     from difftool.sampling.loop import Trajectories
     from difftool.sampling.plan import Plan
     from difftool.sampling.source import Source
-
-
-class Display(Options):
-    """The settings of pictures and arrays."""
-
-    columns: int | None = option(default=None, ge=1, le=1000, help="columns of a grid of images, or of a --strip")
-    strip: int | None = option(default=None, ge=2, le=400, help="draw this many states of the trajectory")
-    trajectory: bool = option(default=False, help="write the states of the trajectory to arrays too")
-    raw: bool = option(
-        default=False, help="write arrays in model units, as the network sees them, not as pixels or in data units"
-    )
 
 
 FILES = Group("files", (Display,), "Files")
@@ -99,8 +88,6 @@ def sample(
     values = given_values(ctx)
     settings: Sampling = make_from_flags(Sampling, values["sampling"])
     guidance, *others = guidances(ctx)
-    if others:
-        raise UsageError("--guidance: sample takes one; compare takes several")
     if settings.interpolate is not None and "seed" in values["sampling"]:
         raise UsageError("--seed: --interpolate names its own two seeds; leave it out")
     request = SourceRequest.of(ctx)
@@ -121,14 +108,15 @@ def sample(
     if not out:
         path = _default_path(opened, plan)
         writers[path] = writer_of(path)()
-    output = _Output(writers, opened.source, plan, display, overwrite)
+    plans = [plan, *(plan.with_guidance(opened.source, other) for other in others)]
+    output = Output(writers, opened.source, plans, display, overwrite)
     output.check()
     if warning := caution(opened.source, plan):
         warnings.warn(warning, stacklevel=1)
     facts = _draw_and_write(opened, output)
     if not out and opened.run and world().is_main:
         manifest.record(opened.run.samples, map(manifest.entry, writers))
-    report(list(writers), {**opened.facts, **_facts(plan), **facts}, as_json=json)
+    report(list(writers), {**opened.facts, **_facts(plans), **facts}, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -152,73 +140,74 @@ def _default_path(opened: Opened, plan: Plan) -> Path:
     return numbered(Path(), f"{opened.source.name}-{plan.stem}", suffix)
 
 
-def _facts(plan: Plan) -> dict[str, Any]:
-    """Return the facts of a plan for `--json`, with the settings that differ from their defaults."""
+def _facts(plans: Sequence[Plan]) -> dict[str, Any]:
+    """Return the facts of plans for `--json`, with the settings that differ from their defaults."""
     from difftool.runs.recipe import component_table
 
-    defaults = plain(Sampling())
+    plan, defaults = plans[0], plain(Sampling())
+    tables = [None if each.guidance is None else component_table(each.guidance) for each in plans]
     return {
         "sampler": plan.sampler.name,
         "steps": plan.steps,
         "spacing": plan.spacing.name,
-        "guidance": None if plan.guidance is None else component_table(plan.guidance),
+        "guidance": tables if len(tables) > 1 else tables[0],
         "num_samples": plan.num_samples,
         "seed": plan.seed,
         "settings": {name: value for name, value in plain(plan.settings).items() if value != defaults.get(name)},
     }
 
 
-def _under(source: Source, plan: Plan) -> str:
-    """Return words such as ` of class cat` or ` under class cat, vector 7.5`, or an empty text."""
-    words = plan.conditions_in_words(source)
-    return f" {'of' if [*plan.rows] == ['label'] else 'under'} {', '.join(words)}" if words else ""
-
-
-def _seeds(plan: Plan) -> str:
-    seeds = plan.settings.interpolate
-    return f"seed {plan.seed}" if seeds is None else f"seeds {seeds[0]} to {seeds[1]}"
-
-
-def _draw_and_write(opened: Opened, output: _Output) -> dict[str, Any]:
+def _draw_and_write(opened: Opened, output: Output) -> dict[str, Any]:
     """Draw the samples, write the files, and return network calls and seconds for `--json`."""
     from difftool import devices
 
-    source, plan = output.source, output.plan
+    source, plan, plans = output.source, output.plan, output.plans
     with devices.threads(plan.settings.threads, opened.threads), connect() as group:
         note(
             f"sampling {opened.where} ({source.description}): {counted(plan.num_samples, 'sample')}"
-            f"{_under(source, plan)}, {plan.sampler.name}, {counted(plan.steps, 'step')}, {plan.spacing.name}; "
-            f"{devices.describe(source.device)}, {_seeds(plan)}"
+            f"{under(source, plan)}{_guided(plans)}, {plan.sampler.name}, {counted(plan.steps, 'step')}, "
+            f"{plan.spacing.name}; {devices.describe(source.device)}, {seeds(plan)}"
         )
         start = time.perf_counter()
-        trajectories = _draw(source, plan, output.steps, group)
+        parts = _draw(source, plans, output.steps, group)
         seconds = time.perf_counter() - start
-        group.on_main(lambda: output.write(trajectories))
-    calls = trajectories.calls
-    each = f"{counted(plan.steps, 'step')}, {counted(calls, 'network call')} each"
-    note(f"{counted(plan.num_samples, 'sample')} in {seconds:.1f} s ({each})")
-    return {"calls": calls, "seconds": round(seconds, 3)}
+        group.on_main(lambda: output.write(joined(parts)))
+    calls = [part.calls for part in parts]
+    distinct = listed([f"{number:,}" for number in dict.fromkeys(calls)])
+    each = f"{counted(plan.steps, 'step')}, {distinct} network call{'' if {*calls} == {1} else 's'} each"
+    note(f"{counted(plan.num_samples * len(plans), 'sample')} in {seconds:.1f} s ({each})")
+    return {"calls": calls if len(calls) > 1 else calls[0], "seconds": round(seconds, 3)}
 
 
-def _draw(source: Source, plan: Plan, steps: Sequence[int], group: ProcessGroup) -> Trajectories:
-    """Draw the samples under a progress bar, with their states after these steps.
+def _guided(plans: Sequence[Plan]) -> str:
+    """Return words such as `, guidance 2` or `, each with guidance 1, 2 and 4`, or an empty text."""
+    words = words_of_several([plan.guidance for plan in plans])
+    return f", {'each with ' if len(plans) > 1 else ''}{words}" if words else ""
+
+
+def _draw(source: Source, plans: Sequence[Plan], steps: Sequence[int], group: ProcessGroup) -> list[Trajectories]:
+    """Draw the samples of all plans under one progress bar, with their states after these steps.
 
     Each of many processes draws some of the batches. The samples are complete on the first one alone.
     """
     from difftool.sampling.loop import collect
 
+    plan, parts = plans[0], []
     batches = range(plan.batches)[group.rank :: group.size]
-    with progress("sampling", len(batches) * plan.steps) as bar, spending(plan.batch_size):
+    with progress("sampling", len(plans) * len(batches) * plan.steps) as bar, spending(plan.batch_size):
 
-        def watch(step: Any) -> None:
-            finished = step.first + (len(step.x) if step.done else 0)
-            steps_before = batches.index(step.first // plan.batch_size) * plan.steps
-            bar.update(steps_before + step.number, f"{finished:,}/{counted(plan.num_samples, 'sample')}")
+        def watch(number: int, step: Any) -> None:
+            finished = number * plan.num_samples + step.first + (len(step.x) if step.done else 0)
+            batches_before = number * len(batches) + batches.index(step.first // plan.batch_size)
+            words = f"{finished:,}/{counted(len(plans) * plan.num_samples, 'sample')}"
+            bar.update(batches_before * plan.steps + step.number, words)
 
-        trajectories = collect(source, plan, steps, batches=batches, watch=watch)
-        for x in (trajectories.x, *trajectories.states):
-            _gather(x, plan, group)
-    return trajectories
+        for number, each in enumerate(plans):
+            part = collect(source, each, steps, batches=batches, watch=partial(watch, number))
+            for x in (part.x, *part.states):
+                _gather(x, each, group)
+            parts.append(part)
+    return parts
 
 
 def _gather(x: Tensor, plan: Plan, group: ProcessGroup) -> None:
@@ -230,105 +219,3 @@ def _gather(x: Tensor, plan: Plan, group: ProcessGroup) -> None:
             group.recv(part, owner)
         elif owner and owner == group.rank:
             group.send(part)
-
-
-@dataclass(frozen=True)
-class _Output:
-    """The files to write, and how they show the samples."""
-
-    writers: Mapping[Path, Writer]
-    source: Source
-    plan: Plan
-    display: Display
-    overwrite: bool
-
-    @property
-    def spec(self) -> DrawingSpec:
-        """The samples to come, for the writers."""
-        display, data = self.display, self.source.data
-        return DrawingSpec(
-            shape=data.shape,
-            form=data.form,
-            steps=self.plan.steps,
-            strip=display.strip,
-            trajectory=display.trajectory,
-            hidden=hidden(self.plan.levels, is_image=data.is_image),
-        )
-
-    def check(self) -> None:
-        """Raise `UsageError` for a file that cannot show these samples."""
-        for path, writer in self.writers.items():
-            with naming_out():
-                check(writer, path, self.spec)
-
-    @property
-    def steps(self) -> list[int]:
-        """The steps whose states the files show."""
-        return needed_states(self.writers.values(), self.spec)
-
-    def write(self, trajectories: Trajectories) -> None:
-        """Write all files."""
-        drawing = self._drawing(trajectories)
-        for path, writer in self.writers.items():
-            write(writer, drawing, path, overwrite=self.overwrite)
-
-    def _drawing(self, trajectories: Trajectories) -> Drawing:
-        import torch
-
-        from difftool.data.columns import COLUMNS
-        from difftool.figures.drawing import Drawing
-        from difftool.sampling.source import reference_points_of
-
-        condition = self.plan.condition(0, self.plan.num_samples)
-        fields = {} if condition is None else condition.fields()
-        source, plan, images = self.source, self.plan, _given_images(self.plan)
-        drawn = not all(writer.holds_arrays for writer in self.writers.values())
-        joined, columns = plan.settings.interpolate is not None, self.display.columns
-        if joined and not columns and self.display.strip is None:
-            columns = plan.num_samples + len(images)  # a path is one row
-        return Drawing(
-            x=trajectories.x,
-            scaling=source.data.scaling,
-            form=source.data.form,
-            title=", ".join(_title(source, plan)),
-            states=trajectories.states if self.steps else None,
-            state_labels=[f"t = {level.t:.0f}" if level.sigma > 0 else "x_0" for level in trajectories.levels],
-            state_steps=self.steps,
-            state_hidden=hidden(trajectories.levels, is_image=source.data.is_image),
-            labels=fields.get("label"),
-            conditions={COLUMNS[name]: rows for name, rows in fields.items() if name != "label"},
-            condition_images=fields.get("image"),
-            class_names=source.data.class_names,
-            reference=reference_points_of(source) if drawn and source.data.is_points else None,
-            columns=columns,
-            given=torch.stack(images).cpu() if images else None,
-            joined=joined,
-            strip=self.display.strip,
-            raw=self.display.raw,
-            trajectory=self.display.trajectory,
-        )
-
-
-def _given_images(plan: Plan) -> list[Tensor]:
-    """Return the images that the samples start from or complete, without the part to paint."""
-    images = [] if plan.init is None else [plan.init]
-    if plan.inpainting is not None:
-        images.append(plan.inpainting.image.masked_fill(plan.inpainting.mask, 0.0))
-    return images
-
-
-def _title(source: Source, plan: Plan) -> Iterator[str]:
-    """Yield the parts of the title of a picture."""
-    settings = plan.settings
-    yield source.title
-    yield f"{plan.sampler.name} {counted(plan.steps, 'step')}"
-    yield _seeds(plan)
-    yield from plan.conditions_in_words(source)
-    if plan.guidance is not None:
-        yield words_of(plan.guidance)
-    if settings.threshold is not None:
-        yield f"thresholded at {settings.threshold:g}"
-    if settings.init is not None:
-        yield f"from {printable(settings.init.name)} (first) at strength {settings.strength or STRENGTH:g}"
-    if settings.inpaint is not None:
-        yield f"inpainting {printable(settings.inpaint.name)} (first)"

@@ -14,8 +14,8 @@ from difftool.cli.console import help_text, note, result, result_json
 from difftool.cli.flags import Group
 from difftool.cli.parameters import Device
 from difftool.cli.request import Request
-from difftool.cli.training import fit
-from difftool.components import KINDS, Backbone, Dataset, NoiseSchedule, Prediction
+from difftool.cli.training import encoding_bar, fit
+from difftool.components import KINDS, Backbone, Codec, Dataset, NoiseSchedule, Prediction
 from difftool.distributed import connect
 from difftool.errors import DifftoolError, InvalidOption, UsageError, counted
 from difftool.runs.config import dump_toml
@@ -76,7 +76,8 @@ def train(
     chosen = devices.choose(device)
     with devices.threads(recipe.training.threads), connect(chosen) as group:
         try:
-            experiment = prepare(recipe, chosen, place.resumed)
+            with encoding_bar() as watch:
+                experiment = prepare(recipe, chosen, place.resumed, watch=watch)
         except InvalidOption as error:
             raise request.locate(error) from None
         _introduce(experiment, request)
@@ -160,7 +161,7 @@ def _introduce(experiment: Experiment, request: Request) -> None:
     trained = f", {experiment.trained:,} trained" if experiment.trained < experiment.parameters else ""
     note(
         f"{recipe[Dataset].name} ({len(experiment.train):,} x {'x'.join(map(str, experiment.data.shape))}"
-        f"{', ' if experiment.data.condition else ''}{experiment.data.conditions_text}) / "
+        f"{', ' if experiment.data.condition else ''}{experiment.data.conditions_text}) / {_codec(experiment)}"
         f"{recipe[NoiseSchedule].name} (T {settings.timesteps}) / "
         f"{recipe[Backbone].name} ({counted(experiment.parameters, 'parameter')}{trained}) / "
         f"{recipe[Prediction].name}; {devices.describe(experiment.device)}, {settings.precision}, seed {settings.seed}"
@@ -188,6 +189,16 @@ def _introduce(experiment: Experiment, request: Request) -> None:
         )
 
 
+def _codec(experiment: Experiment) -> str:
+    """Return the codec with the shape of its latents and the share that it loses, or an empty text without one."""
+    space = experiment.model.latents
+    if space is None:
+        return ""
+    error = getattr(space.codec, "error", None)
+    lost = "" if error is None else f", loses {100 * error / experiment.data.std:.2g} % of the deviation"
+    return f"{experiment.recipe[Codec].name} (latents of {'x'.join(map(str, space.facts.shape))}{lost}) / "
+
+
 def _report(experiment: Experiment, *, as_json: bool) -> None:
     folder = experiment.folder
     if as_json:
@@ -207,6 +218,7 @@ def _report_dry_run(experiment: Experiment, *, as_json: bool) -> None:
         "steps_per_epoch": experiment.steps_per_epoch,
         "classes": list(experiment.data.class_names),
         "condition": {name: list(shape) for name, shape in experiment.data.condition.shapes.items()},
+        "latents": None if experiment.model.latents is None else list(experiment.model.latents.facts.shape),
         "device": str(experiment.device),
         **experiment.recipe.document(),
     }

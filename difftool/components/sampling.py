@@ -107,7 +107,10 @@ class Oracle(Component):
 
     @abstractmethod
     def denoiser(self, samples: Samples, spec: OracleSpec) -> Denoise:
-        """Return the denoiser of the data in model units, or of one class. Raise `ValueError` where there is none."""
+        """Return the denoiser of the data in model units, or of one class. Raise `ValueError` where there is none.
+
+        A guidance may want its gradients with respect to x, in which case it is called with gradients on.
+        """
 
 
 class Writer(Component):

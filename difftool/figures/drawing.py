@@ -17,16 +17,18 @@ from difftool.data.facts import PIXEL_SCALING
 from difftool.data.forms import Form, form_of
 from difftool.data.scaling import Scaling
 from difftool.diffusion.visible import spread, thinned
-from difftool.figures import style
+from difftool.figures import image_tables, point_tables, style
 from difftool.figures.films import film
 from difftool.figures.formats import undrawable
-from difftool.figures.images import image_frames, image_grid, image_table, rgb
-from difftool.figures.points import histogram_frames, point_limits, scatter, scatter_frames, scatter_table
+from difftool.figures.groups import Groups
+from difftool.figures.images import image_frames, image_grid, rgb
+from difftool.figures.points import histogram_frames, point_limits, scatter, scatter_frames
 from difftool.figures.style import Floats, Pixels
 
 FILM_IMAGES, FILM_POINTS = 36, 5000
 """The largest numbers of samples of a film."""
-STRIP_ROWS = 6
+STRIP_ROWS, GROUPED_ROWS = 6, 16
+"""The number of images whose states a strip shows, and the largest number of rows of one that shows each group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,10 @@ class Drawing:
     """(N,) class indices."""
     class_names: Sequence[str] = ()
     """The names of the classes, or () if they have none."""
+    names: Sequence[str] = ()
+    """The names of samples that belong together, such as the N names of their condition images; or ()."""
+    guidances: Sequence[str] = ()
+    """The names of G guidances that each drew the same N/G samples, the first ones by the first; or ()."""
     reference: Tensor | None = None
     """(M, D) data points in data units, to draw under the samples."""
     columns: int | None = None
@@ -95,6 +101,8 @@ class Drawing:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return `samples`, with a trajectory `states`, and the conditions `labels`, `vectors`, `images` and `tokens`.
 
+        With several guidances, `guidances` holds the index of that of each sample. See `index_names`.
+
         Conditions are as the user gave them, but for images of pixels, which are as those of the samples. Images are
         pixels uint8 (N, H, W, C). Everything else is float32 (N, *shape) in data units, or float64 where float32 would
         lose digits. If raw, all are float32 (N, *shape) in model units. States have one more dimension in front.
@@ -104,10 +112,22 @@ class Drawing:
             arrays["states"] = self._numbers(self._states())
         if self.labels is not None:
             arrays["labels"] = self.labels.to(torch.int64).numpy()
+        if len(self.guidances) > 1:
+            each = len(self.x) // len(self.guidances)
+            arrays["guidances"] = np.repeat(np.arange(len(self.guidances), dtype=np.int64), each)
         for name, rows in self.conditions.items():
             pixels = name == "images" and rows.dtype == torch.uint8 and not self.raw
             arrays[name] = (rows.movedim(1, -1).contiguous() if pixels else rows).numpy()
         return arrays
+
+    def index_names(self) -> dict[str, list[str]]:
+        """Return the names that the indices in `arrays` stand for: `class_names` of labels, and `guidance_names`."""
+        names = {}
+        if self.labels is not None and self.class_names:
+            names["class_names"] = [*self.class_names]
+        if len(self.guidances) > 1:
+            names["guidance_names"] = [*self.guidances]
+        return names
 
     def pixels(self, x: Tensor | None = None) -> Pixels:
         """Return the images, or those given as (..., C, H, W) in model units, as uint8 (..., H, W, C).
@@ -130,6 +150,8 @@ class Drawing:
             raise ValueError(reason)
         if self.strip is not None:
             return self._strip(self.strip)
+        if (groups := self._groups()) is not None:
+            return self._table(groups)
         if self.is_image:
             return image_grid(self._cells(self.x), title=self.title, columns=self.columns)
         return scatter(
@@ -145,6 +167,8 @@ class Drawing:
         states, chosen = self._states(), thinned(self._places(), most)
         limit = FILM_IMAGES if self.is_image else FILM_POINTS
         title = self.title if self.is_image else self._plane()
+        if (groups := self._groups()) is not None:
+            return self._table_frames(groups.limited(limit), chosen)
         if states.shape[1] > limit:
             title = f"{title} (first {limit:,} of {states.shape[1]:,})"
         titles = [f"{title}\n{self._label(k)}" for k in chosen]
@@ -152,9 +176,8 @@ class Drawing:
         if self.is_image:
             return image_frames((self._cells(x) for x in states_shown), titles, self.columns)
         reference = self._reference()
-        ends = np.concatenate([self._points(states[0]), self._points(states[-1])])
         points = (self._points(x)[:, :2] for x in states_shown)
-        limits = point_limits(ends, reference)
+        limits = point_limits(self._ends(), reference)
         if self.x.shape[1] == 1:
             return histogram_frames(points, titles, limits, reference)
         return scatter_frames(points, titles, limits, reference, joined=self.joined, noun=self.noun)
@@ -187,8 +210,17 @@ class Drawing:
         points: Floats = self.scaling.to_data(flat).reshape(x.shape).numpy()
         return points
 
+    def _ends(self) -> Floats:
+        """Return the points of the first and the last state."""
+        states = self._states()
+        return np.concatenate([self._points(states[0]), self._points(states[-1])])
+
     def _reference(self) -> Floats | None:
         return None if self.reference is None else self.reference.to(self.scaling.dtype).numpy()
+
+    @property
+    def _given(self) -> int:
+        return 0 if self.given is None else len(self.given)
 
     def _cells(self, x: Tensor) -> Pixels:
         """Return the images to draw for the first samples (n, *shape): those given, then each sample.
@@ -217,29 +249,94 @@ class Drawing:
     def _label(self, state: int) -> str:
         return self.state_labels[state] if self.state_labels else f"state {state}"
 
+    def _groups(self) -> Groups | None:
+        """Return the classes, the names and the guidances of the samples in rows and columns; None for one of each."""
+        count = len(self.x) // max(1, len(self.guidances))
+        labels = [] if self.labels is None else [self._name(label) for label in self.labels[:count].tolist()]
+        columns = {"class": labels, "image": self.names[:count]}
+        varied = {axis: names for axis, names in columns.items() if len(set(names)) > 1}
+        keys = [", ".join(names) for names in zip(*varied.values(), strict=True)]
+        return Groups.of(keys, ", ".join(varied), self.guidances, count, apart=self.is_image)
+
+    def _table(self, groups: Groups) -> Figure:
+        """Draw the samples in rows and columns."""
+        if self.is_image:
+            cells, title = groups.with_first(self._given), _with_note(self.title, groups.omitted)
+            return image_tables.image_groups(self._cells(self.x), cells, title=title, columns=self.columns)
+        return point_tables.scatter_groups(
+            self._points(self.x),
+            groups,
+            title=_with_note(self._plane(), groups.omitted),
+            reference=self._reference(),
+            joined=self.joined,
+            across=self.columns,
+        )
+
+    def _table_frames(self, groups: Groups, chosen: Sequence[int]) -> Iterator[Pixels]:
+        """Return the states as frames, each in rows and columns."""
+        states, shown = self._states(), len(groups.numbers)
+        note = f"{shown:,} of {states.shape[1]:,}" if shown < states.shape[1] else ""
+        title = _with_note(self.title if self.is_image else self._plane(), groups.omitted or note)
+        titles = [f"{title}\n{self._label(k)}" for k in chosen]
+        if self.is_image:
+            images = (self._cells(states[k]) for k in chosen)
+            return image_tables.group_frames(images, groups.with_first(self._given), titles, self.columns)
+        reference, points = self._reference(), (self._points(states[k]) for k in chosen)
+        limits = point_limits(self._ends(), reference)
+        return point_tables.group_frames(
+            points, groups, titles, limits, reference, joined=self.joined, across=self.columns
+        )
+
     def _strip(self, count: int) -> Figure:
-        states, chosen = self._states(), self.chosen(count)
+        states, chosen, groups = self._states(), self.chosen(count), self._groups()
         columns = [self._label(k) for k in chosen]
         if not self.is_image:
-            cells = [[self._points(states[k])[:, :2] for k in chosen]]
-            title, reference = self._plane(), self._reference()
-            return scatter_table(
-                cells, columns=columns, title=title, reference=reference, joined=self.joined, across=self.columns
+            numbers = [range(len(self.x))] if groups is None else [cell for row in groups.cells for cell in row]
+            numbers = numbers[:GROUPED_ROWS]
+            points = [self._points(states[k])[:, :2] for k in chosen]
+            return point_tables.scatter_table(
+                [[state[list(row)] for state in points] for row in numbers],
+                columns=columns,
+                rows=() if groups is None else [self._words(row[0]) for row in numbers],
+                title=self._plane(),
+                reference=self._reference(),
+                joined=self.joined,
+                across=self.columns,
             )
-        rows = states[chosen, : self.strip_rows].transpose(0, 1)
+        first = list(range(min(self.strip_rows, len(self.x))))
+        if groups is not None:
+            first = groups.limited(self.strip_rows).numbers[:GROUPED_ROWS]
+        rows = states[chosen][:, first].transpose(0, 1)
         if self.given is not None:
             rows = torch.cat([self.given.expand(len(rows), *self.given.shape), rows], dim=1)
-            columns = [*(["given"] * len(self.given)), *columns]
-        labels = () if self.labels is None else [self._class(int(label)) for label in self.labels[: len(rows)]]
-        images, left = self.pixels(rows), self._condition_pixels(len(rows))
+            columns = [*(["given"] * self._given), *columns]
+        images, left = self.pixels(rows), self._condition_pixels(len(self.x))
         if left is not None:
-            images, columns = np.concatenate([left[:, None], rgb(images)], axis=1), ["condition", *columns]
-        return image_table(images, columns=columns, rows=labels, title=self.title, across=self.columns)
+            images, columns = np.concatenate([left[first][:, None], rgb(images)], axis=1), ["condition", *columns]
+        words = [self._words(number) for number in first]
+        return image_tables.image_table(
+            images, columns=columns, rows=words if any(words) else (), title=self.title, across=self.columns
+        )
+
+    def _words(self, number: int) -> str:
+        """Return the class, the name and the guidance of a sample in words."""
+        words = [] if self.labels is None else [self._class(int(self.labels[number]))]
+        words += [self.names[number]] if self.names else []
+        if len(self.guidances) > 1:
+            words.append(f"guidance {self.guidances[number * len(self.guidances) // len(self.x)]}")
+        return ", ".join(words)
+
+    def _name(self, label: int) -> str:
+        return self.class_names[label] if self.class_names else str(label)
 
     def _class(self, label: int) -> str:
-        return f"class {self.class_names[label] if self.class_names else label}"
+        return f"class {self._name(label)}"
 
     def _plane(self) -> str:
         """Return the title, which names the coordinates if not all can be drawn."""
         dimensions = self.x.shape[1]
         return self.title if dimensions <= 2 else f"{self.title} (coordinates 0 and 1 of {dimensions})"
+
+
+def _with_note(title: str, note: str) -> str:
+    return f"{title} ({note})" if note else title

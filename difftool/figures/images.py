@@ -13,7 +13,7 @@ from PIL import Image
 
 from difftool.figures import style
 from difftool.figures.films import Still
-from difftool.figures.layout import Board, columns_of_page, text_width
+from difftool.figures.layout import Board
 from difftool.figures.style import Pixels
 
 PICTURE = (900, 1000)
@@ -22,8 +22,8 @@ FILM = (360, 400)
 """Pixels (width, height) to which the images of a film are enlarged: it is stored frame by frame."""
 LARGEST = 8000
 """The largest width or height of a picture before its images are reduced."""
-SHORT = 64
-"""Pixels of labels that stay on one line, even if cells must be wider for them."""
+SPACE = 12
+"""The pixels by which blocks of several images stand further apart than images."""
 
 
 @style.look()
@@ -32,42 +32,7 @@ def image_grid(images: Pixels, *, title: str, columns: int | None = None) -> Fig
     images = side_by_side(images)
     mosaic = Mosaic.of(len(images), *images.shape[1:3], columns=columns)
     board = Board.of(mosaic.width, mosaic.height, titles=[mosaic.caption(title)])
-    return _show(board, mosaic.compose(images))
-
-
-@style.look()
-def image_table(
-    cells: Pixels, *, columns: Sequence[str], rows: Sequence[str] = (), title: str, across: int | None = None
-) -> Figure:
-    """Draw images (R, K, H, W, C) in R rows and K labelled columns, at their true pixels.
-
-    Many columns are wrapped, `across` of them side by side.
-    """
-    cells = side_by_side(cells)
-    down, count, height, width = cells.shape[:4]
-    label = max(text_width(column, style.LABEL) for column in columns)
-    if label >= SHORT:
-        label = max(text_width(word, style.LABEL) for column in columns for word in column.split())
-    narrowest = math.ceil(label) + 4
-    least = max(1, math.ceil(narrowest / width))  # the factor by which pixels are enlarged at least
-    across = columns_of_page(count, least * width + 6, down * (least * height + 6), across)
-    bands = math.ceil(count / across)
-    size = (PICTURE[0], PICTURE[1] // bands)
-    mosaic = Mosaic.of(down * across, height, width, columns=across, narrowest=narrowest, size=size)
-    board = Board.of(
-        mosaic.width,
-        mosaic.height,
-        titles=[mosaic.caption(title)],
-        cell=mosaic.cell,
-        gap=mosaic.gap,
-        columns=columns,
-        rows=rows,
-    )
-    for band in range(bands):
-        part = cells[:, band * across : (band + 1) * across]
-        blank = np.full((down, across - part.shape[1], *part.shape[2:]), 255, dtype=np.uint8)
-        _show(board, mosaic.compose(np.concatenate([part, blank], axis=1).reshape(-1, *part.shape[2:])), band)
-    return board.figure
+    return show(board, mosaic.compose(images))
 
 
 def image_frames(states: Iterable[Pixels], titles: Sequence[str], columns: int | None = None) -> Iterator[Pixels]:
@@ -87,7 +52,7 @@ def image_frames(states: Iterable[Pixels], titles: Sequence[str], columns: int |
         yield frame
 
 
-def _show(board: Board, picture: Pixels, band: int = 0) -> Figure:
+def show(board: Board, picture: Pixels, band: int = 0) -> Figure:
     """Put an RGB picture on the board, pixel on pixel."""
     axes = board.axes(0, band * board.pitch, picture.shape[1], picture.shape[0])
     axes.set_axis_off()
@@ -108,6 +73,10 @@ class Mosaic:
     divisor: int
     """The factor by which images are reduced if their picture would be too large, else 1."""
     gap: int
+    block: tuple[int, int] = (1, 1)
+    """The images (down, across) of a block, which stands further apart from others."""
+    space: int = 0
+    """The pixels by which blocks stand further apart."""
 
     @classmethod
     def of(
@@ -119,6 +88,7 @@ class Mosaic:
         columns: int | None = None,
         narrowest: int = 0,
         size: tuple[int, int] = PICTURE,
+        block: tuple[int, int] = (1, 1),
     ) -> Mosaic:
         """Return the layout of `count` images, enlarged to about `size` (width, height) in all.
 
@@ -132,11 +102,13 @@ class Mosaic:
         if narrowest:
             limit = max(1, min(LARGEST // (across * (width + 6)), LARGEST // (down * (height + 6))))
             factor = max(factor, min(math.ceil(narrowest / width), limit))
-        mosaic = cls(down, across, (height, width), factor, 1, min(6, max(2, factor // 3)))
+        gap = min(6, max(2, factor // 3))
+        space = SPACE if 1 < block[0] < down or 1 < block[1] < across else 0
+        mosaic = cls(down, across, (height, width), factor, 1, gap, block, space)
         for divisor in range(2, max(height, width) + 1):
             if max(mosaic.width, mosaic.height) <= LARGEST:
                 break
-            mosaic = cls(down, across, (height, width), 1, divisor, 1)
+            mosaic = cls(down, across, (height, width), 1, divisor, 1, block, space)
         return mosaic
 
     @property
@@ -147,11 +119,17 @@ class Mosaic:
 
     @property
     def width(self) -> int:
-        return self.columns * (self.cell[0] + self.gap) - self.gap
+        return self.columns * (self.cell[0] + self.gap) - self.gap + self.space * (self.columns // self.block[1] - 1)
 
     @property
     def height(self) -> int:
-        return self.rows * (self.cell[1] + self.gap) - self.gap
+        return self.rows * (self.cell[1] + self.gap) - self.gap + self.space * (self.rows // self.block[0] - 1)
+
+    @property
+    def block_size(self) -> tuple[int, int]:
+        """(width, height) of a block as drawn."""
+        down, across = self.block
+        return across * (self.cell[0] + self.gap) - self.gap, down * (self.cell[1] + self.gap) - self.gap
 
     def caption(self, title: str) -> str:
         """Return the title, which says so if images are drawn reduced."""
@@ -166,7 +144,8 @@ class Mosaic:
             if self.divisor > 1:
                 colour = np.asarray(Image.fromarray(colour).reduce(self.divisor))
             row, column = divmod(i, self.columns)
-            y, x = row * (height + self.gap), column * (width + self.gap)
+            y = row * (height + self.gap) + row // self.block[0] * self.space
+            x = column * (width + self.gap) + column // self.block[1] * self.space
             picture[y : y + height, x : x + width] = colour.repeat(self.factor, 0).repeat(self.factor, 1)
         return picture
 

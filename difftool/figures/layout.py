@@ -27,6 +27,8 @@ MOST_LINES = 6
 """The largest number of lines of a title."""
 WIDEST_ROW, PROPORTION, LABELS = 1450, 1.3, 24
 """The width up to which a table is not wrapped, the proportion of one that is, and the height of a band's labels."""
+WIDEST_LABEL = 170
+"""The largest width of the label of a row."""
 ENTRY = 120
 """The width of an entry of a legend beside its name."""
 
@@ -79,16 +81,17 @@ def fit(titles: Sequence[str], width: float) -> tuple[list[str], float]:
     for size in (style.TITLE, style.TITLE - 1, style.TITLE - 2):
         if all(text_width(paragraph, size) <= width for paragraph in paragraphs):
             break
-    fitted = []
-    for title in titles:
-        lines = wrap(title, width, size)
-        if len(lines) > MOST_LINES:
-            last = lines[MOST_LINES - 1]
-            while last and text_width(f"{last}…", size) > width:
-                last = last[:-1]
-            lines = [*lines[: MOST_LINES - 1], f"{last}…"]
-        fitted.append("\n".join(lines))
-    return fitted, size
+    return ["\n".join(cut(wrap(title, width, size), MOST_LINES, width, size)) for title in titles], size
+
+
+def cut(lines: Sequence[str], most: int, width: float, size: float) -> list[str]:
+    """Return at most so many lines no wider than `width`: an ellipsis stands for those that are left out."""
+    if len(lines) <= most:
+        return [*lines]
+    last = lines[most - 1]
+    while last and text_width(f"{last}…", size) > width:
+        last = last[:-1]
+    return [*lines[: most - 1], f"{last}…"]
 
 
 def columns_of_page(count: int, width: float, height: float, wanted: int | None = None) -> int:
@@ -137,22 +140,30 @@ class Board:
         gap: int = 0,
         columns: Sequence[str] = (),
         rows: Sequence[str] = (),
+        names: tuple[str, str] = ("", ""),
     ) -> Board:
         """Make room for a picture of this size and for the longest title.
 
         Labels of columns and rows stand above and left of a picture that consists of cells with gaps between them. More
-        columns than fit into its width are wrapped into bands of this height, one below the other.
+        columns than fit into its width are wrapped into bands of this height, one below the other. `names` say what
+        the labels of rows and columns are.
         """
-        row_lines = [wrap(row, 170, style.LABEL) for row in rows]
-        widest = max((text_width(line, style.LABEL) for lines in row_lines for line in lines), default=0)
+        most = max(1, int((cell[1] + gap) // text_height(1, style.LABEL)))
+        row_lines = [cut(wrap(row, WIDEST_LABEL, style.LABEL), most, WIDEST_LABEL, style.LABEL) for row in rows]
+        row_texts = [line for lines in row_lines for line in lines]
+        widest = max((text_width(line, style.LABEL) for line in [*row_texts, names[0]]), default=0)
         left = MARGIN + (math.ceil(widest) + 8 if rows else 0)
         total = max(left + width + MARGIN, NARROWEST)
         left += (total - left - width - MARGIN) // 2
 
         fitted, size = fit(titles, total - 2 * MARGIN)
         title_height = math.ceil(text_height(max(t.count("\n") + 1 if t else 0 for t in fitted), size))
-        column_lines = [wrap(column, cell[0] + gap - 4, style.LABEL) for column in columns]
-        label_height = max((math.ceil(text_height(len(lines), style.LABEL)) + 5 for lines in column_lines), default=0)
+        room = cell[0] + gap - 4
+        column_lines = [cut(wrap(column, room, style.LABEL), MOST_LINES, room, style.LABEL) for column in columns]
+        lines_above = max((len(lines) for lines in column_lines), default=1 if names[0] else 0)
+        label_height = math.ceil(text_height(lines_above, style.LABEL)) + 5 if lines_above else 0
+        name_height = math.ceil(text_height(1, style.LABEL)) if names[1] else 0
+        label_height += name_height
         top = MARGIN + (title_height + 6 if title_height else 0) + label_height
 
         across = max(1, (width + gap) // (cell[0] + gap)) if columns else 1
@@ -162,6 +173,13 @@ class Board:
         for k, lines in enumerate(column_lines):
             x, y = left + k % across * (cell[0] + gap) + cell[0] / 2, top + k // across * pitch
             style.write(figure, x, y - 4, "\n".join(lines), size=style.LABEL, ha="center", va="bottom")
+        for band in range(bands):
+            x, y = left + min(len(columns), across) * (cell[0] + gap) / 2 - gap / 2, top + band * pitch
+            look: dict[str, Any] = {"size": style.LABEL, "color": style.FAINT}
+            if names[1]:
+                style.write(figure, x, y - label_height, names[1], ha="center", va="top", **look)
+            if names[0]:
+                style.write(figure, left - 8, y - 4, names[0], ha="right", va="bottom", **look)
         for r, lines in enumerate(row_lines):
             for band in range(bands):
                 middle = top + band * pitch + r * (cell[1] + gap) + cell[1] / 2

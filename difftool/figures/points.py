@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
@@ -24,8 +25,6 @@ PANEL = 620
 """The longer side of a plot."""
 BINS = 48
 """The bins of histograms in tables and films."""
-CELL, SMALL_CELL, FEW = 168, 116, 24
-"""The longer side of a panel in a table, that of one in a table of more than a few columns, and these few."""
 
 
 @style.look()
@@ -75,7 +74,7 @@ def histogram_frames(
     board, samples = _histogram_panel(titles, limits, reference)
     still = Still(board.figure, [samples, board.title])
     for state, text in zip(states, board.titles, strict=True):
-        samples.set_data(_density(state, limits[0]))
+        samples.set_data(density(state, limits[0]))
         board.title.set_text(text)
         yield still.frame()
 
@@ -85,8 +84,8 @@ def _histogram_panel(titles: Sequence[str], limits: Limits, reference: Floats | 
     board, axes = _axes(PANEL, 360, 52, titles=titles, notes=())
     axes.set(xlim=limits[0], ylim=limits[1], ylabel="density")
     if reference is not None:
-        _bars(axes, reference, limits[0], style.DATA).set_label("data")
-    samples = _bars(axes, np.zeros((0, 1)), limits[0], style.SAMPLES)
+        bars(axes, reference, limits[0], style.DATA).set_label("data")
+    samples = bars(axes, np.zeros((0, 1)), limits[0], style.SAMPLES)
     samples.set_label("samples")
     _caption(board, axes, *axes.get_legend_handles_labels(), ())
     return board, samples
@@ -107,12 +106,12 @@ class _Panel:
         noun: str,
     ) -> None:
         self.joined = joined
-        width, height = _sides(limits, PANEL)
+        width, height = sides(limits, PANEL)
         self.board, axes = _axes(width, height, 44, titles=titles, notes=notes)
         axes.set(xlim=limits[0], ylim=limits[1])
         axes.set_aspect("equal", adjustable="box")
         if reference is not None:
-            _cloud(axes, reference, style.DATA)
+            cloud(axes, reference, style.DATA)
         (self.path,) = axes.plot([], [], color=style.SAMPLES, lw=1.0, alpha=0.6, zorder=2.5)
         self.samples = axes.scatter([], [], color=style.SAMPLES, lw=0, zorder=3)
         entries = {noun: style.SAMPLES} if reference is None else {"data": style.DATA, noun: style.SAMPLES}
@@ -121,63 +120,13 @@ class _Panel:
 
     def move(self, points: Floats) -> None:
         """Show these points (N, 2)."""
-        size, alpha = _weight(len(points))
+        size, alpha = weight(len(points))
         if self.joined:
             self.path.set_data(points[:, 0], points[:, 1])
         self.samples.set_offsets(points)
         self.samples.set_sizes([size])
         self.samples.set_alpha(alpha)
         self.samples.set_rasterized(len(points) > 5000)
-
-
-@style.look()
-def scatter_table(
-    cells: Sequence[Sequence[Floats]],
-    *,
-    columns: Sequence[str],
-    rows: Sequence[str] = (),
-    title: str,
-    reference: Floats | None = None,
-    joined: bool = False,
-    across: int | None = None,
-) -> Figure:
-    """Draw R x K panels of points (N, D) that share one scale, the data in grey under each; histograms for D = 1.
-
-    Many columns are wrapped, `across` of them side by side.
-    """
-    limits = point_limits(np.concatenate([points[:, :2] for row in cells for points in row]), reference)
-    down, count = len(cells), max(len(row) for row in cells)
-    panel = CELL if across or count <= FEW else SMALL_CELL
-    single = cells[0][0].shape[1] == 1
-    width, height = cell = (panel, panel * 2 // 3) if single else _sides(limits, panel)
-    gap, across = 8, layout.columns_of_page(count, width + 8, down * (height + 8), across)
-    board = Board.of(
-        across * (width + gap) - gap,
-        down * (height + gap) - gap,
-        titles=[title],
-        cell=cell,
-        gap=gap,
-        columns=columns,
-        rows=rows,
-    )
-    for r, row in enumerate(cells):
-        for k, points in enumerate(row):
-            x, y = k % across * (width + gap), k // across * board.pitch + r * (height + gap)
-            axes = board.axes(x, y, width, height)
-            style.quiet(axes)
-            axes.set(xlim=limits[0], ylim=limits[1])
-            if single:
-                if reference is not None:
-                    _bars(axes, reference, limits[0], style.DATA)
-                _bars(axes, points, limits[0], style.SAMPLES)
-                continue
-            axes.set_aspect("equal", adjustable="box")
-            if reference is not None:
-                _cloud(axes, reference, style.DATA, panel=panel)
-            _cloud(axes, points, style.SAMPLES, panel=panel)
-            if joined:
-                axes.plot(points[:, 0], points[:, 1], color=style.SAMPLES, lw=0.8, alpha=0.6)
-    return board.figure
 
 
 def _histogram(values: Floats, reference: Floats | None, *, title: str, noun: str) -> Figure:
@@ -197,13 +146,13 @@ def _histogram(values: Floats, reference: Floats | None, *, title: str, noun: st
     return board.figure
 
 
-def _bars(axes: Axes, values: Floats, span: tuple[float, float], colour: str) -> StepPatch:
+def bars(axes: Axes, values: Floats, span: tuple[float, float], colour: str) -> StepPatch:
     """Draw a histogram of numbers (N, 1): filled for the data, an outline for samples."""
     look: dict[str, Any] = {"fill": True, "color": "#d0d0d0"} if colour == style.DATA else {"color": colour, "lw": 1.4}
-    return axes.stairs(_density(values, span), np.linspace(*span, BINS + 1), **look)
+    return axes.stairs(density(values, span), np.linspace(*span, BINS + 1), **look)
 
 
-def _density(values: Floats, span: tuple[float, float]) -> Floats:
+def density(values: Floats, span: tuple[float, float]) -> Floats:
     """Return the density of numbers (N, 1) in `BINS` bins of a span, as shares of all of them."""
     counts, _ = np.histogram(values, bins=BINS, range=span)
     heights: Floats = counts * (BINS / (span[1] - span[0]) / max(len(values), 1))
@@ -236,7 +185,7 @@ def point_limits(points: Floats, reference: Floats | None = None) -> Limits:
     """
     if points.shape[1] == 1:
         span = _span(points[:, 0], None if reference is None else reference[:, 0])
-        return span, (0.0, 1.6 * float(max(_density(points if reference is None else reference, span).max(), 1e-9)))
+        return span, (0.0, 1.6 * float(max(density(points if reference is None else reference, span).max(), 1e-9)))
     spans = [_span(points[:, i], None if reference is None else reference[:, i]) for i in (0, 1)]
     shortest = max(high - low for low, high in spans) / 2
     missing = [max(0.0, shortest - (high - low)) / 2 for low, high in spans]
@@ -260,7 +209,7 @@ def _span(values: Floats, reference: Floats | None) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def _sides(limits: Limits, longest: int) -> tuple[int, int]:
+def sides(limits: Limits, longest: int) -> tuple[int, int]:
     """Return (width, height) of axes of equal scale."""
     sides = [high - low for low, high in limits]
     width, height = (round(longest * side / max(sides)) for side in sides)
@@ -271,14 +220,16 @@ def _outside(inside: int, count: int) -> list[str]:
     return [f"{count - inside:,} of {count:,} samples lie outside"] if inside < count else []
 
 
-def _cloud(axes: Axes, points: Floats, colour: str, *, panel: int = PANEL) -> None:
-    size, alpha = _weight(len(points), panel=panel)
-    if colour == style.DATA:  # it is seen between the samples
+def cloud(axes: Axes, points: Floats, colour: str, *, panel: int = PANEL) -> PathCollection:
+    """Draw points (N, 2), those of the data so that they are seen between samples."""
+    size, alpha = weight(len(points), panel=panel)
+    if colour == style.DATA:
         size, alpha = 1.5 * size, max(alpha, 0.6)
-    axes.scatter(points[:, 0], points[:, 1], s=size, alpha=alpha, color=colour, lw=0, rasterized=len(points) > 2000)
+    look: dict[str, Any] = {"s": size, "alpha": alpha, "color": colour, "lw": 0, "rasterized": len(points) > 2000}
+    return axes.scatter(points[:, 0], points[:, 1], **look)
 
 
-def _weight(count: int, *, panel: int = PANEL) -> tuple[float, float]:
+def weight(count: int, *, panel: int = PANEL) -> tuple[float, float]:
     """Return (area in square points, opacity) of each of `count` points in a panel of this many pixels."""
     size = min(26.0, max(1.2, 22000 / max(count, 1))) * (panel / PANEL) ** 0.8
     return max(size, 0.8), min(0.9, max(0.2, 30 / max(count, 1) ** 0.5))

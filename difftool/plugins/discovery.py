@@ -147,6 +147,15 @@ def is_name(text: object) -> bool:
     return isinstance(text, str) and re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", text) is not None
 
 
+def is_number(text: str) -> bool:
+    """Return whether Python reads a text as a number, as it does `2`, `1e5`, `nan` and `infinity`."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def winner_of(claims: Sequence[tuple[T, bool]]) -> T | None:
     """Resolve a contested name, given (claimant, whether it is built in): the built-in, or else the only claimant."""
     built_in = [claimant for claimant, is_built_in in claims if is_built_in]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 from difftool.components import KINDS, Command, Component
 from difftool.errors import one_line
 from difftool.options import Details, Field, alternatives, fields
-from difftool.plugins.discovery import is_name
+from difftool.plugins.discovery import is_name, is_number
 from difftool.resources import resources
 
 PROGRAM_FLAGS = ("help", "debug", "no-plugins", "plugin")
@@ -31,6 +31,8 @@ def problem(component: Any) -> str | None:
         return f"{component.__name__} derives from none of {', '.join(b.__name__ for b in KINDS.values())}"
     if not is_name(component.name):
         return f"{component.__name__}: name must be lower-case words joined by '-', not {component.name!r}"
+    if is_number(component.name):
+        return f"{component.__name__}: name must not be a number, as {component.name!r} is"
     if component.kind != base.kind:
         return f"{component.__name__}: kind must stay {base.kind!r}, as {base.__name__} declares it"
     reason = _unfinished(component) or _wrong_option(component, base) or _wrong_attribute(component, base)

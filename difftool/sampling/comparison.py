@@ -10,26 +10,22 @@ from __future__ import annotations
 import bisect
 import contextlib
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-import torch
 from torch import Tensor
 
-from difftool.components import Dataset, Sampler, Spacing
-from difftool.data.samples import Samples
-from difftool.data.scaling import Scaling
+from difftool.components import Dataset, Guidance, Sampler, Spacing
 from difftool.diffusion.estimate import Step
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
-from difftool.errors import DifftoolError
+from difftool.errors import DifftoolError, printable
 from difftool.options import fields
-from difftool.plugins.build import load_samples
 from difftool.plugins.registry import registry
-from difftool.rng import generator, permutation
+from difftool.rng import permutation
 from difftool.sampling.conditions import Rows
+from difftool.sampling.fresh_data import FreshData, of_class, rms
 from difftool.sampling.loop import collect
 from difftool.sampling.plan import IMAGES, POINTS, Plan, dry_run, spaced_levels
 from difftool.sampling.source import Source
@@ -42,15 +38,11 @@ NOISIEST, CLEANEST = -14.0, 16.0
 other."""
 USUAL_STEPS = 20
 """Steps within which a sampler that ever draws noise has done so."""
-DIRECTIONS, SETS = 200, 5
-"""Number of projections, and of sets of data that samples are compared with."""
-FRESH = (1_000_001, 1_000_002)
-"""Seeds of the data that samples and data are compared with; no source is likely to have used them."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A sampler on a spacing, with as many steps as the network calls allow."""
+    """A sampler on a spacing under a guidance, with as many steps as the network calls allow."""
 
     plan: Plan
     calls: int
@@ -65,6 +57,10 @@ class Entry:
     def spacing(self) -> str:
         return self.plan.spacing.name
 
+    @property
+    def guidance(self) -> Guidance | None:
+        return self.plan.guidance
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -78,13 +74,13 @@ class Result:
     seconds: float
 
 
-def conditions_of_items(source: Source, settings: Sampling) -> Rows:
+def conditions_of_items(source: Source, settings: Sampling, *, guided: bool = False) -> Rows:
     """Return the conditions of items of the source's data, of the chosen class if there is one.
 
-    Return none for data with no other conditions than labels, and without the data. Raises `DifftoolError` if the
-    source needs conditions and its data are not available here.
+    Return none without the data, and for data with no other conditions than labels, unless samples are guided towards
+    them. Raises `DifftoolError` if the source needs conditions and its data are not available here.
     """
-    if not {*source.data.condition.shapes} - {"label"}:
+    if not {*source.data.condition.shapes} - (set() if guided and settings.label is None else {"label"}):
         return {}
     try:
         samples = source.load_samples()
@@ -92,7 +88,7 @@ def conditions_of_items(source: Source, settings: Sampling) -> Rows:
         if source.needs_condition:
             raise
         return {}
-    indices = _of_class(samples, source.label_index(settings.label))
+    indices = of_class(samples, source.label_index(settings.label))
     count = settings.num_samples or (POINTS if source.data.is_points else IMAGES)
     _, condition = samples.take(indices[permutation(len(indices), "conditions")[:count]].tolist())
     fields = {} if condition is None else condition.fields()
@@ -112,11 +108,17 @@ def deterministic(schedule: Schedule, spacing: Spacing) -> list[Sampler]:
     return [sampler for sampler in samplers if not draws_noise(sampler, spacing, schedule)]
 
 
-def steps_within(calls: int, sampler: Sampler, spacing: Spacing, schedule: Schedule) -> int | None:
+def steps_within(
+    calls: int,
+    sampler: Sampler,
+    spacing: Spacing,
+    schedule: Schedule,
+    calls_at: Callable[[Level], int] | None = None,
+) -> int | None:
     """Return the largest number of steps that needs no more network calls; None if one step needs more."""
 
     def needed(steps: int) -> int:
-        return dry_run(sampler, (*spaced_levels(schedule, spacing, steps), CLEAN)).calls
+        return dry_run(sampler, (*spaced_levels(schedule, spacing, steps), CLEAN), calls_at).calls
 
     most = min(calls, len(schedule))  # a step takes one call at least
     return bisect.bisect_right(range(1, most + 1), calls, key=needed) or None
@@ -129,22 +131,35 @@ def entries(
     calls: Sequence[int],
     settings: Sampling,
     conditions: Rows | None = None,
+    guidances: Sequence[Guidance | None] = (None,),
 ) -> list[Entry]:
-    """Return what to measure: each sampler on each spacing, with the most steps that each number of calls allows."""
-    found: dict[tuple[str, str, int], Entry] = {}
-    for spacing, sampler in product(spacings, samplers):
-        noisy = draws_noise(sampler, spacing, source.schedule)
-        for limit in calls:
-            if steps := steps_within(limit, sampler, spacing, source.schedule):
-                chosen = replace(settings, steps=steps)
-                plan = Plan.of(source, chosen, sampler=sampler, spacing=spacing, conditions=conditions)
-                entry = Entry(plan, dry_run(sampler, plan.levels).calls, noisy)
-                found.setdefault((sampler.name, spacing.name, steps), entry)
+    """Return what to measure: each sampler on each spacing under each guidance.
+
+    Each has the most steps that each number of network calls allows, those of the guidance included.
+    """
+    found: dict[tuple[object, ...], Entry] = {}
+    for guidance in guidances:
+        one = Plan.of(source, replace(settings, steps=1), guidance=guidance, conditions=conditions)
+        calls_at = one.calls_at(source)
+        for spacing, sampler in product(spacings, samplers):
+            noisy = draws_noise(sampler, spacing, source.schedule)
+            for limit in calls:
+                if steps := steps_within(limit, sampler, spacing, source.schedule, calls_at):
+                    plan = Plan.of(
+                        source,
+                        replace(settings, steps=steps),
+                        sampler=sampler,
+                        spacing=spacing,
+                        guidance=guidance,
+                        conditions=conditions,
+                    )
+                    entry = Entry(plan, dry_run(sampler, plan.levels, calls_at).calls, noisy)
+                    found.setdefault((guidance, sampler.name, spacing.name, steps), entry)
     return list(found.values())
 
 
 class Comparison:
-    """The reference and the data that samples of one source are measured against."""
+    """The references, one for each guidance, and the data that samples of one source are measured against."""
 
     def __init__(
         self,
@@ -153,27 +168,40 @@ class Comparison:
         settings: Sampling,
         reference_steps: int,
         conditions: Rows | None = None,
+        guidances: Sequence[Guidance | None] = (None,),
     ) -> None:
         """Load data to compare with, if they are available here."""
         self.source = source
-        self.reference = Reference(source, settings, reference_steps, conditions)
+        self.references = {
+            guidance: Reference(source, settings, reference_steps, conditions, guidance) for guidance in guidances
+        }
         self.calls = 0
         """Network calls so far, of one batch each."""
         self.fresh: FreshData | None = None
         """Fresh data; None if they are not available here."""
-        plan = self.reference.plan
+        self.reference_steps = reference_steps
+        plan = self._plan
         with contextlib.suppress(DifftoolError):
             self.fresh = FreshData.of(dataset, source.data.scaling, plan.label, plan.num_samples)
 
     @property
     def num_samples(self) -> int:
-        return self.reference.plan.num_samples
+        return self._plan.num_samples
+
+    @property
+    def reference_error(self) -> float:
+        """The largest distance (RMS) of a reference to a solution in half the steps."""
+        return max(reference.error for reference in self.references.values())
+
+    @property
+    def _plan(self) -> Plan:
+        return next(iter(self.references.values())).plan
 
     def calls_of(self, entries: Sequence[Entry]) -> int:
         """Return the network calls, of one batch each, that measuring all of these takes."""
-        starts = {entry.plan.levels[0] for entry in entries if not entry.draws_noise}
-        solutions = sum(len(levels) - 1 for start in starts for levels in self.reference.trials(start))
-        return (sum(entry.calls for entry in entries) + solutions) * self.reference.plan.batches
+        starts = {(entry.guidance, entry.plan.levels[0]) for entry in entries if not entry.draws_noise}
+        solutions = sum(self.references[guidance].calls(start) for guidance, start in starts)
+        return (sum(entry.calls for entry in entries) + solutions) * self._plan.batches
 
     def measure(self, entry: Entry, watch: Callable[[str], object]) -> Result:
         """Draw the samples of an entry and measure them. `watch` is called after each step, with what is being done.
@@ -186,9 +214,10 @@ class Comparison:
         solution = None
         if not entry.draws_noise:
             words = f"the exact solution from log-SNR {first.log_snr:.1f}"
-            solution = self.reference.solution(first, self._counting(words, watch))
+            solution = self.references[entry.guidance].solution(first, self._counting(words, watch))
         start = time.perf_counter()
-        words = f"{entry.sampler} on {entry.spacing}, {entry.calls} calls"
+        guided = "" if entry.guidance is None else f", {printable(entry.guidance.words())}"
+        words = f"{entry.sampler} on {entry.spacing}{guided}, {entry.calls} calls"
         x = collect(self.source, entry.plan, watch=self._counting(words, watch)).x
         seconds = time.perf_counter() - start
         distance = None
@@ -221,9 +250,18 @@ def reference_levels(first: Level, schedule: Schedule, steps: int) -> tuple[Leve
 class Reference:
     """The exact solutions, one for each first level, and their own error."""
 
-    def __init__(self, source: Source, settings: Sampling, steps: int, conditions: Rows | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        settings: Sampling,
+        steps: int,
+        conditions: Rows | None = None,
+        guidance: Guidance | None = None,
+    ) -> None:
         self.source, self.steps = source, steps
-        self.plan = Plan.of(source, replace(settings, steps=1), sampler=SOLVER, conditions=conditions)
+        self.plan = Plan.of(
+            source, replace(settings, steps=1), sampler=SOLVER, guidance=guidance, conditions=conditions
+        )
         self.error = 0.0
         """The largest distance (RMS) to a solution in half the steps."""
         self._solutions: dict[Level, Tensor] = {}
@@ -231,6 +269,11 @@ class Reference:
     def trials(self, first: Level) -> list[tuple[Level, ...]]:
         """Return the levels of the solution in half the steps, and in all of them."""
         return [reference_levels(first, self.source.schedule, n) for n in (max(1, self.steps // 2), self.steps)]
+
+    def calls(self, first: Level) -> int:
+        """Return the network calls for each sample that the solution from a level takes."""
+        calls_at = self.plan.calls_at(self.source)
+        return sum(dry_run(self.plan.sampler, levels, calls_at).calls for levels in self.trials(first))
 
     def solution(self, first: Level, watch: Callable[[Step], object] | None = None) -> Tensor:
         """Return the exact solution (N, *shape) from a level, on the CPU. It is computed once.
@@ -247,59 +290,3 @@ class Reference:
             self.error = max(self.error, rms(half - full))
             self._solutions[first] = full
         return self._solutions[first]
-
-
-class FreshData:
-    """Sets of data that no source was made from, projected and sorted, to compare samples with."""
-
-    def __init__(self, sets: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-        """Take pairs of sets (N, *shape), all of one size, in model units; the two of a pair share no item."""
-        width = math.prod(sets[0].shape[1:])
-        directions = torch.randn(width, DIRECTIONS, generator=generator(0, "directions"))
-        self.directions = directions / directions.norm(dim=0)
-        self.count = len(sets[0])
-        self._sorted = [self._project(items) for items in sets]
-        self.data_distance = statistics.median(
-            rms(self._project(other) - projected) for other, projected in zip(others, self._sorted, strict=True)
-        )
-        """The distance between two sets of data."""
-
-    @classmethod
-    def of(cls, dataset: Dataset, scaling: Scaling, label: int | None, count: int) -> FreshData:
-        """Load sets of about `count` items from the dataset, generated anew if it is random. Raises `DifftoolError`."""
-        a, b = (load_samples(dataset, seed) for seed in FRESH)
-        indices_a, indices_b = (_of_class(samples, label) for samples in (a, b))
-        n = min(len(indices_a), len(indices_b))
-        size = min(count, max(1, n // 2))
-        # from both ends of one order, so that data that are the same for every seed share no item either
-        order = permutation(n, "fresh")
-        parts = [slice(i * size, (i + 1) * size) for i in range(max(1, min(SETS, n // (2 * size))))]
-
-        def take(samples: Samples, indices: Tensor) -> Tensor:
-            return scaling.to_model(samples.take_items(indices.tolist()))
-
-        sets = [take(a, indices_a[order[part]]) for part in parts]
-        others = [take(b, indices_b[order.flip(0)[part]]) for part in parts]
-        return cls(sets, others)
-
-    def distance(self, x: Tensor) -> float:
-        """Return the sliced Wasserstein-2 distance (Bonneel et al., 2015): the median over the sets."""
-        projected = self._project(x[: self.count])
-        return statistics.median(rms(projected - items) for items in self._sorted)
-
-    def _project(self, x: Tensor) -> Tensor:
-        projected: Tensor = x.flatten(1).float() @ self.directions
-        return projected.sort(dim=0).values
-
-
-def rms(x: Tensor) -> float:
-    """Return the root of the mean square; NaN if x is not finite."""
-    value = float(x.double().square().mean().sqrt())
-    return value if math.isfinite(value) else math.nan
-
-
-def _of_class(samples: Samples, label: int | None) -> Tensor:
-    """Return the indices of the items of a class, or of all items."""
-    if label is None or samples.labels is None:
-        return torch.arange(len(samples))
-    return (samples.labels == label).nonzero().flatten()

@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from difftool.data.images import BadImage, condition_pixels, image_files
 from difftool.data.tensors import tensor_of
-from difftool.errors import DifftoolError, UsageError, counted, one_line, printable
+from difftool.errors import DifftoolError, UsageError, counted, listed, one_line, printable, shortened
 from difftool.files import open_regular
 from difftool.settings import Sampling
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 WORDS = {"label": "a class", "vector": "a vector", "image": "an image", "tokens": "tokens"}
 """The fields of `Condition` in messages."""
+NAMED, LONGEST_NAME = 4, 40
+"""The largest number of classes that words name, and the characters of a name."""
 LARGEST_IMAGE = 10.0
 """The largest number of an ordinary condition image in model units."""
 
@@ -31,15 +34,25 @@ Rows = Mapping[str, Tensor]
 """The fields of `Condition` as (K, ...), raw: sample k takes row k modulo their number."""
 
 
-def read_rows(source: Source, settings: Sampling, arrays: Mapping[str, Any]) -> tuple[Rows, int | None]:
-    """Return the conditions that settings name or arrays hold, and the number of samples that they suggest.
+@dataclass(frozen=True)
+class Given:
+    """The conditions that a user gives."""
+
+    rows: Rows
+    count: int | None
+    """The number of rows of the longest field that has a row for each sample, or None."""
+    names: tuple[str, ...]
+    """The names of the condition images of a folder, or ()."""
+
+
+def read_rows(source: Source, settings: Sampling, arrays: Mapping[str, Any]) -> Given:
+    """Return the conditions that settings name or arrays hold.
 
     Each is one for all samples, or has a row for each sample. Raises `UsageError` for what the source does not take,
     and for a field that it takes and is not given beside others; `DifftoolError` for files that cannot be read.
     """
     given: dict[str, Any] = {"vector": settings.vector, "image": settings.image, "tokens": settings.tokens, **arrays}
-    label = source.label_index(settings.label)
-    rows = {} if label is None else {"label": torch.tensor([label])}
+    rows = {} if settings.label is None else {"label": torch.tensor(source.label_indices(settings.label))}
     count = None
     for name, value in given.items():
         if value is None:
@@ -52,7 +65,17 @@ def read_rows(source: Source, settings: Sampling, arrays: Mapping[str, Any]) -> 
         if several:
             count = max(count or 0, len(rows[name]))
     _check_complete(source, rows)
-    return rows, count
+    return Given(rows, count, _names_of_images(settings.image, rows.get("image")))
+
+
+def _names_of_images(path: Path | None, rows: Tensor | None) -> tuple[str, ...]:
+    """Return the names of the images of a folder, without suffixes if they still differ; () unless each gave a row."""
+    if path is None or rows is None or not path.is_dir():
+        return ()
+    files = image_files(path)
+    stems = tuple(file.stem for file in files)
+    names = stems if len({*stems}) == len(stems) else tuple(file.name for file in files)
+    return tuple(map(printable, names)) if len(names) == len(rows) else ()
 
 
 def _check_complete(source: Source, rows: Rows) -> None:
@@ -173,11 +196,22 @@ def words_of(rows: Rows, settings: Sampling, class_names: Sequence[str]) -> list
     found = []
     for name, tensor in rows.items():
         value = {"vector": settings.vector, "image": settings.image, "tokens": settings.tokens}.get(name)
-        if name == "label" and len(tensor) == 1:
-            found.append(f"class {class_names[int(tensor[0])]}")
+        if name == "label":
+            found.append(_words_of_classes(tensor.tolist(), class_names))
         elif value is not None:
             text = str(value) if name == "vector" and not str(value).endswith(".npy") else Path(value).name
             found.append(f"{name} {printable(text)}")
         else:
             found.append(f"{len(tensor)} {name} rows" if len(tensor) > 1 else f"a given {name}")
     return found
+
+
+def _words_of_classes(labels: Sequence[int], names: Sequence[str]) -> str:
+    """Return classes in words: `class cat`, `classes cat and dog`, `all 10 classes` or `7 of 10 classes`."""
+    chosen = list(dict.fromkeys(labels))
+    if len(chosen) == 1:
+        return f"class {names[chosen[0]]}"
+    if len(chosen) > NAMED:
+        share = "all" if len(chosen) == len(names) else f"{len(chosen):,} of"
+        return f"{share} {len(names):,} classes"
+    return f"classes {listed([shortened(printable(names[label]), LONGEST_NAME) for label in chosen])}"

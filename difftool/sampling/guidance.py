@@ -60,7 +60,7 @@ class GuidanceSpec:
     bounds: tuple[float, float] | None = None
     """The range of the data in model units, or None for unbounded data."""
     is_image: bool = False
-    """True if x is an image."""
+    """True if the data are images."""
     condition: Condition | None = None
     """The condition that the user gave, in the units of the network, or None."""
     count: int

@@ -25,7 +25,7 @@ model units of one model then has almost one deviation in those of the other."""
 
 
 def check_same_data(source: Source, other: Source) -> None:
-    """Raise `UsageError` unless two sources have data of one shape, in scales that differ by a number alone."""
+    """Raise `UsageError` unless data of two sources have one shape and one codec, scaled in the same proportions."""
     if source.data.shape != other.data.shape:
         raise UsageError(
             f"the data of {other.name} are {other.data.words}, and those of {source.name} {source.data.words}"
@@ -45,17 +45,17 @@ def same_latents(a: Source, b: Source) -> bool:
     if a.latents is None or b.latents is None:
         return a.latents is b.latents
     ours, theirs = a.latents.codec.state_dict(), b.latents.codec.state_dict()
-    if a.data.scaling != b.data.scaling or a.latents.name != b.latents.name or ours.keys() != theirs.keys():
+    if (a.latents.name, a.space.shape, a.data.scaling) != (b.latents.name, b.space.shape, b.data.scaling):
         return False
-    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def matched(denoise: Denoise, source: Source, other: Source) -> Denoise:
     """Return the denoiser of another source, called with the states and levels of this one.
 
-    Data y are shift + scale x_0 in both. With r = scale/scale' and o = (shift - shift')/scale', where primes mark the
-    other source, x_0' = r x_0 + o. Hence x_t' = r x_t + alpha o is a state at the level (alpha, r sigma) with the same
-    eps.
+    Data, or raw latents, are shift + scale x_0 in both. With r = scale/scale' and o = (shift - shift')/scale', where
+    primes mark the other source, x_0' = r x_0 + o. Hence x_t' = r x_t + alpha o is a state at the level (alpha, r
+    sigma) with the same eps.
     """
     mine, its = source.space.scaling, other.space.scaling
     same_table = same_schedule(source.schedule, other.schedule)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -207,8 +208,9 @@ class Model(Source):
         the options of `difftool sample`: steps, seed, label, batch_size, ... Of these, vector, image and
         tokens may also be tensors, arrays or lists, of one for all samples or with a row for each sample: vectors
         (N, D) in the units of the data, images (N, C, H, W) as uint8 pixels or floats in model units, tokens (N, L, D).
-        `guidance` is a scale, such as 2, of classifier-free guidance, or another guidance. Raises `DifftoolError`, and
-        `TypeError` for a sampler, spacing or guidance that is neither a name nor a component.
+        The label may be a list of classes. Sample k takes row k modulo their number. `guidance` is a scale, such as 2,
+        of classifier-free guidance, or another guidance. Raises `DifftoolError`, and `TypeError` for a sampler, spacing
+        or guidance that is neither a name nor a component.
         """
         if n is None or "num_samples" in settings:
             raise TypeError("sample() takes the number of samples as n")
@@ -217,6 +219,10 @@ class Model(Source):
             for name in ("vector", "image", "tokens")
             if not isinstance(settings.get(name), (str, os.PathLike, type(None)))
         }
+        if isinstance(label := settings.get("label"), (list, tuple, np.ndarray, Tensor)):
+            classes = label.tolist() if isinstance(label, (np.ndarray, Tensor)) else label
+            arrays["label"] = torch.tensor(self.label_indices(classes))
+            del settings["label"]
         chosen = make(Sampling, {"num_samples": n, **settings})
         self._others.clear()  # a run that guides may have been trained further
         plan = Plan.of(self, chosen, sampler=sampler, spacing=spacing, guidance=guidance, conditions=arrays)

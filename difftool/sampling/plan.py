@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,16 +14,16 @@ from torch import Tensor
 
 from difftool.components import Guidance, Sampler, Spacing
 from difftool.data.condition import Condition
+from difftool.data.facts import classes_text
 from difftool.data.images import own_image
 from difftool.devices import check_precision
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
-from difftool.errors import DifftoolError, UsageError, blaming
+from difftool.errors import DifftoolError, UsageError, blaming, counted
 from difftool.plugins.registry import given, given_guidance, registry
-from difftool.sampling.conditions import Rows, read_rows, words_of
-from difftool.sampling.denoiser import Counted
+from difftool.sampling.conditions import Given, Rows, read_rows, words_of
 from difftool.sampling.inpainting import Inpainting
-from difftool.sampling.predictions import BatchPredictions, guided
+from difftool.sampling.predictions import BatchPredictions, calls_at, guided
 from difftool.settings import STRENGTH, Sampling
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Plan:
     batch_size: int
     rows: Rows = field(default_factory=dict)
     """The conditions of samples by field, (K, ...) as the user gave them: sample k takes row k modulo K."""
+    names: tuple[str, ...] = ()
+    """The names of the rows of condition images, or () if they have none."""
     init: Tensor | None = None
     """(*shape) in model units: the image that trajectories start from, noised."""
     inpainting: Inpainting | None = None
@@ -87,22 +90,26 @@ class Plan:
         if settings.init is not None:
             init = own_image(settings.init, source.data, source.name, "--init").to(source.device)
             levels = last_levels(levels, settings.strength or STRENGTH)
-        rows, suggested = read_rows(source, settings, conditions or {})
-        default_count = suggested or (
-            PATH if settings.interpolate is not None else POINTS if source.data.is_points else IMAGES
-        )
+        given_conditions = read_rows(source, settings, conditions or {})
+        count = settings.num_samples or default_count(source, settings, given_conditions)
+        check_classes(source, settings, given_conditions.rows.get("label"), count)
         plan = cls(
             sampler=sampler,
             spacing=spacing,
-            guidance=guidance,
             levels=(*levels, CLEAN),
             settings=settings,
             init=init,
             inpainting=Inpainting.of(source, settings),
-            num_samples=settings.num_samples or default_count,
+            num_samples=count,
             batch_size=settings.batch_size or max(1, min(BATCH_SAMPLES, BATCH_ELEMENTS // numbers)),
-            rows=rows,
+            rows=given_conditions.rows,
+            names=given_conditions.names,
         )
+        return plan.with_guidance(source, guidance)
+
+    def with_guidance(self, source: Source, guidance: Guidance | None) -> Plan:
+        """Return the plan with another guidance. Raises `UsageError` if the guidance does not suit the source."""
+        plan = replace(self, guidance=guidance)
         if guidance is not None:  # which refuses before anything is drawn what it does not suit
             guided(guidance, plan.predictions(source, 0, plan.count(0)))
         return plan
@@ -111,6 +118,10 @@ class Plan:
         """Return the denoisers of the samples first..first+count-1, which count their calls."""
         condition, precision = self.condition(first, count), self.settings.precision
         return BatchPredictions(source, condition, first=first, count=count, precision=precision)
+
+    def calls_at(self, source: Source) -> Callable[[Level], int]:
+        """Return a function that gives the network calls of one guided estimate at a level."""
+        return calls_at(self.guidance, self.predictions(source, 0, 1).spec())
 
     @property
     def label(self) -> int | None:
@@ -148,6 +159,29 @@ class Plan:
     def stem(self) -> str:
         """The beginning of file names, such as `ddim-50`."""
         return f"{self.sampler.name}-{self.steps}"
+
+
+def default_count(source: Source, settings: Sampling, conditions: Given) -> int:
+    """Return the number of samples of a plan whose settings name none: as many of each class."""
+    classes = len(conditions.rows.get("label", ()))
+    if conditions.count is not None:
+        return max(conditions.count, classes)
+    if settings.interpolate is not None:
+        return PATH
+    most = POINTS if source.data.is_points else IMAGES
+    return most if classes < 2 else classes * max(1, most // classes)
+
+
+def check_classes(source: Source, settings: Sampling, labels: Tensor | None, count: int) -> None:
+    """Raise `UsageError` for several classes on one path, and warn of classes that get none of `count` samples."""
+    if labels is None or len(labels) < 2:
+        return
+    if settings.interpolate is not None:
+        raise UsageError("--label: --interpolate draws a path of one class; name one")
+    if missing := sorted({*labels.tolist()} - {*labels[:count].tolist()}):
+        what = f"{counted(count, 'sample')} of {len({*labels.tolist()}):,} classes leave"
+        names = classes_text([source.data.class_names[label] for label in missing])
+        warnings.warn(f"--num-samples: {what} {names} without one", stacklevel=3)
 
 
 def caution(source: Source, plan: Plan) -> str:
@@ -223,22 +257,24 @@ class DryRun(NamedTuple):
     draws_noise: bool
 
 
-def dry_run(sampler: Sampler, levels: Sequence[Level]) -> DryRun:
-    """Sample one number with a denoiser that always estimates 0, and return the sampler's calls.
+def dry_run(sampler: Sampler, levels: Sequence[Level], calls_at: Callable[[Level], int] | None = None) -> DryRun:
+    """Sample one number with a denoiser that always estimates 0, and return the network calls.
 
-    Raises `DifftoolError` if the sampler fails.
+    An estimate is one call, or as many as `calls_at` gives for its level. Raises `DifftoolError` if the sampler fails.
     """
     drawn: list[int] = []
+    calls = 0
 
     def noise(step: int) -> Tensor:
         drawn.append(step)
         return torch.zeros(1, 1)
 
     def zero(x: Tensor, level: Level) -> Estimate:
+        nonlocal calls
+        calls += 1 if calls_at is None else calls_at(level)
         return Estimate(torch.zeros_like(x), torch.zeros_like(x))
 
-    denoise = Counted(zero)
     with blaming(f"sampler {sampler.name}"):
-        for _ in sampler.sample(denoise, torch.zeros(1, 1), levels, noise):
+        for _ in sampler.sample(zero, torch.zeros(1, 1), levels, noise):
             pass
-    return DryRun(denoise.calls, bool(drawn))
+    return DryRun(calls, bool(drawn))

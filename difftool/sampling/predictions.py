@@ -33,8 +33,8 @@ class BatchPredictions:
     ) -> None:
         """Take the condition of these samples as the user gave it, or None."""
         self.source, self.first, self.count = source, first, count
-        raw = source.model_condition(condition)
-        self.condition = None if raw is None else raw.to(source.device)
+        condition = source.model_condition(condition)
+        self.condition = None if condition is None else condition.to(source.device)
         self.counted: list[Counted] = []
         """The denoisers made so far."""
         self.gradients = False
@@ -63,18 +63,18 @@ class BatchPredictions:
 
     def spec(self) -> GuidanceSpec:
         """Return the samples of the batch, for a guidance."""
-        space = self.source.space
+        space, data = self.source.space, self.source.data
         return GuidanceSpec(
             shape=space.shape,
             schedule=self.source.schedule,
             sigma_data=space.std,
             bounds=space.bounds,
-            is_image=space.is_image,
+            is_image=data.is_image,
             condition=self.condition,
             count=self.count,
             first=self.first,
             decode=self.source.decode,
-            scaling=self.source.data.scaling,
+            scaling=data.scaling,
             device=self.source.device,
         )
 
@@ -107,8 +107,7 @@ class BatchPredictions:
 
     def _other(self, run: Path, weights: str, condition: Condition | None, gradients: bool) -> Denoise:
         """Return the denoiser of another run. Raises `DifftoolError`."""
-        other = self.source.other(run, weights)
-        check_same_data(self.source, other)
+        other = self.source.other(run, weights, check_same_data)
         its_condition = condition_for(other, condition, self.source.space)
         denoise = other.denoiser(self.count, condition=its_condition, autocast=self._autocast, gradients=gradients)
         return matched(denoise, self.source, other)

@@ -75,8 +75,8 @@ def reconstruct(
 
 def panel(reconstructions: Sequence[Reconstruction], source: Source, *, rows: Sequence[str], title: str) -> Figure:
     """Draw a row for each reconstruction, of one image or of a cloud of points. Latents are decoded, noise is not."""
-    from difftool.figures.images import image_table
-    from difftool.figures.points import scatter_table
+    from difftool.figures.image_tables import image_table
+    from difftool.figures.point_tables import scatter_table
 
     latent = source.latents is not None
     shown = [column for column in range(len(COLUMNS)) if not (latent and column in NOISE_COLUMNS)]

@@ -101,19 +101,21 @@ class Source(ABC):
         leads back to x.
         """
 
-    @abstractmethod
     def open_other(self, run: Path, weights: str) -> Source:
         """Open another run or model file on the same device. Raises `DifftoolError`."""
+        raise UsageError(f"{self.name} cannot be guided by {run}")
 
     @cached_property
     def _others(self) -> dict[tuple[Path, str], Source]:
         """The other runs that guidances have opened, by path and weights."""
         return {}
 
-    def other(self, run: Path, weights: str) -> Source:
-        """Return another run or model file, which is opened once. Raises `DifftoolError`."""
+    def other(self, run: Path, weights: str, check: Callable[[Source, Source], None]) -> Source:
+        """Return another run or model file, which is opened and checked once. Raises `DifftoolError`."""
         if (run, weights) not in self._others:
-            self._others[run, weights] = self.open_other(run, weights)
+            other = self.open_other(run, weights)
+            check(self, other)
+            self._others[run, weights] = other
         return self._others[run, weights]
 
     def step_gain(self, t: Level, s: Level) -> float:
@@ -152,6 +154,40 @@ class Source(ABC):
         similar = nearest(text, numeric) or suggestion(text, names)
         raise UsageError(f"--label: there is no class {text!r}{similar}; there are {classes_text(names, LISTED)}")
 
+    def label_indices(self, label: str | Sequence[str | int]) -> list[int]:
+        """Return the indices of several classes: a list of them, names joined by commas, or `all`.
+
+        A text that is the name of a class stands for that class, whatever it holds. Raises `UsageError` for an unknown
+        class, and for a text that names one twice.
+        """
+        names = self.data.class_names
+        if not isinstance(label, str):
+            if len(label) == 0:
+                raise UsageError("--label: must name at least one class")
+            return [index for one in label if (index := self.label_index(one)) is not None]
+        if label == ALL and names and ALL not in names:
+            return list(range(len(names)))
+        indices = [index for word in split_names(label, names) if (index := self.label_index(word)) is not None]
+        twice = next((index for i, index in enumerate(indices) if index in indices[:i]), None)
+        if twice is not None:
+            raise UsageError(f"--label: names class {names[twice]!r} twice")
+        return indices
+
+
+def split_names(text: str, names: Sequence[str]) -> list[str]:
+    """Split a text at its commas, but not at those within a name that stands there whole.
+
+    Spaces around a word are left out unless a name has them.
+    """
+    words, known, found = text.split(","), set(names), []
+    longest, start = max((name.count(",") for name in names), default=0) + 1, 0
+    while start < len(words):
+        joined = (",".join(words[start : start + count]) for count in range(min(longest, len(words) - start), 0, -1))
+        word = next((word for word in joined if word in known), words[start])
+        found.append(word if word in known else word.strip())
+        start += word.count(",") + 1
+    return found
+
 
 def number_in(text: str) -> float | None:
     """Return the finite number that a text is, or None."""
@@ -171,6 +207,8 @@ def nearest(text: str, numbers: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, near))}?"
 
 
+ALL = "all"
+"""The word for all classes."""
 LISTED = 12
 """The number of classes that a refusal names."""
 REFERENCE = 5_000

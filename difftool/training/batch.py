@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+
 from difftool.rng import generator
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from difftool.data.condition import Condition
@@ -118,6 +119,17 @@ class TrainingBatch:
     def noised(self, t: Tensor) -> Tensor:
         """Return the same items with the same noise at other levels t (B,), int64: x_t of each (B, *shape)."""
         return self._noised(self.x_0, self.eps, t)
+
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha and sigma at the levels t (B,), int64, where -1 is the clean end.
+
+        Each has the shape (B, 1, ...), to be multiplied with items.
+        """
+        one = self.x_0.new_ones(len(t), *(1,) * (self.x_0.ndim - 1))
+        zero, clean = torch.zeros_like(one), t == -1
+        row, clean = t + clean, clean.view_as(one)
+        alpha, sigma = self._noised(one, zero, row), self._noised(zero, one, row)
+        return torch.where(clean, one, alpha), torch.where(clean, zero, sigma)
 
     @property
     def _at(self) -> Moment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 STEPS = 25
 """The DDIM steps of a preview, enough to see progress."""
-POINTS, IMAGES = 1_000, 16
+POINTS, IMAGES, CLASSES = 1_000, 16, 16
+"""The numbers of samples of a preview, and the largest number of classes, which have as many each."""
 PANEL_LEVELS = 4
 """The levels of the panel, from clean to noisy; the noisiest, which shows no item, is left out."""
 
@@ -49,13 +51,18 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
 
     model = experiment.model
     steps = min(STEPS, len(model.schedule))
-    n = IMAGES if model.data.is_image else POINTS
-    originals, condition = shown_items(experiment, n)
-    conditions = {} if condition is None else condition.fields()
+    count = IMAGES if model.data.is_image else POINTS
+    originals, conditions = shown_conditions(experiment, count)
+    labels = conditions.get("label")
+    n = count if labels is None else len(labels)
     plan = Plan.of(model, Sampling(steps=steps, num_samples=n), conditions=conditions)
     x = collect(model, plan).x
-    steps_of = f"ddim {counted(steps, 'step')}{_of_items(model.data) if conditions else ''}"
-    title = f"{model.recipe.name}, step {experiment.state.step}, {steps_of}"
+    title = ", ".join(
+        [
+            f"{model.recipe.name}, step {experiment.state.step}, ddim {counted(steps, 'step')}",
+            *_words(model.data, dict(zip(plan.rows, plan.conditions_in_words(model), strict=True))),
+        ]
+    )
     reference = reference_points(experiment.train)
     with atomic(path) as temporary:
         drawing = Drawing(
@@ -64,8 +71,10 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
             title=title,
             reference=reference,
             form=model.data.form,
-            condition_images=None if condition is None else condition.image,
-            originals=None if condition is None or condition.image is None else originals,
+            labels=labels,
+            class_names=model.data.class_names,
+            condition_images=conditions.get("image"),
+            originals=originals,
         )
         drawing.save_figure(temporary)
 
@@ -90,21 +99,46 @@ def draw_panel(experiment: Experiment, path: Path) -> None:
         save(figure, temporary)
 
 
-def _of_items(data: DataFacts) -> str:
-    """Return words for samples under the conditions of items, and for the parts of an image of them."""
-    return ", condition | sample | original" if data.condition.image else ", under the conditions of items"
+def _words(data: DataFacts, conditions: Mapping[str, str]) -> Iterator[str]:
+    """Yield words for samples of classes or under the conditions of items, and for the parts of an image of them."""
+    fields = [*data.condition.shapes]
+    if "label" in conditions:
+        yield conditions["label"]
+    if data.condition.image:
+        yield "condition | sample | original"
+    elif fields != ["label"] and fields:
+        yield "under the conditions of items"
 
 
-def shown_items(experiment: Experiment, count: int) -> tuple[Tensor, Condition | None]:
-    """Return items in model units on the CPU and their raw conditions, held-out ones if there are any.
+def shown_conditions(experiment: Experiment, count: int) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Return raw conditions of about `count` samples by field, and the items that they belong to if those are drawn.
 
-    Few items are repeated. Nothing is read if there are no conditions.
+    Each of the first classes has as many samples, one after the other in turn. Conditions beside the class are those of
+    held-out items, or of training items if none are held out. The items are in model units on the CPU. Nothing is read
+    if there are no such conditions.
     """
+    data = experiment.data
+    fields = [*data.condition.shapes]
+    if fields == ["label"]:
+        classes = min(CLASSES, len(data.class_names))
+        return None, {"label": torch.arange(classes).repeat(max(1, count // classes))}
+    if not fields:
+        return None, {}
     samples = experiment.held_out or experiment.train
-    if not samples.conditions:
-        return torch.empty(0), None
-    items, condition = samples.take(spread(len(samples), count))
-    return experiment.data.scaling.to_model(items).cpu(), condition
+    chosen = spread(len(samples), count) if samples.labels is None else spread_by_class(samples.labels, count)
+    items, condition = samples.take(chosen)
+    conditions = {} if condition is None else condition.fields()
+    return data.scaling.to_model(items).cpu() if data.condition.image else None, conditions
+
+
+def spread_by_class(labels: Tensor, count: int) -> list[int]:
+    """Return the indices of about `count` items, as many of each of the first classes, in turn."""
+    classes = sorted({*labels.tolist()})[:CLASSES]
+    each = max(1, count // len(classes))
+    members = [(labels == label).nonzero().flatten() for label in classes]
+    rows = [rows[spread(len(rows), each)] for rows in members]
+    chosen: list[int] = torch.stack(rows, dim=1).flatten().tolist()
+    return chosen
 
 
 def some_items(experiment: Experiment, count: int) -> tuple[Tensor, Condition | None]:

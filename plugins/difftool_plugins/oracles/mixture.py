@@ -31,7 +31,7 @@ SMALLEST_EXPONENT = -80.0
 
 
 class MixtureDenoiser:
-    """The exact denoiser of a mixture with equal weights. It remembers nothing between calls."""
+    """The exact denoiser of a mixture with equal weights. It remembers nothing between calls, and has gradients."""
 
     def __init__(self, means: Tensor, std: Tensor) -> None:
         """Take the means (K, *shape) and the std, (1,) or (C,) by channel or coordinate, in model units."""
@@ -39,7 +39,6 @@ class MixtureDenoiser:
         self.means = means.flatten(1)
         self.std = std.view(-1, *(1,) * (len(shape) - 1)).expand(shape).flatten()
 
-    @torch.no_grad()
     def __call__(self, x: Tensor, level: Level) -> Estimate:
         flat, means, std = x.flatten(1), self.means.to(x.dtype), self.std.to(x.dtype)
         v = (level.alpha * std).square() + level.sigma**2
@@ -56,6 +55,8 @@ def weighted_mean(z: Tensor, centres: Tensor, values: Tensor) -> Tensor:
     The differences themselves are squared: |z|^2 - 2 z c + |c|^2 would lose every digit where sigma is small.
     """
     chunk = CUDA_CHUNK if z.is_cuda else CHUNK
+    if torch.is_grad_enabled() and z.requires_grad:  # which keeps the graph, and therefore works out of place
+        return torch.softmax(-0.5 * (z[:, None] - centres).square().sum(2), dim=1) @ values
     means = []
     for part in torch.split(z, max(1, chunk // len(centres))):
         d = squared_distances(part, centres)  # by far the largest tensor, so all is done in place

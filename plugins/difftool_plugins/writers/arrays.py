@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from difftool import Writer, option
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from difftool import Drawing
@@ -29,7 +30,7 @@ class NPY(Writer, name="npy"):
 
 
 class NPZ(Writer, name="npz"):
-    """NumPy arrays by name: samples, states with --trajectory, and for a class its labels and the class_names."""
+    """NumPy arrays by name: samples, states with --trajectory, labels and class_names, guidances and their names."""
 
     suffixes = (".npz",)
     holds_arrays = True
@@ -42,13 +43,13 @@ class NPZ(Writer, name="npz"):
         save = np.savez_compressed if self.compress else np.savez
         with open(path, "wb") as file:
             arrays: Any = drawing.arrays()
-            if drawing.labels is not None and drawing.class_names:
-                arrays["class_names"] = np.array(drawing.class_names, dtype=np.str_)
+            for name, texts in drawing.index_names().items():
+                arrays[name] = np.array(texts, dtype=np.str_)
             save(file, **arrays)
 
 
 class SafeTensors(Writer, name="safetensors"):
-    """Tensors by name, as in npz, with title, units and class_names in the metadata."""
+    """Tensors by name, as in npz, with title, units and the names of classes and guidances in the metadata."""
 
     suffixes = (".safetensors",)
     holds_arrays = True
@@ -59,28 +60,25 @@ class SafeTensors(Writer, name="safetensors"):
         from safetensors.torch import save_file
 
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in drawing.arrays().items()}
-        facts: dict[str, Any] = {"title": drawing.title, "units": drawing.units}
-        if drawing.labels is not None and drawing.class_names:
-            facts["class_names"] = list(drawing.class_names)
+        facts = {"title": drawing.title, "units": drawing.units, **drawing.index_names()}
         save_file(tensors, path, metadata={"samples": json.dumps(facts)})
 
 
 class CSV(Writer, name="csv"):
-    """One row per sample (x0, x1, ..., label); with --trajectory, one row per state and sample."""
+    """One row per sample (x0, x1, ..., label, class, guidance); with --trajectory, one row per state and sample."""
 
     suffixes = (".csv",)
     holds_arrays = True
 
     def write(self, drawing: Drawing, path: Path) -> None:
         arrays = drawing.arrays()
-        states, labels = arrays.get("states"), arrays.get("labels")
+        states, last = arrays.get("states"), _last_columns(drawing, arrays)
         rows = arrays["samples"][None] if states is None else states
         width = math.prod(rows.shape[2:])
         header = [f"x{i}" for i in range(width)]
         if states is not None:
             header = ["state", "sample", *header]
-        if labels is not None:
-            header.append("label")
+        header += last
         number = "%d" if rows.dtype.kind == "u" else "%.9g" if rows.dtype.itemsize == 4 else "%.17g"
         line = ",".join([number] * width)
         with open(path, "w", encoding="utf-8", newline="\n") as file:
@@ -88,5 +86,24 @@ class CSV(Writer, name="csv"):
             for state, samples in enumerate(rows):
                 for i, sample in enumerate(samples):
                     before = "" if states is None else f"{state},{i},"
-                    after = "" if labels is None else f",{labels[i]}"
+                    after = "".join(f",{values[i]}" for values in last.values())
                     file.write(f"{before}{line % tuple(sample.ravel())}{after}\n")
+
+
+def _last_columns(drawing: Drawing, arrays: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    """Return what a CSV file says of each sample after its numbers, by the name of the column."""
+    columns: dict[str, Sequence[Any]] = {}
+    names = {name: [*map(_quoted, texts)] for name, texts in drawing.index_names().items()}
+    if "labels" in arrays:
+        columns["label"] = arrays["labels"]
+        if "class_names" in names:
+            columns["class"] = [names["class_names"][label] for label in arrays["labels"]]
+    if "guidances" in arrays:
+        columns["guidance"] = [names["guidance_names"][index] for index in arrays["guidances"]]
+    return columns
+
+
+def _quoted(text: str) -> str:
+    """Return a text as a field of a CSV file, in quotes if it needs them (RFC 4180)."""
+    plain = text == text.strip() and not any(c in ',"' or not c.isprintable() for c in text)
+    return text if text and plain else '"' + text.replace('"', '""') + '"'

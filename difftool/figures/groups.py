@@ -1,0 +1,89 @@
+"""Samples in named rows and columns: by class or by condition image, and by guidance. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+SAMPLES = 16
+"""The largest number of samples that are rows of their own, if nothing else names rows."""
+ROWS, PANELS, CAPTIONS = 100, 100, 400
+"""The largest numbers of rows of images, of panels of points, and of images with captions."""
+GUIDANCE = "guidance"
+PLURALS = {"class": "classes", "image": "images"}
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Samples, by row and column."""
+
+    cells: Sequence[Sequence[Sequence[int]]]
+    """The numbers of the samples in each column of each row."""
+    rows: Sequence[str]
+    """The names of the rows, or () for a single one without a name."""
+    columns: Sequence[str]
+    """The names of the columns, or () for a single one without a name."""
+    axes: tuple[str, str]
+    """The names of rows and columns, such as `class` and `guidance`."""
+    omitted: str = ""
+    """Words for rows that are not shown, such as `first 100 of 1,000 classes`, or an empty text."""
+
+    @classmethod
+    def of(cls, keys: Sequence[str], axis: str, guidances: Sequence[str], count: int, *, apart: bool) -> Groups | None:
+        """Group `count` samples for each guidance by their keys; None if there is a single group.
+
+        Without keys, a few samples that stand `apart`, as images do, are rows of their own. Groups without other
+        columns become columns themselves where each is drawn as one thing: a single sample, or a cloud.
+        """
+        members: dict[str, list[int]] = {}
+        for number, key in enumerate(keys):
+            members.setdefault(key, []).append(number)
+        several = max(1, len(guidances))
+        if len(members) < 2 and several == 1:
+            return None
+        if len(members) < 2:
+            alone = apart and 1 < count <= SAMPLES
+            members = {str(i): [i] for i in range(count)} if alone else {"": list(range(count))}
+            axis = "sample" if alone else ""
+        captions = several == 1 and apart and max(map(len, members.values())) == 1
+        most = CAPTIONS if captions else ROWS if apart else max(1, PANELS // several)
+        names = list(members)[:most]
+        omitted = f"first {len(names):,} of {len(members):,} {PLURALS.get(axis, 'rows')}"
+        omitted = omitted if len(names) < len(members) else ""
+        rows = [members[name] for name in names]
+        if several > 1:
+            cells = [[[count * g + i for i in row] for g in range(several)] for row in rows]
+            return cls(cells, names if axis else (), list(guidances), (axis, GUIDANCE), omitted)
+        if not apart or captions:
+            return cls([rows], (), names, ("", axis), omitted)
+        return cls([[row] for row in rows], names, (), (axis, ""), omitted)
+
+    @property
+    def count(self) -> int:
+        """The number of cells."""
+        return len(self.cells) * len(self.cells[0])
+
+    @property
+    def captions(self) -> bool:
+        """True if columns stand for what rows could: cells of one row in any arrangement."""
+        return not self.rows and self.axes[1] not in ("", GUIDANCE)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the samples, cell by cell."""
+        return [number for row in self.cells for cell in row for number in cell]
+
+    @property
+    def largest(self) -> int:
+        """The number of samples of the largest cell."""
+        return max(len(cell) for row in self.cells for cell in row)
+
+    def limited(self, most: int) -> Groups:
+        """Return the groups with the first samples of each cell, about `most` in all and at least one."""
+        each = max(1, most // self.count)
+        return replace(self, cells=[[cell[:each] for cell in row] for row in self.cells])
+
+    def with_first(self, given: int) -> Groups:
+        """Return the groups of images to which so many were added in front, which each cell shows first."""
+        first = list(range(given))
+        return replace(self, cells=[[[*first, *(i + given for i in cell)] for cell in row] for row in self.cells])
