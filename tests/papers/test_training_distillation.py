@@ -302,13 +302,7 @@ def distance(samples: Tensor) -> float:
             ("cosine", "--prediction", "v"),
         ),
         ("consistency_distillation", ("consistency-distillation",), 1, ("ve", "--prediction", "edm")),
-        ("dmd", ("dmd", "--lr", 1e-3), 1, ("cosine", "--prediction", "v")),
-        (
-            "dmd",
-            ("dmd", "--lr", 1e-3, "--loss.turns", 2, "--optimizer", "in-turn"),
-            1,
-            ("cosine", "--prediction", "v"),
-        ),
+        ("dmd", ("dmd", "--lr", 1e-3, "--loss.turns", 5, "--optimizer", "in-turn"), 1, ("cosine", "--prediction", "v")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
