@@ -34,7 +34,7 @@ class Denoisers(nn.Module):
         super().__init__()
         self.teacher = copy.deepcopy(spec.network).eval().requires_grad_(False)
         self.fake = copy.deepcopy(spec.network).train()
-        self.timesteps = len(spec.schedule)
+        self.generator, self.timesteps = [spec.network], len(spec.schedule)  # in a list, it is no submodule
 
 
 class DistributionMatching(Loss, name="dmd"):
@@ -63,6 +63,8 @@ class DistributionMatching(Loss, name="dmd"):
         error = (predict.x_0(noised(t), t, cond, network=auxiliary.fake) - x.detach()).square().flatten(1).mean(1)
         fake_loss = (1 + (alpha / sigma).square()).flatten() * error
         if not its_turn:
+            if any(weight.grad is not None for weight in auxiliary.generator[0].parameters()):
+                raise ValueError("turns: this optimizer moves weights without a gradient; take --optimizer in-turn")
             return fake_loss
 
         with torch.no_grad():
