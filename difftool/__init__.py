@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from difftool.api import train as train
     from difftool.cli.console import note as note
     from difftool.cli.console import progress as progress
+    from difftool.cli.model_resources import device_option as device_option
+    from difftool.cli.model_resources import model_option as model_option
     from difftool.cli.outputs import Output as Output
     from difftool.cli.outputs import output_option as output_option
     from difftool.cli.resources import component_option as component_option
-    from difftool.cli.resources import device_option as device_option
-    from difftool.cli.resources import model_option as model_option
     from difftool.components import Backbone as Backbone
     from difftool.components import Callback as Callback
     from difftool.components import Codec as Codec
@@ -93,8 +93,9 @@ if TYPE_CHECKING:
 _NAMES: dict[str, tuple[str, ...]] = {
     "api": ("load", "train"),
     "cli.console": ("note", "progress"),
+    "cli.model_resources": ("device_option", "model_option"),
     "cli.outputs": ("Output", "output_option"),
-    "cli.resources": ("component_option", "device_option", "model_option"),
+    "cli.resources": ("component_option",),
     "components": (
         "Backbone",
         "Callback",

@@ -20,6 +20,7 @@ from difftool import (
     Command,
     Dataset,
     DifftoolError,
+    Guidance,
     NoiseSchedule,
     Output,
     Prediction,
@@ -83,6 +84,7 @@ class Compose(Command, name="compose"):
     prediction: Prediction = component_option()
     teacher: Backbone = component_option(default="mlp")
     corrector: Sampler | None = component_option()
+    guidance: Guidance | None = component_option()
 
     def run(self) -> list[str]:
         return [str(getattr(self, f.name)) for f in dataclasses.fields(self)]
@@ -127,7 +129,7 @@ def test_components_suit_each_other_as_in_train(run: Run) -> None:
     """A schedule suggests a prediction and images a U-Net; a field may have any name, and may be None."""
     names = (("backbone", "mlp"), ("backbone", "unet"), ("schedule", "flow"), ("prediction", "flow"))
     mlp, unet, schedule, prediction = (str(difftool.component(*words)) for words in names)
-    assert run("compose").lines[1:] == [mlp, schedule, prediction, mlp, "None"]
+    assert run("compose").lines[1:] == [mlp, schedule, prediction, mlp, "None", "None"]
     images = run("compose", "--dataset", "gradients", "--teacher", "unet", "--schedule", "linear").lines
     assert images[1] == images[4] == unet
     assert images[3] == str(difftool.component("prediction", "eps"))
@@ -140,6 +142,15 @@ def test_components_take_their_options(run: Run) -> None:
     assert lines[1] == str(difftool.component("backbone", "mlp", width=9))
     assert lines[4] == str(difftool.component("backbone", "mlp", width=7))
     assert lines[5] == str(difftool.component("sampler", "ddim", eta=0.5))
+
+
+def test_a_guidance_may_be_a_scale(run: Run) -> None:
+    scale, named = (run("compose", "--guidance", *words).lines[6] for words in ((2,), ("cfg", "--guidance.scale", 2)))
+    assert scale == named == str(difftool.component("guidance", "cfg", scale=2.0))
+    assert Compose(guidance=2.0).guidance == difftool.component("guidance", "cfg", scale=2.0)  # type: ignore[arg-type]
+    outcome = run("compose", "--guidance", "1,2")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "unknown guidance '1,2'" in outcome.error
 
 
 @pytest.mark.parametrize(

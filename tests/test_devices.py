@@ -20,13 +20,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import difftool
 import difftool_plugins
 from difftool import Condition, ConditionSpec, Denoise, GuidanceSpec, ObjectiveSpec, component, names
+from difftool.data.batches import Batch
 from difftool.data.facts import DataFacts
+from difftool.data.latents import LatentSpace
 from difftool.data.scaling import Scaling
 from difftool.options import make
-from difftool.plugins.build import build_network, build_schedule
+from difftool.plugins.build import build_codec, build_network, build_schedule
 from difftool.sampling.denoiser import Denoiser, clipped
 from difftool.settings import Training
 from difftool.training.auxiliary import build_auxiliary
+from difftool.training.latents import encoder
 from difftool.training.loss import Objective
 from difftool.training.state import TrainState
 from difftool.training.step import StepResult, make_step
@@ -239,6 +242,35 @@ def test_a_fault_planted_in_a_network_fails_on_fake_cuda(fault: str) -> None:
         sample_on_fake_cuda("ddim", FAULTS[fault])
 
 
+# --- codecs ----------------------------------------------------------------------------------------------------------
+
+
+def encode_on_meta(codec: str, fault: Callable[[Tensor], Tensor] = lambda x: x) -> Batch:
+    """Encode a batch as a step does where items are augmented, and decode the latents."""
+    data = DataFacts(shape=(3, 16, 16), shift=(127.5,), scale=(127.5,), bounds=(-1.0, 1.0), form="image")
+    with META:
+        module = build_codec(component("codec", codec), data.shape)
+    assert module is not None
+    shape = tuple(module.encode(torch.empty(1, 3, 16, 16, device=META)).shape[1:])  # type: ignore[operator]
+    space = LatentSpace(module, data, DataFacts(shape=shape, shift=(0.5,) * shape[0], scale=(2.0,)), f"codec {codec}")
+    pixels = torch.empty(BATCH, 3, 16, 16, dtype=torch.uint8, device=META)
+    batch = encoder(space)(Batch(fault(pixels), None))
+    assert batch.items.shape == (BATCH, *shape)
+    assert space.decode(batch.items).shape == (BATCH, *data.shape)
+    return batch
+
+
+@pytest.mark.parametrize("codec", sorted({*names("codec")} - {"none", "autoencoder-kl"}))
+def test_a_batch_is_encoded_on_the_device(codec: str) -> None:
+    assert encode_on_meta(codec).items.device == META
+
+
+@pytest.mark.parametrize("fault", ["item", "branch"])
+def test_a_fault_planted_before_a_codec_fails_on_the_meta_device(fault: str) -> None:
+    with pytest.raises((RuntimeError, NotImplementedError, difftool.DifftoolError)):
+        encode_on_meta("pca", lambda x: FAULTS[fault](x.float()))
+
+
 # --- what a step and a sampler ask of the host -----------------------------------------------------------------------
 
 CORE, PLUGINS = Path(difftool.__file__).parent, Path(difftool_plugins.__file__).parent
@@ -261,7 +293,9 @@ FILES = [
     ),
     *(CORE / "sampling" / f"{name}.py" for name in ("denoiser", "matching", "predictions", "loop")),
     *(CORE / "diffusion" / f"{name}.py" for name in ("estimate", "forward", "self_conditioning", "variance")),
-    CORE / "data" / "batches.py",
+    *(CORE / "data" / f"{name}.py" for name in ("batches", "latents")),
+    PLUGINS / "codecs" / "patches.py",
+    PLUGINS / "codecs" / "diffusers_kl.py",
     *sorted((PLUGINS / "samplers").glob("*.py")),
     *sorted((PLUGINS / "guidances").glob("*.py")),
     PLUGINS / "optimizers" / "updates.py",
@@ -287,6 +321,12 @@ HARMLESS = {
     "batches.Batches._from_memory": "once a block of steps, from pinned memory, without a wait",
     "batches.Batches._from_source": "of indices on the CPU",
     "batches._on_device": "rows come from pinned memory, without a wait; float64 for Apple GPUs alone",
+    "latents.check_latents": "when latents are measured, and when they are made before the first step",
+    "latents.latent_facts": "when a run begins",
+    "latents._deviation": "when a run begins",
+    "patches.PrincipalComponents.__init__": "when the codec is built",
+    "patches.PrincipalComponents.error": "when a run begins",
+    "patches.PrincipalComponents.fit": "when a run begins",
     "forward.moments": "for `noise --iterative` alone",
     "denoiser.Denoiser._estimate": DTYPE,
     "matching.matched": "once a batch, before the first step",

@@ -149,20 +149,26 @@ def test_every_block_of_a_page_runs(page: Path, tmp_path: Path) -> None:
         pytest.skip("no code on this page")
     place = Environment.make(tmp_path)
     props(place.folder)
-    for block in found:
-        where = f"{page.name}:{block.line}"
-        if block.file:
-            (place.folder / block.file).write_text(block.text)
-        if block.language == "toml":
-            tomllib.loads(block.text)
-        elif block.language == "python" and not block.file:
-            done = place.run("python", "-c", block.text)
-            assert done.returncode == 0, f"{where}\n{done.stdout}{done.stderr}"
-        elif block.language == "console":
-            for words in commands(block.text):
-                if not shlex.join(words).startswith(NOT_HERE):
-                    done = place.run(*(here(page, word) for word in smaller(words)))
-                    assert done.returncode == 0, f"{where}: {shlex.join(words)}\n{done.stdout}{done.stderr}"
+    with place.forking():
+        for block in found:
+            run(place, page, block)
+
+
+def run(place: Environment, page: Path, block: Block) -> None:
+    """Run a block as a reader of the page would, or write it into the file that it names."""
+    where = f"{page.name}:{block.line}"
+    if block.file:
+        (place.folder / block.file).write_text(block.text)
+    if block.language == "toml":
+        tomllib.loads(block.text)
+    elif block.language == "python" and not block.file:
+        done = place.run("python", "-c", block.text)
+        assert done.returncode == 0, f"{where}\n{done.stdout}{done.stderr}"
+    elif block.language == "console":
+        for words in commands(block.text):
+            if not shlex.join(words).startswith(NOT_HERE):
+                done = place.run(*(here(page, word) for word in smaller(words)))
+                assert done.returncode == 0, f"{where}: {shlex.join(words)}\n{done.stdout}{done.stderr}"
 
 
 @pytest.mark.slow
@@ -242,6 +248,12 @@ def test_every_hook_is_on_the_page() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
     for base in KINDS.values():
         assert f"| `{base.hook}` | `{base.__name__}` |" in text
+
+
+def test_every_kind_has_an_example_that_is_run() -> None:
+    code = "".join(block.text for block in blocks(ROOT / "docs" / "plugins.md") if block.language == "python")
+    for base in KINDS.values():
+        assert re.search(rf"^class \w+\({base.__name__}, name=", code, re.MULTILINE), base.__name__
 
 
 def test_ruff_has_nothing_to_say_of_python_on_the_pages(tmp_path: Path) -> None:

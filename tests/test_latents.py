@@ -177,6 +177,21 @@ class TestFeed:
         encoded(other, space, component_of(samples), CPU)
         assert (sum(calls), len([*tmp_path.rglob("*.npy")])) == (72, 2)
 
+    def test_latents_that_fill_a_device_are_read_from_their_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr("difftool.training.latents.MOST_IN_MEMORY", 0)
+        samples = pictures(images=255 - pictures().items)  # type: ignore[operator]
+        listed = replace(samples, items=[*samples.items], fingerprint="x", item_ids=[*map(str, range(24))])  # type: ignore[arg-type]
+        space = space_of(samples)
+        held = Feed.of(samples, None, space, component_of(samples), CPU)
+        read = Feed.of(listed, None, space, component_of(samples), CPU)
+        assert (held.train.in_memory, read.train.in_memory) == (True, False)
+        for a, b in zip(self.batches(held), self.batches(read), strict=True):
+            assert torch.equal(a.items, b.items)
+            assert torch.equal(a.condition.image, b.condition.image)  # type: ignore[union-attr, arg-type]
+
     def test_a_cache_that_cannot_be_written_is_done_without(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -530,6 +530,18 @@ def test_two_processes_draw_the_samples_of_one(
 
 
 @pytest.mark.slow
+def test_two_processes_draw_under_several_guidances(
+    torchrun: Callable[..., Torchrun], tmp_path: Path, labels_run: Path
+) -> None:
+    words = ("sample", labels_run, "-n", 20, "--batch-size", 8, "--steps", 4, "--sampler", "ddpm", "--trajectory")
+    words = (*words, "--label", "all", "--guidance", "1,2,4")
+    outcome = torchrun(*words, "--out", "two.npz").end()
+    assert (outcome.code, outcome.lines) == (0, ["two.npz"]), outcome.err
+    one(tmp_path, *words, "--out", "one.npz")
+    assert (tmp_path / "two.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
+
+
+@pytest.mark.slow
 def test_other_commands_are_the_first_ones(torchrun: Callable[..., Torchrun], tmp_path: Path, points_run: Path) -> None:
     outcome = torchrun("info", points_run, "--json").end()
     assert outcome.code == 0, outcome.err

@@ -109,7 +109,7 @@ def failed_laws(component: Component, **arguments: Any) -> dict[str, str]:
 
 # ── the built-ins ───────────────────────────────────────────────────────────────────────────────
 
-CHECKED_BELOW = {"autoencoder-kl", "image-folder", "jsonl", "new-plugin", "unet"}
+CHECKED_BELOW = {"autoencoder-kl", "autoguidance", "image-folder", "jsonl", "new-plugin", "unet"}
 """Built-ins that require options, and the U-Net, which is made small.
 
 `new-plugin` is checked in test_commands, and `autoencoder-kl` in test_codecs.
@@ -169,6 +169,7 @@ def test_built_ins_that_require_options_pass(tmp_path: Path) -> None:
         assert findings["augments reproducibly"].verdict == "passed"
         assert findings["reads the same item every time"].verdict == ("skipped" if in_memory else "passed")
     check_component(difftool.component("logger", "jsonl", path=tmp_path / "all.jsonl"))
+    check_component(difftool.component("guidance", "autoguidance", run=tmp_path / "never-opened", interval=(0.1, 9.0)))
 
 
 # ── every component ─────────────────────────────────────────────────────────────────────────────

@@ -21,7 +21,7 @@ NAMED = 4
 
 def guidance_groups(names: Mapping[str, Any]) -> list[Group]:
     """Return the options of the guidances that the command line names, if it names any. Raises `UsageError`."""
-    classes = [_class_of(word) for word in words_in(names.get(Guidance.kind))]
+    classes = [class_of(word) for word in words_in(names.get(Guidance.kind))]
     return [Group.of(*dict.fromkeys(classes))] if classes else []
 
 
@@ -35,7 +35,7 @@ def guidances(ctx: typer.Context) -> list[Guidance | None]:
     scales = [word for word in words if is_number(word)]
     if scales and "scale" in values:
         raise UsageError(f"--guidance.scale: --guidance {scales[0]} is a scale already; give one of the two")
-    made = [_made(word, values) for word in words]
+    made = [guidance_of(word, values) for word in words]
     return list(dict.fromkeys(made)) or [None]
 
 
@@ -68,12 +68,14 @@ def words_in(text: str | None) -> list[str]:
     return words
 
 
-def _class_of(word: str) -> type[Guidance]:
+def class_of(word: str) -> type[Guidance]:
+    """Return the class of a name, or the one whose scale a number is. Raises `UsageError`."""
     return registry().of_kind(Guidance, Guidance.by_number if is_number(word) else word)
 
 
-def _made(word: str, values: Mapping[str, Any]) -> Guidance:
-    cls = _class_of(word)
+def guidance_of(word: str, values: Mapping[str, Any]) -> Guidance:
+    """Return the guidance of a name or a scale, with those of the options that it has. Raises `UsageError`."""
+    cls = class_of(word)
     options = options_of(cls, values)
     made: Guidance = given_guidance(float(word), options) if is_number(word) else make_from_flags(cls, options)
     return made

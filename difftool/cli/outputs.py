@@ -14,8 +14,9 @@ import typer
 
 from difftool import manifest
 from difftool.cli.console import help_text, result, result_json
+from difftool.cli.model_resources import ModelResource
 from difftool.cli.parameters import AsJson, Overwrite
-from difftool.cli.resources import CommandResource, ModelResource, parameter, resources_of
+from difftool.cli.resources import CommandResource, parameter, resources_of
 from difftool.components import Component
 from difftool.errors import DifftoolError, UsageError, printable
 from difftool.figures.formats import check_suffix

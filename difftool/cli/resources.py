@@ -1,4 +1,4 @@
-"""The resources of commands that plugins add: components with their options, models and devices.
+"""The resources of commands that plugins add, and the first of them: components with their options.
 
 A field of a command declares one. It brings the flags that difftool's own commands have for it, and its value.
 """
@@ -6,39 +6,23 @@ A field of a command declares one. It brings the flags that difftool's own comma
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
 from difftool.cli.command import given_names, given_values
-from difftool.cli.console import help_text
 from difftool.cli.flags import Choice, Group, choices_of, make_from_flags
-from difftool.cli.parameters import Device
-from difftool.cli.sources import (
-    ORACLE_PARTS,
-    PANELS,
-    EmaLength,
-    SourceRequest,
-    Timesteps,
-    Weights,
-    source_groups,
-)
-from difftool.components import KINDS, Component
+from difftool.cli.guidance import class_of, guidance_of
+from difftool.components import KINDS, Component, Guidance
 from difftool.errors import UsageError
-from difftool.options import Options, alternatives, dashed, fields, hints, make
-from difftool.plugins.registry import given, registry
-from difftool.resources import Later, Resource, resource, resources
-from difftool.runs.folder import find_model
+from difftool.options import Options, alternatives, dashed, hints, make
+from difftool.plugins.registry import given, given_guidance, registry
+from difftool.resources import Resource, resource, resources
 from difftool.runs.recipe import suitable
 
 if TYPE_CHECKING:
-    import torch
-
-    from difftool.sampling.source import Source
+    pass
 
 
 class CommandResource(Resource):
@@ -98,6 +82,12 @@ def resources_of(record: type[Options]) -> Sequence[CommandResource]:
     return list(resources(record).values())
 
 
+def parameter(name: str, annotation: Any, *default: object) -> inspect.Parameter:
+    """Return a parameter of a command, which is required unless it has a default."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, annotation=annotation, **({"default": default[0]} if default else {}))
+
+
 # --- components -------------------------------------------------------------------------------------------------------
 
 
@@ -145,10 +135,13 @@ class ComponentResource(CommandResource):
     def default(self, record: Any) -> object:
         others = [] if self.named else [type(getattr(record, one.name)) for one in self._others(type(record))]
         cls = self._class(self.named, others)
-        return None if cls is None else make(cls, {})
+        return None if cls is None else self.accepted(self.named) if self.named else make(cls, {})
 
     def accepted(self, value: object) -> object:
-        return value if value is None and self.optional else given(self.base, value)
+        if value is None and self.optional:
+            return None
+        choice: Any = value
+        return given_guidance(choice) if issubclass(self.base, Guidance) else given(self.base, choice)
 
     def choices(self, record: type[Options]) -> Sequence[Choice]:
         if self.named is None and self.optional:
@@ -166,7 +159,12 @@ class ComponentResource(CommandResource):
 
     def value(self, record: type[Options], ctx: typer.Context) -> object:
         groups, values = self.groups(record, given_names(ctx)), given_values(ctx)
-        return make_from_flags(groups[0].records[0], values[self.flag], groups[0]) if groups else None
+        if not groups:
+            return None
+        name = given_names(ctx).get(self.flag, self.named)
+        if issubclass(self.base, Guidance) and name is not None:
+            return guidance_of(name, values[self.flag])
+        return make_from_flags(groups[0].records[0], values[self.flag], groups[0])
 
     def _chosen(self, record: type[Options], names: Mapping[str, Any]) -> type[Component] | None:
         """Return the class that the command line names, or the default. Raises `UsageError`."""
@@ -176,7 +174,7 @@ class ComponentResource(CommandResource):
     def _class(self, name: str | None, others: Sequence[type[object] | None]) -> type[Component] | None:
         """Return the class of a name, or without one the class that suits the others. Raises `UsageError`."""
         if name is not None:
-            return registry().of_kind(self.base, name)
+            return class_of(name) if issubclass(self.base, Guidance) else registry().of_kind(self.base, name)
         if self.optional:
             return None
         if not self.base.default:
@@ -198,152 +196,3 @@ def component_option(*, default: str | None = None, help: str = "") -> Any:
     component or its name.
     """
     return resource(ComponentResource(default, help))
-
-
-# --- models -----------------------------------------------------------------------------------------------------------
-
-
-class ModelResource(CommandResource):
-    """A trained model, or with `oracle` any source of samples: RUN, --weights, --ema-length and --device."""
-
-    what = "model"
-
-    def __init__(self, help: str, *, oracle: bool) -> None:
-        super().__init__(help)
-        self.oracle = oracle
-
-    @property
-    def flags(self) -> frozenset[str]:
-        kinds = [*(base.kind for base in ORACLE_PARTS), "timesteps"] if self.oracle else []
-        return frozenset(("weights", "ema-length", "device", *kinds))
-
-    def problem(self, record: type[Options]) -> str | None:
-        if sum(isinstance(one, ModelResource) for one in resources_of(record)) > 1:
-            return "is a second model; open others by difftool.load, from a path that an option names"
-        return None
-
-    def default(self, record: Any) -> object:
-        return self._load(None)
-
-    def accepted(self, value: object) -> object:
-        if isinstance(value, Later):
-            return value
-        if isinstance(value, (str, os.PathLike)):
-            return Later(partial(self._load, Path(value)))
-        from difftool.sampling.model import Model
-        from difftool.sampling.source import Source
-
-        if not isinstance(value, Source if self.oracle else Model):
-            found = type(value).__name__
-            raise TypeError(f"{self.name} is a Model, as difftool.load opens it, or its path, not {found}")
-        return value
-
-    @staticmethod
-    def _load(path: Path | None) -> Source:
-        from difftool import devices
-        from difftool.sampling.model import load_model
-
-        return load_model(path, device=devices.choose("auto"))
-
-    def choices(self, record: type[Options]) -> Sequence[Choice]:
-        return choices_of({base.kind: base for base in ORACLE_PARTS}, PANELS) if self.oracle else ()
-
-    def groups(self, record: type[Options], names: Mapping[str, Any]) -> Sequence[Group]:
-        return source_groups(names) if self.oracle else ()
-
-    def parameters(self, record: type[Options]) -> Mapping[str, inspect.Parameter]:
-        text = self.help or "A run folder or a model file."
-        positional = self._beside_others(record)
-        required = Annotated[Path, typer.Argument(help=help_text(text), metavar="RUN")]
-        optional = Annotated[
-            Path | None, typer.Argument(help=help_text(text, "default: the newest run"), metavar="RUN")
-        ]
-        found = {
-            "model": parameter("model", required) if positional else parameter("model", optional, None),
-            "weights": parameter("weights", Weights, None),
-            "ema_length": parameter("ema_length", EmaLength, None),
-            "device": parameter("device", Device, "auto"),
-        }
-        return found | ({"timesteps": parameter("timesteps", Timesteps, None)} if self.oracle else {})
-
-    @staticmethod
-    def _beside_others(record: type[Options]) -> bool:
-        """Return whether the command has other arguments, one of which a lone word could be."""
-        return any(f.details.positional for f in fields(record))
-
-    def example(self, record: type[Options]) -> Sequence[str]:
-        return ("RUN",) if self._beside_others(record) else ()
-
-    def value(self, record: type[Options], ctx: typer.Context) -> object:
-        request = self._request(ctx)
-        return Later(lambda: self._open(ctx, request))
-
-    def check(self, record: type[Options], ctx: typer.Context) -> None:
-        request = self._request(ctx)
-        if request.parts is None:
-            find_model(request.run)
-
-    def _request(self, ctx: typer.Context) -> SourceRequest:
-        if self.oracle:
-            return SourceRequest.of(ctx)
-        run, weights, length = (ctx.params[name] for name in ("model", "weights", "ema_length"))
-        return SourceRequest(None if run is None else Path(run), weights, length, None, None)
-
-    def _open(self, ctx: typer.Context, request: SourceRequest) -> Source:
-        from difftool import devices
-
-        opened = request.open(devices.choose(ctx.params["device"]))
-        ctx.with_resource(devices.threads(None, opened.threads))
-        return opened.source
-
-
-def model_option(*, oracle: bool = False, help: str = "") -> Any:
-    """Declare a field of a command that is a trained `Model`.
-
-    `model: Model = model_option()` gives the command the argument RUN, by default the newest run, and the options
-    `--weights`, `--ema-length` and `--device`. With `oracle=True` the field is a `Source`: a model, or an oracle that
-    `--oracle`, `--dataset`, `--schedule` and `--timesteps` describe. The file is opened when the field is first read.
-    Python code gives a model that `difftool.load` opened, or its path.
-    """
-    return resource(ModelResource(help, oracle=oracle), opened=True)
-
-
-# --- devices ----------------------------------------------------------------------------------------------------------
-
-
-class DeviceResource(CommandResource):
-    """A `torch.device`: --device."""
-
-    what = "device"
-
-    def default(self, record: Any) -> object:
-        return self._choose("auto")
-
-    def accepted(self, value: object) -> object:
-        return value if isinstance(value, Later) else self._choose(value)
-
-    def parameters(self, record: type[Options]) -> Mapping[str, inspect.Parameter]:
-        return {"device": parameter("device", Device, "auto")}
-
-    @property
-    def flags(self) -> frozenset[str]:
-        return frozenset(("device",))
-
-    def value(self, record: type[Options], ctx: typer.Context) -> object:
-        return Later(lambda: self._choose(ctx.params["device"]))
-
-    def _choose(self, name: Any) -> torch.device:
-        from difftool import devices
-
-        return devices.choose(name)
-
-
-def device_option() -> Any:
-    """Declare a field of a command that is the `torch.device` of `--device`. A model is opened on the same one."""
-    return resource(DeviceResource(), opened=True)
-
-
-def parameter(name: str, annotation: Any, *default: object) -> inspect.Parameter:
-    """Return a parameter of a command, which is required unless it has a default."""
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, annotation=annotation, **({"default": default[0]} if default else {}))

@@ -14,7 +14,7 @@ from difftool.cli.console import help_text, note, result, result_json
 from difftool.cli.flags import Group
 from difftool.cli.parameters import Device
 from difftool.cli.request import Request
-from difftool.cli.training import fit
+from difftool.cli.training import encoding_bar, fit
 from difftool.components import KINDS, Backbone, Codec, Dataset, NoiseSchedule, Prediction
 from difftool.distributed import connect
 from difftool.errors import DifftoolError, InvalidOption, UsageError, counted
@@ -76,7 +76,8 @@ def train(
     chosen = devices.choose(device)
     with devices.threads(recipe.training.threads), connect(chosen) as group:
         try:
-            experiment = prepare(recipe, chosen, place.resumed)
+            with encoding_bar() as watch:
+                experiment = prepare(recipe, chosen, place.resumed, watch=watch)
         except InvalidOption as error:
             raise request.locate(error) from None
         _introduce(experiment, request)

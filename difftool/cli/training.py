@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from difftool.cli.console import note, progress
+from difftool.cli.console import Bar, note, progress
 from difftool.cli.outputs import save_figure
 from difftool.cli.signals import Signals, signals
 from difftool.distributed import naming_lost_peers
@@ -209,6 +209,20 @@ def _draw_preview(experiment: Experiment) -> list[Path]:
     if drawn:
         experiment.loggers(Row(step=step, metrics={}, pictures=tuple(drawn)))
     return drawn
+
+
+@contextlib.contextmanager
+def encoding_bar() -> Iterator[Callable[[int, int], None]]:
+    """Give a function of the items that a codec has encoded and of all items, which shows a bar from its first call."""
+    with contextlib.ExitStack() as stack:
+        bar: Bar | None = None
+
+        def watch(done: int, total: int) -> None:
+            nonlocal bar
+            bar = bar or stack.enter_context(progress("encoding", total))
+            bar.update(done, f"{done:,}/{total:,} items")
+
+        yield watch
 
 
 def _attempt(what: str, draw: Callable[[], T]) -> T | None:

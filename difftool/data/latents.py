@@ -62,11 +62,14 @@ class LatentSpace:
 
 
 def encode(codec: nn.Module, x: Tensor, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-    """Return the raw latents of items, of this shape if one is given. Raises `DifftoolError` if they are unsuitable."""
-    z = _in_chunks(_method(codec, "encode"), x, name, shape)
+    """Return the raw latents of items, of this shape if one is given. Raises `DifftoolError` for another one."""
+    return _in_chunks(_method(codec, "encode"), x, name, shape)
+
+
+def check_latents(z: Tensor, name: str) -> None:
+    """Raise `DifftoolError` if latents are not finite. It waits for the device, so no step of training calls it."""
     if not bool(z.isfinite().all()):
         raise DifftoolError(f"{name}: its latents hold NaN or infinite numbers")
-    return z
 
 
 def _method(codec: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
@@ -97,6 +100,7 @@ def latent_facts(component: Codec, codec: nn.Module, data: DataFacts, items: Ten
     name = f"codec {component.name}"
     with torch.no_grad():
         z = encode(codec, items, name)
+    check_latents(z, name)
     if z.ndim < 2:
         raise DifftoolError(f"{name}: its latents have no shape, such as (4, 8, 8)")
     shape, channels = tuple(z.shape[1:]), z.double().transpose(0, 1).flatten(1)

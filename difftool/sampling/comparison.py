@@ -218,13 +218,14 @@ class Comparison:
         start = time.perf_counter()
         guided = "" if entry.guidance is None else f", {printable(entry.guidance.words())}"
         words = f"{entry.sampler} on {entry.spacing}{guided}, {entry.calls} calls"
-        x = collect(self.source, entry.plan, watch=self._counting(words, watch)).x
-        seconds = time.perf_counter() - start
+        found = collect(self.source, entry.plan, watch=self._counting(words, watch))
+        x, seconds = found.x, time.perf_counter() - start
         distance = None
         if self.fresh is not None:
             distance = self.fresh.distance(x) if bool(x.isfinite().all()) else math.nan
         error = None if solution is None else rms(x - solution)
-        return Result(entry=entry, error=error, sliced_w2=distance, seconds=seconds)
+        # of a sampler with adaptive steps, no dry run knows the calls
+        return Result(entry=replace(entry, calls=found.calls), error=error, sliced_w2=distance, seconds=seconds)
 
     def _counting(self, words: str, watch: Callable[[str], object]) -> Callable[[Step], object]:
         """Return a function that counts the calls of each step, and passes the words on."""

@@ -101,9 +101,9 @@ class Source(ABC):
         leads back to x.
         """
 
-    @abstractmethod
     def open_other(self, run: Path, weights: str) -> Source:
         """Open another run or model file on the same device. Raises `DifftoolError`."""
+        raise UsageError(f"{self.name} cannot be guided by {run}")
 
     @cached_property
     def _others(self) -> dict[tuple[Path, str], Source]:

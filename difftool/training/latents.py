@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from difftool.components import Codec, Dataset
 from difftool.data.batches import Batch
+from difftool.data.columns import Column
 from difftool.data.facts import DataFacts
-from difftool.data.latents import CHUNK, LatentSpace, latent_facts
+from difftool.data.latents import CHUNK, LatentSpace, check_latents, latent_facts
 from difftool.data.samples import Samples, fingerprint
 from difftool.data.tensors import tensor_of
 from difftool.errors import BadFile, DifftoolError, UsageError, blaming
@@ -28,6 +30,10 @@ from difftool.runs.latents import KEY, document_of, read_space, tensors_of
 from difftool.runs.recipe import Recipe
 from difftool.version import __version__
 
+Watch = Callable[[int, int], object]
+"""(done, total): is called after each part of the items that are encoded."""
+MOST_IN_MEMORY = 2**28
+"""The largest number of latents in a file that are treated as items in memory: 1 GiB."""
 MEASURED = 4_096
 """The number of items, spread over the data, whose latents are measured."""
 
@@ -106,6 +112,8 @@ class Feed:
         space: LatentSpace | None,
         dataset: Dataset,
         device: torch.device,
+        *,
+        watch: Watch | None = None,
     ) -> Feed:
         """Return the data, or their latents, made once where nothing about the items is random."""
         if space is None:
@@ -113,7 +121,7 @@ class Feed:
         held_out = None if held_out is None else encoded(held_out, space, dataset, device)
         if train.augment is not None or train.images_function is not None:
             return cls(train, held_out, encoder(space))
-        return cls(encoded(train, space, dataset, device), held_out)
+        return cls(encoded(train, space, dataset, device, watch), held_out)
 
 
 def encoder(space: LatentSpace) -> Callable[[Batch], Batch]:
@@ -135,7 +143,9 @@ def _encoded(space: LatentSpace, items: Tensor, condition: Any) -> tuple[Tensor,
     return z, replace(condition, image=None if in_units is None else in_units.image)
 
 
-def encoded(samples: Samples, space: LatentSpace, dataset: Dataset, device: torch.device) -> Samples:
+def encoded(
+    samples: Samples, space: LatentSpace, dataset: Dataset, device: torch.device, watch: Watch | None = None
+) -> Samples:
     """Return samples whose items are their raw latents, each made once, in memory or in a file of the cache folder.
 
     Computed condition images become stored ones, the same ones every time, as `Samples.take` has them.
@@ -149,23 +159,53 @@ def encoded(samples: Samples, space: LatentSpace, dataset: Dataset, device: torc
             with loading(dataset):
                 items, condition = samples.take(indices)
             z, condition = _encoded(space, items.to(device), None if condition is None else condition.to(device))
+            check_latents(z, space.name)
             images = [condition.image.flatten(1)] if image else []
             yield torch.cat([z.flatten(1), *images], dim=1).cpu()
+            if watch is not None:
+                watch(indices.stop, len(samples))
 
-    path = _cache_file(samples, space)
+    path, parts = _cache_file(samples, space, device), {"items": (slice(width), space.facts.shape)}
+    if image:
+        parts["images"] = (slice(width, None), image)
     table = _in_file(path, size, rows) if path is not None else _in_memory(size, rows)
+    columns: dict[str, Column] = {name: table[:, part].view(-1, *shape) for name, (part, shape) in parts.items()}
+    if path is not None and table.numel() > MOST_IN_MEMORY:  # workers read it, so that no device holds all of it
+        columns = {name: Rows(path, len(samples), part, shape) for name, (part, shape) in parts.items()}
     return replace(
         samples,
-        items=table[:, :width].view(-1, *space.facts.shape),
+        items=columns["items"],
         shape=space.facts.shape,
         shift=space.facts.shift,
         scale=space.facts.scale,
         bounds=space.facts.bounds,
         form=space.facts.form,
-        images=table[:, width:].view(-1, *image) if image else None,
+        images=columns.get("images"),
         augment=None,
         mixture=None,
     )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A part of the rows of a file's table as a source, which each worker opens by itself."""
+
+    path: Path
+    count: int
+    part: slice
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.tensor(_opened(self.path)[i, self.part]).view(self.shape)
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path) -> Any:
+    """Return the table in a file, which is read as it is used."""
+    return np.load(path, mmap_mode="r")
 
 
 def _in_memory(size: tuple[int, int], rows: Callable[[], Iterator[Tensor]]) -> Tensor:
@@ -182,14 +222,11 @@ def _in_file(path: Path, size: tuple[int, int], rows: Callable[[], Iterator[Tens
         if (known := _mapped(path, size)) is not None:
             return known
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary:
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=size)
-            start = 0
+        with atomic(path) as temporary, temporary.open("wb") as file:  # a map of a full disk would end the process
+            header = np.lib.format.header_data_from_array_1_0(np.empty((0, size[1]), dtype=np.float32))
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": size})
             for part in rows():
-                array[start : start + len(part)] = part.numpy()
-                start += len(part)
-            array.flush()
-            del array
+                file.write(part.contiguous().numpy().data)
     except OSError:
         return _in_memory(size, rows)
     written = _mapped(path, size)
@@ -199,20 +236,20 @@ def _in_file(path: Path, size: tuple[int, int], rows: Callable[[], Iterator[Tens
 def _mapped(path: Path, size: tuple[int, int]) -> Tensor | None:
     """Return the table in a file, which is read as it is used, or None if there is none of this size."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r")
     except (FileNotFoundError, ValueError):
         return None
     fits = isinstance(array, np.memmap) and array.shape == size and array.dtype == np.float32
     return tensor_of(array) if fits else None
 
 
-def _cache_file(samples: Samples, space: LatentSpace) -> Path | None:
+def _cache_file(samples: Samples, space: LatentSpace, device: torch.device) -> Path | None:
     """Return the file for the latents of samples, or None for data that are in memory anyway or have no fingerprint."""
     folder = cache_folder()
     if folder is None or samples.in_memory or not samples.fingerprint or samples.item_ids is None:
         return None
     known = [fingerprint(samples), list(samples.item_ids), samples.conditions, list(samples.shift), list(samples.scale)]
-    text = json.dumps([__version__, space.name, known, document_of(space)], sort_keys=True)
+    text = json.dumps([__version__, device.type, space.name, known, document_of(space)], sort_keys=True)
     return folder / "latents" / f"{checkpoint.digest(on_cpu(tensors_of(space)), text)}.npy"
 
 

@@ -39,7 +39,7 @@ from difftool.training.auxiliary import build_auxiliary
 from difftool.training.batch_size import check_processes, find_batch_size
 from difftool.training.experiment import Experiment
 from difftool.training.frozen import freeze
-from difftool.training.latents import Feed, latent_space
+from difftool.training.latents import Feed, Watch, latent_space
 from difftool.training.loss import Objective
 from difftool.training.rate import check_schedule
 from difftool.training.snapshots import AverageFiles, models_of
@@ -47,10 +47,13 @@ from difftool.training.state import TrainState
 from difftool.training.transfer import load_source, take_weights
 
 
-def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = None) -> Experiment:
+def prepare(
+    recipe: Recipe, device: torch.device, resumed: RunFolder | None = None, *, watch: Watch | None = None
+) -> Experiment:
     """Load the data and build the parts of a recipe, or of the run to resume, whose state is loaded later.
 
-    Nothing is written. Raises `UsageError` and `DifftoolError`.
+    `watch(done, total)` is called as a codec encodes the items. No run is written. Raises `UsageError` and
+    `DifftoolError`.
     """
     settings = recipe.training
     devices.check_precision(device, settings.precision)
@@ -81,7 +84,7 @@ def prepare(recipe: Recipe, device: torch.device, resumed: RunFolder | None = No
     transfer = None if source is None else take_weights(network, source, recipe[Backbone], space, settings)
     freeze(network, settings)
     objective = build_objective(recipe, schedule, space, device)
-    feed = Feed.of(train, held_out, latents, recipe[Dataset], device)
+    feed = Feed.of(train, held_out, latents, recipe[Dataset], device, watch=watch)
     auxiliary, search = build_auxiliary(network, objective, settings.seed), None
     if settings.batch_size == AUTO:
         search = find_batch_size(network, auxiliary, feed, objective, settings, recipe[Optimizer])

@@ -1,7 +1,7 @@
 r"""Gotta go fast when generating data with score-based models (Jolicoeur-Martineau et al., 2021): adaptive steps.
 
 The reverse SDE is solved by pairs of steps: Euler-Maruyama's x' and the stochastic improved Euler's x'' are about as
-far apart as x' is off. A step whose scaled error E_2 (section 3.1) is above 1 is made again in smaller ones; of others,
+far apart as x' is off. A step whose scaled error E_2 is above 1 is made again in smaller ones; of others,
 x'' stays (algorithm 1). Here it is the SDE of x/alpha in sigma/alpha, whose only drift is that of eps.
 
 A denoiser takes one level for a whole batch, so items cannot go at paces of their own. Instead all meet at the levels

@@ -1,7 +1,7 @@
 """DEIS: fast sampling of diffusion models with an exponential integrator (Zhang & Chen, ICLR 2023).
 
-In x/alpha and rho = sigma/alpha the probability-flow ODE is d(x/alpha)/d rho = eps (proposition 3). DEIS puts a
-polynomial through the last few eps and integrates it exactly (eq. 14 and 15; here in log rho, as diffusers does):
+In x/alpha and rho = sigma/alpha the probability-flow ODE is d(x/alpha)/d rho = eps (section 3). DEIS puts a
+polynomial through the last few eps and integrates it exactly (AB-DEIS; here in log rho, as diffusers does):
 
   x_s/alpha_s = x_t/alpha_t + sum over j of C_j eps_j,    C_j = int from rho_t to rho_s of L_j(log rho) d rho
 

@@ -3,7 +3,7 @@ r"""RePaint: inpainting using denoising diffusion probabilistic models (Lugmayr 
 `sample --inpaint` puts the known pixels into each estimate of x_0. A step of DDPM then draws these pixels from the
 forward process (eq. 8a, here as q(x_s | x_t, x_0), which has the same marginal) and the others from the model (eq. 8b).
 Steps that are made once hardly bring the two into harmony. So RePaint resamples (section 4.2): every j steps it
-diffuses the state j levels back up (eq. 1) and makes these steps again, r times in all. White in the mask is painted.
+diffuses the state j levels back up and makes these steps again, r times in all. White in the mask is painted.
 
     difftool train --config examples/papers/ddpm.toml --out runs/ddpm
     difftool sample --oracle ideal --dataset gradients -n 1 --out photos

@@ -1,12 +1,12 @@
 r"""SA-Solver: stochastic Adams solver for fast sampling of diffusion models (Xue et al., NeurIPS 2023).
 
-With lambda = ln(alpha/sigma) and h = lambda_s - lambda_t, the reverse SDE of noise tau has the exact solution (eq. 10)
+With lambda = ln(alpha/sigma) and h = lambda_s - lambda_t, the reverse SDE of noise tau is solved exactly by
 
   x_s = (sigma_s/sigma_t) e^(-tau^2 h) x_t + sum over j of b_j x_0(j) + sigma_s sqrt(1 - e^(-2 tau^2 h)) z
   b_j = alpha_s (1 + tau^2) int from lambda_t to lambda_s of e^(-(1 + tau^2)(lambda_s - lambda)) L_j(lambda) d lambda
 
-for an x_0 that is a polynomial in lambda. The predictor (eq. 14) takes the polynomial through the last estimates, the
-corrector (eq. 17) through these and the one where the predictor ended, under the same noise z: one call a step.
+for an x_0 that is a polynomial in lambda. The predictor takes the polynomial through the last estimates, the
+corrector through these and the one where the predictor ended, under the same noise z: one call a step.
 
     difftool train --steps 5000 --out runs/roll
     difftool sample runs/roll --plugin examples/papers/sa_solver.py --sampler sa-solver --sampler.tau 0.8 \

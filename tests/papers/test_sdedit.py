@@ -10,35 +10,43 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from difftool import Condition, Denoise, Estimate, Level, Samples
-from difftool.data.facts import DataFacts
+from difftool import (
+    PIXELS,
+    Dataset,
+    DatasetContext,
+    Denoise,
+    Estimate,
+    Level,
+    Oracle,
+    OracleSpec,
+    Samples,
+    component,
+)
 from difftool.sampling.loop import collect
+from difftool.sampling.oracle import OracleSource
 from difftool.sampling.plan import Plan
-from difftool.sampling.source import Autocast, Source
 from difftool.settings import Sampling
-from difftool.testing.known import TABLES
 
 STD, GRAY = 0.3, 200
 """The data: gray images whose pixels are independent Gaussians around 0; the image to edit is of one shade."""
 
 
-class Gaussians(Source):
+class GrayImages(Dataset, name="gray-images"):
+    """Stands for the data: only its shape and its scaling matter."""
+
+    def load(self, context: DatasetContext) -> Samples:
+        return Samples(items=torch.zeros(4, 1, 4, 4, dtype=torch.uint8), shape=(1, 4, 4), **PIXELS)
+
+
+class Exact(Oracle, name="exact"):
     """The exact denoiser of the data."""
 
-    data = space = DataFacts(shape=(1, 4, 4), shift=(127.5,), scale=(127.5,), form="image")
-    schedule = TABLES["linear"]
-    device = torch.device("cpu")
-    name = schedule_name = description = "gaussians"
-
-    def denoiser(self, count: int, *, condition: Condition | None = None, autocast: Autocast | None = None) -> Denoise:
+    def denoiser(self, samples: Samples, spec: OracleSpec) -> Denoise:
         def denoise(x: Tensor, level: Level) -> Estimate:
             variance = level.alpha**2 * STD**2 + level.sigma**2
             return Estimate(level.alpha * STD**2 / variance * x, level.sigma / variance * x)
 
         return denoise
-
-    def load_samples(self) -> Samples:
-        raise NotImplementedError
 
 
 @pytest.mark.parametrize("strength", [0.2, 0.5, 0.9])
@@ -50,14 +58,14 @@ def test_samples_are_as_faithful_and_as_real_as_the_closed_form(tmp_path: Path, 
     """
     Image.new("L", (4, 4), GRAY).save(tmp_path / "strokes.png")
     n = 4_000
-    chosen = Sampling(init=tmp_path / "strokes.png", strength=strength, steps=1000, num_samples=n)
-    source = Gaussians()
+    chosen = Sampling(init=tmp_path / "strokes.png", strength=strength, steps=1000, num_samples=n, clip=False)
+    source = OracleSource.of(Exact(), GrayImages(), component("schedule", "linear"))  # type: ignore[arg-type]
     plan = Plan.of(source, chosen, sampler=sampler)
     found = collect(source, plan, [0])
     level = plan.levels[0]
     assert level.t == round(1000 * strength) - 1
-    x_g = float(source.data.scaling.to_model(torch.full((1, 1, 1, 1), float(GRAY))))
-    noised, pixels = found.states[0], found.x.numel()
+    x_g = GRAY / 127.5 - 1
+    noised, x, pixels = found.states[0], found.x, found.x.numel()
     assert abs(float(noised.mean()) - level.alpha * x_g) < 4 * level.sigma / math.sqrt(pixels)
     assert abs(float(noised.std()) / level.sigma - 1) < 0.02
     std = math.hypot(level.alpha * STD, level.sigma)
@@ -66,5 +74,5 @@ def test_samples_are_as_faithful_and_as_real_as_the_closed_form(tmp_path: Path, 
     else:
         gain = level.alpha * STD**2 / std**2
         mean, deviation = gain * level.alpha * x_g, math.hypot(STD * level.sigma / std, gain * level.sigma)
-    assert float(found.x.mean()) == pytest.approx(mean, abs=0.005)
-    assert float(found.x.std()) == pytest.approx(deviation, rel=0.02)
+    assert float(x.mean()) == pytest.approx(mean, abs=0.005)
+    assert float(x.std()) == pytest.approx(deviation, rel=0.02)

@@ -89,7 +89,7 @@ def gaussian(x: Tensor, level: Level) -> Estimate:
 
 @pytest.mark.parametrize("table", ["ve", "linear"])
 @pytest.mark.parametrize("repeats", [0, 1, 4])
-def test_restart_contracts_errors_as_theorem_1_says(table: str, repeats: int) -> None:
+def test_each_restart_contracts_errors(table: str, repeats: int) -> None:
     """Each restart shrinks the distance of two trajectories to (alpha_t/alpha_s) std(x_s)/std(x_t), in closed form.
 
     The flow of Gaussian data multiplies states by the ratio of their standard deviations.

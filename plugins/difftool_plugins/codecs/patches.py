@@ -69,7 +69,7 @@ class PrincipalComponents(nn.Module):
         count, guess = 0, torch.zeros(size, dtype=torch.float64)
         total, squares = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
         for x in batches:
-            rows = space_to_depth(x.to("cpu", torch.float64), self.size).transpose(0, 1).reshape(size, -1)
+            rows = space_to_depth(x.cpu().double(), self.size).transpose(0, 1).reshape(size, -1)
             guess = guess if count else rows.mean(dim=1)
             rows = rows - guess[:, None]
             total += rows.sum(dim=1)

@@ -25,6 +25,8 @@ PREFIX = "difftool-"
 MAX_LENGTH = 60
 RESERVED = ("aux", "con", "nul", "prn", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)))
 """Names that files cannot have on Windows."""
+NUMBERS = ("inf", "infinity", "nan")
+"""Names that Python reads as numbers, as a component must not have."""
 COMMANDS = (
     *("train", "sample", "compare", "noise", "reconstruct", "inspect-schedule", "runs", "info", "list", "plugins"),
     "check",
@@ -36,6 +38,7 @@ USES = {
     "sampler": "difftool sample --oracle ideal --sampler $component",
     "spacing": "difftool sample --oracle ideal --spacing $component",
     "codec": "difftool train --dataset gradients --codec $component",
+    "guidance": "difftool sample --label 0 --guidance $component",
     "oracle": "difftool sample --oracle $component",
     "writer": "difftool sample --oracle ideal --out samples.jsonl",
     "command": "difftool $component --help",
@@ -62,6 +65,7 @@ class NewPlugin(Command, name="new-plugin"):
         "codec",
         "sampler",
         "spacing",
+        "guidance",
         "prediction",
         "loss",
         "weighting",
@@ -100,7 +104,7 @@ class NewPlugin(Command, name="new-plugin"):
         if component in names(self.kind_) or (self.kind_ == Command.kind and component in COMMANDS):
             raise UsageError(f"NAME: a {self.kind_} named {component} already exists; choose another name")
         Class = _joined(component)
-        if self.name_ in RESERVED or keyword.iskeyword(Class):
+        if self.name_ in RESERVED or component in NUMBERS or keyword.iskeyword(Class):
             raise UsageError(f"NAME: {self.name_} is a reserved name; choose another name")
         if any(re.search(rf"\b{Class}\b", text) for _, text in templates(self.kind_)):  # it stands for another thing
             Class += _joined(self.kind_)
