@@ -233,6 +233,7 @@ def test_rows_are_classes_and_columns_guidances() -> None:
     assert made.cells == [[[0, 2, 4], [5, 7, 9]], [[1, 3], [6, 8]]]
     assert made.largest == 3
     assert made.limited(4).cells == [[[0], [5]], [[1], [6]]]
+    assert made.renumbered().cells == [[[0, 1, 2], [3, 4, 5]], [[6, 7], [8, 9]]]
     assert made.with_first(2).cells[1] == [[0, 1, 3, 5], [0, 1, 8, 10]]
 
 
@@ -376,6 +377,15 @@ def test_points_have_a_panel_for_each_class_and_guidance() -> None:
     assert shown == expected
     assert len(drawing_of([0, 1] * 6, **changes).figure().axes) == 2
     assert len(drawing_of([0, 0] * 6, **changes).figure().axes) == 1
+
+
+def test_points_beyond_the_panels_are_counted() -> None:
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    data, far = x.clone(), x.clone()
+    far[:3] += 1e4
+    changes: dict[str, Any] = {"form": "points", "scaling": Scaling((0.0,), (1.0,)), "states": None, "reference": data}
+    assert "a title\n3 of 40 samples lie outside" in texts(drawing_of([0, 1] * 20, **changes, x=far).figure())
+    assert "a title" in texts(drawing_of([0, 1] * 20, **changes, x=x).figure())
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 3])

@@ -222,14 +222,15 @@ class Drawing:
     def _given(self) -> int:
         return 0 if self.given is None else len(self.given)
 
-    def _cells(self, x: Tensor) -> Pixels:
-        """Return the images to draw for the first samples (n, *shape): those given, then each sample.
+    def _cells(self, x: Tensor, numbers: Sequence[int] = ()) -> Pixels:
+        """Return the images to draw for x (n, *shape), the samples of these numbers or else the first ones.
 
-        A condition image stands left of its sample, and the original right of it.
+        Those given come first. A condition image stands left of its sample, and the original right of it.
         """
+        chosen = list(numbers) or list(range(len(x)))
         images = self.pixels(x if self.given is None else torch.cat([self.given, x]))
-        left = self._condition_pixels(len(x))
-        right = None if self.originals is None else rgb(self.pixels(self.originals[: len(x)]))
+        left = self._condition_pixels(chosen)
+        right = None if self.originals is None else rgb(self.pixels(self.originals[chosen]))
         if left is None and right is None:
             return images
         images, blank = rgb(images), ((len(images) - len(x), 0), (0, 0), (0, 0), (0, 0))  # those given have none
@@ -237,11 +238,11 @@ class Drawing:
         before, after = ([] if side is None else [side] for side in sides)
         return np.concatenate([*before, images, *after], axis=2)
 
-    def _condition_pixels(self, count: int) -> Pixels | None:
-        """Return the condition images of the first samples as pixels (n, H, W, 3), or None without any."""
+    def _condition_pixels(self, numbers: list[int]) -> Pixels | None:
+        """Return the condition images of samples as pixels (n, H, W, 3), or None without any."""
         if self.condition_images is None:
             return None
-        images = self.condition_images[:count]
+        images = self.condition_images[numbers]
         if images.dtype != torch.uint8:
             images = PIXEL_SCALING.to_pixels(images)
         return rgb(images.movedim(1, -1).contiguous().numpy())
@@ -274,17 +275,17 @@ class Drawing:
 
     def _table_frames(self, groups: Groups, chosen: Sequence[int]) -> Iterator[Pixels]:
         """Return the states as frames, each in rows and columns."""
-        states, shown = self._states(), len(groups.numbers)
-        note = f"{shown:,} of {states.shape[1]:,}" if shown < states.shape[1] else ""
+        states, numbers, cells = self._states(), groups.numbers, groups.renumbered()
+        note = f"{len(numbers):,} of {states.shape[1]:,}" if len(numbers) < states.shape[1] else ""
         title = _with_note(self.title if self.is_image else self._plane(), groups.omitted or note)
         titles = [f"{title}\n{self._label(k)}" for k in chosen]
         if self.is_image:
-            images = (self._cells(states[k]) for k in chosen)
-            return image_tables.group_frames(images, groups.with_first(self._given), titles, self.columns)
-        reference, points = self._reference(), (self._points(states[k]) for k in chosen)
+            images = (self._cells(states[k, numbers], numbers) for k in chosen)
+            return image_tables.group_frames(images, cells.with_first(self._given), titles, self.columns)
+        reference, points = self._reference(), (self._points(states[k, numbers]) for k in chosen)
         limits = point_limits(self._ends(), reference)
         return point_tables.group_frames(
-            points, groups, titles, limits, reference, joined=self.joined, across=self.columns
+            points, cells, titles, limits, reference, joined=self.joined, across=self.columns
         )
 
     def _strip(self, count: int) -> Figure:
@@ -292,13 +293,14 @@ class Drawing:
         columns = [self._label(k) for k in chosen]
         if not self.is_image:
             numbers = [range(len(self.x))] if groups is None else [cell for row in groups.cells for cell in row]
+            note = f"first {GROUPED_ROWS} of {len(numbers):,} rows" if len(numbers) > GROUPED_ROWS else ""
             numbers = numbers[:GROUPED_ROWS]
             points = [self._points(states[k])[:, :2] for k in chosen]
             return point_tables.scatter_table(
                 [[state[list(row)] for state in points] for row in numbers],
                 columns=columns,
                 rows=() if groups is None else [self._words(row[0]) for row in numbers],
-                title=self._plane(),
+                title=_with_note(self._plane(), note),
                 reference=self._reference(),
                 joined=self.joined,
                 across=self.columns,
@@ -310,9 +312,9 @@ class Drawing:
         if self.given is not None:
             rows = torch.cat([self.given.expand(len(rows), *self.given.shape), rows], dim=1)
             columns = [*(["given"] * self._given), *columns]
-        images, left = self.pixels(rows), self._condition_pixels(len(self.x))
+        images, left = self.pixels(rows), self._condition_pixels(first)
         if left is not None:
-            images, columns = np.concatenate([left[first][:, None], rgb(images)], axis=1), ["condition", *columns]
+            images, columns = np.concatenate([left[:, None], rgb(images)], axis=1), ["condition", *columns]
         words = [self._words(number) for number in first]
         return image_tables.image_table(
             images, columns=columns, rows=words if any(words) else (), title=self.title, across=self.columns

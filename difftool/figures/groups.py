@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -82,6 +83,11 @@ class Groups:
         """Return the groups with the first samples of each cell, about `most` in all and at least one."""
         each = max(1, most // self.count)
         return replace(self, cells=[[cell[:each] for cell in row] for row in self.cells])
+
+    def renumbered(self) -> Groups:
+        """Return the groups of samples in the order of `numbers`."""
+        count = itertools.count()
+        return replace(self, cells=[[[next(count) for _ in cell] for cell in row] for row in self.cells])
 
     def with_first(self, given: int) -> Groups:
         """Return the groups of images to which so many were added in front, which each cell shows first."""

@@ -13,7 +13,7 @@ from difftool.figures import layout, style
 from difftool.figures.films import Still
 from difftool.figures.groups import Groups
 from difftool.figures.layout import Board
-from difftool.figures.points import Limits, bars, cloud, density, point_limits, sides
+from difftool.figures.points import Limits, bars, cloud, density, outside, point_limits, sides
 from difftool.figures.style import Floats, Pixels
 
 CELL, SMALL_CELL, FEW = 168, 116, 24
@@ -56,6 +56,10 @@ def scatter_groups(
 ) -> Figure:
     """Draw points (N, D) as `scatter_table` does, those of each cell in its panel."""
     limits = point_limits(points[:, :2], reference)
+    shown = points[groups.numbers, :2]
+    low, high = np.transpose(limits)[:, : shown.shape[1]]
+    inside = int(((shown >= low) & (shown <= high)).all(axis=1).sum())
+    title = "\n".join([title, *outside(inside, len(shown))])
     cells = _cells(points, groups)
     board, _ = _table(cells, groups, limits, reference, titles=[title], joined=joined, across=across)
     return board.figure

@@ -42,7 +42,7 @@ def scatter(
     limits = point_limits(points, reference)
     notes = [f"coordinates 0 and 1 of {dimensions}"] if dimensions > 2 else []
     low, high = np.transpose(limits)
-    notes += _outside(int(((points >= low) & (points <= high)).all(axis=1).sum()), len(points))
+    notes += outside(int(((points >= low) & (points <= high)).all(axis=1).sum()), len(points))
     panel = _Panel(limits, titles=[title], reference=reference, notes=notes, joined=joined, noun=noun)
     panel.move(points)
     return panel.board.figure
@@ -132,7 +132,7 @@ class _Panel:
 def _histogram(values: Floats, reference: Floats | None, *, title: str, noun: str) -> Figure:
     low, high = _span(values, reference)
     inside = values[(values >= low) & (values <= high)]
-    notes = _outside(len(inside), len(values))
+    notes = outside(len(inside), len(values))
     board, axes = _axes(PANEL, 360, 52, titles=[title], notes=notes)
     bins = min(80, max(8, round(math.sqrt(len(values)))))
     if reference is not None:
@@ -216,7 +216,8 @@ def sides(limits: Limits, longest: int) -> tuple[int, int]:
     return width, height
 
 
-def _outside(inside: int, count: int) -> list[str]:
+def outside(inside: int, count: int) -> list[str]:
+    """Return a note on the samples beyond the axes, if there are any."""
     return [f"{count - inside:,} of {count:,} samples lie outside"] if inside < count else []
 
 
