@@ -363,6 +363,7 @@ def test_completion_of_the_module(cli: Run) -> None:
         (["train", "--lr-s"], ["--lr-schedule"]),
         (["sample", "--sampler", "dd"], ["ddim", "ddpm"]),
         (["sample", "--sampler", "ddpm", "--sampler."], ["--sampler.variance"]),
+        (["sample", "--guidance", "1,au"], ["1,autoguidance"]),
         (["inspect-schedule", "cos"], ["cosine"]),
         (["list", "sam"], ["samplers"]),
         (["train", "--backbone", "nope", "--backbone."], []),
