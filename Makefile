@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto -m "not slow and not gpu"
 
-# All tests: some ten minutes on two cores.
+# All tests: some eleven minutes on two cores.
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto
 

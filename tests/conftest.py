@@ -64,7 +64,7 @@ def invoke(*arguments: object) -> Outcome:
     return Outcome(*astuple(testing.invoke(*last_of(arguments))))
 
 
-def spawn(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 240) -> Outcome:
+def spawn(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 600) -> Outcome:
     """Run the command line in a new process."""
     done = subprocess.run(
         [sys.executable, "-m", "difftool", *map(str, last_of(arguments))],
@@ -120,25 +120,40 @@ def is_option(word: object) -> bool:
     return str(word).startswith("--")
 
 
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[..., Path]:
-    """`shared("points", *POINTS, "--steps", 30)`: a trained run that all workers of pytest-xdist share.
+Make = Callable[[Path], object]
 
-    The first worker that needs a run trains it, while others that need it wait.
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[str, Make], Path]:
+    """`once("name", make)`: a path that `make(path)` has filled, and that all workers of pytest-xdist share.
+
+    The first worker that needs it makes it, while others that need it wait.
     """
     here = tmp_path_factory.getbasetemp()
-    folder = here.parent if hasattr(request.config, "workerinput") else here
+    folder = (here.parent if hasattr(request.config, "workerinput") else here) / "shared"
+
+    def made(name: str, make: Make) -> Path:
+        folder.mkdir(exist_ok=True)
+        with FileLock(folder / f"{name}.lock"):
+            complete = folder / f"{name}.complete"
+            if not complete.exists():
+                make(folder / name)
+                complete.touch()
+        return folder / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def shared(once: Callable[[str, Make], Path]) -> Callable[..., Path]:
+    """`shared("points", *POINTS, "--steps", 30)`: a trained run that all workers of pytest-xdist share."""
 
     def trained(name: str, *arguments: object) -> Path:
-        run = folder / "shared" / name
-        run.parent.mkdir(exist_ok=True)
-        with FileLock(folder / f"{name}.lock"):
-            if not run.exists():
-                part = tmp_path_factory.mktemp(name) / name
-                outcome = invoke("train", *arguments, "--out", part)
-                assert outcome.code == 0, outcome.err
-                part.rename(run)
-        return run
+        def train(path: Path) -> None:
+            outcome = invoke("train", *arguments, "--out", path, "--overwrite")
+            assert outcome.code == 0, outcome.err
+
+        return once(name, train)
 
     return trained
 

@@ -2,14 +2,86 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import select
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+PATIENCE = 300
+"""Seconds that a command may take."""
+NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}
 OFFLINE = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check")
+
+
+FORKS = """
+import atexit, gc, json, os, runpy, sys, threading, traceback, types
+import matplotlib, numpy, torch
+
+def work(job):
+    os.environ.clear()
+    os.environ.update(job["env"])
+    os.chdir(job["cwd"])
+    for number, path in enumerate(("/dev/null", job["out"], job["err"])):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    option, what, *rest = job["words"]
+    sys.argv, sys.path[0] = [option, *rest], "" if option == "-c" else os.getcwd()
+    code = 0
+    try:
+        if option == "-m":
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        else:
+            sys.modules["__main__"] = main = types.ModuleType("__main__")
+            exec(compile(what, "<string>", "exec", dont_inherit=True), main.__dict__)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+gc.freeze()
+for line in sys.stdin:
+    if (pid := os.fork()) == 0:
+        work(json.loads(line))
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+"""A program that imports the libraries which take long, and forks for each job. A job is a process of its own, which
+imports difftool and all packages anew."""
+
+
+@dataclass
+class Forks:
+    """The test's end of `FORKS`."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+    jobs: int = 0
+
+    def run(self, words: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run `-m MODULE ...` or `-c CODE`, and return what a new process of Python would."""
+        self.jobs += 1
+        out, err = (self.folder / f"{self.jobs}.{name}" for name in ("out", "err"))
+        job = {"words": [*words], "cwd": str(cwd), "env": dict(env), "out": str(out), "err": str(err)}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        ended, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        assert ended, f"{' '.join(words)} does not end"
+        code = int(self.process.stdout.readline())
+        return subprocess.CompletedProcess([*words], code, out.read_text(), err.read_text())
 
 
 @dataclass(frozen=True)
@@ -18,17 +90,23 @@ class Environment:
 
     python: Path
     folder: Path
+    forks: list[Forks] = field(default_factory=list)
+    """The process that forks in place of starting Python, if there is one."""
 
     @classmethod
     def make(cls, folder: Path) -> Environment:
-        """Create the environment in an empty folder."""
+        """Create the environment in a folder."""
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
         (site,) = (folder / "venv").glob("[lL]ib/**/site-packages")
         parents = [path for path in sys.path if path.endswith("site-packages")]
         (site / "parent.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in parents))
-        work = folder / "work"
-        work.mkdir()
-        return cls(folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python", work)
+        (folder / "work").mkdir()
+        return cls.of(folder)
+
+    @classmethod
+    def of(cls, folder: Path) -> Environment:
+        """Return the environment that was created in a folder."""
+        return cls(folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python", folder / "work")
 
     def run(self, *words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run `difftool ...`, `python ...`, `pytest ...` or `pip ...` there; it finds what is installed there.
@@ -38,15 +116,37 @@ class Environment:
         if words == ("source", ".venv/bin/activate"):
             return subprocess.CompletedProcess(words, 0, "", "")
         here = {k: v for k, v in os.environ.items() if k != "DIFFTOOL_PLUGINS"}
+        spelled, env = self._spelled([str(word) for word in words]), {**here, **NO_BYTECODE, **environment}
+        if self.forks and spelled[0] == str(self.python) and spelled[1] in ("-m", "-c") and words[0] != "torchrun":
+            return self.forks[0].run(spelled[1:], cwd or self.folder, env)
         return subprocess.run(
-            self._spelled([str(word) for word in words]),
+            spelled,
             cwd=cwd or self.folder,
-            env={**here, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+            env=env,
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=300,
+            timeout=PATIENCE,
         )
+
+    @contextlib.contextmanager
+    def forking(self) -> Iterator[None]:
+        """Fork for each run of Python in this block, in place of importing torch again.
+
+        Nothing may depend on torch not being imported, nor on what Python reads from the environment when it starts.
+        """
+        with (
+            tempfile.TemporaryDirectory() as place,
+            subprocess.Popen(
+                [self.python, "-c", FORKS], env={**os.environ, **NO_BYTECODE}, stdin=-1, stdout=-1, text=True
+            ) as process,
+        ):
+            self.forks.append(Forks(process, Path(place)))
+            try:
+                yield
+            finally:
+                self.forks.clear()
+                process.kill()
 
     def check(self, *words: object, cwd: Path | None = None, **environment: str) -> str:
         """Run a command, fail unless it succeeds, and return what it wrote to stdout."""

@@ -291,21 +291,29 @@ def test_a_new_plugin_is_clean(run: Run, tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.slow
 def test_new_plugins_are_typed(run: Run, tmp_path: Path) -> None:
-    """All kinds in one test, since the first run of mypy reads torch, and the others find it in the cache."""
+    """One run of mypy checks all kinds with the settings that their packages share, for each run would read torch."""
     pytest.importorskip("mypy")
+    packages = [tmp_path / f"difftool-{kind}" for kind in KINDS]
+    for kind, package in zip(KINDS, packages, strict=True):
+        assert run("new-plugin", package.name, "--kind", kind).code == 0
+    projects = [tomllib.loads((package / "pyproject.toml").read_text()) for package in packages]
+    assert all(project["tool"]["mypy"] == projects[0]["tool"]["mypy"] for project in projects)
     sources = str(Path(difftool.__file__).parents[1])  # an editable install is hidden from mypy
-    for kind in KINDS:
-        assert run("new-plugin", f"difftool-{kind}", "--kind", kind).code == 0
-        done = subprocess.run(
-            [sys.executable, "-m", "mypy", "--cache-dir", tmp_path / "cache"],
-            cwd=tmp_path / f"difftool-{kind}",
-            env={**os.environ, "MYPYPATH": sources},
-            capture_output=True,
-            text=True,
-        )
-        own = [line for line in done.stdout.splitlines() if line.startswith(("src", "tests"))]
-        assert not own, done.stdout + done.stderr
-        assert "checked" in done.stdout
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mypy", "--config-file", packages[0] / "pyproject.toml"),
+            *("--cache-dir", tmp_path / "cache"),
+            *(package.name + f"/{part}" for package in packages for part in projects[0]["tool"]["mypy"]["files"]),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": os.pathsep.join([sources, *(str(package / "src") for package in packages)])},
+        capture_output=True,
+        text=True,
+    )
+    own = [line for line in done.stdout.splitlines() if line.startswith("difftool-")]
+    assert not own, done.stdout + done.stderr
+    count = sum(len([*package.rglob("*.py")]) for package in packages)
+    assert f"checked {count} source files" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -149,20 +149,26 @@ def test_every_block_of_a_page_runs(page: Path, tmp_path: Path) -> None:
         pytest.skip("no code on this page")
     place = Environment.make(tmp_path)
     props(place.folder)
-    for block in found:
-        where = f"{page.name}:{block.line}"
-        if block.file:
-            (place.folder / block.file).write_text(block.text)
-        if block.language == "toml":
-            tomllib.loads(block.text)
-        elif block.language == "python" and not block.file:
-            done = place.run("python", "-c", block.text)
-            assert done.returncode == 0, f"{where}\n{done.stdout}{done.stderr}"
-        elif block.language == "console":
-            for words in commands(block.text):
-                if not shlex.join(words).startswith(NOT_HERE):
-                    done = place.run(*(here(page, word) for word in smaller(words)))
-                    assert done.returncode == 0, f"{where}: {shlex.join(words)}\n{done.stdout}{done.stderr}"
+    with place.forking():
+        for block in found:
+            run(place, page, block)
+
+
+def run(place: Environment, page: Path, block: Block) -> None:
+    """Run a block as a reader of the page would, or write it into the file that it names."""
+    where = f"{page.name}:{block.line}"
+    if block.file:
+        (place.folder / block.file).write_text(block.text)
+    if block.language == "toml":
+        tomllib.loads(block.text)
+    elif block.language == "python" and not block.file:
+        done = place.run("python", "-c", block.text)
+        assert done.returncode == 0, f"{where}\n{done.stdout}{done.stderr}"
+    elif block.language == "console":
+        for words in commands(block.text):
+            if not shlex.join(words).startswith(NOT_HERE):
+                done = place.run(*(here(page, word) for word in smaller(words)))
+                assert done.returncode == 0, f"{where}: {shlex.join(words)}\n{done.stdout}{done.stderr}"
 
 
 @pytest.mark.slow

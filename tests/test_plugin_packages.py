@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import POINTS
+from conftest import POINTS, Make
 from environment import Environment
 
 from difftool.components import KINDS
@@ -38,26 +40,37 @@ def copied(package: Path, folder: Path) -> Path:
     return Path(shutil.copytree(package, folder / package.name, ignore=ignored))
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """The example packages that are sound, and one of each kind that `new-plugin` writes, all installed."""
-    pytest.importorskip("hatchling")
-    environment = Environment.make(tmp_path_factory.mktemp("environment"))
+def install(folder: Path) -> None:
+    """Create an environment with the example packages that are sound, and one of each kind that `new-plugin` writes."""
+    environment = Environment.make(folder)
     for name in SOUND:
         copied(EXAMPLES / name, environment.folder)
     for kind in KINDS:
         environment.check("difftool", "new-plugin", f"demo-{kind}", "--kind", kind)
     environment.check("pip", "install", *(f"./{name}" for name in (*SOUND, *(f"demo-{kind}" for kind in KINDS))))
-    return environment
+
+
+@pytest.fixture(scope="module")
+def here(once: Callable[[str, Make], Path]) -> Environment:
+    pytest.importorskip("hatchling")
+    return Environment.of(once("packages", install))
+
+
+@pytest.fixture(scope="module")
+def forking(here: Environment) -> Iterator[Environment]:
+    """The same, but without importing torch for each run of Python, so it cannot say which package imports torch."""
+    forks = replace(here, forks=[])
+    with forks.forking():
+        yield forks
 
 
 PACKAGES = (*SOUND, *(f"demo-{kind}" for kind in KINDS))
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_package_passes_its_own_tests_and_keeps_the_laws(here: Environment, package: str) -> None:
-    here.check("pytest", package, OMP_NUM_THREADS="1")
-    outcome = json.loads(here.check("difftool", "check", package, "--json"))
+def test_a_package_passes_its_own_tests_and_keeps_the_laws(forking: Environment, package: str) -> None:
+    forking.check("pytest", package)
+    outcome = json.loads(forking.check("difftool", "check", package, "--json"))
     assert outcome["verdict"] == "passed"
     assert len(outcome["checked"]) == 1 + SOUND.get(package, 1)  # the plugin, and its components
     assert sum(len(one["laws"]) for one in outcome["checked"]) >= (3 if package in REQUIRE else 8)
@@ -142,14 +155,18 @@ def test_a_model_says_which_package_it_was_made_with(here: Environment, tmp_path
         )
 
 
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """The package that is broken on purpose, and one that is sound."""
-    pytest.importorskip("hatchling")
-    environment = Environment.make(tmp_path_factory.mktemp("broken"))
+def install_broken(folder: Path) -> None:
+    """Create an environment with the package that is broken on purpose, and one that is sound."""
+    environment = Environment.make(folder)
     for name in ("difftool-broken", "difftool-gradient-estimation"):
-        environment.check("pip", "install", copied(EXAMPLES / name, environment.folder))
-    return environment
+        copied(EXAMPLES / name, environment.folder)
+    environment.check("pip", "install", "./difftool-broken", "./difftool-gradient-estimation")
+
+
+@pytest.fixture(scope="module")
+def broken(once: Callable[[str, Make], Path]) -> Environment:
+    pytest.importorskip("hatchling")
+    return Environment.of(once("broken", install_broken))
 
 
 REASONS = {

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import invoke, spawn
 
 N, DIRECTIONS = 10_000, 200
 
@@ -28,9 +26,9 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int) -> float:
 
 
 def difftool(cwd: Path, *arguments: str) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "difftool", *arguments]
-    subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True)
+    """Run the command line in a new process."""
+    done = spawn(*arguments, cwd=cwd)
+    assert done.code == 0, done.err
 
 
 class Yardstick:
@@ -54,10 +52,11 @@ class Yardstick:
 
 
 def walks(cwd: Path, *arguments: str) -> list[Path]:
-    """Samples of five seeds."""
+    """Samples of five seeds, drawn in this process, whose current folder is `cwd`."""
     files = [cwd / f"{'-'.join(arguments).replace('/', '')}-{seed}.npy" for seed in range(5)]
     for seed, file in enumerate(files):
-        difftool(cwd, "sample", "-n", str(N), *arguments, "--seed", str(seed), "--out", str(file))
+        done = invoke("sample", "-n", N, *arguments, "--seed", seed, "--out", file)
+        assert done.code == 0, done.err
     return files
 
 
@@ -65,7 +64,8 @@ TEN_CALLS = ("--sampler", "dpmpp-2m", "--spacing", "log-snr", "--steps", "10")
 
 
 @pytest.mark.slow
-def test_bare_train_is_a_good_model(tmp_path: Path) -> None:
+def test_bare_train_is_a_good_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     measure = Yardstick()
     difftool(tmp_path, "train", "--seed", "0", "--preview-every", "0")
     assert measure(walks(tmp_path, "--sampler", "ddim", "--steps", "50")) <= 2
@@ -73,7 +73,8 @@ def test_bare_train_is_a_good_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_ideal_denoiser_needs_ten_calls(tmp_path: Path) -> None:
+def test_the_ideal_denoiser_needs_ten_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     ideal = ("--oracle", "ideal", "--oracle.items", "20000", "--dataset", "swiss-roll")
     assert Yardstick()(walks(tmp_path, *ideal, *TEN_CALLS)) <= 1.5
 

@@ -7,6 +7,7 @@ of it stays in this file, and Typer's version is capped and tested.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -70,7 +71,12 @@ class ComponentCommand(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         *own, help_option = super().get_params(ctx)
-        return [*compile_names(self.choices), *own, *ctx.meta.get(OPTIONS, ()), help_option]
+        return [*self.names, *own, *ctx.meta.get(OPTIONS, ()), help_option]
+
+    @functools.cached_property
+    def names(self) -> list[Any]:
+        """The options that choose components by their names. Parsing asks for them several times."""
+        return compile_names(self.choices)
 
     def _groups(self, ctx: Any, args: list[str]) -> Sequence[Group]:
         """Return the options of the components that the lenient pass finds. Help and completion ignore a wrong name."""

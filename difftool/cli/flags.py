@@ -138,7 +138,8 @@ def names_of(kind: str) -> Callable[[str], list[str]]:
     """Return the shell completion of a component's name."""
 
     def complete(incomplete: str) -> list[str]:
-        return [name for name in registry().names(kind) if name.startswith(incomplete)]
+        before, comma, word = incomplete.rpartition(",")  # of names joined by commas, the last one
+        return [before + comma + name for name in registry().names(kind) if name.startswith(word)]
 
     return complete
 

@@ -16,7 +16,7 @@ from difftool.devices import autocast
 from difftool.diffusion.estimate import Denoise, Estimate
 from difftool.errors import DifftoolError, UsageError, blaming
 from difftool.sampling.denoiser import Counted
-from difftool.sampling.guidance import GuidanceSpec, Predictions
+from difftool.sampling.guidance import GuidanceSpec
 from difftool.sampling.matching import check_same_data, condition_for, matched
 
 if TYPE_CHECKING:
@@ -50,8 +50,18 @@ class BatchPredictions:
         weights: str = "ema",
         gradients: bool = False,
     ) -> Denoise:
-        used = self._condition(hidden, condition)
-        denoise = self._own(used, gradients) if run is None else self._other(Path(run), weights, used, gradients)
+        if condition is not None:
+            if hidden:
+                raise ValueError("a denoiser is either hidden or under a condition, not both")
+            if len(condition) != self.count:
+                raise ValueError(f"the condition is of {len(condition)} items, and the batch has {self.count}")
+        used = None if hidden else self.condition if condition is None else condition
+        if run is None:
+            if hidden or condition is not None:
+                self._check_condition(hidden)
+            denoise = self._own(used, gradients)
+        else:
+            denoise = self._other(Path(run), weights, used, gradients)
         self.gradients = self.gradients or gradients
         self.counted.append(Counted(denoise))
         return self.counted[-1]
@@ -78,37 +88,30 @@ class BatchPredictions:
             device=self.source.device,
         )
 
-    def _condition(self, hidden: bool, condition: Condition | None) -> Condition | None:
-        """Return the condition of a denoiser. Raises `UsageError`, and `ValueError` for what the caller mixed up."""
-        if condition is not None:
-            if hidden:
-                raise ValueError("a denoiser is either hidden or under a condition, not both")
-            if len(condition) != self.count:
-                raise ValueError(f"the condition is of {len(condition)} items, and the batch has {self.count}")
-            if not self.source.data.condition:
-                raise UsageError(f"--guidance: {self.source.name} has no classes, and no other condition")
-            return condition
-        if not hidden:
-            return self.condition
+    def _check_condition(self, hidden: bool) -> None:
+        """Raise `UsageError` where the model has no condition to hide or to change, or cannot do without."""
         takes = self.source.data.condition.shapes
         if not takes:
             raise UsageError(f"--guidance: {self.source.name} has no classes, and no other condition")
-        if self.condition is None:
+        if hidden and self.condition is None:
             flags = " and ".join(f"--{name}" for name in takes)
             raise UsageError(f"--guidance: needs a {flags} to guide towards")
-        if self.source.needs_condition:
+        if hidden and self.source.needs_condition:
             raise UsageError(
                 "--guidance: the model was trained with --condition-dropout 0 and has nothing to guide away from"
             )
-        return None
 
     def _own(self, condition: Condition | None, gradients: bool) -> Denoise:
         return self.source.denoiser(self.count, condition=condition, autocast=self._autocast, gradients=gradients)
 
     def _other(self, run: Path, weights: str, condition: Condition | None, gradients: bool) -> Denoise:
         """Return the denoiser of another run. Raises `DifftoolError`."""
-        other = self.source.other(run, weights, check_same_data)
-        its_condition = condition_for(other, condition, self.source.space)
+        try:
+            other = self.source.other(run, weights, check_same_data)
+            its_condition = condition_for(other, condition, self.source.space)
+        except DifftoolError as error:
+            kind = UsageError if isinstance(error, UsageError) else DifftoolError
+            raise kind(f"--guidance: {error}") from error
         denoise = other.denoiser(self.count, condition=its_condition, autocast=self._autocast, gradients=gradients)
         return matched(denoise, self.source, other)
 
@@ -149,7 +152,7 @@ def calls_at(guidance: Guidance | None, spec: GuidanceSpec) -> Callable[[Level],
     @cache
     def count(level: Level) -> int:
         trial = _Trial()
-        with torch.set_grad_enabled(True):
+        with blaming(f"guidance {guidance.name}"), torch.enable_grad():
             denoise = guidance.denoiser(trial, spec)
             denoise(torch.zeros(spec.count, *spec.shape, device=spec.device), level)
         return trial.calls
@@ -173,7 +176,3 @@ class _Trial:
             return Estimate(0.0 * x, x / level.sigma)
 
         return zero
-
-
-if TYPE_CHECKING:
-    _: type[Predictions] = BatchPredictions

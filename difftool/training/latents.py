@@ -205,7 +205,7 @@ class Rows:
 @lru_cache(maxsize=4)
 def _opened(path: Path) -> Any:
     """Return the table in a file, which is read as it is used."""
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.load(path, mmap_mode="r")
 
 
 def _in_memory(size: tuple[int, int], rows: Callable[[], Iterator[Tensor]]) -> Tensor:

@@ -10,7 +10,7 @@ Guidances leave the estimate without a condition in `Estimate.unconditional`. Wi
 this is ddim.
 
     difftool train --config examples/papers/cfg.toml --out runs/cfg
-    difftool sample runs/cfg --plugin examples/papers/cfgpp.py --sampler cfgpp --label 0 --guidance 0.6 --out cfgpp.png
+    difftool sample runs/cfg --plugin examples/papers/cfgpp.py --sampler cfgpp --label 0 --guidance 0.2 --out cfgpp.png
 """
 
 from __future__ import annotations

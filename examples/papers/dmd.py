@@ -5,17 +5,15 @@ The network becomes a generator, x = G(z): its estimate of x_0 for pure noise z.
 There two denoisers tell the score: the teacher that of data, and a fake one, trained on what the generator makes, that
 of the samples. Their difference moves x as the gradient of the Kullback-Leibler divergence does (DMD, eqs. 7 and 8).
 DMD updates generator and fake denoiser in the same iteration by an optimizer each (algorithm 1). Neither loss has a
-gradient in the other's weights, so one Adam for the sum of both losses makes the same steps. DMD2 updates them in
-turn, the fake denoiser five times for each time of the generator (section 4.2): a weight without a gradient rests in a
-step, which --optimizer in-turn respects. All three networks begin with the weights of --init-from. The regression loss
-of DMD, which DMD2 drops, and the discriminator of DMD2 are left out.
+gradient in the other's weights, so one Adam for the sum of both losses makes the same steps. DMD2 updates them in turn,
+the fake denoiser five times for each time of the generator (section 4.2), since otherwise training is unstable without
+the regression loss of DMD, which it drops. A weight without a gradient rests, as --optimizer in-turn sees to. All three
+networks begin with the weights of --init-from. The regression loss and the discriminator of DMD2 are left out.
 
     difftool train --schedule cosine --prediction v --steps 4000 --out runs/teacher
-    difftool train --plugin examples/papers/dmd.py --init-from runs/teacher --loss dmd \
-        --schedule cosine --prediction v --lr 1e-3 --steps 2000 --out runs/dmd
     difftool train --plugin examples/papers/dmd.py --init-from runs/teacher --loss dmd --loss.turns 5 \
-        --optimizer in-turn --schedule cosine --prediction v --lr 1e-3 --steps 6000 --out runs/dmd2
-    difftool sample runs/dmd2 --steps 1
+        --optimizer in-turn --schedule cosine --prediction v --lr 1e-3 --steps 6000 --out runs/dmd
+    difftool sample runs/dmd --steps 1
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ class Denoisers(nn.Module):
         super().__init__()
         self.teacher = copy.deepcopy(spec.network).eval().requires_grad_(False)
         self.fake = copy.deepcopy(spec.network).train()
-        self.timesteps = len(spec.schedule)
+        self.generator, self.timesteps = [spec.network], len(spec.schedule)  # in a list, it is no submodule
 
 
 class DistributionMatching(Loss, name="dmd"):
@@ -65,6 +63,8 @@ class DistributionMatching(Loss, name="dmd"):
         error = (predict.x_0(noised(t), t, cond, network=auxiliary.fake) - x.detach()).square().flatten(1).mean(1)
         fake_loss = (1 + (alpha / sigma).square()).flatten() * error
         if not its_turn:
+            if any(weight.grad is not None for weight in auxiliary.generator[0].parameters()):
+                raise ValueError("turns: this optimizer moves weights without a gradient; take --optimizer in-turn")
             return fake_loss
 
         with torch.no_grad():

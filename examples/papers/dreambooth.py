@@ -5,13 +5,13 @@ class that the subject belongs to, it also learns images that it drew of this cl
 is the sum of both, the second with a weight lambda (eq. 2). The data below do the same by counts: of all items, a share
 lambda/(1 + lambda) are images that the model drew. --init-from knows classes by name, so the old ones stay.
 
-    python examples/tutorials/patches.py photos/things --of rocket china -n 800
-    python examples/tutorials/patches.py photos/animals --of cat -n 400
+    python examples/tutorials/patches.py photos/things --of rocket china -n 400
+    python examples/tutorials/patches.py photos/animals --of cat -n 200
     python examples/tutorials/patches.py cup --of coffee -n 5
     difftool train --dataset image-folder --dataset.path photos --dataset.size 16 --backbone unet \
       --backbone.dim-mults 1,2 --steps 3000 --batch-size 32 --out runs/photos
     difftool train --plugin examples/papers/dreambooth.py --dataset dreambooth --dataset.model runs/photos \
-      --dataset.subject cup --dataset.label things --dataset.called cup --backbone.dim-mults 1,2 \
+      --dataset.subject cup --dataset.label things --dataset.called cup --dataset.n 60 --backbone.dim-mults 1,2 \
       --init-from runs/photos --steps 300 --batch-size 32 --lr 1e-4 --condition-dropout 0 --out runs/cup
     difftool sample runs/cup --plugin examples/papers/dreambooth.py --label cup --out cups.png
 """
@@ -44,7 +44,9 @@ class DreamBooth(Dataset, name="dreambooth"):
             raise ValueError(
                 f"label and called: must be an old class and a new one; {self.model} has {', '.join(names)}"
             )
-        prior = model.sample(self.n, label=self.label, seed=context.seed).round().clamp(0, 255).to(torch.uint8)
+        prior = (
+            model.sample(self.n, label=self.label, steps=25, seed=context.seed).round().clamp(0, 255).to(torch.uint8)
+        )
         channels, *size = model.data.shape
         files = sorted(path for path in self.subject.iterdir() if path.suffix in (".png", ".jpg", ".jpeg"))
         if not files:

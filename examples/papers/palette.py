@@ -10,8 +10,8 @@ is the image in gray, and the loss is the built-in one.
       --backbone.dim-mults 1,2,2 --steps 3000 --batch-size 32 --out runs/holes
     difftool train --dataset image-folder --dataset.path photographs --dataset.size 32 --dataset.condition gray \
       --backbone unet --backbone.dim-mults 1,2,2 --steps 3000 --batch-size 32 --out runs/colours
-    difftool sample runs/holes --plugin examples/papers/palette.py --image photographs/cat-0000.png --out filled.png
-    difftool sample runs/colours --image photographs/cat-0000.png --out coloured.png
+    difftool sample runs/holes --plugin examples/papers/palette.py --image photographs/cat-0003.png --out filled.png
+    difftool sample runs/colours --image photographs/cat-0003.png --out coloured.png
 """
 
 from __future__ import annotations

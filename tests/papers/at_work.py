@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import difftool
 from difftool import Loss, Schedule
 from difftool.data.facts import DataFacts
+from difftool.scripts import Script
 from difftool.specs import ObjectiveSpec
 from difftool.training.auxiliary import build_auxiliary
 from difftool.training.batch import Moment, TrainingBatch
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 
 def script(name: str) -> ModuleType:
     """Return the module of a script."""
-    return difftool.load_plugin(PAPERS / f"{name}.py")
+    return Script.read(PAPERS / f"{name}.py").load()
 
 
 @dataclass

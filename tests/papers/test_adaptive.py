@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 
@@ -103,6 +104,16 @@ def test_an_item_does_not_wait_for_the_others_in_its_result() -> None:
 @pytest.mark.slow
 def test_it_keeps_the_laws() -> None:
     check_sampler(adaptive.Adaptive())
+
+
+def test_a_comparison_counts_the_calls_that_were_made(run: Run) -> None:
+    """A dry run of one number that is always 0 needs no halving, so that it says nothing of the calls to come."""
+    oracle = ("--oracle", "closed-form", "--dataset", "gaussian-mixture", "-n", 50, "--reference", 20)
+    words = ("--samplers", "adaptive,ddim", "--spacings", "karras", "--calls", 10, "--out", "x.png", "--json")
+    outcome = run("compare", "--plugin", PAPERS / "adaptive.py", *oracle, *words)
+    adaptive, ddim = json.loads(outcome.out)["results"]
+    assert adaptive["calls"] > 100
+    assert ddim["calls"] == 10
 
 
 def test_the_tolerance_is_an_option(run: Run) -> None:

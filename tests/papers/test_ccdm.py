@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import Run
 
-import difftool
 from difftool import Condition, Pairing
+from difftool.scripts import Script
 from difftool.testing import check_component
 
 PAPERS = Path(__file__).resolve().parents[2] / "examples" / "papers"
-ccdm = difftool.load_plugin(PAPERS / "ccdm.py")
+ccdm = Script.read(PAPERS / "ccdm.py").load()
 
 
 def pairing(count: int) -> Pairing:

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 import difftool
 from difftool import BackboneSpec, Condition, ConditionSpec
+from difftool.plugins.registry import scripts_added
+from difftool.scripts import Script
 from difftool.testing import check_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "examples" / "papers" / "controlnet.py"
-controlnet = difftool.load_plugin(PAPER)
+controlnet = Script.read(PAPER).load()
 
 
 def spec(image: tuple[int, int, int] | None) -> BackboneSpec:
@@ -51,7 +53,7 @@ def test_the_copy_starts_as_a_copy_and_the_gradient_reaches_it_after_the_zero_co
     x, t, cond = batch()
     controlled(x, t, cond).square().sum().backward()
     gradients = {name: float(weight.grad.abs().max()) for name, weight in controlled.named_parameters()}
-    assert all(gradients[name] > 0 for name in gradients if name.startswith("control_out"))  # appendix of the paper
+    assert all(gradients[name] > 0 for name in gradients if name.startswith("control_out"))
     assert all(gradients[name] == 0 for name in gradients if name.startswith(("control_in", "control_copy")))
     with torch.no_grad():
         for zero in controlled.control_out:
@@ -94,8 +96,9 @@ def test_samples_follow_the_image_and_locked_weights_stay(run: Run) -> None:
     control = ("--backbone", "controlnet", "--dataset.condition", "shrink:4", "--train-only", "control")
     outcome = run("train", *small, *control, "--init-from", "locked", "--out", "tuned")
     assert outcome.code == 0, outcome.err
-    locked, tuned = difftool.load("locked", weights="raw"), difftool.load("tuned")
-    weights, start = tuned.network.state_dict(), difftool.load("locked").network.state_dict()
+    with scripts_added([PAPER]):
+        locked, tuned = difftool.load("locked", weights="raw"), difftool.load("tuned")
+        weights, start = tuned.network.state_dict(), difftool.load("locked").network.state_dict()
     assert set(start) == set(locked.network.state_dict())
     assert all(torch.equal(tensor, weights[name]) for name, tensor in start.items())
 

@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 import difftool
+from difftool.scripts import Script
 
 PAPER = Path(__file__).resolve().parents[2] / "examples" / "papers" / "dreambooth.py"
-dreambooth = difftool.load_plugin(PAPER)
+dreambooth = Script.read(PAPER).load()
 
 NETWORK = (
     *("--backbone", "unet", "--backbone.dim", 8, "--backbone.dim-mults", "1,2", "--backbone.groups", 4),

@@ -13,9 +13,10 @@ from torch import Tensor
 
 import difftool
 from difftool import Condition
+from difftool.scripts import Script
 
 PAPERS = Path(__file__).resolve().parents[2] / "examples" / "papers"
-palette = difftool.load_plugin(PAPERS / "palette.py")
+palette = Script.read(PAPERS / "palette.py").load()
 
 
 def generator(seed: int = 0) -> torch.Generator:

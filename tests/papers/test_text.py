@@ -11,10 +11,11 @@ from conftest import Run
 
 import difftool
 from difftool import BackboneSpec, ConditionSpec
+from difftool.scripts import Script
 from difftool.testing import check_component
 
 PAPER = Path(__file__).resolve().parents[2] / "examples" / "papers" / "text.py"
-text = difftool.load_plugin(PAPER)
+text = Script.read(PAPER).load()
 
 
 def test_a_token_is_a_row_of_a_table_of_embeddings() -> None:

@@ -273,6 +273,9 @@ def test_dmd2_trains_generator_and_denoiser_in_turn(run: Run) -> None:
         assert all(torch.equal(tensors[early][key], tensors[late][key]) for key in generator)
         assert any(not torch.equal(tensors[early][key], tensors[late][key]) for key in fake)
     assert any(not torch.equal(tensors[5][key], tensors[6][key]) for key in generator)
+    joined = run("train", "--plugin", PAPERS / "dmd.py", *same, *options[:-2], "--steps", 5, "--out", "joined")
+    assert joined.code == 1
+    assert "turns: this optimizer moves weights without a gradient; take --optimizer in-turn" in joined.error
 
 
 # --- on the swiss roll -----------------------------------------------------------------------------------------------
@@ -302,13 +305,7 @@ def distance(samples: Tensor) -> float:
             ("cosine", "--prediction", "v"),
         ),
         ("consistency_distillation", ("consistency-distillation",), 1, ("ve", "--prediction", "edm")),
-        ("dmd", ("dmd", "--lr", 1e-3), 1, ("cosine", "--prediction", "v")),
-        (
-            "dmd",
-            ("dmd", "--lr", 1e-3, "--loss.turns", 2, "--optimizer", "in-turn"),
-            1,
-            ("cosine", "--prediction", "v"),
-        ),
+        ("dmd", ("dmd", "--lr", 1e-3, "--loss.turns", 5, "--optimizer", "in-turn"), 1, ("cosine", "--prediction", "v")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -331,4 +328,4 @@ def test_a_student_draws_better_than_its_teacher_in_as_few_steps(
         }
     )
     print(name, far)
-    assert far.student < 0.5 * far.teacher
+    assert far.student < 0.6 * far.teacher

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import difftool
 from difftool import BackboneSpec, Condition, ConditionSpec
+from difftool.scripts import Script
 from difftool.testing import check_backbone
 
-uvit = difftool.load_plugin(Path(__file__).resolve().parents[2] / "examples" / "papers" / "uvit.py")
+uvit = Script.read(Path(__file__).resolve().parents[2] / "examples" / "papers" / "uvit.py").load()
 
 
 def network(depth: int = 3, patch: int = 2, classes: int | None = None) -> nn.Module:

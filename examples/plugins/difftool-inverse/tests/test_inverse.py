@@ -182,5 +182,7 @@ def test_samples_explain_the_measurement(plugin: None) -> None:
     assert "Traceback" not in missing.err
 
 
-def test_laws(half: Path) -> None:
-    check_component(DPS(measurement=half))
+@pytest.mark.parametrize("shape", [(3, 4, 4), (2,)])
+def test_laws(shape: tuple[int, ...], tmp_path: Path) -> None:
+    np.save(tmp_path / "y.npy", random(*shape).numpy())
+    check_component(DPS(measurement=tmp_path / "y.npy"))
