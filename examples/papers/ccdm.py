@@ -1,4 +1,4 @@
-"""A continuous condition with vicinal training (CcGAN: Ding et al., 2021, section 3; CCDM: Ding et al., 2024).
+"""A continuous condition with vicinal training (CcGAN: Ding et al., 2021; CCDM: Ding et al., 2024).
 
 The condition is a number, here an angle, and the data have only some of its values. A network that sees 10 degrees
 in training may do anything at 15. The hard vicinal estimate takes items of neighbouring values for examples of each

@@ -53,7 +53,7 @@ def test_the_copy_starts_as_a_copy_and_the_gradient_reaches_it_after_the_zero_co
     x, t, cond = batch()
     controlled(x, t, cond).square().sum().backward()
     gradients = {name: float(weight.grad.abs().max()) for name, weight in controlled.named_parameters()}
-    assert all(gradients[name] > 0 for name in gradients if name.startswith("control_out"))  # appendix of the paper
+    assert all(gradients[name] > 0 for name in gradients if name.startswith("control_out"))
     assert all(gradients[name] == 0 for name in gradients if name.startswith(("control_in", "control_copy")))
     with torch.no_grad():
         for zero in controlled.control_out:
