@@ -257,6 +257,34 @@ def test_nothing_is_overwritten(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "x.png").read_text() == "mine"
 
 
+FAILING = """
+from difftool import Sampler, hookimpl
+
+
+class Odd(Sampler, name="odd"):
+    def sample(self, denoise, x, levels, noise):
+        yield x.shape[3]
+
+
+@hookimpl
+def difftool_samplers():
+    return [Odd]
+"""
+
+
+@pytest.mark.usefixtures("plugin_manager")
+def test_a_sampler_of_images_alone_is_left_out_of_points(run: Run, points_run: Path) -> None:
+    Path("odd.py").write_text(FAILING)
+    few = ("compare", points_run, "--plugin", "odd.py", "--calls", 2, "-n", 20, "--reference", 4)
+    outcome = run(*few, "--json")
+    assert outcome.code == 0, outcome.err
+    assert "sampler odd failed: IndexError" in outcome.err
+    assert "it is left out" in outcome.err
+    outcome = run(*few, "--samplers", "odd")
+    assert outcome.code == 1
+    assert "sampler odd failed" in outcome.error
+
+
 # The figure
 
 

@@ -235,7 +235,11 @@ class TestRuns:
         states = [step.x for step in sample(model, plan) if step.done]
         assert model.latents is not None
         assert {tuple(z.shape[1:]) for z in states} == {model.space.shape}
-        assert torch.equal(collect(model, plan).x, torch.cat([model.decode(z) for z in states]))
+        decoded = torch.cat([model.decode(z) for z in states])
+        assert torch.equal(collect(model, plan).x, decoded.clamp(-1, 1))
+        assert float(decoded.abs().max()) > 1.0
+        free = replace(plan, settings=Sampling(steps=3, num_samples=5, batch_size=3, clip=False))
+        assert torch.equal(collect(model, free).x, decoded)
         assert tuple(model.sample(3, steps=2).shape) == (3, *model.data.shape)
 
     def test_an_image_keeps_its_own_pixels_where_it_is_not_painted(self, run: Run, latent_run: Path) -> None:

@@ -279,8 +279,8 @@ def test_a_kind_without_laws_of_its_own_has_the_common_ones() -> None:
     assert [finding.law for finding in examine(Gadget())] == [name_of(law) for law in common.LAWS]
 
 
-def test_every_kind_but_commands_has_laws_of_its_own() -> None:
-    assert set(laws_by_kind()) == set(difftool.components.KINDS) - {"command"}
+def test_every_kind_has_laws_of_its_own() -> None:
+    assert set(laws_by_kind()) == set(difftool.components.KINDS)
 
 
 # ── samplers ────────────────────────────────────────────────────────────────────────────────────

@@ -21,7 +21,7 @@ from difftool.version import __version__
 COMMANDS: Mapping[str, str] = {
     "train": "Train a model, and print its run folder.",
     "sample": "Draw samples from a trained model, or from an oracle, and print the files written.",
-    "compare": "Compare samplers and spacings on one model: a table here, a figure in a file.",
+    "compare": "Compare samplers, spacings and guidances on one model: a table here, a figure in a file.",
     "noise": "Show how signal turns into noise: the clean x_0, then x_t at several levels.",
     "reconstruct": "Show what a network makes of noised images or points in one step.",
     "inspect-schedule": "Compare noise schedules: a table and a small plot here, a figure in a file.",

@@ -11,6 +11,7 @@ import bisect
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -102,10 +103,20 @@ def draws_noise(sampler: Sampler, spacing: Spacing, schedule: Schedule) -> bool:
 
 
 def deterministic(schedule: Schedule, spacing: Spacing) -> list[Sampler]:
-    """Return all samplers that draw no noise by default, with their default options."""
+    """Return all samplers that draw no noise by default, with their default options.
+
+    Those that fail on a single number, as samplers of images alone may, are left out with a warning.
+    """
     classes = (registry().of_kind(Sampler, name) for name in registry().names("sampler"))
-    samplers = [cls() for cls in classes if not any(f.required for f in fields(cls))]
-    return [sampler for sampler in samplers if not draws_noise(sampler, spacing, schedule)]
+    found = []
+    for sampler in (cls() for cls in classes if not any(f.required for f in fields(cls))):
+        try:
+            noisy = draws_noise(sampler, spacing, schedule)
+        except DifftoolError as error:
+            warnings.warn(f"{error}; it is left out", stacklevel=2)
+            continue
+        found += [] if noisy else [sampler]
+    return found
 
 
 def steps_within(

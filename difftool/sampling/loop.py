@@ -109,10 +109,16 @@ def draw(source: Source, plan: Plan) -> Tensor:
 
 @torch.no_grad()
 def decoded(source: Source, step: Step, plan: Plan) -> Tensor:
-    """Return the state of a step as items (B, *shape) in model units, with the known part of an image in its pixels."""
+    """Return the state of a step as items (B, *shape) in model units.
+
+    Samples that come from latents lie within the bounds of the data, as clipped estimates do, and the known part of an
+    image has its very pixels.
+    """
     if source.latents is None:
         return step.x
     x = source.decode(step.x)
+    if step.done and source.data.bounds is not None and plan.settings.clip:
+        x = x.clamp(*source.data.bounds)
     return paste(x, plan.inpainting) if step.done and plan.inpainting is not None else x
 
 

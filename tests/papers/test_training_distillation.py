@@ -328,4 +328,4 @@ def test_a_student_draws_better_than_its_teacher_in_as_few_steps(
         }
     )
     print(name, far)
-    assert far.student < 0.5 * far.teacher
+    assert far.student < 0.6 * far.teacher
