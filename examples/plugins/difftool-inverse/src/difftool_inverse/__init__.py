@@ -18,7 +18,7 @@ difftool_api = 2
 
 
 class DPS(Guidance, name="dps"):
-    """Diffusion posterior sampling (Chung et al., 2023, section 3): samples explain a measurement y = A x_0 + noise.
+    """Diffusion posterior sampling (Chung et al., 2023, section 3): samples that explain a measurement y = A x_0 + n.
 
     A is read from the measurement. A .npy file (C, H, W) or (D,) holds the numbers that are known, and NaN elsewhere; a
     PNG file has transparent holes. An image that is smaller by a whole factor holds the means of squares.
