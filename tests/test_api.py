@@ -139,3 +139,11 @@ def test_training_from_python_shows_its_progress(progress: bool, tmp_path: Path,
     captured = capsys.readouterr()
     assert captured.out == ""
     assert ("training 3/3" in captured.err) == progress
+
+
+def test_models_and_schedules_describe_themselves_in_a_line(points_run: Path) -> None:
+    model = difftool.load(points_run, device="cpu")
+    assert repr(model) == "Model(swiss-roll-mlp, step 30, ema-0.999 weights, items 2, on cpu)"
+    assert repr(difftool.Schedule.from_alpha_bars(torch.tensor([0.9, 0.5]))) == (
+        "Schedule(2 levels, alpha-bar 0.9 to 0.5)"
+    )

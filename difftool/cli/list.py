@@ -17,10 +17,14 @@ from difftool.errors import UsageError
 from difftool.options import Field, fields, suggestion
 from difftool.plugins.loading import Plugin
 from difftool.plugins.registry import registry
+from difftool.runs.config import installed_configs, summary_of
+
+CONFIGS = "configs"
+"""The word that lists the configs that come with difftool, beside the kinds of components."""
 
 
 def _plurals() -> list[str]:
-    return [base.plural() for base in KINDS.values()]
+    return [*(base.plural() for base in KINDS.values()), CONFIGS]
 
 
 def listing(
@@ -30,7 +34,10 @@ def listing(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """List the components that commands can be given, with their options."""
+    """List the components that commands can be given, with their options; or the configs that train takes."""
+    if kind == CONFIGS:
+        _list_configs(json=json)
+        return
     kinds = [base for base in KINDS.values() if kind in (None, base.kind, base.plural())]
     if not kinds:
         plurals = _plurals()
@@ -54,6 +61,18 @@ def listing(
         console.print(table, "")
     if registry().set_aside:
         note(registry().missing_note().removeprefix("; "))
+
+
+def _list_configs(*, json: bool) -> None:
+    summaries = {name: summary_of(path) for name, path in installed_configs().items()}
+    if json:
+        result_json({CONFIGS: summaries})
+        return
+    table = new_table(Column("name", style="cyan", no_wrap=True), "what it is", title=CONFIGS)
+    for name, summary in summaries.items():
+        add_row(table, name, summary)
+    stdout().print(table, "")
+    note("train one by its name: difftool train --config NAME")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -17,7 +17,7 @@ from difftool.errors import InvalidOption, UnknownComponent, UsageError
 from difftool.options import Options, make, options_of
 from difftool.paths import absolute, check_named_by_file
 from difftool.plugins.registry import registry
-from difftool.runs.config import line_of, read_toml
+from difftool.runs.config import find_config, line_of, read_toml
 from difftool.runs.recipe import (
     Recipe,
     build_recipe,
@@ -59,6 +59,8 @@ class Request:
             from difftool.runs.folder import open_run
 
             config = open_run(resume).config
+        elif config is not None:
+            config = find_config(config)
         if config is None:
             return cls(names, {}, None)
         request = cls(names, read_toml(config), config, run=resume)

@@ -47,7 +47,11 @@ def train(
     ] = None,
     new_data: Annotated[bool, typer.Option("--new-data", help="Resume although the data have changed since.")] = False,
     config: Annotated[
-        Path | None, typer.Option(help="Take everything that is not given here from a TOML file.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="Take everything that is not given here from a TOML file, or one of 'difftool list configs'.",
+            metavar="FILE|NAME",
+        ),
     ] = None,
     device: Device = "auto",
     dry_run: Annotated[

@@ -103,6 +103,10 @@ class Schedule:
         alpha_bars = torch.as_tensor(alpha_bars, dtype=torch.float64)
         return cls(alpha_bars.sqrt(), (1.0 - alpha_bars).sqrt())
 
+    def __repr__(self) -> str:
+        first, last = (float(self.alpha_bars[t]) for t in (0, -1))
+        return f"Schedule({len(self)} levels, alpha-bar {first:.4g} to {last:.2g})"
+
     def __len__(self) -> int:
         return self.alpha.size(0)
 

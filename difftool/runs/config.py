@@ -9,9 +9,39 @@ from typing import Any
 
 from difftool.errors import UsageError
 from difftool.files import check_values, read_bounded
+from difftool.options import suggestion
 
 LARGEST_CONFIG = 2**20
 """The size in bytes up to which a config file is read."""
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""The folder of the configs that come with difftool: those of the tutorials."""
+
+
+def installed_configs() -> dict[str, Path]:
+    """Return the config files that come with difftool, by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+
+
+def find_config(path: Path) -> Path:
+    """Return a config file, or one that comes with difftool by its name. A file that exists goes before a name.
+
+    Raises `UsageError` for a word that is neither.
+    """
+    known = installed_configs()
+    if path.exists() or len(path.parts) != 1 or path.suffix:
+        return path
+    if path.name not in known:
+        similar = suggestion(path.name, known)
+        raise UsageError(
+            f"--config: there is no file and no config named {path.name!r}{similar}; 'difftool list configs' names them"
+        )
+    return known[path.name]
+
+
+def summary_of(path: Path) -> str:
+    """Return the first sentence of the comment at the top of a config file."""
+    line = _text(path).partition("\n")[0].removeprefix("#").strip()
+    return line.partition(". ")[0].rstrip(".") + "."
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -131,6 +131,9 @@ class Model(Source):
         groups = {"network": self.network.state_dict(), "codec": tensors_of(self.latents) if codec else {}}
         checkpoint.save(Path(path), checkpoint.ungrouped(groups), document, overwrite=overwrite)
 
+    def __repr__(self) -> str:
+        return f"Model({self.description}, items {'x'.join(map(str, self.data.shape))}, on {self.device})"
+
     def to(self, device: torch.device | str) -> Model:
         self.device = torch.device(device)
         self.network.to(self.device).eval()
