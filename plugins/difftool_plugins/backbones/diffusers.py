@@ -72,8 +72,8 @@ class DiffusersUNet(DiffusersBackbone, name="diffusers-unet"):
     up_block_types: tuple[Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"], ...] | None = option(
         default=None, help="block of each level of the decoder, from coarse to fine", otherwise="as the encoder"
     )
-    attention_head_dim: int | None = option(
-        default=8, ge=1, le=16384, help="channels of each head of attention", otherwise="one head"
+    attention_head_dim: int = option(
+        default=8, ge=0, le=16384, help="channels of each head of attention; 0: a single head"
     )
     norm_num_groups: int = option(default=8, ge=1, le=1024, help="groups of each normalisation")
     attn_norm_num_groups: int | None = option(
@@ -115,7 +115,7 @@ class DiffusersUNet(DiffusersBackbone, name="diffusers-unet"):
             raise ValueError("block_out_channels: the first must be even and above 2, for half sines and half cosines")
 
     def _head(self, width: int) -> int:
-        return width if self.attention_head_dim is None else min(self.attention_head_dim, width)
+        return min(self.attention_head_dim or width, width)
 
     def config(self, spec: BackboneSpec) -> dict[str, Any]:
         levels = len(self.block_out_channels)
@@ -131,7 +131,7 @@ class DiffusersUNet(DiffusersBackbone, name="diffusers-unet"):
         down = self.down_block_types or (DOWN[0],) * (levels - 1) + (DOWN[1],)
         up = self.up_block_types or tuple(UP[DOWN.index(name)] for name in reversed(down))
         names = (
-            *("layers_per_block", "attention_head_dim", "norm_num_groups", "attn_norm_num_groups", "norm_eps"),
+            *("layers_per_block", "norm_num_groups", "attn_norm_num_groups", "norm_eps"),
             *("resnet_time_scale_shift", "add_attention", "dropout", "act_fn", "downsample_type", "upsample_type"),
             *("downsample_padding", "mid_block_scale_factor", "time_embedding_dim", "freq_shift", "flip_sin_to_cos"),
             "center_input_sample",
@@ -143,6 +143,7 @@ class DiffusersUNet(DiffusersBackbone, name="diffusers-unet"):
             "block_out_channels": list(self.block_out_channels),
             "down_block_types": list(down),
             "up_block_types": list(up),
+            "attention_head_dim": self.attention_head_dim or None,
             "num_class_embeds": None if spec.classes is None else spec.classes + 1,
             **{name: getattr(self, name) for name in names},
         }
