@@ -129,7 +129,7 @@ class DiffusersUNet(DiffusersBackbone, name="diffusers-unet"):
                 f"the network halves the image {levels - 1} times, and {height}x{width} does not fit; {near} does"
             )
         down = self.down_block_types or (DOWN[0],) * (levels - 1) + (DOWN[1],)
-        up = self.up_block_types or tuple(UP[DOWN.index(name)] for name in reversed(down))
+        up: list[str] = [*(self.up_block_types or ())] or [UP[DOWN.index(name)] for name in reversed(down)]
         names = (
             *("layers_per_block", "norm_num_groups", "attn_norm_num_groups", "norm_eps"),
             *("resnet_time_scale_shift", "add_attention", "dropout", "act_fn", "downsample_type", "upsample_type"),
@@ -142,7 +142,7 @@ class DiffusersUNet(DiffusersBackbone, name="diffusers-unet"):
             "out_channels": spec.out_channels,
             "block_out_channels": list(self.block_out_channels),
             "down_block_types": list(down),
-            "up_block_types": list(up),
+            "up_block_types": up,
             "attention_head_dim": self.attention_head_dim or None,
             "num_class_embeds": None if spec.classes is None else spec.classes + 1,
             **{name: getattr(self, name) for name in names},

@@ -15,7 +15,7 @@ PIPELINE = """\
 from diffusers import DDIMPipeline
 
 pipeline = DDIMPipeline.from_pretrained(".")
-pipeline(batch_size=4, num_inference_steps=50).images[0].save("sample.png")
+pipeline(batch_size=4, num_inference_steps=50, use_clipped_model_output=True).images[0].save("sample.png")
 ```
 """
 LOOP = """\
@@ -33,7 +33,7 @@ labels = torch.full((4,), {label})
 with torch.no_grad():
     for t in scheduler.timesteps:
         output = network(x, t.expand(len(x)), class_labels=labels).sample[:, :{channels}]
-        x = scheduler.step(output, t, x).prev_sample
+        x = scheduler.step(output, t, x, use_clipped_model_output=True).prev_sample
 ```
 """
 
@@ -50,10 +50,11 @@ def card(model: Model, *, name: str, license: str, dtype: str, pipeline: bool, p
         use = LOOP.format(cls=cls, part=part, shape=shape, label=null, channels=model.data.shape[0])
         if model.data.classes:
             use += f"\nLabels are 0 to {null - 1}, in the order of the classes above; {null} stands for none.\n"
+    count = sum(parameter.numel() for parameter in model.network.parameters())
     rows = {
         "data": f"{recipe[Dataset].name}, {model.data.words}",
         "classes": ", ".join(printable(one) for one in model.data.class_names[:100]) or "none",
-        "network": f"{recipe[Backbone].name} ({cls}), {sum(p.numel() for p in model.network.parameters()):,} parameters",
+        "network": f"{recipe[Backbone].name} ({cls}), {count:,} parameters",
         "schedule": f"{recipe[NoiseSchedule].name}, {training.timesteps} levels",
         "prediction": recipe[Prediction].name,
         "training": f"{model.step:,} steps of {training.batch_size}, learning rate {training.lr:g}",
@@ -70,9 +71,11 @@ def card(model: Model, *, name: str, license: str, dtype: str, pipeline: bool, p
     )
     table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
     return (
-        f"{header}\n\n# {name}\n\nA diffusion model, trained with difftool {__version__}.\n\n| | |\n|---|---|\n{table}\n\n"
+        f"{header}\n\n# {name}\n\nA diffusion model, trained with difftool {__version__}.\n\n"
+        f"| | |\n|---|---|\n{table}\n\n"
         f"## Use it\n\nIn this folder:\n\n{use}\nOr with any sampler of difftool:\n\n```\n"
-        "difftool import . --out model.safetensors\ndifftool sample model.safetensors --sampler unipc --steps 10\n```\n\n"
+        "difftool import . --out model.safetensors\n"
+        "difftool sample model.safetensors --sampler unipc --steps 10\n```\n\n"
         f"## Share it\n\n```\nhf upload YOUR-NAME/{name} . .\n```\n"
     )
 

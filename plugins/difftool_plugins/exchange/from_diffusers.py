@@ -10,20 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difftool import DifftoolError, Model, model_of, printable, read_json
+from difftool import DifftoolError, Model, component, model_of, printable, read_json
 from difftool_plugins.exchange.schedulers import PREDICTIONS, betas_of, table_of
 from difftool_plugins.exchange.to_diffusers import FOLDERS, RECORD
 
-BACKBONES = {"UNet2DModel": "diffusers-unet", "DiTTransformer2DModel": "diffusers-dit", "Transformer2DModel": "diffusers-dit"}
+BACKBONES = {
+    "UNet2DModel": "diffusers-unet",
+    "DiTTransformer2DModel": "diffusers-dit",
+    "Transformer2DModel": "diffusers-dit",
+}
 """The backbones by the classes of diffusers. The oldest DiT has the name of a more general class."""
-TRANSLATED = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "num_embeds_ada_norm")
-"""Entries of a configuration that follow from the data."""
-FREE = (*TRANSLATED, "norm_num_groups", "upcast_attention", "num_train_timesteps")
-"""Entries that may differ, since they follow from the data, or have no effect in a network of this kind."""
+FREE = (
+    *("sample_size", "in_channels", "out_channels", "num_class_embeds", "num_embeds_ada_norm"),
+    *("upcast_attention", "num_train_timesteps", "dropout"),
+)
+"""Entries of a configuration that follow from the data, or change no output."""
+SCHEDULERS = ("DDPM", "DDIM", "PNDM", "DPMSolver", "UniPC", "DEIS", "EulerDiscrete")
+"""Words in the names of schedulers whose networks difftool can sample."""
 STD = 0.5
 """The standard deviation of ordinary images in model units; that of the training data is not recorded."""
 WEIGHTS = "diffusion_pytorch_model"
-NULL = "embedding_table.weight"
 
 
 def read_folder(path: Path, *, size: tuple[int, ...] | None = None) -> Model:
@@ -44,10 +50,9 @@ def _read(path: Path, size: tuple[int, ...] | None) -> Model:
     scheduler = scheduler_of(path)
     own = _record(path, scheduler)
     original, tensors = load(part, "UNet2DModel" if name == "UNet2DModel" else "DiTTransformer2DModel")
-    tables, data = described(config, scheduler, size, tensors)
-    if own:
-        tables, data = own
-    elif name == "UNet2DModel" and (rows := tensors.get("model.class_embedding.weight")) is not None:
+    check_supported(original, BACKBONES[name])
+    tables, data = own or described(config, scheduler, size, tensors)
+    if own is None and name == "UNet2DModel" and (rows := tensors.get("model.class_embedding.weight")) is not None:
         tensors["model.class_embedding.weight"] = torch.cat([rows, torch.zeros_like(rows[:1])])  # none: nothing added
     model = model_of(tables, data, tensors)
     built: Any = model.network.model
@@ -58,6 +63,15 @@ def _read(path: Path, size: tuple[int, ...] | None) -> Model:
     return model
 
 
+def check_supported(network: Any, backbone: str) -> None:
+    """Raise `ValueError` for an entry of a configuration that the backbone has no option for."""
+    options = inspect.signature(type(component("backbone", backbone))).parameters
+    for key, parameter in inspect.signature(type(network)).parameters.items():
+        value = network.config.get(key)
+        if key not in options and key not in FREE and _plain(value) != _plain(parameter.default):
+            raise ValueError(f"its network has {key} {value!r:.60}, which difftool does not support")
+
+
 def network_folder(path: Path) -> Path:
     """Return the folder of the network in a pipeline's folder, or the folder itself. Raises `ValueError`."""
     if not path.is_dir():
@@ -66,7 +80,9 @@ def network_folder(path: Path) -> Path:
         if (folder / "config.json").is_file():
             break
     else:
-        raise ValueError(f"it has no network of diffusers ({' or '.join(f'{f}/config.json' for f in FOLDERS.values())})")
+        raise ValueError(
+            f"it has no network of diffusers ({' or '.join(f'{f}/config.json' for f in FOLDERS.values())})"
+        )
     if not (folder / f"{WEIGHTS}.safetensors").is_file():
         if any(folder.glob("*.bin")):
             raise ValueError("its .bin may run code, so it is never opened; save it with safe_serialization=True")
@@ -80,7 +96,9 @@ def scheduler_of(path: Path) -> dict[str, Any]:
         if file.is_file():
             config = _json(file)
             name = str(config.get("_class_name"))
-            if not any(word in name for word in ("DDPM", "DDIM", "PNDM", "DPMSolver", "UniPC", "DEIS", "EulerDiscrete")):
+            if not any(
+                word in name for word in ("DDPM", "DDIM", "PNDM", "DPMSolver", "UniPC", "DEIS", "EulerDiscrete")
+            ):
                 raise ValueError(f"its scheduler {printable(name)} is none of difftool's kind, such as DDPMScheduler")
             if "FlowMatch" in name or config.get("use_flow_sigmas"):
                 raise ValueError(f"its scheduler {printable(name)} is of flow matching, which cannot be imported")
@@ -102,8 +120,6 @@ def described(
     config: Mapping[str, Any], scheduler: Mapping[str, Any], size: tuple[int, ...] | None, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Return the tables of a config file, and the facts about the data, of two configurations. Raises `ValueError`."""
-    from difftool import component
-
     backbone = BACKBONES[config["_class_name"]]
     cls = type(component("backbone", backbone))
     names = set(inspect.signature(cls).parameters)
@@ -176,14 +192,13 @@ def load(folder: Path, name: str) -> tuple[Any, dict[str, Tensor]]:
 
 def _record(path: Path, scheduler: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Return the tables and facts that difftool wrote into a folder, if the folder still has that schedule."""
-    from difftool import component
-
     if not (path / RECORD).is_file():
         return None
     record = _json(path / RECORD)
-    tables = {key: record[key] for key in ("schedule", "backbone", "prediction", "training") if key in record}
-    data = record.get("data")
-    if len(tables) < 4 or not all(isinstance(table, dict) for table in (data, *tables.values())):
+    names: tuple[str, ...] = ("schedule", "backbone", "prediction", "training")
+    tables = {name: record[name] for name in names if name in record}
+    data: Any = record.get("data")
+    if len(tables) < len(names) or not all(isinstance(table, dict) for table in (data, *tables.values())):
         raise ValueError(f"{RECORD} lacks what difftool wrote into it; remove it to import the rest")
     options: dict[str, Any] = {**tables["schedule"]}
     schedule: Any = component("schedule", str(options.pop("name", "")), **options)

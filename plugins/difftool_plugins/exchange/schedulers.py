@@ -66,7 +66,8 @@ def _is_beta(value: object) -> bool:
 def table_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schedule of a scheduler's configuration as difftool records one. Raises `ValueError`."""
     betas = betas_of(config)
-    name, first, last = config.get("beta_schedule", "linear"), config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+    name = config.get("beta_schedule", "linear")
+    first, last = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
     if config.get("trained_betas") is not None:
         found = recognised(betas)
         if found is None:
