@@ -12,6 +12,7 @@ from conftest import Run
 
 import difftool
 from difftool import Condition, DifftoolError, Model, component
+from difftool.testing import check_component
 from difftool_plugins.exchange.from_diffusers import read_folder
 from difftool_plugins.exchange.schedulers import betas_of, scheduler_config, table_of
 from difftool_plugins.exchange.to_diffusers import write_folder
@@ -231,6 +232,24 @@ def test_an_imported_model_is_sampled_and_fine_tuned(run: Run) -> None:
     run("sample", "m.safetensors", "--sampler", "unipc", "--steps", 3, "-n", 2, "--out", "s.npz")
     said = run("train", *TRAIN, *SMALL_UNET, "--init-from", "m.safetensors", "--out", "r").err
     assert "from imported-diffusers-unet" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "made",
+    [
+        component("backbone", "diffusers-unet", block_out_channels=(16, 32)),
+        component("backbone", "diffusers-dit", num_layers=2),
+    ],
+    ids=lambda made: made.name,
+)
+def test_the_backbones_pass_the_laws(made: Any) -> None:
+    check_component(made)
+
+
+def test_the_commands_pass_the_laws() -> None:
+    check_component(component("command", "export", to="diffusers", out=Path("d")))
+    check_component(component("command", "import", path=Path("d")))
 
 
 def test_schedules_are_recognised_and_others_written_as_betas() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from difftool import Command, DifftoolError, Model, UsageError, model_option, option
+from difftool import Command, DifftoolError, UsageError, model_option, option
+
+if TYPE_CHECKING:
+    from difftool import Model
 
 
 class Export(Command, name="export"):
