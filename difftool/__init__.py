@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from difftool.plugins.registry import component as component
     from difftool.plugins.registry import load_plugin as load_plugin
     from difftool.plugins.registry import names as names
+    from difftool.sampling.foreign import model_of as model_of
     from difftool.sampling.guidance import GuidanceSpec as GuidanceSpec
     from difftool.sampling.guidance import Predictions as Predictions
     from difftool.sampling.model import Model as Model
@@ -128,6 +129,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "hookspecs": ("hookimpl",),
     "options": ("option",),
     "plugins.registry": ("component", "load_plugin", "names"),
+    "sampling.foreign": ("model_of",),
     "sampling.guidance": ("GuidanceSpec", "Predictions"),
     "sampling.model": ("Model",),
     "sampling.source": ("Source",),

@@ -109,10 +109,13 @@ def failed_laws(component: Component, **arguments: Any) -> dict[str, str]:
 
 # ── the built-ins ───────────────────────────────────────────────────────────────────────────────
 
-CHECKED_BELOW = {"autoencoder-kl", "autoguidance", "image-folder", "jsonl", "new-plugin", "unet"}
-"""Built-ins that require options, and the U-Net, which is made small.
+CHECKED_BELOW = {
+    *("autoencoder-kl", "autoguidance", "diffusers-dit", "diffusers-unet", "export", "image-folder", "import", "jsonl"),
+    *("new-plugin", "unet"),
+}
+"""Built-ins that require options, and networks that are made small.
 
-`new-plugin` is checked in test_commands, and `autoencoder-kl` in test_codecs.
+`new-plugin` is checked in test_commands, `autoencoder-kl` in test_codecs, and what is of diffusers in test_exchange.
 """
 
 

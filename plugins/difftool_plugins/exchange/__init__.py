@@ -1,0 +1,1 @@
+"""Models to and from other libraries. The commands `export` and `import` use it."""
