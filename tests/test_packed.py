@@ -359,7 +359,7 @@ def test_wrong_columns_are_named(tmp_path: Path, hub: Any, name: str) -> None:
 def test_damaged_rows_are_named_or_left_out(tmp_path: Path, hub: Any) -> None:
     rows = [{"bytes": png(PIXELS[0]), "path": None}, {"bytes": b"no image", "path": None}, None]
     hub.Dataset.from_dict({"image": rows}, features=hub.Features(image=hub.Image())).save_to_disk(tmp_path / "d")
-    with pytest.raises(ValueError, match="row 1, column image: is not an image .*skip-bad"):
+    with pytest.raises(ValueError, match=r"row 1, column image: is not an image .*skip-bad"):
         HuggingFace(path=str(tmp_path / "d"), size=(8,)).load(CONTEXT)
     with pytest.warns(UserWarning, match="left out 2 of 3 items"):
         samples = HuggingFace(path=str(tmp_path / "d"), size=(8,), skip_bad=True).load(CONTEXT)
@@ -393,10 +393,7 @@ def test_without_the_library_its_install_line_is_named(run: Run, monkeypatch: py
 @pytest.mark.parametrize("kind", ["webdataset", *(pytest.param(k, marks=EXTRA) for k in ("hf saved", "hf file"))])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
     name, _, layout = kind.partition(" ")
-    if name == "hf":
-        path = stored(request.getfixturevalue("hub"), tmp_path, layout)
-    else:
-        path = shards(tmp_path / "s")
+    path = stored(request.getfixturevalue("hub"), tmp_path, layout) if name == "hf" else shards(tmp_path / "s")
     data = ("--dataset", name, "--dataset.path", path, "--dataset.memory", 0, "--dataset.size", 8)
     options = [*data, *IMAGES[:2], *IMAGES[6:], "--workers", 1, "--checkpoint-every", 5]
     train = [str(word) for word in last_of(["train", *options, "--batch-size", 5])]
