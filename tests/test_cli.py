@@ -461,6 +461,8 @@ BAD: list[tuple[list[str], int, str]] = [
     (["train", "--dataset", "image-folder", "--dataset.path", "missing"], 1, "missing"),
     (["train", "--dataset", "image-folder", "--dataset.path", "norun"], 1, "norun"),
     (["train", "--dataset", "image-folder", "--dataset.path", "full"], 1, "full"),
+    (["train", "--dataset", "webdataset", "--dataset.path", "missing.tar"], 1, "missing.tar does not exist"),
+    (["train", "--dataset", "webdataset", "--dataset.path", "full"], 1, "no .tar files in"),
     (["train", "--schedule.beta-min", "0.5", "--schedule.beta-max", "0.1"], 2, "beta"),
     (["sample", "missing"], 1, "missing does not exist"),
     (["sample"], 1, "there is no trained run under"),

@@ -291,8 +291,9 @@ def test_times_are_words() -> None:
         (("photos",), "--dataset image-folder --dataset.path photos"),
         (("--dataset", "photos"), "--dataset image-folder --dataset.path photos"),
         (("--dataset", "./photos/"), "--dataset image-folder --dataset.path ./photos/"),
-        (("--dataset", "mnist"), "--dataset image-folder --dataset.path FOLDER"),
-        (("--dataset", "cifar10"), "--dataset image-folder --dataset.path FOLDER"),
+        (("--dataset", "mnist"), "--dataset hf --dataset.path ylecun/mnist"),
+        (("--dataset", "celeba-faces"), "--dataset image-folder --dataset.path FOLDER"),
+        (("--dataset", "cifar10"), "--dataset hf --dataset.path uoft-cs/cifar10"),
         (("--dataset", "swiss-rol"), "did you mean 'swiss-roll'?"),
         (("old",), "--resume old"),
         (("my.toml",), "--config my.toml"),
@@ -301,7 +302,7 @@ def test_times_are_words() -> None:
     ],
 )
 def test_first_guesses_lead_to_the_command(run: Run, arguments: tuple[str, ...], advice: str) -> None:
-    """`train photos`, `--dataset photos` and `--dataset mnist` name the command that learns a folder."""
+    """`train photos`, `--dataset photos` and `--dataset mnist` name the command that learns them."""
     Path("photos").mkdir()
     Path("old").mkdir()
     Path("old/config.toml").write_text("")

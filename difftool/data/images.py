@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import io
 import logging
 import math
 import os
@@ -70,8 +71,12 @@ class BadImage(ValueError):
     """An image cannot be read. The message names the file and the reason."""
 
 
-def read_image(path: str | os.PathLike[str], *, channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
+def read_image(
+    path: str | os.PathLike[str] | bytes, *, channels: int = 3, size: tuple[int, int] | None = None
+) -> Tensor:
     """Return the pixels of an image file, uint8 (channels, height, width): 1 for gray, 3 for colour.
+
+    Bytes are the content of a file. Errors of it name no file.
 
     2 and 4 channels keep the transparency, as the last of them: 255 where the image is seen, and 0 where it is hidden.
     The others are multiplied by it, so what is hidden is black. `size` is (height, width), or None for that of the
@@ -222,12 +227,12 @@ def _refuse_unknown_range(image: Image.Image) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[Image.Image]:
-    """Open an image and check its header. Every failure in the block becomes a `BadImage`."""
+def opened(path: str | bytes) -> Iterator[Image.Image]:
+    """Open an image file, or the bytes of one, and check its header. Failures in the block become a `BadImage`."""
     try:
         # Pillow maps a file that it opens by name into memory. It then scrambles TIFFs that EXIF turns, and the process
         # crashes if another program truncates the file.
-        with open_regular(Path(path)) as file:
+        with io.BytesIO(path) if isinstance(path, bytes) else open_regular(Path(path)) as file:
             if not file.read(1):
                 raise OSError(errno.ENODATA, "the file is empty")
             with Image.open(file, formats=FORMATS) as image:
@@ -238,7 +243,8 @@ def opened(path: str) -> Iterator[Image.Image]:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders fail with OSError, SyntaxError, struct.error, IndexError, ...
-        raise BadImage(f"{printable(path)}: {_reason(error)}") from error
+        name = "" if isinstance(path, bytes) else f"{printable(path)}: "
+        raise BadImage(name + _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:

@@ -33,6 +33,16 @@ from difftool.plugins.loading import Plugin, Problem, impostor, load, load_scrip
 C = TypeVar("C", bound=Component)
 
 
+HUB_NAMES = {
+    "mnist": "ylecun/mnist",
+    "fashion-mnist": "zalando-datasets/fashion_mnist",
+    "cifar10": "uoft-cs/cifar10",
+    "cifar-10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+}
+"""Data sets that many ask for first, by their names on the hub of Hugging Face."""
+
+
 def _folder_of_images(kind: str, name: str) -> str:
     """Return advice for a folder that is named where a dataset is expected."""
     if kind != Dataset.kind or not os.path.isdir(name):
@@ -40,10 +50,12 @@ def _folder_of_images(kind: str, name: str) -> str:
     return f"; for a folder of images: --dataset image-folder --dataset.path {shlex.quote(printable(name))}"
 
 
-def _own_images(kind: str) -> str:
+def _own_images(kind: str, name: str) -> str:
     """Return advice for a dataset that is not built in, such as mnist."""
     if kind != Dataset.kind:
         return ""
+    if hub := HUB_NAMES.get(name.casefold()):
+        return f"; it is on the hub of Hugging Face: --dataset hf --dataset.path {hub}"
     return "; for images of your own, in sub-folders if they have classes: --dataset image-folder --dataset.path FOLDER"
 
 
@@ -111,7 +123,7 @@ class Registry:
             if cause := plugin.cause(kind, name):
                 raise PluginFailure(f"{kind} {name!r}: plugin {plugin.identity} was set aside: {cause}")
         known = self.names(kind)
-        hint = _folder_of_images(kind, name) or suggestion(name, known) or _own_images(kind)
+        hint = _folder_of_images(kind, name) or suggestion(name, known) or _own_images(kind, name)
         raise UnknownComponent(kind, f"unknown {kind} {name!r}{hint} (known: {', '.join(known)}){self.missing_note()}")
 
     def with_script(self, plugin: Plugin) -> Registry:

@@ -2,10 +2,12 @@
 
 from difftool import Dataset, hookimpl
 from difftool_plugins.datasets.gradients import Gradients
+from difftool_plugins.datasets.hf import HuggingFace
 from difftool_plugins.datasets.image_folder import ImageFolder
 from difftool_plugins.datasets.points import GaussianMixture, SwissRoll, TwoMoons
+from difftool_plugins.datasets.webdataset import WebDataset
 
 
 @hookimpl
 def difftool_datasets() -> list[type[Dataset]]:
-    return [SwissRoll, TwoMoons, GaussianMixture, Gradients, ImageFolder]
+    return [SwissRoll, TwoMoons, GaussianMixture, Gradients, ImageFolder, HuggingFace, WebDataset]

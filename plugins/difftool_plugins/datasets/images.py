@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,21 @@ from difftool import BadImage, check_image, read_image
 
 CHUNK = 16
 """Files that a thread reads in one go: enough to keep the overhead small, and few enough to stop soon."""
+
+
+class ImageSource(Protocol):
+    """A map-style source of images of one size, whose items raise `BadImage` if they cannot be decoded."""
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def skip_bad(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int) -> Tensor: ...
+    def check(self, i: int) -> None:
+        """Look at the header alone. Raises `BadImage`."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,7 @@ class ImageFiles:
             raise BadImage(f"{error}; use --dataset.skip-bad to leave such files out") from error
 
 
-def read_all(files: ImageFiles) -> tuple[Tensor, dict[int, BadImage]]:
+def read_all(files: ImageSource) -> tuple[Tensor, dict[int, BadImage]]:
     """Return all images as uint8 (N, channels, height, width), and the errors of bad files by number.
 
     The pixels of bad files are undefined. Raises `BadImage` for the first bad file, unless `files.skip_bad` is set, and
@@ -79,7 +95,7 @@ def read_all(files: ImageFiles) -> tuple[Tensor, dict[int, BadImage]]:
     return items, _survey(read, range(len(files)), files.skip_bad)
 
 
-def check_all(files: ImageFiles, numbers: Sequence[int]) -> dict[int, BadImage]:
+def check_all(files: ImageSource, numbers: Sequence[int]) -> dict[int, BadImage]:
     """Return the errors of bad files by number. With `files.skip_bad`, files are decoded; otherwise the header decides.
 
     Raises `BadImage` for the first bad file, unless `files.skip_bad` is set.

@@ -1,0 +1,210 @@
+"""Data sets in the format of Hugging Face `datasets`, read by rows in the order of a step."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from difftool import Dataset, option
+from difftool_plugins.datasets.sizes import height_width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from difftool import ConditionSpec, DatasetContext, Samples
+    from difftool_plugins.datasets.packed import PackedArrays
+
+AUTO, NONE = "auto", "none"
+
+
+class HuggingFace(Dataset, name="hf"):
+    """A data set of Hugging Face: by its name on the hub, or a folder or file with its rows.
+
+    Columns of images become pixels, as those of image-folder do. Lists and arrays of numbers are scaled to mean 0 and
+    deviation 1 in each channel; points need `--backbone mlp`. No code of a data set is ever run.
+    """
+
+    default_backbone = "unet"
+
+    path: str = option(
+        help="name on the hub, such as ylecun/mnist; a folder of save_to_disk, of Parquet files or of images; or a "
+        "file (.parquet, .csv, .json, .jsonl, .arrow)"
+    )
+    subset: str | None = option(default=None, help="subset (configuration) of a data set that has several")
+    split: str = option(default="train", help="split, or a part of it, such as train[:1000]")
+    revision: str | None = option(default=None, help="branch, tag or commit on the hub", otherwise="the newest")
+    items: str | None = option(
+        default=None, help="column of images or arrays to learn", otherwise="the only column of images, or of arrays"
+    )
+    labels: str = option(
+        default=AUTO, help="column of classes; auto: the column that declares classes; none: there are no classes"
+    )
+    vectors: tuple[str, ...] = option(default=(), help="columns of numbers that the network is shown, joined")
+    captions: str | None = option(default=None, help="column of texts that the network is shown as tokens, by words")
+    images: str | None = option(default=None, help="column of images that the network is shown, one for each item")
+    tokens: str | None = option(default=None, help="column of arrays (L,D) that the network is shown as tokens")
+    size: tuple[int, ...] = option(
+        default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH of images in pixels, or one number for squares"
+    )
+    channels: int = option(default=3, ge=1, le=4, help="channels of images: 1 gray, 3 colour; 2 and 4 with alpha")
+    skip_bad: bool = option(default=False, help="leave out images that cannot be read, and list them")
+    memory: float | None = option(
+        default=None,
+        ge=0,
+        help="GiB of decoded items to hold in memory; larger sets are read while training",
+        otherwise="2, and at most 20,000 images",
+    )
+
+    def __post_init__(self) -> None:
+        height_width(self.size)
+        if self.captions is not None and self.tokens is not None:
+            raise ValueError("tokens: captions become tokens, so give either --dataset.captions or --dataset.tokens")
+        local = os.path.expanduser(self.path)
+        if os.path.exists(local):  # a run may go on elsewhere
+            object.__setattr__(self, "path", os.path.abspath(local))
+
+    def load(self, context: DatasetContext) -> Samples:
+        from difftool_plugins.datasets import hub
+
+        table = hub.open_table(os.path.expanduser(self.path), self.subset, self.split, self.revision)
+        column = self._item_column(table)
+        used = [column, *self.vectors, *filter(None, (self.captions, self.images, self.tokens))]
+        for name in ("items", "captions", "images", "tokens"):
+            if getattr(self, name) is not None:
+                hub.check_column(table, name, getattr(self, name))
+        for vector in self.vectors:
+            hub.check_column(table, "vectors", vector)
+        if (label := self._label_column(table)) is not None:
+            used.append(label)
+        mark = hub.fingerprint(table, used)
+        if column in hub.image_columns(table):
+            return self._images(table, column, label, mark, context)
+        return self._arrays(table, column, label, mark)
+
+    def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
+        """Return the tokens of a caption. Other conditions are taken as they are."""
+        if field != "tokens" or self.captions is None or Path(text).suffix == ".npy":
+            return None
+        from difftool_plugins.datasets.captions import caption_tokens
+
+        return caption_tokens(text)
+
+    def _item_column(self, table: Any) -> str:
+        """Return the column to learn. Raises `ValueError`."""
+        from difftool_plugins.datasets import hub
+        from difftool_plugins.datasets.folders import listed
+
+        arrays = [name for name in hub.array_columns(table) if name not in (*self.vectors, self.tokens)]
+        images = [name for name in hub.image_columns(table) if name != self.images]
+        if self.items is not None:
+            hub.check_column(table, "items", self.items)
+            if self.items not in (*arrays, *images):
+                raise ValueError(
+                    f"items: {self.items} holds {table.features[self.items]}, neither images nor arrays; "
+                    f"choose from {listed([*images, *arrays]) or 'none'}"
+                )
+            return self.items
+        found = images or arrays
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise ValueError(f"items: no column holds images or arrays; the columns are {listed([*table.features])}")
+        raise ValueError(f"items: several columns could be learned ({listed(found)}); choose one by --dataset.items")
+
+    def _label_column(self, table: Any) -> str | None:
+        from difftool_plugins.datasets import hub
+        from difftool_plugins.datasets.folders import listed
+
+        if self.labels == NONE:
+            return None
+        if self.labels != AUTO:
+            hub.check_column(table, "labels", self.labels)
+            return self.labels
+        found = hub.class_columns(table)
+        if len(found) > 1:
+            raise ValueError(f"labels: several columns hold classes ({listed(found)}); name one, or none")
+        return found[0] if found else None
+
+    def _images(self, table: Any, column: str, label: str | None, mark: str, context: DatasetContext) -> Samples:
+        from difftool import PIXELS, Samples
+        from difftool_plugins.datasets import hub, packed
+
+        size, place = height_width(self.size), self._place()
+        columns = [column, *filter(None, [self.images])]
+        sources = [
+            packed.PackedImages(hub.encoded(table, name, place), self.channels, size, self.skip_bad, range(len(table)))
+            for name in columns
+        ]
+        cache = context.cache and context.cache / f"hf-{packed.digest(mark, repr((columns, size)))[:16]}.json"
+        read, good = packed.load_images(sources, self.memory, cache)
+        return Samples(
+            items=read[0],
+            shape=(self.channels, *size),
+            images=read[1] if self.images else None,
+            item_ids=[str(i) for i in good],
+            fingerprint=mark,
+            **self._beside(table, label, good),
+            **PIXELS,
+        )
+
+    def _arrays(self, table: Any, column: str, label: str | None, mark: str) -> Samples:
+        from difftool import Samples
+        from difftool_plugins.datasets import hub, packed
+
+        if self.images is not None:
+            raise ValueError("images: belong to items that are images")
+        rows = range(len(table))
+        items = self._numbers(packed.PackedArrays(hub.cells(table, column, self._place()), rows))
+        shift, scale = packed.moments(items)
+        return Samples(
+            items=items,
+            shape=tuple(items[0].shape),
+            shift=shift,
+            scale=scale,
+            fingerprint=mark,
+            **self._beside(table, label, rows),
+        )
+
+    def _numbers(self, arrays: PackedArrays) -> Tensor | PackedArrays:
+        from difftool_plugins.datasets import packed
+
+        return packed.load_arrays(arrays, self.memory)
+
+    def _beside(self, table: Any, label: str | None, rows: Any) -> dict[str, Any]:
+        """Return what comes with the items of these rows, as arguments of `Samples`."""
+        import torch
+
+        from difftool_plugins.datasets import captions, hub, packed
+
+        place, more = self._place(), dict[str, Any]()
+        if label is not None:
+            found = hub.values(table, label)
+            chosen = [found[i] for i in rows]
+            if names := hub.class_names(table, label):
+                if any(value is None or value < 0 for value in chosen):
+                    raise ValueError(f"labels: column {label} has rows without a class; --dataset.labels none")
+                more |= {"labels": torch.tensor(chosen), "class_names": names}
+            else:
+                more["labels"], more["class_names"] = packed.classes_of(chosen, f"column {label}")
+        if self.vectors:
+            parts = [self._vector(table, name, rows) for name in self.vectors]
+            more["vectors"] = torch.cat(parts, dim=1)
+        if self.tokens is not None:
+            more["tokens"] = self._numbers(packed.PackedArrays(hub.cells(table, self.tokens, place), rows))
+        if self.captions is not None:
+            texts = hub.values(table, self.captions)
+            more["tokens"] = captions.tokens_of([texts[i] for i in rows], f"column {self.captions}", self.memory)
+        return more
+
+    def _vector(self, table: Any, column: str, rows: Any) -> Tensor:
+        import torch
+
+        from difftool_plugins.datasets import hub, packed
+
+        numbers = packed.PackedArrays(hub.cells(table, column, self._place()), rows)
+        tensor = packed.load_arrays(numbers, float("inf"))
+        return torch.stack([tensor[i] for i in range(len(rows))]).reshape(len(rows), -1)
+
+    def _place(self) -> str:
+        return f"{self.path} ({self.split})"

@@ -1,0 +1,228 @@
+"""Data sets in tar shards, as webdataset writes them, read in the order of a step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from difftool import Dataset, option
+from difftool_plugins.datasets.folders import EXTENSIONS, listed
+from difftool_plugins.datasets.sizes import height_width
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from difftool import ConditionSpec, DatasetContext, Samples
+    from difftool_plugins.datasets.shards import Members, Shard
+
+AUTO, NONE, CLASS, ARRAY = "auto", "none", "cls", "npy"
+PICTURES = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
+
+
+class WebDataset(Dataset, name="webdataset"):
+    """Tar shards as webdataset has them: members of one name are a sample, and their suffixes its columns.
+
+    An index of the places of all members is made once, and again when a shard changes. Samples are then read by their
+    number, in an order that the seed and the step decide, so that a run resumes exactly.
+    """
+
+    default_backbone = "unet"
+
+    path: Path = option(
+        help="folder of .tar files, one file, or a pattern such as train-{000..049}.tar or 'train-*.tar'"
+    )
+    items: str | None = option(
+        default=None,
+        help="suffix of the images or arrays (.npy) to learn, such as jpg or depth.npy",
+        otherwise="the only suffix of images, or of arrays",
+    )
+    labels: str = option(
+        default=AUTO,
+        help="suffix of the classes, numbers or texts, or json:KEY; auto: cls, if there is one; none: no classes",
+    )
+    vectors: tuple[str, ...] = option(
+        default=(), help="numbers that the network is shown, joined: suffixes of .npy members, or json:KEY"
+    )
+    captions: str | None = option(
+        default=None, help="suffix of texts that the network is shown as tokens, by words, such as txt, or json:KEY"
+    )
+    images: str | None = option(default=None, help="suffix of images that the network is shown, one for each item")
+    tokens: str | None = option(default=None, help="suffix of arrays (L,D) that the network is shown as tokens")
+    size: tuple[int, ...] = option(
+        default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH of images in pixels, or one number for squares"
+    )
+    channels: int = option(default=3, ge=1, le=4, help="channels of images: 1 gray, 3 colour; 2 and 4 with alpha")
+    skip_bad: bool = option(default=False, help="leave out samples that cannot be read, and list them")
+    memory: float | None = option(
+        default=None,
+        ge=0,
+        help="GiB of decoded items to hold in memory; larger sets are read while training",
+        otherwise="2, and at most 20,000 images",
+    )
+
+    def __post_init__(self) -> None:
+        height_width(self.size)
+        if self.captions is not None and self.tokens is not None:
+            raise ValueError("tokens: captions become tokens, so give either --dataset.captions or --dataset.tokens")
+
+    def load(self, context: DatasetContext) -> Samples:
+        from difftool import Samples
+        from difftool_plugins.datasets import packed, shards
+
+        paths = shards.shard_paths(str(self.path.expanduser().absolute()))
+        found = [shards.read_index(path, context.cache) for path in paths]
+        problems = [problem for shard in found for problem in shard.problems]
+        if problems and not self.skip_bad:
+            raise ValueError(f"{problems[0]}; use --dataset.skip-bad to go on with what can be read")
+        if not any(shard.keys for shard in found):
+            raise ValueError(f"path: {paths[0]} holds no samples, which are files with a suffix")
+        items, label = self._item_suffix(found), self._label_suffix(found)
+        columns = [items, *self.vectors, *filter(None, (label, self.captions, self.images, self.tokens))]
+        members = {column: shards.members_of(found, column.partition(":")[0]) for column in columns}
+        for column, each in members.items():
+            if all(offset < 0 for offset in each.places[::2]):
+                raise ValueError(
+                    f"no sample has a member {column.partition(':')[0]}; there are {listed(suffixes(found))}"
+                )
+        rows = self._complete(members, problems)
+        names = [f"{Path(shard.path).name}/{key}" for shard in found for key in shard.keys]
+        if len(set(names)) < len(names):
+            names = [f"{name}#{i}" for i, name in enumerate(names)]
+        mark = packed.digest("\0".join(names), *(each.sizes() for each in members.values()))
+        if items.rpartition(".")[2] in PICTURES:
+            more, rows = self._pictures(members, items, rows, mark, context)
+        else:
+            more = self._arrays(members[items], rows)
+        beside = self._beside(members, label, rows)
+        return Samples(item_ids=[names[i] for i in rows], fingerprint=mark, **beside, **more)
+
+    def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
+        """Return the tokens of a caption. Other conditions are taken as they are."""
+        if field != "tokens" or self.captions is None or Path(text).suffix == ".npy":
+            return None
+        from difftool_plugins.datasets.captions import caption_tokens
+
+        return caption_tokens(text)
+
+    def _item_suffix(self, found: Sequence[Shard]) -> str:
+        """Return the suffix of the members to learn. Raises `ValueError`."""
+        there = suffixes(found)
+        if self.items is not None:
+            if self.items.rpartition(".")[2] not in (*PICTURES, ARRAY):
+                raise ValueError(f"items: must be images ({', '.join(PICTURES)}) or arrays (npy), not {self.items}")
+            return self.items
+        others = (*self.vectors, self.images, self.tokens)
+        images = [s for s in there if s.rpartition(".")[2] in PICTURES and s not in others]
+        arrays = [s for s in there if s.rpartition(".")[2] == ARRAY and s not in others]
+        chosen = images or arrays
+        if len(chosen) != 1:
+            what = (
+                f"several suffixes could be learned ({listed(chosen)})" if chosen else "no member is an image or .npy"
+            )
+            raise ValueError(f"items: {what}; name one of {listed(there)} by --dataset.items")
+        return chosen[0]
+
+    def _label_suffix(self, found: Sequence[Shard]) -> str | None:
+        if self.labels == AUTO:
+            return CLASS if CLASS in suffixes(found) else None
+        return None if self.labels == NONE else self.labels
+
+    def _complete(self, members: dict[str, Members], problems: Sequence[str]) -> list[int]:
+        """Return the samples that have all members, and warn of others. Raises `ValueError` unless they may be bad."""
+        from difftool import printable
+        from difftool_plugins.datasets import packed
+
+        missing: dict[int, str] = {}
+        for each in members.values():
+            for i in range(len(each)):
+                if each.places[2 * i] < 0 and i not in missing:
+                    missing[i] = f"{printable(each.name(i))}: is missing"
+        if missing and not self.skip_bad:
+            first = next(iter(missing.values()))
+            raise ValueError(f"{first} ({len(missing)} such samples); use --dataset.skip-bad to leave them out")
+        total = len(next(iter(members.values())))
+        packed.report([*problems, *missing.values()], total + len(problems))
+        return [i for i in range(total) if i not in missing]
+
+    def _pictures(
+        self, members: dict[str, Members], suffix: str, rows: Sequence[int], mark: str, context: DatasetContext
+    ) -> tuple[dict[str, Any], list[int]]:
+        """Return images as arguments of `Samples`, and the numbers of the good ones."""
+        from difftool import PIXELS
+        from difftool_plugins.datasets import packed
+
+        size = height_width(self.size)
+        sources = [
+            packed.PackedImages(members[name], self.channels, size, self.skip_bad, rows)
+            for name in (suffix, *filter(None, [self.images]))
+        ]
+        key = packed.digest(mark, repr((suffix, self.images, size)))[:16]
+        read, good = packed.load_images(sources, self.memory, context.cache and context.cache / f"bad-{key}.json")
+        more = {"items": read[0], "shape": (self.channels, *size), "images": read[1] if self.images else None}
+        return {**more, **PIXELS}, [rows[i] for i in good]
+
+    def _arrays(self, members: Members, rows: Sequence[int]) -> dict[str, Any]:
+        from difftool_plugins.datasets import packed
+
+        if self.images is not None:
+            raise ValueError("images: belong to items that are images")
+        items = packed.load_arrays(packed.PackedArrays(members, rows), self.memory)
+        shift, scale = packed.moments(items)
+        return {"items": items, "shape": tuple(items[0].shape), "shift": shift, "scale": scale}
+
+    def _beside(self, members: dict[str, Members], label: str | None, rows: Sequence[int]) -> dict[str, Any]:
+        """Return what comes with the items of these samples, as arguments of `Samples`."""
+        import torch
+
+        from difftool_plugins.datasets import captions, packed
+
+        more: dict[str, Any] = {}
+        if label is not None:
+            more["labels"], more["class_names"] = packed.classes_of(texts_of(members[label], label, rows), label)
+        if self.vectors:
+            parts = [numbers_of(members[column], column, rows) for column in self.vectors]
+            more["vectors"] = torch.cat(parts, dim=1)
+        if self.tokens is not None:
+            more["tokens"] = packed.load_arrays(packed.PackedArrays(members[self.tokens], rows), self.memory)
+        if self.captions is not None:
+            texts = texts_of(members[self.captions], self.captions, rows)
+            more["tokens"] = captions.tokens_of(texts, self.captions, self.memory)
+        return more
+
+
+def suffixes(shards: Sequence[Shard]) -> list[str]:
+    """Return the suffixes of all members, sorted."""
+    return sorted({suffix for shard in shards for suffix in shard.members})
+
+
+def texts_of(members: Members, column: str, rows: Sequence[int]) -> list[Any]:
+    """Return the texts of members, or what their JSON holds under a key. Raises `ValueError`."""
+    from difftool import printable
+
+    key, values = column.partition(":")[2], list[Any]()
+    for i in rows:
+        try:
+            text = members.content(i).decode("utf-8")
+            values.append(json.loads(text)[key] if key else text.strip())
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = f"has no key {key!r}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{printable(members.name(i))}: {reason}") from None
+    return values
+
+
+def numbers_of(members: Members, column: str, rows: Sequence[int]) -> Tensor:
+    """Return the numbers (N, D) of members: arrays, or numbers in JSON. Raises `ValueError`."""
+    import torch
+
+    from difftool_plugins.datasets import packed
+
+    if ":" in column:
+        try:
+            return torch.tensor(texts_of(members, column, rows), dtype=torch.float32).reshape(len(rows), -1)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"vectors: {column} must hold numbers, as many in each sample ({error})") from None
+    arrays = packed.load_arrays(packed.PackedArrays(members, rows), float("inf"))
+    return torch.stack([arrays[i] for i in range(len(rows))]).reshape(len(rows), -1)
