@@ -163,7 +163,7 @@ def test_built_ins_that_require_options_pass(tmp_path: Path) -> None:
             Image.new("RGB", (9, 8), (80 * i, 40, 200 - 60 * i)).save(tmp_path / name / f"{i}.png")
     for in_memory in (True, False):
         more = {} if in_memory else {"memory": 0.0}
-        images = difftool.component("dataset", "image-folder", path=tmp_path, size=(8,), flip=True, **more)
+        images = difftool.component("dataset", "image-folder", path=tmp_path, size=(8,), augment=("flip",), **more)
         findings = {finding.law: finding for finding in check_component(images)}
         assert findings["labels items by class"].measured == "2 classes of 3 to 3 items"
         assert findings["augments reproducibly"].verdict == "passed"
