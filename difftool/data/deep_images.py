@@ -59,10 +59,11 @@ def turn(image: Image.Image) -> None:
 def _planes(image: Image.Image) -> np.ndarray:
     """Return an image as float32 RGBA (H, W, 4) from 0 to 255."""
     if image.mode.startswith("I"):
-        values, key = _loaded(image).astype(np.int64), image.info.get("transparency")
+        values, key = _loaded(image), image.info.get("transparency")
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("its gray values do not fit 16 bits")
-        return _rgba(np.stack([values] * 3, axis=2), values != key)  # a key of None equals no value
+        seen = np.ones(values.shape, bool) if key is None else values != key
+        return _rgba(np.repeat(values[..., None], 3, axis=2), seen)
     if _is_deep(image):
         return _deep_colour(image)
     image.load()
@@ -82,10 +83,10 @@ def _deep_colour(image: Image.Image) -> np.ndarray:
         with Image.open(file, formats=[image.format or "PNG"]) as half:
             if other:
                 half.tile = [_in_other_order(tile) for tile in _tiles(half)]
-            halves.append(_loaded(half).astype(np.int64))
-    values = 256 * halves[0] + halves[1]
+            halves.append(_loaded(half).astype(np.uint16))
+    values = halves[0] << 8 | halves[1]
     if values.shape[2] == 4:
-        return (values / UNIT).astype(np.float32)
+        return values.astype(np.float32) / np.float32(UNIT)
     return _rgba(values, (values != key).any(axis=2) if isinstance(key, tuple) else np.ones(values.shape[:2], bool))
 
 
@@ -97,7 +98,10 @@ def _loaded(image: Image.Image) -> np.ndarray:
 
 def _rgba(values: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """Return colours of 16 bits (H, W, 3), and where they are seen (H, W), as float32 RGBA from 0 to 255."""
-    return np.concatenate([values / UNIT, 255 * seen[..., None]], axis=2).astype(np.float32)
+    rgba = np.empty((*seen.shape, 4), np.float32)
+    np.divide(values, UNIT, out=rgba[..., :3], casting="same_kind")
+    rgba[..., 3] = 255 * seen
+    return rgba
 
 
 def _is_deep(image: Image.Image) -> bool:

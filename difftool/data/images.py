@@ -46,6 +46,8 @@ MAX_PIXELS = 89_000_000
 """The largest image. Threads together hold no more decoded pixels than this, unless one image alone has them."""
 PIECE = 1024
 """The side in pixels of the pieces that are converted one by one: a conversion needs several times their memory."""
+FLOATS = 8
+"""How much more memory an image takes that is decoded to floats."""
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
 """The EXIF tag of how to turn an image, and its values that exchange height and width."""
 GRAY = ("1", "L", "LA", "La")
@@ -138,7 +140,8 @@ def pixels(image: Image.Image, reading: Reading) -> np.ndarray:
         ratio = max(reading.size) / min(image.size) * GAP  # EXIF may still turn the image
         image.draft(None, (math.ceil(image.width * ratio), math.ceil(image.height * ratio)))
     # a progressive JPEG is held whole by its decoder, however small the image that comes out
-    with _in_flight.spend(whole if "progressive" in image.info else image.width * image.height):
+    held = whole if "progressive" in image.info else image.width * image.height
+    with _in_flight.spend(held if reading.bits == 8 else held * FLOATS):
         layers = deep_layers(image, reading.channels) if reading.bits > 8 else _layers(image, reading)
         w, h = layers[0].size
         fitted = [_fitted(layer, reading.size or (h, w), reading) for layer in layers]

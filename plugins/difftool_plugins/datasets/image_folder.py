@@ -43,8 +43,9 @@ class ImageFolder(Dataset, name="image-folder"):
     """Your own images: every PNG, JPEG, BMP, GIF, TIFF and WebP file in a folder and its sub-folders.
 
     Each image is turned as its EXIF data say, put on a white background if it is transparent, scaled to cover the size,
-    and cropped around its centre. If there are at least two sub-folders and all images lie in them, the sub-folders are
-    classes, unless they are called `train`, `test` and the like.
+    and cropped around its centre; options keep its transparency, its 16 bits, or all of it. If there are at least two
+    sub-folders and all images lie in them, the sub-folders are classes, unless they are called `train`, `test` and the
+    like.
     """
 
     default_backbone = "unet"
