@@ -142,12 +142,16 @@ def pixels(image: Image.Image, reading: Reading) -> np.ndarray:
     # a progressive JPEG is held whole by its decoder, however small the image that comes out
     held = whole if "progressive" in image.info else image.width * image.height
     with _in_flight.spend(held if reading.bits == 8 else held * FLOATS):
-        layers = deep_layers(image, reading.channels) if reading.bits > 8 else _layers(image, reading)
-        w, h = layers[0].size
-        fitted = [_fitted(layer, reading.size or (h, w), reading) for layer in layers]
-        planes = np.concatenate([np.asarray(layer).reshape(*layer.size[::-1], -1) for layer in fitted], axis=2)
-        array = np.array(planes.transpose(2, 0, 1), order="C")
-        return finished(array, straight=reading.straight) if reading.bits > 8 else array
+        return _decoded(image, reading)
+
+
+def _decoded(image: Image.Image, reading: Reading) -> np.ndarray:
+    layers = deep_layers(image, reading.channels) if reading.bits > 8 else _layers(image, reading)
+    w, h = layers[0].size
+    fitted = [_fitted(layer, reading.size or (h, w), reading) for layer in layers]
+    planes = np.concatenate([np.asarray(layer).reshape(*layer.size[::-1], -1) for layer in fitted], axis=2)
+    array = np.array(planes.transpose(2, 0, 1), order="C")
+    return finished(array, straight=reading.straight) if reading.bits > 8 else array
 
 
 def _layers(image: Image.Image, reading: Reading) -> list[Image.Image]:
