@@ -13,11 +13,11 @@ demo: $(VENV)/.installed
 	@echo "Look at demo/samples.png, demo/trajectory.gif, demo/noise.png and demo/schedules.png."
 	@echo "Then: source $(VENV)/bin/activate; difftool sample --sampler dpmpp-2m --spacing log-snr --steps 10"
 
-# All tests that are not marked slow: some four minutes on two cores.
+# All tests that are not marked slow: some seven minutes on two cores.
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto -m "not slow and not gpu"
 
-# All tests: some eleven minutes on two cores.
+# All tests: some seventeen minutes on two cores.
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto
 

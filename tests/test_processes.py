@@ -286,6 +286,8 @@ STREAMED = (
     ),
     *("--backbone.groups", 4, "--batch-size", 5, "--threads", 1, "--preview-every", 0, "--steps", 8),
 )
+LATENT = (*STREAMED, "--codec", "pca", "--codec.size", 2)
+"""Batches that are encoded as they come, for each half of them is flipped."""
 
 
 def photos(folder: Path, count: int = 20) -> None:
@@ -298,7 +300,9 @@ def photos(folder: Path, count: int = 20) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [LABELLED, UNEVEN, STREAMED], ids=["labelled", "uneven", "streamed"])
+@pytest.mark.parametrize(
+    "arguments", [LABELLED, UNEVEN, STREAMED, LATENT], ids=["labelled", "uneven", "streamed", "latent"]
+)
 def test_two_processes_make_the_model_of_one(
     torchrun: Callable[..., Torchrun], tmp_path: Path, arguments: tuple[object, ...]
 ) -> None:

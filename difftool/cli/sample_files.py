@@ -34,9 +34,7 @@ class Display(Options):
     )
     strip: int | None = option(default=None, ge=2, le=400, help="draw this many states of the trajectory")
     trajectory: bool = option(default=False, help="write the states of the trajectory to arrays too")
-    raw: bool = option(
-        default=False, help="write arrays in model units, as the network sees them, not as pixels or in data units"
-    )
+    raw: bool = option(default=False, help="write arrays in model units, not as pixels or in data units")
 
 
 @dataclass(frozen=True)

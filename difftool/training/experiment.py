@@ -16,12 +16,7 @@ from typing import Any
 import torch
 
 from difftool import devices
-from difftool.components import (
-    Callback,
-    Companion,
-    Dataset,
-    Logger,
-)
+from difftool.components import Callback, Companion, Dataset, Logger
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples
@@ -30,6 +25,7 @@ from difftool.errors import DifftoolError, UsageError
 from difftool.files import sweep
 from difftool.paths import in_run, relative_to_run
 from difftool.runs.folder import RunFolder, now
+from difftool.runs.latents import tensors_of
 from difftool.runs.recipe import Recipe, companion_tables
 from difftool.runs.recorded import changed_scripts
 from difftool.sampling.model import Model
@@ -130,10 +126,11 @@ class Experiment:
 
     @property
     def state_bytes(self) -> int:
-        """The size of a training state: weights, averages, the state of the optimizer, and the loss's own network."""
+        """The size of a training state: weights, averages, optimizer, and the networks of the loss and the codec."""
         own = [] if self.state.auxiliary is None else [*self.state.auxiliary.parameters()]
-        copies = [*self.state.network.parameters()] * (1 + len(self.state.averages)) + own
-        return sum(p.numel() * p.element_size() for p in copies) + self.state.optimizer.state_bytes
+        copies = [*self.state.network.parameters()] * (1 + len(self.state.averages))
+        tensors = (*copies, *own, *tensors_of(self.state.latents).values())
+        return sum(t.numel() * t.element_size() for t in tensors) + self.state.optimizer.state_bytes
 
     @contextlib.contextmanager
     def open(
