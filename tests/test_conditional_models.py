@@ -17,7 +17,7 @@ from torch import Tensor
 
 import difftool
 from difftool import BackboneSpec, Condition, ConditionSpec, DifftoolError, Samples, UsageError, component
-from difftool.data.images import condition_pixels
+from difftool.data.own_images import condition_pixels
 from difftool.data.samples import PIXELS
 from difftool.diffusion.condition_image import with_image_beside
 from difftool.sampling.loop import sample

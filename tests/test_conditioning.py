@@ -18,7 +18,7 @@ from torch import Tensor
 
 import difftool
 from difftool import CLEAN, Denoise, DifftoolError, Estimate, Level, Schedule, UsageError
-from difftool.data.images import own_mask
+from difftool.data.own_images import own_mask
 from difftool.errors import InvalidOption
 from difftool.sampling.denoiser import clipped, thresholded
 from difftool.sampling.inpainting import Inpainting, inpainted

@@ -24,7 +24,8 @@ from difftool.data.batches import Batch, Batches
 from difftool.data.columns import COLUMNS as COLUMNS_OF
 from difftool.data.facts import DataFacts
 from difftool.data.memory import Memory
-from difftool.data.samples import fingerprint, split
+from difftool.data.samples import fingerprint
+from difftool.data.splitting import split
 from difftool.paths import without_paths
 from difftool.plugins.build import load_samples
 from difftool.testing import datasets as laws
@@ -680,7 +681,7 @@ def test_a_run_knows_its_condition_by_its_fingerprint(pairs: Path) -> None:
 def test_a_run_of_pairs_goes_on_elsewhere(pairs: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder is absolute in the run, and no file of weights names it."""
     network = ("--backbone", "unet", "--backbone.dim", 8, "--backbone.dim-mults", 1, "--backbone.groups", 4)
-    data = ("--dataset", "image-folder", "--dataset.path", "items", "--dataset.size", 8, "--dataset.flip")
+    data = ("--dataset", "image-folder", "--dataset.path", "items", "--dataset.size", 8, "--dataset.augment", "flip")
     settings = ("--steps", 2, "--batch-size", 4, "--preview-every", 0, "--threads", 1, "--held-out", 2)
     for name, more in (("r", ()), ("none", ("--condition", "none"))):
         options = (*data, "--dataset.condition", "edges", *network, *settings, *more)
@@ -738,9 +739,9 @@ def changed(condition: str) -> Samples:
     [
         ("swiss-roll", {"condition": "angle", "n": 500}),
         ("gaussian-mixture", {"condition": "mean", "n": 500, "labels": True}),
-        ("image-folder", {"condition": "edges", "flip": True, "tokens": "tokens.npy"}),
-        ("image-folder", {"condition": "edges", "flip": True, "tokens": "tokens.npy", "memory": 0.0}),
-        *(("image-folder", {"condition": word, "flip": True}) for word in ("gray", "mask", "shrink:4")),
+        ("image-folder", {"condition": "edges", "augment": ("flip",), "tokens": "tokens.npy"}),
+        ("image-folder", {"condition": "edges", "augment": ("flip",), "tokens": "tokens.npy", "memory": 0.0}),
+        *(("image-folder", {"condition": word, "augment": ("flip",)}) for word in ("gray", "mask", "shrink:4")),
     ],
 )
 def test_built_in_data_with_conditions_pass_their_laws(

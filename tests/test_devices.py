@@ -320,6 +320,7 @@ HARMLESS = {
     "loop.slerp": "once for --interpolate, before the first step",
     "batches.Batches._from_memory": "once a block of steps, from pinned memory, without a wait",
     "batches.Batches._from_source": "of indices on the CPU",
+    "batches.Batches._own_draws": "of indices on the CPU",
     "batches._on_device": "rows come from pinned memory, without a wait; float64 for Apple GPUs alone",
     "latents.check_latents": "when latents are measured, and when they are made before the first step",
     "latents.latent_facts": "when a run begins",

@@ -123,6 +123,7 @@ def props(folder: Path) -> None:
             Image.new("RGB", (50, 40), tuple(min(255, c + 9 * i) for c in colour)).save(
                 folder / "my-photos" / name / f"{i}.jpg"
             )
+            (folder / "my-photos" / name / f"{i}.txt").write_text(f"a photo of a {name}")
     Image.new("RGB", (48, 32), (90, 160, 70)).save(folder / "photo.png")
     Image.new("RGB", (48, 32), (90, 160, 70)).save(folder / "photo.jpg")
     mask = Image.new("L", (32, 32), 0)

@@ -1335,7 +1335,41 @@ IMAGE_ROWS = [
     Fault("images with NUL", (*FOLDER, "--dataset.path", "a\0b"), 2, ("--dataset.path",)),
     Fault("images at 300 characters", (*FOLDER, "--dataset.path", LONG), 1, ("xxx",)),
     Fault("images of a stranger's home", (*FOLDER, "--dataset.path", "~nobody9/x"), 2, ("--dataset.path", "~nobody9")),
-    Fault("images of two channels", (*FOLDER, "--dataset.channels", 2), 2, ("--dataset.channels", "1 or 3"), (GOOD,)),
+    Fault("images of five channels", (*FOLDER, "--dataset.channels", 5), 2, ("--dataset.channels", "4"), (GOOD,)),
+    Fault("images of 12 bits", (*FOLDER, "--dataset.bits", 12), 2, ("--dataset.bits", "8 or 16"), (GOOD,)),
+    Fault("images cropped left", (*FOLDER, "--dataset.crop", "left"), 2, ("--dataset.crop", "random"), (GOOD,)),
+    Fault(
+        "images moved by no name", (*FOLDER, "--dataset.augment", "flip,x"), 2, ("--dataset.augment", "rotate"), (GOOD,)
+    ),
+    Fault(
+        "images moved twice", (*FOLDER, "--dataset.augment", "flip,flip"), 2, ("--dataset.augment", "twice"), (GOOD,)
+    ),
+    Fault(
+        "weights of no folders",
+        (*FOLDER, "--dataset.weights", "1,2"),
+        2,
+        ("--dataset.weights", "--dataset.more"),
+        (GOOD,),
+    ),
+    Fault("weights of 0", (*FOLDER, "--dataset.weights", "0"), 2, ("--dataset.weights", "1"), (GOOD,)),
+    Fault("one folder twice", (*FOLDER, "--dataset.more", "i"), 1, ("more", "/i is named twice"), (GOOD,)),
+    Fault("a second folder that is missing", (*FOLDER, "--dataset.more", "j"), 1, ("/j does not exist",), (GOOD,)),
+    Fault("captions missing", (*FOLDER, "--dataset.captions", "txt"), 1, ("captions", "a.png has no caption"), (GOOD,)),
+    Fault("captions of no words", (*FOLDER, "--dataset.words", 0), 2, ("--dataset.words",), (GOOD,)),
+    Fault(
+        "captions of rubbish",
+        (*FOLDER, "--dataset.captions", "txt"),
+        1,
+        ("/i/a.txt is not UTF-8 text",),
+        (GOOD, put("i/a.txt", b"\xff\xfe")),
+    ),
+    Fault(
+        "captions and tokens",
+        (*FOLDER, "--dataset.captions", "txt", "--dataset.tokens", "x.npy"),
+        2,
+        ("captions",),
+        (GOOD,),
+    ),
     Fault("images of 7x7 for a U-Net", (*FOLDER, "--dataset.size", 7), 2, ("7x7", "6x6 or 8x8"), (GOOD,)),
     Fault("memory nan", (*FOLDER, "--dataset.memory", "nan"), 2, ("--dataset.memory",), (GOOD,)),
     Fault("the only image held out", (*FOLDER, "--held-out", 1), 2, ("--held-out", "1 of 1"), (GOOD,)),

@@ -518,7 +518,7 @@ def arguments_of(name: str, digits: Path) -> tuple[object, ...]:
         return RUNS[name]
     plain = without(RUNS[name], "--dataset.n")
     here = ("--dataset", "image-folder", "--dataset.path", digits, "--dataset.memory", 0, "--dataset.channels", 1)
-    return (*plain, *here, "--dataset.flip")
+    return (*plain, *here, "--dataset.augment", "flip")
 
 
 def without(arguments: tuple[object, ...], option: str) -> tuple[object, ...]:

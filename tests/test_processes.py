@@ -272,7 +272,18 @@ LABELLED = (
 UNEVEN = (*IMAGES, "--batch-size", 7, "--self-condition", "--learn-variance", "--clip", 0.5, "--steps", 12)
 STREAMED = (
     *("--dataset", "image-folder", "--dataset.path", "photos", "--dataset.size", 8, "--dataset.memory", 0),
-    *("--dataset.flip", "--workers", 1, "--backbone", "unet", "--backbone.dim", 8, "--backbone.dim-mults", "1,2"),
+    *(
+        "--dataset.augment",
+        "flip",
+        "--workers",
+        1,
+        "--backbone",
+        "unet",
+        "--backbone.dim",
+        8,
+        "--backbone.dim-mults",
+        "1,2",
+    ),
     *("--backbone.groups", 4, "--batch-size", 5, "--threads", 1, "--preview-every", 0, "--steps", 8),
 )
 LATENT = (*STREAMED, "--codec", "pca", "--codec.size", 2)

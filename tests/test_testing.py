@@ -110,13 +110,13 @@ def failed_laws(component: Component, **arguments: Any) -> dict[str, str]:
 # ── the built-ins ───────────────────────────────────────────────────────────────────────────────
 
 CHECKED_BELOW = {
-    *("autoencoder-kl", "autoguidance", "diffusers-dit", "diffusers-unet", "export", "hf", "image-folder", "import", "jsonl"),
-    *("new-plugin", "unet", "webdataset"),
+    *("autoencoder-kl", "autoguidance", "diffusers-dit", "diffusers-unet", "export", "hf", "image-folder", "import"),
+    *("jsonl", "new-plugin", "unet", "webdataset"),
 }
 """Built-ins that require options, and networks that are made small.
 
-`new-plugin` is checked in test_commands, `autoencoder-kl` in test_codecs, what is of diffusers in test_exchange, and `hf` and
-`webdataset` in test_packed.
+`new-plugin` is checked in test_commands, `autoencoder-kl` in test_codecs, what is of diffusers in test_exchange,
+and `hf` and `webdataset` in test_packed.
 """
 
 
@@ -167,7 +167,7 @@ def test_built_ins_that_require_options_pass(tmp_path: Path) -> None:
             Image.new("RGB", (9, 8), (80 * i, 40, 200 - 60 * i)).save(tmp_path / name / f"{i}.png")
     for in_memory in (True, False):
         more = {} if in_memory else {"memory": 0.0}
-        images = difftool.component("dataset", "image-folder", path=tmp_path, size=(8,), flip=True, **more)
+        images = difftool.component("dataset", "image-folder", path=tmp_path, size=(8,), augment=("flip",), **more)
         findings = {finding.law: finding for finding in check_component(images)}
         assert findings["labels items by class"].measured == "2 classes of 3 to 3 items"
         assert findings["augments reproducibly"].verdict == "passed"

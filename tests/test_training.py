@@ -17,7 +17,8 @@ from difftool import Condition, component
 from difftool.components import Backbone, Loss, NoiseSchedule, Prediction, TimestepSampling, Weighting
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
-from difftool.data.samples import DatasetContext, Samples, points, split
+from difftool.data.samples import DatasetContext, Samples, points
+from difftool.data.splitting import split
 from difftool.diffusion.schedule import Schedule
 from difftool.diffusion.self_conditioning import SELF_COND_RANGE
 from difftool.errors import DifftoolError, Diverged, UsageError

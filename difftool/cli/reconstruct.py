@@ -111,7 +111,7 @@ def _own_items(model: Model, images: Sequence[Path]) -> tuple[Tensor, None, list
     """Return the user's images as the network sees them, without a condition, and their names."""
     import torch
 
-    from difftool.data.images import own_image
+    from difftool.data.own_images import own_image
     from difftool.sampling.conditions import WORDS
 
     if model.needs_condition:

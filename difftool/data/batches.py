@@ -17,7 +17,7 @@ from difftool.data.columns import COLUMNS, images_of, row_of
 from difftool.data.condition import Condition
 from difftool.data.samples import Augment, Samples
 from difftool.errors import DifftoolError, blaming, describe, one_line
-from difftool.rng import generator, permutation
+from difftool.rng import generator, key, permutation
 from difftool.scripts import LoadedScripts
 
 
@@ -63,7 +63,9 @@ class Batches:
         """The number of items that this process reads for a batch."""
         self.waited = 0.0
         """The time in seconds that training has waited for worker processes."""
-        self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(samples), seed, "order", epoch))
+        repeats = samples.repeats
+        self._visits = None if repeats is None else torch.arange(len(samples)).repeat_interleave(repeats)
+        self._order = lru_cache(maxsize=2)(self._order_of)
         if samples.in_memory:
             columns = {"items": samples.items, **samples.columns}
             self._columns = {name: _on_device(c, self.device) for name, c in columns.items() if isinstance(c, Tensor)}
@@ -71,9 +73,9 @@ class Batches:
     def indices(self, step: int, steps: int = 1) -> Tensor:
         """Return the indices of the items of these steps, int64 (steps * batch_size,).
 
-        The i-th item overall is number i mod N in the order of epoch i div N.
+        The i-th item overall is number i mod N in the order of epoch i div N, where N items are visited in an epoch.
         """
-        n, first = len(self.samples), step * self.batch_size
+        n, first = self.samples.epoch_length, step * self.batch_size
         last = first + steps * self.batch_size
         parts = []
         while first < last:
@@ -82,6 +84,19 @@ class Batches:
             parts.append(self._order(epoch)[at:end])
             first += end - at
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _order_of(self, epoch: int) -> Tensor:
+        """Return the items that an epoch visits, in its order."""
+        order = permutation(self.samples.epoch_length, self.seed, "order", epoch)
+        return order if self._visits is None else self._visits[order]
+
+    def _own_draws(self, step: int) -> list[tuple[int, int]]:
+        """Return the indices of this process's share, each with a number that is a function of its place in training.
+
+        A source that draws its items at random takes it as the seed.
+        """
+        first = step * self.batch_size + self.part.start
+        return [(i, key(self.seed, "draw", first + k)) for k, i in enumerate(self.own_indices(step).tolist())]
 
     def own_indices(self, step: int, steps: int = 1) -> Tensor:
         """Return the indices of this process's share."""
@@ -150,10 +165,10 @@ class Batches:
     def _from_source(self, step: int) -> Iterator[Batch]:
         from torch.utils.data import DataLoader
 
-        cuda = self.device.type == "cuda"
+        cuda, drawn = self.device.type == "cuda", self.samples.drawn
         loader: DataLoader[Any] = DataLoader(
             _Reader(self.samples, self.name),
-            batch_sampler=(self.own_indices(k).tolist() for k in count(step)),
+            batch_sampler=(self._own_draws(k) if drawn else self.own_indices(k).tolist() for k in count(step)),
             num_workers=self.workers,
             pin_memory=cuda,
             prefetch_factor=4 if self.workers else None,
@@ -219,17 +234,18 @@ class _Reader(torch.utils.data.Dataset[Any]):
     def __len__(self) -> int:
         return len(self.columns["items"])
 
-    def __getitem__(self, i: int) -> dict[str, Tensor] | DifftoolError:
-        """Return the item and what comes with it, by name."""
+    def __getitem__(self, place: int | tuple[int, int]) -> dict[str, Tensor] | DifftoolError:
+        """Return the item of an index, or of an index and the seed of a draw, and what comes with it, by name."""
+        i, seed = place if isinstance(place, tuple) else (place, None)
         try:
-            return {name: self._row(name, i) for name in self.columns}
+            return {name: self._row(name, i, seed) for name in self.columns}
         except (ValueError, OSError) as error:
             return DifftoolError(one_line(error))
         except Exception as error:
             return DifftoolError(f"{self.name} failed: {describe(error)}")
 
-    def _row(self, name: str, i: int) -> Tensor:
-        row = row_of(self.columns[name], name, i)
+    def _row(self, name: str, i: int, seed: int | None) -> Tensor:
+        row = row_of(self.columns[name], name, i, seed)
         if tuple(row.shape) != self.shapes[name]:
             if name == "items":
                 raise ValueError(f"items are {tuple(row.shape)}, but the shape says {self.shapes[name]} (item {i})")

@@ -18,7 +18,12 @@ AXES = {"vector": "(N, D)", "image": "(N, C, H, W)", "tokens": "(N, L, D)"}
 
 
 class Items(Protocol):
-    """A map-style source: `source[i]` has no side effects and returns item i, a tensor of one shape for all items."""
+    """A map-style source: `source[i]` has no side effects and returns item i, a tensor of one shape for all items.
+
+    A source may also have `draw(i, seed)`, which returns item i in a form that is random, such as another part of a
+    photograph, and a function of i and the seed alone. Training calls it with a seed that is a function of the step,
+    and all else takes `source[i]`. Columns that belong together get the same seed.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Tensor: ...
@@ -76,6 +81,14 @@ def labels_of(given: Any, class_names: Sequence[str], count: int) -> Tensor:
     return labels
 
 
+def repeats_of(given: Any, count: int) -> Tensor:
+    """Return the visits of each item in an epoch as int64 (N,). Raises `ValueError`."""
+    repeats = torch.as_tensor(given)
+    if tuple(repeats.shape) != (count,) or repeats.is_floating_point() or int(repeats.min()) < 1:
+        raise ValueError(f"repeats must be whole numbers from 1 on, one for each of the {count} items")
+    return repeats.to(torch.int64)
+
+
 def check_row(name: str, row: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse a row of a column of items of this shape, by its shape and type. Raises `ValueError`."""
     plural, size = COLUMNS[name], tuple(row.shape)
@@ -93,9 +106,52 @@ def check_row(name: str, row: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"images must be uint8 pixels, or floats in model units, not {_dtype(row)}")
 
 
-def row_of(column: Column, name: str, i: int) -> Tensor:
-    """Return row i of a column. Raises `ValueError` unless it is a tensor or array of finite numbers."""
-    return column[i] if isinstance(column, Tensor) else item_of(column, i, COLUMNS.get(name, name))
+class Drawn:
+    """Row i of a source as it is drawn with a seed, under the index i."""
+
+    def __init__(self, source: Any, seed: int) -> None:
+        self.source, self.seed = source, seed
+
+    def __getitem__(self, i: int) -> Any:
+        return self.source.draw(i, self.seed)
+
+
+class Rows:
+    """Some rows of a source, by their numbers."""
+
+    def __init__(self, source: Any, numbers: Sequence[int]) -> None:
+        self.source, self.numbers = source, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.source[self.numbers[i]]
+
+
+class DrawnRows(Rows):
+    """Some rows of a source that draws them at random."""
+
+    def draw(self, i: int, seed: int) -> Any:
+        return self.source.draw(self.numbers[i], seed)
+
+
+def some_rows(column: Column, numbers: list[int]) -> Column:
+    """Return the rows of a column with these numbers."""
+    if isinstance(column, Tensor):
+        return column[numbers]
+    return (DrawnRows if hasattr(column, "draw") else Rows)(column, numbers)
+
+
+def row_of(column: Column, name: str, i: int, seed: int | None = None) -> Tensor:
+    """Return row i of a column, as it is drawn with a seed if the column is a source with `draw(i, seed)`.
+
+    Raises `ValueError` unless it is a tensor or array of finite numbers.
+    """
+    if isinstance(column, Tensor):
+        return column[i]
+    source: Any = column if seed is None or not hasattr(column, "draw") else Drawn(column, seed)
+    return item_of(source, i, COLUMNS.get(name, name))
 
 
 def rows_of(column: Column, name: str, indices: Sequence[int]) -> Tensor:

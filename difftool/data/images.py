@@ -2,11 +2,14 @@
 
 1. The header is checked first: the format must be one of `FORMATS`, and the image no larger than `MAX_PIXELS`.
 2. The first of several frames is read. EXIF orientation is applied, if it can be read.
-3. Transparent images are laid over white, so that colours under alpha 0 stay hidden.
+3. Transparent images are laid over white, so that colours under alpha 0 stay hidden. Those that keep their
+   transparency are black there.
 4. 16-bit gray is scaled to 8 bits (v / 257, rounded), not clipped; 16-bit colour keeps its upper bytes. Palettes,
    1-bit, CMYK and YCbCr are converted as Pillow does, without colour profiles. Floating-point, 32-bit and Lab images
-   are refused, since their range of values is unknown. So is 12-bit or inverted 16-bit gray in TIFF.
-5. The image is scaled (bicubic, antialiased) until it just covers the size, and the centre is cropped.
+   are refused, since their range of values is unknown. So is 12-bit or inverted 16-bit gray in TIFF. With `bits` 16
+   nothing is rounded: see `difftool.data.deep_images`.
+5. The image is scaled (bicubic, antialiased) until it just covers the size, and a part of that size is cropped; or
+   until it fits into the size, and a border is added.
 """
 
 from __future__ import annotations
@@ -21,21 +24,20 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from difftool.errors import DifftoolError, UsageError, one_line, printable
+from difftool.data.deep_images import deep_layers, finished, turn
+from difftool.errors import one_line, printable
 from difftool.files import open_regular
-
-if TYPE_CHECKING:
-    from difftool.data.facts import DataFacts
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # large images are refused here, and slight damage does no harm
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # its log of damaged files would reach the terminal
@@ -45,6 +47,8 @@ MAX_PIXELS = 89_000_000
 """The largest image. Threads together hold no more decoded pixels than this, unless one image alone has them."""
 PIECE = 1024
 """The side in pixels of the pieces that are converted one by one: a conversion needs several times their memory."""
+FLOATS = 8
+"""How much more memory an image takes that is decoded to floats."""
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
 """The EXIF tag of how to turn an image, and its values that exchange height and width."""
 GRAY = ("1", "L", "LA", "La")
@@ -52,6 +56,8 @@ GRAY = ("1", "L", "LA", "La")
 GAP = 3.0
 """The reducing gap of Pillow: cheap reduction (in the JPEG decoder, or by averaging blocks of pixels) stops at this
 multiple of the result, and the antialiasing filter does the rest. With 3 the difference is invisible."""
+CENTRE = (0.5, 0.5)
+"""The place (y, x) of a crop in the middle."""
 
 
 def _silence_libtiff() -> None:
@@ -72,18 +78,30 @@ class BadImage(ValueError):
 
 
 def read_image(
-    path: str | os.PathLike[str] | bytes, *, channels: int = 3, size: tuple[int, int] | None = None
+    path: str | os.PathLike[str] | bytes,
+    *,
+    channels: int = 3,
+    size: tuple[int, int] | None = None,
+    bits: int = 8,
+    crop: tuple[float, float] | None = CENTRE,
+    alpha: Literal["multiplied", "straight"] = "multiplied",
 ) -> Tensor:
     """Return the pixels of an image file, uint8 (channels, height, width): 1 for gray, 3 for colour.
 
     Bytes are the content of a file. Errors of it name no file.
 
     2 and 4 channels keep the transparency, as the last of them: 255 where the image is seen, and 0 where it is hidden.
-    The others are multiplied by it, so what is hidden is black. `size` is (height, width), or None for that of the
-    image. Raises `BadImage`, a `ValueError` that names the file.
+    What is hidden is black. Where it is half seen, colours are multiplied by the transparency, or as the file has them
+    if `alpha` is straight. With `bits` 16 the pixels are float32, also from 0 to 255, and 16-bit files keep their
+    precision.
+
+    `size` is (height, width), or None for that of the image. The image is scaled until it covers the size, and `crop`
+    is the place (y, x) of the part that is taken, each from 0 (the top, or the left) to 1. With None the whole image is
+    scaled to fit into the size, and the border is white, or transparent. Raises `BadImage`, a `ValueError` that names
+    the file.
     """
     with opened(os.fspath(path)) as image:
-        return torch.from_numpy(pixels(image, channels, size))
+        return torch.from_numpy(pixels(image, Reading(channels, size, bits, crop, alpha == "straight")))
 
 
 def check_image(path: str | os.PathLike[str]) -> tuple[int, int, int]:
@@ -107,45 +125,85 @@ def same_proportions(a: tuple[int, int], b: tuple[int, int]) -> bool:
     return fits_width or fits_height
 
 
-def pixels(image: Image.Image, channels: int, size: tuple[int, int] | None) -> np.ndarray:
-    """Return the pixels of an open image, uint8 (channels, height, width). Raises whatever Pillow raises."""
+@dataclass(frozen=True)
+class Reading:
+    """The form in which an image is read."""
+
+    channels: int
+    size: tuple[int, int] | None
+    bits: int
+    crop: tuple[float, float] | None
+    straight: bool
+
+
+def pixels(image: Image.Image, reading: Reading) -> np.ndarray:
+    """Return the pixels of an open image (channels, height, width). Raises whatever Pillow raises."""
     whole = image.width * image.height
-    if size is not None:
-        ratio = max(size) / min(image.size) * GAP  # EXIF may still turn the image
+    if reading.size is not None:
+        ratio = max(reading.size) / min(image.size) * GAP  # EXIF may still turn the image
         image.draft(None, (math.ceil(image.width * ratio), math.ceil(image.height * ratio)))
     # a progressive JPEG is held whole by its decoder, however small the image that comes out
-    with _in_flight.spend(whole if "progressive" in image.info else image.width * image.height):
-        return _decoded(image, channels, size)
+    held = whole if "progressive" in image.info else image.width * image.height
+    with _in_flight.spend(held if reading.bits == 8 else held * FLOATS):
+        return _decoded(image, reading)
 
 
-def _decoded(image: Image.Image, channels: int, size: tuple[int, int] | None) -> np.ndarray:
+def _decoded(image: Image.Image, reading: Reading) -> np.ndarray:
+    layers = deep_layers(image, reading.channels) if reading.bits > 8 else _layers(image, reading)
+    w, h = layers[0].size
+    fitted = [_fitted(layer, reading.size or (h, w), reading) for layer in layers]
+    planes = np.concatenate([np.asarray(layer).reshape(*layer.size[::-1], -1) for layer in fitted], axis=2)
+    array = np.array(planes.transpose(2, 0, 1), order="C")
+    return finished(array, straight=reading.straight) if reading.bits > 8 else array
+
+
+def _layers(image: Image.Image, reading: Reading) -> list[Image.Image]:
+    """Decode an image to 8 bits: its colours, and its transparency with them or beside them, if it is kept."""
     image.load()
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except MemoryError:
-        raise
-    except Exception:  # damaged EXIF data do not spoil the image
-        pass
-    mode, transparent = "L" if channels <= 2 else "RGB", channels in (2, 4)
-    layers = [_flat(image, mode, "black" if transparent else "white")]
-    if transparent:
-        layers.append(_by_pieces(image, "L", _alpha))
-    height, width = size or (image.height, image.width)
-    box = cover_box(image.width, image.height, width, height)
-    scaled = [layer.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=GAP) for layer in layers]
-    pixels = np.concatenate([np.asarray(layer).reshape(height, width, -1) for layer in scaled], axis=2)
-    return np.array(pixels.transpose(2, 0, 1), order="C")
+    turn(image)
+    mode = "L" if reading.channels <= 2 else "RGB"
+    if reading.channels in (1, 3):
+        return [_flat(image, mode, "white")]
+    if not reading.straight:
+        return [_flat(image, mode, "black"), _by_pieces(image, "L", _alpha)]
+    mode = {"L": "LA", "RGB": "RGBA"}[mode]
+    return [_by_pieces(image, mode, lambda piece: _straight(piece, mode))]
 
 
-def cover_box(w: int, h: int, width: int, height: int) -> tuple[float, float, float, float]:
-    """Return the centre (left, top, right, bottom) of a w x h image that has the aspect ratio of width x height.
+def _fitted(layer: Image.Image, size: tuple[int, int], reading: Reading) -> Image.Image:
+    """Return a layer scaled and cropped to the size (height, width), or scaled and with a border."""
+    (height, width), (w, h) = size, layer.size
+    if reading.crop is not None:
+        box = cover_box(w, h, width, height, reading.crop)
+        left, top = int(box[0]), int(box[1])
+        whole = (left, top, left + width, top + height)
+        if all(side == other for side, other in zip(box, whole, strict=True)):  # nothing is scaled
+            return layer.crop(whole)
+        return layer.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=GAP)
+    scale = min(width / w, height / h)
+    inner = max(1, min(width, round(w * scale))), max(1, min(height, round(h * scale)))
+    if inner != layer.size:
+        layer = layer.resize(inner, Image.Resampling.BICUBIC, reducing_gap=GAP)
+    bands = len(layer.getbands())
+    border = 255 if reading.channels in (1, 3) else 0
+    picture = Image.new(layer.mode, (width, height), border if bands == 1 else (border,) * bands)
+    picture.paste(layer, ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return picture
 
-    If no scaling is needed, the crop begins at a whole pixel, so that nothing is blurred.
+
+def cover_box(
+    w: int, h: int, width: int, height: int, place: tuple[float, float] = CENTRE
+) -> tuple[float, float, float, float]:
+    """Return the part (left, top, right, bottom) of a w x h image that has the aspect ratio of width x height.
+
+    It lies at the place (y, x), from 0 to 1 each. If no scaling is needed, the crop begins at a whole pixel, so that
+    nothing is blurred.
     """
+    y, x = place
     if w * height >= h * width:  # too wide: the scale is height / h
-        left = (w - width) // 2 if h == height else (w - h * width / height) / 2
+        left = math.ceil((w - width) * x - 0.5) if h == height else (w - h * width / height) * x
         return left, 0, min(left + h * width / height, w), h
-    top = (h - height) // 2 if w == width else (h - w * height / width) / 2
+    top = math.ceil((h - height) * y - 0.5) if w == width else (h - w * height / width) * y
     return 0, top, w, min(top + w * height / width, h)
 
 
@@ -217,6 +275,23 @@ def _alpha(image: Image.Image) -> Image.Image:
     return (image.convert("LA") if image.mode == "La" else image).convert("RGBA").getchannel("A")
 
 
+def _straight(image: Image.Image, mode: str) -> Image.Image:
+    """Return an image as LA or RGBA, whose colours are black where it is hidden."""
+    alpha = _alpha(image)
+    bare = image.copy()
+    if image.has_transparency_data and image.mode in ("La", "RGBa"):
+        bare = bare.convert("LA" if image.mode == "La" else "RGBA")
+    if image.mode in ("P", "PA") and image.has_transparency_data:
+        bare = bare.convert("RGBA")
+    if bare.mode in ("LA", "RGBA"):
+        bare = bare.convert(bare.mode[:-1])
+    bare.info.pop("transparency", None)
+    colours = _converted(bare, mode[:-1], "black")
+    colours.paste(Image.new(colours.mode, colours.size), mask=alpha.point(lambda value: 255 * (value == 0)))
+    colours.putalpha(alpha)
+    return colours
+
+
 def _refuse_unknown_range(image: Image.Image) -> None:
     if image.mode in ("F", "LAB"):
         raise ValueError(f"pixels of kind {image.mode} are not supported")
@@ -255,86 +330,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return "cannot be decoded: " + (one_line(error) or type(error).__name__)
-
-
-THRESHOLD = 128
-"""The gray value of a mask from which on a pixel is white."""
-
-
-def own_image(path: Path, data: DataFacts, name: str, option: str) -> Tensor:
-    """Return the user's image (*shape) in model units, scaled and cropped to fit the model.
-
-    `name` is that of the model, and `option` the one that gave the path. Raises `UsageError` if the model has other
-    data, and `DifftoolError` if the file cannot be read.
-    """
-    shape = data.shape
-    if not data.is_image:
-        raise UsageError(f"{option}: {name} is not an image model; its samples are {data.words}")
-    if shape[0] not in (1, 3):
-        raise UsageError(f"{option}: image files are read with 1 or 3 channels, but {name} has {shape[0]}")
-    pixels = _read(path, option, channels=shape[0], size=(shape[1], shape[2]))
-    return data.scaling.to_model(pixels[None])[0]
-
-
-def own_mask(path: Path, data: DataFacts, option: str) -> Tensor:
-    """Return the user's mask, bool (1, H, W), true where it is white. It is cropped as images are, without blending."""
-    _, height, width = data.shape
-    image = Image.fromarray(_read(path, option, channels=1)[0].numpy())
-    box = cover_box(image.width, image.height, width, height)
-    mask = torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.NEAREST, box=box)) >= THRESHOLD)
-    if bool(mask.all()) or not bool(mask.any()):
-        what = "white: all of the image is painted anew" if bool(mask.any()) else "black: nothing is painted"
-        warnings.warn(f"{option}: {path} is all {what}", stacklevel=2)
-    return mask[None]
-
-
-def check_proportions(image: Path, mask: Path) -> None:
-    """Refuse a mask of other proportions than its image, for each is cropped around its own centre.
-
-    Both are compared as they are shown, turned as their EXIF data say; the sides of either may be rounded to a pixel.
-    Raises `UsageError`, and `DifftoolError` if one cannot be read.
-    """
-    a, b = _size(image, "--inpaint"), _size(mask, "--mask")
-    if not same_proportions(a, b):
-        shown, masked = (f"{columns}x{rows}" for rows, columns in (a, b))
-        raise UsageError(
-            f"--mask: {mask} is {masked} pixels, and the image of --inpaint {shown}; give it the proportions of the "
-            "image, white where it is painted anew and black where it is kept"
-        )
-
-
-def _size(path: Path, option: str) -> tuple[int, int]:
-    try:
-        _, height, width = check_image(path)
-    except BadImage as error:
-        raise DifftoolError(f"{option}: {error}") from None
-    return height, width
-
-
-def _read(path: Path, option: str, *, channels: int, size: tuple[int, int] | None = None) -> Tensor:
-    try:
-        return read_image(path, channels=channels, size=size)
-    except BadImage as error:
-        raise DifftoolError(f"{option}: {error}") from None
-
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return the image files of a folder, sorted by name, without those of its sub-folders. Raises `OSError`."""
-    paths = sorted(folder.iterdir())
-    return [path for path in paths if path.suffix.lower() in SUFFIXES and path.name[0] != "." and not path.is_dir()]
-
-
-def condition_pixels(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
-    """Return a condition image, uint8 (channels, height, width), of a file with 1 to 4 channels, as `read_image` does.
-
-    An image that is smaller by a whole factor has its pixels repeated, as a shrunk image does that is computed from
-    data; others are scaled and cropped to `size` (height, width). Raises `BadImage`.
-    """
-    _, height, width = check_image(path)
-    factor = size[0] // height
-    if factor and (height * factor, width * factor) == size:
-        return read_image(path, channels=channels).repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    return read_image(path, channels=channels, size=size)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 
 from difftool.data.columns import (
     COLUMNS,
@@ -23,6 +22,7 @@ from difftool.data.columns import (
     column_of,
     images_at,
     labels_of,
+    repeats_of,
     row_of,
     rows_of,
     source_of,
@@ -79,6 +79,8 @@ class Samples:
     """(N, L, D) numbers, which the network gets as they are."""
     noise: Column | None = None
     """(N, *shape) floats: the noise that belongs to each item, which training takes instead of drawing any."""
+    repeats: Tensor | None = None
+    """(N,) whole numbers from 1 on: an epoch of training visits each item so many times, or once by default."""
     item_ids: Sequence[str] | None = None
     """Stable names of the items, such as relative paths. They decide which items are held out, whatever the seed."""
     augment: Augment | None = None
@@ -129,6 +131,8 @@ class Samples:
             raise ValueError("item_ids must be texts, such as relative paths")
         if self.item_ids is not None and len(self.item_ids) != len(self.items):
             raise ValueError(f"{len(self.item_ids)} item_ids for {len(self.items)} items")
+        if self.repeats is not None:
+            self._set(repeats=repeats_of(self.repeats, len(self.items)))
         if self.labels is not None:
             self._set(labels=labels_of(self.labels, self.class_names, len(self.items)))
         for name, field in COLUMNS.items():
@@ -142,6 +146,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def epoch_length(self) -> int:
+        """The number of items that an epoch of training visits."""
+        return len(self) if self.repeats is None else int(self.repeats.sum())
 
     @property
     def scaling(self) -> Scaling:
@@ -169,6 +178,11 @@ class Samples:
     def in_memory(self) -> bool:
         """True if nothing has to be read with the items."""
         return all(isinstance(column, Tensor) for column in (self.items, *self.columns.values()))
+
+    @property
+    def drawn(self) -> bool:
+        """True if a source draws its rows at random while training."""
+        return any(hasattr(column, "draw") for column in (self.items, *self.columns.values()))
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -248,6 +262,8 @@ def fingerprint(samples: Samples) -> str:
     Floats are left out, since another machine may round them differently.
     """
     sha = hashlib.sha256(json.dumps([samples.fingerprint, samples.class_names]).encode())
+    if samples.repeats is not None:
+        sha.update(samples.repeats.numpy().data)
     for name, column in {"items": samples.items, **samples.columns}.items():
         if name not in ("items", "label"):
             sha.update(name.encode())
@@ -289,33 +305,6 @@ def points(
         vectors=vectors,
         mixture=None if means is None else Mixture(means=means.to(torch.float64), std=std, labels=mean_labels),
     )
-
-
-def split(samples: Samples, held_out: int) -> tuple[Samples, Samples | None]:
-    """Split samples into (training, held out). The items with the smallest SHA-256 of their names are held out.
-
-    Raises `ValueError` if no item would be left.
-    """
-    if held_out == 0:
-        return samples, None
-    n = len(samples)
-    if held_out >= n:
-        raise ValueError(f"cannot hold out {held_out} of {n} items")
-    ids = samples.item_ids or [str(i) for i in range(n)]
-    ranked = sorted(range(n), key=lambda i: hashlib.sha256(ids[i].encode("utf-8", "surrogateescape")).digest())
-
-    def subset(indices: list[int]) -> Samples:
-        def rows(column: Any) -> Any:
-            return column[indices] if isinstance(column, Tensor) else Subset(column, indices)
-
-        return replace(
-            samples,
-            items=rows(samples.items),
-            item_ids=None if samples.item_ids is None else [samples.item_ids[i] for i in indices],
-            **{COLUMNS[name]: rows(column) for name, column in samples.columns.items()},
-        )
-
-    return subset(sorted(ranked[held_out:])), subset(sorted(ranked[:held_out]))
 
 
 @dataclass(frozen=True, kw_only=True)

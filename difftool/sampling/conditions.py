@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difftool.data.images import BadImage, condition_pixels, image_files
+from difftool.data.images import BadImage
+from difftool.data.own_images import condition_pixels, image_files
 from difftool.data.tensors import tensor_of
 from difftool.errors import DifftoolError, UsageError, counted, listed, one_line, printable, shortened
 from difftool.files import open_regular

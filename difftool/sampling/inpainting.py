@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from difftool.data.images import check_proportions, own_image, own_mask
+from difftool.data.own_images import check_proportions, own_image, own_mask
 from difftool.sampling.denoiser import corrected
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torch import Tensor
 from difftool.components import Guidance, Sampler, Spacing
 from difftool.data.condition import Condition
 from difftool.data.facts import classes_text
-from difftool.data.images import own_image
+from difftool.data.own_images import own_image
 from difftool.devices import check_precision
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule

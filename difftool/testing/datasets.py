@@ -138,8 +138,8 @@ def leaves_global_generators_alone(case: Case) -> str:
 
 
 def reads_the_same_item_every_time(case: Case) -> str:
-    """If items are read one at a time, every reading of an item is the same, and their source can be pickled for a
-    worker process."""
+    """If items are read one at a time, every reading of an item is the same, also every draw with the same seed, and
+    their source can be pickled for a worker process."""
     samples = case.samples
     if samples.in_memory:
         raise Skipped("its items are in memory")
@@ -149,6 +149,8 @@ def reads_the_same_item_every_time(case: Case) -> str:
         for i in indices:
             if not torch.equal(row_of(source, name, i), row_of(source, name, i)):
                 raise Failed(f"two readings of {what}[{i}] differ; __getitem__ must be pure, and `augment` random")
+            if not torch.equal(row_of(source, name, i, 1), row_of(source, name, i, 1)):
+                raise Failed(f"two draws of {what}[{i}] with the same seed differ")
         try:
             sizes.append(len(ForkingPickler.dumps(source)))
         except Exception as error:

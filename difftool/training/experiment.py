@@ -113,12 +113,12 @@ class Experiment:
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.train) / self.batch_size)
+        return math.ceil(self.train.epoch_length / self.batch_size)
 
     @property
     def steps(self) -> int:
         """The step at which training ends."""
-        return self.recipe.training.total_steps(len(self.train))
+        return self.recipe.training.total_steps(self.train.epoch_length)
 
     @property
     def log_every(self) -> int:
@@ -230,7 +230,7 @@ class Experiment:
         """
         settings = self.recipe.training
         preview_every = settings.preview_every or str(max(1, math.ceil(self.steps / PREVIEWS)))
-        due = partial(is_due, items=len(self.train), batch_size=self.batch_size)
+        due = partial(is_due, items=self.train.epoch_length, batch_size=self.batch_size)
         batches = Batches(
             self.feed.train,
             self.batch_size,

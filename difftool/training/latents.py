@@ -119,7 +119,7 @@ class Feed:
         if space is None:
             return cls(train, held_out)
         held_out = None if held_out is None else encoded(held_out, space, dataset, device)
-        if train.augment is not None or train.images_function is not None:
+        if train.augment is not None or train.images_function is not None or train.drawn:
             return cls(train, held_out, encoder(space))
         return cls(encoded(train, space, dataset, device, watch), held_out)
 

@@ -17,7 +17,8 @@ from difftool.components import (
     Weighting,
 )
 from difftool.data.facts import DataFacts
-from difftool.data.samples import fingerprint, split
+from difftool.data.samples import fingerprint
+from difftool.data.splitting import split
 from difftool.diffusion.schedule import Schedule
 from difftool.errors import DifftoolError, InvalidOption
 from difftool.plugins.build import (
@@ -103,7 +104,7 @@ def prepare(
         objective=objective,
         state=train_state,
         model=model,
-        averages=AverageFiles(others, len(train)),
+        averages=AverageFiles(others, train.epoch_length),
         device=device,
         fingerprint=fingerprint(samples),
         search=search,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -41,8 +41,14 @@ def function_of(word: str) -> Callable[[Tensor, torch.Generator], Tensor]:
 
 def gray(items: Tensor, _: torch.Generator) -> Tensor:
     """Return RGB images (B, 3, H, W) as gray ones (B, 1, H, W), uint8."""
+    items = _pixels(items)
     red, green, blue = (weight * items[:, k : k + 1].int() for k, weight in enumerate(LUMA))
     return ((red + green + blue + 2**15) >> 16).to(torch.uint8)
+
+
+def _pixels(items: Tensor) -> Tensor:
+    """Return images of 16 bits, which are floats from 0 to 255, as uint8; others stay as they are."""
+    return items.round().to(torch.uint8) if items.is_floating_point() else items
 
 
 def shrunk(items: Tensor, _: torch.Generator, factor: int) -> Tensor:
@@ -60,6 +66,7 @@ def masked(items: Tensor, random: torch.Generator) -> Tensor:
 
     Return uint8 (B, C + 1, H, W): the images, black where they are hidden, and 255 where they are seen, else 0.
     """
+    items = _pixels(items)
     count, _, height, width = items.shape
     y = torch.arange(height, device=items.device).view(1, height, 1) + 0.5  # the centres of pixels
     x = torch.arange(width, device=items.device).view(1, 1, width) + 0.5
@@ -81,22 +88,23 @@ def masked(items: Tensor, random: torch.Generator) -> Tensor:
 # ── read from files ─────────────────────────────────────────────────────────────────────────────
 
 
-def read_shrunk(path: Path, shape: tuple[int, int, int], factor: int) -> Tensor:
+def read_shrunk(path: Path, shape: tuple[int, int, int], factor: int, crop: tuple[float, float] | None) -> Tensor:
     """Return an image file, or each of a folder's, as `shrunk` makes them: (C, H, W), or (N, C, H, W).
 
-    A file of H/factor x W/factor pixels stays as it is, and others are scaled and cropped to that size. Raises
-    `BadImage`, and `ValueError` for a folder without images.
+    A file of H/factor x W/factor pixels stays as it is, and others are scaled and cropped to that size, or get a border
+    if `crop` is None. Raises `BadImage`, and `ValueError` for a folder without images.
     """
     channels, height, width = shape
     files = [path / name for name in sorted(list_images(str(path))) if "/" not in name] if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{printable(str(path))} holds no image")
-    small = torch.stack([read_image(f, channels=channels, size=(height // factor, width // factor)) for f in files])
+    size = (height // factor, width // factor)
+    small = torch.stack([read_image(f, channels=channels, size=size, crop=crop, alpha="straight") for f in files])
     images = enlarged(small, factor)
     return images if path.is_dir() else images[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PartnerFiles(ImageFiles):
     """A map-style source of the condition images of other images: aligned with them, and of their proportions."""
 
@@ -119,16 +127,24 @@ class PartnerFiles(ImageFiles):
                 several = f"both {printable(found[0])} and {printable(found[1])}" if found else "no image"
                 raise ValueError(f"condition: {printable(root)} has {several} for {printable(name)}")
             partners.append(found[0])
-        files = cls(root, partners, 1, originals.size, originals.skip_bad, originals)
+        files = cls(
+            root=root,
+            names=partners,
+            channels=1,
+            size=originals.size,
+            skip_bad=originals.skip_bad,
+            crop=originals.crop,
+            originals=originals,
+        )
         channels = 1
         for i in range(0, len(files), -(-len(files) // LOOKED_AT)):
             with contextlib.suppress(BadImage):  # it is reported when it is read
                 channels = max(channels, check_image(files.path(i))[0])
         return replace(files, channels=channels)
 
-    def __getitem__(self, i: int) -> Tensor:
+    def read(self, i: int, crop: tuple[float, float] | None) -> Tensor:
         self.check(i)
-        return super().__getitem__(i)
+        return super().read(i, crop)
 
     def check(self, i: int) -> None:
         """Compare the header with that of the original. Raises `BadImage`."""
@@ -144,8 +160,8 @@ class PartnerFiles(ImageFiles):
             if own[0] > self.channels:
                 raise BadImage(f"{printable(self.path(i))} is in colour, and the condition images before it are gray")
 
-    def choose(self, numbers: Sequence[int]) -> PartnerFiles:
-        return replace(self, names=[self.names[i] for i in numbers], originals=self.originals.choose(numbers))
+    def choose(self, numbers: Sequence[int]) -> Self:
+        return replace(super().choose(numbers), originals=self.originals.choose(numbers))
 
 
 def _stem(name: str) -> str:

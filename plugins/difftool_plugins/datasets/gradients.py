@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from difftool import Dataset, option
-from difftool_plugins.datasets.sizes import height_width
+from difftool_plugins.datasets.augment import Augmentation, Change, augment_option, check_changes
+from difftool_plugins.datasets.options import height_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,9 +30,11 @@ class Gradients(Dataset, name="gradients"):
         default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH in pixels, or one number for squares"
     )
     channels: int = option(default=3, ge=1, le=4, help="number of channels; each has two random values to blend")
+    augment: tuple[Change, ...] = augment_option()
 
     def __post_init__(self) -> None:
         height_width(self.size)
+        check_changes(self.augment)
         if (total := self.n * math.prod(self.item_shape())) > MAX_BYTES:
             raise ValueError(
                 f"n: {self.n} images of {'x'.join(map(str, self.item_shape()))} take {total / 2**30:.1f} GiB; "
@@ -52,7 +55,7 @@ class Gradients(Dataset, name="gradients"):
         for i in range(0, self.n, block):
             part = slice(i, i + block)
             items[part] = torch.lerp(first[part], second[part], g).round_()
-        return Samples(items=items, shape=shape, **PIXELS)
+        return Samples(items=items, shape=shape, augment=Augmentation.of(self.augment), **PIXELS)
 
     def item_shape(self) -> tuple[int, int, int]:
         return (self.channels, *height_width(self.size))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difftool import Dataset, option
-from difftool_plugins.datasets.sizes import height_width
+from difftool_plugins.datasets.options import height_width, words_option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,7 @@ class HuggingFace(Dataset, name="hf"):
     )
     vectors: tuple[str, ...] = option(default=(), help="columns of numbers that the network is shown, joined")
     captions: str | None = option(default=None, help="column of texts that the network is shown as tokens, by words")
+    words: int = words_option()
     images: str | None = option(default=None, help="column of images that the network is shown, one for each item")
     tokens: str | None = option(default=None, help="column of arrays (L,D) that the network is shown as tokens")
     size: tuple[int, ...] = option(
@@ -86,9 +87,9 @@ class HuggingFace(Dataset, name="hf"):
         """Return the tokens of a caption. Other conditions are taken as they are."""
         if field != "tokens" or self.captions is None or Path(text).suffix == ".npy":
             return None
-        from difftool_plugins.datasets.captions import caption_tokens
+        from difftool_plugins.datasets.captions import tokens_of
 
-        return caption_tokens(text)
+        return tokens_of(text, self.words)
 
     def _item_column(self, table: Any) -> str:
         """Return the column to learn. Raises `ValueError`."""
@@ -193,8 +194,9 @@ class HuggingFace(Dataset, name="hf"):
         if self.tokens is not None:
             more["tokens"] = self._numbers(packed.PackedArrays(hub.cells(table, self.tokens, place), rows))
         if self.captions is not None:
-            texts = hub.values(table, self.captions)
-            more["tokens"] = captions.tokens_of([texts[i] for i in rows], f"column {self.captions}", self.memory)
+            texts, column = hub.values(table, self.captions), f"column {self.captions}"
+            room = packed.room(self.memory)
+            more["tokens"] = captions.caption_rows([texts[i] for i in rows], column, self.words, room)
         return more
 
     def _vector(self, table: Any, column: str, rows: Any) -> Tensor:

@@ -1,66 +1,83 @@
-"""A folder of images: `folders` finds the files, `images` reads them, and `conditions` reads what belongs to them."""
+"""A folder of images: `folders` finds the files, `images` and `reading` read them, and `conditions` and `captions` read
+what belongs to them.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import math
 import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
-from difftool import Dataset, DifftoolError, option, printable, read_json, write_json
+from difftool import Dataset, option, printable
+from difftool_plugins.datasets.augment import Augmentation, Change, augment_option, check_changes
 from difftool_plugins.datasets.folders import (
     EXTENSIONS,
-    MAX_LISTED,
     class_folders,
     list_images,
     listed,
     no_classes,
     sub_folders,
 )
-from difftool_plugins.datasets.sizes import height_width
+from difftool_plugins.datasets.options import height_width, words_option
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from difftool import BadImage, ConditionSpec, DatasetContext, Samples
+    from difftool import ConditionSpec, DatasetContext, Samples
+    from difftool_plugins.datasets.captions import CaptionRows
     from difftool_plugins.datasets.conditions import ArrayRows
     from difftool_plugins.datasets.images import ImageFiles
 
 GIB_IN_MEMORY, FILES_IN_MEMORY = 2.0, 20_000
 """Defaults for what is held in memory. This many files are decoded in seconds. More of them would delay the start of a
 run, and workers can decode them as fast as a network trains."""
-Stamp = list[int]
-"""Size in bytes and time of the last change in nanoseconds; empty for a file without a status."""
+FolderAndName = tuple[int, str]
+"""The number of a folder, and the name of an image in it."""
 
 
 class ImageFolder(Dataset, name="image-folder"):
     """Your own images: every PNG, JPEG, BMP, GIF, TIFF and WebP file in a folder and its sub-folders.
 
     Each image is turned as its EXIF data say, put on a white background if it is transparent, scaled to cover the size,
-    and cropped around its centre. If there are at least two sub-folders and all images lie in them, the sub-folders are
-    classes, unless they are called `train`, `test` and the like.
+    and cropped around its centre; options keep its transparency, its 16 bits, or all of it. If there are at least two
+    sub-folders and all images lie in them, the sub-folders are classes, unless they are called `train`, `test` and the
+    like.
     """
 
     default_backbone = "unet"
 
     path: Path = option(help="folder of images; hidden files and folders are skipped")
+    more: tuple[Path, ...] = option(default=(), help="more folders, whose images are learnt with the others")
+    weights: tuple[int, ...] = option(
+        default=(),
+        ge=1,
+        le=10_000,
+        help="how often an epoch shows each image of a folder, a number for each folder: 1,3",
+    )
     size: tuple[int, ...] = option(
         default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH in pixels, or one number for squares"
     )
-    channels: int = option(default=3, ge=1, le=3, help="3 for colour, 1 for gray")
+    channels: int = option(
+        default=3, ge=1, le=4, help="3 for colour, 1 for gray; 4 and 2 also keep the transparency, as the last channel"
+    )
+    bits: int = option(default=8, ge=8, le=16, help="8, or 16 to keep the precision of 16-bit files (as floats)")
+    crop: Literal["center", "random", "pad"] = option(
+        default="center",
+        help="center: the middle part of each image, scaled to cover the size; random: another part each time; "
+        "pad: the whole image, with a white (or transparent) border",
+    )
+    augment: tuple[Change, ...] = augment_option()
     labels: Literal["auto", "folders", "none"] = option(
         default="auto",
         help="auto: sub-folders are classes if all images lie in them and they are not named train, test, ...; "
         "folders: sub-folders are classes, whatever they are named, and images beside them are left out; "
         "none: there are no classes",
     )
-    flip: bool = option(default=False, help="mirror a random half of the images of each batch, left to right")
     condition: str | None = option(
         default=None,
         help="also show the network an image that belongs to each: gray (its own without colours), shrink:N (its own, "
@@ -71,18 +88,31 @@ class ImageFolder(Dataset, name="image-folder"):
         help="also show the network tokens: the rows of this .npy file (N, L, D), one for each image of the folder in "
         "the order of sorted names",
     )
+    captions: str | None = option(
+        default=None,
+        help="also show the network the words of a caption, as tokens: with txt that in x.txt beside each image x.png",
+    )
+    words: int = words_option()
     skip_bad: bool = option(default=False, help="leave out files that cannot be read, and list them")
     memory: float | None = option(
         default=None,
         ge=0,
-        help="GiB of decoded images to hold in memory; larger sets are decoded while training",
+        help="GiB of decoded images to hold in memory; larger sets, and random crops, are decoded while training",
         otherwise=f"{GIB_IN_MEMORY:g}, and at most {FILES_IN_MEMORY:,} images",
     )
 
     def __post_init__(self) -> None:
         size = height_width(self.size)
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels: must be 1 or 3, not {self.channels}")
+        check_changes(self.augment)
+        if self.bits not in (8, 16):
+            raise ValueError(f"bits: must be 8 or 16, not {self.bits}")
+        if self.weights and len(self.weights) != 1 + len(self.more):
+            raise ValueError(
+                f"weights: must be a number for each folder, so {1 + len(self.more)}, not {len(self.weights)}; "
+                "--dataset.more names further folders"
+            )
+        if self.captions is not None and self.tokens is not None:
+            raise ValueError("captions: give either captions or tokens, for both are tokens to the network")
         if self.condition is not None and not is_function(self.condition, self.channels, size):
             folder = Path(self.condition).expanduser().absolute()  # a run may go on elsewhere
             object.__setattr__(self, "condition", str(folder))
@@ -91,76 +121,78 @@ class ImageFolder(Dataset, name="image-folder"):
         import torch
 
         from difftool import PIXELS, Samples
-        from difftool_plugins.datasets.images import ImageFiles, random_flip, random_flip_pairs
+        from difftool_plugins.datasets.images import CENTRE, ImageFiles
+        from difftool_plugins.datasets.reading import read
 
         channels, height, width = shape = self.item_shape()
-        root = os.path.abspath(self.path.expanduser())
-        every_name = list_images(root)
-        files = ImageFiles(root, self._chosen(every_name), channels, (height, width), self.skip_bad)
-        read = self._read([files, *self._partners(files)], context.cache)
-        names = [files.names[i] for i in read.good]
-        classes = self._classes(root, names)
+        roots = self._roots()
+        every = [(k, name) for k, root in enumerate(roots) for name in list_images(root)]
+        chosen = self._chosen(every)
+        files = ImageFiles(
+            root=roots[0],
+            names=[name for _, name in chosen],
+            channels=channels,
+            size=(height, width),
+            skip_bad=self.skip_bad,
+            bits=self.bits,
+            crop=None if self.crop == "pad" else CENTRE,
+            others=tuple(roots[1:]),
+            folders=[k for k, _ in chosen] if self.more else None,
+        )
+        most = GIB_IN_MEMORY if self.memory is None else self.memory
+        few = self.memory is not None or len(files) <= FILES_IN_MEMORY
+        random = self.crop == "random"
+        found = read([files, *self._partners(files)], most * 2**30 if few else -1, context.cache, random=random)
+        good = [chosen[i] for i in found.good]
+        names = [name for _, name in good]
+        classes = self._classes(roots, names)
         number = {name: k for k, name in enumerate(classes)}
-        images, function = (*read.columns[1:], None)[0], self._function()
-        tokens, size = self._tokens(names, every_name, read.room)
+        images, function = (*found.columns[1:], None)[0], self._function()
+        tokens, content = self._tokens(good, every, [files.path(i) for i in found.good], found.room)
+        crop = "" if self.crop == "center" else self.crop
         return Samples(
-            items=read.columns[0],
+            items=found.columns[0],
             shape=shape,
             labels=torch.tensor([number[name.partition("/")[0]] for name in names]) if classes else None,
             class_names=tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in classes),
             images=images if function is None else function,
             tokens=tokens,
-            item_ids=names,
-            augment=(random_flip if images is None else random_flip_pairs) if self.flip else None,
-            fingerprint=" ".join(filter(None, (read.fingerprint, self.condition if function else "", size))),
+            repeats=torch.tensor([self.weights[k] for k, _ in good]) if self.weights else None,
+            item_ids=[files.identity(i) for i in found.good],
+            augment=Augmentation.of(self.augment),
+            fingerprint=" ".join(filter(None, (found.fingerprint, self.condition if function else "", content, crop))),
             **PIXELS,
         )
 
     def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
-        """Return images of any size shrunk as those of training are. Other conditions are taken as they are."""
+        """Return the tokens of a caption, and images of any size shrunk as those of training are.
+
+        Other conditions are taken as they are.
+        """
+        if field == "tokens" and self.captions is not None and not text.endswith(".npy"):
+            from difftool_plugins.datasets.captions import tokens_of as words
+
+            return words(text, self.words)
         word, _, factor = (self.condition or "").partition(":")
         path = Path(text).expanduser()
         is_image = path.is_dir() or path.suffix.lower() in EXTENSIONS
         if field != "image" or word != "shrink" or spec.image is None or not is_image:
             return None
         from difftool_plugins.datasets.conditions import read_shrunk
+        from difftool_plugins.datasets.images import CENTRE
 
-        return read_shrunk(path, spec.image, int(factor))
+        return read_shrunk(path, spec.image, int(factor), None if self.crop == "pad" else CENTRE)
 
-    def _read(self, sources: Sequence[ImageFiles], cache: Path | None) -> _Read:
-        """Read images and their partners into memory if they are few, or else check them.
-
-        Raises `BadImage`, and `ValueError` if none can be read.
-        """
-        from difftool_plugins.datasets.images import read_all
-
-        files = sources[0]
-        gib = sum(len(source) * source.channels * math.prod(source.size) for source in sources) / 2**30
-        most = GIB_IN_MEMORY if self.memory is None else self.memory
-        columns: list[Tensor] | list[ImageFiles]
-        bad: dict[int, BadImage] = {}
-        if gib <= most and (self.memory is not None or len(files) <= FILES_IN_MEMORY):
-            tensors = []
-            for source in sources:
-                tensor, errors = read_all(source)
-                tensors.append(tensor)
-                bad |= errors
-            good = [i for i in range(len(files)) if i not in bad]
-            columns, room, fingerprint = [t[good] for t in tensors] if bad else tensors, (most - gib) * 2**30, ""
-        else:
-            stamps = [[_stamp(source.path(i)) for i in range(len(source))] for source in sources]
-            for source, own in zip(sources, stamps, strict=True):
-                both = own if source is files else [a + b for a, b in zip(own, stamps[0], strict=True)]
-                bad |= self._check(source, both, cache)
-            good = [i for i in range(len(files)) if i not in bad]
-            columns, room = [source.choose(good) for source in sources], 0.0
-            fingerprint = " ".join(
-                _fingerprint([source.names[i] for i in good], [own[i] for i in good])
-                for source, own in zip(sources, stamps, strict=True)
-            )
-        if bad:
-            _report(files.root, list(bad.values()), len(files))
-        return _Read(columns, good, fingerprint, room)
+    def _roots(self) -> list[str]:
+        """Return the folders of images. Raises `ValueError` if one lies in another, so that images would come twice."""
+        roots = [os.path.abspath(path.expanduser()) for path in (self.path, *self.more)]
+        real = [os.path.join(os.path.realpath(root), "") for root in roots]
+        for k, inner in enumerate(real):
+            for j, outer in enumerate(real):
+                if j != k and inner.startswith(outer):
+                    what = "is named twice" if inner == outer else f"lies in {printable(roots[j])}"
+                    raise ValueError(f"more: {printable(roots[k])} {what}, so its images would come twice")
+        return roots
 
     def _function(self) -> Callable[[Tensor, torch.Generator], Tensor] | None:
         """Return the function that computes condition images, or None if there is none."""
@@ -170,14 +202,23 @@ class ImageFolder(Dataset, name="image-folder"):
             return None
         return function_of(self.condition)
 
-    def _tokens(self, names: list[str], every_name: list[str], room: float) -> tuple[Tensor | ArrayRows | None, str]:
-        """Return the tokens of the images with these names, and a text that changes with them."""
-        from difftool_plugins.datasets.conditions import tokens_of
+    def _tokens(
+        self, chosen: list[FolderAndName], every: list[FolderAndName], paths: list[str], room: float
+    ) -> tuple[Tensor | ArrayRows | CaptionRows | None, str]:
+        """Return the tokens of the images that were chosen, at these paths, and a text that changes with them."""
+        if self.captions is not None:
+            from difftool_plugins.datasets.captions import caption_rows, read_captions
 
+            captions = read_captions(paths, self.captions)
+            rows = caption_rows(captions, "files", self.words, room)
+            text = hashlib.sha256("\0".join(captions).encode("utf-8", "surrogatepass")).hexdigest()
+            return rows, f"captions {self.words} {text}"
         if self.tokens is None:
             return None, ""
-        path, row = self.tokens.expanduser(), {name: i for i, name in enumerate(every_name)}
-        tokens = tokens_of(path, [row[name] for name in names], len(every_name), room)
+        from difftool_plugins.datasets.conditions import tokens_of
+
+        path, row = self.tokens.expanduser(), {image: i for i, image in enumerate(every)}
+        tokens = tokens_of(path, [row[image] for image in chosen], len(every), room)
         return tokens, f"tokens {os.path.getsize(path)}"
 
     def item_shape(self) -> tuple[int, int, int]:
@@ -198,16 +239,16 @@ class ImageFolder(Dataset, name="image-folder"):
             raise ValueError(f"condition: {error}; choose gray, mask, shrink:N, or a folder of images") from None
         return [PartnerFiles.of(folder, files, names)]
 
-    def _chosen(self, names: list[str]) -> list[str]:
+    def _chosen(self, every: list[FolderAndName]) -> list[FolderAndName]:
         """Return the images to read: all of them, or with `labels` folders those in sub-folders."""
-        inside = [name for name in names if "/" in name]
-        if self.labels != "folders" or len(inside) == len(names):
-            return names
-        beside = len(names) - len(inside)
-        warnings.warn(f"left out {beside} of {len(names)} images, which lie beside the sub-folders", stacklevel=4)
+        inside = [(k, name) for k, name in every if "/" in name]
+        if self.labels != "folders" or len(inside) == len(every):
+            return every
+        beside = len(every) - len(inside)
+        warnings.warn(f"left out {beside} of {len(every)} images, which lie beside the sub-folders", stacklevel=4)
         return inside
 
-    def _classes(self, root: str, names: Sequence[str]) -> tuple[str, ...]:
+    def _classes(self, roots: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
         """Return the sub-folders that are classes, and warn where some or all of them are not.
 
         Raises `ValueError` if `labels` is folders and there are fewer than two.
@@ -215,47 +256,17 @@ class ImageFolder(Dataset, name="image-folder"):
         if self.labels == "none":
             return ()
         folders = class_folders(names)
-        if self.labels == "auto" and (reason := no_classes(root, names, folders)):
+        if self.labels == "auto" and (reason := no_classes(roots[0], names, folders)):
             warnings.warn(f"no classes: {reason}; --dataset.labels none confirms it", stacklevel=4)
             return ()
         if len(folders) < 2 and self.labels == "folders":
             raise ValueError(
                 f"labels: folders needs images in two sub-folders or more, not {listed(folders) or 'none'}"
             )
-        if empty := sorted(set(sub_folders(root)) - set(folders), key=os.fsencode):
+        if empty := sorted({name for root in roots for name in sub_folders(root)} - set(folders), key=os.fsencode):
             what = "" if len(folders) > 1 else "no classes, for there are images in one sub-folder alone: "
             warnings.warn(f"{what}a sub-folder without readable images is not a class ({listed(empty)})", stacklevel=4)
         return folders if len(folders) > 1 else ()
-
-    def _check(self, files: ImageFiles, stamps: Sequence[Stamp], cache: Path | None) -> dict[int, BadImage]:
-        """Return the errors of bad files by number, without holding the images in memory.
-
-        Good files are remembered in the cache folder until they change.
-        """
-        from difftool_plugins.datasets.images import check_all
-
-        beside = "" if files.root == os.path.abspath(self.path.expanduser()) else f"\0{self.path}\0{files.channels}"
-        key = hashlib.sha256(os.fsencode(f"{files.root}\0{self.skip_bad}{beside}")).hexdigest()[:16]
-        index = cache / f"image-folder-{key}.json" if cache else None
-        checked = _read_index(index) if index else {}
-        unchecked = [i for i, name in enumerate(files.names) if not stamps[i] or checked.get(name) != stamps[i]]
-        bad = check_all(files, unchecked)
-        if index and unchecked:
-            good = {name: stamps[i] for i, name in enumerate(files.names) if i not in bad}
-            with contextlib.suppress(DifftoolError):  # a run can go on without it, as on a full or read-only disk
-                write_json(index, good)
-        return bad
-
-
-class _Read(NamedTuple):
-    """The images that were read, and their partners."""
-
-    columns: Sequence[Tensor | ImageFiles]
-    good: list[int]
-    """The numbers of the images that can be read."""
-    fingerprint: str
-    room: float
-    """The bytes of memory that are left, or 0 if the images are read during training."""
 
 
 def is_function(condition: str, channels: int, size: tuple[int, int]) -> bool:
@@ -273,37 +284,3 @@ def is_function(condition: str, channels: int, size: tuple[int, int]) -> bool:
             raise ValueError(f"condition: squares of {number} pixels do not divide images of {size[0]}x{size[1]}")
         return True
     return condition in ("gray", "mask")
-
-
-def _report(root: str, bad: Sequence[BadImage], total: int) -> None:
-    """Warn of files that were left out. Raises `ValueError` if no file is left."""
-    if len(bad) == total:
-        raise ValueError(f"none of the {total} images in {printable(root)} can be read; the first error: {bad[0]}")
-    more = f"; and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
-    first = "; ".join(str(error) for error in bad[:MAX_LISTED])
-    warnings.warn(f"left out {len(bad)} of {total} image files: {first}{more}", stacklevel=4)
-
-
-def _stamp(path: str) -> Stamp:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return []
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _fingerprint(names: Sequence[str], stamps: Sequence[Stamp]) -> str:
-    """Return the SHA-256 of names and sizes, but not of times: a copy of the folder holds the same data."""
-    sha = hashlib.sha256()
-    for name, stamp in zip(names, stamps, strict=True):
-        sha.update(os.fsencode(name) + b"\0%d\0" % sum(stamp[:1]))
-    return sha.hexdigest()
-
-
-def _read_index(file: Path) -> dict[str, Stamp]:
-    """Return the stamps in an index file, or none if it is missing or damaged, since it only saves time."""
-    try:
-        index = read_json(file)
-    except (OSError, ValueError):
-        return {}
-    return index if isinstance(index, dict) else {}

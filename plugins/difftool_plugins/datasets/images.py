@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +20,11 @@ CHUNK = 16
 """Files that a thread reads in one go: enough to keep the overhead small, and few enough to stop soon."""
 
 
+CENTRE = (0.5, 0.5)
+Place = tuple[float, float] | None
+"""The place (y, x) of a crop, from 0 to 1 each, or None for the whole image with a border."""
+
+
 class ImageSource(Protocol):
     """A map-style source of images of one size, whose items raise `BadImage` if they cannot be decoded."""
 
@@ -28,6 +33,12 @@ class ImageSource(Protocol):
     @property
     def size(self) -> tuple[int, int]: ...
     @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def nbytes(self) -> int:
+        """The bytes that all images take in memory."""
+
+    @property
     def skip_bad(self) -> bool: ...
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Tensor: ...
@@ -35,7 +46,7 @@ class ImageSource(Protocol):
         """Look at the header alone. Raises `BadImage`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageFiles:
     """A map-style source of images. Item i is decoded each time it is read."""
 
@@ -45,26 +56,54 @@ class ImageFiles:
     size: tuple[int, int]
     skip_bad: bool
     """Files that cannot be read are left out before training. Otherwise an error names the option for that."""
+    bits: int = 8
+    crop: Place = CENTRE
+    others: tuple[str, ...] = ()
+    """More folders, beside the root."""
+    folders: list[int] | None = None
+    """The folder of each image, 0 for the root and 1 for the first of the others; None if all lie in the root."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, i: int) -> Tensor:
-        """Return uint8 pixels (channels, height, width). Raises `BadImage`."""
+        """Return pixels (channels, height, width), uint8 or float32 of 16 bits. Raises `BadImage`."""
+        return self.read(i, self.crop)
+
+    def read(self, i: int, crop: Place) -> Tensor:
+        """Return the pixels of image i with another crop. Raises `BadImage`."""
         with self._advice():
-            return read_image(self.path(i), channels=self.channels, size=self.size)
+            return read_image(
+                self.path(i), channels=self.channels, size=self.size, bits=self.bits, crop=crop, alpha="straight"
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.uint8 if self.bits == 8 else torch.float32
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that all images take in memory."""
+        return len(self) * self.channels * math.prod(self.size) * self.dtype.itemsize
 
     def path(self, i: int) -> str:
-        return os.path.join(self.root, self.names[i])
+        k = 0 if self.folders is None else self.folders[i]
+        return os.path.join((self.root, *self.others)[k], self.names[i])
+
+    def identity(self, i: int) -> str:
+        """Return the name of an image in its folder, with the number of the folder before it unless it is the root."""
+        k = 0 if self.folders is None else self.folders[i]
+        return f"{k}:{self.names[i]}" if k else self.names[i]
 
     def check(self, i: int) -> None:
         """Read the header alone. Raises `BadImage`."""
         with self._advice():
             check_image(self.path(i))
 
-    def choose(self, numbers: Sequence[int]) -> ImageFiles:
+    def choose(self, numbers: Sequence[int]) -> Self:
         """Return the source of some of the images."""
-        return replace(self, names=[self.names[i] for i in numbers])
+        folders = None if self.folders is None else [self.folders[i] for i in numbers]
+        return replace(self, names=[self.names[i] for i in numbers], folders=folders)
 
     @contextlib.contextmanager
     def _advice(self) -> Iterator[None]:
@@ -76,17 +115,34 @@ class ImageFiles:
             raise BadImage(f"{error}; use --dataset.skip-bad to leave such files out") from error
 
 
+@dataclass(frozen=True)
+class RandomCrops:
+    """A map-style source of images that training crops at random, and all else in the middle."""
+
+    files: ImageFiles
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.files[i]
+
+    def draw(self, i: int, seed: int) -> Tensor:
+        """Return image i, cropped at a place that is a function of the seed. Raises `BadImage`."""
+        return self.files.read(i, ((seed >> 31) % 2**31 / 2**31, seed % 2**31 / 2**31))
+
+
 def read_all(files: ImageSource) -> tuple[Tensor, dict[int, BadImage]]:
-    """Return all images as uint8 (N, channels, height, width), and the errors of bad files by number.
+    """Return all images (N, channels, height, width), and the errors of bad files by number.
 
     The pixels of bad files are undefined. Raises `BadImage` for the first bad file, unless `files.skip_bad` is set, and
     `ValueError` if the images do not fit into memory.
     """
     shape = (len(files), files.channels, *files.size)
     try:
-        items = torch.empty(shape, dtype=torch.uint8)
+        items = torch.empty(shape, dtype=files.dtype)
     except RuntimeError:
-        gib = math.prod(shape) / 2**30
+        gib = files.nbytes / 2**30
         raise ValueError(f"{gib:.1f} GiB of images do not fit into memory; set a lower --dataset.memory") from None
 
     def read(i: int) -> None:
@@ -105,21 +161,6 @@ def check_all(files: ImageSource, numbers: Sequence[int]) -> dict[int, BadImage]
         files[i]
 
     return _survey(decode if files.skip_bad else files.check, numbers, files.skip_bad)
-
-
-def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each of the images (B, C, H, W) left to right with probability 1/2."""
-    return torch.where(_heads(x, generator), x.flip(-1), x)
-
-
-def random_flip_pairs(x: Tensor, generator: torch.Generator, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mirror each of the images (B, C, H, W) left to right with probability 1/2, and its condition image with it."""
-    heads = _heads(x, generator)
-    return torch.where(heads, x.flip(-1), x), torch.where(heads, images.flip(-1), images)
-
-
-def _heads(x: Tensor, generator: torch.Generator) -> Tensor:
-    return (torch.rand(len(x), generator=generator, device=x.device) < 0.5).view(-1, 1, 1, 1)
 
 
 def _survey(look: Callable[[int], object], numbers: Sequence[int], collect: bool) -> dict[int, BadImage]:

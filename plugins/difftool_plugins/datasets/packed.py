@@ -55,6 +55,14 @@ class PackedImages:
         pixels: Tensor = self._named(i, lambda image: read_image(image, channels=self.channels, size=self.size))
         return pixels
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.uint8
+
+    @property
+    def nbytes(self) -> int:
+        return len(self) * self.channels * math.prod(self.size)
+
     def check(self, i: int) -> None:
         self._named(i, lambda image: check_image(image) if isinstance(image, str) else None)
 
@@ -109,9 +117,9 @@ def load_images(
     decoded once, and the bad ones are remembered in the file `cache`. Raises `BadImage`, and `ValueError` if none can
     be read.
     """
-    count, most = len(sources[0]), GIB_IN_MEMORY if memory is None else memory
-    gib = sum(len(source) * source.channels * math.prod(source.size) for source in sources) / 2**30
-    in_memory = gib <= most and (memory is not None or count <= IMAGES_IN_MEMORY)
+    count = len(sources[0])
+    few = memory is not None or count <= IMAGES_IN_MEMORY
+    in_memory = few and sum(source.nbytes for source in sources) <= room(memory)
     bad: dict[int, str] = {}
     tensors = []
     if in_memory:
@@ -158,10 +166,15 @@ def report(bad: Sequence[str], total: int) -> None:
     warnings.warn(f"left out {len(bad)} of {total} items: {'; '.join(bad[:MAX_LISTED])}{more}", stacklevel=4)
 
 
+def room(memory: float | None) -> float:
+    """Return the bytes of items that are held in memory, of a number of GiB or None for the default."""
+    return (GIB_IN_MEMORY if memory is None else memory) * 2**30
+
+
 def load_arrays(arrays: PackedArrays, memory: float | None) -> Tensor | PackedArrays:
     """Return arrays, in memory if they fit. Raises `ValueError` for arrays of several shapes."""
     first = arrays[0]
-    if len(arrays) * first.numel() * 4 > (GIB_IN_MEMORY if memory is None else memory) * 2**30:
+    if len(arrays) * first.numel() * 4 > room(memory):
         return arrays
     if (whole := _block(arrays, first)) is not None:
         return whole

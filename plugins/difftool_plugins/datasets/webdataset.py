@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from difftool import Dataset, option
 from difftool_plugins.datasets.folders import EXTENSIONS, listed
-from difftool_plugins.datasets.sizes import height_width
+from difftool_plugins.datasets.options import height_width, words_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +49,7 @@ class WebDataset(Dataset, name="webdataset"):
     captions: str | None = option(
         default=None, help="suffix of texts that the network is shown as tokens, by words, such as txt, or json:KEY"
     )
+    words: int = words_option()
     images: str | None = option(default=None, help="suffix of images that the network is shown, one for each item")
     tokens: str | None = option(default=None, help="suffix of arrays (L,D) that the network is shown as tokens")
     size: tuple[int, ...] = option(
@@ -103,9 +104,9 @@ class WebDataset(Dataset, name="webdataset"):
         """Return the tokens of a caption. Other conditions are taken as they are."""
         if field != "tokens" or self.captions is None or Path(text).suffix == ".npy":
             return None
-        from difftool_plugins.datasets.captions import caption_tokens
+        from difftool_plugins.datasets.captions import tokens_of
 
-        return caption_tokens(text)
+        return tokens_of(text, self.words)
 
     def _item_suffix(self, found: Sequence[Shard]) -> str:
         """Return the suffix of the members to learn. Raises `ValueError`."""
@@ -189,7 +190,7 @@ class WebDataset(Dataset, name="webdataset"):
             more["tokens"] = packed.load_arrays(packed.PackedArrays(members[self.tokens], rows), self.memory)
         if self.captions is not None:
             texts = texts_of(members[self.captions], self.captions, rows)
-            more["tokens"] = captions.tokens_of(texts, self.captions, self.memory)
+            more["tokens"] = captions.caption_rows(texts, self.captions, self.words, packed.room(self.memory))
         return more
 
 

@@ -1,6 +1,10 @@
-"""Image sizes as options."""
+"""Options that several datasets share."""
 
 from __future__ import annotations
+
+from typing import Any
+
+from difftool import option
 
 
 def height_width(size: tuple[int, ...]) -> tuple[int, int]:
@@ -9,3 +13,8 @@ def height_width(size: tuple[int, ...]) -> tuple[int, int]:
         text = ",".join(map(str, size)) or "nothing"
         raise ValueError(f"size: must be one positive number, or two as HEIGHT,WIDTH, not {text}")
     return size[0], size[-1]
+
+
+def words_option() -> Any:
+    """Return the option `words: int` of a dataset that has captions."""
+    return option(default=32, ge=1, le=512, help="words of a caption that the network is shown; the rest is left out")
