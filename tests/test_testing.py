@@ -109,10 +109,10 @@ def failed_laws(component: Component, **arguments: Any) -> dict[str, str]:
 
 # ── the built-ins ───────────────────────────────────────────────────────────────────────────────
 
-CHECKED_BELOW = {"autoencoder-kl", "autoguidance", "image-folder", "jsonl", "new-plugin", "unet"}
+CHECKED_BELOW = {"array", "autoencoder-kl", "autoguidance", "image-folder", "jsonl", "new-plugin", "unet"}
 """Built-ins that require options, and the U-Net, which is made small.
 
-`new-plugin` is checked in test_commands, and `autoencoder-kl` in test_codecs.
+`array` is checked in test_array_dataset, `new-plugin` in test_commands, and `autoencoder-kl` in test_codecs.
 """
 
 

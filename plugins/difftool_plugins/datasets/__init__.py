@@ -1,6 +1,7 @@
 """The built-in datasets."""
 
 from difftool import Dataset, hookimpl
+from difftool_plugins.datasets.array import Array
 from difftool_plugins.datasets.gradients import Gradients
 from difftool_plugins.datasets.image_folder import ImageFolder
 from difftool_plugins.datasets.points import GaussianMixture, SwissRoll, TwoMoons
@@ -8,4 +9,4 @@ from difftool_plugins.datasets.points import GaussianMixture, SwissRoll, TwoMoon
 
 @hookimpl
 def difftool_datasets() -> list[type[Dataset]]:
-    return [SwissRoll, TwoMoons, GaussianMixture, Gradients, ImageFolder]
+    return [SwissRoll, TwoMoons, GaussianMixture, Gradients, ImageFolder, Array]
