@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -391,6 +392,7 @@ def test_nothing_is_unpickled() -> None:
 # --- parquet ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extras
 def test_parquet() -> None:
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
@@ -409,6 +411,7 @@ def test_parquet() -> None:
     assert load("t.parquet", items=("f",), labels="c").class_names == ("a", "b")
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize(
     ("columns", "piece"),
     [
@@ -424,3 +427,10 @@ def test_bad_parquet(columns: dict[str, Any], piece: str) -> None:
     pq.write_table(pa.table(columns), "t.parquet")
     outcome = invoke("train", "--dataset", "array", "--dataset.path", "t.parquet")
     assert piece in outcome.error
+
+
+def test_parquet_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    Path("t.parquet").write_bytes(b"PAR1")
+    outcome = invoke("train", "--dataset", "array", "--dataset.path", "t.parquet")
+    assert "t.parquet needs pyarrow, which is not installed; pip install 'difftool[parquet]'" in outcome.error
