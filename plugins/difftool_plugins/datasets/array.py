@@ -69,7 +69,11 @@ class Array(Dataset, name="array"):
         default="auto", help="place of the channels among the axes of an item; auto: where an image has 1 to 4 of them"
     )
     shape: tuple[int, ...] | None = option(
-        default=None, ge=1, help="shape of an item whose numbers lie in one row, as 8,8,3", otherwise="as in the file"
+        default=None,
+        ge=1,
+        le=2**24,
+        help="shape of an item whose numbers lie in one row, as 8,8,3",
+        otherwise="as in the file",
     )
     memory: float | None = option(
         default=None,
