@@ -1461,6 +1461,237 @@ def test_images(fault: Fault, tmp_path: Path, world: World, monkeypatch: pytest.
     check(fault, tmp_path, world, monkeypatch)
 
 
+# --- arrays and tables ---------------------------------------------------------------------------------------------
+
+
+def stored(name: str, make: Callable[[], Any], keys: Mapping[str, Callable[[], Any]] | None = None) -> Step:
+    """A .npy file of an array, or a .npz file of several."""
+
+    def step(at: Path, _: World) -> None:
+        if keys is None:
+            np.save(at / name, make())
+        else:
+            np.savez(at / name, **{key: value() for key, value in keys.items()})
+
+    return step
+
+
+def cut(name: str, size: int) -> Step:
+    """A file that ends after so many bytes."""
+    return lambda at, _: os.truncate(at / name, size)
+
+
+def array(path: str, *arguments: object) -> tuple[object, ...]:
+    return ("train", "--dataset", "array", "--dataset.path", path, *arguments, "--steps", 2, "--out", "r")
+
+
+def rows_of(*lines: str) -> Step:
+    return put("t.csv", "\n".join(lines) + "\n")
+
+
+POINTS_FILE = stored("x.npy", lambda: np.arange(20.0).reshape(10, 2))
+PIXELS_FILE = stored("x.npy", lambda: np.arange(640, dtype=np.uint8).reshape(10, 8, 8))
+SEVERAL = stored(
+    "x.npz", list, {"a": lambda: np.zeros((3, 2)), "b": lambda: np.zeros((3, 4, 4)), "y": lambda: np.arange(2)}
+)
+LABELLED_TABLE = rows_of("x,y,kind", "1,2,a", "3,4,b")
+ARRAY_ROWS = [
+    Fault("array missing", array("no.npy"), 1, ("no.npy does not exist",)),
+    Fault("array of a folder", array("x.npy"), 1, ("x.npy is not a file",), (folder("x.npy"),)),
+    Fault("array of a pipe", array("x.npy"), 1, ("x.npy is not a file",), (fifo("x.npy"),)),
+    Fault(
+        "array of a .pt file",
+        array("x.pt"),
+        1,
+        ("suffixes", ".npy, .npz, .safetensors, .csv, .parquet"),
+        (put("x.pt"),),
+    ),
+    Fault("array with escapes", array(f"{ESCAPE}.npy"), 1, (r"\x1b[31m",), (put(f"{ESCAPE}.npy"),)),
+    *(
+        Fault(f"array {kind} of {name}", array(f"x.{kind}"), 1, (f"x.{kind}", piece), (put(f"x.{kind}", content),))
+        for kind in ("npy", "npz", "safetensors")
+        for name, content, piece in (
+            ("nothing", "", "cannot be read"),
+            ("text", "hello, hello, hello", "cannot be read"),
+            ("bytes", bytes(range(256)) * 8, "cannot be read"),
+        )
+    ),
+    Fault("array cut off", array("x.npy"), 1, ("x.npy", "ends too early"), (POINTS_FILE, cut("x.npy", 200))),
+    Fault("archive cut off", array("x.npz"), 1, ("x.npz", "cannot be read"), (SEVERAL, cut("x.npz", 600))),
+    Fault(
+        "array of texts", array("x.npy"), 1, ("no array of numbers",), (stored("x.npy", lambda: np.array(["a", "b"])),)
+    ),
+    Fault(
+        "array of objects",
+        array("x.npy"),
+        1,
+        ("never unpickled",),
+        (stored("x.npy", lambda: np.array([{}], dtype=object)),),
+    ),
+    Fault("array of one number", array("x.npy"), 1, ("single number",), (stored("x.npy", lambda: np.float64(3)),)),
+    Fault("array of no items", array("x.npy"), 1, ("no numbers",), (stored("x.npy", lambda: np.zeros((0, 2))),)),
+    Fault(
+        "array of complex numbers",
+        array("x.npy"),
+        1,
+        ("no array of numbers",),
+        (stored("x.npy", lambda: np.ones((3, 2)) * 1j),),
+    ),
+    Fault(
+        "array with NaN",
+        array("x.npy"),
+        1,
+        ("NaN", "item 1"),
+        (stored("x.npy", lambda: np.array([[1.0], [np.nan], [2.0]])),),
+    ),
+    Fault(
+        "archive of several", array("x.npz"), 1, ("several arrays", "a (3, 2) float64", "--dataset.items"), (SEVERAL,)
+    ),
+    Fault(
+        "archive without a key", array("x.npz", "--dataset.items", "z"), 1, ("items", "has no z", "a, b, y"), (SEVERAL,)
+    ),
+    Fault(
+        "archive with two labels for three",
+        array("x.npz", "--dataset.items", "a", "--dataset.labels", "y"),
+        1,
+        ("2 labels for 3 items",),
+        (SEVERAL,),
+    ),
+    Fault(
+        "labels of no file", array("x.npy", "--dataset.labels", "no.npy"), 1, ("no.npy", "No such file"), (POINTS_FILE,)
+    ),
+    Fault("labels of no key", array("x.npy", "--dataset.labels", "y"), 1, ("labels", "has no y"), (POINTS_FILE,)),
+    Fault(
+        "labels of fractions",
+        array("x.npy", "--dataset.labels", "y.npy"),
+        1,
+        ("labels", "whole numbers", "--dataset.vectors"),
+        (POINTS_FILE, stored("y.npy", lambda: np.arange(10) / 2)),
+    ),
+    Fault("labels of two axes", array("x.npy", "--dataset.labels", "x.npy"), 1, ("labels", "(N,)"), (POINTS_FILE,)),
+    Fault("points of images", array("x.npy", "--dataset.form", "points"), 1, ("points have one axis",), (PIXELS_FILE,)),
+    Fault("images of points", array("x.npy", "--dataset.form", "image"), 1, ("images have the axes",), (POINTS_FILE,)),
+    Fault(
+        "images of wide numbers",
+        array("x.npy", "--dataset.form", "image"),
+        1,
+        ("reach from", "--dataset.form array"),
+        (stored("x.npy", lambda: np.arange(640.0).reshape(10, 8, 8)),),
+    ),
+    Fault(
+        "images of seven channels",
+        array("x.npy", "--dataset.form", "image"),
+        1,
+        ("layout", "1 to 4 channels"),
+        (stored("x.npy", lambda: np.zeros((5, 7, 8, 9), np.uint8)),),
+    ),
+    Fault(
+        "images whose channels are anywhere",
+        array("x.npy"),
+        1,
+        ("layout", "first or last"),
+        (stored("x.npy", lambda: np.zeros((5, 3, 8, 4), np.uint8)),),
+    ),
+    Fault(
+        "shape of other numbers",
+        array("x.npy", "--dataset.shape", "3,3"),
+        1,
+        ("shape", "3x3 has 9 numbers", "2"),
+        (POINTS_FILE,),
+    ),
+    Fault("shape of zero", array("x.npy", "--dataset.shape", "0,2"), 2, ("--dataset.shape",), (POINTS_FILE,)),
+    Fault("form unknown", array("x.npy", "--dataset.form", "video"), 2, ("--dataset.form", "image"), (POINTS_FILE,)),
+    Fault(
+        "gray points",
+        array("x.npy", "--dataset.condition", "gray"),
+        1,
+        ("condition", "computed from images"),
+        (POINTS_FILE,),
+    ),
+    Fault(
+        "gray images of gray ones",
+        array("x.npy", "--dataset.condition", "gray"),
+        1,
+        ("condition", "3 channels"),
+        (PIXELS_FILE,),
+    ),
+    Fault(
+        "a large compressed array",
+        array("x.npz", "--dataset.memory", 0),
+        1,
+        ("--dataset.memory", "compressed"),
+        (lambda at, _: np.savez_compressed(at / "x.npz", x=np.zeros((9, 2))),),
+    ),
+    Fault(
+        "a large array by columns",
+        array("x.npy", "--dataset.memory", 0),
+        1,
+        ("--dataset.memory", "columns first"),
+        (stored("x.npy", lambda: np.asfortranarray(np.zeros((9, 2)))),),
+    ),
+    Fault("a large table", array("t.csv", "--dataset.memory", 0), 1, ("--dataset.memory", ".npy"), (LABELLED_TABLE,)),
+    Fault("table empty", array("t.csv"), 1, ("t.csv is empty",), (put("t.csv", ""),)),
+    Fault("table of a header", array("t.csv"), 1, ("no rows below its header",), (rows_of("x,y"),)),
+    Fault("table of texts", array("t.csv"), 1, ("no column of numbers",), (rows_of("a,b", "c,d"),)),
+    Fault("table of bytes", array("t.csv"), 1, ("t.csv", "UTF-8"), (put("t.csv", bytes(range(128, 256))),)),
+    Fault(
+        "table in Latin-1 further down",
+        array("t.csv"),
+        1,
+        ("t.csv", "UTF-8"),
+        (put("t.csv", "x,y\n1,2\n3,é\n".encode("latin1")),),
+    ),
+    Fault(
+        "table with a text among numbers",
+        array("t.csv"),
+        1,
+        ("line 3, column y", "'abc' is not a number"),
+        (rows_of("x,y", "1,2", "3,abc"),),
+    ),
+    Fault(
+        "table with a hole",
+        array("t.csv"),
+        1,
+        ("line 3, column y", "a number is missing"),
+        (rows_of("x,y", "1,2", "3,"),),
+    ),
+    Fault(
+        "table with a short row", array("t.csv"), 1, ("line 3", "1 fields", "2 columns"), (rows_of("x,y", "1,2", "3"),)
+    ),
+    Fault("table with a long row", array("t.csv"), 1, ("line 2", "3 fields", "2 columns"), (rows_of("x,y", "1,2,3"),)),
+    Fault("table with an open quote", array("t.csv"), 1, ("t.csv", "cannot be read"), (put("t.csv", 'x,y\n1,"2\n'),)),
+    Fault("table with two columns of a name", array("t.csv"), 1, ("two columns called x",), (rows_of("x,x", "1,2"),)),
+    Fault("table with NaN", array("t.csv"), 1, ("NaN", "item 1"), (rows_of("x,y", "1,2", "nan,3", "4,5"),)),
+    Fault(
+        "table without a column",
+        array("t.csv", "--dataset.items", "x,z"),
+        1,
+        ("items", "has no z", "x, y, kind"),
+        (LABELLED_TABLE,),
+    ),
+    Fault(
+        "table with a column of texts",
+        array("t.csv", "--dataset.vectors", "kind"),
+        1,
+        ("vectors", "kind", "holds texts"),
+        (LABELLED_TABLE,),
+    ),
+    Fault("parquet of text", array("t.parquet"), 1, ("t.parquet",), (put("t.parquet", "hello"),)),
+    *(
+        Fault(f"a run whose array {name}", ("train", "--resume", "r", "--steps", 4), 1, ("array", piece), steps)
+        for name, piece, steps in (
+            ("changed", "changed", (POINTS_FILE, trained(*array("x.npy")), stored("x.npy", lambda: np.eye(10)[:, :2]))),
+            ("is gone", "x.npy does not exist", (POINTS_FILE, trained(*array("x.npy")), gone("x.npy"))),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("fault", ARRAY_ROWS, ids=lambda fault: fault.id)
+def test_arrays(fault: Fault, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(fault, tmp_path, world, monkeypatch)
+
+
 # --- what must work all the same -----------------------------------------------------------------------------------
 
 

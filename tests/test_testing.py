@@ -110,13 +110,13 @@ def failed_laws(component: Component, **arguments: Any) -> dict[str, str]:
 # ── the built-ins ───────────────────────────────────────────────────────────────────────────────
 
 CHECKED_BELOW = {
-    *("autoencoder-kl", "autoguidance", "diffusers-dit", "diffusers-unet", "export", "hf", "image-folder", "import"),
-    *("jsonl", "new-plugin", "unet", "webdataset"),
+    *("array", "autoencoder-kl", "autoguidance", "diffusers-dit", "diffusers-unet", "export", "hf", "image-folder"),
+    *("import", "jsonl", "new-plugin", "unet", "webdataset"),
 }
 """Built-ins that require options, and networks that are made small.
 
-`new-plugin` is checked in test_commands, `autoencoder-kl` in test_codecs, what is of diffusers in test_exchange,
-and `hf` and `webdataset` in test_packed.
+`array` is checked in test_array_dataset, `new-plugin` in test_commands, `autoencoder-kl` in
+test_codecs, what is of diffusers in test_exchange, and `hf` and `webdataset` in test_packed.
 """
 
 

@@ -113,6 +113,7 @@ class Output:
             conditions={COLUMNS[name]: rows for name, rows in fields.items() if name != "label"},
             condition_images=fields.get("image"),
             class_names=source.data.class_names,
+            column_names=source.data.column_names,
             names=names * several,
             guidances=[name_of(plan.guidance) for plan in self.plans] if several > 1 else (),
             reference=reference_points_of(source) if drawn and source.data.is_points else None,

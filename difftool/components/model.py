@@ -32,6 +32,13 @@ class Dataset(Component):
     generated: ClassVar[bool] = False
     """True if the samples are computed from the options and the seed alone. A model file by itself loads no others."""
 
+    def suggested_backbone(self) -> str:
+        """Return the backbone that is taken when the user names none, where it depends on the options.
+
+        It may look at files, whose errors are left to `load`.
+        """
+        return self.default_backbone
+
     @abstractmethod
     def load(self, context: DatasetContext) -> Samples:
         """Return the samples. Raise `ValueError` or `OSError` with one clear line when they cannot be loaded."""

@@ -106,6 +106,14 @@ def check_row(name: str, row: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"images must be uint8 pixels, or floats in model units, not {_dtype(row)}")
 
 
+def check_column_names(names: Sequence[str], shape: tuple[int, ...]) -> None:
+    """Refuse names of coordinates that do not fit items of this shape. Raises `ValueError`."""
+    if names and shape != (len(names),):
+        raise ValueError(f"column_names has {len(names)} names, but the items are {shape}")
+    if len(set(names)) < len(names):
+        raise ValueError("two columns have the same name in column_names")
+
+
 class Drawn:
     """Row i of a source as it is drawn with a seed, under the index i."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difftool.data.columns import check_columns_finite
+from difftool.data.columns import check_column_names, check_columns_finite
 from difftool.data.condition import Condition
 from difftool.data.forms import Form, form_of
 from difftool.data.measures import (
@@ -66,6 +66,8 @@ class DataFacts:
     """The mean of each number of the vector; empty for zeros."""
     vector_scale: tuple[float, ...] = ()
     """The standard deviation of each number of the vector; empty for ones."""
+    column_names: tuple[str, ...] = ()
+    """The names of the coordinates of points; empty if they have none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "form", form_of(self.form, self.shape))
@@ -82,7 +84,8 @@ class DataFacts:
         if count > MOST_CLASSES:
             raise ValueError(f"there are {count:,} classes; a model file holds at most {MOST_CLASSES:,}")
         names = names or tuple(map(str, range(count)))
-        _check_names(names)
+        _check_names(names, "class")
+        _check_names(samples.column_names, "column")
         n = len(samples)
         most = MEASURED if isinstance(samples.items, Tensor) else DECODED
         measured = max(1, min(n, most, MEASURED_NUMBERS // math.prod(samples.shape)))
@@ -113,6 +116,7 @@ class DataFacts:
             condition=condition,
             vector_shift=vector_shift,
             vector_scale=vector_scale,
+            column_names=samples.column_names,
         )
         try:
             return cls.read(parse_json(facts._text()))
@@ -212,6 +216,7 @@ class DataFacts:
             condition=(_condition_model(), None),
             vector_shift=(numbers, ()),
             vector_scale=(numbers, ()),
+            column_names=(Annotated[tuple[name, ...], Field(max_length=MOST_UNITS)], ()),
         )
         try:
             values = model.model_validate_json(json.dumps(document)).model_dump()
@@ -226,6 +231,7 @@ class DataFacts:
         if not _are_ordinary(facts.shift, facts.scale):
             raise ValueError("shift and scale must be ordinary numbers, scale above 0")
         facts._check_condition()
+        check_column_names(facts.column_names, facts.shape)
         if facts.bounds is not None and not -LARGEST_UNIT < facts.bounds[0] < facts.bounds[1] < LARGEST_UNIT:
             raise ValueError("bounds must be a low and a high number")
         return facts
@@ -296,10 +302,10 @@ def classes_text(names: Sequence[str], most: int = LISTED) -> str:
     return f"{len(names):,} {'class' if len(names) == 1 else 'classes'}: {', '.join(listed)}"
 
 
-def _check_names(names: tuple[str, ...]) -> None:
-    """Refuse class names that `DataFacts.read` would refuse, before anything is trained. Raises `ValueError`."""
+def _check_names(names: tuple[str, ...], what: str) -> None:
+    """Refuse names of classes or columns that `read` would refuse, before anything is trained. Raises `ValueError`."""
     if len(set(names)) < len(names):
-        raise ValueError("two classes have the same name")
+        raise ValueError(f"two {'classes' if what == 'class' else 'columns'} have the same name")
     for number, name in enumerate(names):
         if len(name) > LONGEST_NAME or any("\ud800" <= c <= "\udfff" for c in name):
-            raise ValueError(f"class {number} has a name that a model file cannot hold")
+            raise ValueError(f"{what} {number} has a name that a model file cannot hold")

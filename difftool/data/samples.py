@@ -18,6 +18,7 @@ from difftool.data.columns import (
     Column,
     ImagesOf,
     Items,
+    check_column_names,
     check_row,
     column_of,
     images_at,
@@ -94,6 +95,8 @@ class Samples:
     form: Form | None = None
     """What the numbers mean: `image` (which `PIXELS` declares), `points` or `array`. It decides how samples are drawn
     and written. By default one axis makes points, and more axes an array, however many channels there are."""
+    column_names: tuple[str, ...] = ()
+    """The names of the coordinates of items with one axis, such as the columns of a table; () if they have none."""
 
     def __post_init__(self) -> None:
         """Bring all fields into plain types. Raises `ValueError` for what no model file could describe."""
@@ -120,6 +123,10 @@ class Samples:
             self._set(bounds=numbers_of("bounds", self.bounds))
             if len(self.bounds) != 2 or self.bounds[0] >= self.bounds[1]:
                 raise ValueError(f"bounds must be a low and a high number, not {self.bounds}")
+        if not _are_texts(self.column_names):
+            raise ValueError(f"column_names must be a tuple of texts, not {self.column_names!r:.80}")
+        self._set(column_names=tuple(map(str, self.column_names)))
+        check_column_names(self.column_names, self.shape)
         if not _are_texts(self.class_names):
             raise ValueError(f"class_names must be a tuple of texts, not {self.class_names!r:.80}")
         if self.augment is not None and not callable(self.augment):

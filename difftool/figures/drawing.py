@@ -54,6 +54,8 @@ class Drawing:
     """(N,) class indices."""
     class_names: Sequence[str] = ()
     """The names of the classes, or () if they have none."""
+    column_names: Sequence[str] = ()
+    """The names of the coordinates of points, or () if they have none."""
     names: Sequence[str] = ()
     """The names of samples that belong together, such as the N names of their condition images; or ()."""
     guidances: Sequence[str] = ()
@@ -121,12 +123,14 @@ class Drawing:
         return arrays
 
     def index_names(self) -> dict[str, list[str]]:
-        """Return the names that the indices in `arrays` stand for: `class_names` of labels, and `guidance_names`."""
+        """Return the names of what `arrays` counts: `class_names`, `guidance_names`, and `column_names` of points."""
         names = {}
         if self.labels is not None and self.class_names:
             names["class_names"] = [*self.class_names]
         if len(self.guidances) > 1:
             names["guidance_names"] = [*self.guidances]
+        if self.column_names:
+            names["column_names"] = [*self.column_names]
         return names
 
     def pixels(self, x: Tensor | None = None) -> Pixels:

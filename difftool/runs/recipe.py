@@ -161,6 +161,12 @@ def build_recipe(
     check_tables(document)
     ready = dict(parts or {})
     classes = resolve(document, {kind: type(part) for kind, part in ready.items()})
+    if Backbone.kind not in ready and "name" not in document.get(Backbone.kind, {}):
+        if Dataset.kind not in ready:
+            ready[Dataset.kind] = make(classes[Dataset.kind], options_in(document, Dataset.kind))
+        data = ready[Dataset.kind]
+        if isinstance(data, Dataset) and (name := data.suggested_backbone()) != data.default_backbone:
+            classes[Backbone.kind] = registry().of_kind(Backbone, name)
     made = {kind: ready.get(kind) or make(cls, options_in(document, kind)) for kind, cls in classes.items()}
     settings = make(Training, training_values(classes[Backbone.kind], document.get("training", {})))
     if settings.self_condition and not classes[Backbone.kind].self_conditioning:

@@ -183,6 +183,7 @@ def encoded(
         images=columns.get("images"),
         augment=None,
         mixture=None,
+        column_names=(),
     )
 
 

@@ -1,6 +1,7 @@
 """The built-in datasets."""
 
 from difftool import Dataset, hookimpl
+from difftool_plugins.datasets.array import Array
 from difftool_plugins.datasets.gradients import Gradients
 from difftool_plugins.datasets.hf import HuggingFace
 from difftool_plugins.datasets.image_folder import ImageFolder
@@ -10,4 +11,4 @@ from difftool_plugins.datasets.webdataset import WebDataset
 
 @hookimpl
 def difftool_datasets() -> list[type[Dataset]]:
-    return [SwissRoll, TwoMoons, GaussianMixture, Gradients, ImageFolder, HuggingFace, WebDataset]
+    return [SwissRoll, TwoMoons, GaussianMixture, Gradients, ImageFolder, Array, HuggingFace, WebDataset]

@@ -30,7 +30,7 @@ class NPY(Writer, name="npy"):
 
 
 class NPZ(Writer, name="npz"):
-    """NumPy arrays by name: samples, states with --trajectory, labels and class_names, guidances and their names."""
+    """NumPy arrays by name: samples, states with --trajectory, labels, guidances, and names of these and of columns."""
 
     suffixes = (".npz",)
     holds_arrays = True
@@ -49,7 +49,7 @@ class NPZ(Writer, name="npz"):
 
 
 class SafeTensors(Writer, name="safetensors"):
-    """Tensors by name, as in npz, with title, units and the names of classes and guidances in the metadata."""
+    """Tensors by name, as in npz, with title, units and the names of classes, guidances and columns as metadata."""
 
     suffixes = (".safetensors",)
     holds_arrays = True
@@ -65,7 +65,7 @@ class SafeTensors(Writer, name="safetensors"):
 
 
 class CSV(Writer, name="csv"):
-    """One row per sample (x0, x1, ..., label, class, guidance); with --trajectory, one row per state and sample."""
+    """One row per sample (x0, x1, ... or the columns of its data, label, class, guidance), or per state and sample."""
 
     suffixes = (".csv",)
     holds_arrays = True
@@ -75,7 +75,7 @@ class CSV(Writer, name="csv"):
         states, last = arrays.get("states"), _last_columns(drawing, arrays)
         rows = arrays["samples"][None] if states is None else states
         width = math.prod(rows.shape[2:])
-        header = [f"x{i}" for i in range(width)]
+        header = [*map(_quoted, drawing.column_names)] or [f"x{i}" for i in range(width)]
         if states is not None:
             header = ["state", "sample", *header]
         header += last

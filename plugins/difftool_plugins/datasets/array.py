@@ -1,0 +1,150 @@
+"""Arrays and tables: `array_files` and `tables` read the files, and `arrangement` brings items into their layout."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from difftool import Dataset, option, printable
+from difftool_plugins.datasets.choices import is_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from difftool import ConditionSpec, DatasetContext, Samples
+    from difftool_plugins.datasets.array_parts import Parts
+
+GIB_IN_MEMORY = 2.0
+WHOLE, PIECES, PIECE = 2**28, 64, 2**16
+"""The size in bytes up to which a whole file counts in its fingerprint, and the pieces of larger files that do."""
+
+
+class Array(Dataset, name="array"):
+    """Your own numbers: a `.npy`, `.npz`, `.safetensors`, `.csv` or `.parquet` file, such as `sample --out` writes.
+
+    Arrays have a row for each item. Bytes with three channels or one are images, rows of numbers are points, and all
+    else is an array, unless `form` says otherwise. A table has a column for each coordinate, and its names come back in
+    the samples.
+    """
+
+    path: Path = option(help="file of arrays or of a table")
+    items: tuple[str, ...] | None = option(
+        default=None,
+        help="key of the items, or columns of a table; * stands for any characters, as in x*",
+        otherwise="the key samples or the only one; in a table, all columns of numbers that nothing else uses",
+    )
+    labels: str = option(
+        default="auto",
+        help="key or column of the classes, whole numbers or texts, or a .npy file of them; auto: labels, label or "
+        "class, if the file has it; none: there are no classes",
+    )
+    vectors: tuple[str, ...] | None = option(
+        default=None,
+        help="also show the network a vector: its key, columns of a table, or a .npy file (N, D); none: not even that "
+        "of the file",
+        otherwise="the key vectors of samples that were drawn under vectors",
+    )
+    condition: str | None = option(
+        default=None,
+        help="also show the network an image that belongs to each: gray, shrink:N or mask as for image-folder, or the "
+        "key or the .npy file of such images; none: not even those of the file",
+        otherwise="the key images of samples that were drawn under images",
+    )
+    tokens: str | None = option(
+        default=None,
+        help="also show the network tokens: the key or the .npy file of numbers (N, L, D); none: not even those of the "
+        "file",
+        otherwise="the key tokens of samples that were drawn under tokens",
+    )
+    form: Literal["image", "points", "array"] | None = option(
+        default=None,
+        help="meaning of the numbers: image (pixels from 0 to 255, or floats from 0 to 1 or from -1 to 1), points, "
+        "or array",
+        otherwise="that of the shape and the type",
+    )
+    layout: Literal["auto", "first", "last"] = option(
+        default="auto", help="place of the channels among the axes of an item; auto: where an image has 1 to 4 of them"
+    )
+    shape: tuple[int, ...] | None = option(
+        default=None,
+        ge=1,
+        le=2**24,
+        help="shape of an item whose numbers lie in one row, as 8,8,3",
+        otherwise="as in the file",
+    )
+    memory: float | None = option(
+        default=None,
+        ge=0,
+        help="GiB of arrays to hold in memory; larger ones are read from the file while training",
+        otherwise=f"{GIB_IN_MEMORY:g}",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "condition", "tokens"):
+            if is_file(text := getattr(self, name)):  # a run may go on elsewhere
+                object.__setattr__(self, name, os.path.abspath(os.path.expanduser(text)))
+        if self.vectors is not None:
+            paths = (os.path.abspath(os.path.expanduser(text)) if is_file(text) else text for text in self.vectors)
+            object.__setattr__(self, "vectors", tuple(paths))
+
+    def load(self, context: DatasetContext) -> Samples:
+        return self._parts().samples(self, self._bytes_in_memory, self._fingerprint())
+
+    def suggested_backbone(self) -> str:
+        """Return `unet` for images, which the headers of a file show, and else `mlp`."""
+        with contextlib.suppress(ValueError, OSError):  # `load` reports them
+            if self._parts(headers_only=True).form_of_items(self) == "image":
+                return "unet"
+        return self.default_backbone
+
+    def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
+        """Return images of any size shrunk as those of training are. Other conditions are taken as they are."""
+        from difftool_plugins.datasets.conditions import read_shrunk
+        from difftool_plugins.datasets.folders import EXTENSIONS
+        from difftool_plugins.datasets.images import CENTRE
+
+        word, _, factor = (self.condition or "").partition(":")
+        path = Path(text).expanduser()
+        is_image = path.is_dir() or path.suffix.lower() in EXTENSIONS
+        if field != "image" or word != "shrink" or spec.image is None or not is_image:
+            return None
+        return read_shrunk(path, spec.image, int(factor), CENTRE)
+
+    @property
+    def _bytes_in_memory(self) -> float:
+        return (GIB_IN_MEMORY if self.memory is None else self.memory) * 2**30
+
+    def _parts(self, *, headers_only: bool = False) -> Parts:
+        """Open the file, and choose its arrays or columns. Raises `ValueError`."""
+        from difftool_plugins.datasets import array_files, tables
+        from difftool_plugins.datasets.array_parts import of_archive, of_table
+
+        path, place = self.path.expanduser(), printable(str(self.path))
+        if not path.is_file():
+            raise ValueError(f"{place} {'is not a file' if path.exists() else 'does not exist'}")
+        if path.suffix.lower() in tables.SUFFIXES:
+            return of_table(self, tables.open_table(path), self._bytes_in_memory, headers_only=headers_only)
+        if path.suffix.lower() in array_files.SUFFIXES:
+            return of_archive(self, path)
+        known = ", ".join((*array_files.SUFFIXES, *tables.SUFFIXES))
+        raise ValueError(f"path: {place} has none of the suffixes {known}")
+
+    def _fingerprint(self) -> str:
+        """Return the SHA-256 of the file, or of pieces of a large one, and of the files beside it."""
+        beside = [self.labels, self.condition, self.tokens, *(self.vectors or ())]
+        sha = hashlib.sha256()
+        for path in [self.path.expanduser(), *(Path(text) for text in beside if text is not None and is_file(text))]:
+            size = os.path.getsize(path)
+            sha.update(b"%d\0" % size)
+            with open(path, "rb") as file:
+                if size <= WHOLE:
+                    while block := file.read(2**20):
+                        sha.update(block)
+                else:
+                    for i in range(PIECES):
+                        file.seek(i * (size - PIECE) // (PIECES - 1))
+                        sha.update(file.read(PIECE))
+        return sha.hexdigest()
