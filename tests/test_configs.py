@@ -28,7 +28,7 @@ def test_a_file_goes_before_a_name(run: Run, tmp_path: Path) -> None:
 def test_unknown_names_are_refused(run: Run) -> None:
     outcome = run("train", "--config", "swis-roll")
     assert outcome.code == 2
-    assert "no config named 'swis-roll'; did you mean 'swiss-roll'?; 'difftool list configs' names" in outcome.err
+    assert "config file swis-roll does not exist, nor a config of this name; did you mean 'swiss-roll'?" in outcome.err
     assert "config file swis-roll.toml does not exist" in run("train", "--config", "swis-roll.toml").err
 
 
@@ -42,6 +42,5 @@ def test_the_list_names_each_config(run: Run) -> None:
 
 
 @pytest.mark.skipif(not TUTORIALS.is_dir(), reason="the examples are not beside the tests")
-def test_the_configs_are_those_of_the_tutorials() -> None:
-    tutorials = {path.parent.name.partition("-")[2]: path.read_bytes() for path in TUTORIALS.glob("*/config.toml")}
-    assert {name: path.read_bytes() for name, path in installed_configs().items()} == tutorials
+def test_there_is_a_config_for_each_tutorial() -> None:
+    assert set(installed_configs()) == {path.parent.name.partition("-")[2] for path in TUTORIALS.glob("*/README.md")}

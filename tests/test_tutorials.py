@@ -1,4 +1,4 @@
-"""The tutorials: each has a row in their list, its config is a recipe, and the tables on its page are in its config."""
+"""The tutorials: each has a row in their list and an installed config, which holds the tables that its page shows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Run
 
+from difftool.runs.config import installed_configs
 from difftool.runs.recipe import build_recipe
 
 FOLDER = Path(__file__).parents[1] / "examples" / "tutorials"
@@ -25,6 +26,11 @@ def text_of(folder: Path) -> str:
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
+def config_of(folder: Path) -> Path:
+    """The config that comes with difftool under the name of the tutorial."""
+    return installed_configs()[folder.name.partition("-")[2]]
+
+
 def test_the_list_names_every_tutorial() -> None:
     rows = re.findall(r"^\| \[(.+?)\]\((.+?)/README\.md\) \| .+ \| .+ \|$", text_of(FOLDER), re.MULTILINE)
     assert [name for name, _ in rows] == [target for _, target in rows] == [path.name for path in TUTORIALS]
@@ -33,9 +39,7 @@ def test_the_list_names_every_tutorial() -> None:
 
 @pytest.mark.parametrize("folder", each_tutorial())
 def test_configs_are_recipes(folder: Path) -> None:
-    configs = sorted(folder.glob("*.toml"))
-    assert folder / "config.toml" in configs
-    for path in configs:
+    for path in (config_of(folder), *folder.glob("*.toml")):
         build_recipe(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
@@ -46,7 +50,7 @@ def test_the_page_shows_files_that_exist_and_lines_of_its_config(folder: Path) -
         assert target.startswith("http") or (folder / target).exists(), target
     pictures = {path.name for path in folder.iterdir() if path.suffix in (".png", ".gif")}
     assert pictures <= set(re.findall(r"\]\(([^)/]+)\)", text)), "a picture that the page does not show"
-    config = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    config = tomllib.loads(config_of(folder).read_text(encoding="utf-8"))
     for block in re.findall(r"(?:^    .*\n|^\n)+", text, re.MULTILINE):
         lines = re.sub(r"^    ", "", block, flags=re.MULTILINE)
         if lines.lstrip().startswith("["):
@@ -62,7 +66,7 @@ def test_latent_diffusion_trains_on_the_photographs(run: Run, tmp_path: Path) ->
 
     script = FOLDER / "patches.py"
     subprocess.run([sys.executable, script, tmp_path / "photographs64", "-n", "12", "--size", "64"], check=True)
-    config = ("train", "--config", FOLDER / "8-latent-diffusion" / "config.toml", "--threads", 1, "--steps", 1)
+    config = ("train", "--config", "latent-diffusion", "--threads", 1, "--steps", 1)
     small = ("--backbone.dim", 8, "--backbone.groups", 4, "--batch-size", 4, "--preview-every", 0)
     for name, codec in {
         "pca": (),

@@ -27,7 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "inspect-schedule": "Compare noise schedules: a table and a small plot here, a figure in a file.",
     "runs": "List the runs in a folder, the newest first.",
     "info": "Describe a run or a model file: its progress, loss and parts, and whether its files are intact.",
-    "list": "List the components that commands can be given, with their options.",
+    "list": "List the components that commands can be given, with their options, or the installed configs.",
     "schema": "Print the JSON schema of config files, with the options of every component that is installed.",
     "plugins": "List the plugins found, what they provide and cost, and why any was set aside.",
     "check": "Check components against the laws of their kind.",

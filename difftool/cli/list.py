@@ -34,7 +34,7 @@ def listing(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """List the components that commands can be given, with their options; or the configs that train takes."""
+    """List the components that commands can be given, with their options, or the installed configs."""
     if kind == CONFIGS:
         _list_configs(json=json)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,12 +29,12 @@ def find_config(path: Path) -> Path:
     Raises `UsageError` for a word that is neither.
     """
     known = installed_configs()
-    if path.exists() or len(path.parts) != 1 or path.suffix:
+    if os.path.lexists(path) or len(path.parts) != 1 or path.suffix:
         return path
     if path.name not in known:
-        similar = suggestion(path.name, known)
         raise UsageError(
-            f"--config: there is no file and no config named {path.name!r}{similar}; 'difftool list configs' names them"
+            f"config file {path} does not exist, nor a config of this name{suggestion(path.name, known)}; "
+            "'difftool list configs' names them"
         )
     return known[path.name]
 

@@ -29,7 +29,7 @@ NUMBERS = ("inf", "infinity", "nan")
 """Names that Python reads as numbers, as a component must not have."""
 COMMANDS = (
     *("train", "sample", "compare", "noise", "reconstruct", "inspect-schedule", "runs", "info", "list", "plugins"),
-    "check",
+    *("check", "schema"),
 )
 """The commands of difftool itself, whose names are taken."""
 USES = {

@@ -96,7 +96,7 @@ class PackedArrays:
         try:
             content = self.cells.content(self.rows[i])
             if isinstance(content, bytes):
-                content = np.load(io.BytesIO(content), allow_pickle=False)
+                content = np.load(io.BytesIO(content))
             array = np.asarray(content)
             if array.dtype.kind not in "biuf":
                 raise ValueError(f"holds no array of numbers, but {array.dtype}")
