@@ -389,6 +389,11 @@ def test_nothing_is_unpickled() -> None:
     assert not Path("sprung").exists()
 
 
+def test_a_column_of_numbers_names_classes_as_it_is_written() -> None:
+    Path("t.csv").write_text("x,y,label,class\n0,1,0,8\n1,0,1,3\n2,1,0,8\n")
+    assert load("t.csv").class_names == ("8", "3")
+
+
 # --- parquet ----------------------------------------------------------------------------------------------------------
 
 

@@ -288,7 +288,8 @@ def _names_of(numbers: Numbers, texts: Numbers) -> tuple[str, ...]:
     """Return class names by number, as the columns `label` and `class` of a file of difftool pair them."""
     if numbers.dtype.kind not in "iuf" or not len(numbers) or not 0 <= numbers.min() <= numbers.max() < 10**5:
         return ()
-    names = {int(number): str(text) for number, text in zip(numbers, texts, strict=True)}
+    words = [f"{text:.17g}" for text in texts] if texts.dtype.kind == "f" else map(str, texts)
+    names = {int(number): word for number, word in zip(numbers, words, strict=True)}
     return tuple(names.get(i, str(i)) for i in range(max(names) + 1))
 
 
