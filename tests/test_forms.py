@@ -13,7 +13,7 @@ from torch import Tensor
 
 from difftool.data.facts import DataFacts
 from difftool.data.forms import FILM_RATE, Form, backbone_of, form_of
-from difftool.data.samples import PIXELS, Samples
+from difftool.data.samples import PIXELS, DatasetContext, Samples
 from difftool.data.scaling import Scaling
 from difftool.errors import UsageError
 from difftool.figures.clouds import project
@@ -22,6 +22,7 @@ from difftool.figures.formats import FILMS, DrawingSpec, undrawable
 from difftool.figures.images import side_by_side_frames
 from difftool.figures.waves import DECIBELS, spectrogram
 from difftool.sampling.writers import check, write, writer_of
+from difftool_plugins.datasets.array import Array
 
 SHAPES: dict[Form, tuple[int, ...]] = {
     "series": (2, 32),
@@ -198,3 +199,74 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(form: Form, shape: tuple[in
         check(writer_of(Path("a.png"))(), Path("a.png"), DrawingSpec(shape=shape, steps=2, form=form))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def array(tmp_path: Path) -> Any:
+    def load(items: Any, **options: Any) -> Samples:
+        np.save(tmp_path / "a.npy", items)
+        return Array(path=tmp_path / "a.npy", **options).load(DatasetContext())
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("form", "stored", "options", "shape"),
+    [
+        ("series", (4, 50), {}, (1, 50)),
+        ("series", (4, 50, 3), {}, (3, 50)),
+        ("series", (4, 3, 50), {}, (3, 50)),
+        ("series", (4, 12, 50), {"layout": "last"}, (50, 12)),
+        ("sound", (4, 50), {"rate": 100.0}, (1, 50)),
+        ("film", (4, 6, 8, 8), {"rate": 5.0}, (1, 6, 8, 8)),
+        ("film", (4, 6, 8, 8, 3), {}, (3, 6, 8, 8)),
+        ("cloud", (4, 50, 3), {}, (3, 50)),
+        ("cloud", (4, 2, 50), {}, (2, 50)),
+    ],
+)
+def test_arrays_of_each_form(
+    array: Any, form: Form, stored: tuple[int, ...], options: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    items = noise(stored).abs().numpy()
+    found = array(items, form=form, **options)
+    assert (found.form, found.shape) == (form, shape)
+    assert found.rate == options.get("rate", FILM_RATE if form == "film" else None)
+    expected = items * 255 if form == "film" else items
+    assert found.items.sum() == pytest.approx(expected.sum(), rel=1e-5)
+    assert DataFacts.of(found).form == form
+
+
+@pytest.mark.parametrize("kind", ["int16", "int32", "uint8"])
+def test_sound_of_whole_numbers_becomes_amplitudes(array: Any, kind: str) -> None:
+    info = np.iinfo(kind)
+    found = array(np.array([[info.min, info.max, 0], [0, 0, 0]], kind), form="sound", rate=8000)
+    expected = [-1, 1, -1] if kind == "uint8" else [-1, 1, 0]
+    assert found.items[0, 0].tolist() == pytest.approx(expected, abs=0.01)
+    assert found.scaling.to_model(found.items).std(correction=0) == pytest.approx(1, abs=0.3)
+    assert found.bounds == pytest.approx((-1 / found.scale[0], 1 / found.scale[0]))
+
+
+@pytest.mark.parametrize(
+    ("stored", "options", "words"),
+    [
+        ((4, 50), {"form": "sound"}, "sound needs its rate"),
+        ((4, 50), {"form": "series", "rate": 3.0}, "only sound and films have one"),
+        ((4, 50), {"form": "sound", "rate": 8000.0, "factor": 4}, "the amplitudes reach from"),
+        ((4, 50), {"form": "cloud"}, "clouds have the axes coordinates and points"),
+        ((4, 3, 3), {"form": "cloud"}, "may come first or last"),
+        ((4, 6, 8), {"form": "film"}, "films have the axes frames, height, width and channels"),
+    ],
+)
+def test_arrays_that_do_not_fit_their_form(
+    array: Any, stored: tuple[int, ...], options: dict[str, Any], words: str
+) -> None:
+    factor = options.get("factor", 1)
+    with pytest.raises(ValueError, match=words):
+        array(noise(stored).numpy() * factor, **{k: v for k, v in options.items() if k != "factor"})
+
+
+def test_a_form_suggests_its_backbone(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((4, 3, 50)))
+    suggested = {form: Array(path=path, form=form).suggested_backbone() for form in ("series", "cloud", "array")}
+    assert suggested == {"series": "unet", "cloud": "mlp", "array": "mlp"}
