@@ -23,7 +23,7 @@ from difftool.data.splitting import split
 from difftool.errors import DifftoolError
 from difftool.testing import check_component
 from difftool_plugins.datasets import ImageFolder
-from difftool_plugins.datasets.captions import PLACE, WORD, tokens_of, words_of
+from difftool_plugins.datasets.columns.captions import PLACE, WORD, tokens_of, words_of
 
 CONTEXT = DatasetContext(seed=3)
 

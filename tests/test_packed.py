@@ -23,8 +23,8 @@ from difftool.data.samples import DatasetContext, Samples
 from difftool.errors import DifftoolError
 from difftool.testing import check_dataset
 from difftool_plugins.datasets import HuggingFace, WebDataset
-from difftool_plugins.datasets.captions import tokens_of
-from difftool_plugins.datasets.shards import shard_paths
+from difftool_plugins.datasets.columns.captions import tokens_of
+from difftool_plugins.datasets.packed.shards import shard_paths
 
 CONTEXT = DatasetContext(seed=3)
 EXTRA = pytest.mark.extras
@@ -127,7 +127,7 @@ def test_patterns_name_shards_in_order(tmp_path: Path) -> None:
 def test_an_index_is_made_once_and_again_when_the_shard_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from difftool_plugins.datasets import shards as module
+    from difftool_plugins.datasets.packed import shards as module
 
     scanned: list[str] = []
     scan = module._scanned
@@ -365,7 +365,7 @@ def test_without_network_a_name_is_one_line(hub: Any, cli: Run, tmp_path: Path) 
 
 
 def test_without_the_library_its_install_line_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from difftool_plugins.datasets import hub as module
+    from difftool_plugins.datasets.packed import hub as module
 
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     failed = run("train", "--dataset", "hf", "--dataset.path", "ylecun/mnist")

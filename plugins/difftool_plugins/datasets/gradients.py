@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from difftool import Dataset, option
-from difftool_plugins.datasets.augment import Augmentation, Change, augment_option, check_changes
+from difftool_plugins.datasets.images.augment import Augmentation, Change, augment_option, check_changes
 from difftool_plugins.datasets.options import height_width
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from difftool import ConditionSpec, DatasetContext, Samples
-    from difftool_plugins.datasets.packed import PackedArrays
+    from difftool_plugins.datasets.packed.cells import PackedArrays
 
 AUTO, NONE = "auto", "none"
 
@@ -66,7 +66,7 @@ class HuggingFace(Dataset, name="hf"):
             object.__setattr__(self, "path", os.path.abspath(local))
 
     def load(self, context: DatasetContext) -> Samples:
-        from difftool_plugins.datasets import hub
+        from difftool_plugins.datasets.packed import hub
 
         table = hub.open_table(os.path.expanduser(self.path), self.subset, self.split, self.revision)
         column = self._item_column(table)
@@ -87,14 +87,14 @@ class HuggingFace(Dataset, name="hf"):
         """Return the tokens of a caption. Other conditions are taken as they are."""
         if field != "tokens" or self.captions is None or Path(text).suffix == ".npy":
             return None
-        from difftool_plugins.datasets.captions import tokens_of
+        from difftool_plugins.datasets.columns.captions import tokens_of
 
         return tokens_of(text, self.words)
 
     def _item_column(self, table: Any) -> str:
         """Return the column to learn. Raises `ValueError`."""
-        from difftool_plugins.datasets import hub
-        from difftool_plugins.datasets.folders import listed
+        from difftool_plugins.datasets.images.folders import listed
+        from difftool_plugins.datasets.packed import hub
 
         arrays = [name for name in hub.array_columns(table) if name not in (*self.vectors, self.tokens)]
         images = [name for name in hub.image_columns(table) if name != self.images]
@@ -114,8 +114,8 @@ class HuggingFace(Dataset, name="hf"):
         raise ValueError(f"items: several columns could be learned ({listed(found)}); choose one by --dataset.items")
 
     def _label_column(self, table: Any) -> str | None:
-        from difftool_plugins.datasets import hub
-        from difftool_plugins.datasets.folders import listed
+        from difftool_plugins.datasets.images.folders import listed
+        from difftool_plugins.datasets.packed import hub
 
         if self.labels == NONE:
             return None
@@ -129,16 +129,16 @@ class HuggingFace(Dataset, name="hf"):
 
     def _images(self, table: Any, column: str, label: str | None, mark: str, context: DatasetContext) -> Samples:
         from difftool import PIXELS, Samples
-        from difftool_plugins.datasets import hub, packed
+        from difftool_plugins.datasets.packed import cells, hub
 
         size, place = height_width(self.size), self._place()
         columns = [column, *filter(None, [self.images])]
         sources = [
-            packed.PackedImages(hub.encoded(table, name, place), self.channels, size, self.skip_bad, range(len(table)))
+            cells.PackedImages(hub.encoded(table, name, place), self.channels, size, self.skip_bad, range(len(table)))
             for name in columns
         ]
-        cache = context.cache and context.cache / f"hf-{packed.digest(mark, repr((columns, size)))[:16]}.json"
-        read, good = packed.load_images(sources, self.memory, cache)
+        cache = context.cache and context.cache / f"hf-{cells.digest(mark, repr((columns, size)))[:16]}.json"
+        read, good = cells.load_images(sources, self.memory, cache)
         return Samples(
             items=read[0],
             shape=(self.channels, *size),
@@ -151,13 +151,13 @@ class HuggingFace(Dataset, name="hf"):
 
     def _arrays(self, table: Any, column: str, label: str | None, mark: str) -> Samples:
         from difftool import Samples
-        from difftool_plugins.datasets import hub, packed
+        from difftool_plugins.datasets.packed import cells, hub
 
         if self.images is not None:
             raise ValueError("images: belong to items that are images")
         rows = range(len(table))
-        items = self._numbers(packed.PackedArrays(hub.cells(table, column, self._place()), rows))
-        shift, scale = packed.moments(items)
+        items = self._numbers(cells.PackedArrays(hub.cells(table, column, self._place()), rows))
+        shift, scale = cells.moments(items)
         return Samples(
             items=items,
             shape=tuple(items[0].shape),
@@ -168,15 +168,16 @@ class HuggingFace(Dataset, name="hf"):
         )
 
     def _numbers(self, arrays: PackedArrays) -> Tensor | PackedArrays:
-        from difftool_plugins.datasets import packed
+        from difftool_plugins.datasets.packed import cells
 
-        return packed.load_arrays(arrays, self.memory)
+        return cells.load_arrays(arrays, self.memory)
 
     def _beside(self, table: Any, label: str | None, rows: Any) -> dict[str, Any]:
         """Return what comes with the items of these rows, as arguments of `Samples`."""
         import torch
 
-        from difftool_plugins.datasets import captions, hub, packed
+        from difftool_plugins.datasets.columns import captions
+        from difftool_plugins.datasets.packed import cells, hub
 
         place, more = self._place(), dict[str, Any]()
         if label is not None:
@@ -187,25 +188,25 @@ class HuggingFace(Dataset, name="hf"):
                     raise ValueError(f"labels: column {label} has rows without a class; --dataset.labels none")
                 more |= {"labels": torch.tensor(chosen), "class_names": names}
             else:
-                more["labels"], more["class_names"] = packed.classes_of(chosen, f"column {label}")
+                more["labels"], more["class_names"] = cells.classes_of(chosen, f"column {label}")
         if self.vectors:
             parts = [self._vector(table, name, rows) for name in self.vectors]
             more["vectors"] = torch.cat(parts, dim=1)
         if self.tokens is not None:
-            more["tokens"] = self._numbers(packed.PackedArrays(hub.cells(table, self.tokens, place), rows))
+            more["tokens"] = self._numbers(cells.PackedArrays(hub.cells(table, self.tokens, place), rows))
         if self.captions is not None:
             texts, column = hub.values(table, self.captions), f"column {self.captions}"
-            room = packed.room(self.memory)
+            room = cells.room(self.memory)
             more["tokens"] = captions.caption_rows([texts[i] for i in rows], column, self.words, room)
         return more
 
     def _vector(self, table: Any, column: str, rows: Any) -> Tensor:
         import torch
 
-        from difftool_plugins.datasets import hub, packed
+        from difftool_plugins.datasets.packed import cells, hub
 
-        numbers = packed.PackedArrays(hub.cells(table, column, self._place()), rows)
-        tensor = packed.load_arrays(numbers, float("inf"))
+        numbers = cells.PackedArrays(hub.cells(table, column, self._place()), rows)
+        tensor = cells.load_arrays(numbers, float("inf"))
         return torch.stack([tensor[i] for i in range(len(rows))]).reshape(len(rows), -1)
 
     def _place(self) -> str:

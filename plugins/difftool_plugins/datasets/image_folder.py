@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from difftool import Dataset, option, printable
-from difftool_plugins.datasets.augment import Augmentation, Change, augment_option, check_changes
-from difftool_plugins.datasets.folders import (
+from difftool_plugins.datasets.images.augment import Augmentation, Change, augment_option, check_changes
+from difftool_plugins.datasets.images.folders import (
     EXTENSIONS,
     class_folders,
     list_images,
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from difftool import ConditionSpec, DatasetContext, Samples
-    from difftool_plugins.datasets.captions import CaptionRows
-    from difftool_plugins.datasets.conditions import ArrayRows
-    from difftool_plugins.datasets.images import ImageFiles
+    from difftool_plugins.datasets.columns.captions import CaptionRows
+    from difftool_plugins.datasets.columns.conditions import ArrayRows
+    from difftool_plugins.datasets.images.files import ImageFiles
 
 GIB_IN_MEMORY, FILES_IN_MEMORY = 2.0, 20_000
 """Defaults for what is held in memory. This many files are decoded in seconds. More of them would delay the start of a
@@ -121,8 +121,8 @@ class ImageFolder(Dataset, name="image-folder"):
         import torch
 
         from difftool import PIXELS, Samples
-        from difftool_plugins.datasets.images import CENTRE, ImageFiles
-        from difftool_plugins.datasets.reading import read
+        from difftool_plugins.datasets.images.files import CENTRE, ImageFiles
+        from difftool_plugins.datasets.images.reading import read
 
         channels, height, width = shape = self.item_shape()
         roots = self._roots()
@@ -170,7 +170,7 @@ class ImageFolder(Dataset, name="image-folder"):
         Other conditions are taken as they are.
         """
         if field == "tokens" and self.captions is not None and not text.endswith(".npy"):
-            from difftool_plugins.datasets.captions import tokens_of as words
+            from difftool_plugins.datasets.columns.captions import tokens_of as words
 
             return words(text, self.words)
         word, _, factor = (self.condition or "").partition(":")
@@ -178,8 +178,8 @@ class ImageFolder(Dataset, name="image-folder"):
         is_image = path.is_dir() or path.suffix.lower() in EXTENSIONS
         if field != "image" or word != "shrink" or spec.image is None or not is_image:
             return None
-        from difftool_plugins.datasets.conditions import read_shrunk
-        from difftool_plugins.datasets.images import CENTRE
+        from difftool_plugins.datasets.columns.conditions import read_shrunk
+        from difftool_plugins.datasets.images.files import CENTRE
 
         return read_shrunk(path, spec.image, int(factor), None if self.crop == "pad" else CENTRE)
 
@@ -196,7 +196,7 @@ class ImageFolder(Dataset, name="image-folder"):
 
     def _function(self) -> Callable[[Tensor, torch.Generator], Tensor] | None:
         """Return the function that computes condition images, or None if there is none."""
-        from difftool_plugins.datasets.conditions import function_of
+        from difftool_plugins.datasets.columns.conditions import function_of
 
         if self.condition is None or not is_function(self.condition, self.channels, height_width(self.size)):
             return None
@@ -207,7 +207,7 @@ class ImageFolder(Dataset, name="image-folder"):
     ) -> tuple[Tensor | ArrayRows | CaptionRows | None, str]:
         """Return the tokens of the images that were chosen, at these paths, and a text that changes with them."""
         if self.captions is not None:
-            from difftool_plugins.datasets.captions import caption_rows, read_captions
+            from difftool_plugins.datasets.columns.captions import caption_rows, read_captions
 
             captions = read_captions(paths, self.captions)
             rows = caption_rows(captions, "files", self.words, room)
@@ -215,7 +215,7 @@ class ImageFolder(Dataset, name="image-folder"):
             return rows, f"captions {self.words} {text}"
         if self.tokens is None:
             return None, ""
-        from difftool_plugins.datasets.conditions import tokens_of
+        from difftool_plugins.datasets.columns.conditions import tokens_of
 
         path, row = self.tokens.expanduser(), {image: i for i, image in enumerate(every)}
         tokens = tokens_of(path, [row[image] for image in chosen], len(every), room)
@@ -226,7 +226,7 @@ class ImageFolder(Dataset, name="image-folder"):
 
     def _partners(self, files: ImageFiles) -> list[ImageFiles]:
         """Return the images of another folder that belong to these, if they are the condition. Raises `ValueError`."""
-        from difftool_plugins.datasets.conditions import PartnerFiles
+        from difftool_plugins.datasets.columns.conditions import PartnerFiles
 
         folder = self.condition
         if folder is None or is_function(folder, self.channels, files.size):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difftool import Dataset, option
-from difftool_plugins.datasets.folders import EXTENSIONS, listed
+from difftool_plugins.datasets.images.folders import EXTENSIONS, listed
 from difftool_plugins.datasets.options import height_width, words_option
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from difftool import ConditionSpec, DatasetContext, Samples
-    from difftool_plugins.datasets.shards import Members, Shard
+    from difftool_plugins.datasets.packed.shards import Members, Shard
 
 AUTO, NONE, CLASS, ARRAY = "auto", "none", "cls", "npy"
 PICTURES = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
@@ -71,7 +71,7 @@ class WebDataset(Dataset, name="webdataset"):
 
     def load(self, context: DatasetContext) -> Samples:
         from difftool import Samples
-        from difftool_plugins.datasets import packed, shards
+        from difftool_plugins.datasets.packed import cells, shards
 
         paths = shards.shard_paths(str(self.path.expanduser().absolute()))
         found = [shards.read_index(path, context.cache) for path in paths]
@@ -92,7 +92,7 @@ class WebDataset(Dataset, name="webdataset"):
         names = [f"{Path(shard.path).name}/{key}" for shard in found for key in shard.keys]
         if len(set(names)) < len(names):
             names = [f"{name}#{i}" for i, name in enumerate(names)]
-        mark = packed.digest("\0".join(names), *(each.sizes() for each in members.values()))
+        mark = cells.digest("\0".join(names), *(each.sizes() for each in members.values()))
         if items.rpartition(".")[2] in PICTURES:
             more, rows = self._pictures(members, items, rows, mark, context)
         else:
@@ -104,7 +104,7 @@ class WebDataset(Dataset, name="webdataset"):
         """Return the tokens of a caption. Other conditions are taken as they are."""
         if field != "tokens" or self.captions is None or Path(text).suffix == ".npy":
             return None
-        from difftool_plugins.datasets.captions import tokens_of
+        from difftool_plugins.datasets.columns.captions import tokens_of
 
         return tokens_of(text, self.words)
 
@@ -134,7 +134,7 @@ class WebDataset(Dataset, name="webdataset"):
     def _complete(self, members: dict[str, Members], problems: Sequence[str]) -> list[int]:
         """Return the samples that have all members, and warn of others. Raises `ValueError` unless they may be bad."""
         from difftool import printable
-        from difftool_plugins.datasets import packed
+        from difftool_plugins.datasets.packed import cells
 
         missing: dict[int, str] = {}
         for each in members.values():
@@ -145,7 +145,7 @@ class WebDataset(Dataset, name="webdataset"):
             first = next(iter(missing.values()))
             raise ValueError(f"{first} ({len(missing)} such samples); use --dataset.skip-bad to leave them out")
         total = len(next(iter(members.values())))
-        packed.report([*problems, *missing.values()], total + len(problems))
+        cells.report([*problems, *missing.values()], total + len(problems))
         return [i for i in range(total) if i not in missing]
 
     def _pictures(
@@ -153,44 +153,45 @@ class WebDataset(Dataset, name="webdataset"):
     ) -> tuple[dict[str, Any], list[int]]:
         """Return images as arguments of `Samples`, and the numbers of the good ones."""
         from difftool import PIXELS
-        from difftool_plugins.datasets import packed
+        from difftool_plugins.datasets.packed import cells
 
         size = height_width(self.size)
         sources = [
-            packed.PackedImages(members[name], self.channels, size, self.skip_bad, rows)
+            cells.PackedImages(members[name], self.channels, size, self.skip_bad, rows)
             for name in (suffix, *filter(None, [self.images]))
         ]
-        key = packed.digest(mark, repr((suffix, self.images, size)))[:16]
-        read, good = packed.load_images(sources, self.memory, context.cache and context.cache / f"bad-{key}.json")
+        key = cells.digest(mark, repr((suffix, self.images, size)))[:16]
+        read, good = cells.load_images(sources, self.memory, context.cache and context.cache / f"bad-{key}.json")
         more = {"items": read[0], "shape": (self.channels, *size), "images": read[1] if self.images else None}
         return {**more, **PIXELS}, [rows[i] for i in good]
 
     def _arrays(self, members: Members, rows: Sequence[int]) -> dict[str, Any]:
-        from difftool_plugins.datasets import packed
+        from difftool_plugins.datasets.packed import cells
 
         if self.images is not None:
             raise ValueError("images: belong to items that are images")
-        items = packed.load_arrays(packed.PackedArrays(members, rows), self.memory)
-        shift, scale = packed.moments(items)
+        items = cells.load_arrays(cells.PackedArrays(members, rows), self.memory)
+        shift, scale = cells.moments(items)
         return {"items": items, "shape": tuple(items[0].shape), "shift": shift, "scale": scale}
 
     def _beside(self, members: dict[str, Members], label: str | None, rows: Sequence[int]) -> dict[str, Any]:
         """Return what comes with the items of these samples, as arguments of `Samples`."""
         import torch
 
-        from difftool_plugins.datasets import captions, packed
+        from difftool_plugins.datasets.columns import captions
+        from difftool_plugins.datasets.packed import cells
 
         more: dict[str, Any] = {}
         if label is not None:
-            more["labels"], more["class_names"] = packed.classes_of(texts_of(members[label], label, rows), label)
+            more["labels"], more["class_names"] = cells.classes_of(texts_of(members[label], label, rows), label)
         if self.vectors:
             parts = [numbers_of(members[column], column, rows) for column in self.vectors]
             more["vectors"] = torch.cat(parts, dim=1)
         if self.tokens is not None:
-            more["tokens"] = packed.load_arrays(packed.PackedArrays(members[self.tokens], rows), self.memory)
+            more["tokens"] = cells.load_arrays(cells.PackedArrays(members[self.tokens], rows), self.memory)
         if self.captions is not None:
             texts = texts_of(members[self.captions], self.captions, rows)
-            more["tokens"] = captions.caption_rows(texts, self.captions, self.words, packed.room(self.memory))
+            more["tokens"] = captions.caption_rows(texts, self.captions, self.words, cells.room(self.memory))
         return more
 
 
@@ -218,12 +219,12 @@ def numbers_of(members: Members, column: str, rows: Sequence[int]) -> Tensor:
     """Return the numbers (N, D) of members: arrays, or numbers in JSON. Raises `ValueError`."""
     import torch
 
-    from difftool_plugins.datasets import packed
+    from difftool_plugins.datasets.packed import cells
 
     if ":" in column:
         try:
             return torch.tensor(texts_of(members, column, rows), dtype=torch.float32).reshape(len(rows), -1)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"vectors: {column} must hold numbers, as many in each sample ({error})") from None
-    arrays = packed.load_arrays(packed.PackedArrays(members, rows), float("inf"))
+    arrays = cells.load_arrays(cells.PackedArrays(members, rows), float("inf"))
     return torch.stack([arrays[i] for i in range(len(rows))]).reshape(len(rows), -1)

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from difftool import PIXELS, Samples, printable
-from difftool_plugins.datasets.arrangement import Arranged, Arrangement, arrangement_of, range_of_pixels
-from difftool_plugins.datasets.array_files import FileRows, Stored, open_arrays, plain_type
-from difftool_plugins.datasets.choices import Choices, check_computed, is_computed, is_file, matching
-from difftool_plugins.datasets.classes import LISTED, classes_of
+from difftool_plugins.datasets.arrays.arrangement import Arranged, Arrangement, arrangement_of, range_of_pixels
+from difftool_plugins.datasets.arrays.choices import Choices, check_computed, is_computed, is_file, matching
+from difftool_plugins.datasets.arrays.files import FileRows, Stored, open_arrays, plain_type
+from difftool_plugins.datasets.columns.classes import LISTED, classes_of
 
 if TYPE_CHECKING:
-    from difftool_plugins.datasets.tables import Table
+    from difftool_plugins.datasets.arrays.tables import Table
 
 Numbers = np.ndarray[Any, Any]
 LABELS = ("labels", "label", "class")
@@ -63,7 +63,7 @@ class Parts:
         if "images" in read:
             read["images"] = self._images(options, read["images"])
         if is_computed(word := options.condition) and word is not None:
-            from difftool_plugins.datasets.conditions import function_of
+            from difftool_plugins.datasets.columns.conditions import function_of
 
             check_computed(word, arrangement.shape, arrangement.form)
             read["images"] = function_of(word)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from difftool import BadImage, DifftoolError, check_image, printable, read_image, read_json, write_json
-from difftool_plugins.datasets.folders import MAX_LISTED
-from difftool_plugins.datasets.images import check_all, read_all
+from difftool_plugins.datasets.images.files import check_all, read_all
+from difftool_plugins.datasets.images.folders import MAX_LISTED
 
 GIB_IN_MEMORY, IMAGES_IN_MEMORY = 2.0, 20_000
 """Defaults for what is held in memory, as those of image-folder."""
