@@ -801,7 +801,7 @@ def test_many_images_are_not_decoded_beforehand(photographs: Path, monkeypatch: 
 
     small = ImageFolder(path=photographs, size=(16,)).load(CONTEXT)
     assert isinstance(small.items, torch.Tensor)
-    monkeypatch.setattr("difftool_plugins.datasets.image_folder.FILES_IN_MEMORY", 14)
+    monkeypatch.setattr("difftool_plugins.datasets.options.IMAGES_IN_MEMORY", 14)
     with monkeypatch.context() as patch:
         patch.setattr(ImageFiles, "__getitem__", lambda self, i: pytest.fail("decoded"))
         many = ImageFolder(path=photographs, size=(16,)).load(CONTEXT)

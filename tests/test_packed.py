@@ -168,7 +168,11 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "a pattern without files": (shards, {"path": "x-*.tar"}, "no file matches"),
     "an unknown suffix": (shards, {"labels": "foo"}, "no sample has a member foo; there are cls, json, png, txt"),
     "an unknown key": (shards, {"labels": "json:foo"}, "000.json: has no key 'foo'"),
-    "labels that are lists": (shards, {"labels": "json:size"}, "must hold texts or whole numbers"),
+    "labels that are lists": (
+        shards,
+        {"labels": "json:size"},
+        "labels: json:size must be whole numbers or texts, not .0",
+    ),
     "vectors that are texts": (shards, {"vectors": ("json:kind",)}, "must hold numbers"),
     "items that are texts": (shards, {"items": "txt"}, "items: must be images"),
     "a member that is missing": (
@@ -370,6 +374,73 @@ def test_without_the_library_its_install_line_is_named(run: Run, monkeypatch: py
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     failed = run("train", "--dataset", "hf", "--dataset.path", "ylecun/mnist")
     assert "pip install 'difftool[hf]'" in failed.error
+
+
+# -- options of images -------------------------------------------------------------------------------------------------
+
+WIDE = np.random.default_rng(5).integers(0, 65536, (3, 6, 10), dtype=np.uint16)
+"""Three gray images of 16 bits, wider than high."""
+KINDS = ["webdataset", pytest.param("hf", marks=EXTRA)]
+
+
+def deep(kind: str, folder: Path, request: pytest.FixtureRequest) -> Callable[..., WebDataset | HuggingFace]:
+    """Return a function of options that makes the dataset of the wide images, and of the same as condition images."""
+    files = []
+    for i, values in enumerate(WIDE):
+        Image.fromarray(values).save(folder / f"{i}.png")
+        files.append((folder / f"{i}.png").read_bytes())
+    if kind == "hf":
+        library = request.getfixturevalue("hub")
+        rows = [{"bytes": content, "path": None} for content in files]
+        features = library.Features(image=library.Image(), other=library.Image())
+        library.Dataset.from_dict({"image": rows, "other": rows}, features=features).save_to_disk(folder / "t")
+        return lambda **options: HuggingFace(path=str(folder / "t"), items="image", channels=1, size=(6,), **options)
+    shard(folder / "t.tar", {f"{i}.{end}": c for i, c in enumerate(files) for end in ("png", "other.png")})
+    return lambda **options: WebDataset(path=folder / "t.tar", items="png", channels=1, size=(6,), **options)
+
+
+@pytest.mark.parametrize("memory", [None, 0.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bits_keep_the_precision(tmp_path: Path, kind: str, memory: float | None, request: Any) -> None:
+    samples = deep(kind, tmp_path, request)(bits=16, memory=memory).load(CONTEXT)
+    assert pixels(samples)[:, 0].numpy() == pytest.approx(WIDE[:, :, 2:8] / 257, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_border_shows_the_whole_image(tmp_path: Path, kind: str, request: Any) -> None:
+    make = deep(kind, tmp_path, request)
+    samples = make(crop="pad").load(CONTEXT)
+    assert bool((pixels(samples)[:, :, [0, -1]] == 255).all())
+    assert samples.fingerprint != make().load(CONTEXT).fingerprint
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_crops_move_an_image_and_its_condition_alike(tmp_path: Path, kind: str, request: Any) -> None:
+    other = "other" if kind == "hf" else "other.png"
+    samples: Any = deep(kind, tmp_path, request)(crop="random", images=other, augment=("flip",)).load(CONTEXT)
+    assert samples.drawn
+    drawn = [samples.items.draw(1, seed * 2**20) for seed in range(2**11)[:: 2**8]]
+    assert len({row.numpy().tobytes() for row in drawn}) > 1
+    for seed, row in enumerate(drawn):
+        assert torch.equal(row, samples.images.draw(1, seed * 2**28))
+    items, condition = samples.take([0, 1, 2])
+    moved, images = samples.augment(items, torch.Generator().manual_seed(1), condition.image)
+    assert torch.equal(moved, images)
+    assert not torch.equal(moved, items)
+
+
+@pytest.mark.parametrize("options", [{"augment": ("flip",)}, {"crop": "pad"}, {"bits": 16}])
+def test_arrays_have_no_options_of_images(tmp_path: Path, options: dict[str, Any]) -> None:
+    shard(tmp_path / "a.tar", {"a.npy": npy(np.zeros((1, 4, 4)))})
+    with pytest.raises(ValueError, match=f"{next(iter(options))}: changes items that are images"):
+        WebDataset(path=tmp_path / "a.tar", **options).load(CONTEXT)
+
+
+def test_a_condition_image_of_other_proportions_is_refused(tmp_path: Path) -> None:
+    shard(tmp_path / "a.tar", {"a.png": png(PIXELS[0]), "a.mask.png": png(PIXELS[0][:4])})
+    data = WebDataset(path=tmp_path / "a.tar", size=(8,), items="png", images="mask.png")
+    with pytest.raises(ValueError, match=r"a\.mask\.png: is 8x4 pixels, and its item is 8x8"):
+        data.load(CONTEXT)
 
 
 # -- resume ------------------------------------------------------------------------------------------------------------

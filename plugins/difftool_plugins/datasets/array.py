@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from difftool import Dataset, option, printable
 from difftool_plugins.datasets.arrays.choices import is_file
+from difftool_plugins.datasets.options import GIB_IN_MEMORY, bytes_in_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from difftool import ConditionSpec, DatasetContext, Samples
     from difftool_plugins.datasets.arrays.parts import Parts
 
-GIB_IN_MEMORY = 2.0
 WHOLE, PIECES, PIECE = 2**28, 64, 2**16
 """The size in bytes up to which a whole file counts in its fingerprint, and the pieces of larger files that do."""
 
@@ -115,7 +115,7 @@ class Array(Dataset, name="array"):
 
     @property
     def _bytes_in_memory(self) -> float:
-        return (GIB_IN_MEMORY if self.memory is None else self.memory) * 2**30
+        return bytes_in_memory(self.memory)
 
     def _parts(self, *, headers_only: bool = False) -> Parts:
         """Open the file, and choose its arrays or columns. Raises `ValueError`."""

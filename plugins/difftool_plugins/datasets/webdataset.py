@@ -7,8 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difftool import Dataset, option
+from difftool_plugins.datasets.images.augment import Augmentation, Change, augment_option, check_changes
 from difftool_plugins.datasets.images.folders import EXTENSIONS, listed
-from difftool_plugins.datasets.options import height_width, words_option
+from difftool_plugins.datasets.options import (
+    Crop,
+    bits_option,
+    bytes_in_memory,
+    channels_option,
+    check_bits,
+    check_captions,
+    crop_option,
+    height_width,
+    memory_option,
+    read_caption,
+    size_option,
+    skip_bad_option,
+    words_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,22 +67,19 @@ class WebDataset(Dataset, name="webdataset"):
     words: int = words_option()
     images: str | None = option(default=None, help="suffix of images that the network is shown, one for each item")
     tokens: str | None = option(default=None, help="suffix of arrays (L,D) that the network is shown as tokens")
-    size: tuple[int, ...] = option(
-        default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH of images in pixels, or one number for squares"
-    )
-    channels: int = option(default=3, ge=1, le=4, help="channels of images: 1 gray, 3 colour; 2 and 4 with alpha")
-    skip_bad: bool = option(default=False, help="leave out samples that cannot be read, and list them")
-    memory: float | None = option(
-        default=None,
-        ge=0,
-        help="GiB of decoded items to hold in memory; larger sets are read while training",
-        otherwise="2, and at most 20,000 images",
-    )
+    size: tuple[int, ...] = size_option()
+    channels: int = channels_option()
+    bits: int = bits_option()
+    crop: Crop = crop_option()
+    augment: tuple[Change, ...] = augment_option()
+    skip_bad: bool = skip_bad_option("samples")
+    memory: float | None = memory_option()
 
     def __post_init__(self) -> None:
         height_width(self.size)
-        if self.captions is not None and self.tokens is not None:
-            raise ValueError("tokens: captions become tokens, so give either --dataset.captions or --dataset.tokens")
+        check_changes(self.augment)
+        check_bits(self.bits)
+        check_captions(self.captions, self.tokens)
 
     def load(self, context: DatasetContext) -> Samples:
         from difftool import Samples
@@ -98,15 +110,11 @@ class WebDataset(Dataset, name="webdataset"):
         else:
             more = self._arrays(members[items], rows)
         beside = self._beside(members, label, rows)
-        return Samples(item_ids=[names[i] for i in rows], fingerprint=mark, **beside, **more)
+        return Samples(item_ids=[names[i] for i in rows], **{"fingerprint": mark, **beside, **more})
 
     def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
         """Return the tokens of a caption. Other conditions are taken as they are."""
-        if field != "tokens" or self.captions is None or Path(text).suffix == ".npy":
-            return None
-        from difftool_plugins.datasets.columns.captions import tokens_of
-
-        return tokens_of(text, self.words)
+        return read_caption(field, text, self.captions, self.words)
 
     def _item_suffix(self, found: Sequence[Shard]) -> str:
         """Return the suffix of the members to learn. Raises `ValueError`."""
@@ -156,20 +164,31 @@ class WebDataset(Dataset, name="webdataset"):
         from difftool_plugins.datasets.packed import cells
 
         size = height_width(self.size)
-        sources = [
-            cells.PackedImages(members[name], self.channels, size, self.skip_bad, rows)
-            for name in (suffix, *filter(None, [self.images]))
-        ]
-        key = cells.digest(mark, repr((suffix, self.images, size)))[:16]
-        read, good = cells.load_images(sources, self.memory, context.cache and context.cache / f"bad-{key}.json")
-        more = {"items": read[0], "shape": (self.channels, *size), "images": read[1] if self.images else None}
+        sources = cells.sources_of(
+            [members[name] for name in (suffix, *filter(None, [self.images]))],
+            rows,
+            channels=self.channels,
+            size=size,
+            skip_bad=self.skip_bad,
+            bits=self.bits,
+            crop=self.crop,
+        )
+        key = cells.digest(mark, repr((suffix, self.images, size, self.bits)))[:16]
+        cache = context.cache and context.cache / f"bad-{key}.json"
+        read, good = cells.load_images(sources, self.memory, cache, random=self.crop == "random")
+        more = {
+            "items": read[0],
+            "shape": (self.channels, *size),
+            "images": read[1] if self.images else None,
+            "augment": Augmentation.of(self.augment),
+            "fingerprint": cells.marked(mark, self.bits, self.crop),
+        }
         return {**more, **PIXELS}, [rows[i] for i in good]
 
     def _arrays(self, members: Members, rows: Sequence[int]) -> dict[str, Any]:
         from difftool_plugins.datasets.packed import cells
 
-        if self.images is not None:
-            raise ValueError("images: belong to items that are images")
+        cells.check_arrays(self)
         items = cells.load_arrays(cells.PackedArrays(members, rows), self.memory)
         shift, scale = cells.moments(items)
         return {"items": items, "shape": tuple(items[0].shape), "shift": shift, "scale": scale}
@@ -178,12 +197,12 @@ class WebDataset(Dataset, name="webdataset"):
         """Return what comes with the items of these samples, as arguments of `Samples`."""
         import torch
 
-        from difftool_plugins.datasets.columns import captions
+        from difftool_plugins.datasets.columns import captions, classes
         from difftool_plugins.datasets.packed import cells
 
         more: dict[str, Any] = {}
         if label is not None:
-            more["labels"], more["class_names"] = cells.classes_of(texts_of(members[label], label, rows), label)
+            more["labels"], more["class_names"] = classes.classes_of(texts_of(members[label], label, rows), where=label)
         if self.vectors:
             parts = [numbers_of(members[column], column, rows) for column in self.vectors]
             more["vectors"] = torch.cat(parts, dim=1)
@@ -191,7 +210,7 @@ class WebDataset(Dataset, name="webdataset"):
             more["tokens"] = cells.load_arrays(cells.PackedArrays(members[self.tokens], rows), self.memory)
         if self.captions is not None:
             texts = texts_of(members[self.captions], self.captions, rows)
-            more["tokens"] = captions.caption_rows(texts, self.captions, self.words, cells.room(self.memory))
+            more["tokens"] = captions.caption_rows(texts, self.captions, self.words, bytes_in_memory(self.memory))
         return more
 
 
