@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
-import signal
-import subprocess
-import sys
 import tarfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGES, Run, last_of, tree
+from conftest import Run
 from PIL import Image
 
 from difftool.data.samples import DatasetContext, Samples
@@ -441,33 +436,3 @@ def test_a_condition_image_of_other_proportions_is_refused(tmp_path: Path) -> No
     data = WebDataset(path=tmp_path / "a.tar", size=(8,), items="png", images="mask.png")
     with pytest.raises(ValueError, match=r"a\.mask\.png: is 8x4 pixels, and its item is 8x8"):
         data.load(CONTEXT)
-
-
-# -- resume ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["webdataset", *(pytest.param(k, marks=EXTRA) for k in ("hf saved", "hf file"))])
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
-    name, _, layout = kind.partition(" ")
-    path = stored(request.getfixturevalue("hub"), tmp_path, layout) if name == "hf" else shards(tmp_path / "s")
-    data = ("--dataset", name, "--dataset.path", path, "--dataset.memory", 0, "--dataset.size", 8)
-    options = [*data, *IMAGES[:2], *IMAGES[6:], "--workers", 1, "--checkpoint-every", 5]
-    train = [str(word) for word in last_of(["train", *options, "--batch-size", 5])]
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "home")}
-
-    def start(*more: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "difftool", *more], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
-        )
-
-    assert start(*train, "--steps", "200", "--out", "whole").wait(120) == 0
-    killed = start(*train, "--steps", "200", "--out", "killed")
-    states = tmp_path / "killed" / "state"
-    while killed.poll() is None and not (states.is_dir() and any(states.iterdir())):
-        time.sleep(0.02)  # for the first state, whenever that comes
-    killed.send_signal(signal.SIGKILL)
-    killed.wait(120)
-    assert killed.returncode == -signal.SIGKILL, "it ended before it was killed"
-    assert start("train", "--resume", "killed", "--steps", "200").wait(120) == 0
-    whole, again = (tree(tmp_path / folder) for folder in ("whole", "killed"))
-    assert whole["model.safetensors"] == again["model.safetensors"]

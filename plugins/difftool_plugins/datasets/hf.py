@@ -164,13 +164,13 @@ class HuggingFace(Dataset, name="hf"):
         )
 
     def _arrays(self, table: Any, column: str, label: str | None, mark: str) -> Samples:
-        from difftool import Samples
+        from difftool import Samples, moments
         from difftool_plugins.datasets.packed import cells, hub
 
         cells.check_arrays(self)
         rows = range(len(table))
         items = self._numbers(cells.PackedArrays(hub.cells(table, column, self._place()), rows))
-        shift, scale = cells.moments(items)
+        shift, scale = moments(items)
         return Samples(
             items=items,
             shape=tuple(items[0].shape),

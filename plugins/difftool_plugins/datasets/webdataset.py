@@ -186,11 +186,12 @@ class WebDataset(Dataset, name="webdataset"):
         return {**more, **PIXELS}, [rows[i] for i in good]
 
     def _arrays(self, members: Members, rows: Sequence[int]) -> dict[str, Any]:
+        from difftool import moments
         from difftool_plugins.datasets.packed import cells
 
         cells.check_arrays(self)
         items = cells.load_arrays(cells.PackedArrays(members, rows), self.memory)
-        shift, scale = cells.moments(items)
+        shift, scale = moments(items)
         return {"items": items, "shape": tuple(items[0].shape), "shift": shift, "scale": scale}
 
     def _beside(self, members: dict[str, Members], label: str | None, rows: Sequence[int]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difftool import PIXELS, Samples, printable
+from difftool import PIXELS, Samples, moments, printable, some_rows
 from difftool_plugins.datasets.arrays.arrangement import Arranged, Arrangement, arrangement_of, range_of_pixels
 from difftool_plugins.datasets.arrays.choices import Choices, check_computed, is_computed, is_file, matching
 from difftool_plugins.datasets.arrays.files import FileRows, Stored, open_arrays, plain_type
@@ -28,8 +28,6 @@ LABELS = ("labels", "label", "class")
 BESIDE = {*LABELS, "class_names", "vectors", "images", "tokens", "states", "guidances", "guidance_names"}
 BESIDE |= {"guidance", "column_names"}
 """The keys and columns that are no items unless the user says so."""
-MEASURED, MEASURED_NUMBERS = 4096, 2**24
-"""The largest numbers of rows of a file, and of numbers in them, from which its scaling is measured."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Parts:
         if self.labels is not None:
             values = self.labels.read() if isinstance(self.labels, Stored) else self.labels
             labels, names = classes_of(values, self.class_names)
-        units = PIXELS if arrangement.form == "image" else {"form": arrangement.form, **_moments(items)}
+        units = PIXELS if arrangement.form == "image" else _units(arrangement.form, items)
         samples = Samples(
             items=items,
             shape=arrangement.shape,
@@ -129,7 +127,7 @@ def _column(name: str, stored: Stored | Numbers, *, in_memory: bool) -> Tensor |
 def _arranged(rows: Tensor | FileRows, arrangement: Arrangement) -> tuple[Tensor | Arranged, Arrangement]:
     """Return items, and the arrangement with the range of their pixels."""
     if arrangement.form == "image" and (rows.is_floating_point() if isinstance(rows, Tensor) else rows.is_floating):
-        some = _some(rows).float()
+        some = some_rows(rows).float()
         factor, offset = range_of_pixels(float(some.min()), float(some.max()))
         arrangement = replace(arrangement, factor=factor, offset=offset)
     if isinstance(rows, Tensor):
@@ -137,25 +135,10 @@ def _arranged(rows: Tensor | FileRows, arrangement: Arrangement) -> tuple[Tensor
     return Arranged(rows, arrangement), arrangement
 
 
-def _some(rows: Any) -> Tensor:
-    """Return all rows that are in memory, or some from all over a file."""
-    if isinstance(rows, Tensor):
-        return rows
-    n = len(rows)
-    count = max(1, min(n, MEASURED, MEASURED_NUMBERS // max(1, rows[0].numel())))
-    return torch.stack([rows[i * n // count] for i in range(count)])
-
-
-def _moments(items: Tensor | Arranged) -> dict[str, tuple[float, ...]]:
-    """Return mean and deviation of each channel, as `shift` and `scale`."""
-    some = _some(items)
-    axes = [axis for axis in range(some.ndim) if axis != 1]
-    if not some.numel():
-        raise ValueError("the items hold no numbers")
-    std, mean = torch.std_mean(some.to(torch.float64), dim=axes, correction=0)
-    if not bool(mean.isfinite().all()):
-        return {}  # which rows they are is said where data are checked
-    return {"shift": tuple(mean.tolist()), "scale": tuple(torch.where(std > 0, std, torch.ones_like(std)).tolist())}
+def _units(form: str, items: Tensor | Arranged) -> dict[str, Any]:
+    """Return form and scaling of items that are not pixels, as arguments of `Samples`."""
+    shift, scale = moments(items)
+    return {"form": form, "shift": shift, "scale": scale}
 
 
 # ── which arrays ────────────────────────────────────────────────────────────────────────────────

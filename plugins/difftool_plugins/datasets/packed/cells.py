@@ -31,8 +31,6 @@ from difftool_plugins.datasets.images.folders import MAX_LISTED
 from difftool_plugins.datasets.options import bytes_in_memory, is_few
 
 T = TypeVar("T")
-MEASURED = 4096
-"""The items, evenly spread, by which arrays are scaled that are not held in memory."""
 
 
 class Cells(Protocol):
@@ -268,19 +266,6 @@ def _block(arrays: PackedArrays, first: Tensor) -> Tensor | None:
     if whole is None or whole.dtype.kind not in "biuf" or whole.shape != (len(arrays), *first.shape):
         return None
     return torch.from_numpy(np.array(whole, dtype=np.float32))
-
-
-def moments(items: Tensor | PackedArrays) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation of each channel, of at most 4096 items if they are not in memory."""
-    if not isinstance(items, Tensor):
-        count = min(MEASURED, len(items))
-        try:
-            items = torch.stack([items[k * len(items) // count] for k in range(count)])
-        except RuntimeError:
-            raise ValueError("the arrays differ in shape; all of them must have one") from None
-    values = items.double().movedim(1, 0).flatten(1)
-    deviation = values.std(dim=1, correction=0)
-    return tuple(values.mean(dim=1).tolist()), tuple(d if d > 0 else 1.0 for d in deviation.tolist())
 
 
 def digest(*parts: bytes | str) -> str:
