@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from difftool import PIXELS, Samples, moments, printable, some_rows
-from difftool_plugins.datasets.arrays.arrangement import Arranged, Arrangement, arrangement_of, range_of_pixels
+from difftool_plugins.datasets.arrays.arrangement import (
+    PIXEL_FORMS,
+    Arranged,
+    Arrangement,
+    arrangement_of,
+    range_of_pixels,
+    sound_units,
+)
 from difftool_plugins.datasets.arrays.choices import Choices, check_computed, is_computed, is_file, matching
 from difftool_plugins.datasets.arrays.files import FileRows, Stored, open_arrays, plain_type
 from difftool_plugins.datasets.columns.classes import LISTED, classes_of
@@ -71,7 +78,7 @@ class Parts:
         if self.labels is not None:
             values = self.labels.read() if isinstance(self.labels, Stored) else self.labels
             labels, names = classes_of(values, self.class_names)
-        units = PIXELS if arrangement.form == "image" else _units(arrangement.form, items)
+        units = {**_units(arrangement.form, items), "form": arrangement.form, "rate": options.rate}
         samples = Samples(
             items=items,
             shape=arrangement.shape,
@@ -126,7 +133,7 @@ def _column(name: str, stored: Stored | Numbers, *, in_memory: bool) -> Tensor |
 
 def _arranged(rows: Tensor | FileRows, arrangement: Arrangement) -> tuple[Tensor | Arranged, Arrangement]:
     """Return items, and the arrangement with the range of their pixels."""
-    if arrangement.form == "image" and (rows.is_floating_point() if isinstance(rows, Tensor) else rows.is_floating):
+    if arrangement.form in PIXEL_FORMS and (rows.is_floating_point() if isinstance(rows, Tensor) else rows.is_floating):
         some = some_rows(rows).float()
         factor, offset = range_of_pixels(float(some.min()), float(some.max()))
         arrangement = replace(arrangement, factor=factor, offset=offset)
@@ -135,10 +142,14 @@ def _arranged(rows: Tensor | FileRows, arrangement: Arrangement) -> tuple[Tensor
     return Arranged(rows, arrangement), arrangement
 
 
-def _units(form: str, items: Tensor | Arranged) -> dict[str, Any]:
-    """Return form and scaling of items that are not pixels, as arguments of `Samples`."""
+def _units(form: str, items: Tensor | Arranged) -> Mapping[str, Any]:
+    """Return shift, scale and bounds of items of a form."""
+    if form in PIXEL_FORMS:
+        return PIXELS
+    if form == "sound":
+        return sound_units(float(some_rows(items).to(torch.float64).std(correction=0)))
     shift, scale = moments(items)
-    return {"form": form, "shift": shift, "scale": scale}
+    return {"shift": shift, "scale": scale}
 
 
 # ── which arrays ────────────────────────────────────────────────────────────────────────────────
