@@ -691,7 +691,7 @@ def test_a_file_that_disappears_before_it_is_read(
 
 def test_bad_files_only(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of the 1 images .*a\.png: the file is empty"):
+    with pytest.raises(ValueError, match=r"none of the 1 image files .*a\.png: the file is empty"):
         ImageFolder(path=tmp_path, skip_bad=True).load(CONTEXT)
 
 

@@ -101,7 +101,7 @@ class WebDataset(Dataset, name="webdataset"):
                     f"no sample has a member {column.partition(':')[0]}; there are {listed(suffixes(found))}"
                 )
         rows = self._complete(members, problems)
-        names = [f"{Path(shard.path).name}/{key}" for shard in found for key in shard.keys]
+        names = [f"{name}/{key}" for shard in found for name in [shard.name] for key in shard.keys]
         if len(set(names)) < len(names):
             names = [f"{name}#{i}" for i, name in enumerate(names)]
         mark = cells.digest("\0".join(names), *(each.sizes() for each in members.values()))
@@ -142,7 +142,7 @@ class WebDataset(Dataset, name="webdataset"):
     def _complete(self, members: dict[str, Members], problems: Sequence[str]) -> list[int]:
         """Return the samples that have all members, and warn of others. Raises `ValueError` unless they may be bad."""
         from difftool import printable
-        from difftool_plugins.datasets.packed import cells
+        from difftool_plugins.datasets.images.folders import report
 
         missing: dict[int, str] = {}
         for each in members.values():
@@ -153,7 +153,7 @@ class WebDataset(Dataset, name="webdataset"):
             first = next(iter(missing.values()))
             raise ValueError(f"{first} ({len(missing)} such samples); use --dataset.skip-bad to leave them out")
         total = len(next(iter(members.values())))
-        cells.report([*problems, *missing.values()], total + len(problems))
+        report([*problems, *missing.values()], total + len(problems), "items")
         return [i for i in range(total) if i not in missing]
 
     def _pictures(

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from difftool import (
     write_json,
 )
 from difftool_plugins.datasets.images.files import CENTRE, Place, RandomCrops, check_all, read_all
-from difftool_plugins.datasets.images.folders import MAX_LISTED
+from difftool_plugins.datasets.images.folders import report
 from difftool_plugins.datasets.options import bytes_in_memory, is_few
 
 T = TypeVar("T")
@@ -207,7 +206,7 @@ def load_images(
             with contextlib.suppress(DifftoolError):  # it only saves time
                 write_json(cache, {str(i): error for i, error in bad.items()})
     good = [i for i in range(count) if i not in bad]
-    report(list(bad.values()), count)
+    report(list(bad.values()), count, "items")
     if in_memory:
         return [tensor[good] if bad else tensor for tensor in tensors], good
     chosen = [source.choose(good) for source in sources]
@@ -228,16 +227,6 @@ def _remembered(file: Path | None) -> dict[int, str] | None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return {int(i): str(error) for i, error in read_json(file).items()}
     return None
-
-
-def report(bad: Sequence[str], total: int) -> None:
-    """Warn of items that were left out. Raises `ValueError` if none is left."""
-    if not bad:
-        return
-    if len(bad) >= total:
-        raise ValueError(f"none of the {total} items can be read; the first error: {bad[0]}")
-    more = f"; and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
-    warnings.warn(f"left out {len(bad)} of {total} items: {'; '.join(bad[:MAX_LISTED])}{more}", stacklevel=4)
 
 
 def load_arrays(arrays: PackedArrays, memory: float | None) -> Tensor | PackedArrays:
