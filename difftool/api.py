@@ -70,7 +70,7 @@ def train(
     """
     from difftool import devices
     from difftool.cli.console import note
-    from difftool.cli.training import fit_in_python
+    from difftool.cli.training import first_note, fit_in_python
     from difftool.distributed import connect
     from difftool.runs.creation import check_run_output, create
     from difftool.runs.folder import RunFolder, open_run
@@ -105,6 +105,8 @@ def train(
         if progress and group.is_main and experiment.transfer is not None:
             note(str(experiment.transfer))
         with experiment.open(folder, resume=resume is not None, companions=companions, group=group):
+            if progress and group.is_main:
+                note(first_note(experiment, resumed=resume is not None, more="steps=N"))
             fit_in_python(experiment, progress=progress)
     model = experiment.model
     model.source, model.run = experiment.folder.model, experiment.folder

@@ -139,6 +139,18 @@ def test_training_from_python_shows_its_progress(progress: bool, tmp_path: Path,
     captured = capsys.readouterr()
     assert captured.out == ""
     assert ("training 3/3" in captured.err) == progress
+    assert (f"run folder {tmp_path / 'x'}" in captured.err) == progress
+
+
+def test_a_complete_run_names_the_setting_that_trains_further(
+    points_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(points_run, tmp_path / "run")
+    assert difftool.train(resume=tmp_path / "run").step == 30
+    assert "is complete (30 steps); pass steps=N to train further" in capsys.readouterr().err
+    longer = difftool.train(resume=difftool.load(tmp_path / "run").run, steps=32)  # type: ignore[arg-type]
+    assert longer.step == 32
+    assert f"resuming {tmp_path / 'run'} after step 30" in capsys.readouterr().err
 
 
 def test_models_and_schedules_describe_themselves_in_a_line(points_run: Path) -> None:
