@@ -23,12 +23,12 @@ from difftool.sampling.model import Model
 from difftool.sampling.plan import Plan
 from difftool.settings import Sampling
 
-POINT_STEPS, IMAGE_STEPS = 25, 10
+POINT_STEPS, PANEL_STEPS = 25, 10
 """The DDIM steps of the samples of a model, few since a reader waits for them."""
-POINTS, IMAGES, LARGE_IMAGES = 1_000, 16, 4
+POINTS, PANELS, LARGE_PANELS = 1_000, 16, 4
 """The numbers of samples of a model."""
 LARGE = 3 * 64**2
-"""The largest number of values of an image of which there are as many samples as of small ones."""
+"""The largest number of values of a sample that counts as small; of others there are fewer."""
 
 
 def png_of(shown: object) -> bytes | None:
@@ -68,12 +68,12 @@ def figure_of_model(model: Model) -> Figure | None:
     data, fields = model.data, [*model.data.condition.shapes]
     if undrawable(data.form, data.shape) or (model.needs_condition and fields != ["label"]):
         return None
-    count = POINTS if not data.is_image else IMAGES if math.prod(data.shape) <= LARGE else LARGE_IMAGES
+    count = POINTS if data.is_points else PANELS if math.prod(data.shape) <= LARGE else LARGE_PANELS
     labels = None
     if fields == ["label"]:
         classes = min(count, len(data.class_names))
         labels = torch.arange(classes).repeat(count // classes)
-    steps = min(IMAGE_STEPS if data.is_image else POINT_STEPS, len(model.schedule))
+    steps = min(POINT_STEPS if data.is_points else PANEL_STEPS, len(model.schedule))
     settings = Sampling(steps=steps, num_samples=count if labels is None else len(labels))
     plan = Plan.of(model, settings, conditions={} if labels is None else {"label": labels})
     title = f"{model.description}, ddim {counted(steps, 'step')}"
@@ -82,6 +82,7 @@ def figure_of_model(model: Model) -> Figure | None:
         scaling=data.scaling,
         title=title,
         form=data.form,
+        rate=data.rate,
         labels=labels,
         class_names=data.class_names,
         column_names=data.column_names,

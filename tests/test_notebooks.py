@@ -51,7 +51,7 @@ def test_a_model_shows_samples_of_each_class(
     points, labels, images = drawn
     assert points.x.shape == (pictures.POINTS, 2)
     assert torch.equal(labels.labels.bincount(), torch.full((4,), pictures.POINTS // 4))
-    assert images.x.shape == (pictures.IMAGES, 3, 8, 8)
+    assert images.x.shape == (pictures.PANELS, 3, 8, 8)
     assert points.title == "swiss-roll-mlp, step 30, ema-0.999 weights, ddim 25 steps"
 
 

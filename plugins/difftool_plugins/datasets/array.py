@@ -59,14 +59,21 @@ class Array(Dataset, name="array"):
         "file",
         otherwise="the key tokens of samples that were drawn under tokens",
     )
-    form: Literal["image", "points", "array"] | None = option(
+    form: Literal["image", "points", "series", "sound", "film", "cloud", "array"] | None = option(
         default=None,
-        help="meaning of the numbers: image (pixels from 0 to 255, or floats from 0 to 1 or from -1 to 1), points, "
-        "or array",
-        otherwise="that of the shape and the type",
+        help="meaning of the numbers: image (pixels from 0 to 255, or floats from 0 to 1 or from -1 to 1), film "
+        "(pixels too), series (channels over time), sound (-1 to 1), cloud (points in any order), points, or array",
+        otherwise="image, points or array, by the shape and the type",
+    )
+    rate: float | None = option(
+        default=None,
+        gt=0,
+        le=10**6,
+        help="rate of sound in Hz, or of films in frames a second",
+        otherwise="10 for films",
     )
     layout: Literal["auto", "first", "last"] = option(
-        default="auto", help="place of the channels among the axes of an item; auto: where an image has 1 to 4 of them"
+        default="auto", help="place of the channels among the axes of an item; auto: where there are 1 to 4 of them"
     )
     shape: tuple[int, ...] | None = option(
         default=None,
@@ -94,9 +101,9 @@ class Array(Dataset, name="array"):
         return self._parts().samples(self, self._bytes_in_memory, self._fingerprint())
 
     def suggested_backbone(self) -> str:
-        """Return `unet` for images, which the headers of a file show, and else `mlp`."""
+        """Return `unet` for images, series, sound and films, which the headers of a file show, and else `mlp`."""
         with contextlib.suppress(ValueError, OSError):  # `load` reports them
-            if self._parts(headers_only=True).form_of_items(self) == "image":
+            if self._parts(headers_only=True).form_of_items(self) in ("image", "series", "sound", "film"):
                 return "unet"
         return self.default_backbone
 

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from difftool import PIXELS, Samples, printable
-from difftool_plugins.datasets.arrangement import Arranged, Arrangement, arrangement_of, range_of_pixels
+from difftool_plugins.datasets.arrangement import (
+    PIXEL_FORMS,
+    Arranged,
+    Arrangement,
+    arrangement_of,
+    range_of_pixels,
+    sound_units,
+)
 from difftool_plugins.datasets.array_files import FileRows, Stored, open_arrays, plain_type
 from difftool_plugins.datasets.choices import Choices, check_computed, is_computed, is_file, matching
 from difftool_plugins.datasets.classes import LISTED, classes_of
@@ -73,7 +80,7 @@ class Parts:
         if self.labels is not None:
             values = self.labels.read() if isinstance(self.labels, Stored) else self.labels
             labels, names = classes_of(values, self.class_names)
-        units = PIXELS if arrangement.form == "image" else {"form": arrangement.form, **_moments(items)}
+        units = {**_units(arrangement.form, items), "form": arrangement.form, "rate": options.rate}
         samples = Samples(
             items=items,
             shape=arrangement.shape,
@@ -128,7 +135,7 @@ def _column(name: str, stored: Stored | Numbers, *, in_memory: bool) -> Tensor |
 
 def _arranged(rows: Tensor | FileRows, arrangement: Arrangement) -> tuple[Tensor | Arranged, Arrangement]:
     """Return items, and the arrangement with the range of their pixels."""
-    if arrangement.form == "image" and (rows.is_floating_point() if isinstance(rows, Tensor) else rows.is_floating):
+    if arrangement.form in PIXEL_FORMS and (rows.is_floating_point() if isinstance(rows, Tensor) else rows.is_floating):
         some = _some(rows).float()
         factor, offset = range_of_pixels(float(some.min()), float(some.max()))
         arrangement = replace(arrangement, factor=factor, offset=offset)
@@ -144,6 +151,13 @@ def _some(rows: Any) -> Tensor:
     n = len(rows)
     count = max(1, min(n, MEASURED, MEASURED_NUMBERS // max(1, rows[0].numel())))
     return torch.stack([rows[i * n // count] for i in range(count)])
+
+
+def _units(form: str, items: Tensor | Arranged) -> Mapping[str, Any]:
+    """Return shift, scale and bounds of items of a form."""
+    if form in PIXEL_FORMS:
+        return PIXELS
+    return sound_units(float(_some(items).to(torch.float64).std(correction=0))) if form == "sound" else _moments(items)
 
 
 def _moments(items: Tensor | Arranged) -> dict[str, tuple[float, ...]]:
