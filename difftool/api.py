@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def train(
     """
     from difftool import devices
     from difftool.cli.console import note
-    from difftool.cli.training import first_note, fit_in_python
+    from difftool.cli.training import encoding_bar, first_note, fit_in_python
     from difftool.distributed import connect
     from difftool.runs.creation import check_run_output, create
     from difftool.runs.folder import RunFolder, open_run
@@ -101,7 +102,8 @@ def train(
 
     check_requirements(companions)
     with safe_path(), devices.threads(recipe.training.threads), connect(chosen) as group:
-        experiment = prepare(recipe, chosen, None if resume is None else RunFolder(run))
+        with encoding_bar() if progress else nullcontext() as watch:
+            experiment = prepare(recipe, chosen, None if resume is None else RunFolder(run), watch=watch)
         if progress and group.is_main and experiment.transfer is not None:
             note(str(experiment.transfer))
         with experiment.open(folder, resume=resume is not None, companions=companions, group=group):

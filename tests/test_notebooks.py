@@ -72,6 +72,14 @@ def test_what_no_picture_shows_has_its_line_alone(run: Run) -> None:
     assert size_of(difftool.train(dataset=samples, condition_dropout=0.5, out="c", **options)._repr_png_())[0] > 100
 
 
+@pytest.mark.parametrize(("form", "shape"), [("series", (2, 32)), ("sound", (1, 64)), ("cloud", (2, 20))])
+def test_models_of_other_forms_have_a_picture(run: Run, form: Any, shape: tuple[int, ...]) -> None:
+    rate = 100.0 if form == "sound" else None
+    samples = difftool.Samples(items=torch.rand(8, *shape), shape=shape, form=form, rate=rate)
+    model = difftool.train(dataset=samples, backbone="mlp", steps=1, batch_size=4, progress=False)
+    assert size_of(model._repr_png_())[0] > 100
+
+
 def test_schedules_and_runs_show_their_curves(points_run: Path, tmp_path: Path) -> None:
     model = difftool.load(points_run, device="cpu")
     assert model.run is not None
