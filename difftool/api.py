@@ -72,7 +72,8 @@ def train(
     from difftool.cli.console import note
     from difftool.cli.training import fit_in_python
     from difftool.distributed import connect
-    from difftool.runs.folder import RunFolder, check_run_output, create, open_run
+    from difftool.runs.creation import check_run_output, create
+    from difftool.runs.folder import RunFolder, open_run
     from difftool.training.companions import check_requirements
     from difftool.training.prepare import prepare
 

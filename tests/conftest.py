@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from difftool import testing
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from difftool.training.experiment import Experiment
 
 NOISY = ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "CLICOLOR_FORCE", "TERMINAL_WIDTH", "DIFFTOOL_DISABLE_PLUGINS")
 QUIET = {
@@ -60,8 +63,18 @@ Run = Callable[..., Outcome]
 
 
 def invoke(*arguments: object) -> Outcome:
-    """Run the command line in this process."""
-    return Outcome(*astuple(testing.invoke(*last_of(arguments))))
+    """Run the command line in this process. The picture of the loss at the end of a run is left blank."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("difftool.cli.training._draw_loss", draw_blank)
+        return Outcome(*astuple(testing.invoke(*last_of(arguments))))
+
+
+def draw_blank(experiment: Experiment, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write a blank picture in place of the loss, which takes as long to draw as a tiny run takes to train."""
+    from difftool.cli.outputs import save_figure
+    from difftool.figures import style
+
+    save_figure(style.canvas(8, 8), experiment.folder.loss, overwrite=True)
 
 
 def spawn(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 600) -> Outcome:
@@ -198,6 +211,19 @@ def write_signed(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
 
     metadata = {checkpoint.KEY: json.dumps({"document": text, "sha256": checkpoint.digest(tensors, text)})}
     save_file(dict(tensors), path, metadata)
+
+
+# --- garbage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Let the garbage collector leave thousands of collected tests alone, which it would go through time and again."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+    gc.enable()
 
 
 # --- the table of faults ---------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ OFFLINE = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disa
 
 
 FORKS = """
-import atexit, gc, json, os, runpy, sys, threading, traceback, types
-import matplotlib, numpy, torch
+import atexit, gc, importlib, json, os, runpy, sys, threading, traceback, types
+import matplotlib.figure, matplotlib.backends.backend_agg, numpy, pydantic, torch
 
 def work(job):
     os.environ.clear()
@@ -51,10 +51,13 @@ def work(job):
     sys.stderr.flush()
     os._exit(code)
 
-gc.freeze()
 for line in sys.stdin:
+    job = json.loads(line)
+    for name in job["modules"]:
+        importlib.import_module(name)
+    gc.freeze()
     if (pid := os.fork()) == 0:
-        work(json.loads(line))
+        work(job)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 """A program that imports the libraries which take long, and forks for each job. A job is a process of its own, which
@@ -68,12 +71,15 @@ class Forks:
     process: subprocess.Popen[str]
     folder: Path
     jobs: int = 0
+    modules: Sequence[str] = ()
+    """Further modules that take long to import, and that jobs have from now on."""
 
     def run(self, words: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         """Run `-m MODULE ...` or `-c CODE`, and return what a new process of Python would."""
         self.jobs += 1
         out, err = (self.folder / f"{self.jobs}.{name}" for name in ("out", "err"))
         job = {"words": [*words], "cwd": str(cwd), "env": dict(env), "out": str(out), "err": str(err)}
+        job["modules"] = [*self.modules]
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(job) + "\n")

@@ -15,6 +15,9 @@ from conftest import IMAGES, POINTS, Run, tree
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from difftool import testing
+from difftool.figures import style
+from difftool.figures.loss import loss_figure
 from difftool.runs import checkpoint
 
 FEW = ("-n", 6, "--steps", 3)
@@ -29,6 +32,17 @@ def ok(outcome: Any) -> Any:
 
 
 # --- train ---------------------------------------------------------------------------------------------------------
+
+
+def test_train_draws_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture is the figure of the metrics; in other tests `run` leaves it blank."""
+    monkeypatch.chdir(tmp_path)
+    outcome = testing.invoke("train", *POINTS, "--steps", 3, "--out", "r")
+    assert outcome.code == 0, outcome.err
+    assert "drew r/loss.png\n" in outcome.err
+    rows = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
+    drawn = style.render(loss_figure(rows, title="swiss-roll-mlp"))
+    assert np.array_equal(np.asarray(Image.open("r/loss.png")), drawn)
 
 
 def test_train_prints_its_run_folder_and_fills_it(run: Run, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ after the name of a file and a colon is written into that file. Run this file to
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -142,15 +143,32 @@ def here(page: Path, word: str) -> str:
     return str(ROOT / word) if word.startswith("examples/") else word
 
 
+@pytest.fixture(scope="module")
+def everywhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
+    """The environment of all pages, which forks in place of importing torch again."""
+    place = Environment.make(tmp_path_factory.mktemp("pages"))
+    with place.forking():
+        yield place
+
+
+MODULES = {"exchange.md": ("diffusers.models", "diffusers.schedulers")}
+"""Modules that take long to import, and that most commands of a page import."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+def test_every_block_of_a_page_runs(everywhere: Environment, page: Path, tmp_path: Path) -> None:
     found = blocks(page)
     if not found:
         pytest.skip("no code on this page")
-    place = Environment.make(tmp_path)
-    props(place.folder)
-    with place.forking():
+    with contextlib.ExitStack() as stack:
+        if any(block.language == "console" and "pip install" in block.text for block in found):  # for this page alone
+            place = Environment.make(tmp_path)
+            stack.enter_context(place.forking())
+        else:
+            place = replace(everywhere, folder=tmp_path)
+        place.forks[0].modules = MODULES.get(page.name, ())
+        props(place.folder)
         for block in found:
             run(place, page, block)
 

@@ -114,7 +114,8 @@ class _Place:
 
     def check(self, recipe: Recipe, request: Request) -> None:
         """Refuse, before any work, a folder that cannot be used, or a run that was trained with another recipe."""
-        from difftool.runs.folder import check_run_output, open_run
+        from difftool.runs.creation import check_run_output
+        from difftool.runs.folder import open_run
 
         if self.resume is None:
             if self.new_data:
@@ -142,7 +143,7 @@ class _Place:
 
     def folder(self, recipe: Recipe) -> RunFolder:
         """Return the folder, and create it if it is new."""
-        from difftool.runs.folder import create
+        from difftool.runs.creation import create
 
         return self.resumed or create(recipe, self.out, overwrite=self.overwrite)
 
