@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from difftool import Drawing, DrawingSpec
 
 
+BLOCK = 32
+"""The pixels of which the sides of a film are multiples: H.264 needs an even number, and its scaler whole registers."""
+
+
 class MP4(Writer, name="mp4"):
     """An MP4 film (H.264) of the trajectory, or of samples that are films. Needs the extra `film`."""
 
@@ -43,8 +47,7 @@ class MP4(Writer, name="mp4"):
         with av.open(str(path), "w", format="mp4") as container:
             stream = None
             for frame in drawing.frames(self.frames):
-                height, width = frame.shape[:2]  # H.264 halves the resolution of colours, so both have to be even
-                even = np.pad(frame, [(0, height % 2), (0, width % 2), (0, 0)], constant_values=255)
+                even = np.pad(frame, [*((0, -side % BLOCK) for side in frame.shape[:2]), (0, 0)], constant_values=255)
                 if stream is None:
                     rate = Fraction(fps).limit_denominator(1001)
                     stream = container.add_stream("libx264", rate=rate, options={"crf": str(self.crf)})
