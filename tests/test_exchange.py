@@ -18,6 +18,7 @@ from difftool_plugins.exchange.from_diffusers import read_folder
 from difftool_plugins.exchange.schedulers import betas_of, scheduler_config, table_of
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.extras
 
 CLOSE = 1e-5
 ROUNDED, EXACT = 1e-4, 1e-10

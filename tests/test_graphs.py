@@ -56,11 +56,12 @@ def exported(run: Run, target: str, *options: Any) -> dict[str, Any]:
             pytest.importorskip(module)
     outcome = run("export", "m.safetensors", "--to", target, "--out", "d", *options)
     assert outcome.code == 0, outcome.err
-    sys.path.insert(0, "d")
+    folder = str(Path("d").resolve())
+    sys.path.insert(0, folder)
     try:
         return runpy.run_path("d/sample.py")
     finally:
-        sys.path.remove("d")
+        sys.path.remove(folder)
         sys.modules.pop("network", None)
 
 

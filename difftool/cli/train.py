@@ -14,7 +14,7 @@ from difftool.cli.console import help_text, note, result, result_json
 from difftool.cli.flags import Group
 from difftool.cli.parameters import Device
 from difftool.cli.request import Request
-from difftool.cli.training import encoding_bar, fit
+from difftool.cli.training import encoding_bar, first_note, fit
 from difftool.components import KINDS, Backbone, Codec, Dataset, NoiseSchedule, Prediction
 from difftool.distributed import connect
 from difftool.errors import DifftoolError, InvalidOption, UsageError, counted
@@ -92,7 +92,7 @@ def train(
         with experiment.open(
             lambda: place.folder(recipe), resume=resumed, new_data=new_data, companions=companions, group=group
         ):
-            note(_first_note(experiment, resumed=resumed))
+            note(first_note(experiment, resumed=resumed))
             for destination in experiment.destinations:
                 note(f"logging to {destination}")
             fit(experiment)
@@ -146,15 +146,6 @@ class _Place:
         from difftool.runs.creation import create
 
         return self.resumed or create(recipe, self.out, overwrite=self.overwrite)
-
-
-def _first_note(experiment: Experiment, *, resumed: bool) -> str:
-    path, step = experiment.folder.path, experiment.state.step
-    if not resumed:
-        return f"run folder {path}"
-    if step >= experiment.steps:
-        return f"{path} is complete ({counted(step, 'step')}); pass --steps N to train further"
-    return f"resuming {path} after step {step}"
 
 
 def _introduce(experiment: Experiment, request: Request) -> None:

@@ -52,7 +52,7 @@ class DatasetContext:
 Augment = Callable[..., Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Samples:
     """The data of a dataset. Model units are (item - shift) / scale, per channel or coordinate. Fields may be added.
 
@@ -157,6 +157,9 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def __repr__(self) -> str:
+        return f"Samples({len(self):,} items of {'x'.join(map(str, self.shape))}, {self.form})"
 
     @property
     def epoch_length(self) -> int:

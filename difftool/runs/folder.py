@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from difftool.display import Displayed
 from difftool.errors import BadFile, DifftoolError, UsageError
 from difftool.files import open_regular, parse_json, sweep, write_text
 from difftool.locks import followed, hold, holder, in_use
@@ -66,9 +67,9 @@ class _Inside:
         return run.path / self.name
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """The files of a run."""
+@dataclass(frozen=True, repr=False)
+class RunFolder(Displayed):
+    """The files of a run. It can be used as a path, and a notebook shows its loss."""
 
     path: Path
     config = _Inside("config.toml")
@@ -81,6 +82,14 @@ class RunFolder:
     samples = _Inside("samples")
     results = _Inside("results")
     logs = _Inside("logs")
+
+    def __repr__(self) -> str:
+        status = self.status()
+        total = "" if status.steps is None else f" of {status.steps}"
+        return f"RunFolder({self.path}, {status.status}, step {status.step}{total})"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @staticmethod
     def state_name(step: int) -> str:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Protocol
 
 from difftool import printable
-from difftool_plugins.datasets.image_folder import is_function
+from difftool_plugins.datasets.options import is_function
 
 
 class Choices(Protocol):
