@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-gpu lint format bench clean
+.PHONY: demo test test-all test-gpu test-extras lint format bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/difftool train --seed 0 --out runs/demo --overwrite
@@ -33,6 +33,11 @@ test-gpu: $(VENV)/.installed-test
 	$(BIN)/python $(GPU_TESTS)
 endif
 
+# The tests that use an optional library for real, in an environment that has all extras of pyproject.toml. A test that
+# is skipped there fails.
+test-extras: $(VENV)-extras/.installed
+	DIFFTOOL_SKIPPED=fail $(VENV)-extras/bin/python -m pytest -m "extras and not gpu" $(PYTEST)
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,7 +52,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks --docs
 
 clean:
-	rm -rf $(VENV) demo runs/demo
+	rm -rf $(VENV) $(VENV)-extras demo runs/demo
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "difftool needs Python 3.11 or newer; name one with make PYTHON=...")'
@@ -64,3 +69,11 @@ $(VENV)/.installed-test: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.installed-bench: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
 	touch $@ $(VENV)/.installed
+
+EXTRAS := import tomllib; names = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*(name for name in names if name not in ("bench", "lint", "test-gpu")), sep=",")
+
+$(VENV)-extras/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m venv $(VENV)-extras
+	$(VENV)-extras/bin/python -m pip install --quiet -c constraints.txt -e ".[$$($(BIN)/python -c '$(EXTRAS)')]"
+	touch $@

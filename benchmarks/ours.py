@@ -21,7 +21,7 @@ from difftool.cli.training import BarWords  # the bar's words are part of what i
 from difftool.components import Backbone, Component, Dataset
 from difftool.data.facts import DataFacts
 from difftool.plugins.build import build_network, load_samples
-from difftool.runs.folder import create
+from difftool.runs.creation import create
 from difftool.runs.recipe import Recipe, build_recipe
 from difftool.training.experiment import Experiment
 from difftool.training.loop import layout_of

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from difftool.data.samples import DatasetContext as DatasetContext
     from difftool.data.samples import Samples as Samples
     from difftool.data.samples import points as points
+    from difftool.data.scaling import moments as moments
+    from difftool.data.scaling import some_rows as some_rows
     from difftool.diffusion.estimate import Denoise as Denoise
     from difftool.diffusion.estimate import Estimate as Estimate
     from difftool.diffusion.estimate import Noise as Noise
@@ -120,6 +122,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "data.condition": ("Condition",),
     "data.images": ("BadImage", "check_image", "read_image", "same_proportions"),
     "data.samples": ("PIXELS", "DatasetContext", "Samples", "points"),
+    "data.scaling": ("moments", "some_rows"),
     "diffusion.estimate": ("Denoise", "Estimate", "Noise", "Step"),
     "diffusion.schedule": ("CLEAN", "TIME_RANGE", "Level", "Schedule"),
     "errors": ("DifftoolError", "UsageError", "printable"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from difftool.data.samples import Samples
 from difftool.errors import DifftoolError, UsageError, check_main_guard
 from difftool.options import plain
 from difftool.paths import absolute
-from difftool.plugins.registry import given
+from difftool.plugins.registry import given, registry, replaced_by
 from difftool.runs.recipe import Recipe, build_recipe, companion_kinds, differences, recipe_kinds
 from difftool.sampling.model import Model
 from difftool.scripts import check_not_loading
@@ -61,8 +63,9 @@ def train(
     A component is given by its name or as an instance with options. The dataset may also be `Samples`, or a tensor, a
     NumPy array or a list of items (N, D) or (N, C, ...), which are scaled in each channel; images are
     `Samples(items=..., shape=..., **PIXELS)`. A run on such data is recorded with their fingerprint as the dataset
-    `memory`, and `resume` continues it, or any other run, to more steps. A script that torchrun starts trains with all
-    its processes, and each of them gets the model.
+    `memory`, and `resume` continues it, or any other run, to more steps. Data in memory, and components that no plugin
+    registers, are passed again. A script that torchrun starts trains with all its processes, and each of them gets the
+    model.
 
     Ctrl-C saves the run before it raises `KeyboardInterrupt`, and other signals, such as SIGTERM or SIGUSR1, raise
     `SystemExit` then, unless the program handles or ignores them itself. Raises `DifftoolError`, and `TypeError`, which
@@ -70,9 +73,10 @@ def train(
     """
     from difftool import devices
     from difftool.cli.console import note
-    from difftool.cli.training import fit_in_python
+    from difftool.cli.training import encoding_bar, first_note, fit_in_python
     from difftool.distributed import connect
-    from difftool.runs.folder import RunFolder, check_run_output, create, open_run
+    from difftool.runs.creation import check_run_output, create
+    from difftool.runs.folder import RunFolder, open_run
     from difftool.training.companions import check_requirements
     from difftool.training.prepare import prepare
 
@@ -92,34 +96,43 @@ def train(
             raise UsageError("init_from: a resumed run goes on from its own weights; leave it out")
         if path is not None or overwrite:
             raise UsageError("resume: a resumed run stays in its folder; leave out and overwrite away")
-        recipe, companions = _resumed(run, choices)
+        with _known(choices):
+            recipe, companions = _resumed(run, choices)
         open_run(run).check_free()
 
     def folder() -> RunFolder:
         return create(recipe, path, overwrite=overwrite) if resume is None else RunFolder(run)
 
     check_requirements(companions)
-    with safe_path(), devices.threads(recipe.training.threads), connect(chosen) as group:
-        experiment = prepare(recipe, chosen, None if resume is None else RunFolder(run))
+    with _known(choices), safe_path(), devices.threads(recipe.training.threads), connect(chosen) as group:
+        with encoding_bar() if progress else nullcontext() as watch:
+            experiment = prepare(recipe, chosen, None if resume is None else RunFolder(run), watch=watch)
         if progress and group.is_main and experiment.transfer is not None:
             note(str(experiment.transfer))
         with experiment.open(folder, resume=resume is not None, companions=companions, group=group):
+            if progress and group.is_main:
+                note(first_note(experiment, resumed=resume is not None, more="steps=N"))
             fit_in_python(experiment, progress=progress)
     model = experiment.model
     model.source, model.run = experiment.folder.model, experiment.folder
     return model.to(chosen)
 
 
+def _known(choices: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Let files name the chosen components in a block, also those that the program itself defines."""
+    return replaced_by(registry().with_components(type(c) for c in choices.values() if isinstance(c, Component)))
+
+
 def _resumed(run: Path, choices: Mapping[str, Any]) -> tuple[Recipe, list[Companion]]:
     """Return the recipe and the companions of a run, with the choices laid over them. Raises `DifftoolError`."""
-    request = Request.read({}, config=None, resume=run)
+    read = Request.read({}, config=None, resume=run)
+    replaced = {plural for plural in companion_kinds() if plural.replace("-", "_") in choices}
+    request = replace(read, tables={key: table for key, table in read.tables.items() if key not in replaced})
     before = request.recipe()
     recipe = _recipe(choices, before)
     if rows := differences(before, recipe):
         raise DifftoolError(f"{run}: {'; '.join(rows)}; leave these out, or start a new run")
-    chosen = {base.kind for plural, base in companion_kinds().items() if plural.replace("-", "_") in choices}
-    others = [companion for companion in request.companions() if companion.kind not in chosen]
-    return recipe, [*_companions(choices), *others]
+    return recipe, [*_companions(choices), *request.companions()]
 
 
 def _recipe(choices: Mapping[str, Any], before: Recipe | None = None) -> Recipe:

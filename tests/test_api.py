@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -139,6 +140,18 @@ def test_training_from_python_shows_its_progress(progress: bool, tmp_path: Path,
     captured = capsys.readouterr()
     assert captured.out == ""
     assert ("training 3/3" in captured.err) == progress
+    assert (f"run folder {tmp_path / 'x'}" in captured.err) == progress
+
+
+def test_a_complete_run_names_the_setting_that_trains_further(
+    points_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(points_run, tmp_path / "run")
+    assert difftool.train(resume=tmp_path / "run").step == 30
+    assert "is complete (30 steps); pass steps=N to train further" in capsys.readouterr().err
+    longer = difftool.train(resume=difftool.load(tmp_path / "run").run, steps=32)  # type: ignore[arg-type]
+    assert longer.step == 32
+    assert f"resuming {tmp_path / 'run'} after step 30" in capsys.readouterr().err
 
 
 def test_models_and_schedules_describe_themselves_in_a_line(points_run: Path) -> None:
@@ -147,3 +160,43 @@ def test_models_and_schedules_describe_themselves_in_a_line(points_run: Path) ->
     assert repr(difftool.Schedule.from_alpha_bars(torch.tensor([0.9, 0.5]))) == (
         "Schedule(2 levels, alpha-bar 0.9 to 0.5)"
     )
+
+
+class Straight(difftool.Backbone, name="straight"):
+    """A linear map, never registered."""
+
+    def build(self, spec: difftool.BackboneSpec) -> torch.nn.Module:
+        class Net(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = torch.nn.Linear(2, 2)
+
+            def forward(self, x: Tensor, t: Tensor, cond: object = None) -> Tensor:
+                return self.linear(x)
+
+        return Net()
+
+
+class Counts(difftool.Callback, name="counts"):
+    """A callback, never registered."""
+
+    @contextlib.contextmanager
+    def open(self, run: difftool.RunContext) -> Iterator[Callable[[difftool.Progress], dict[str, float]]]:
+        yield lambda progress: {"twice": 2.0 * progress.step}
+
+
+def test_runs_with_parts_of_ones_own_can_be_resumed(tmp_path: Path) -> None:
+    data = torch.randn(32, 2)
+    parts = {"dataset": data, "backbone": Straight(), "callbacks": [Counts()], "progress": False, "device": "cpu"}
+    straight = difftool.train(**parts, steps=4, batch_size=8, lr_schedule="constant", out=tmp_path / "straight")
+    difftool.train(**parts, steps=2, batch_size=8, lr_schedule="constant", out=tmp_path / "run")
+    resumed = difftool.train(**parts, steps=4, resume=tmp_path / "run")
+    assert torch.equal(resumed.sample(4, steps=2), straight.sample(4, steps=2))
+    assert resumed.run is not None
+    assert [row["twice"] for row in resumed.run.read_metrics()] == [2.0, 4.0, 6.0, 8.0]
+    assert straight.run is not None
+    before, after = straight.run.read_config(), resumed.run.read_config()
+    assert before["plugins"] == after["plugins"]
+    assert before["backbone"] == after["backbone"] == {"name": "straight"}
+    with pytest.raises(UsageError, match="unknown callback 'counts'"):
+        difftool.train(resume=tmp_path / "run", dataset=data, backbone=Straight())

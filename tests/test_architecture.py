@@ -12,7 +12,7 @@ PACKAGE = Path(difftool.__file__).parent
 BUILT_INS = PACKAGE.parent / "plugins" / "difftool_plugins"
 
 LAYERS = (
-    ("version", "errors", "files", "locks", "manifest", "rng", "children", "scripts", "resources"),
+    ("version", "errors", "files", "locks", "manifest", "rng", "children", "scripts", "resources", "display"),
     ("distributed", "devices"),
     ("options", "paths", "specs", "components", "settings", "hookspecs"),
     ("diffusion",),
@@ -24,6 +24,7 @@ LAYERS = (
     ("training",),
     ("testing",),
     ("cli",),
+    ("pictures",),
     ("api", "__main__"),
 )
 """The folders and modules of the core, lowest first. A module imports from its own layer and from those below."""

@@ -12,7 +12,7 @@ import difftool
 from difftool.data.batches import Batches
 from difftool.data.samples import DatasetContext, Samples
 from difftool.testing import check_component
-from difftool_plugins.datasets.augment import Augmentation, Change, crop, flip, rotate
+from difftool_plugins.datasets.images.augment import Augmentation, Change, crop, flip, rotate
 
 COUNT = 1000
 

@@ -17,8 +17,9 @@ from difftool.options import make
 from difftool.testing import backbones as laws
 from difftool_plugins.backbones import MLP, UNet
 from difftool_plugins.backbones.networks.attention import FullAttention, LinearAttention
+from difftool_plugins.backbones.networks.convolutions import StandardizedConv2d
 from difftool_plugins.backbones.networks.embeddings import sinusoidal
-from difftool_plugins.backbones.networks.unet import StandardizedConv2d
+from difftool_plugins.backbones.networks.unet import UNetNetwork
 
 SMALL: dict[str, Any] = {"dim": 8, "dim_mults": (1, 2), "attention": ("linear", "full"), "groups": 4, "head_dim": 8}
 CLASSES = 5
@@ -65,6 +66,8 @@ NETWORKS: list[Any] = [
     pytest.param(UNet(**SMALL), (3, 8, 8), id="unet"),
     pytest.param(UNet(**SMALL, time="shift", downsample="unshuffle"), (1, 8, 12), id="unet-shift-unshuffle"),
     pytest.param(UNet(**SMALL, standardize=True, blocks=2), (4, 6, 4), id="unet-standardized"),
+    pytest.param(UNet(**SMALL, standardize=True, downsample="unshuffle"), (2, 12), id="unet-series"),
+    pytest.param(UNet(**SMALL, standardize=True, downsample="unshuffle"), (1, 3, 4, 4), id="unet-film"),
 ]
 """A network for each path that time, labels and pixels can take."""
 
@@ -229,9 +232,19 @@ class TestSizes:
         with pytest.raises(ValueError, match=message):
             UNet().build(spec(3, *size))
 
-    def test_only_images(self) -> None:
-        with pytest.raises(ValueError, match=r"unet needs images \(channels, height, width\), not .* shape \(2,\)"):
+    def test_points_have_nothing_to_halve(self) -> None:
+        with pytest.raises(ValueError, match=r"unet needs series \(channels, length\), images .* not .* shape \(2,\)"):
             UNet().build(spec(2))
+
+    def test_the_frames_of_films_are_halved_when_asked(self) -> None:
+        with pytest.raises(ValueError, match=r"halves the film 2 times, and 3x6x8 does not fit; .* 3x4x8 or 3x8x8"):
+            UNet().build(spec(1, 3, 6, 8))
+        with pytest.raises(ValueError, match=r"halves the film 2 times, and 3x8x8 does not fit; .* 4x8x8"):
+            UNet(halve="all").build(spec(1, 3, 8, 8))
+        with pytest.raises(ValueError, match=r"halves a series 2 times, and 30 does not fit; .* 28 or 32"):
+            UNet().build(spec(1, 30))
+        film = UNet(**SMALL, halve="all").build(spec(1, 4, 4, 8))
+        assert film(torch.randn(2, 1, 4, 4, 8), torch.zeros(2)).shape == (2, 1, 4, 4, 8)
 
     def test_one_level_takes_any_size(self) -> None:
         unet = UNet(**SMALL | {"dim_mults": (1,), "attention": ("none",)})
@@ -449,7 +462,45 @@ class TestUNet:
         assert not torch.equal(network(x, t)[..., 0, 0], network(moved, t)[..., 0, 0])
 
 
+@pytest.mark.parametrize(("few", "many"), [((8,), (1, 8)), ((8, 4), (1, 8, 4))])
+@pytest.mark.parametrize("downsample", ["stride", "unshuffle"])
+def test_a_network_of_one_more_axis_has_the_other_as_its_slice(
+    few: tuple[int, ...], many: tuple[int, ...], downsample: str
+) -> None:
+    """Where the further axis has length 1 and is not halved, only the middle of each kernel meets data."""
+    options: dict[str, Any] = {
+        "dim": 8,
+        "time_dim": 8,
+        "init_dim": 8,
+        "widths": (8, 16),
+        "attention": ("full", "linear"),
+    }
+    condition = ConditionSpec(tokens=(3, 2))
+
+    def network(factors: tuple[int, ...]) -> nn.Module:
+        return UNetNetwork(
+            in_channels=2, out_channels=2, factors=factors, condition=condition, downsample=downsample, **options
+        )
+
+    small = randomized(network((2,) * len(few)))
+    large = network((1,) + (2,) * len(few)).eval()
+    weights = small.state_dict()
+    for name, weight in large.state_dict().items():
+        if weight.ndim > weights[name].ndim:
+            weight.zero_().select(2, weight.shape[2] // 2).copy_(weights[name])
+        else:
+            weight.copy_(weights[name])
+    x, t = torch.randn(2, 2, *few), torch.tensor([3.0, 800.0])
+    cond = Condition(hidden=torch.tensor([False, True]), tokens=torch.randn(2, 3, 2))
+    assert close(large(x.reshape(2, 2, *many), t, cond), small(x, t, cond).reshape(2, 2, *many))
+
+
 def test_the_unet_learns_with_its_other_options() -> None:
     """The laws are checked with the default options in test_testing."""
     other = UNet(**SMALL, standardize=True, time="shift", downsample="unshuffle")
     assert laws.learns_to_denoise(laws.Case(other, (1, 4, 4), ConditionSpec()))
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (1, 3, 4, 4)], ids=["series", "film"])
+def test_the_unet_learns_series_and_films(shape: tuple[int, ...]) -> None:
+    assert laws.learns_to_denoise(laws.Case(UNet(**SMALL), shape, ConditionSpec()))

@@ -30,7 +30,7 @@ from difftool.paths import without_paths
 from difftool.plugins.build import load_samples
 from difftool.testing import datasets as laws
 from difftool.testing.laws import Skipped
-from difftool_plugins.datasets import conditions
+from difftool_plugins.datasets.columns import conditions
 from difftool_plugins.datasets.image_folder import ImageFolder
 
 N, SHAPE = 11, (3, 4, 6)

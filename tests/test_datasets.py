@@ -691,7 +691,7 @@ def test_a_file_that_disappears_before_it_is_read(
 
 def test_bad_files_only(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of the 1 images .*a\.png: the file is empty"):
+    with pytest.raises(ValueError, match=r"none of the 1 image files .*a\.png: the file is empty"):
         ImageFolder(path=tmp_path, skip_bad=True).load(CONTEXT)
 
 
@@ -749,7 +749,7 @@ def test_workers_change_nothing(photographs: Path) -> None:
 def test_good_files_are_remembered_until_they_change(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from difftool_plugins.datasets.images import ImageFiles
+    from difftool_plugins.datasets.images.files import ImageFiles
 
     opened: list[str] = []
     check = ImageFiles.check
@@ -777,7 +777,7 @@ def test_good_files_are_remembered_until_they_change(
 
 def test_bad_files_are_left_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed run leaves out the same files, and the good ones need no second look."""
-    from difftool_plugins.datasets.images import ImageFiles
+    from difftool_plugins.datasets.images.files import ImageFiles
 
     root, context = folder(tmp_path / "images", a=plain(1, "L"), b=plain(2, "L")), DatasetContext(cache=tmp_path / "c")
     dataset = ImageFolder(path=root, size=(4,), memory=0.0, skip_bad=True)
@@ -797,11 +797,11 @@ def test_bad_files_are_left_out_again(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_many_images_are_not_decoded_beforehand(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from difftool_plugins.datasets.images import ImageFiles
+    from difftool_plugins.datasets.images.files import ImageFiles
 
     small = ImageFolder(path=photographs, size=(16,)).load(CONTEXT)
     assert isinstance(small.items, torch.Tensor)
-    monkeypatch.setattr("difftool_plugins.datasets.image_folder.FILES_IN_MEMORY", 14)
+    monkeypatch.setattr("difftool_plugins.datasets.options.IMAGES_IN_MEMORY", 14)
     with monkeypatch.context() as patch:
         patch.setattr(ImageFiles, "__getitem__", lambda self, i: pytest.fail("decoded"))
         many = ImageFolder(path=photographs, size=(16,)).load(CONTEXT)
@@ -811,7 +811,7 @@ def test_many_images_are_not_decoded_beforehand(photographs: Path, monkeypatch: 
 
 
 def test_images_that_do_not_fit_into_memory(tmp_path: Path) -> None:
-    from difftool_plugins.datasets.images import ImageFiles, read_all
+    from difftool_plugins.datasets.images.files import ImageFiles, read_all
 
     with pytest.raises(ValueError, match=r"2793967\.7 GiB of images do not fit into memory; set a lower"):
         read_all(ImageFiles(root="", names=[""] * 10**6, channels=3, size=(10**6, 10**3), skip_bad=False))

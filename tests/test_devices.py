@@ -33,7 +33,7 @@ from difftool.training.latents import encoder
 from difftool.training.loss import Objective
 from difftool.training.state import TrainState
 from difftool.training.step import StepResult, make_step
-from difftool_plugins.datasets.conditions import function_of
+from difftool_plugins.datasets.columns.conditions import function_of
 
 META = torch.device("meta")
 T, BATCH = 100, 8

@@ -115,7 +115,7 @@ def limit(words: list[str], flag: str, most: int, *, unless: str = "") -> None:
 
 
 def props(folder: Path) -> None:
-    """What readers have of their own: photographs, a mask, a folder of them in two classes."""
+    """What readers have of their own: photographs, a mask, a folder of them in two classes, a table."""
     from PIL import Image
 
     for name, colour in (("cat", (200, 120, 40)), ("dog", (40, 90, 160))):
@@ -125,6 +125,8 @@ def props(folder: Path) -> None:
                 folder / "my-photos" / name / f"{i}.jpg"
             )
             (folder / "my-photos" / name / f"{i}.txt").write_text(f"a photo of a {name}")
+    rows = [f"{i % 7}.5,{i % 5}.25,{('setosa', 'virginica')[i % 2]}" for i in range(20)]
+    (folder / "my-table.csv").write_text("\n".join(["length,width,species", *rows]))
     Image.new("RGB", (48, 32), (90, 160, 70)).save(folder / "photo.png")
     Image.new("RGB", (48, 32), (90, 160, 70)).save(folder / "photo.jpg")
     mask = Image.new("L", (32, 32), 0)

@@ -18,6 +18,7 @@ from difftool_plugins.exchange.schedulers import betas_of, scheduler_config, tab
 from difftool_plugins.exchange.to_diffusers import write_folder
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.extras
 
 CLOSE = 1e-5
 ROUNDED, EXACT = 1e-4, 1e-10

@@ -1398,7 +1398,7 @@ IMAGE_ROWS = [
         "all images bad",
         (*FOLDER, "--dataset.skip-bad"),
         1,
-        ("none of the 2 images",),
+        ("none of the 2 image files",),
         (put("i/a.png"), put("i/b.png", "")),
     ),
     *(

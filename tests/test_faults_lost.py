@@ -432,7 +432,8 @@ def test_python_saves_at_a_signal(tmp_path: Path, straight: Path, at_step: AtSte
     with pytest.raises(expected) as caught:
         points_from_python(tmp_path / "x")
     if number == signal.SIGINT:
-        assert "stopped by SIGINT after step 3 of 6; everything is saved; go on with: difftool" in str(caught.value)
+        hint = f"go on with: difftool.train(resume={str(tmp_path / 'x')!r})"
+        assert str(caught.value) == f"stopped by SIGINT after step 3 of 6; everything is saved; {hint}"
     else:
         assert caught.value.code == 128 + number
     assert [signal.getsignal(one) for one in SIGNALS] == before

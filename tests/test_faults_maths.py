@@ -14,8 +14,9 @@ import difftool
 from difftool import CLEAN, Backbone, BackboneSpec, Level, ObjectiveSpec, Sampler, component
 from difftool_plugins.backbones import MLP, UNet
 from difftool_plugins.backbones.networks.attention import NormedLinearAttention
+from difftool_plugins.backbones.networks.convolutions import StandardizedConv2d
 from difftool_plugins.backbones.networks.embeddings import sinusoidal
-from difftool_plugins.backbones.networks.unet import Block, StandardizedConv2d
+from difftool_plugins.backbones.networks.unet import Block
 from difftool_plugins.objectives.timestep_sampling import Uniform
 from difftool_plugins.samplers import difftool_samplers, difftool_spacings
 from difftool_plugins.samplers.ddim import DDIM

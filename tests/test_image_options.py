@@ -23,7 +23,7 @@ from difftool.data.splitting import split
 from difftool.errors import DifftoolError
 from difftool.testing import check_component
 from difftool_plugins.datasets import ImageFolder
-from difftool_plugins.datasets.captions import PLACE, WORD, tokens_of, words_of
+from difftool_plugins.datasets.columns.captions import PLACE, WORD, tokens_of, words_of
 
 CONTEXT = DatasetContext(seed=3)
 
@@ -343,31 +343,6 @@ def test_captions_that_cannot_be_read_are_named(tmp_path: Path, content: bytes |
         (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match=reason):
         load(tmp_path, captions="txt", words=3)
-
-
-def test_a_model_of_captions_is_asked_in_words(run: Run, tmp_path: Path) -> None:
-    for i, colour in enumerate(("red", "green", "blue", "black")):
-        folder(tmp_path / "photos", **{f"{i}": plain(colour, size=(8, 8))})
-        (tmp_path / f"photos/{i}.txt").write_text(f"a {colour} square")
-    network = ("--backbone", "unet", "--backbone.dim", 8, "--backbone.dim-mults", 1, "--backbone.groups", 4)
-    data = (
-        "--dataset",
-        "image-folder",
-        "--dataset.path",
-        "photos",
-        "--dataset.size",
-        8,
-        "--dataset.captions",
-        "txt",
-        "--dataset.words",
-        4,
-    )
-    settings = ("--steps", 3, "--batch-size", 4, "--preview-every", 0, "--threads", 1, "--held-out", 0)
-    assert run("train", *data, *network, *settings, "--out", "r").code == 0
-    model = tmp_path / "r/model.safetensors"
-    for prompt in ("a red square", "something else"):
-        out = f"{prompt.replace(' ', '-')}.png"
-        assert run("sample", model, "--tokens", prompt, "-n", 2, "--steps", 2, "--out", out).code == 0
 
 
 # -- several folders ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import hashlib
+import io
 import itertools
 import json
 import multiprocessing
@@ -19,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -649,6 +651,51 @@ def test_workers_of_a_killed_run_do_not_hold_it(server: Server, digits: Path, tm
     check_end(folder, tmp_path / "straight")
     with contextlib.suppress(ProcessLookupError):  # they look for their parent every few seconds
         os.killpg(child.pid, signal.SIGKILL)
+
+
+def stored(kind: str, folder: Path) -> tuple[object, ...]:
+    """Write forty items of numbers, in a file or files of a kind, and return the options that read them."""
+    import numpy as np
+
+    rows = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    name, path, more = "array", folder / f"x.{kind}", ("--dataset.memory", 0)
+    if kind == "npy":
+        np.save(path, rows)
+    elif kind == "parquet":
+        pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+        pq.write_table(pa.table({"x": rows[:, 0], "y": rows[:, 1]}), path)
+        more = ()  # tables are held in memory
+    elif kind == "shards":
+        name, path = "webdataset", folder / "shards"
+        path.mkdir()
+        for k in range(3):
+            with tarfile.open(path / f"{k}.tar", "w") as tar:
+                for i, row in enumerate(rows[k::3]):
+                    stream = io.BytesIO()
+                    np.save(stream, row)
+                    member = tarfile.TarInfo(f"{i}.npy")
+                    member.size = stream.tell()
+                    tar.addfile(member, io.BytesIO(stream.getvalue()))
+    else:
+        name, path = "hf", folder / "saved"
+        library = pytest.importorskip("datasets")
+        library.Dataset.from_dict({"x": rows}).save_to_disk(path)
+    return ("--dataset", name, "--dataset.path", path, "--backbone", "mlp", *more)
+
+
+STORED = ("npy", "shards", *(pytest.param(kind, marks=pytest.mark.extras) for kind in ("parquet", "save_to_disk")))
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_killed_run_sees_stored_data_in_the_same_order(server: Server, tmp_path: Path, kind: str) -> None:
+    data, folder = stored(kind, tmp_path), tmp_path / "run"
+    network = (*without(POINTS, "--dataset.n"), "--batch-size", 7, "--workers", 1, "--threads", 1)
+    arguments = (*data, *network, "--held-out", 4, "--steps", 18, "--checkpoint-every", 3)
+    go_on(server, tmp_path / "straight", arguments)
+    begin = train(*arguments, "--out", folder, before=partial(strike, signal.SIGKILL, NINTH, folder))
+    assert server.run(begin, tmp_path).code == -signal.SIGKILL
+    go_on(server, folder, arguments)
+    check_end(folder, tmp_path / "straight")
 
 
 # --- signals -------------------------------------------------------------------------------------------------------

@@ -316,6 +316,7 @@ def test_python_takes_loggers_too(run: Run, others: None) -> None:
 # ── services ────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.extras
 def test_tensorboard_reads_what_was_logged(run: Run) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -384,3 +385,18 @@ def test_wandb_is_told_of_one_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert refused.code == 1
     assert "you are not logged in; run 'wandb login', or choose --logger.mode offline" in refused.error
     assert run("train", *SMALL, "--steps", 1, *about, "--logger.mode", "offline", "--out", "t").code == 0
+
+
+@pytest.mark.extras
+def test_the_real_wandb_keeps_an_offline_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it keeps holds the loss of every step, and a resumed run has the same identity."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    offline = ("--logger", "wandb", "--logger.mode", "offline")
+    assert run("train", *SMALL, "--steps", 3, *offline, "--out", "r").code == 0
+    assert run("train", "--resume", "r", "--steps", 5).code == 0
+    kept = sorted(Path("r/logs/wandb").glob("offline-run-*/run-*.wandb"))
+    first, second = (path.read_bytes() for path in kept)  # a log of records with their numbers as JSON
+    assert len({path.stem for path in kept}) == 1
+    for row in RunFolder(Path("r")).read_metrics():
+        assert json.dumps(row["loss"]).encode() in (first if row["step"] <= 3 else second)

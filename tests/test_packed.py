@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
-import signal
-import subprocess
-import sys
 import tarfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGES, Run, last_of, tree
+from conftest import Run
 from PIL import Image
 
 from difftool.data.samples import DatasetContext, Samples
 from difftool.errors import DifftoolError
 from difftool.testing import check_dataset
 from difftool_plugins.datasets import HuggingFace, WebDataset
-from difftool_plugins.datasets.captions import tokens_of
-from difftool_plugins.datasets.shards import shard_paths
+from difftool_plugins.datasets.columns.captions import tokens_of
+from difftool_plugins.datasets.packed.shards import shard_paths
 
 CONTEXT = DatasetContext(seed=3)
 EXTRA = pytest.mark.extras
@@ -127,7 +122,7 @@ def test_patterns_name_shards_in_order(tmp_path: Path) -> None:
 def test_an_index_is_made_once_and_again_when_the_shard_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from difftool_plugins.datasets import shards as module
+    from difftool_plugins.datasets.packed import shards as module
 
     scanned: list[str] = []
     scan = module._scanned
@@ -168,7 +163,11 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "a pattern without files": (shards, {"path": "x-*.tar"}, "no file matches"),
     "an unknown suffix": (shards, {"labels": "foo"}, "no sample has a member foo; there are cls, json, png, txt"),
     "an unknown key": (shards, {"labels": "json:foo"}, "000.json: has no key 'foo'"),
-    "labels that are lists": (shards, {"labels": "json:size"}, "must hold texts or whole numbers"),
+    "labels that are lists": (
+        shards,
+        {"labels": "json:size"},
+        "labels: json:size must be whole numbers or texts, not .0",
+    ),
     "vectors that are texts": (shards, {"vectors": ("json:kind",)}, "must hold numbers"),
     "items that are texts": (shards, {"items": "txt"}, "items: must be images"),
     "a member that is missing": (
@@ -365,38 +364,75 @@ def test_without_network_a_name_is_one_line(hub: Any, cli: Run, tmp_path: Path) 
 
 
 def test_without_the_library_its_install_line_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from difftool_plugins.datasets import hub as module
+    from difftool_plugins.datasets.packed import hub as module
 
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     failed = run("train", "--dataset", "hf", "--dataset.path", "ylecun/mnist")
     assert "pip install 'difftool[hf]'" in failed.error
 
 
-# -- resume ------------------------------------------------------------------------------------------------------------
+# -- options of images -------------------------------------------------------------------------------------------------
+
+WIDE = np.random.default_rng(5).integers(0, 65536, (3, 6, 10), dtype=np.uint16)
+"""Three gray images of 16 bits, wider than high."""
+KINDS = ["webdataset", pytest.param("hf", marks=EXTRA)]
 
 
-@pytest.mark.parametrize("kind", ["webdataset", *(pytest.param(k, marks=EXTRA) for k in ("hf saved", "hf file"))])
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
-    name, _, layout = kind.partition(" ")
-    path = stored(request.getfixturevalue("hub"), tmp_path, layout) if name == "hf" else shards(tmp_path / "s")
-    data = ("--dataset", name, "--dataset.path", path, "--dataset.memory", 0, "--dataset.size", 8)
-    options = [*data, *IMAGES[:2], *IMAGES[6:], "--workers", 1, "--checkpoint-every", 5]
-    train = [str(word) for word in last_of(["train", *options, "--batch-size", 5])]
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "home")}
+def deep(kind: str, folder: Path, request: pytest.FixtureRequest) -> Callable[..., WebDataset | HuggingFace]:
+    """Return a function of options that makes the dataset of the wide images, and of the same as condition images."""
+    files = []
+    for i, values in enumerate(WIDE):
+        Image.fromarray(values).save(folder / f"{i}.png")
+        files.append((folder / f"{i}.png").read_bytes())
+    if kind == "hf":
+        library = request.getfixturevalue("hub")
+        rows = [{"bytes": content, "path": None} for content in files]
+        features = library.Features(image=library.Image(), other=library.Image())
+        library.Dataset.from_dict({"image": rows, "other": rows}, features=features).save_to_disk(folder / "t")
+        return lambda **options: HuggingFace(path=str(folder / "t"), items="image", channels=1, size=(6,), **options)
+    shard(folder / "t.tar", {f"{i}.{end}": c for i, c in enumerate(files) for end in ("png", "other.png")})
+    return lambda **options: WebDataset(path=folder / "t.tar", items="png", channels=1, size=(6,), **options)
 
-    def start(*more: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "difftool", *more], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
-        )
 
-    assert start(*train, "--steps", "200", "--out", "whole").wait(120) == 0
-    killed = start(*train, "--steps", "200", "--out", "killed")
-    states = tmp_path / "killed" / "state"
-    while killed.poll() is None and not (states.is_dir() and any(states.iterdir())):
-        time.sleep(0.02)  # for the first state, whenever that comes
-    killed.send_signal(signal.SIGKILL)
-    killed.wait(120)
-    assert killed.returncode == -signal.SIGKILL, "it ended before it was killed"
-    assert start("train", "--resume", "killed", "--steps", "200").wait(120) == 0
-    whole, again = (tree(tmp_path / folder) for folder in ("whole", "killed"))
-    assert whole["model.safetensors"] == again["model.safetensors"]
+@pytest.mark.parametrize("memory", [None, 0.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bits_keep_the_precision(tmp_path: Path, kind: str, memory: float | None, request: Any) -> None:
+    samples = deep(kind, tmp_path, request)(bits=16, memory=memory).load(CONTEXT)
+    assert pixels(samples)[:, 0].numpy() == pytest.approx(WIDE[:, :, 2:8] / 257, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_border_shows_the_whole_image(tmp_path: Path, kind: str, request: Any) -> None:
+    make = deep(kind, tmp_path, request)
+    samples = make(crop="pad").load(CONTEXT)
+    assert bool((pixels(samples)[:, :, [0, -1]] == 255).all())
+    assert samples.fingerprint != make().load(CONTEXT).fingerprint
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_crops_move_an_image_and_its_condition_alike(tmp_path: Path, kind: str, request: Any) -> None:
+    other = "other" if kind == "hf" else "other.png"
+    samples: Any = deep(kind, tmp_path, request)(crop="random", images=other, augment=("flip",)).load(CONTEXT)
+    assert samples.drawn
+    drawn = [samples.items.draw(1, seed * 2**20) for seed in range(2**11)[:: 2**8]]
+    assert len({row.numpy().tobytes() for row in drawn}) > 1
+    for seed, row in enumerate(drawn):
+        assert torch.equal(row, samples.images.draw(1, seed * 2**28))
+    items, condition = samples.take([0, 1, 2])
+    moved, images = samples.augment(items, torch.Generator().manual_seed(1), condition.image)
+    assert torch.equal(moved, images)
+    assert not torch.equal(moved, items)
+
+
+@pytest.mark.parametrize("options", [{"augment": ("flip",)}, {"crop": "pad"}, {"bits": 16}])
+def test_arrays_have_no_options_of_images(tmp_path: Path, options: dict[str, Any]) -> None:
+    shard(tmp_path / "a.tar", {"a.npy": npy(np.zeros((1, 4, 4)))})
+    with pytest.raises(ValueError, match=f"{next(iter(options))}: changes items that are images"):
+        WebDataset(path=tmp_path / "a.tar", **options).load(CONTEXT)
+
+
+def test_a_condition_image_of_other_proportions_is_refused(tmp_path: Path) -> None:
+    shard(tmp_path / "a.tar", {"a.png": png(PIXELS[0]), "a.mask.png": png(PIXELS[0][:4])})
+    data = WebDataset(path=tmp_path / "a.tar", size=(8,), items="png", images="mask.png")
+    with pytest.raises(ValueError, match=r"a\.mask\.png: is 8x4 pixels, and its item is 8x8"):
+        data.load(CONTEXT)

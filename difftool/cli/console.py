@@ -1,12 +1,14 @@
 """Output: results on stdout; notes, tables and progress on stderr.
 
-Progress is a live bar on a terminal, and elsewhere a plain line now and then.
+Progress is a live bar on a terminal and in a notebook, and elsewhere a plain line now and then.
 """
 
 from __future__ import annotations
 
 import contextlib
+import html
 import json
+import math
 import os
 import re
 import sys
@@ -27,6 +29,8 @@ WIDEST = 300
 FIRST_SECONDS, PLAIN_SECONDS, SHORTEST_SECONDS = 3.0, 30.0, 1.0
 """Without a terminal, a line is printed at each tenth, first after a few seconds, then after this long, but never two
 within a second."""
+NOTEBOOK_SECONDS = 0.2
+"""The shortest time between two updates of the bar in a notebook."""
 
 
 class _Console(Console):
@@ -144,11 +148,33 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minute:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
+class NotebookBar:
+    """A bar below the cell of a notebook, which needs IPython alone."""
+
+    def __init__(self) -> None:
+        from IPython.display import DisplayHandle
+
+        self._handle, self._shown = DisplayHandle(), -math.inf
+        self._handle.display({"text/plain": ""}, raw=True)
+
+    def update(self, task: Task, *, last: bool = False) -> None:
+        """Show a task, unless one was shown a moment ago and this is not the last time."""
+        now = time.perf_counter()
+        if last or task.finished or now - self._shown >= NOTEBOOK_SECONDS:
+            self._shown = now
+            left, words = _TimeLeft().render(task).plain, str(task.fields["words"])
+            line = f"{task.description} {task.completed}/{task.total}  {left}"
+            bar = f'<progress value="{task.completed}" max="{task.total}"></progress>'
+            markup = f"<pre>{bar} {html.escape(line)}\n{html.escape(words)}</pre>"
+            self._handle.update({"text/plain": f"{line}\n{words}", "text/html": markup}, raw=True)
+
+
 class Bar:
     """Progress of a known amount of work, with lines of words below the bar."""
 
     def __init__(self, title: str, total: int, console: Console) -> None:
         self.live = console.is_terminal and not console.is_dumb_terminal
+        self._notebook = NotebookBar() if console.is_jupyter else None
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -168,7 +194,9 @@ class Bar:
         """
         with contextlib.suppress(OSError):
             self._progress.update(self._task.id, completed=step, words=words)
-            if not self.live:
+            if self._notebook is not None:
+                self._notebook.update(self._task)
+            elif not self.live:
                 self._print_now_and_then()
 
     def _print_now_and_then(self) -> None:
@@ -186,6 +214,8 @@ class Bar:
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._progress.stop()
+            if self._notebook is not None:
+                self._notebook.update(self._task, last=True)
 
 
 @contextlib.contextmanager

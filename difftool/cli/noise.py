@@ -49,7 +49,7 @@ class Noising(Options):
         default=False, help="add noise step by step, and compare mean and deviation with the closed form"
     )
     num_samples: int | None = option(
-        default=None, ge=1, le=10**6, short="-n", help="images (rows) or points of a dataset"
+        default=None, ge=1, le=10**6, short="-n", help="points of a dataset, or rows of other items"
     )
     size: tuple[int, ...] | None = option(default=None, ge=1, le=8192, help="HEIGHT,WIDTH of own images, or one number")
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="seed of the noise and of random datasets")
@@ -75,7 +75,7 @@ def noise(
     images: Images = None,
     out: Annotated[
         list[Path] | None,
-        out_option("A strip (.png .jpg .svg .pdf) or a film (.gif).", "a new noise-<name>-NNN.png here"),
+        out_option("A strip (.png .jpg .svg .pdf) or a film (.gif .webp .apng).", "a new noise-<name>-NNN.png here"),
     ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -96,6 +96,7 @@ def noise(
         check_out(path, overwrite=overwrite, suffixes=(*PICTURES, *FILMS))
 
     from difftool import devices
+    from difftool.data.forms import PIXEL_FORMS
     from difftool.diffusion.visible import visible_levels
     from difftool.plugins.build import build_schedule
 
@@ -106,9 +107,9 @@ def noise(
     stem = f"noise-{items.name.replace(' ', '-')}-{component.name}"
     paths = out or ([] if json else [numbered(Path(), stem, ".png")])
     films = [path for path in paths if path.suffix.lower() in FILMS]
-    levels = settings.at or visible_levels(schedule, is_image=items.form == "image")
+    levels = settings.at or visible_levels(schedule, is_image=items.form in PIXEL_FORMS)
     film_levels = settings.at or (
-        visible_levels(schedule, FILM_FRAMES, is_image=items.form == "image") if films else ()
+        visible_levels(schedule, FILM_FRAMES, is_image=items.form in PIXEL_FORMS) if films else ()
     )
     drawn = [f"levels {', '.join(map(str, levels))}"] if settings.at or not paths or len(films) < len(paths) else []
     if films and not settings.at:
@@ -140,6 +141,7 @@ class _Items:
     scaling: Scaling
     form: Form
     name: str
+    rate: float | None = None
 
 
 def _own_images(paths: Sequence[Path], settings: Noising) -> _Items:
@@ -175,11 +177,12 @@ def _dataset_items(dataset: Any, settings: Noising) -> _Items:
     samples = load_samples(dataset, settings.seed)
     if reason := undrawable(samples.form, samples.shape):
         raise DifftoolError(f"dataset {dataset.name}: {reason}")
-    count = min(settings.num_samples or (ROWS if samples.is_image else POINTS), len(samples))
+    count = min(settings.num_samples or (POINTS if samples.form == "points" else ROWS), len(samples))
     with loading(dataset):  # items on disk are read here
         items = samples.take_items(range(count))
     scaling = samples.scaling
-    return _Items(scaling.to_model(items), scaling, form_of(samples.form, samples.shape), dataset.name)
+    form = form_of(samples.form, samples.shape)
+    return _Items(scaling.to_model(items), scaling, form, dataset.name, samples.rate)
 
 
 def _states(x_0: Tensor, schedule: Schedule, settings: Noising, levels: Collection[int]) -> dict[int, Tensor]:
@@ -244,6 +247,7 @@ def _drawing(items: _Items, states: dict[int, Tensor], title: str) -> Drawing:
         x=stacked[-1],
         scaling=items.scaling,
         form=items.form,
+        rate=items.rate,
         title=title,
         noun="noised data",
         states=stacked,

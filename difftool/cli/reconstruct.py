@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from difftool.sampling.model import Model
     from difftool.sampling.reconstruction import Reconstruction
 
-POINTS, IMAGES = 2_000, 1
+POINTS, ITEMS = 2_000, 1
 """Default numbers of items of the run's dataset."""
 
 
@@ -39,7 +39,12 @@ class Reconstructing(Options):
         default=None, ge=0, lt=100_000, help="levels to show, 0 to T-1", otherwise="five of them"
     )
     num_samples: int | None = option(
-        default=None, ge=1, le=10**6, short="-n", help="items of the run's dataset", otherwise="1 image, 2000 points"
+        default=None,
+        ge=1,
+        le=10**6,
+        short="-n",
+        help="items of the run's dataset",
+        otherwise="2000 points, or 1 other item",
     )
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="seed of the noise")
 
@@ -60,7 +65,7 @@ def reconstruct(
     overwrite: Overwrite = False,
     json: FigureJson = False,
 ) -> None:
-    """Show what a network makes of noised images or points in one step.
+    """Show what a network makes of noised items in one step.
 
     Items of the run's dataset, or your own images, are noised to several levels.
     The columns are the original, the noised item, the true and the predicted noise, and the reconstruction.
@@ -79,7 +84,7 @@ def reconstruct(
     model = load_model(run, device=devices.choose(device))
     if reason := undrawable(model.data.form, model.data.shape):
         raise DifftoolError(f"{run}: {reason}")
-    levels = settings.at or visible_levels(model.schedule, is_image=model.data.is_image)
+    levels = settings.at or visible_levels(model.schedule, is_image=model.data.has_pixels)
     check_levels(levels, len(model.schedule))
     x_0, condition, names = _own_items(model, images) if images else _dataset_items(model, settings.num_samples)
     what = ", ".join(printable(path.name) for path in images or ()) or f"{len(x_0):,} of {model.recipe[Dataset].name}"
@@ -129,7 +134,7 @@ def _dataset_items(model: Model, num_samples: int | None) -> tuple[Tensor, Condi
     from difftool.plugins.build import loading
 
     samples = model.load_samples()
-    count = min(num_samples or (IMAGES if samples.is_image else POINTS), len(samples))
+    count = min(num_samples or (POINTS if samples.form == "points" else ITEMS), len(samples))
     with loading(model.recipe[Dataset]):  # items on disk are read here
         items, condition = samples.take(range(count))
     x_0 = model.encode(model.data.scaling.to_model(items).to(model.device))
@@ -138,11 +143,11 @@ def _dataset_items(model: Model, num_samples: int | None) -> tuple[Tensor, Condi
 
 
 def _figure(model: Model, reconstructions: Sequence[Reconstruction], names: Sequence[str]) -> Figure:
-    """Draw a row for each level; for several images, a row for each image and level."""
+    """Draw a row for each level; for several items that are no points, a row for each item and level."""
     from difftool.sampling.reconstruction import panel
 
     rows, labels = list(reconstructions), [f"t = {one.level.t:.0f}" for one in reconstructions]
-    if model.data.is_image and len(names) > 1:
+    if not model.data.is_points and len(names) > 1:
         rows = [one.item(i) for i in range(len(names)) for one in reconstructions]
         labels = [f"{name}, {label}" for name in names for label in labels]
     return panel(rows, model, rows=labels, title=model.description)

@@ -60,10 +60,11 @@ class Output:
         return DrawingSpec(
             shape=data.shape,
             form=data.form,
+            rate=data.rate,
             steps=self.plan.steps,
             strip=display.strip,
             trajectory=display.trajectory,
-            hidden=hidden(self.plan.levels, is_image=data.is_image),
+            hidden=hidden(self.plan.levels, is_image=data.has_pixels),
         )
 
     def check(self) -> None:
@@ -104,11 +105,12 @@ class Output:
             x=trajectories.x,
             scaling=source.data.scaling,
             form=source.data.form,
+            rate=source.data.rate,
             title=", ".join(_title(source, self.plans)),
             states=trajectories.states if self.steps else None,
             state_labels=[f"t = {level.t:.0f}" if level.sigma > 0 else "x_0" for level in trajectories.levels],
             state_steps=self.steps,
-            state_hidden=hidden(trajectories.levels, is_image=source.data.is_image),
+            state_hidden=hidden(trajectories.levels, is_image=source.data.has_pixels),
             labels=fields.get("label"),
             conditions={COLUMNS[name]: rows for name, rows in fields.items() if name != "label"},
             condition_images=fields.get("image"),

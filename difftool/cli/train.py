@@ -14,7 +14,7 @@ from difftool.cli.console import help_text, note, result, result_json
 from difftool.cli.flags import Group
 from difftool.cli.parameters import Device
 from difftool.cli.request import Request
-from difftool.cli.training import encoding_bar, fit
+from difftool.cli.training import encoding_bar, first_note, fit
 from difftool.components import KINDS, Backbone, Codec, Dataset, NoiseSchedule, Prediction
 from difftool.distributed import connect
 from difftool.errors import DifftoolError, InvalidOption, UsageError, counted
@@ -92,7 +92,7 @@ def train(
         with experiment.open(
             lambda: place.folder(recipe), resume=resumed, new_data=new_data, companions=companions, group=group
         ):
-            note(_first_note(experiment, resumed=resumed))
+            note(first_note(experiment, resumed=resumed))
             for destination in experiment.destinations:
                 note(f"logging to {destination}")
             fit(experiment)
@@ -114,7 +114,8 @@ class _Place:
 
     def check(self, recipe: Recipe, request: Request) -> None:
         """Refuse, before any work, a folder that cannot be used, or a run that was trained with another recipe."""
-        from difftool.runs.folder import check_run_output, open_run
+        from difftool.runs.creation import check_run_output
+        from difftool.runs.folder import open_run
 
         if self.resume is None:
             if self.new_data:
@@ -142,18 +143,9 @@ class _Place:
 
     def folder(self, recipe: Recipe) -> RunFolder:
         """Return the folder, and create it if it is new."""
-        from difftool.runs.folder import create
+        from difftool.runs.creation import create
 
         return self.resumed or create(recipe, self.out, overwrite=self.overwrite)
-
-
-def _first_note(experiment: Experiment, *, resumed: bool) -> str:
-    path, step = experiment.folder.path, experiment.state.step
-    if not resumed:
-        return f"run folder {path}"
-    if step >= experiment.steps:
-        return f"{path} is complete ({counted(step, 'step')}); pass --steps N to train further"
-    return f"resuming {path} after step {step}"
 
 
 def _introduce(experiment: Experiment, request: Request) -> None:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from difftool.cli.console import Bar, note, progress
 from difftool.cli.outputs import save_figure
 from difftool.cli.signals import Signals, signals
+from difftool.components import Dataset
+from difftool.data.memory import Memory
 from difftool.distributed import naming_lost_peers
 from difftool.errors import DifftoolError, Interrupted, PeerDied, Stopped, counted, one_line, spending
 from difftool.plugins.registry import registry
@@ -40,10 +42,20 @@ def fit(experiment: Experiment) -> None:
             show(result)
             if result.preview and experiment.group.is_main:
                 _draw_preview(experiment)
-            _stop_at_signal(experiment, signals)
+            _stop_at_signal(experiment, signals, _resume_hint)
         experiment.save()
-    _stop_at_signal(experiment, signals)
+    _stop_at_signal(experiment, signals, _resume_hint)
     experiment.group.on_main(lambda: _summarize(experiment, words))
+
+
+def first_note(experiment: Experiment, *, resumed: bool, more: str = "--steps N") -> str:
+    """Return a line about the folder of a run that begins or goes on."""
+    path, step = experiment.folder.path, experiment.state.step
+    if not resumed:
+        return f"run folder {path}"
+    if step >= experiment.steps:
+        return f"{path} is complete ({counted(step, 'step')}); pass {more} to train further"
+    return f"resuming {path} after step {step}"
 
 
 @contextlib.contextmanager
@@ -77,9 +89,9 @@ def fit_in_python(experiment: Experiment, *, progress: bool) -> None:
         ):
             for result in experiment.run():
                 show(result)
-                _stop_at_signal(experiment, received)
+                _stop_at_signal(experiment, received, _resume_hint_in_python)
             experiment.save()
-            _stop_at_signal(experiment, received)
+            _stop_at_signal(experiment, received, _resume_hint_in_python)
         if shown and experiment.stopped:
             note(_stop_line(experiment))
     except Interrupted as end:
@@ -95,13 +107,13 @@ def fit_in_python(experiment: Experiment, *, progress: bool) -> None:
         raise
 
 
-def _stop_at_signal(experiment: Experiment, received: Signals) -> None:
+def _stop_at_signal(experiment: Experiment, received: Signals, hint: Callable[[Experiment], str]) -> None:
     """Save the run and raise `Interrupted` if any of its processes has received a signal."""
     if number := experiment.group.all_max(received.number or 0):
         experiment.save()
         raise Interrupted(
             f"stopped by {signal.Signals(number).name} after step {experiment.state.step} of {experiment.steps}; "
-            f"everything is saved; {_resume_hint(experiment)}",
+            f"everything is saved; {hint(experiment)}",
             number,
         )
 
@@ -138,6 +150,11 @@ def _stop_line(experiment: Experiment) -> str:
 
 def _resume_hint(experiment: Experiment) -> str:
     return f"go on with: difftool train --resume {shlex.quote(str(experiment.folder.path))}{_script_flags(None)}"
+
+
+def _resume_hint_in_python(experiment: Experiment) -> str:
+    data = ", dataset=DATA" if isinstance(experiment.recipe[Dataset], Memory) else ""
+    return f"go on with: difftool.train(resume={str(experiment.folder.path)!r}{data})"
 
 
 def _script_flags(needed: Collection[str] | None) -> str:

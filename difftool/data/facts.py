@@ -14,7 +14,7 @@ from torch import Tensor
 
 from difftool.data.columns import check_column_names, check_columns_finite
 from difftool.data.condition import Condition
-from difftool.data.forms import Form, form_of
+from difftool.data.forms import LARGEST_RATE, NOUNS, PIXEL_FORMS, UNITS_OF_RATE, Form, form_of, rate_of
 from difftool.data.measures import (
     DECODED,
     MEASURED,
@@ -60,6 +60,8 @@ class DataFacts:
     """The standard deviation in model units."""
     form: Form | None = None
     """The meaning of the numbers; by default, one axis makes points and more axes an array."""
+    rate: float | None = None
+    """The rate of sound in Hz, or of films in frames a second; None for all other forms."""
     condition: ConditionSpec = UNCONDITIONAL
     """The conditions that come with every item. The class names give the number of classes."""
     vector_shift: tuple[float, ...] = ()
@@ -70,7 +72,9 @@ class DataFacts:
     """The names of the coordinates of points; empty if they have none."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "form", form_of(self.form, self.shape))
+        form = form_of(self.form, self.shape)
+        object.__setattr__(self, "form", form)
+        object.__setattr__(self, "rate", rate_of(form, self.rate))
         object.__setattr__(self, "condition", replace(self.condition, classes=self.classes))
 
     @classmethod
@@ -113,6 +117,7 @@ class DataFacts:
             class_names=() if labels is None else names,
             std=round(std, 6) or 1.0,
             form=samples.form,
+            rate=samples.rate,
             condition=condition,
             vector_shift=vector_shift,
             vector_scale=vector_scale,
@@ -132,10 +137,16 @@ class DataFacts:
         return self.form == "image"
 
     @property
+    def has_pixels(self) -> bool:
+        """True if the numbers are pixels, as those of images and films are."""
+        return self.form in PIXEL_FORMS
+
+    @property
     def words(self) -> str:
-        """The data in words: `images of 3x32x32`, `points of 2`, `arrays of 2x8x8`."""
-        noun = {"image": "images", "array": "arrays"}.get(str(self.form), self.form)
-        return f"{noun} of {'x'.join(map(str, self.shape))}"
+        """The data in words: `images of 3x32x32`, `points of 2`, `sounds of 1x8192 at 16000 Hz`."""
+        form = form_of(self.form, self.shape)
+        rate = "" if self.rate is None else f" at {self.rate:g} {UNITS_OF_RATE[form]}"
+        return f"{NOUNS.get(form, form)} of {'x'.join(map(str, self.shape))}{rate}"
 
     @property
     def scaling(self) -> Scaling:
@@ -213,6 +224,7 @@ class DataFacts:
             std=(Annotated[FiniteFloat, Field(gt=0)], 1.0),
             class_names=(Annotated[tuple[name, ...], Field(max_length=MOST_CLASSES)], ()),
             form=(Form, ...),
+            rate=(Annotated[FiniteFloat, Field(gt=0, le=LARGEST_RATE)] | None, None),
             condition=(_condition_model(), None),
             vector_shift=(numbers, ()),
             vector_scale=(numbers, ()),

@@ -104,10 +104,11 @@ def read_image(
         return torch.from_numpy(pixels(image, Reading(channels, size, bits, crop, alpha == "straight")))
 
 
-def check_image(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+def check_image(path: str | os.PathLike[str] | bytes) -> tuple[int, int, int]:
     """Check the header of an image file without decoding it, and return the shape (channels, height, width) it shows.
 
-    It is turned as its EXIF data say. There is 1 channel for gray, and 3 for colour. Raises `BadImage`.
+    Bytes are the content of a file. The image is turned as its EXIF data say. There is 1 channel for gray, and 3 for
+    colour. Raises `BadImage`.
     """
     with opened(os.fspath(path)) as image:
         height, width = image.height, image.width

@@ -135,7 +135,15 @@ def latents_of(
         condition = replace(condition, image=shape)
     bounds = data.bounds if keeps_range else None
     facts = replace(
-        data, shape=shape, shift=shift, scale=scale, std=std, bounds=bounds, form="array", condition=condition
+        data,
+        shape=shape,
+        shift=shift,
+        scale=scale,
+        std=std,
+        bounds=bounds,
+        form="array",
+        rate=None,
+        condition=condition,
     )
     return DataFacts.read(facts.document())
 

@@ -34,7 +34,7 @@ class Memory(Dataset, name="memory"):
                 if isinstance(column, torch.Tensor):
                     sha.update(column.contiguous().view(-1).view(torch.uint8).numpy().data)
             samples = replace(samples, fingerprint=sha.hexdigest())
-        made = (_Images if samples.is_image else cls)(fingerprint=fingerprint(samples))
+        made = cls(fingerprint=fingerprint(samples))
         object.__setattr__(made, "samples", samples)
         return made
 
@@ -47,11 +47,12 @@ class Memory(Dataset, name="memory"):
             )
         return samples
 
+    def suggested_backbone(self) -> str:
+        """Return `unet` for images, series, sound and films, and else `mlp`."""
+        from difftool.data.forms import backbone_of, form_of
 
-class _Images(Memory, name=Memory.name):
-    """Images in memory."""
-
-    default_backbone = "unet"
+        samples: Samples | None = getattr(self, "samples", None)
+        return self.default_backbone if samples is None else backbone_of(form_of(samples.form, samples.shape), "mlp")
 
 
 def samples_of(data: Samples | Tensor | np.ndarray[Any, Any] | list[Any]) -> Samples:

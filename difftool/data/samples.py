@@ -29,7 +29,7 @@ from difftool.data.columns import (
     source_of,
 )
 from difftool.data.condition import Condition
-from difftool.data.forms import Form, form_of
+from difftool.data.forms import PIXEL_FORMS, Form, form_of, rate_of
 from difftool.data.scaling import Scaling, moments
 from difftool.data.tensors import numbers_of, tensor_of
 from difftool.rng import generator
@@ -52,7 +52,7 @@ class DatasetContext:
 Augment = Callable[..., Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Samples:
     """The data of a dataset. Model units are (item - shift) / scale, per channel or coordinate. Fields may be added.
 
@@ -93,8 +93,11 @@ class Samples:
     fingerprint: str = ""
     """A text that changes with the data, for data from outside. Data that options and seed determine need none."""
     form: Form | None = None
-    """What the numbers mean: `image` (which `PIXELS` declares), `points` or `array`. It decides how samples are drawn
-    and written. By default one axis makes points, and more axes an array, however many channels there are."""
+    """What the numbers mean: `image` (which `PIXELS` declares), `film` (pixels too, `**{**PIXELS, "form": "film"}`),
+    `series`, `sound`, `cloud`, `points` or `array`. It decides how samples are drawn and written. By default one axis
+    makes points, and more axes an array, however many channels there are."""
+    rate: float | None = None
+    """The rate of sound in Hz, or of films in frames a second (10 by default); None for all other forms."""
     column_names: tuple[str, ...] = ()
     """The names of the coordinates of items with one axis, such as the columns of a table; () if they have none."""
 
@@ -113,7 +116,8 @@ class Samples:
             raise ValueError(f"items are {tuple(self.items.shape[1:])}, but the shape says {self.shape}")
         if not self.shape or min(self.shape) < 1:
             raise ValueError("items must have a shape, such as (2,) or (3, 32, 32)")
-        self._set(form=form_of(self.form, self.shape), shift=numbers_of("shift", self.shift))
+        form = form_of(self.form, self.shape)
+        self._set(form=form, rate=rate_of(form, self.rate), shift=numbers_of("shift", self.shift))
         self._set(scale=numbers_of("scale", self.scale))
         if not {len(self.shift), len(self.scale)} <= {1, self.shape[0]} or min(self.scale) <= 0:
             raise ValueError(
@@ -154,6 +158,9 @@ class Samples:
     def __len__(self) -> int:
         return len(self.items)
 
+    def __repr__(self) -> str:
+        return f"Samples({len(self):,} items of {'x'.join(map(str, self.shape))}, {self.form})"
+
     @property
     def epoch_length(self) -> int:
         """The number of items that an epoch of training visits."""
@@ -168,6 +175,11 @@ class Samples:
     def is_image(self) -> bool:
         """True if items are pixels (channels, height, width)."""
         return self.form == "image"
+
+    @property
+    def has_pixels(self) -> bool:
+        """True if the numbers are pixels, as those of images and films are."""
+        return self.form in PIXEL_FORMS
 
     @property
     def columns(self) -> dict[str, Column]:

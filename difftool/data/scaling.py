@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 FAR = 2.0**10
 """From this |shift| / scale on, float32 rounds shifted data by a ten-thousandth of their deviation or more."""
+
+MEASURED, MEASURED_NUMBERS = 4096, 2**24
+"""The largest numbers of rows of a source, and of numbers in them, that are read to measure it."""
+
+
+class Rows(Protocol):
+    """A map-style source of rows."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -51,11 +62,32 @@ def _constant(values: tuple[float, ...], ends: tuple[int, ...], device: torch.de
     return torch.tensor(values, dtype=dtype, device=device).view(-1, *ends)
 
 
-def moments(items: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel of items (N, C, ...); where all are equal, a deviation of 1.
+def moments(items: Tensor | Rows) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel of items (N, C, ...): `shift` and `scale` of samples.
 
-    They are `shift` and `scale` of `Samples` that have none of their own.
+    A source is measured on `some_rows` of it. The deviation of a channel of equal numbers is 1. A channel with numbers
+    that are not finite gets 0 and 1, and is named when the data are checked. Raises `ValueError` for rows of several
+    shapes, and for items without numbers.
     """
+    items = some_rows(items)
+    if not items.numel():
+        raise ValueError("the items hold no numbers")
     axes = [axis for axis in range(items.ndim) if axis != 1]
     std, mean = torch.std_mean(items.to(torch.float64), dim=axes, correction=0)
-    return tuple(mean.tolist()), tuple(torch.where(std > 0, std, torch.ones_like(std)).tolist())
+    mean = torch.where(mean.isfinite(), mean, torch.zeros_like(mean))
+    return tuple(mean.tolist()), tuple(torch.where((std > 0) & std.isfinite(), std, torch.ones_like(std)).tolist())
+
+
+def some_rows(rows: Tensor | Rows) -> Tensor:
+    """Return a tensor as it is, and of a source rows from all over it: 4096, or fewer that hold 2^24 numbers together.
+
+    Raises `ValueError` for rows of several shapes.
+    """
+    if isinstance(rows, Tensor):
+        return rows
+    n = len(rows)
+    count = max(1, min(n, MEASURED, MEASURED_NUMBERS // max(1, rows[0].numel())))
+    chosen = [rows[i * n // count] for i in range(count)]
+    if len(shapes := {tuple(row.shape) for row in chosen}) > 1:
+        raise ValueError(f"the items differ in shape ({', '.join(map(str, sorted(shapes)[:2]))}); all must have one")
+    return torch.stack(chosen)

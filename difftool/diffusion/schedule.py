@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from difftool.display import Displayed
+
 LARGEST_SIGNAL_LEFT = 0.01
 """The largest alpha-bar at which the last level still counts as noise."""
 TIME_RANGE = 1000.0
@@ -59,7 +61,7 @@ CLEAN = Level(t=-1.0, alpha=1.0, sigma=0.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Schedule:
+class Schedule(Displayed):
     """Tables alpha (T,) and sigma (T,), float64 on the CPU, whose signal-to-noise ratio falls strictly.
 
     Raises `ValueError` for tables that are not of this kind.

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor
 
 from difftool.data.facts import PIXEL_SCALING
-from difftool.data.forms import Form, form_of
-from difftool.data.scaling import Scaling
+from difftool.data.forms import FILM_RATE
 from difftool.diffusion.visible import spread, thinned
-from difftool.figures import image_tables, point_tables, style
+from difftool.figures import image_tables, panels, point_tables, style
+from difftool.figures.content import Content
 from difftool.figures.films import film
 from difftool.figures.formats import undrawable
 from difftool.figures.groups import Groups
-from difftool.figures.images import image_frames, image_grid, rgb
+from difftool.figures.images import image_frames, image_grid, rgb, side_by_side, side_by_side_frames
 from difftool.figures.points import histogram_frames, point_limits, scatter, scatter_frames
 from difftool.figures.style import Floats, Pixels
 
@@ -29,137 +27,59 @@ FILM_IMAGES, FILM_POINTS = 36, 5000
 """The largest numbers of samples of a film."""
 STRIP_ROWS, GROUPED_ROWS = 6, 16
 """The number of images whose states a strip shows, and the largest number of rows of one that shows each group."""
+FRAMES, STRIP_FRAMES = 8, 4
+"""The largest numbers of frames side by side of a film, and of one of its states."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class Drawing(Content):
     """Samples, and how they are to be shown. May grow fields."""
 
-    x: Tensor
-    """(N, *shape) float32 on the CPU, in model units."""
-    scaling: Scaling
-    """The map to data units."""
-    title: str
     noun: str = "samples"
     """The name of the points in a legend."""
-    states: Tensor | None = None
-    """(K, N, *shape) states of the trajectories in model units: x_T first, the result last."""
     state_labels: Sequence[str] = ()
     """K labels, such as "t = 999"."""
     state_steps: Sequence[int] = ()
     """The steps after which the states were kept; if empty, all of them."""
     state_hidden: Sequence[float] = ()
     """The share of the data that noise hides in each state; if empty, the steps count as even."""
-    labels: Tensor | None = None
-    """(N,) class indices."""
-    class_names: Sequence[str] = ()
-    """The names of the classes, or () if they have none."""
-    column_names: Sequence[str] = ()
-    """The names of the coordinates of points, or () if they have none."""
     names: Sequence[str] = ()
     """The names of samples that belong together, such as the N names of their condition images; or ()."""
-    guidances: Sequence[str] = ()
-    """The names of G guidances that each drew the same N/G samples, the first ones by the first; or ()."""
     reference: Tensor | None = None
     """(M, D) data points in data units, to draw under the samples."""
     columns: int | None = None
-    """Columns of the grid of images, or of a strip."""
+    """Columns of the grid of samples, or of a strip."""
     given: Tensor | None = None
     """(G, *shape) in model units: images that the samples were made from, drawn ahead of them."""
     condition_images: Tensor | None = None
     """(N, C, H, W), pixels of type uint8 or floats in model units: each is drawn left of its sample."""
     originals: Tensor | None = None
     """(N, *shape) in model units: the items that the conditions belong to, each drawn right of its sample."""
-    conditions: Mapping[str, Tensor] = field(default_factory=dict)
-    """The other conditions of the samples for arrays, (N, ...) by name, as the user gave them."""
     joined: bool = False
     """True if the samples lie on a path: points are joined in their order."""
     strip: int | None = None
     """The number of states of the trajectory to draw; None draws the result alone."""
     strip_rows: int = STRIP_ROWS
     """The largest number of images whose states a strip shows."""
-    raw: bool = False
-    """True if arrays hold floats (N, *shape) in model units instead of pixels or data units."""
-    trajectory: bool = False
-    """True if arrays also hold the states of the trajectory."""
-    form: Form | None = None
-    """The form of a sample: `image`, `points` or `array`; by default, one axis makes points and more axes an array."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "form", form_of(self.form, self.x.shape[1:]))
-
-    @property
-    def is_image(self) -> bool:
-        """True if samples are drawn and written as pixels."""
-        return self.form == "image"
-
-    @property
-    def units(self) -> str:
-        """The units of the numbers of `arrays`."""
-        if self.raw:
-            return "model units, channels first"
-        return "pixels 0..255, channels last" if self.is_image else "data units"
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return `samples`, with a trajectory `states`, and the conditions `labels`, `vectors`, `images` and `tokens`.
-
-        With several guidances, `guidances` holds the index of that of each sample. See `index_names`.
-
-        Conditions are as the user gave them, but for images of pixels, which are as those of the samples. Images are
-        pixels uint8 (N, H, W, C). Everything else is float32 (N, *shape) in data units, or float64 where float32 would
-        lose digits. If raw, all are float32 (N, *shape) in model units. States have one more dimension in front.
-        """
-        arrays = {"samples": self._numbers(self.x)}
-        if self.trajectory:
-            arrays["states"] = self._numbers(self._states())
-        if self.labels is not None:
-            arrays["labels"] = self.labels.to(torch.int64).numpy()
-        if len(self.guidances) > 1:
-            each = len(self.x) // len(self.guidances)
-            arrays["guidances"] = np.repeat(np.arange(len(self.guidances), dtype=np.int64), each)
-        for name, rows in self.conditions.items():
-            pixels = name == "images" and rows.dtype == torch.uint8 and not self.raw
-            arrays[name] = (rows.movedim(1, -1).contiguous() if pixels else rows).numpy()
-        return arrays
-
-    def index_names(self) -> dict[str, list[str]]:
-        """Return the names of what `arrays` counts: `class_names`, `guidance_names`, and `column_names` of points."""
-        names = {}
-        if self.labels is not None and self.class_names:
-            names["class_names"] = [*self.class_names]
-        if len(self.guidances) > 1:
-            names["guidance_names"] = [*self.guidances]
-        if self.column_names:
-            names["column_names"] = [*self.column_names]
-        return names
-
-    def pixels(self, x: Tensor | None = None) -> Pixels:
-        """Return the images, or those given as (..., C, H, W) in model units, as uint8 (..., H, W, C).
-
-        Values beyond the range of pixels are clamped. Raises `ValueError` for points and arrays.
-        """
-        if not self.is_image:
-            raise ValueError(f"samples of form {self.form!r} have no pixels; refuse them in the writer's `check`")
-        x = self.x if x is None else x
-        flat = torch.nan_to_num(x.reshape(-1, *x.shape[-3:]))
-        images: Pixels = self.scaling.to_pixels(flat).movedim(1, -1).contiguous().numpy()
-        return images.reshape(*x.shape[:-3], *x.shape[-2:], x.shape[-3])
 
     def figure(self) -> Figure:
-        """Draw a grid of the images or a scatter plot of the points; with `strip`, states of their trajectories.
+        """Draw the samples by their form; with `strip`, states of their trajectories.
 
+        Images and films are drawn as grids, points as a scatter plot, and series, sound and clouds in a panel each.
         Raises `ValueError` for arrays, which no picture shows.
         """
         if reason := undrawable(self.form, self.x.shape[1:]):
             raise ValueError(reason)
         if self.strip is not None:
             return self._strip(self.strip)
+        if self.form in panels.VIEWS:
+            return self._panels()
         if (groups := self._groups()) is not None:
             return self._table(groups)
-        if self.is_image:
-            return image_grid(self._cells(self.x), title=self.title, columns=self.columns)
+        if self.has_pixels:
+            return image_grid(self._cells(self.x), title=self._heading(), columns=self.columns or self._one_column)
         return scatter(
-            self._points(self.x), reference=self._reference(), title=self.title, joined=self.joined, noun=self.noun
+            self.numbers(), reference=self._reference(), title=self.title, joined=self.joined, noun=self.noun
         )
 
     def save_figure(self, path: Path) -> None:
@@ -167,8 +87,15 @@ class Drawing:
         style.save(self.figure(), path)
 
     def frames(self, most: int) -> Iterator[Pixels]:
-        """Return the trajectory as RGB frames (H, W, 3), x_T first: at most `most`, and none that add nothing."""
+        """Return the trajectory as RGB frames (H, W, 3), x_T first: at most `most`, and none that add nothing.
+
+        Films themselves move, and all their frames are returned.
+        """
+        if self.form == "film":
+            return self._moving()
         states, chosen = self._states(), thinned(self._places(), most)
+        if self.form in panels.VIEWS:
+            return self._panel_frames(chosen)
         limit = FILM_IMAGES if self.is_image else FILM_POINTS
         title = self.title if self.is_image else self._plane()
         if (groups := self._groups()) is not None:
@@ -180,15 +107,21 @@ class Drawing:
         if self.is_image:
             return image_frames((self._cells(x) for x in states_shown), titles, self.columns)
         reference = self._reference()
-        points = (self._points(x)[:, :2] for x in states_shown)
+        points = (self.numbers(x)[:, :2] for x in states_shown)
         limits = point_limits(self._ends(), reference)
         if self.x.shape[1] == 1:
             return histogram_frames(points, titles, limits, reference)
         return scatter_frames(points, titles, limits, reference, joined=self.joined, noun=self.noun)
 
     def save_film(self, path: Path, *, most: int, fps: float, hold: float) -> None:
-        """Write the frames as an endless GIF whose last frame stays for `hold` seconds."""
-        film(self.frames(most), path, fps=fps, hold=hold)
+        """Write the frames in the format of the path's suffix. The last frame of a trajectory stays for `hold` seconds.
+
+        Films themselves move at their own rate, over and over again.
+        """
+        if self.form == "film":
+            film(self.frames(most), path, fps=self.rate or FILM_RATE, hold=0)
+        else:
+            film(self.frames(most), path, fps=fps, hold=hold)
 
     def chosen(self, most: int) -> list[int]:
         """Return the indices of at most `most` states: even in what can be seen, both ends among them."""
@@ -198,26 +131,10 @@ class Drawing:
         """Return where each state lies on the way."""
         return self.state_hidden or self.state_steps or range(len(self._states()))
 
-    def _states(self) -> Tensor:
-        if self.states is None:
-            raise ValueError("the states of the trajectory were not kept; let the writer's `states` name their steps")
-        return self.states
-
-    def _numbers(self, x: Tensor) -> NDArray[Any]:
-        if self.raw:
-            return x.to(torch.float32).numpy()
-        return self.pixels(x) if self.is_image else self._points(x)
-
-    def _points(self, x: Tensor) -> Floats:
-        """Return (..., *shape) in model units as numbers in data units."""
-        flat = x.to(torch.float32).reshape(-1, *self.x.shape[1:])
-        points: Floats = self.scaling.to_data(flat).reshape(x.shape).numpy()
-        return points
-
     def _ends(self) -> Floats:
         """Return the points of the first and the last state."""
         states = self._states()
-        return np.concatenate([self._points(states[0]), self._points(states[-1])])
+        return np.concatenate([self.numbers(states[0]), self.numbers(states[-1])])
 
     def _reference(self) -> Floats | None:
         return None if self.reference is None else self.reference.to(self.scaling.dtype).numpy()
@@ -232,7 +149,7 @@ class Drawing:
         Those given come first. A condition image stands left of its sample, and the original right of it.
         """
         chosen = list(numbers) or list(range(len(x)))
-        images = self.pixels(x if self.given is None else torch.cat([self.given, x]))
+        images = self._pictures(x if self.given is None else torch.cat([self.given, x]))
         left = self._condition_pixels(chosen)
         right = None if self.originals is None else rgb(self.pixels(self.originals[chosen]))
         if left is None and right is None:
@@ -241,6 +158,58 @@ class Drawing:
         sides = [None if side is None else np.pad(side, blank, constant_values=255) for side in (left, right)]
         before, after = ([] if side is None else [side] for side in sides)
         return np.concatenate([*before, images, *after], axis=2)
+
+    def _pictures(self, x: Tensor, frames: int = FRAMES) -> Pixels:
+        """Return images (..., *shape) in model units as pixels (..., H, W, C), films as frames side by side."""
+        pixels = self.pixels(x)
+        return side_by_side_frames(pixels, frames) if self.form == "film" else pixels
+
+    @property
+    def _one_column(self) -> int | None:
+        """Return 1 for films whose frames make a row, and else None."""
+        return 1 if self.form == "film" and len(self.x) <= FILM_IMAGES else None
+
+    def _moving(self) -> Iterator[Pixels]:
+        """Return the frames of films, laid out as images are."""
+        groups = self._groups()
+        groups = None if groups is None else groups.limited(FILM_IMAGES)
+        numbers = list(range(min(len(self.x), FILM_IMAGES))) if groups is None else groups.numbers
+        films = side_by_side(self.pixels(self.x[numbers]))
+        note = f"first {len(numbers):,} of {len(self.x):,}" if len(numbers) < len(self.x) else ""
+        count = films.shape[1]
+        titles = [f"{_with_note(self.title, note)}\nframe {k + 1} of {count}" for k in range(count)]
+        frames = (films[:, k] for k in range(count))
+        if groups is None:
+            return image_frames(frames, titles, self.columns)
+        return image_tables.group_frames(frames, groups.renumbered(), titles, self.columns)
+
+    def _panels(self) -> Figure:
+        """Draw each sample in a panel."""
+        table = self._panel_table(panels.MOST)
+        x, places = self.x[table.numbers], table.renumbered()
+        return panels.panel_figure(
+            self._view(x), self.numbers(x), places, title=_with_note(self.title, table.note), across=self.columns
+        )
+
+    def _panel_frames(self, chosen: Sequence[int]) -> Iterator[Pixels]:
+        """Return the states as frames, each sample in a panel."""
+        table = self._panel_table(panels.MOST_MOVING)
+        states = self._states()[:, table.numbers]
+        titles = [f"{_with_note(self.title, table.note)}\n{self._label(k)}" for k in chosen]
+        view, moving = self._view(states[[0, -1]].flatten(0, 1)), (self.numbers(states[k]) for k in chosen)
+        return panels.panel_frames(view, moving, table.renumbered(), titles=titles)
+
+    def _panel_table(self, most: int) -> panels.Table:
+        """Return the places of about `most` samples."""
+        groups = self._groups()
+        if groups is None:
+            return panels.Table.grid(len(self.x), self._view(self.x[:1]).proportion, self.columns, most)
+        return panels.Table.of(groups, most)
+
+    def _view(self, some: Tensor) -> panels.View:
+        """Return the look of samples of this form, with axes for some of them."""
+        assert self.form is not None
+        return panels.VIEWS[self.form](self.numbers(some), self.rate)
 
     def _condition_pixels(self, numbers: list[int]) -> Pixels | None:
         """Return the condition images of samples as pixels (n, H, W, 3), or None without any."""
@@ -261,15 +230,15 @@ class Drawing:
         columns = {"class": labels, "image": self.names[:count]}
         varied = {axis: names for axis, names in columns.items() if len(set(names)) > 1}
         keys = [", ".join(names) for names in zip(*varied.values(), strict=True)]
-        return Groups.of(keys, ", ".join(varied), self.guidances, count, apart=self.is_image)
+        return Groups.of(keys, ", ".join(varied), self.guidances, count, apart=self.form != "points")
 
     def _table(self, groups: Groups) -> Figure:
         """Draw the samples in rows and columns."""
-        if self.is_image:
-            cells, title = groups.with_first(self._given), _with_note(self.title, groups.omitted)
+        if self.has_pixels:
+            cells, title = groups.with_first(self._given), _with_note(self._heading(), groups.omitted)
             return image_tables.image_groups(self._cells(self.x), cells, title=title, columns=self.columns)
         return point_tables.scatter_groups(
-            self._points(self.x),
+            self.numbers(self.x),
             groups,
             title=_with_note(self._plane(), groups.omitted),
             reference=self._reference(),
@@ -286,7 +255,7 @@ class Drawing:
         if self.is_image:
             images = (self._cells(states[k, numbers], numbers) for k in chosen)
             return image_tables.group_frames(images, cells.with_first(self._given), titles, self.columns)
-        reference, points = self._reference(), (self._points(states[k, numbers]) for k in chosen)
+        reference, points = self._reference(), (self.numbers(states[k, numbers]) for k in chosen)
         limits = point_limits(self._ends(), reference)
         return point_tables.group_frames(
             points, cells, titles, limits, reference, joined=self.joined, across=self.columns
@@ -295,11 +264,11 @@ class Drawing:
     def _strip(self, count: int) -> Figure:
         states, chosen, groups = self._states(), self.chosen(count), self._groups()
         columns = [self._label(k) for k in chosen]
-        if not self.is_image:
+        if self.form == "points":
             numbers = [range(len(self.x))] if groups is None else [cell for row in groups.cells for cell in row]
             note = f"first {GROUPED_ROWS} of {len(numbers):,} rows" if len(numbers) > GROUPED_ROWS else ""
             numbers = numbers[:GROUPED_ROWS]
-            points = [self._points(states[k])[:, :2] for k in chosen]
+            points = [self.numbers(states[k])[:, :2] for k in chosen]
             return point_tables.scatter_table(
                 [[state[list(row)] for state in points] for row in numbers],
                 columns=columns,
@@ -313,16 +282,28 @@ class Drawing:
         if groups is not None:
             first = groups.limited(self.strip_rows).numbers[:GROUPED_ROWS]
         rows = states[chosen][:, first].transpose(0, 1)
+        words = [self._words(number) for number in first]
+        if self.form in panels.VIEWS:
+            view, labels = self._view(states[[0, -1]][:, first].flatten(0, 1)), words if any(words) else ()
+            return panels.panel_table(view, self.numbers(rows), columns=columns, rows=labels, title=self.title)
         if self.given is not None:
             rows = torch.cat([self.given.expand(len(rows), *self.given.shape), rows], dim=1)
             columns = [*(["given"] * self._given), *columns]
-        images, left = self.pixels(rows), self._condition_pixels(first)
+        images, left = self._pictures(rows, STRIP_FRAMES), self._condition_pixels(first)
         if left is not None:
             images, columns = np.concatenate([left[:, None], rgb(images)], axis=1), ["condition", *columns]
-        words = [self._words(number) for number in first]
         return image_tables.image_table(
-            images, columns=columns, rows=words if any(words) else (), title=self.title, across=self.columns
+            images,
+            columns=columns,
+            rows=words if any(words) else (),
+            title=self._heading(STRIP_FRAMES),
+            across=self.columns,
         )
+
+    def _heading(self, frames: int = FRAMES) -> str:
+        """Return the title, which says how many frames of a film are drawn."""
+        count = self.x.shape[2] if self.form == "film" else 0
+        return _with_note(self.title, f"{frames} of {count} frames" if count > frames else "")
 
     def _words(self, number: int) -> str:
         """Return the class, the name and the guidance of a sample in words."""

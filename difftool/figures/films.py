@@ -1,9 +1,10 @@
-"""Films as GIF, and figures of which only a few parts change from frame to frame."""
+"""Films as files, and figures of which only a few parts change from frame to frame."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -15,22 +16,35 @@ from difftool.figures.style import Pixels
 
 
 def film(frames: Iterable[Pixels], path: Path, *, fps: float = 20, hold: float = 1.5) -> None:
-    """Write RGB frames (H, W, 3) as an endless GIF whose last frame stays for `hold` seconds.
+    """Write RGB frames (H, W, 3) as an endless film whose last frame stays for `hold` seconds.
 
-    GIF counts in hundredths of a second, and viewers slow down films of more than 50 frames a second. Raises
-    `ValueError` without frames, or if they differ in size.
+    The path's suffix is .gif, .webp or .apng. GIF counts in hundredths of a second, and viewers slow down films of more
+    than 50 frames a second. Raises `ValueError` without frames, or if they differ in size.
     """
-    pictures = [indexed(frame) for frame in frames]
+    suffix = path.suffix.lower()
+    make: Callable[[Pixels], Image.Image] = indexed if suffix == ".gif" else Image.fromarray
+    pictures = [make(frame) for frame in frames]
     if not pictures:
         raise ValueError("a film needs at least one frame")
     first, *others = pictures
     for picture in others:
         if picture.size != first.size:
             raise ValueError(f"a frame of {picture.width} x {picture.height} in a film of {first.size}")
-    pause = max(20, round(100 / fps) * 10)
-    durations = [*[pause] * len(others), max(pause, round(hold * 100) * 10)]
+    pause, last = 1000 / fps, 1000 * hold
+    if suffix == ".gif":
+        pause, last = max(20, round(pause / 10) * 10), round(last / 10) * 10
+    pause = max(1, round(pause))
+    durations = [*[pause] * len(others), max(pause, round(last))]
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0, **FORMATS[suffix])
+
+
+FORMATS: dict[str, dict[str, Any]] = {
     # disposal 1: each frame is drawn over the one before, so only what changes is stored
-    first.save(path, "GIF", save_all=True, append_images=others, duration=durations, loop=0, disposal=1, optimize=False)
+    ".gif": {"format": "GIF", "disposal": 1, "optimize": False},
+    ".webp": {"format": "WEBP", "lossless": True, "quality": 40, "method": 2},
+    ".apng": {"format": "PNG"},
+}
+"""The arguments with which Pillow writes films, by suffix."""
 
 
 def indexed(frame: Pixels) -> Image.Image:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from difftool.data.forms import Form, form_of
+from difftool.data.forms import Form, form_of, rate_of
 from difftool.diffusion.visible import spread
 from difftool.errors import UsageError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".pdf")
-FILMS = (".gif",)
+FILMS = (".gif", ".webp", ".apng")
 
 
 def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
@@ -27,7 +27,9 @@ def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
 def undrawable(form: Form | None, shape: Sequence[int]) -> str:
     """Return the reason why no picture can show samples of this form, or an empty text."""
     if form_of(form, shape) == "array":
-        return f"only points and images can be drawn, but a sample is an array of shape {'x'.join(map(str, shape))}"
+        return f"arrays cannot be drawn, and a sample is one of shape {'x'.join(map(str, shape))}"
+    if form == "cloud" and shape[0] == 1:
+        return f"clouds of one dimension cannot be drawn, and a sample has the shape {'x'.join(map(str, shape))}"
     return ""
 
 
@@ -46,10 +48,14 @@ class DrawingSpec:
     hidden: Sequence[float] = ()
     """The share of the data that noise hides, from 1 to 0, in x_T and after each step; if empty, steps are even."""
     form: Form | None = None
-    """The form of a sample: `image`, `points` or `array`; by default, one axis makes points and more axes an array."""
+    """The form of a sample, as that of `Samples`; by default, one axis makes points and more axes an array."""
+    rate: float | None = None
+    """The rate of sound in Hz, or of films in frames a second; None for all other forms."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "form", form_of(self.form, self.shape))
+        form = form_of(self.form, self.shape)
+        object.__setattr__(self, "form", form)
+        object.__setattr__(self, "rate", rate_of(form, self.rate))
 
     def evenly(self, count: int) -> list[int]:
         """Return the steps after which to keep a state so that `count` of them cover the trajectory; 0 is x_T.

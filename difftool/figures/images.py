@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from difftool.diffusion.visible import spread
 from difftool.figures import style
 from difftool.figures.films import Still
 from difftool.figures.layout import Board
@@ -96,7 +97,7 @@ class Mosaic:
         """
         if count == 0:
             raise ValueError("there are no images to draw")
-        across = min(columns or _columns(count, height, width), count)
+        across = min(columns or near_square(count, height, width), count)
         down = math.ceil(count / across)
         factor = max(1, min(size[0] // (across * width), size[1] // (down * height)))
         if narrowest:
@@ -167,6 +168,22 @@ def rgb(images: Pixels) -> Pixels:
     return np.stack([over_white(image) for image in flat]).reshape(*images.shape[:-1], 3)
 
 
+def side_by_side_frames(films: Pixels, most: int) -> Pixels:
+    """Return films (..., T, H, W, C) as images of at most so many frames side by side, even in time.
+
+    A white column stands between frames. Below a film is a white row and right of it are two more columns, so that
+    films stand further apart than their frames.
+    """
+    chosen = spread(range(films.shape[-4]), most)
+    frames = side_by_side(films)[..., chosen, :, :, :]
+    blank = [(0, 0)] * (frames.ndim - 3)
+    frames = np.pad(frames, [*blank, (0, 1), (0, 1), (0, 0)], constant_values=255)
+    frames = np.moveaxis(frames, -4, -3)  # (..., H, K, W, C)
+    *before, height, count, width, channels = frames.shape
+    films = frames.reshape(*before, height, count * width, channels)
+    return np.pad(films, [*blank[1:], (0, 0), (0, 1), (0, 0)], constant_values=255)
+
+
 def over_white(image: Pixels) -> Pixels:
     """Return an image (H, W, C) of 1, 3 or 4 channels as RGB (H, W, 3), transparent pixels over white."""
     picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert("RGBA")
@@ -174,7 +191,7 @@ def over_white(image: Pixels) -> Pixels:
     return np.asarray(Image.alpha_composite(white, picture).convert("RGB"))
 
 
-def _columns(count: int, height: int, width: int) -> int:
+def near_square(count: int, height: int, width: int) -> int:
     """Return the columns of a picture that is square or somewhat wider, with few empty places."""
     square = math.sqrt(count * height / width)
     candidates = range(max(1, math.ceil(square)), max(1, math.ceil(1.5 * square)) + 1)

@@ -33,6 +33,8 @@ from difftool.plugins.loading import Plugin, Problem, impostor, load, load_scrip
 C = TypeVar("C", bound=Component)
 
 
+OWN = "own"
+"""The version of what a program itself provides, which no package and no script has."""
 HUB_NAMES = {
     "mnist": "ylecun/mnist",
     "fashion-mnist": "zalando-datasets/fashion_mnist",
@@ -134,6 +136,12 @@ class Registry:
             raise UsageError(f"{taken} and {plugin.script.path} have the same name; rename one of them")
         return Registry([*others, plugin], self.left_out)
 
+    def with_components(self, components: Iterable[type[Component]]) -> Registry:
+        """Return a registry that also knows those of these components that no plugin provides."""
+        own = [component for component in dict.fromkeys(components) if component not in self._owners]
+        plugins = [Plugin(component.__module__, "", OWN, components=[component]) for component in own]
+        return Registry([*self._sources, *plugins], self.left_out) if plugins else self
+
     def missing_note(self) -> str:
         """Return a note on the plugins that are not available, among which the one looked for may be."""
         counts = {"set aside": len(self.set_aside), "left out by the environment": len(self.left_out)}
@@ -151,12 +159,13 @@ class Registry:
         return [self.of_kind(base, name) for name in self.names(base.kind)]
 
     def owner(self, component: type[Component]) -> Plugin | None:
-        """Return the plugin that provides a component."""
-        return self._owners.get(component)
+        """Return the package or the script that provides a component, or None for one of the program itself."""
+        owner = self._owners.get(component)
+        return None if owner is not None and owner.version == OWN else owner
 
     def reference(self, component: type[Component]) -> str:
         """Return the name to write into a file: the bare one if it finds this very component again."""
-        owner = self._owners.get(component)
+        owner = self.owner(component)
         if owner is None or self._bare[component.kind].get(component.name) is component:
             return component.name
         return f"{owner.distribution}:{component.name}"

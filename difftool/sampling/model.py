@@ -20,6 +20,7 @@ from difftool.data.latents import LatentSpace
 from difftool.data.samples import Samples
 from difftool.diffusion.estimate import Denoise
 from difftool.diffusion.prediction import step_gain
+from difftool.display import Displayed
 from difftool.errors import BadFile, DifftoolError, UsageError, blaming, one_line
 from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading, puts_image_beside
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Model(Source):
+class Model(Source, Displayed):
     """A network with everything that turns it into samples."""
 
     recipe: Recipe

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from difftool.data.forms import form_of
 from difftool.sampling.denoiser import clipped
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 COLUMNS = ("original", "noisy", "true noise", "predicted noise", "reconstruction")
 NOISE_COLUMNS = (2, 3)
 """The columns that show noise, from -3 to 3."""
+FRAMES = 4
+"""The largest number of frames of a film that are drawn side by side."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +77,28 @@ def reconstruct(
 
 
 def panel(reconstructions: Sequence[Reconstruction], source: Source, *, rows: Sequence[str], title: str) -> Figure:
-    """Draw a row for each reconstruction, of one image or of a cloud of points. Latents are decoded, noise is not."""
+    """Draw a row for each reconstruction, of one item or of many points. Latents are decoded, noise is not."""
     from difftool.figures.image_tables import image_table
+    from difftool.figures.images import side_by_side_frames
+    from difftool.figures.panels import VIEWS, panel_table
     from difftool.figures.point_tables import scatter_table
 
     latent = source.latents is not None
     shown = [column for column in range(len(COLUMNS)) if not (latent and column in NOISE_COLUMNS)]
     columns = [COLUMNS[column] for column in shown]
     table = [[source.decode(one.cells[column]).cpu() for column in shown] for one in reconstructions]
-    if not source.data.is_image:
+    form = form_of(source.data.form, source.data.shape)
+    if form in VIEWS:
+        samples = torch.stack([torch.cat(row) for row in table]).numpy()
+        view = VIEWS[form](samples.reshape(-1, *source.data.shape), source.data.rate)
+        return panel_table(view, samples, columns=columns, rows=rows, title=title)
+    if source.data.is_points:
         return scatter_table([[cell.numpy() for cell in row] for row in table], columns=columns, rows=rows, title=title)
     images = []
     for row in table:
         cells = [cell / 3 if column in NOISE_COLUMNS else cell for column, cell in zip(shown, row, strict=True)]
         images.append(source.data.scaling.to_pixels(torch.cat(cells)))
-    pixels = torch.stack(images).movedim(-3, -1)
-    return image_table(pixels.numpy(), columns=columns, rows=rows, title=title)
+    pixels = torch.stack(images).movedim(2, -1).numpy()
+    if form == "film":
+        pixels = side_by_side_frames(pixels, FRAMES)
+    return image_table(pixels, columns=columns, rows=rows, title=title)

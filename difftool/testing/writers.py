@@ -1,4 +1,4 @@
-"""The laws of writers, checked with the trajectories of a few points, images and arrays."""
+"""The laws of writers, checked with the trajectories of a few samples of each form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from difftool.components import Writer
-from difftool.data.forms import form_of
+from difftool.data.forms import UNITS_OF_RATE, form_of
 from difftool.data.samples import PIXELS
 from difftool.data.scaling import Scaling
 from difftool.errors import UsageError
@@ -19,7 +19,7 @@ from difftool.rng import generator
 from difftool.sampling.writers import check, needed_states, write
 from difftool.testing.laws import Failed, require
 
-COUNT, STEPS = 6, 8
+COUNT, STEPS, RATE = 6, 8, 100
 
 
 def declares_valid_suffixes(writer: Writer) -> str:
@@ -35,7 +35,7 @@ def declares_valid_suffixes(writer: Writer) -> str:
 
 
 def writes_what_it_accepts(writer: Writer) -> str:
-    """It accepts points, images or arrays, and writes them to a file that is not empty and has the same bytes each
+    """It accepts samples of at least one form, and writes them to a file that is not empty and has the same bytes each
     time. `check` refuses the others with a `ValueError`."""
     accepted = []
     for name, drawing, spec in drawings(writer):
@@ -49,7 +49,7 @@ def writes_what_it_accepts(writer: Writer) -> str:
                 a, b = (_written(writer, drawing, Path(folder) / f"{k}{suffix}") for k in "ab")
                 require(a, f"{suffix}: it wrote no content for {name}")
                 require(a == b, f"{suffix}: writing the same {name} twice gave different bytes")
-    require(accepted, "it refuses points, images and arrays")
+    require(accepted, "it refuses samples of every form")
     return ", ".join(accepted)
 
 
@@ -61,14 +61,26 @@ def drawings(writer: Writer) -> Iterator[tuple[str, Drawing, DrawingSpec]]:
     for name, shape, scaling in (
         ("points", (2,), Scaling((0.0,), (1.0,))),
         ("image", (3, 6, 5), Scaling(PIXELS["shift"], PIXELS["scale"])),
+        ("series", (2, 16), Scaling((0.0,), (1.0,))),
+        ("sound", (1, 400), Scaling((0.0,), (1.0,))),
+        ("film", (3, 4, 6, 5), Scaling(PIXELS["shift"], PIXELS["scale"])),
+        ("cloud", (3, 20), Scaling((0.0,), (1.0,))),
         ("array", (2, 6, 5), Scaling((0.0,), (1.0,))),
     ):
-        spec = DrawingSpec(shape=shape, steps=STEPS, form=form_of(name, shape))
+        form = form_of(name, shape)
+        rate = RATE if form in UNITS_OF_RATE else None
+        spec = DrawingSpec(shape=shape, steps=STEPS, form=form, rate=rate)
         trajectory = torch.randn(STEPS + 1, COUNT, *shape, generator=generator(0, "law")).clamp(-1, 1)
         steps = needed_states([writer], spec)
         states = trajectory[steps] if steps else None
         drawing = Drawing(
-            x=trajectory[-1], scaling=scaling, title="a law", states=states, state_steps=steps, form=spec.form
+            x=trajectory[-1],
+            scaling=scaling,
+            title="a law",
+            states=states,
+            state_steps=steps,
+            form=form,
+            rate=rate,
         )
         yield name, drawing, spec
 

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 STEPS = 25
 """The DDIM steps of a preview, enough to see progress."""
-POINTS, IMAGES, CLASSES = 1_000, 16, 16
-"""The numbers of samples of a preview, and the largest number of classes, which have as many each."""
+POINTS, PANELS, CLASSES = 1_000, 16, 16
+"""The numbers of points and of other samples of a preview, and the most classes that it shows, as many of each."""
 PANEL_LEVELS = 4
 """The levels of the panel, from clean to noisy; the noisiest, which shows no item, is left out."""
 
 
 def draw(experiment: Experiment) -> list[Path]:
-    """Draw `previews/samples-<step>.png` and `previews/panel-<step>.png`, for points and images only."""
+    """Draw `previews/samples-<step>.png` and `previews/panel-<step>.png`, for all forms but arrays."""
     if undrawable(experiment.data.form, experiment.data.shape):
         return []
     step, folder = experiment.state.step, experiment.folder.previews
@@ -51,7 +51,7 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
 
     model = experiment.model
     steps = min(STEPS, len(model.schedule))
-    count = IMAGES if model.data.is_image else POINTS
+    count = POINTS if model.data.is_points else PANELS
     originals, conditions = shown_conditions(experiment, count)
     labels = conditions.get("label")
     n = count if labels is None else len(labels)
@@ -71,6 +71,7 @@ def draw_samples(experiment: Experiment, path: Path) -> None:
             title=title,
             reference=reference,
             form=model.data.form,
+            rate=model.data.rate,
             labels=labels,
             class_names=model.data.class_names,
             condition_images=conditions.get("image"),
@@ -85,10 +86,10 @@ def draw_panel(experiment: Experiment, path: Path) -> None:
     from difftool.sampling.reconstruction import panel, reconstruct
 
     model, schedule = experiment.model, experiment.model.schedule
-    count = 1 if model.data.is_image else POINTS
+    count = POINTS if model.data.is_points else 1
     x_0, condition = some_items(experiment, count * PANEL_LEVELS)
     made = []
-    levels = visible_levels(schedule, PANEL_LEVELS + 1, is_image=model.data.is_image)
+    levels = visible_levels(schedule, PANEL_LEVELS + 1, is_image=model.data.has_pixels)
     for row, t in enumerate(levels[:PANEL_LEVELS]):
         own = slice(row * count, (row + 1) * count)
         eps = sample_noise(row * count, len(x_0[own]), model.space.shape, 0, "panel", device=experiment.device)

@@ -14,10 +14,16 @@ if TYPE_CHECKING:
     from difftool import BackboneSpec
 
 MAX_CHANNELS = 16384
+NAMES = {1: "a series", 2: "the image", 3: "the film"}
+"""Items by the number of their axes behind the channels."""
 
 
 class UNet(Backbone, name="unet"):
-    """A U-Net for images: residual blocks and attention at several resolutions (Ho et al., 2020)."""
+    """A U-Net: residual blocks and attention at several resolutions (Ho et al., 2020).
+
+    It takes images, and with convolutions of one or three axes series (channels, length) and films (channels, frames,
+    height, width), of which it halves the frames only if asked (Ho et al., 2022, "Video Diffusion Models").
+    """
 
     default_dataset = "gradients"
     self_conditioning = True
@@ -71,7 +77,11 @@ class UNet(Backbone, name="unet"):
     standardize: bool = option(default=False, help="standardise the weights of the blocks' convolutions")
     downsample: Literal["stride", "unshuffle"] = option(
         default="stride",
-        help="stride: halve the image by a strided convolution; unshuffle: move 2x2 pixels into channels",
+        help="stride: halve by a strided convolution; unshuffle: move blocks of 2x2 pixels into channels",
+    )
+    halve: Literal["space", "all"] = option(
+        default="space",
+        help="axes of a film that each level halves. space: height and width; all: the frames too",
     )
     block: Literal["post", "pre"] = option(
         default="post",
@@ -139,36 +149,45 @@ class UNet(Backbone, name="unet"):
         return self.attention if len(self.attention) == levels else self.attention * levels
 
     def build(self, spec: BackboneSpec) -> nn.Module:
-        self._check(spec.shape)
+        factors = self._factors(spec.shape)
         if spec.condition.tokens and {*self.attention_by_level, self.middle} == {"none"}:
             raise ValueError("attention: tokens act where attention is, and there is none; give a level or middle one")
         from difftool_plugins.backbones.networks.unet import UNetNetwork
 
         options = asdict(self)
-        del options["dim_mults"]
+        del options["dim_mults"], options["halve"]
         options |= {"widths": self.widths, "init_dim": self.init_dim or self.dim, "attention": self.attention_by_level}
         options["time_dim"] = self.time_dim or 4 * self.dim
         options["attention_groups"] = self.attention_groups or self.groups
         return UNetNetwork(
             in_channels=spec.in_channels,
             out_channels=spec.out_channels,
+            factors=factors,
             condition=spec.condition,
             checkpointing=spec.checkpoint_activations,
             **options,
         )
 
-    def _check(self, shape: tuple[int, ...]) -> None:
-        """Raise `ValueError` for items that are not images, or cannot be halved often enough."""
-        if len(shape) != 3:
-            raise ValueError(f"unet needs images (channels, height, width), not items of shape {shape}")
-        halvings, (height, width) = len(self.widths) - 1, shape[1:]
-        factor = 2**halvings
-        if height % factor == 0 and width % factor == 0:
-            return
-        smaller = [n // factor * factor for n in (height, width)]
-        larger = [-(-n // factor) * factor for n in (height, width)]
-        nearest = " or ".join(f"{h}x{w}" for h, w in (smaller, larger) if h and w)
+    def _factors(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the factor by which each level divides each axis of items of this shape, 2 or 1.
+
+        Raises `ValueError` for items without such axes, or that cannot be halved often enough.
+        """
+        if not 2 <= len(shape) <= 4:
+            raise ValueError(
+                "unet needs series (channels, length), images (channels, height, width) or films (channels, frames, "
+                f"height, width), not items of shape {shape}"
+            )
+        axes, halvings = shape[1:], len(self.widths) - 1
+        factors = tuple(1 if len(axes) == 3 and self.halve == "space" and i == 0 else 2 for i in range(len(axes)))
+        whole = [factor**halvings for factor in factors]
+        if not any(n % step for n, step in zip(axes, whole, strict=True)):
+            return factors
+        smaller = [n // step * step for n, step in zip(axes, whole, strict=True)]
+        larger = [-(-n // step) * step for n, step in zip(axes, whole, strict=True)]
+        nearest = " or ".join("x".join(map(str, sizes)) for sizes in (smaller, larger) if all(sizes))
+        what, size = NAMES[len(axes)], "x".join(map(str, axes))
         raise ValueError(
-            f"the U-Net halves the image {halvings} time{'s' if halvings > 1 else ''}, and {height}x{width} does not "
-            f"fit; the nearest size is {nearest}"
+            f"the U-Net halves {what} {halvings} time{'s' if halvings > 1 else ''}, and {size} does not fit; the "
+            f"nearest size is {nearest}"
         )

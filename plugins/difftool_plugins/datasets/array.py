@@ -1,4 +1,4 @@
-"""Arrays and tables: `array_files` and `tables` read the files, and `arrangement` brings items into their layout."""
+"""Arrays and tables: `arrays` reads their files, and brings their items into one layout."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from difftool import Dataset, option, printable
-from difftool_plugins.datasets.choices import is_file
+from difftool_plugins.datasets.arrays.choices import is_file
+from difftool_plugins.datasets.options import GIB_IN_MEMORY, bytes_in_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from difftool import ConditionSpec, DatasetContext, Samples
-    from difftool_plugins.datasets.array_parts import Parts
+    from difftool_plugins.datasets.arrays.parts import Parts
 
-GIB_IN_MEMORY = 2.0
 WHOLE, PIECES, PIECE = 2**28, 64, 2**16
 """The size in bytes up to which a whole file counts in its fingerprint, and the pieces of larger files that do."""
 
@@ -59,14 +59,21 @@ class Array(Dataset, name="array"):
         "file",
         otherwise="the key tokens of samples that were drawn under tokens",
     )
-    form: Literal["image", "points", "array"] | None = option(
+    form: Literal["image", "points", "series", "sound", "film", "cloud", "array"] | None = option(
         default=None,
-        help="meaning of the numbers: image (pixels from 0 to 255, or floats from 0 to 1 or from -1 to 1), points, "
-        "or array",
-        otherwise="that of the shape and the type",
+        help="meaning of the numbers: image (pixels from 0 to 255, or floats from 0 to 1 or from -1 to 1), film "
+        "(pixels too), series (channels over time), sound (-1 to 1), cloud (points in any order), points, or array",
+        otherwise="image, points or array, by the shape and the type",
+    )
+    rate: float | None = option(
+        default=None,
+        gt=0,
+        le=10**6,
+        help="rate of sound in Hz, or of films in frames a second",
+        otherwise="10 for films",
     )
     layout: Literal["auto", "first", "last"] = option(
-        default="auto", help="place of the channels among the axes of an item; auto: where an image has 1 to 4 of them"
+        default="auto", help="place of the channels among the axes of an item; auto: where there are 1 to 4 of them"
     )
     shape: tuple[int, ...] | None = option(
         default=None,
@@ -94,17 +101,17 @@ class Array(Dataset, name="array"):
         return self._parts().samples(self, self._bytes_in_memory, self._fingerprint())
 
     def suggested_backbone(self) -> str:
-        """Return `unet` for images, which the headers of a file show, and else `mlp`."""
+        """Return `unet` for images, series, sound and films, which the headers of a file show, and else `mlp`."""
         with contextlib.suppress(ValueError, OSError):  # `load` reports them
-            if self._parts(headers_only=True).form_of_items(self) == "image":
+            if self._parts(headers_only=True).form_of_items(self) in ("image", "series", "sound", "film"):
                 return "unet"
         return self.default_backbone
 
     def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
         """Return images of any size shrunk as those of training are. Other conditions are taken as they are."""
-        from difftool_plugins.datasets.conditions import read_shrunk
-        from difftool_plugins.datasets.folders import EXTENSIONS
-        from difftool_plugins.datasets.images import CENTRE
+        from difftool_plugins.datasets.columns.conditions import read_shrunk
+        from difftool_plugins.datasets.images.files import CENTRE
+        from difftool_plugins.datasets.images.folders import EXTENSIONS
 
         word, _, factor = (self.condition or "").partition(":")
         path = Path(text).expanduser()
@@ -115,21 +122,21 @@ class Array(Dataset, name="array"):
 
     @property
     def _bytes_in_memory(self) -> float:
-        return (GIB_IN_MEMORY if self.memory is None else self.memory) * 2**30
+        return bytes_in_memory(self.memory)
 
     def _parts(self, *, headers_only: bool = False) -> Parts:
         """Open the file, and choose its arrays or columns. Raises `ValueError`."""
-        from difftool_plugins.datasets import array_files, tables
-        from difftool_plugins.datasets.array_parts import of_archive, of_table
+        from difftool_plugins.datasets.arrays import files, tables
+        from difftool_plugins.datasets.arrays.parts import of_archive, of_table
 
         path, place = self.path.expanduser(), printable(str(self.path))
         if not path.is_file():
             raise ValueError(f"{place} {'is not a file' if path.exists() else 'does not exist'}")
         if path.suffix.lower() in tables.SUFFIXES:
             return of_table(self, tables.open_table(path), self._bytes_in_memory, headers_only=headers_only)
-        if path.suffix.lower() in array_files.SUFFIXES:
+        if path.suffix.lower() in files.SUFFIXES:
             return of_archive(self, path)
-        known = ", ".join((*array_files.SUFFIXES, *tables.SUFFIXES))
+        known = ", ".join((*files.SUFFIXES, *tables.SUFFIXES))
         raise ValueError(f"path: {place} has none of the suffixes {known}")
 
     def _fingerprint(self) -> str:

@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from difftool import Dataset, option
-from difftool_plugins.datasets.augment import Augmentation, Change, augment_option, check_changes
-from difftool_plugins.datasets.options import height_width
+from difftool_plugins.datasets.images.augment import Augmentation, Change, augment_option, check_changes
+from difftool_plugins.datasets.options import height_width, size_option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +26,7 @@ class Gradients(Dataset, name="gradients"):
     generated = True
 
     n: int = option(default=10_000, ge=1, le=10_000_000, help="number of images")
-    size: tuple[int, ...] = option(
-        default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH in pixels, or one number for squares"
-    )
+    size: tuple[int, ...] = size_option()
     channels: int = option(default=3, ge=1, le=4, help="number of channels; each has two random values to blend")
     augment: tuple[Change, ...] = augment_option()
 

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difftool import Dataset, option
-from difftool_plugins.datasets.options import height_width, words_option
+from difftool_plugins.datasets.images.augment import Augmentation, Change, augment_option, check_changes
+from difftool_plugins.datasets.options import (
+    Crop,
+    bits_option,
+    bytes_in_memory,
+    channels_option,
+    check_bits,
+    check_captions,
+    crop_option,
+    height_width,
+    memory_option,
+    read_caption,
+    size_option,
+    skip_bad_option,
+    words_option,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from difftool import ConditionSpec, DatasetContext, Samples
-    from difftool_plugins.datasets.packed import PackedArrays
+    from difftool_plugins.datasets.packed.cells import PackedArrays
 
 AUTO, NONE = "auto", "none"
 
@@ -45,28 +59,25 @@ class HuggingFace(Dataset, name="hf"):
     words: int = words_option()
     images: str | None = option(default=None, help="column of images that the network is shown, one for each item")
     tokens: str | None = option(default=None, help="column of arrays (L,D) that the network is shown as tokens")
-    size: tuple[int, ...] = option(
-        default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH of images in pixels, or one number for squares"
-    )
-    channels: int = option(default=3, ge=1, le=4, help="channels of images: 1 gray, 3 colour; 2 and 4 with alpha")
-    skip_bad: bool = option(default=False, help="leave out images that cannot be read, and list them")
-    memory: float | None = option(
-        default=None,
-        ge=0,
-        help="GiB of decoded items to hold in memory; larger sets are read while training",
-        otherwise="2, and at most 20,000 images",
-    )
+    size: tuple[int, ...] = size_option()
+    channels: int = channels_option()
+    bits: int = bits_option()
+    crop: Crop = crop_option()
+    augment: tuple[Change, ...] = augment_option()
+    skip_bad: bool = skip_bad_option("images")
+    memory: float | None = memory_option()
 
     def __post_init__(self) -> None:
         height_width(self.size)
-        if self.captions is not None and self.tokens is not None:
-            raise ValueError("tokens: captions become tokens, so give either --dataset.captions or --dataset.tokens")
+        check_changes(self.augment)
+        check_bits(self.bits)
+        check_captions(self.captions, self.tokens)
         local = os.path.expanduser(self.path)
         if os.path.exists(local):  # a run may go on elsewhere
             object.__setattr__(self, "path", os.path.abspath(local))
 
     def load(self, context: DatasetContext) -> Samples:
-        from difftool_plugins.datasets import hub
+        from difftool_plugins.datasets.packed import hub
 
         table = hub.open_table(os.path.expanduser(self.path), self.subset, self.split, self.revision)
         column = self._item_column(table)
@@ -85,16 +96,12 @@ class HuggingFace(Dataset, name="hf"):
 
     def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
         """Return the tokens of a caption. Other conditions are taken as they are."""
-        if field != "tokens" or self.captions is None or Path(text).suffix == ".npy":
-            return None
-        from difftool_plugins.datasets.captions import tokens_of
-
-        return tokens_of(text, self.words)
+        return read_caption(field, text, self.captions, self.words)
 
     def _item_column(self, table: Any) -> str:
         """Return the column to learn. Raises `ValueError`."""
-        from difftool_plugins.datasets import hub
-        from difftool_plugins.datasets.folders import listed
+        from difftool_plugins.datasets.images.folders import listed
+        from difftool_plugins.datasets.packed import hub
 
         arrays = [name for name in hub.array_columns(table) if name not in (*self.vectors, self.tokens)]
         images = [name for name in hub.image_columns(table) if name != self.images]
@@ -114,8 +121,8 @@ class HuggingFace(Dataset, name="hf"):
         raise ValueError(f"items: several columns could be learned ({listed(found)}); choose one by --dataset.items")
 
     def _label_column(self, table: Any) -> str | None:
-        from difftool_plugins.datasets import hub
-        from difftool_plugins.datasets.folders import listed
+        from difftool_plugins.datasets.images.folders import listed
+        from difftool_plugins.datasets.packed import hub
 
         if self.labels == NONE:
             return None
@@ -129,35 +136,41 @@ class HuggingFace(Dataset, name="hf"):
 
     def _images(self, table: Any, column: str, label: str | None, mark: str, context: DatasetContext) -> Samples:
         from difftool import PIXELS, Samples
-        from difftool_plugins.datasets import hub, packed
+        from difftool_plugins.datasets.packed import cells, hub
 
         size, place = height_width(self.size), self._place()
         columns = [column, *filter(None, [self.images])]
-        sources = [
-            packed.PackedImages(hub.encoded(table, name, place), self.channels, size, self.skip_bad, range(len(table)))
-            for name in columns
-        ]
-        cache = context.cache and context.cache / f"hf-{packed.digest(mark, repr((columns, size)))[:16]}.json"
-        read, good = packed.load_images(sources, self.memory, cache)
+        sources = cells.sources_of(
+            [hub.encoded(table, name, place) for name in columns],
+            range(len(table)),
+            channels=self.channels,
+            size=size,
+            skip_bad=self.skip_bad,
+            bits=self.bits,
+            crop=self.crop,
+        )
+        key = cells.digest(mark, repr((columns, size, self.bits)))[:16]
+        cache = context.cache and context.cache / f"hf-{key}.json"
+        read, good = cells.load_images(sources, self.memory, cache, random=self.crop == "random")
         return Samples(
             items=read[0],
             shape=(self.channels, *size),
             images=read[1] if self.images else None,
             item_ids=[str(i) for i in good],
-            fingerprint=mark,
+            augment=Augmentation.of(self.augment),
+            fingerprint=cells.marked(mark, self.bits, self.crop),
             **self._beside(table, label, good),
             **PIXELS,
         )
 
     def _arrays(self, table: Any, column: str, label: str | None, mark: str) -> Samples:
-        from difftool import Samples
-        from difftool_plugins.datasets import hub, packed
+        from difftool import Samples, moments
+        from difftool_plugins.datasets.packed import cells, hub
 
-        if self.images is not None:
-            raise ValueError("images: belong to items that are images")
+        cells.check_arrays(self)
         rows = range(len(table))
-        items = self._numbers(packed.PackedArrays(hub.cells(table, column, self._place()), rows))
-        shift, scale = packed.moments(items)
+        items = self._numbers(cells.PackedArrays(hub.cells(table, column, self._place()), rows))
+        shift, scale = moments(items)
         return Samples(
             items=items,
             shape=tuple(items[0].shape),
@@ -168,44 +181,43 @@ class HuggingFace(Dataset, name="hf"):
         )
 
     def _numbers(self, arrays: PackedArrays) -> Tensor | PackedArrays:
-        from difftool_plugins.datasets import packed
+        from difftool_plugins.datasets.packed import cells
 
-        return packed.load_arrays(arrays, self.memory)
+        return cells.load_arrays(arrays, self.memory)
 
     def _beside(self, table: Any, label: str | None, rows: Any) -> dict[str, Any]:
         """Return what comes with the items of these rows, as arguments of `Samples`."""
         import torch
 
-        from difftool_plugins.datasets import captions, hub, packed
+        from difftool_plugins.datasets.columns import captions, classes
+        from difftool_plugins.datasets.packed import cells, hub
 
         place, more = self._place(), dict[str, Any]()
         if label is not None:
             found = hub.values(table, label)
             chosen = [found[i] for i in rows]
-            if names := hub.class_names(table, label):
-                if any(value is None or value < 0 for value in chosen):
-                    raise ValueError(f"labels: column {label} has rows without a class; --dataset.labels none")
-                more |= {"labels": torch.tensor(chosen), "class_names": names}
-            else:
-                more["labels"], more["class_names"] = packed.classes_of(chosen, f"column {label}")
+            names = hub.class_names(table, label)
+            if names and any(value is None or value < 0 for value in chosen):
+                raise ValueError(f"labels: column {label} has rows without a class; --dataset.labels none")
+            more["labels"], more["class_names"] = classes.classes_of(chosen, names, f"column {label}")
         if self.vectors:
             parts = [self._vector(table, name, rows) for name in self.vectors]
             more["vectors"] = torch.cat(parts, dim=1)
         if self.tokens is not None:
-            more["tokens"] = self._numbers(packed.PackedArrays(hub.cells(table, self.tokens, place), rows))
+            more["tokens"] = self._numbers(cells.PackedArrays(hub.cells(table, self.tokens, place), rows))
         if self.captions is not None:
             texts, column = hub.values(table, self.captions), f"column {self.captions}"
-            room = packed.room(self.memory)
+            room = bytes_in_memory(self.memory)
             more["tokens"] = captions.caption_rows([texts[i] for i in rows], column, self.words, room)
         return more
 
     def _vector(self, table: Any, column: str, rows: Any) -> Tensor:
         import torch
 
-        from difftool_plugins.datasets import hub, packed
+        from difftool_plugins.datasets.packed import cells, hub
 
-        numbers = packed.PackedArrays(hub.cells(table, column, self._place()), rows)
-        tensor = packed.load_arrays(numbers, float("inf"))
+        numbers = cells.PackedArrays(hub.cells(table, column, self._place()), rows)
+        tensor = cells.load_arrays(numbers, float("inf"))
         return torch.stack([tensor[i] for i in range(len(rows))]).reshape(len(rows), -1)
 
     def _place(self) -> str:

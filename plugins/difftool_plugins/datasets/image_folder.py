@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from difftool import Dataset, option, printable
-from difftool_plugins.datasets.augment import Augmentation, Change, augment_option, check_changes
-from difftool_plugins.datasets.folders import (
+from difftool_plugins.datasets.images.augment import Augmentation, Change, augment_option, check_changes
+from difftool_plugins.datasets.images.folders import (
     EXTENSIONS,
     class_folders,
     list_images,
@@ -22,20 +21,33 @@ from difftool_plugins.datasets.folders import (
     no_classes,
     sub_folders,
 )
-from difftool_plugins.datasets.options import height_width, words_option
+from difftool_plugins.datasets.options import (
+    Crop,
+    bits_option,
+    bytes_in_memory,
+    channels_option,
+    check_bits,
+    check_captions,
+    crop_option,
+    height_width,
+    is_few,
+    is_function,
+    memory_option,
+    read_caption,
+    size_option,
+    skip_bad_option,
+    words_option,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from difftool import ConditionSpec, DatasetContext, Samples
-    from difftool_plugins.datasets.captions import CaptionRows
-    from difftool_plugins.datasets.conditions import ArrayRows
-    from difftool_plugins.datasets.images import ImageFiles
+    from difftool_plugins.datasets.columns.captions import CaptionRows
+    from difftool_plugins.datasets.columns.conditions import ArrayRows
+    from difftool_plugins.datasets.images.files import ImageFiles
 
-GIB_IN_MEMORY, FILES_IN_MEMORY = 2.0, 20_000
-"""Defaults for what is held in memory. This many files are decoded in seconds. More of them would delay the start of a
-run, and workers can decode them as fast as a network trains."""
 FolderAndName = tuple[int, str]
 """The number of a folder, and the name of an image in it."""
 
@@ -59,18 +71,10 @@ class ImageFolder(Dataset, name="image-folder"):
         le=10_000,
         help="how often an epoch shows each image of a folder, a number for each folder: 1,3",
     )
-    size: tuple[int, ...] = option(
-        default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH in pixels, or one number for squares"
-    )
-    channels: int = option(
-        default=3, ge=1, le=4, help="3 for colour, 1 for gray; 4 and 2 also keep the transparency, as the last channel"
-    )
-    bits: int = option(default=8, ge=8, le=16, help="8, or 16 to keep the precision of 16-bit files (as floats)")
-    crop: Literal["center", "random", "pad"] = option(
-        default="center",
-        help="center: the middle part of each image, scaled to cover the size; random: another part each time; "
-        "pad: the whole image, with a white (or transparent) border",
-    )
+    size: tuple[int, ...] = size_option()
+    channels: int = channels_option()
+    bits: int = bits_option()
+    crop: Crop = crop_option()
     augment: tuple[Change, ...] = augment_option()
     labels: Literal["auto", "folders", "none"] = option(
         default="auto",
@@ -93,26 +97,19 @@ class ImageFolder(Dataset, name="image-folder"):
         help="also show the network the words of a caption, as tokens: with txt that in x.txt beside each image x.png",
     )
     words: int = words_option()
-    skip_bad: bool = option(default=False, help="leave out files that cannot be read, and list them")
-    memory: float | None = option(
-        default=None,
-        ge=0,
-        help="GiB of decoded images to hold in memory; larger sets, and random crops, are decoded while training",
-        otherwise=f"{GIB_IN_MEMORY:g}, and at most {FILES_IN_MEMORY:,} images",
-    )
+    skip_bad: bool = skip_bad_option("files")
+    memory: float | None = memory_option()
 
     def __post_init__(self) -> None:
         size = height_width(self.size)
         check_changes(self.augment)
-        if self.bits not in (8, 16):
-            raise ValueError(f"bits: must be 8 or 16, not {self.bits}")
+        check_bits(self.bits)
+        check_captions(self.captions, self.tokens)
         if self.weights and len(self.weights) != 1 + len(self.more):
             raise ValueError(
                 f"weights: must be a number for each folder, so {1 + len(self.more)}, not {len(self.weights)}; "
                 "--dataset.more names further folders"
             )
-        if self.captions is not None and self.tokens is not None:
-            raise ValueError("captions: give either captions or tokens, for both are tokens to the network")
         if self.condition is not None and not is_function(self.condition, self.channels, size):
             folder = Path(self.condition).expanduser().absolute()  # a run may go on elsewhere
             object.__setattr__(self, "condition", str(folder))
@@ -121,8 +118,8 @@ class ImageFolder(Dataset, name="image-folder"):
         import torch
 
         from difftool import PIXELS, Samples
-        from difftool_plugins.datasets.images import CENTRE, ImageFiles
-        from difftool_plugins.datasets.reading import read
+        from difftool_plugins.datasets.images.files import CENTRE, ImageFiles
+        from difftool_plugins.datasets.images.reading import read
 
         channels, height, width = shape = self.item_shape()
         roots = self._roots()
@@ -139,10 +136,9 @@ class ImageFolder(Dataset, name="image-folder"):
             others=tuple(roots[1:]),
             folders=[k for k, _ in chosen] if self.more else None,
         )
-        most = GIB_IN_MEMORY if self.memory is None else self.memory
-        few = self.memory is not None or len(files) <= FILES_IN_MEMORY
+        most = bytes_in_memory(self.memory) if is_few(self.memory, len(files)) else -1
         random = self.crop == "random"
-        found = read([files, *self._partners(files)], most * 2**30 if few else -1, context.cache, random=random)
+        found = read([files, *self._partners(files)], most, context.cache, random=random)
         good = [chosen[i] for i in found.good]
         names = [name for _, name in good]
         classes = self._classes(roots, names)
@@ -169,17 +165,15 @@ class ImageFolder(Dataset, name="image-folder"):
 
         Other conditions are taken as they are.
         """
-        if field == "tokens" and self.captions is not None and not text.endswith(".npy"):
-            from difftool_plugins.datasets.captions import tokens_of as words
-
-            return words(text, self.words)
+        if (tokens := read_caption(field, text, self.captions, self.words)) is not None:
+            return tokens
         word, _, factor = (self.condition or "").partition(":")
         path = Path(text).expanduser()
         is_image = path.is_dir() or path.suffix.lower() in EXTENSIONS
         if field != "image" or word != "shrink" or spec.image is None or not is_image:
             return None
-        from difftool_plugins.datasets.conditions import read_shrunk
-        from difftool_plugins.datasets.images import CENTRE
+        from difftool_plugins.datasets.columns.conditions import read_shrunk
+        from difftool_plugins.datasets.images.files import CENTRE
 
         return read_shrunk(path, spec.image, int(factor), None if self.crop == "pad" else CENTRE)
 
@@ -196,7 +190,7 @@ class ImageFolder(Dataset, name="image-folder"):
 
     def _function(self) -> Callable[[Tensor, torch.Generator], Tensor] | None:
         """Return the function that computes condition images, or None if there is none."""
-        from difftool_plugins.datasets.conditions import function_of
+        from difftool_plugins.datasets.columns.conditions import function_of
 
         if self.condition is None or not is_function(self.condition, self.channels, height_width(self.size)):
             return None
@@ -207,7 +201,7 @@ class ImageFolder(Dataset, name="image-folder"):
     ) -> tuple[Tensor | ArrayRows | CaptionRows | None, str]:
         """Return the tokens of the images that were chosen, at these paths, and a text that changes with them."""
         if self.captions is not None:
-            from difftool_plugins.datasets.captions import caption_rows, read_captions
+            from difftool_plugins.datasets.columns.captions import caption_rows, read_captions
 
             captions = read_captions(paths, self.captions)
             rows = caption_rows(captions, "files", self.words, room)
@@ -215,7 +209,7 @@ class ImageFolder(Dataset, name="image-folder"):
             return rows, f"captions {self.words} {text}"
         if self.tokens is None:
             return None, ""
-        from difftool_plugins.datasets.conditions import tokens_of
+        from difftool_plugins.datasets.columns.conditions import tokens_of
 
         path, row = self.tokens.expanduser(), {image: i for i, image in enumerate(every)}
         tokens = tokens_of(path, [row[image] for image in chosen], len(every), room)
@@ -226,7 +220,7 @@ class ImageFolder(Dataset, name="image-folder"):
 
     def _partners(self, files: ImageFiles) -> list[ImageFiles]:
         """Return the images of another folder that belong to these, if they are the condition. Raises `ValueError`."""
-        from difftool_plugins.datasets.conditions import PartnerFiles
+        from difftool_plugins.datasets.columns.conditions import PartnerFiles
 
         folder = self.condition
         if folder is None or is_function(folder, self.channels, files.size):
@@ -267,20 +261,3 @@ class ImageFolder(Dataset, name="image-folder"):
             what = "" if len(folders) > 1 else "no classes, for there are images in one sub-folder alone: "
             warnings.warn(f"{what}a sub-folder without readable images is not a class ({listed(empty)})", stacklevel=4)
         return folders if len(folders) > 1 else ()
-
-
-def is_function(condition: str, channels: int, size: tuple[int, int]) -> bool:
-    """Return whether a condition is computed from images of this size, and not read from a folder.
-
-    Raises `ValueError` for one that does not fit the images.
-    """
-    if condition == "gray" and channels != 3:
-        raise ValueError("condition: gray images are a condition of colour images, of 3 channels")
-    if re.fullmatch(r"shrink(:.*)?", condition):
-        number = condition.partition(":")[2]
-        if not re.fullmatch(r"[0-9]{1,4}", number) or int(number) < 2:
-            raise ValueError(f"condition: must be shrink:N with a whole number from 2 on, as shrink:4, not {condition}")
-        if size[0] % int(number) or size[1] % int(number):
-            raise ValueError(f"condition: squares of {number} pixels do not divide images of {size[0]}x{size[1]}")
-        return True
-    return condition in ("gray", "mask")

@@ -7,8 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difftool import Dataset, option
-from difftool_plugins.datasets.folders import EXTENSIONS, listed
-from difftool_plugins.datasets.options import height_width, words_option
+from difftool_plugins.datasets.images.augment import Augmentation, Change, augment_option, check_changes
+from difftool_plugins.datasets.images.folders import EXTENSIONS, listed
+from difftool_plugins.datasets.options import (
+    Crop,
+    bits_option,
+    bytes_in_memory,
+    channels_option,
+    check_bits,
+    check_captions,
+    crop_option,
+    height_width,
+    memory_option,
+    read_caption,
+    size_option,
+    skip_bad_option,
+    words_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from difftool import ConditionSpec, DatasetContext, Samples
-    from difftool_plugins.datasets.shards import Members, Shard
+    from difftool_plugins.datasets.packed.shards import Members, Shard
 
 AUTO, NONE, CLASS, ARRAY = "auto", "none", "cls", "npy"
 PICTURES = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
@@ -52,26 +67,23 @@ class WebDataset(Dataset, name="webdataset"):
     words: int = words_option()
     images: str | None = option(default=None, help="suffix of images that the network is shown, one for each item")
     tokens: str | None = option(default=None, help="suffix of arrays (L,D) that the network is shown as tokens")
-    size: tuple[int, ...] = option(
-        default=(32,), ge=1, le=4096, help="HEIGHT,WIDTH of images in pixels, or one number for squares"
-    )
-    channels: int = option(default=3, ge=1, le=4, help="channels of images: 1 gray, 3 colour; 2 and 4 with alpha")
-    skip_bad: bool = option(default=False, help="leave out samples that cannot be read, and list them")
-    memory: float | None = option(
-        default=None,
-        ge=0,
-        help="GiB of decoded items to hold in memory; larger sets are read while training",
-        otherwise="2, and at most 20,000 images",
-    )
+    size: tuple[int, ...] = size_option()
+    channels: int = channels_option()
+    bits: int = bits_option()
+    crop: Crop = crop_option()
+    augment: tuple[Change, ...] = augment_option()
+    skip_bad: bool = skip_bad_option("samples")
+    memory: float | None = memory_option()
 
     def __post_init__(self) -> None:
         height_width(self.size)
-        if self.captions is not None and self.tokens is not None:
-            raise ValueError("tokens: captions become tokens, so give either --dataset.captions or --dataset.tokens")
+        check_changes(self.augment)
+        check_bits(self.bits)
+        check_captions(self.captions, self.tokens)
 
     def load(self, context: DatasetContext) -> Samples:
         from difftool import Samples
-        from difftool_plugins.datasets import packed, shards
+        from difftool_plugins.datasets.packed import cells, shards
 
         paths = shards.shard_paths(str(self.path.expanduser().absolute()))
         found = [shards.read_index(path, context.cache) for path in paths]
@@ -89,24 +101,20 @@ class WebDataset(Dataset, name="webdataset"):
                     f"no sample has a member {column.partition(':')[0]}; there are {listed(suffixes(found))}"
                 )
         rows = self._complete(members, problems)
-        names = [f"{Path(shard.path).name}/{key}" for shard in found for key in shard.keys]
+        names = [f"{name}/{key}" for shard in found for name in [shard.name] for key in shard.keys]
         if len(set(names)) < len(names):
             names = [f"{name}#{i}" for i, name in enumerate(names)]
-        mark = packed.digest("\0".join(names), *(each.sizes() for each in members.values()))
+        mark = cells.digest("\0".join(names), *(each.sizes() for each in members.values()))
         if items.rpartition(".")[2] in PICTURES:
             more, rows = self._pictures(members, items, rows, mark, context)
         else:
             more = self._arrays(members[items], rows)
         beside = self._beside(members, label, rows)
-        return Samples(item_ids=[names[i] for i in rows], fingerprint=mark, **beside, **more)
+        return Samples(item_ids=[names[i] for i in rows], **{"fingerprint": mark, **beside, **more})
 
     def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
         """Return the tokens of a caption. Other conditions are taken as they are."""
-        if field != "tokens" or self.captions is None or Path(text).suffix == ".npy":
-            return None
-        from difftool_plugins.datasets.captions import tokens_of
-
-        return tokens_of(text, self.words)
+        return read_caption(field, text, self.captions, self.words)
 
     def _item_suffix(self, found: Sequence[Shard]) -> str:
         """Return the suffix of the members to learn. Raises `ValueError`."""
@@ -134,7 +142,7 @@ class WebDataset(Dataset, name="webdataset"):
     def _complete(self, members: dict[str, Members], problems: Sequence[str]) -> list[int]:
         """Return the samples that have all members, and warn of others. Raises `ValueError` unless they may be bad."""
         from difftool import printable
-        from difftool_plugins.datasets import packed
+        from difftool_plugins.datasets.images.folders import report
 
         missing: dict[int, str] = {}
         for each in members.values():
@@ -145,7 +153,7 @@ class WebDataset(Dataset, name="webdataset"):
             first = next(iter(missing.values()))
             raise ValueError(f"{first} ({len(missing)} such samples); use --dataset.skip-bad to leave them out")
         total = len(next(iter(members.values())))
-        packed.report([*problems, *missing.values()], total + len(problems))
+        report([*problems, *missing.values()], total + len(problems), "items")
         return [i for i in range(total) if i not in missing]
 
     def _pictures(
@@ -153,44 +161,57 @@ class WebDataset(Dataset, name="webdataset"):
     ) -> tuple[dict[str, Any], list[int]]:
         """Return images as arguments of `Samples`, and the numbers of the good ones."""
         from difftool import PIXELS
-        from difftool_plugins.datasets import packed
+        from difftool_plugins.datasets.packed import cells
 
         size = height_width(self.size)
-        sources = [
-            packed.PackedImages(members[name], self.channels, size, self.skip_bad, rows)
-            for name in (suffix, *filter(None, [self.images]))
-        ]
-        key = packed.digest(mark, repr((suffix, self.images, size)))[:16]
-        read, good = packed.load_images(sources, self.memory, context.cache and context.cache / f"bad-{key}.json")
-        more = {"items": read[0], "shape": (self.channels, *size), "images": read[1] if self.images else None}
+        sources = cells.sources_of(
+            [members[name] for name in (suffix, *filter(None, [self.images]))],
+            rows,
+            channels=self.channels,
+            size=size,
+            skip_bad=self.skip_bad,
+            bits=self.bits,
+            crop=self.crop,
+        )
+        key = cells.digest(mark, repr((suffix, self.images, size, self.bits)))[:16]
+        cache = context.cache and context.cache / f"bad-{key}.json"
+        read, good = cells.load_images(sources, self.memory, cache, random=self.crop == "random")
+        more = {
+            "items": read[0],
+            "shape": (self.channels, *size),
+            "images": read[1] if self.images else None,
+            "augment": Augmentation.of(self.augment),
+            "fingerprint": cells.marked(mark, self.bits, self.crop),
+        }
         return {**more, **PIXELS}, [rows[i] for i in good]
 
     def _arrays(self, members: Members, rows: Sequence[int]) -> dict[str, Any]:
-        from difftool_plugins.datasets import packed
+        from difftool import moments
+        from difftool_plugins.datasets.packed import cells
 
-        if self.images is not None:
-            raise ValueError("images: belong to items that are images")
-        items = packed.load_arrays(packed.PackedArrays(members, rows), self.memory)
-        shift, scale = packed.moments(items)
+        cells.check_arrays(self)
+        items = cells.load_arrays(cells.PackedArrays(members, rows), self.memory)
+        shift, scale = moments(items)
         return {"items": items, "shape": tuple(items[0].shape), "shift": shift, "scale": scale}
 
     def _beside(self, members: dict[str, Members], label: str | None, rows: Sequence[int]) -> dict[str, Any]:
         """Return what comes with the items of these samples, as arguments of `Samples`."""
         import torch
 
-        from difftool_plugins.datasets import captions, packed
+        from difftool_plugins.datasets.columns import captions, classes
+        from difftool_plugins.datasets.packed import cells
 
         more: dict[str, Any] = {}
         if label is not None:
-            more["labels"], more["class_names"] = packed.classes_of(texts_of(members[label], label, rows), label)
+            more["labels"], more["class_names"] = classes.classes_of(texts_of(members[label], label, rows), where=label)
         if self.vectors:
             parts = [numbers_of(members[column], column, rows) for column in self.vectors]
             more["vectors"] = torch.cat(parts, dim=1)
         if self.tokens is not None:
-            more["tokens"] = packed.load_arrays(packed.PackedArrays(members[self.tokens], rows), self.memory)
+            more["tokens"] = cells.load_arrays(cells.PackedArrays(members[self.tokens], rows), self.memory)
         if self.captions is not None:
             texts = texts_of(members[self.captions], self.captions, rows)
-            more["tokens"] = captions.caption_rows(texts, self.captions, self.words, packed.room(self.memory))
+            more["tokens"] = captions.caption_rows(texts, self.captions, self.words, bytes_in_memory(self.memory))
         return more
 
 
@@ -218,12 +239,12 @@ def numbers_of(members: Members, column: str, rows: Sequence[int]) -> Tensor:
     """Return the numbers (N, D) of members: arrays, or numbers in JSON. Raises `ValueError`."""
     import torch
 
-    from difftool_plugins.datasets import packed
+    from difftool_plugins.datasets.packed import cells
 
     if ":" in column:
         try:
             return torch.tensor(texts_of(members, column, rows), dtype=torch.float32).reshape(len(rows), -1)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"vectors: {column} must hold numbers, as many in each sample ({error})") from None
-    arrays = packed.load_arrays(packed.PackedArrays(members, rows), float("inf"))
+    arrays = cells.load_arrays(cells.PackedArrays(members, rows), float("inf"))
     return torch.stack([arrays[i] for i in range(len(rows))]).reshape(len(rows), -1)

@@ -78,6 +78,7 @@ class WandB(Logger, name="wandb"):
             resume="allow",
             config={table: dict(values) for table, values in run.config.items()},
         )
+        remove_log_links(run.logs)  # at once, since a run may be killed
         with wandb_run:  # an exception marks it as failed
 
             def log(row: Row) -> None:
@@ -86,6 +87,16 @@ class WandB(Logger, name="wandb"):
                 wandb_run.log({**numbers, **pictures}, step=row.step)
 
             yield log
+
+
+def remove_log_links(logs: Path) -> None:
+    """Remove the links by which wandb leads to its own log in the user's cache.
+
+    A run folder with a link that leads out of it could not be resumed.
+    """
+    for link in logs.glob("wandb/*/logs/debug-core.log"):
+        if link.is_symlink():
+            link.unlink()
 
 
 def tag_of(picture: Path) -> str:

@@ -16,7 +16,10 @@ MIN_DIGITS = 4
 
 
 class Picture(Writer, name="picture"):
-    """A grid of images or a scatter plot of points; with --strip, states of the trajectory."""
+    """A picture of the samples by their form; with --strip, of states of the trajectory.
+
+    Images and films become a grid, points a scatter plot, and series, sound and clouds a panel each.
+    """
 
     suffixes = (".png", ".jpg", ".jpeg", ".svg", ".pdf")
 
@@ -31,9 +34,12 @@ class Picture(Writer, name="picture"):
 
 
 class Film(Writer, name="film"):
-    """An endless GIF of the trajectory from noise to samples."""
+    """An endless film of the trajectory from noise to samples, or of samples that are films themselves.
 
-    suffixes = (".gif",)
+    GIF has 256 colours; WebP and APNG (animated PNG) have all of them.
+    """
+
+    suffixes = (".gif", ".webp", ".apng")
 
     frames: int = option(
         default=60,
@@ -41,14 +47,14 @@ class Film(Writer, name="film"):
         le=1000,
         help="largest number of states; of longer trajectories, evenly spaced states are shown",
     )
-    fps: float = option(default=20.0, gt=0, le=50, help="frames per second")
-    hold: float = option(default=1.5, ge=0, le=60, help="seconds for which the last frame is shown")
+    fps: float = option(default=20.0, gt=0, le=50, help="frames per second of a trajectory")
+    hold: float = option(default=1.5, ge=0, le=60, help="seconds for which the last frame of a trajectory is shown")
 
     def check(self, spec: DrawingSpec) -> None:
         spec.check_drawable()
 
     def states(self, spec: DrawingSpec) -> Collection[int]:
-        return spec.evenly(self.frames)
+        return () if spec.form == "film" else spec.evenly(self.frames)
 
     def write(self, drawing: Drawing, path: Path) -> None:
         drawing.save_film(path, most=self.frames, fps=self.fps, hold=self.hold)

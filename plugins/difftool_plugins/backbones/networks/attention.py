@@ -1,4 +1,4 @@
-"""Self-attention between the pixels of a feature map (B, C, H, W).
+"""Self-attention between the pixels of a feature map (B, C, H, W), or one with another number of axes.
 
 No positions are added, so permuting the pixels of the input permutes those of the output.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from difftool_plugins.backbones.networks.convolutions import CONVOLUTIONS
 
 
 class Attention(nn.Module):
@@ -19,18 +22,22 @@ class Attention(nn.Module):
 
     Args:
         channels: Channels of x.
+        axes: Axes of x behind the channels.
         heads: Number of heads.
         head_dim: Channels of q, k and v in each head.
         groups: Groups of the normalisation; must divide `channels`.
         zero: Start as the identity.
     """
 
-    def __init__(self, *, channels: int, heads: int, head_dim: int, groups: int, zero: bool = True) -> None:
+    def __init__(
+        self, *, channels: int, axes: int = 2, heads: int, head_dim: int, groups: int, zero: bool = True
+    ) -> None:
         super().__init__()
+        conv = CONVOLUTIONS[axes]
         self.heads, self.head_dim = heads, head_dim
         self.norm = nn.GroupNorm(groups, channels)
-        self.qkv = nn.Conv2d(channels, 3 * heads * head_dim, 1, bias=False)
-        self.out = nn.Conv2d(heads * head_dim, channels, 1)
+        self.qkv = conv(channels, 3 * heads * head_dim, 1, bias=False)
+        self.out = conv(heads * head_dim, channels, 1)
         if zero:
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
@@ -44,7 +51,7 @@ class Attention(nn.Module):
         return x + self.project(mixed.reshape(*mixed.shape[:2], *x.shape[2:]))
 
     def project(self, mixed: Tensor) -> Tensor:
-        """Return out(mixed) (B, C, H, W)."""
+        """Return out(mixed) (B, C, ...)."""
         output: Tensor = self.out(mixed)
         return output
 
@@ -76,8 +83,8 @@ class LinearAttention(Attention):
 class NormedLinearAttention(LinearAttention):
     """x + norm(out(mix(q / sqrt(head_dim), k, v))), with a last normalisation over all channels and pixels."""
 
-    def __init__(self, *, channels: int, heads: int, head_dim: int, groups: int, zero: bool = True) -> None:
-        super().__init__(channels=channels, heads=heads, head_dim=head_dim, groups=groups, zero=zero)
+    def __init__(self, *, channels: int, **options: Any) -> None:
+        super().__init__(channels=channels, **options)
         self.last_norm = nn.GroupNorm(1, channels)
 
     @staticmethod

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difftool import Condition
+from difftool_plugins.backbones.networks.convolutions import CONVOLUTIONS
 
 
 class Context(nn.Module):
@@ -39,6 +40,7 @@ class CrossAttention(nn.Module):
 
     Args:
         channels: Channels of x.
+        axes: Axes of x behind the channels.
         context: Size of a token of the context.
         heads: Number of heads.
         head_dim: Channels of q, k and v in each head.
@@ -47,14 +49,14 @@ class CrossAttention(nn.Module):
     """
 
     def __init__(
-        self, *, channels: int, context: int, heads: int, head_dim: int, groups: int, zero: bool = True
+        self, *, channels: int, axes: int = 2, context: int, heads: int, head_dim: int, groups: int, zero: bool = True
     ) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.GroupNorm(groups, channels)
-        self.q = nn.Conv2d(channels, heads * head_dim, 1, bias=False)
+        self.q = CONVOLUTIONS[axes](channels, heads * head_dim, 1, bias=False)
         self.kv = nn.Linear(context, 2 * heads * head_dim, bias=False)
-        self.out = nn.Conv2d(heads * head_dim, channels, 1)
+        self.out = CONVOLUTIONS[axes](heads * head_dim, channels, 1)
         if zero:
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]

@@ -3,7 +3,8 @@
     first conv ─► level 0 ─► half ─► level 1 ─► ... ─► middle ─► ... ─► level 1 ─► double ─► level 0 ─► last block, 1x1
                     └────────────── skip connections from each block to its mirror ───────────────┘
 
-Level i has `widths[i]` channels at 2^-i of the image's height and width.
+Level i has `widths[i]` channels at 2^-i of the image's height and width. Series and films pass through the same network
+with convolutions of one and of three axes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,14 @@ from difftool_plugins.backbones.networks.attention import (
     LinearAttention,
     NormedLinearAttention,
 )
+from difftool_plugins.backbones.networks.convolutions import (
+    CONVOLUTIONS,
+    STANDARDIZED,
+    Factors,
+    Standardized,
+    make_downsample,
+    make_upsample,
+)
 from difftool_plugins.backbones.networks.cross_attention import Context, CrossAttention
 from difftool_plugins.backbones.networks.embeddings import Embedding, full_precision
 from difftool_plugins.backbones.networks.recompute import recomputed
@@ -32,21 +42,6 @@ ATTENTION: Mapping[str, type[Attention]] = {
     "linear-norm": NormedLinearAttention,
     "full": FullAttention,
 }
-
-
-class StandardizedConv2d(nn.Conv2d):
-    """A convolution whose weights have mean 0 and variance 1 for each output channel (Qiao et al., 2019).
-
-    `eps` is added to the variance: above 0, the result depends on the scale of the weights.
-    """
-
-    eps = 0.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        weight = (self.weight - mean) * torch.rsqrt((variance + self.eps).clamp_min(1e-12))  # weights may be constant
-        output: Tensor = self._conv_forward(x, weight, self.bias)
-        return output
 
 
 class Block(nn.Module):
@@ -62,6 +57,7 @@ class Block(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
+        axes: int = 2,
         embedding: int,
         time: str,
         groups: int,
@@ -72,7 +68,7 @@ class Block(nn.Module):
         pre: bool = False,
     ) -> None:
         super().__init__()
-        conv = StandardizedConv2d if standardize else nn.Conv2d
+        conv = (STANDARDIZED if standardize else CONVOLUTIONS)[axes]
         self.pre = pre
         self.scales, self.checkpointing = time == "scale-shift", checkpointing
         self.time = nn.Linear(embedding, (2 if self.scales else 1) * out_channels)
@@ -81,9 +77,10 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = conv(out_channels, out_channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, out_channels)
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        narrow = in_channels == out_channels
+        self.shortcut = nn.Identity() if narrow else CONVOLUTIONS[axes](in_channels, out_channels, 1)
         for module in (self.conv1, self.conv2):
-            if isinstance(module, StandardizedConv2d):
+            if isinstance(module, Standardized):
                 module.eps = standardize_eps
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -91,7 +88,8 @@ class Block(nn.Module):
 
     def compute(self, x: Tensor, embedding: Tensor) -> Tensor:
         with full_precision(x.device):
-            time = self.time(embedding)[:, :, None, None]
+            time = self.time(embedding)
+        time = time.reshape(*time.shape, *[1] * (x.ndim - 2))
         if self.pre:
             h = self.conv1(F.silu(self.norm1(x)))
             h = self.modulate(self.conv2(self.dropout(F.silu(self.norm2(h)))), time)
@@ -102,7 +100,7 @@ class Block(nn.Module):
         return output
 
     def modulate(self, h: Tensor, time: Tensor) -> Tensor:
-        """Return h shifted by time (B, C, 1, 1), or scaled and shifted by its halves (B, 2 C, 1, 1)."""
+        """Return h shifted by time (B, C, 1, ...), or scaled and shifted by its halves (B, 2 C, 1, ...)."""
         if not self.scales:
             return h + time.to(h.dtype)
         scale, shift = time.chunk(2, dim=1)
@@ -142,14 +140,15 @@ class Up(nn.Module):
 
 
 class UNetNetwork(nn.Module):
-    """Map x (B, in_channels, H, W), t (B,) and conditions `cond` to an output (B, out_channels, H, W).
+    """Map x (B, in_channels, ...), t (B,) and conditions `cond` to an output (B, out_channels, ...).
 
-    With `zero_init` the weights of the last convolution start at zero, and so does the output. H and W must be
-    multiples of 2^(len(widths) - 1).
+    With `zero_init` the weights of the last convolution start at zero, and so does the output. Each axis must be a
+    multiple of its factor to the power of (len(widths) - 1).
 
     Args:
         in_channels: Channels of x.
         out_channels: Channels of the output.
+        factors: The factor by which each level divides each axis of x behind the channels: 2, or 1 to keep its length.
         condition: The conditions that the network takes, of label, vector and tokens. Tokens act by a cross-attention
             after each self-attention.
         dim: A quarter of the size of the embedding of time, label and vector, and of the context made of the tokens.
@@ -167,8 +166,8 @@ class UNetNetwork(nn.Module):
         dropout: Share of the features that each block drops in training.
         checkpointing: Compute each block again in the backward pass instead of storing what it computed.
         standardize: Standardise the weights of the blocks' convolutions.
-        downsample: With "stride", halve the image by a strided convolution; with "unshuffle", move 2x2 pixels into
-            channels.
+        downsample: With "stride", halve x by a strided convolution; with "unshuffle", move blocks of 2x2 pixels
+            into channels.
         block: Order in a block: "post" is convolution, normalisation, SiLU; "pre" has the convolution last.
         grow: With "before", all blocks of level i have `widths[i]` channels. With "after", those of the encoder have
             the channels that come in, and the step to the next level widens; a 3x3 convolution widens the last level.
@@ -184,6 +183,7 @@ class UNetNetwork(nn.Module):
         *,
         in_channels: int,
         out_channels: int,
+        factors: Factors,
         condition: ConditionSpec,
         dim: int,
         time_dim: int,
@@ -210,10 +210,12 @@ class UNetNetwork(nn.Module):
         time_activation: str = "silu",
     ) -> None:
         super().__init__()
-        embedding, coarsest = 4 * dim, widths[-1]
+        embedding, coarsest, axes = 4 * dim, widths[-1], len(factors)
+        conv = CONVOLUTIONS[axes]
         encoder = [*widths] if grow == "before" else [init_dim, *widths[:-1]]
         make_block = partial(
             Block,
+            axes=axes,
             embedding=embedding,
             time=time,
             groups=groups,
@@ -223,7 +225,9 @@ class UNetNetwork(nn.Module):
             standardize_eps=standardize_eps,
             pre=block == "pre",
         )
-        attend = partial(make_attention, heads=heads, head_dim=head_dim, groups=attention_groups, zero=zero_init)
+        attend = partial(
+            make_attention, axes=axes, heads=heads, head_dim=head_dim, groups=attention_groups, zero=zero_init
+        )
         self.embedding = Embedding(
             time_dim=time_dim,
             width=embedding,
@@ -235,28 +239,29 @@ class UNetNetwork(nn.Module):
         cross = partial(
             make_cross_attention,
             context=None if condition.tokens is None else embedding,
+            axes=axes,
             heads=heads,
             head_dim=head_dim,
             groups=attention_groups,
             zero=zero_init,
         )
-        self.first = nn.Conv2d(in_channels, init_dim, first_kernel, padding=first_kernel // 2)
+        self.first = conv(in_channels, init_dim, first_kernel, padding=first_kernel // 2)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         for i, (down, up, kind) in enumerate(zip(encoder, widths, attention, strict=True)):
             inputs = [down if i else init_dim, *[down] * (blocks - 1)]
             self.downs.append(Down([make_block(n, down) for n in inputs], attend(kind, down), cross(kind, down)))
             self.ups.append(Up([make_block(up + down, up) for _ in range(blocks)], attend(kind, up), cross(kind, up)))
-        self.downsamples = nn.ModuleList(make_downsample(downsample, *pair) for pair in pairwise(encoder))
-        self.upsamples = nn.ModuleList(make_upsample(coarse, fine) for fine, coarse in pairwise(widths))
+        self.downsamples = nn.ModuleList(make_downsample(downsample, *pair, factors) for pair in pairwise(encoder))
+        self.upsamples = nn.ModuleList(make_upsample(coarse, fine, factors) for fine, coarse in pairwise(widths))
         self.widen, self.narrow = (
-            nn.Identity() if grow == "before" else nn.Conv2d(*pair, 3, padding=1)
+            nn.Identity() if grow == "before" else conv(*pair, 3, padding=1)
             for pair in ((encoder[-1], coarsest), (widths[0], encoder[0]))
         )
         self.middle1 = make_block(coarsest, coarsest)
         self.attention, self.cross = attend(middle, coarsest), cross(middle, coarsest)
         self.middle2 = make_block(coarsest, coarsest)
         self.last = make_block(encoder[0] + init_dim, widths[0])
-        self.output = nn.Conv2d(widths[0], out_channels, 1)
+        self.output = conv(widths[0], out_channels, 1)
         if zero_init:
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)  # type: ignore[arg-type]
@@ -279,29 +284,15 @@ class UNetNetwork(nn.Module):
         return output
 
 
-def make_attention(kind: str, channels: int, *, heads: int, head_dim: int, groups: int, zero: bool) -> nn.Module:
+def make_attention(kind: str, channels: int, **options: Any) -> nn.Module:
     """Return the attention of a level: none, linear, linear-norm or full."""
     if kind == "none":
         return nn.Identity()
-    return ATTENTION[kind](channels=channels, heads=heads, head_dim=head_dim, groups=groups, zero=zero)
+    return ATTENTION[kind](channels=channels, **options)
 
 
-def make_cross_attention(
-    kind: str, channels: int, *, context: int | None, heads: int, head_dim: int, groups: int, zero: bool
-) -> CrossAttention | None:
+def make_cross_attention(kind: str, channels: int, *, context: int | None, **options: Any) -> CrossAttention | None:
     """Return the attention of a level to the tokens; None without tokens, and where `kind` says no attention."""
     if context is None or kind == "none":
         return None
-    return CrossAttention(channels=channels, context=context, heads=heads, head_dim=head_dim, groups=groups, zero=zero)
-
-
-def make_downsample(kind: str, fine: int, coarse: int) -> nn.Module:
-    """Return a module that maps (B, fine, H, W) to (B, coarse, H/2, W/2)."""
-    if kind == "stride":
-        return nn.Conv2d(fine, coarse, 3, stride=2, padding=1)
-    return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * fine, coarse, 1))
-
-
-def make_upsample(coarse: int, fine: int) -> nn.Module:
-    """Return a module that maps (B, coarse, H, W) to (B, fine, 2H, 2W)."""
-    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(coarse, fine, 3, padding=1))
+    return CrossAttention(channels=channels, context=context, **options)

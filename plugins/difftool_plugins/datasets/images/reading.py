@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from pathlib import Path
 from torch import Tensor
 
 from difftool import BadImage, DifftoolError, printable, read_json, write_json
-from difftool_plugins.datasets.folders import MAX_LISTED
-from difftool_plugins.datasets.images import ImageFiles, RandomCrops, check_all, read_all
+from difftool_plugins.datasets.images.files import ImageFiles, RandomCrops, check_all, read_all
+from difftool_plugins.datasets.images.folders import report
 
 Stamp = list[int]
 """Size in bytes and time of the last change in nanoseconds; empty for a file without a status."""
@@ -63,8 +62,7 @@ def read(sources: Sequence[ImageFiles], most: float, cache: Path | None, *, rand
         fingerprint = " ".join(
             _fingerprint(source, good, [own[i] for i in good]) for source, own in zip(sources, stamps, strict=True)
         )
-    if bad:
-        _report(files.root, list(bad.values()), len(files))
+    report([str(error) for error in bad.values()], len(files), "image files", f" in {printable(files.root)}")
     return Read(columns, good, fingerprint, room)
 
 
@@ -88,15 +86,6 @@ def _check(source: ImageFiles, files: ImageFiles, stamps: Sequence[Stamp], cache
         with contextlib.suppress(DifftoolError):  # a run can go on without it, as on a full or read-only disk
             write_json(index, good)
     return bad
-
-
-def _report(root: str, bad: Sequence[BadImage], total: int) -> None:
-    """Warn of files that were left out. Raises `ValueError` if no file is left."""
-    if len(bad) == total:
-        raise ValueError(f"none of the {total} images in {printable(root)} can be read; the first error: {bad[0]}")
-    more = f"; and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
-    first = "; ".join(str(error) for error in bad[:MAX_LISTED])
-    warnings.warn(f"left out {len(bad)} of {total} image files: {first}{more}", stacklevel=5)
 
 
 def _stamp(path: str) -> Stamp:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections import deque
 from collections.abc import Sequence
 
@@ -105,3 +106,13 @@ def sub_folders(root: str) -> list[str]:
 def listed(names: Sequence[str]) -> str:
     """Return the first names, separated by commas."""
     return ", ".join([*map(printable, names[:MAX_LISTED]), *(["..."] if len(names) > MAX_LISTED else [])])
+
+
+def report(bad: Sequence[str], total: int, what: str, where: str = "") -> None:
+    """Warn of items that were left out, by their errors. Raises `ValueError` if none is left."""
+    if not bad:
+        return
+    if len(bad) >= total:
+        raise ValueError(f"none of the {total} {what}{where} can be read; the first error: {bad[0]}")
+    more = f"; and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
+    warnings.warn(f"left out {len(bad)} of {total} {what}: {'; '.join(bad[:MAX_LISTED])}{more}", stacklevel=5)

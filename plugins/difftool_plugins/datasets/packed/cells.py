@@ -6,24 +6,30 @@ import contextlib
 import hashlib
 import io
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from difftool import BadImage, DifftoolError, check_image, printable, read_image, read_json, write_json
-from difftool_plugins.datasets.folders import MAX_LISTED
-from difftool_plugins.datasets.images import check_all, read_all
+from difftool import (
+    BadImage,
+    DifftoolError,
+    check_image,
+    printable,
+    read_image,
+    read_json,
+    same_proportions,
+    write_json,
+)
+from difftool_plugins.datasets.images.files import CENTRE, Place, RandomCrops, check_all, read_all
+from difftool_plugins.datasets.images.folders import report
+from difftool_plugins.datasets.options import bytes_in_memory, is_few
 
-GIB_IN_MEMORY, IMAGES_IN_MEMORY = 2.0, 20_000
-"""Defaults for what is held in memory, as those of image-folder."""
-MEASURED = 4096
-"""The items, evenly spread, by which arrays are scaled that are not held in memory."""
+T = TypeVar("T")
 
 
 class Cells(Protocol):
@@ -46,31 +52,54 @@ class PackedImages:
     size: tuple[int, int]
     skip_bad: bool
     rows: Sequence[int]
+    bits: int = 8
+    crop: Place = CENTRE
+    originals: Cells | None = None
+    """The images that these belong to, of the same proportions."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> Tensor:
-        """Return uint8 pixels (channels, height, width). Raises `BadImage`."""
-        pixels: Tensor = self._named(i, lambda image: read_image(image, channels=self.channels, size=self.size))
-        return pixels
+        """Return pixels (channels, height, width), uint8 or float32 of 16 bits. Raises `BadImage`."""
+        return self.read(i, self.crop)
+
+    def read(self, i: int, crop: Place) -> Tensor:
+        """Return the pixels of image i with another crop. Raises `BadImage`."""
+
+        def pixels(image: bytes | str) -> Tensor:
+            if self.originals is not None:
+                self._check_proportions(image, self.originals.content(self.rows[i]))
+            return read_image(
+                image, channels=self.channels, size=self.size, bits=self.bits, crop=crop, alpha="straight"
+            )
+
+        return self._named(i, pixels)
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.uint8
+        return torch.uint8 if self.bits == 8 else torch.float32
 
     @property
     def nbytes(self) -> int:
-        return len(self) * self.channels * math.prod(self.size)
+        return len(self) * self.channels * math.prod(self.size) * self.dtype.itemsize
 
     def check(self, i: int) -> None:
-        self._named(i, lambda image: check_image(image) if isinstance(image, str) else None)
+        self._named(i, check_image)
+
+    def _check_proportions(self, image: bytes | str, original: bytes | str) -> None:
+        sizes = [check_image(each)[1:] for each in (image, original)]
+        if not same_proportions(*sizes):
+            texts = [f"{width}x{height}" for height, width in sizes]
+            raise BadImage(
+                f"is {texts[0]} pixels, and its item is {texts[1]}; aligned images have the same proportions"
+            )
 
     def choose(self, numbers: Sequence[int]) -> PackedImages:
         """Return the source of some of the images."""
         return replace(self, rows=[self.rows[i] for i in numbers])
 
-    def _named(self, i: int, read: Callable[[bytes | str], Any]) -> Any:
+    def _named(self, i: int, read: Callable[[bytes | str], T]) -> T:
         try:
             content = self.cells.content(self.rows[i])
             if not isinstance(content, (bytes, str)):
@@ -108,18 +137,61 @@ class PackedArrays:
         return replace(self, rows=[self.rows[i] for i in numbers])
 
 
+def sources_of(
+    columns: Sequence[Cells],
+    rows: Sequence[int],
+    *,
+    channels: int,
+    size: tuple[int, int],
+    skip_bad: bool,
+    bits: int,
+    crop: str,
+) -> list[PackedImages]:
+    """Return the sources of images and of the images that belong to them, as the options of a dataset ask for them."""
+    place = None if crop == "pad" else CENTRE
+    first = PackedImages(columns[0], channels, size, skip_bad, rows, bits=bits, crop=place)
+    return [first, *(replace(first, cells=column, bits=8, originals=columns[0]) for column in columns[1:])]
+
+
+def marked(mark: str, bits: int, crop: str) -> str:
+    """Return the fingerprint of images that are read in another way than by default."""
+    return " ".join([mark, *([f"{bits} bits"] if bits != 8 else []), *([crop] if crop != "center" else [])])
+
+
+class ImageOptions(Protocol):
+    """The options of a dataset of images or arrays that make sense for images alone."""
+
+    @property
+    def images(self) -> str | None: ...
+    @property
+    def augment(self) -> Sequence[str]: ...
+    @property
+    def crop(self) -> str: ...
+    @property
+    def bits(self) -> int: ...
+
+
+def check_arrays(options: ImageOptions) -> None:
+    """Raise `ValueError` for options that arrays do not have."""
+    if options.images is not None:
+        raise ValueError("images: belong to items that are images")
+    for name, default in (("augment", ()), ("crop", "center"), ("bits", 8)):
+        if getattr(options, name) != default:
+            raise ValueError(f"{name}: changes items that are images, and these are arrays")
+
+
 def load_images(
-    sources: Sequence[PackedImages], memory: float | None, cache: Path | None
-) -> tuple[list[Tensor | PackedImages], list[int]]:
+    sources: Sequence[PackedImages], memory: float | None, cache: Path | None, *, random: bool = False
+) -> tuple[list[Tensor | PackedImages | RandomCrops], list[int]]:
     """Return images and the images that belong to them, in memory if they fit, and the numbers of the good ones.
 
     In a set that does not fit, an image is decoded when it is read, and an error names it. With `skip_bad` all are
     decoded once, and the bad ones are remembered in the file `cache`. Raises `BadImage`, and `ValueError` if none can
-    be read.
+    be read. With `random` images are cropped at random, so they are read during training.
     """
     count = len(sources[0])
-    few = memory is not None or count <= IMAGES_IN_MEMORY
-    in_memory = few and sum(source.nbytes for source in sources) <= room(memory)
+    fits = is_few(memory, count) and sum(source.nbytes for source in sources) <= bytes_in_memory(memory)
+    in_memory = fits and not random
     bad: dict[int, str] = {}
     tensors = []
     if in_memory:
@@ -134,10 +206,11 @@ def load_images(
             with contextlib.suppress(DifftoolError):  # it only saves time
                 write_json(cache, {str(i): error for i, error in bad.items()})
     good = [i for i in range(count) if i not in bad]
-    report(list(bad.values()), count)
+    report(list(bad.values()), count, "items")
     if in_memory:
         return [tensor[good] if bad else tensor for tensor in tensors], good
-    return [source.choose(good) for source in sources], good
+    chosen = [source.choose(good) for source in sources]
+    return [RandomCrops(source) if random else source for source in chosen], good
 
 
 def _checked(sources: Sequence[PackedImages]) -> dict[int, str]:
@@ -156,25 +229,10 @@ def _remembered(file: Path | None) -> dict[int, str] | None:
     return None
 
 
-def report(bad: Sequence[str], total: int) -> None:
-    """Warn of items that were left out. Raises `ValueError` if none is left."""
-    if not bad:
-        return
-    if len(bad) >= total:
-        raise ValueError(f"none of the {total} items can be read; the first error: {bad[0]}")
-    more = f"; and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
-    warnings.warn(f"left out {len(bad)} of {total} items: {'; '.join(bad[:MAX_LISTED])}{more}", stacklevel=4)
-
-
-def room(memory: float | None) -> float:
-    """Return the bytes of items that are held in memory, of a number of GiB or None for the default."""
-    return (GIB_IN_MEMORY if memory is None else memory) * 2**30
-
-
 def load_arrays(arrays: PackedArrays, memory: float | None) -> Tensor | PackedArrays:
     """Return arrays, in memory if they fit. Raises `ValueError` for arrays of several shapes."""
     first = arrays[0]
-    if len(arrays) * first.numel() * 4 > room(memory):
+    if len(arrays) * first.numel() * 4 > bytes_in_memory(memory):
         return arrays
     if (whole := _block(arrays, first)) is not None:
         return whole
@@ -197,41 +255,6 @@ def _block(arrays: PackedArrays, first: Tensor) -> Tensor | None:
     if whole is None or whole.dtype.kind not in "biuf" or whole.shape != (len(arrays), *first.shape):
         return None
     return torch.from_numpy(np.array(whole, dtype=np.float32))
-
-
-def moments(items: Tensor | PackedArrays) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation of each channel, of at most 4096 items if they are not in memory."""
-    if not isinstance(items, Tensor):
-        count = min(MEASURED, len(items))
-        try:
-            items = torch.stack([items[k * len(items) // count] for k in range(count)])
-        except RuntimeError:
-            raise ValueError("the arrays differ in shape; all of them must have one") from None
-    values = items.double().movedim(1, 0).flatten(1)
-    deviation = values.std(dim=1, correction=0)
-    return tuple(values.mean(dim=1).tolist()), tuple(d if d > 0 else 1.0 for d in deviation.tolist())
-
-
-def classes_of(values: Sequence[Any], where: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Return the class of each value (N,) int64, and the names of the classes.
-
-    Whole numbers are sorted by size, and texts by their bytes. Raises `ValueError` for other values.
-    """
-    if all(isinstance(value, (bool, int)) or _is_number(value) for value in values):
-        numbers = [int(value) for value in values]
-        names = sorted(set(numbers))
-        place = {number: k for k, number in enumerate(names)}
-        return torch.tensor([place[number] for number in numbers]), tuple(map(str, names))
-    for i, value in enumerate(values):
-        if not isinstance(value, str):
-            raise ValueError(f"labels: {where} must hold texts or whole numbers, not {value!r:.60} (item {i})")
-    texts = sorted(set(values), key=lambda text: text.encode("utf-8", "surrogatepass"))
-    order = {text: k for k, text in enumerate(texts)}
-    return torch.tensor([order[value] for value in values]), tuple(texts)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, str) and value.strip().removeprefix("-").isdecimal() and len(value) <= 18
 
 
 def digest(*parts: bytes | str) -> str:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Protocol
 
 from difftool import printable
-from difftool_plugins.datasets.image_folder import is_function
+from difftool_plugins.datasets.options import is_function
 
 
 class Choices(Protocol):
@@ -26,6 +26,8 @@ class Choices(Protocol):
     def tokens(self) -> str | None: ...
     @property
     def form(self) -> str | None: ...
+    @property
+    def rate(self) -> float | None: ...
     @property
     def layout(self) -> str: ...
     @property

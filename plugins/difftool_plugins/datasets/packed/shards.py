@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from difftool import DifftoolError, printable, read_json, write_json
-from difftool_plugins.datasets.packed import digest
+from difftool_plugins.datasets.packed.cells import digest
 
 VERSION = 1
 """The version of the index file; another one is made anew."""

@@ -42,6 +42,12 @@ class ImageSource(Protocol):
     def skip_bad(self) -> bool: ...
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Tensor: ...
+    def read(self, i: int, crop: Place) -> Tensor:
+        """Return image i with another crop. Raises `BadImage`."""
+
+    def choose(self, numbers: Sequence[int]) -> Self:
+        """Return the source of some of the images."""
+
     def check(self, i: int) -> None:
         """Look at the header alone. Raises `BadImage`."""
 
@@ -119,7 +125,7 @@ class ImageFiles:
 class RandomCrops:
     """A map-style source of images that training crops at random, and all else in the middle."""
 
-    files: ImageFiles
+    files: ImageSource
 
     def __len__(self) -> int:
         return len(self.files)

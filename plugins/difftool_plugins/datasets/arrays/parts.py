@@ -13,14 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difftool import PIXELS, Samples, printable
-from difftool_plugins.datasets.arrangement import Arranged, Arrangement, arrangement_of, range_of_pixels
-from difftool_plugins.datasets.array_files import FileRows, Stored, open_arrays, plain_type
-from difftool_plugins.datasets.choices import Choices, check_computed, is_computed, is_file, matching
-from difftool_plugins.datasets.classes import LISTED, classes_of
+from difftool import PIXELS, Samples, moments, printable, some_rows
+from difftool_plugins.datasets.arrays.arrangement import (
+    PIXEL_FORMS,
+    Arranged,
+    Arrangement,
+    arrangement_of,
+    range_of_pixels,
+    sound_units,
+)
+from difftool_plugins.datasets.arrays.choices import Choices, check_computed, is_computed, is_file, matching
+from difftool_plugins.datasets.arrays.files import FileRows, Stored, open_arrays, plain_type
+from difftool_plugins.datasets.columns.classes import LISTED, classes_of
 
 if TYPE_CHECKING:
-    from difftool_plugins.datasets.tables import Table
+    from difftool_plugins.datasets.arrays.tables import Table
 
 Numbers = np.ndarray[Any, Any]
 LABELS = ("labels", "label", "class")
@@ -28,8 +35,6 @@ LABELS = ("labels", "label", "class")
 BESIDE = {*LABELS, "class_names", "vectors", "images", "tokens", "states", "guidances", "guidance_names"}
 BESIDE |= {"guidance", "column_names"}
 """The keys and columns that are no items unless the user says so."""
-MEASURED, MEASURED_NUMBERS = 4096, 2**24
-"""The largest numbers of rows of a file, and of numbers in them, from which its scaling is measured."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Parts:
         if "images" in read:
             read["images"] = self._images(options, read["images"])
         if is_computed(word := options.condition) and word is not None:
-            from difftool_plugins.datasets.conditions import function_of
+            from difftool_plugins.datasets.columns.conditions import function_of
 
             check_computed(word, arrangement.shape, arrangement.form)
             read["images"] = function_of(word)
@@ -73,7 +78,7 @@ class Parts:
         if self.labels is not None:
             values = self.labels.read() if isinstance(self.labels, Stored) else self.labels
             labels, names = classes_of(values, self.class_names)
-        units = PIXELS if arrangement.form == "image" else {"form": arrangement.form, **_moments(items)}
+        units = {**_units(arrangement.form, items), "form": arrangement.form, "rate": options.rate}
         samples = Samples(
             items=items,
             shape=arrangement.shape,
@@ -128,8 +133,8 @@ def _column(name: str, stored: Stored | Numbers, *, in_memory: bool) -> Tensor |
 
 def _arranged(rows: Tensor | FileRows, arrangement: Arrangement) -> tuple[Tensor | Arranged, Arrangement]:
     """Return items, and the arrangement with the range of their pixels."""
-    if arrangement.form == "image" and (rows.is_floating_point() if isinstance(rows, Tensor) else rows.is_floating):
-        some = _some(rows).float()
+    if arrangement.form in PIXEL_FORMS and (rows.is_floating_point() if isinstance(rows, Tensor) else rows.is_floating):
+        some = some_rows(rows).float()
         factor, offset = range_of_pixels(float(some.min()), float(some.max()))
         arrangement = replace(arrangement, factor=factor, offset=offset)
     if isinstance(rows, Tensor):
@@ -137,25 +142,14 @@ def _arranged(rows: Tensor | FileRows, arrangement: Arrangement) -> tuple[Tensor
     return Arranged(rows, arrangement), arrangement
 
 
-def _some(rows: Any) -> Tensor:
-    """Return all rows that are in memory, or some from all over a file."""
-    if isinstance(rows, Tensor):
-        return rows
-    n = len(rows)
-    count = max(1, min(n, MEASURED, MEASURED_NUMBERS // max(1, rows[0].numel())))
-    return torch.stack([rows[i * n // count] for i in range(count)])
-
-
-def _moments(items: Tensor | Arranged) -> dict[str, tuple[float, ...]]:
-    """Return mean and deviation of each channel, as `shift` and `scale`."""
-    some = _some(items)
-    axes = [axis for axis in range(some.ndim) if axis != 1]
-    if not some.numel():
-        raise ValueError("the items hold no numbers")
-    std, mean = torch.std_mean(some.to(torch.float64), dim=axes, correction=0)
-    if not bool(mean.isfinite().all()):
-        return {}  # which rows they are is said where data are checked
-    return {"shift": tuple(mean.tolist()), "scale": tuple(torch.where(std > 0, std, torch.ones_like(std)).tolist())}
+def _units(form: str, items: Tensor | Arranged) -> Mapping[str, Any]:
+    """Return shift, scale and bounds of items of a form."""
+    if form in PIXEL_FORMS:
+        return PIXELS
+    if form == "sound":
+        return sound_units(float(some_rows(items).to(torch.float64).std(correction=0)))
+    shift, scale = moments(items)
+    return {"shift": shift, "scale": scale}
 
 
 # ── which arrays ────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,134 @@
+"""The samples of a run of a sampler as numbers: what files of arrays hold, and the pixels of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from difftool.data.forms import PIXEL_FORMS, Form, form_of, rate_of
+from difftool.data.scaling import Scaling
+from difftool.figures.style import Floats, Pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """Samples, the states of their trajectories and their conditions. May grow fields."""
+
+    x: Tensor
+    """(N, *shape) float32 on the CPU, in model units."""
+    scaling: Scaling
+    """The map to data units."""
+    title: str
+    states: Tensor | None = None
+    """(K, N, *shape) states of the trajectories in model units: x_T first, the result last."""
+    labels: Tensor | None = None
+    """(N,) class indices."""
+    class_names: Sequence[str] = ()
+    """The names of the classes, or () if they have none."""
+    column_names: Sequence[str] = ()
+    """The names of the coordinates of points, or () if they have none."""
+    guidances: Sequence[str] = ()
+    """The names of G guidances that each drew the same N/G samples, the first ones by the first; or ()."""
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    """The other conditions of the samples for arrays, (N, ...) by name, as the user gave them."""
+    raw: bool = False
+    """True if arrays hold floats (N, *shape) in model units instead of pixels or data units."""
+    trajectory: bool = False
+    """True if arrays also hold the states of the trajectory."""
+    form: Form | None = None
+    """The form of a sample, as that of `Samples`; by default, one axis makes points and more axes an array."""
+    rate: float | None = None
+    """The rate of sound in Hz, or of films in frames a second; None for all other forms."""
+
+    def __post_init__(self) -> None:
+        form = form_of(self.form, self.x.shape[1:])
+        object.__setattr__(self, "form", form)
+        object.__setattr__(self, "rate", rate_of(form, self.rate))
+
+    @property
+    def is_image(self) -> bool:
+        """True if samples are images."""
+        return self.form == "image"
+
+    @property
+    def has_pixels(self) -> bool:
+        """True if samples are drawn and written as pixels, as images and films are."""
+        return self.form in PIXEL_FORMS
+
+    @property
+    def units(self) -> str:
+        """The units of the numbers of `arrays`."""
+        if self.raw:
+            return "model units, channels first"
+        return "pixels 0..255, channels last" if self.has_pixels else "data units"
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return `samples`, with a trajectory `states`, and the conditions `labels`, `vectors`, `images` and `tokens`.
+
+        With several guidances, `guidances` holds the index of that of each sample. See `index_names`.
+
+        Conditions are as the user gave them, but for images of pixels, which are as those of the samples. Images are
+        pixels uint8 (N, H, W, C), and films (N, T, H, W, C). Everything else is float32 (N, *shape) in data units, or
+        float64 where float32 would lose digits. If raw, all are float32 (N, *shape) in model units. States have one
+        more dimension in front.
+        """
+        arrays = {"samples": self._numbers(self.x)}
+        if self.trajectory:
+            arrays["states"] = self._numbers(self._states())
+        if self.labels is not None:
+            arrays["labels"] = self.labels.to(torch.int64).numpy()
+        if len(self.guidances) > 1:
+            each = len(self.x) // len(self.guidances)
+            arrays["guidances"] = np.repeat(np.arange(len(self.guidances), dtype=np.int64), each)
+        for name, rows in self.conditions.items():
+            pixels = name == "images" and rows.dtype == torch.uint8 and not self.raw
+            arrays[name] = (rows.movedim(1, -1).contiguous() if pixels else rows).numpy()
+        return arrays
+
+    def index_names(self) -> dict[str, list[str]]:
+        """Return the names of what `arrays` counts: `class_names`, `guidance_names`, and `column_names` of points."""
+        names = {}
+        if self.labels is not None and self.class_names:
+            names["class_names"] = [*self.class_names]
+        if len(self.guidances) > 1:
+            names["guidance_names"] = [*self.guidances]
+        if self.column_names:
+            names["column_names"] = [*self.column_names]
+        return names
+
+    def pixels(self, x: Tensor | None = None) -> Pixels:
+        """Return the images, or those given as (..., C, H, W) in model units, as uint8 (..., H, W, C).
+
+        Films (..., C, T, H, W) become (..., T, H, W, C). Values beyond the range of pixels are clamped. Raises
+        `ValueError` for all other forms.
+        """
+        if not self.has_pixels:
+            raise ValueError(f"samples of form {self.form!r} have no pixels; refuse them in the writer's `check`")
+        x = self.x if x is None else x
+        axes = self.x.ndim - 1
+        flat = torch.nan_to_num(x.reshape(-1, *x.shape[-axes:]))
+        images: Pixels = self.scaling.to_pixels(flat).movedim(1, -1).contiguous().numpy()
+        return images.reshape(*x.shape[:-axes], *images.shape[1:])
+
+    def numbers(self, x: Tensor | None = None) -> Floats:
+        """Return the samples, or those given as (..., *shape) in model units, as numbers in data units."""
+        x = self.x if x is None else x
+        flat = x.to(torch.float32).reshape(-1, *self.x.shape[1:])
+        numbers: Floats = self.scaling.to_data(flat).reshape(x.shape).numpy()
+        return numbers
+
+    def _numbers(self, x: Tensor) -> NDArray[Any]:
+        if self.raw:
+            return x.to(torch.float32).numpy()
+        return self.pixels(x) if self.has_pixels else self.numbers(x)
+
+    def _states(self) -> Tensor:
+        if self.states is None:
+            raise ValueError("the states of the trajectory were not kept; let the writer's `states` name their steps")
+        return self.states

@@ -1,0 +1,1 @@
+"""The dataset `array`: read its files, and arrange their numbers as items."""

@@ -1,0 +1,1 @@
+"""The conditions that come with items: captions, classes, and images."""

@@ -1,0 +1,1 @@
+"""The parts that datasets of images share: find the files, read them, and change them at random."""
