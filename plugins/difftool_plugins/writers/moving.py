@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from difftool import Drawing, DrawingSpec
 
 
-BLOCK = 32
-"""The pixels of which the sides of a film are multiples: H.264 needs an even number, and its scaler whole registers."""
+ENCODER = "mbtree=0"
+"""Settings of x264. With its macroblock trees, the same frames often gave other bytes, even on one thread."""
 
 
 class MP4(Writer, name="mp4"):
@@ -47,10 +47,12 @@ class MP4(Writer, name="mp4"):
         with av.open(str(path), "w", format="mp4") as container:
             stream = None
             for frame in drawing.frames(self.frames):
-                even = np.pad(frame, [*((0, -side % BLOCK) for side in frame.shape[:2]), (0, 0)], constant_values=255)
+                # H.264 halves the resolution of colours, so both sides have to be even
+                even = np.pad(frame, [*((0, side % 2) for side in frame.shape[:2]), (0, 0)], constant_values=255)
                 if stream is None:
                     rate = Fraction(fps).limit_denominator(1001)
-                    stream = container.add_stream("libx264", rate=rate, options={"crf": str(self.crf)})
+                    settings = {"crf": str(self.crf), "x264-params": ENCODER}
+                    stream = container.add_stream("libx264", rate=rate, options=settings)
                     stream.width, stream.height, stream.pix_fmt = even.shape[1], even.shape[0], "yuv420p"
                     stream.codec_context.thread_count = 1  # so that the same film gives the same bytes anywhere
                 picture = av.VideoFrame.from_ndarray(even, format="rgb24")
