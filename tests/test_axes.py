@@ -19,7 +19,7 @@ from difftool.diffusion.memory_layout import arrange, layout_of
 
 SMALL = (
     *("--backbone", "unet", "--backbone.dim", 8, "--backbone.groups", 4, "--backbone.head-dim", 8),
-    *("--backbone.dim-mults", "1,2", "--batch-size", 16, "--lr", 5e-3, "--warmup", 5),
+    *("--backbone.dim-mults", "1,2", "--batch-size", 16, "--lr", 5e-3, "--warmup", 5, "--preview-every", 0),
 )
 FRAMES, SIDE = 4, 8
 

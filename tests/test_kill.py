@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import ctypes
 import gc
+import hashlib
 import io
 import itertools
 import json
@@ -23,6 +24,7 @@ import tarfile
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -228,7 +230,7 @@ def strike(number: int, at: int | str | None, folder: Path, log: Path | None = N
     """Send a signal right before a change of a file in the folder: kill -9 to this process alone, others to its group.
 
     Every change is a point of its own, and so is a wait for the disk, the middle of writing tensors, and their end.
-    `at` is the number of one, counted from 0, or its name; their names go to `log`.
+    `at` is the number of one, counted from 0, or its name; their names go to `log`, each after a digest of the folder.
     """
     import safetensors.torch
 
@@ -238,7 +240,8 @@ def strike(number: int, at: int | str | None, folder: Path, log: Path | None = N
     def reach(point: str) -> bool:
         nonlocal count
         count += 1
-        os.write(descriptor, f"{point}\n".encode())
+        if log is not None:
+            os.write(descriptor, f"{content_of(folder)} {point}\n".encode())
         return at in (count - 1, point)
 
     def hit() -> None:
@@ -276,6 +279,15 @@ def strike(number: int, at: int | str | None, folder: Path, log: Path | None = N
 
     os.fsync, safetensors.torch.save_file = synced, saved
     sys.addaudithook(hook)
+
+
+def content_of(folder: Path) -> str:
+    """Return a digest of the names, modes and bytes of everything in a folder."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        data = path.read_bytes() if path.is_file() else b""
+        found.update(repr((str(path), path.stat().st_mode, data)).encode())
+    return found.hexdigest()
 
 
 def strike_at_calls(number: int, at: Collection[int], log: Path | None = None) -> None:
@@ -403,14 +415,35 @@ PARTS = 7
 """The number of parts of a test that takes all changes of files in turn."""
 
 
+@dataclass(frozen=True)
+class Points:
+    """The points of `strike` in a run, and a digest of its folder at each."""
+
+    names: list[str]
+    contents: list[str]
+
+    @classmethod
+    def of(cls, server: Server, folder: Path, *arguments: object) -> Points:
+        """Run `train` with these arguments, which writes into `folder`, and return its points."""
+        log = folder.with_name("log")
+        before = partial(strike, 0, None, folder, log)
+        outcome = server.run(train(*arguments, before=before), folder.parent)
+        assert outcome.code == 0, outcome.err
+        contents, names = zip(*(line.split(" ", 1) for line in log.read_text().splitlines()), strict=True)
+        return cls(list(names), list(contents))
+
+    @property
+    def kills(self) -> list[int]:
+        """The points at which kill -9 leaves something of its own: the last of those in a row with the same folder."""
+        after = (*self.contents[1:], "")
+        return [at for at, content in enumerate(self.contents) if content != after[at]]
+
+
 @pytest.fixture(scope="module")
-def points(server: Server, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def points(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Points:
     """Return the changes that a run of three saves makes in its folder, in order."""
-    folder = tmp_path_factory.mktemp("points")
-    before = partial(strike, 0, None, folder / "run", folder / "log")
-    outcome = server.run(train(*SAVES, "--out", folder / "run", before=before), folder)
-    assert outcome.code == 0, outcome.err
-    return (folder / "log").read_text().splitlines()
+    folder = tmp_path_factory.mktemp("points") / "run"
+    return Points.of(server, folder, *SAVES, "--out", folder)
 
 
 @pytest.fixture(scope="module")
@@ -422,10 +455,10 @@ def three_saves(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=SLOW) for part in range(1, PARTS))])
 def test_a_run_killed_before_any_change_of_a_file_ends_like_an_unbroken_one(
-    server: Server, points: list[str], three_saves: Path, tmp_path: Path, part: int
+    server: Server, points: Points, three_saves: Path, tmp_path: Path, part: int
 ) -> None:
-    for at in range(part, len(points), PARTS):
-        folder = tmp_path / f"{at} {points[at].split()[0]}"
+    for at in points.kills[part::PARTS]:
+        folder = tmp_path / f"{at} {points.names[at].split()[0]}"
         begin = train(*SAVES, "--out", folder, before=partial(strike, signal.SIGKILL, at, folder))
         assert server.run(begin, tmp_path).code == -signal.SIGKILL
         go_on(server, folder, SAVES)
@@ -441,25 +474,28 @@ def test_a_resume_killed_before_any_change_of_a_file_can_be_resumed(
     shutil.copytree(three_saves, stopped)
     state = RunFolder(stopped).saved_states()[0]
     state.write_bytes(state.read_bytes()[:-1])
-    for at in itertools.count(0, every):
+    shutil.copytree(stopped, tmp_path / "whole" / "run")
+    points = Points.of(server, tmp_path / "whole" / "run", "--resume", tmp_path / "whole" / "run")
+    assert len(points.kills) > 20
+    for at in points.kills[::every]:
         folder = tmp_path / f"{at}"
         shutil.copytree(stopped, folder)
         before = partial(strike, signal.SIGKILL, at, folder)
-        if server.run(train("--resume", folder, before=before), tmp_path).code == 0:
-            break
+        assert server.run(train("--resume", folder, before=before), tmp_path).code == -signal.SIGKILL
         go_on(server, folder, SAVES)
         check_end(folder, three_saves)
-    assert at > 20
 
 
 @SLOW
 @pytest.mark.parametrize("part", range(4))
 def test_a_run_killed_while_it_replaces_another_is_one_of_both(
-    server: Server, points: list[str], three_saves: Path, tmp_path: Path, part: int
+    server: Server, three_saves: Path, tmp_path: Path, part: int
 ) -> None:
-    other = tmp_path / "other"
+    other, whole = tmp_path / "other", tmp_path / "whole" / "run"
     go_on(server, other, (*SAVES, "--seed", 1))
-    for at in range(part, len(points), 4):
+    shutil.copytree(other, whole)
+    points = Points.of(server, whole, *SAVES, "--out", whole, "--overwrite")
+    for at in points.kills[part::4]:
         folder = tmp_path / f"{at}"
         shutil.copytree(other, folder)
         replacing = (*SAVES, "--out", folder, "--overwrite")
@@ -556,7 +592,7 @@ def test_a_run_killed_while_it_draws_has_every_picture(server: Server, tmp_path:
     arguments = (*POINTS, "--threads", 1, "--steps", 8, "--preview-every", 3, "--checkpoint-every", 1)
     straight, log = tmp_path / "straight", tmp_path / "log"
     go_on(server, straight, arguments, pictures=True, before=partial(strike, 0, None, straight, log))
-    points = log.read_text().splitlines()
+    points = [line.split(" ", 1)[1] for line in log.read_text().splitlines()]
     for picture in ("panel-000003.png", "samples-000006.png", "panel-000008.png"):
         folder = tmp_path / picture
         at = max(i for i, point in enumerate(points) if picture in point)
@@ -751,10 +787,10 @@ def test_two_signals_at_any_calls_end_a_run_quietly(
 
 @pytest.mark.parametrize("every", [15, pytest.param(1, marks=SLOW)])
 def test_a_signal_before_any_change_of_a_file_ends_a_run_quietly(
-    server: Server, points: list[str], three_saves: Path, tmp_path: Path, every: int
+    server: Server, points: Points, three_saves: Path, tmp_path: Path, every: int
 ) -> None:
     left = []
-    for at, number in zip(range(0, len(points), every), itertools.cycle(SIGNALS)):
+    for at, number in zip(range(0, len(points.names), every), itertools.cycle(SIGNALS)):
         folder = tmp_path / f"{at}"
         begin = train(*SAVES, "--out", folder, before=partial(strike, number, at, folder))
         outcome = server.run(begin, tmp_path)
