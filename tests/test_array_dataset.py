@@ -394,6 +394,18 @@ def test_a_column_of_numbers_names_classes_as_it_is_written() -> None:
     assert load("t.csv").class_names == ("8", "3")
 
 
+def test_the_row_numbers_of_pandas_are_left_out() -> None:
+    Path("t.csv").write_text(",x,y\n0,1,2\n1,3,4\n")
+    with pytest.warns(UserWarning, match=r"left out: \(unnamed\)"):
+        assert load("t.csv").column_names == ("x", "y")
+
+
+def test_a_first_row_of_numbers_and_texts_counts_as_names_and_says_so() -> None:
+    Path("t.tsv").write_text("5.1\tsetosa\n1\ta\n2\tb\n")
+    with pytest.warns(UserWarning, match=r"first row of t\.tsv counts as names of columns, 5\.1 among them"):
+        assert len(load("t.tsv", labels="setosa")) == 2
+
+
 # --- parquet ----------------------------------------------------------------------------------------------------------
 
 

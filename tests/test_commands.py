@@ -26,7 +26,7 @@ from difftool.plugins.discovery import Announced, announced
 from difftool.plugins.loading import Plugin, Problem
 from difftool.plugins.registry import _set_aside_unannounced
 from difftool.testing import PluginManager, check_component
-from difftool_plugins.commands import new_plugin
+from difftool_plugins.commands import difftool_commands, new_plugin
 
 # ── commands ────────────────────────────────────────────────────────────────────────────────────
 
@@ -238,6 +238,8 @@ def test_names_that_are_taken_are_reached_by_their_package(monkeypatch: pytest.M
 def test_the_help_says_of_each_command_what_its_own_help_says_first() -> None:
     for name, text in app.COMMANDS.items():
         assert app._load(name).get_short_help_str(limit=1000) == text
+    own = {cls.name: (cls.__doc__ or "").partition("\n")[0] for cls in difftool_commands()}
+    assert own == app.BUILT_INS
 
 
 # ── new-plugin ──────────────────────────────────────────────────────────────────────────────────

@@ -13,9 +13,9 @@ from conftest import Run
 import difftool
 from difftool import Condition, DifftoolError, Model, component
 from difftool.testing import check_component
+from difftool_plugins.exchange import to_diffusers
 from difftool_plugins.exchange.from_diffusers import read_folder
 from difftool_plugins.exchange.schedulers import betas_of, scheduler_config, table_of
-from difftool_plugins.exchange.to_diffusers import write_folder
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.extras
@@ -221,7 +221,8 @@ def test_half_size_weights_are_half_as_large_and_leave_the_model_as_it_is(run: R
     assert max(size["bf16"], size["fp16"]) < 0.7 * size["fp32"]
     model = difftool.load("r")
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-    write_folder(model, Path("again"), dtype="bf16", license="")
+    Path("again").mkdir()
+    to_diffusers.write(model, Path("again"), "bf16")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.network.state_dict().items())
     half = read_folder(Path("fp16")).network.state_dict()
     assert all(torch.allclose(half[name], before[name], rtol=1e-3, atol=1e-6) for name in before)

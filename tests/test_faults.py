@@ -610,7 +610,7 @@ USAGE = [
     Fault("beta upside down", (*TRAIN, "--schedule.beta-min", 0.5, "--schedule.beta-max", 0.1), 2, ("beta-max", "0.5")),
     Fault("levels alike", ("inspect-schedule", "scaled-linear", "--schedule.beta-max", 0.99999), 2, ("scaled-linear",)),
     Fault("self-conditioning", (*TRAIN, "--self-condition", "--steps", "x"), 2, ("--steps",)),
-    Fault("points for a U-Net", ("train", "--backbone", "unet", "--dataset", "swiss-roll"), 2, ("needs images",)),
+    Fault("points for a U-Net", ("train", "--backbone", "unet", "--dataset", "swiss-roll"), 2, ("needs series",)),
     Fault("8x9 for a U-Net", ("train", *IMAGES, "--dataset.size", "8,9"), 2, ("8x9", "8x8 or 8x10")),
     Fault("1x1 for a U-Net", ("train", *IMAGES, "--dataset.size", 1), 2, ("1x1",)),
     Fault("groups that do not divide", ("train", *IMAGES, "--backbone.groups", 7), 2, ("--backbone.groups",)),
@@ -692,7 +692,7 @@ CONFIGS: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
     "a hundred sizes": (f'[dataset]\nname = "gradients"\nsize = {[8] * 100}\n', ("c.toml, line 3", "at most 64")),
     "beta upside down": ("[schedule]\nbeta_min = 0.5\nbeta_max = 0.1\n", ("c.toml, line 3", "schedule.beta_max")),
     "dashes for underscores": ("[schedule]\nbeta-min = 0.5\n", ("c.toml, line 2", "beta_min")),
-    "a network that does not fit": ('[backbone]\nname = "unet"\n[dataset]\nname = "swiss-roll"\n', ("needs images",)),
+    "a network that does not fit": ('[backbone]\nname = "unet"\n[dataset]\nname = "swiss-roll"\n', ("needs series",)),
     "nesting of 50,000": ("x = " + "[" * 50_000, ("c.toml", "nested too deeply")),
     "Latin-1": ('[dataset]\nname = "é"\n'.encode("latin1"), ("c.toml",)),
     "UTF-16": ("[training]\n".encode("utf-16"), ("c.toml",)),
@@ -780,7 +780,7 @@ OUT_ROWS = [
     Fault("runs a file, sample", ("sample",), 1, ("there is no trained run",), (put("runs"),)),
     *(
         Fault(f"sample --out {shown(name)}", (*TO, name), 2, ("--out", name), ())
-        for name in ("x.bmp", "x.exe", "x.pt", "x.tar.gz", "x.png ", ".png", ".npy", "x.webp")
+        for name in ("x.bmp", "x.exe", "x.pt", "x.tar.gz", "x.png ", ".png", ".npy", "x.webm")
     ),
     *(
         Fault(f"{c[0]} --out {name}", (*c, "--out", name), 2, (f"--out: {name}",))

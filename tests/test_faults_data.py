@@ -178,14 +178,14 @@ def test_the_form_travels_with_the_weights(tmp_path: Path, fields: Path) -> None
     facts = difftool.load(fields, device="cpu").data
     assert facts.form == "array"
     assert DataFacts.read(facts.document()) == facts
-    for form in ("cloud", None, 3):
+    for form in ("crowd", None, 3):
         with pytest.raises(ValueError, match="form"):
             DataFacts.read({**facts.document(), "form": form})
     with pytest.raises(ValueError, match="images have the axes"):
         DataFacts.read({**facts.document(), "shape": [2, 8], "form": "image"})
 
 
-@pytest.mark.parametrize(("form", "shape"), [("image", (2,)), ("points", (2, 3)), ("cloud", (2, 3)), ("", (2,))])
+@pytest.mark.parametrize(("form", "shape"), [("image", (2,)), ("points", (2, 3)), ("crowd", (2, 3)), ("", (2,))])
 def test_forms_that_do_not_fit(form: Any, shape: tuple[int, ...]) -> None:
     """A form that is unknown, or that does not go with the shape, is refused."""
     with pytest.raises(ValueError, match=r"form|axis|axes"):

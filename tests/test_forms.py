@@ -270,3 +270,34 @@ def test_a_form_suggests_its_backbone(tmp_path: Path) -> None:
     np.save(path, np.zeros((4, 3, 50)))
     suggested = {form: Array(path=path, form=form).suggested_backbone() for form in ("series", "cloud", "array")}
     assert suggested == {"series": "unet", "cloud": "mlp", "array": "mlp"}
+
+
+def test_a_folder_of_films(tmp_path: Path) -> None:
+    one = drawing("film", 2)
+    write(writer_of(tmp_path / "x")(), one, tmp_path / "x", overwrite=False)
+    picture: Any
+    with Image.open(tmp_path / "x" / "0001.webp") as picture:
+        assert picture.n_frames == 12
+        picture.seek(11)
+        np.testing.assert_array_equal(np.asarray(picture.convert("RGB"))[..., 0], one.pixels()[1, 11, ..., 0])
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize(("form", "frames", "rate"), [("film", 12, 8), ("series", 2 + 30, 20)])
+def test_mp4(tmp_path: Path, form: Form, frames: int, rate: int) -> None:
+    av = pytest.importorskip("av")
+    path = tmp_path / "a.mp4"
+    write(writer_of(path)(), drawing(form), path, overwrite=False)
+    with av.open(str(path)) as film:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+        assert film.streams.video[0].average_rate == rate
+    assert len(pictures) == frames
+    still = next(drawing(form).frames(60))
+    height, width = still.shape[:2]
+    assert np.abs(pictures[0][:height, :width].astype(float) - still).mean() < 4
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"a.mp4: needs av, .*pip install 'difftool\[film\]'; write .*\.npy"):
+        check(writer_of(Path("a.mp4"))(), Path("a.mp4"), DrawingSpec(shape=(2, 9), steps=2, form="series"))

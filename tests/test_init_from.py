@@ -64,6 +64,7 @@ class TestStart:
         other = ("--dataset", "two-moons", "--schedule", "cosine", "--prediction", "v", "--ema", 0)
         outcome = run("train", *POINTS, *other, "--init-from", points_run / "model.safetensors", "--steps", 0)
         assert outcome.code == 0, outcome.err
+        assert "predicts eps, and this run v" in outcome.err
         assert not differing(model_of(outcome.lines[0]), model_of(points_run))
 
     def test_a_wider_network_keeps_what_fits_and_says_so(self, run: Run, points_run: Path) -> None:

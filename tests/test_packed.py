@@ -150,6 +150,19 @@ def cut(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
 
 
+def cut_between(folder: Path) -> None:
+    """Cut a shard where a member ends, so that nothing but its end mark is missing."""
+    path = shards(folder) / "s-02.tar"
+    with tarfile.open(path) as tar:
+        path.write_bytes(path.read_bytes()[: tar.getmembers()[4].offset])
+
+
+def cut_in_a_header(folder: Path) -> None:
+    path = shards(folder) / "s-02.tar"
+    with tarfile.open(path) as tar:
+        path.write_bytes(path.read_bytes()[: tar.getmembers()[4].offset + 200])
+
+
 def zipped(folder: Path) -> None:
     with tarfile.open(shards(folder) / "s-00.tar", "w:gz"):
         pass
@@ -157,6 +170,8 @@ def zipped(folder: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "a shard that is cut off": (cut, {}, "s-02.tar.* cut off"),
+    "a shard that is cut off between samples": (cut_between, {}, "s-02.tar is cut off"),
+    "a shard that is cut off in a header": (cut_in_a_header, {}, "s-02.tar is cut off"),
     "a compressed shard": (zipped, {}, "s-00.tar is not a tar file .it is compressed"),
     "no shards": (lambda f: f.mkdir(), {}, "no .tar files in"),
     "a missing file": (shards, {"path": "nowhere.tar"}, "nowhere.tar does not exist"),
@@ -348,6 +363,28 @@ def test_damaged_rows_are_named_or_left_out(tmp_path: Path, hub: Any) -> None:
     with pytest.warns(UserWarning, match="left out 2 of 3 items"):
         samples = HuggingFace(path=str(tmp_path / "d"), size=(8,), skip_bad=True).load(CONTEXT)
     assert torch.equal(pixels(samples), EXPECTED[:1])
+
+
+@EXTRA
+def test_a_part_of_a_split_that_was_saved(tmp_path: Path, hub: Any) -> None:
+    rows = table(hub)
+    rows.save_to_disk(tmp_path / "one")
+    hub.DatasetDict(train=rows, test=rows.select(range(3))).save_to_disk(tmp_path / "two")
+    for path, split, count in (("one", "train[:4]", 4), ("two", "test", 3), ("two", "train[50%:]", 6)):
+        assert len(HuggingFace(path=str(tmp_path / path), split=split, size=(8,)).load(CONTEXT)) == count
+    for path in ("one", "two"):
+        with pytest.raises(ValueError, match=r"it has no split 'wrong', but train"):
+            HuggingFace(path=str(tmp_path / path), split="wrong", size=(8,)).load(CONTEXT)
+
+
+@EXTRA
+def test_images_in_a_parquet_file_of_other_software(tmp_path: Path, hub: Any) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    cells = [{"bytes": png(PIXELS[i]), "path": None} for i in range(3)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array(cells, kind)}), tmp_path / "x.parquet")
+    samples = HuggingFace(path=str(tmp_path / "x.parquet"), size=(8,)).load(CONTEXT)
+    assert torch.equal(pixels(samples), EXPECTED[:3])
 
 
 @EXTRA

@@ -23,7 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "sample": "Draw samples from a trained model, or from an oracle, and print the files written.",
     "compare": "Compare samplers, spacings and guidances on one model: a table here, a figure in a file.",
     "noise": "Show how signal turns into noise: the clean x_0, then x_t at several levels.",
-    "reconstruct": "Show what a network makes of noised images or points in one step.",
+    "reconstruct": "Show what a network makes of noised items in one step.",
     "inspect-schedule": "Compare noise schedules: a table and a small plot here, a figure in a file.",
     "runs": "List the runs in a folder, the newest first.",
     "info": "Describe a run or a model file: its progress, loss and parts, and whether its files are intact.",
@@ -34,6 +34,12 @@ COMMANDS: Mapping[str, str] = {
 }
 """The first line of the help of each command. The module in `difftool.cli` that adds it has the command's name."""
 PANEL = "Commands of plugins"
+BUILT_INS: Mapping[str, str] = {
+    "export": "Write a trained model for other software, with a card that says what it is and how to run it.",
+    "import": "Read a model of another library, as a file that every command takes.",
+    "new-plugin": "Write a package with one working component, its tests, a README and a CI file.",
+}
+"""The same for the commands of the built-in plugins, which the help names without importing them."""
 
 
 class Commands(TyperGroup):
@@ -91,7 +97,7 @@ def _placeholder(name: str, text: str, panel: str | None = None) -> Any:
 
 def _summary(one: Announced) -> str:
     if one.distribution == BUILT_IN:
-        return "Built in; its --help says more."
+        return BUILT_INS.get(one.command, "Built in.")
     package = f"{one.distribution} {one.version}".rstrip()
     return f"{one.summary or 'From a package'} ({package})"
 

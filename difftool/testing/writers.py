@@ -17,7 +17,7 @@ from difftool.figures.drawing import Drawing
 from difftool.figures.formats import DrawingSpec
 from difftool.rng import generator
 from difftool.sampling.writers import check, needed_states, write
-from difftool.testing.laws import Failed, require
+from difftool.testing.laws import Failed, Skipped, require
 
 COUNT, STEPS, RATE = 6, 8, 100
 
@@ -37,18 +37,21 @@ def declares_valid_suffixes(writer: Writer) -> str:
 def writes_what_it_accepts(writer: Writer) -> str:
     """It accepts samples of at least one form, and writes them to a file that is not empty and has the same bytes each
     time. `check` refuses the others with a `ValueError`."""
-    accepted = []
+    accepted, missing = [], ""
     for name, drawing, spec in drawings(writer):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 check(writer, Path("x"), spec)
-            except UsageError:
+            except UsageError as error:
+                missing = str(error) if "not installed" in str(error) else missing
                 continue
             accepted.append(name)
             for suffix in writer.suffixes:
                 a, b = (_written(writer, drawing, Path(folder) / f"{k}{suffix}") for k in "ab")
                 require(a, f"{suffix}: it wrote no content for {name}")
                 require(a == b, f"{suffix}: writing the same {name} twice gave different bytes")
+    if not accepted and missing:
+        raise Skipped(missing)
     require(accepted, "it refuses samples of every form")
     return ", ".join(accepted)
 

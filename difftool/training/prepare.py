@@ -81,7 +81,7 @@ def prepare(
     seed_globally(device, key(settings.seed, "weights"))
     network = build_network(recipe[Backbone], space, settings).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
-    source = None if resumed is not None and resumed.saved_states() else load_source(settings)
+    source = None if resumed is not None and resumed.saved_states() else load_source(settings, recipe[Prediction])
     transfer = None if source is None else take_weights(network, source, recipe[Backbone], space, settings)
     freeze(network, settings)
     objective = build_objective(recipe, schedule, space, device)

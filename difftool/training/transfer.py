@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from difftool.components import Backbone
+from difftool.components import Backbone, Prediction
 from difftool.data.facts import DataFacts
 from difftool.errors import DifftoolError, InvalidOption
 from difftool.plugins.build import backbone_spec
@@ -47,15 +48,25 @@ class Transfer:
         return "; ".join(rows)
 
 
-def load_source(settings: Training) -> Model | None:
-    """Load the model that the settings name as the source of weights. Raises `DifftoolError`."""
+def load_source(settings: Training, prediction: Prediction) -> Model | None:
+    """Load the model that the settings name as the source of weights, and warn if it predicts something else.
+
+    Raises `DifftoolError`.
+    """
     if settings.init_from is None:
         return None
     try:
-        return load_model(settings.init_from, settings.init_weights or "ema")
+        source = load_model(settings.init_from, settings.init_weights or "ema")
     except DifftoolError as error:
         error.args = (f"--init-from: {str(error).removeprefix('--weights: ')}",)
         raise
+    if (before := source.recipe[Prediction].name) != prediction.name:
+        warnings.warn(
+            f"--init-from: {settings.init_from} predicts {before}, and this run {prediction.name}, which its weights "
+            f"must learn anew; --prediction {before} keeps what they know",
+            stacklevel=2,
+        )
+    return source
 
 
 @torch.no_grad()

@@ -51,13 +51,13 @@ class PrincipalComponents(nn.Module):
         patches = space_to_depth(x, self.size)
         centred = patches.flatten(2) if patches.ndim > 2 else patches[..., None]
         z = self.components @ (centred - self.mean[:, None])
-        return z.view(len(x), -1, *patches.shape[2:])
+        return z.view(x.shape[0], -1, *patches.shape[2:])
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the items (B, C, ...) of components (B, K, ...)."""
         flat = z.flatten(2) if z.ndim > 2 else z[..., None]
         patches = self.components.T @ flat + self.mean[:, None]
-        return depth_to_space(patches.view(len(z), -1, *z.shape[2:]), self.size)
+        return depth_to_space(patches.view(z.shape[0], -1, *z.shape[2:]), self.size)
 
     @torch.no_grad()
     def fit(self, batches: Iterator[Tensor]) -> None:
@@ -91,9 +91,9 @@ def space_to_depth(x: Tensor, size: int) -> Tensor:
     if not sides:
         return x
     axes = range(len(sides))
-    cut = x.reshape(len(x), channels, *(length for side in sides for length in (side, size)))
+    cut = x.reshape(x.shape[0], channels, *(length for side in sides for length in (side, size)))
     inside, outside = [3 + 2 * axis for axis in axes], [2 + 2 * axis for axis in axes]
-    return cut.permute(0, 1, *inside, *outside).reshape(len(x), channels * size ** len(sides), *sides)
+    return cut.permute(0, 1, *inside, *outside).reshape(x.shape[0], channels * size ** len(sides), *sides)
 
 
 def depth_to_space(z: Tensor, size: int) -> Tensor:
@@ -102,6 +102,6 @@ def depth_to_space(z: Tensor, size: int) -> Tensor:
     if not sides:
         return z
     k = len(sides)
-    cut = z.reshape(len(z), z.shape[1] // size**k, *(size,) * k, *sides)
+    cut = z.reshape(z.shape[0], z.shape[1] // size**k, *(size,) * k, *sides)
     order = [axis for i in range(k) for axis in (2 + k + i, 2 + i)]
-    return cut.permute(0, 1, *order).reshape(len(z), -1, *(side * size for side in sides))
+    return cut.permute(0, 1, *order).reshape(z.shape[0], -1, *(side * size for side in sides))

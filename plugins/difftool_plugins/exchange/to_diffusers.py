@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
-import copy
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from difftool import Backbone, Codec, DifftoolError, Model, Prediction, UsageError, printable, write_json
-from difftool_plugins.exchange.card import card
+from difftool import Backbone, Codec, Model, Prediction, UsageError, write_json
+from difftool_plugins.exchange.folders import Use, rounded
 from difftool_plugins.exchange.schedulers import scheduler_config
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FOLDERS = {"UNet2DModel": "unet", "DiTTransformer2DModel": "transformer"}
 """The folder of each network in a pipeline's folder."""
 RECORD = "difftool.json"
 """The file that records what diffusers does not: classes, units, settings."""
+
+
+PIPELINE = """\
+```python
+from diffusers import DDIMPipeline
+
+pipeline = DDIMPipeline.from_pretrained(".")
+pipeline(batch_size=4, num_inference_steps=50, use_clipped_model_output=True).images[0].save("sample.png")
+```
+"""
+LOOP = """\
+No pipeline of diffusers runs it as it is, so the loop is written out:
+
+```python
+import torch
+from diffusers import DDIMScheduler, {cls}
+
+network = {cls}.from_pretrained(".", subfolder="{part}").eval()
+scheduler = DDIMScheduler.from_pretrained(".", subfolder="scheduler")
+scheduler.set_timesteps(50)
+x = torch.randn(4, {shape}, generator=torch.manual_seed(0))
+labels = torch.full((4,), {label})
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        output = network(x, t.expand(len(x)), class_labels=labels).sample[:, :{channels}]
+        x = scheduler.step(output, t, x, use_clipped_model_output=True).prev_sample
+```
+"""
+
+
+AGAIN = """
+Or with any sampler of difftool:
+
+```
+difftool import . --out model.safetensors
+difftool sample model.safetensors --sampler unipc --steps 10
+```
+"""
 
 
 def check(model: Model) -> None:
@@ -45,11 +75,8 @@ def check(model: Model) -> None:
         )
 
 
-def write_folder(model: Model, out: Path, *, dtype: str, license: str) -> list[str]:
-    """Write a model as a folder of diffusers, whole or not at all, and return the files. Raises `DifftoolError`."""
-    check(model)
-    if out.exists() or out.is_symlink():
-        raise DifftoolError(f"--out: {printable(str(out))} already exists; choose another name, or remove it")
+def write(model: Model, folder: Path, dtype: str) -> Use:
+    """Write the network, the scheduler, and what diffusers does not record. Raises `UsageError`."""
     network: Any = model.network
     wrapped, learned = network.model, model.recipe.training.learn_variance
     try:
@@ -57,29 +84,36 @@ def write_folder(model: Model, out: Path, *, dtype: str, license: str) -> list[s
     except ValueError as error:
         raise UsageError(f"--to diffusers: {error}") from None
     part = FOLDERS[type(wrapped).__name__]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    folder = temporary / "model"
-    try:
-        (folder / "scheduler").mkdir(parents=True)
-        chosen = wrapped if dtype == "fp32" else nn.Module.to(copy.deepcopy(wrapped), DTYPES[dtype])
-        chosen.save_pretrained(folder / part, safe_serialization=True)
-        write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-        runs_alone = part == "unet" and not model.data.classes and not learned
-        if runs_alone:
-            write_json(
-                folder / "model_index.json",
-                {
-                    "_class_name": "DDIMPipeline",
-                    "scheduler": ["diffusers", "DDIMScheduler"],
-                    "unet": ["diffusers", "UNet2DModel"],
-                },
-            )
-        record = {**model.recipe.shared_document(), "data": model.data.document()}
-        write_json(folder / RECORD, {"weights": model.weights, "step": model.step, **record})
-        text = card(model, name=out.name, license=license, dtype=dtype, pipeline=runs_alone, part=part)
-        (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
-        os.rename(folder, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return sorted(str(file) for file in out.rglob("*") if file.is_file())
+    (folder / "scheduler").mkdir()
+    chosen: Any = rounded(wrapped, dtype)
+    chosen.save_pretrained(folder / part, safe_serialization=True)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    runs_alone = part == "unet" and not model.data.classes and not learned
+    if runs_alone:
+        write_json(
+            folder / "model_index.json",
+            {
+                "_class_name": "DDIMPipeline",
+                "scheduler": ["diffusers", "DDIMScheduler"],
+                "unet": ["diffusers", "UNet2DModel"],
+            },
+        )
+    record = {**model.recipe.shared_document(), "data": model.data.document()}
+    write_json(folder / RECORD, {"weights": model.weights, "step": model.step, **record})
+    return Use("diffusers", (PIPELINE if runs_alone else _loop(model, part)) + AGAIN)
+
+
+def _loop(model: Model, part: str) -> str:
+    """Return the sampling loop for a network that no pipeline takes."""
+    network: Any = model.network
+    null = model.data.classes or 0  # the row after the classes stands for a hidden class
+    text = LOOP.format(
+        cls=type(network.model).__name__,
+        part=part,
+        shape=", ".join(map(str, model.data.shape)),
+        label=null,
+        channels=model.data.shape[0],
+    )
+    if model.data.classes:
+        text += f"\nLabels are 0 to {null - 1}, in the order of the classes above; {null} stands for none.\n"
+    return text

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from difftool import Writer, option
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from PIL import Image
 
     from difftool import Drawing, DrawingSpec
 
@@ -61,21 +63,47 @@ class Film(Writer, name="film"):
 
 
 class Folder(Writer, name="folder"):
-    """A folder of PNG images in their own size: 0000.png, 0001.png, ..."""
+    """A folder of single files: images in their own size as 0000.png, sounds as 0000.wav, films as 0000.webp, ..."""
 
     suffixes = ("",)
 
     def check(self, spec: DrawingSpec) -> None:
         size = "x".join(map(str, spec.shape))
-        if spec.form != "image":
-            raise ValueError(f"a folder holds images, but the samples have shape {size} and form {spec.form!r}")
-        if spec.shape[0] not in (1, 3, 4):
-            raise ValueError(f"only images of 1, 3 or 4 channels are PNG files, but a sample has shape {size}")
+        if spec.form not in ("image", "film", "sound"):
+            raise ValueError(
+                f"a folder holds images, films or sounds, but the samples have shape {size} and form {spec.form!r}"
+            )
+        if spec.form != "sound" and spec.shape[0] not in (1, 3, 4):
+            raise ValueError(f"only 1, 3 or 4 channels make PNG and WebP files, but a sample has shape {size}")
 
     def write(self, drawing: Drawing, path: Path) -> None:
-        from PIL import Image
+        if drawing.form == "sound":
+            from difftool_plugins.sounds.wav import write_wav
 
-        images = drawing.pixels()
-        digits = max(MIN_DIGITS, len(str(len(images) - 1)))
-        for i, image in enumerate(images):
-            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path / f"{i:0{digits}d}.png")
+            for i, sound in enumerate(drawing.numbers()):
+                write_wav(path / self._name(drawing, i, ".wav"), sound, int(drawing.rate or 1))
+            return
+        for i, pixels in enumerate(drawing.pixels()):
+            if drawing.form == "film":
+                first, *others = map(_picture, pixels)
+                first.save(
+                    path / self._name(drawing, i, ".webp"),
+                    save_all=True,
+                    append_images=others,
+                    duration=round(1000 / (drawing.rate or 10)),
+                    loop=0,
+                    lossless=True,
+                )
+            else:
+                _picture(pixels).save(path / self._name(drawing, i, ".png"))
+
+    def _name(self, drawing: Drawing, i: int, suffix: str) -> str:
+        digits = max(MIN_DIGITS, len(str(len(drawing.x) - 1)))
+        return f"{i:0{digits}d}{suffix}"
+
+
+def _picture(pixels: Any) -> Image.Image:
+    """Return pixels (H, W, C) of 1, 3 or 4 channels as a picture."""
+    from PIL import Image
+
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

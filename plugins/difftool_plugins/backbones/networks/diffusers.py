@@ -49,7 +49,7 @@ class DiffusersNetwork(nn.Module):
         if self.classes is None:
             return None
         if cond is None or cond.label is None:
-            return torch.full((len(x),), self.classes, dtype=torch.int64, device=x.device)
+            return torch.full((x.shape[0],), self.classes, dtype=torch.int64, device=x.device)
         return cond.label.masked_fill(cond.hidden, self.classes)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
@@ -78,7 +78,7 @@ class DiTNetwork(DiffusersNetwork):
 
     def labels(self, x: Tensor, cond: Condition | None) -> Tensor:
         found = super().labels(x, cond)
-        return torch.zeros(len(x), dtype=torch.int64, device=x.device) if found is None else found
+        return torch.zeros(x.shape[0], dtype=torch.int64, device=x.device) if found is None else found
 
     def zero_init(self) -> None:
         for block in self.model.transformer_blocks:

@@ -28,7 +28,7 @@ def sinusoidal(t: Tensor, size: int, frequencies: str = "transformer") -> Tensor
 
 def class_index(x: Tensor, cond: Condition | None, classes: int) -> Tensor:
     """Return the labels (B,) of the items of x; hidden ones, and all of them without `cond`, are `classes`."""
-    return torch.full((len(x),), classes, device=x.device) if cond is None else cond.class_index(classes)
+    return torch.full((x.shape[0],), classes, device=x.device) if cond is None else cond.class_index(classes)
 
 
 def check_fields(cond: Condition | None, condition: ConditionSpec) -> None:

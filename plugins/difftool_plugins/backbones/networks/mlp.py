@@ -97,7 +97,7 @@ class MLPNetwork(nn.Module):
             columns.append((labels == torch.arange(condition.classes, device=x.device)).to(x.dtype))
         if condition.vector is not None:
             if cond is None:
-                columns += [x.new_zeros(len(x), condition.vector), x.new_ones(len(x), 1)]
+                columns += [x.new_zeros(x.shape[0], condition.vector), x.new_ones(x.shape[0], 1)]
             else:
                 assert cond.vector is not None
                 shown = cond.vector.masked_fill(cond.hidden[:, None], 0.0)

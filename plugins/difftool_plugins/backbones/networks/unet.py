@@ -269,7 +269,7 @@ class UNetNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         with full_precision(x.device):
             embedding = F.silu(self.embedding(t, cond))
-        context = None if self.context is None else self.context(len(x), cond)
+        context = None if self.context is None else self.context(x.shape[0], cond)
         x = first = self.first(x)
         skips: list[Tensor] = []
         for i, down in enumerate(self.downs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,8 +16,10 @@ import numpy as np
 
 from difftool import printable
 
-SUFFIXES = (".csv", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".parquet")
 DELIMITERS = ",;\t"
+UNNAMED = "(unnamed)"
+"""The name of a column without one, such as the row numbers that pandas writes; its numbers are left out."""
 CHUNK = 4096
 """The number of rows of a CSV file that are held as texts."""
 LOOKED_AT = 100
@@ -41,7 +44,7 @@ class Table(Protocol):
 
 def open_table(path: Path) -> Table:
     """Open a table and look at its columns. Raises `ValueError`."""
-    return CSVTable.open(path) if path.suffix.lower() == ".csv" else ParquetTable.open(path)
+    return ParquetTable.open(path) if path.suffix.lower() == ".parquet" else CSVTable.open(path)
 
 
 @dataclass
@@ -73,15 +76,18 @@ class CSVTable:
             raise ValueError(f"{printable(str(path))} is empty")
         table.has_header = not all(map(_is_number, head[0]))
         table.names = [name.strip() for name in head[0]] if table.has_header else [f"x{i}" for i in range(len(head[0]))]
+        if unnamed := [i for i, name in enumerate(table.names) if not name]:
+            if len(unnamed) > 1:
+                raise ValueError(f"{printable(str(path))} has {len(unnamed)} columns without a name")
+            table.names[unnamed[0]] = UNNAMED
         for name in table.names:
-            if not name or table.names.count(name) > 1:
-                what = f"two columns called {printable(name)}" if name else "a column without a name"
-                raise ValueError(f"{printable(str(path))} has {what}")
+            if table.names.count(name) > 1:
+                raise ValueError(f"{printable(str(path))} has two columns called {printable(name)}")
         if len(head) == table.has_header:
             raise ValueError(f"{printable(str(path))} has no rows below its header")
         for i, name in enumerate(table.names):
             values = [row[i] for row in head[table.has_header :] if i < len(row) and row[i].strip()]
-            if values and _is_number(values[0]):
+            if values and _is_number(values[0]) and name != UNNAMED:
                 table.numbers.add(name)
         return table
 
@@ -91,6 +97,12 @@ class CSVTable:
         rows = self._rows()
         if self.has_header:
             next(rows)
+            if odd := next(filter(_is_number, self.names), None):
+                warnings.warn(
+                    f"the first row of {printable(str(self.path))} counts as names of columns, {odd} among them; if it "
+                    "is data, add a row of names",
+                    stacklevel=2,
+                )
         while chunk := list(itertools.islice(rows, CHUNK)):
             for line, row in chunk:
                 if len(row) != len(self.names):
@@ -111,7 +123,11 @@ class CSVTable:
             return np.array([float(text) for text in column], dtype=np.float64)
         except ValueError:
             at = next(i for i, text in enumerate(column) if not _is_number(text))
-        found = f"{printable(column[at])[:40]!r} is not a number" if column[at].strip() else "a number is missing"
+        found = (
+            f"{printable(column[at])[:40]!r} is not a number"
+            if column[at].strip()
+            else "a number is missing; fill it in, or leave the row out"
+        )
         raise ValueError(f"{printable(str(self.path))}, line {lines[at]}, column {printable(name)}: {found}")
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:

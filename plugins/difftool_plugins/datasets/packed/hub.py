@@ -83,7 +83,7 @@ def open_table(path: str, subset: str | None, split: str, revision: str | None) 
         raise ValueError(f"path: {place} holds no table of rows, but {type(table).__name__}")
     if len(table) == 0:
         raise ValueError(f"path: {place} has no rows in the split {printable(split)}")
-    return table.with_format(None)
+    return with_images(table.with_format(None))
 
 
 def _opened(path: str, subset: str | None, split: str, revision: str | None) -> Any:
@@ -98,11 +98,15 @@ def _opened(path: str, subset: str | None, split: str, revision: str | None) -> 
     if not any(os.path.isfile(os.path.join(path, name)) for name in ("state.json", "dataset_dict.json")):
         return datasets.load_dataset(path, name=subset, split=split, revision=revision)
     saved = datasets.load_from_disk(path)
-    if isinstance(saved, datasets.Dataset):
-        return saved
-    if split not in saved:
-        raise ValueError(f"it has no split {split!r}, but {', '.join(map(str, saved))}; see --dataset.split")
-    return saved[split]
+    if isinstance(saved, datasets.Dataset):  # saved alone, whatever split it was
+        saved = {"train": saved, str(saved.split or "train"): saved}
+    try:
+        wanted = datasets.ReadInstruction.from_spec(split)
+        parts = wanted.to_absolute({name: len(table) for name, table in saved.items()})
+    except (ValueError, AssertionError):
+        names = ", ".join(map(str, saved))
+        raise ValueError(f"it has no split {split!r}, but {names}; see --dataset.split") from None
+    return datasets.concatenate_datasets([saved[p.splitname].select(range(p.from_, p.to)) for p in parts])
 
 
 def _go_offline_without_network() -> None:
@@ -157,6 +161,16 @@ def image_columns(table: Any) -> list[str]:
     import datasets
 
     return [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
+
+
+def with_images(table: Any) -> Any:
+    """Return a table whose structs of bytes and path, as other software stores images, are columns of images."""
+    import datasets
+
+    for name, feature in table.features.items():
+        if isinstance(feature, dict) and feature.keys() == {"bytes", "path"} and feature["bytes"].dtype == "binary":
+            table = table.cast_column(name, datasets.Image())
+    return table
 
 
 def array_columns(table: Any) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 from difftool import DifftoolError, printable, read_json, write_json
 from difftool_plugins.datasets.packed.cells import digest
 
-VERSION = 1
+VERSION = 2
 """The version of the index file; another one is made anew."""
 
 
@@ -128,6 +128,10 @@ def _scanned(path: str, size: int) -> Shard:
                 while (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every header
                     _take(shard, member, size)
+                with open(path, "rb") as file:
+                    file.seek(tar.offset)
+                    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # two blocks of zeros end an archive
+                        shard.problems.append(f"{place} is cut off: it does not end as a tar file does")
             except tarfile.TarError as error:
                 shard.problems.append(f"{place} is cut off or damaged ({error})")
     except (tarfile.TarError, EOFError) as error:

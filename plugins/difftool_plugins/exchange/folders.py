@@ -1,0 +1,59 @@
+"""The folder that an export writes, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from difftool import DifftoolError, UsageError, printable
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The number formats of exported weights."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What the card says of an exported model."""
+
+    library: str
+    """The library, by its name on the hub."""
+    text: str
+    """How to run the model, in Markdown."""
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder that becomes `out` at the end, or vanishes after an error.
+
+    Raises `UsageError` for a name that no new folder can have, and `DifftoolError` if it is taken.
+    """
+    if out.name in ("", ".."):
+        raise UsageError("--out: must name a new folder")
+    if out.exists() or out.is_symlink():
+        raise DifftoolError(f"--out: {printable(str(out))} already exists; choose another name, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    folder = temporary / "model"  # mkdtemp gives no rights to others
+    try:
+        folder.mkdir()
+        yield folder
+        os.rename(folder, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def rounded(network: nn.Module, dtype: str) -> nn.Module:
+    """Return a copy of a network with weights of another number format, or the network itself."""
+    import copy
+
+    if dtype == "fp32":
+        return network
+    return nn.Module.to(copy.deepcopy(network), DTYPES[dtype])

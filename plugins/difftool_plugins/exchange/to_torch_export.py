@@ -1,0 +1,30 @@
+"""A network as a program of `torch.export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from difftool import Model
+from difftool_plugins.exchange import graphs
+from difftool_plugins.exchange.folders import Use
+
+check = graphs.check
+
+
+def write(model: Model, folder: Path, dtype: str) -> Use:
+    """Write the network, and the decoder of a model of latents, with batches of any size."""
+    inputs = graphs.examples(model)
+    _write(graphs.NetworkGraph(model, dtype), inputs, folder / "network.pt2")
+    if model.latents is not None:
+        _write(graphs.DecoderGraph(model), inputs[:1], folder / "decoder.pt2")
+    graphs.write_scripts(model, folder, "network_torch.py")
+    return Use("pytorch", graphs.use_of(model, "pytorch", "torch numpy"))
+
+
+def _write(graph: nn.Module, inputs: list[Tensor], path: Path) -> None:
+    with torch.no_grad():
+        program = torch.export.export(graph.eval(), tuple(inputs), dynamic_shapes=graphs.any_batch(inputs))
+        torch.export.save(program, path)
