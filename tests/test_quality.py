@@ -75,7 +75,7 @@ def test_bare_train_is_a_good_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 def test_the_ideal_denoiser_needs_ten_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    ideal = ("--oracle", "ideal", "--oracle.items", "20000", "--dataset", "swiss-roll")
+    ideal = ("--oracle", "ideal", "--oracle.items", "10000", "--dataset", "swiss-roll")
     assert Yardstick()(walks(tmp_path, *ideal, *TEN_CALLS)) <= 1.5
 
 
@@ -91,7 +91,8 @@ def test_guidance_draws_the_class_asked_for(tmp_path: Path) -> None:
         (tmp_path / "digits" / str(label)).mkdir(parents=True, exist_ok=True)
         Image.fromarray(scan).save(tmp_path / "digits" / str(label) / f"{number:04d}.png")
     data = ("--dataset", "image-folder", "--dataset.path", "digits", "--dataset.size", "8", "--dataset.channels", "1")
-    network = ("--backbone", "unet", "--backbone.dim-mults", "1,2", "--batch-size", "64", "--steps", "800")
+    network = ("--backbone", "unet", "--backbone.dim", "16", "--backbone.dim-mults", "1,2", "--batch-size", "64")
+    network = (*network, "--steps", "400", "--lr", "2e-3")
     difftool(tmp_path, "train", *data, *network, "--preview-every", "0", "--out", "run")
     difftool(tmp_path, "sample", "run", "--label", "3", "--guidance", "2", "-n", "64", "--out", "threes.npy")
     threes = np.load(tmp_path / "threes.npy").reshape(64, -1)
