@@ -13,13 +13,16 @@ demo: $(VENV)/.installed
 	@echo "Look at demo/samples.png, demo/trajectory.gif, demo/noise.png and demo/schedules.png."
 	@echo "Then: source $(VENV)/bin/activate; difftool sample --sampler dpmpp-2m --spacing log-snr --steps 10"
 
+# Each core takes a row of neighbouring tests, so that what a file prepares is prepared once, and at the end helps others.
+PYTEST_ON_ALL_CORES := -m pytest -n auto --dist worksteal
+
 # All tests that are not marked slow: some seven minutes on two cores.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n auto -m "not slow and not gpu"
+	$(BIN)/python $(PYTEST_ON_ALL_CORES) -m "not slow and not gpu"
 
 # All tests: some seventeen minutes on two cores.
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python $(PYTEST_ON_ALL_CORES)
 
 # The tests that need a GPU; without one they are skipped, and say so. With WHEELS=wheels everything but torch is taken
 # from that folder, without network: `python tests/wheels.py wheels` packs it elsewhere.

@@ -20,11 +20,11 @@ from difftool.cli.console import Bar
 from difftool.cli.training import BarWords  # the bar's words are part of what is measured
 from difftool.components import Backbone, Component, Dataset
 from difftool.data.facts import DataFacts
+from difftool.diffusion.memory_layout import layout_of
 from difftool.plugins.build import build_network, load_samples
 from difftool.runs.creation import create
 from difftool.runs.recipe import Recipe, build_recipe
 from difftool.training.experiment import Experiment
-from difftool.training.loop import layout_of
 from difftool.training.prepare import prepare
 
 CPU = torch.device("cpu")
@@ -85,8 +85,9 @@ def bare(made: Recipe, device: torch.device = CPU) -> Steps:
 
 def batch_of(experiment: Experiment, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """(x_t, t, eps) as the network gets them, laid out as suits it, on its device."""
-    layout, shape, device = layout_of(experiment.state.network), (size, *experiment.data.shape), experiment.device
-    x_t, eps = (torch.randn(shape, device=device).contiguous(memory_format=layout) for _ in range(2))
+    items, device = experiment.data.shape, experiment.device
+    layout = layout_of(experiment.state.network, items)
+    x_t, eps = (torch.randn(size, *items, device=device).contiguous(memory_format=layout) for _ in range(2))
     return x_t, torch.rand(size, device=device) * 1000, eps
 
 

@@ -200,7 +200,7 @@ def test_help_with_an_unknown_component_is_refused(run: Run) -> None:
             "--backbone.groups: must divide the channels of every level",
         ),
         (["--backbone", "unet", "--dataset.size", "10"], "10x10 does not fit; the nearest size is 8x8 or 12x12"),
-        (["--backbone", "unet", "--dataset", "swiss-roll"], "unet needs images"),
+        (["--backbone", "unet", "--dataset", "swiss-roll"], "unet needs series (channels, length), images"),
         (["--backbone.widht", "3"], "there is no option --backbone.widht; did you mean --backbone.width?"),
         (["--backbone.zzz", "3"], "there is no option --backbone.zzz; backbone takes --backbone.activation"),
         (["--step", "50"], "there is no option --step; did you mean --steps"),

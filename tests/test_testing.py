@@ -1013,7 +1013,7 @@ FAILING_DATASETS = {
         "two items have the same name": lambda c: replace(points(cloud(c)), item_ids=["a"] * 100),
     },
     datasets.fits_its_default_backbone: {
-        "unet: unet needs images": {"default_backbone": "unet"},
+        "unet: unet needs series": {"default_backbone": "unet"},
         "unknown backbone 'x'": {"default_backbone": "x"},
     },
 }

@@ -27,6 +27,7 @@ from difftool import Denoise, Model, ObjectiveSpec, Samples, devices
 from difftool.components import NoiseSchedule, Prediction
 from difftool.data.condition import Condition
 from difftool.data.facts import DataFacts
+from difftool.diffusion.memory_layout import layout_of
 from difftool.plugins.build import build_schedule
 from difftool.plugins.registry import registry
 from difftool.sampling.denoiser import Denoiser
@@ -34,7 +35,6 @@ from difftool.sampling.loop import sample
 from difftool.sampling.plan import Plan
 from difftool.sampling.source import Autocast, Source
 from difftool.settings import Sampling
-from difftool.training.loop import layout_of
 from difftool.training.prepare import prepare
 
 SHAPE, COUNT, STEPS, TIMESTEPS = (3, 8, 8), 16, 50, 1000
@@ -96,7 +96,7 @@ def beside_network(case: Case, effort: Effort) -> Table:
 
 def network_calls(model: Model, case: Case) -> Iterator[None]:
     """Call the network on one batch, laid out as suits it, again and again; with a yield where x_T would come."""
-    x = torch.randn(case.count, *model.data.shape).contiguous(memory_format=layout_of(model.network))
+    x = torch.randn(case.count, *model.data.shape).contiguous(memory_format=layout_of(model.network, model.data.shape))
     t = torch.full((case.count,), 500.0)
     while True:
         yield

@@ -19,6 +19,7 @@ from difftool.data.facts import DataFacts
 from difftool.data.latents import LatentSpace
 from difftool.data.samples import Samples
 from difftool.diffusion.estimate import Denoise
+from difftool.diffusion.memory_layout import arrange
 from difftool.diffusion.prediction import step_gain
 from difftool.display import Displayed
 from difftool.errors import BadFile, DifftoolError, UsageError, blaming, one_line
@@ -138,7 +139,7 @@ class Model(Source, Displayed):
     def to(self, device: torch.device | str) -> Model:
         self.device = torch.device(device)
         self.network.to(self.device).eval()
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
+        arrange(self.network)
         if self.latents is not None:
             self.latents.codec.to(self.device)
         return self

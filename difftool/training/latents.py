@@ -180,6 +180,7 @@ def encoded(
         scale=space.facts.scale,
         bounds=space.facts.bounds,
         form=space.facts.form,
+        rate=space.facts.rate,
         images=columns.get("images"),
         augment=None,
         mixture=None,

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from difftool.data.batches import Batches
 from difftool.data.samples import Samples
+from difftool.diffusion.memory_layout import layout_of
 from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import Diverged, blaming
 from difftool.rng import key, sample_noise, seed_globally
@@ -36,12 +36,6 @@ REPEATS = 4
 """Levels at which each held-out item is measured."""
 
 
-def layout_of(network: nn.Module) -> torch.memory_format:
-    """Return channels-last for networks with convolutions, which are faster so; for others it only adds copies."""
-    convolves = any(weight.ndim == 4 for weight in network.parameters())
-    return torch.channels_last if convolves else torch.contiguous_format
-
-
 def train(
     state: TrainState,
     batches: Batches,
@@ -60,7 +54,8 @@ def train(
         return
     make = make_step(state, objective, settings, steps, group)
     process_key = key(settings.seed, "step", *group.key)
-    for inputs in inputs_from(state.step, batches, objective, settings, layout_of(state.network)):
+    layout = layout_of(state.network, objective.data.shape)
+    for inputs in inputs_from(state.step, batches, objective, settings, layout):
         seed_globally(objective.device, process_key + state.step)  # for dropout
         lr = learning_rate(state.step, steps, settings, state.optimizer.component)
         self_cond = (

@@ -19,6 +19,7 @@ from difftool.components import (
 from difftool.data.facts import DataFacts
 from difftool.data.samples import fingerprint
 from difftool.data.splitting import split
+from difftool.diffusion.memory_layout import arrange
 from difftool.diffusion.schedule import Schedule
 from difftool.errors import DifftoolError, InvalidOption
 from difftool.plugins.build import (
@@ -80,7 +81,7 @@ def prepare(
     space = data if latents is None else latents.facts
     seed_globally(device, key(settings.seed, "weights"))
     network = build_network(recipe[Backbone], space, settings).to(device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights of four axes alone
+    arrange(network)
     source = None if resumed is not None and resumed.saved_states() else load_source(settings, recipe[Prediction])
     transfer = None if source is None else take_weights(network, source, recipe[Backbone], space, settings)
     freeze(network, settings)

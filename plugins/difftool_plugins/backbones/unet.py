@@ -44,7 +44,7 @@ class UNet(Backbone, name="unet"):
         default=(1, 2, 4),
         ge=1,
         le=64,
-        help="channels of each level as multiples of dim, from fine to coarse; each level halves the image",
+        help="channels of each level as multiples of dim, from fine to coarse; each level halves the axes",
     )
     init_dim: int | None = option(
         default=None, ge=1, le=MAX_CHANNELS, help="channels of the first convolution", otherwise="dim"
@@ -77,7 +77,7 @@ class UNet(Backbone, name="unet"):
     standardize: bool = option(default=False, help="standardise the weights of the blocks' convolutions")
     downsample: Literal["stride", "unshuffle"] = option(
         default="stride",
-        help="stride: halve by a strided convolution; unshuffle: move blocks of 2x2 pixels into channels",
+        help="stride: halve by a strided convolution; unshuffle: move blocks of 2, 2x2 or 2x2x2 into channels",
     )
     halve: Literal["space", "all"] = option(
         default="space",
