@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 import difftool
 from difftool import CLEAN, Model, component
+from difftool.runs import checkpoint
 from difftool_plugins.exchange.graphs import NetworkGraph, examples
 
 CLOSE = 1e-5
@@ -177,3 +178,24 @@ def test_the_numbers_of_the_levels_are_those_of_the_schedule(run: Run) -> None:
     levels = json.loads(Path("d/model.json").read_text())["levels"]
     np.testing.assert_array_equal(levels["alpha"], model.schedule.alpha)
     np.testing.assert_array_equal(levels["sigma"], model.schedule.sigma)
+
+
+def test_a_model_file_of_half_size_says_so_and_is_trained_on(run: Run) -> None:
+    options = (*TRAIN, "--dataset.n", 200)
+    run("train", *options, "--out", "r")
+    assert run("export", "r", "--to", "difftool", "--out", "d", "--dtype", "bf16").code == 0
+    half = Path("d/model.safetensors")
+    assert json.loads(run("info", half, "--json").out)["dtype"] == "bf16"
+    assert run("train", *options, "--init-from", half, "--out", "again").code == 0
+    difftool.load(half).save("wide.safetensors")
+    assert Path("wide.safetensors").stat().st_size > 1.5 * half.stat().st_size
+
+
+def test_a_model_file_that_does_not_name_its_number_format_is_refused(run: Run) -> None:
+    randomized(run, *TRAIN, "--dataset.n", 200)
+    tensors, document = checkpoint.load(Path("m.safetensors"))
+    for dtype in ("fp8", 16, ["bf16"]):
+        checkpoint.save(Path("bad.safetensors"), tensors, {**document, "dtype": dtype})
+        assert "dtype is no number format" in run("sample", "bad.safetensors").error
+    checkpoint.save(Path("bad.safetensors"), {k: t.half() for k, t in tensors.items()}, {**document, "dtype": "bf16"})
+    assert "is float16, not float32" in run("sample", "bad.safetensors").error
