@@ -269,15 +269,32 @@ def test_a_network_that_limits_its_batch(run: Run) -> None:
     assert difference(script["run"]("network", {"x": x.numpy(), "t": t.numpy()}), expected) <= CLOSE
 
 
-def test_the_card_says_what_the_model_is(run: Run) -> None:
-    assert run("train", *IMAGES, "--preview-every", 3, "--out", "r").code == 0
+def test_the_card_says_what_the_model_is_and_how_to_train_it(run: Run) -> None:
+    assert run("train", *IMAGES, "--preview-every", 2, "--held-out", 4, "--out", "r").code == 0
     assert run("export", "r", "--to", "difftool", "--out", "d", "--license", "cc-by-4.0").code == 0
     card = Path("d/README.md").read_text(encoding="utf-8")
     assert card.startswith('---\nlicense: "cc-by-4.0"\nlibrary_name: difftool\n')
-    for line in ("| network | unet", "| training | 3 steps of 4", "| loss |", "![Samples", "hf upload YOUR-NAME/d . ."):
-        assert line in card
-    assert Path("d/samples.png").is_file()
+    lines = (
+        "| network | unet",
+        "| training | 3 steps of 4",
+        "| loss |",
+        "| held-out loss |",
+        "![Samples",
+        "hf upload YOUR",
+    )
+    assert [line for line in lines if line not in card] == []
+    assert Path("d/samples.png").read_bytes() == max(Path("r/previews").glob("samples-*.png")).read_bytes()
     assert str(Path.cwd()) not in card
+    Path("again.toml").write_text(card.partition("```toml\n")[2].partition("```")[0])
+    assert run("train", "--config", "again.toml", "--out", "again").code == 0
+    weights = [difftool.load(folder).network.state_dict() for folder in ("r", "again")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_the_card_of_a_model_file_has_samples_of_its_own(run: Run) -> None:
+    randomized(run, *TRAIN, "--dataset.n", 200)
+    assert run("export", "m.safetensors", "--to", "difftool", "--out", "d").code == 0
+    assert Path("d/samples.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_missing_library_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

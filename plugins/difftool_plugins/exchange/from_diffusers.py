@@ -27,7 +27,10 @@ FREE = (
     *("upcast_attention", "num_train_timesteps", "dropout"),
 )
 """Entries of a configuration that follow from the data, or change no output."""
-SCHEDULERS = ("DDPM", "DDIM", "PNDM", "DPMSolver", "UniPC", "DEIS", "EulerDiscrete")
+SCHEDULERS = (
+    *("DDPM", "DDIM", "PNDM", "DPMSolver", "UniPC", "DEIS"),
+    *("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete"),
+)
 """Words in the names of schedulers whose networks difftool can sample."""
 CLIPPING = ("DDPM", "DDIM")
 """Words in the names of schedulers that clip by default."""
