@@ -77,6 +77,8 @@ def test_a_model_of_captions_takes_a_prompt_in_words(
     np.save(tmp_path / "prompt.npy", tokens_of("a red square", WORDS).numpy())
     ok(run(*sample, "--tokens", "prompt.npy", "--out", "file.npy"))
     assert same(tmp_path, "a red square", "file")
+    longer = ok(run(*sample, "--tokens", " ".join(["red"] * (WORDS + 2)), "--out", "longer.npy"))
+    assert f"the model takes {WORDS} words, so the last 2 are left out" in longer.err
 
 
 def same(folder: Path, one: str, other: str) -> bool:

@@ -1503,7 +1503,7 @@ ARRAY_ROWS = [
         "array of a .pt file",
         array("x.pt"),
         1,
-        ("suffixes", ".npy, .npz, .safetensors, .csv, .parquet"),
+        ("suffixes", ".npy, .npz, .safetensors, .csv, .tsv, .parquet"),
         (put("x.pt"),),
     ),
     Fault("array with escapes", array(f"{ESCAPE}.npy"), 1, (r"\x1b[31m",), (put(f"{ESCAPE}.npy"),)),

@@ -79,8 +79,10 @@ def test_the_script_draws_the_samples_of_the_model(run: Run, target: str, option
     with torch.no_grad():
         expected = NetworkGraph(model, "fp32")(*inputs)
     names = ["x", "t", *([*model.space.condition.shapes, "hidden"] if model.space.condition.shapes else [])]
-    output = script["run"]("network", dict(zip(names, (each.numpy() for each in inputs), strict=True)))
-    assert difference(output, expected) <= CLOSE
+    arrays = dict(zip(names, (each.numpy() for each in inputs), strict=True))
+    assert difference(script["run"]("network", arrays), expected) <= CLOSE
+    one = script["run"]("network", {name: array[:1] for name, array in arrays.items()})
+    assert difference(one, expected[:1]) <= CLOSE
 
     eps = np.random.default_rng(0).standard_normal((5, *model.space.shape))
     drawn = script["sample"](eps, 4, script["conditions"](5, None, {}))
@@ -121,6 +123,18 @@ def test_weights_of_half_size(run: Run, target: str, dtype: str) -> None:
             assert {file.get_tensor(name).dtype for name in file.keys()} == {  # noqa: SIM118
                 {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
             }
+
+
+def test_a_network_that_limits_its_batch(run: Run) -> None:
+    """The code of diffusers takes another way from 64 items on."""
+    pytest.importorskip("diffusers")
+    small = ("--backbone", "diffusers-unet", "--backbone.block-out-channels", "8,16", "--backbone.norm-num-groups", 4)
+    model = randomized(run, *TRAIN, "--dataset", "gradients", "--dataset.n", 32, "--dataset.size", 8, *small)
+    script = exported(run, "torch-export")
+    x, t = torch.randn(130, 3, 8, 8), torch.linspace(0, 999, 130)
+    with torch.no_grad():
+        expected = model.network(x, t)
+    assert difference(script["run"]("network", {"x": x.numpy(), "t": t.numpy()}), expected) <= CLOSE
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -31,7 +31,7 @@ T = torch.tensor([100.0, 700.0])
 
 @pytest.mark.slow
 def test_laws() -> None:
-    check_backbone(uvit.UViT(dim=64, depth=3), shape=(1, 8, 8))
+    check_backbone(uvit.UViT(dim=32, depth=3), shape=(1, 4, 4))
 
 
 def test_without_skips_it_is_a_plain_transformer() -> None:

@@ -203,7 +203,7 @@ class ImageFolder(Dataset, name="image-folder"):
         if self.captions is not None:
             from difftool_plugins.datasets.columns.captions import caption_rows, read_captions
 
-            captions = read_captions(paths, self.captions)
+            captions = read_captions(paths, self.captions.removeprefix("."))
             rows = caption_rows(captions, "files", self.words, room)
             text = hashlib.sha256("\0".join(captions).encode("utf-8", "surrogatepass")).hexdigest()
             return rows, f"captions {self.words} {text}"

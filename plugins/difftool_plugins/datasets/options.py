@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 from difftool import option
@@ -74,8 +75,11 @@ def read_caption(field: str, text: str, captions: str | None, words: int) -> Ten
     """Return the tokens of a caption that a user types, or None for other conditions and for files of tokens."""
     if field != "tokens" or captions is None or text.lower().endswith(".npy"):
         return None
-    from difftool_plugins.datasets.columns.captions import tokens_of
+    from difftool_plugins.datasets.columns.captions import tokens_of, words_of
 
+    if (count := len(words_of(text))) > words:
+        what = f"--tokens: the model takes {words} words, so the last {count - words} are left out"
+        warnings.warn(what, stacklevel=2)
     return tokens_of(text, words)
 
 

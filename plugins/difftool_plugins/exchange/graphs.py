@@ -74,9 +74,8 @@ def examples(model: Model, count: int = 2) -> list[Tensor]:
     return [torch.randn(count, *model.space.shape), torch.linspace(0, 999, count), *conditions]
 
 
-def any_batch(inputs: Sequence[Tensor]) -> tuple[Any, ...]:
-    """Return the dynamic shapes of inputs whose first axis is a batch of any size; conditions are one argument."""
-    batch = torch.export.Dim("batch", min=1)
+def with_batch(inputs: Sequence[Tensor], batch: Any) -> tuple[Any, ...]:
+    """Return the dynamic shapes of inputs whose first axis is a batch; conditions are one argument."""
     rows = [{0: batch} for _ in inputs]
     return (*rows[:2], tuple(rows[2:])) if len(rows) > 2 else tuple(rows)
 

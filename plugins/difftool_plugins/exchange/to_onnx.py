@@ -42,7 +42,7 @@ def _write(graph: nn.Module, inputs: list[Tensor], names: list[str], path: Path)
             str(path),
             input_names=names,
             output_names=["output"],
-            dynamic_shapes=graphs.any_batch(inputs),
+            dynamic_shapes=graphs.with_batch(inputs, torch.export.Dim("batch", min=1)),
             dynamo=True,
             external_data=size > LARGEST_FILE,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from difftool import Model
+from difftool import Model, UsageError
 from difftool_plugins.exchange import graphs
 from difftool_plugins.exchange.folders import Use
 
@@ -26,5 +26,10 @@ def write(model: Model, folder: Path, dtype: str) -> Use:
 
 def _write(graph: nn.Module, inputs: list[Tensor], path: Path) -> None:
     with torch.no_grad():
-        program = torch.export.export(graph.eval(), tuple(inputs), dynamic_shapes=graphs.any_batch(inputs))
-        torch.export.save(program, path)
+        shapes = graphs.with_batch(
+            inputs, torch.export.Dim.AUTO
+        )  # some networks limit the batch: the script keeps to it
+        program = torch.export.export(graph.eval(), tuple(inputs), dynamic_shapes=shapes)
+    if not program.range_constraints:
+        raise UsageError("--to torch-export: the code of the network fixes the size of a batch, as len(x) does")
+    torch.export.save(program, path)

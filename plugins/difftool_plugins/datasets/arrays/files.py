@@ -201,11 +201,17 @@ def _members(path: Path, archive: zipfile.ZipFile, file: BinaryIO) -> Iterator[S
 
 def read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Return (shape, columns first, type) of an array in the format of NumPy. Raises `ValueError`."""
-    version = np.lib.format.read_magic(file)
+    try:
+        version = np.lib.format.read_magic(file)
+    except ValueError:
+        raise ValueError("it is empty, or not in the format of NumPy") from None
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"it is of version {version} of the format, and 1.0 and 2.0 are known")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
+    try:
+        shape, fortran, dtype = read(file)
+    except ValueError as error:  # NumPy's advice on long headers would allow pickles
+        raise ValueError(f"its header cannot be read ({str(error).partition('.')[0].partition(chr(10))[0]})") from None
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are never unpickled; save numbers or texts (dtype=str)")
     return tuple(map(int, shape)), bool(fortran) and len(shape) > 1, dtype

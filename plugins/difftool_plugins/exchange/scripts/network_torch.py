@@ -16,8 +16,16 @@ _programs: dict[str, Any] = {}
 
 @torch.no_grad()
 def run(name: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the output of `network` or `decoder`."""
+    """Return the output of `network` or `decoder`, computed in batches of the sizes that the program takes."""
     if name not in _programs:
-        _programs[name] = torch.export.load(FOLDER / f"{name}.pt2").module()
-    output: torch.Tensor = _programs[name](*(torch.from_numpy(array) for array in inputs.values()))
-    return output.numpy()
+        program = torch.export.load(FOLDER / f"{name}.pt2")
+        (sizes,) = set(program.range_constraints.values())
+        _programs[name] = program.module(), int(sizes.lower), int(min(sizes.upper, 2**20))
+    network, least, most = _programs[name]
+    tensors = [torch.from_numpy(array) for array in inputs.values()]
+    n, outputs = len(tensors[0]), []
+    for start in range(0, n, most):
+        count = min(most, n - start)
+        rows = torch.arange(start, start + max(count, least)) % n  # too small a batch is filled with other rows
+        outputs.append(network(*(tensor[rows] for tensor in tensors))[:count])
+    return torch.cat(outputs).numpy()
