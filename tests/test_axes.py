@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import difftool
-from difftool import UsageError
+from difftool import BackboneSpec, ConditionSpec, UsageError
 from difftool.data.samples import PIXELS, Samples
 from difftool.diffusion.memory_layout import arrange, layout_of
+from difftool_plugins.backbones import UNet
 
 SMALL = (
     *("--backbone", "unet", "--backbone.dim", 8, "--backbone.groups", 4, "--backbone.head-dim", 8),
@@ -162,3 +164,24 @@ def test_condition_images_made_of_items_belong_to_images(
 ) -> None:
     refused = run("train", *request.getfixturevalue(kind), "--dataset.condition", condition, "--out", "r")
     assert f"condition: {condition} is computed from images" in refused.error
+
+
+@pytest.mark.parametrize(
+    ("options", "digest"),
+    [
+        ({}, "0401989875fc534d"),
+        (
+            {"downsample": "unshuffle", "standardize": True, "block": "pre", "grow": "after", "blocks": 2},
+            "b91f6c642d7b0c6b",
+        ),
+        ({"attention": ("linear-norm",), "time": "shift"}, "d3aa520c3b52de3e"),
+    ],
+)
+def test_networks_of_images_keep_the_names_and_shapes_of_their_weights(options: dict[str, Any], digest: str) -> None:
+    """A model file of an image network from before series and films were taken must load."""
+    condition = ConditionSpec(classes=3, vector=2, tokens=(4, 5))
+    network = UNet(dim=16, groups=4, **options).build(
+        BackboneSpec(shape=(3, 8, 8), out_channels=3, condition=condition)
+    )
+    layout = [(name, tuple(weight.shape)) for name, weight in network.state_dict().items()]
+    assert hashlib.sha256(repr(layout).encode()).hexdigest()[:16] == digest

@@ -75,7 +75,8 @@ def only(root: Path, **options: object) -> torch.Tensor:
 def test_registered_under_their_names() -> None:
     names = {c.name for p in registry().plugins if p.identity == "difftool:datasets" for c in p.components}
     assert names == {
-        *("swiss-roll", "two-moons", "gaussian-mixture", "gradients", "image-folder", "array", "hf", "webdataset"),
+        *("swiss-roll", "two-moons", "gaussian-mixture", "gradients", "image-folder", "sound-folder", "array"),
+        *("hf", "webdataset"),
     }
     assert [p.problems for p in registry().plugins if p.identity == "difftool:datasets"] == [[]]
 

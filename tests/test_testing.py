@@ -111,12 +111,13 @@ def failed_laws(component: Component, **arguments: Any) -> dict[str, str]:
 
 CHECKED_BELOW = {
     *("array", "autoencoder-kl", "autoguidance", "diffusers-dit", "diffusers-unet", "export", "hf", "image-folder"),
-    *("import", "jsonl", "new-plugin", "unet", "webdataset"),
+    *("import", "jsonl", "new-plugin", "sound-folder", "unet", "webdataset"),
 }
 """Built-ins that require options, and networks that are made small.
 
 `array` is checked in test_array_dataset, `new-plugin` in test_commands, `autoencoder-kl` in
-test_codecs, what is of diffusers in test_exchange, and `hf` and `webdataset` in test_packed.
+test_codecs, what is of diffusers in test_exchange, `sound-folder` in test_sound_folder,
+and `hf` and `webdataset` in test_packed.
 """
 
 

@@ -1,4 +1,4 @@
-"""Folders of image files: find the files, and derive classes from sub-folders."""
+"""Folders of image (or sound) files: find the files, and derive classes from sub-folders."""
 
 from __future__ import annotations
 
@@ -18,16 +18,23 @@ SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", 
 
 
 def list_images(root: str) -> list[str]:
-    """Return the paths of the image files below a folder, relative to it and separated by '/', in the order of bytes.
+    """Return the paths of the image files below a folder, as `list_files` does."""
+    return list_files(root, EXTENSIONS, "images")
 
+
+def list_files(root: str, extensions: tuple[str, ...], what: str) -> list[str]:
+    """Return the paths of files with these extensions below a folder, in the order of bytes.
+
+    Paths are relative to the folder and separated by '/'.
     Links are followed. No folder is entered twice, so a loop of links ends, and links to folders come last, so a folder
-    keeps its own name. Pipes and devices are skipped. Raises `ValueError` if there are no images.
+    keeps its own name. Pipes and devices are skipped. Raises `ValueError` if there are no such files,
+    which `what` names.
     """
     if not os.path.exists(root):
         raise ValueError(f"{printable(root)} does not exist")
     if not os.path.isdir(root):
         raise ValueError(f"{printable(root)} is not a folder")
-    images: list[str] = []
+    found: list[str] = []
     entered: set[tuple[int, int]] = set()
     folders, links = deque([""]), deque[str]()
     while folders or links:
@@ -47,11 +54,11 @@ def list_images(root: str) -> list[str]:
                 continue
             if _is_folder(entry):
                 (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
-            elif entry.name.lower().endswith(EXTENSIONS) and _is_file(entry):
-                images.append(prefix + entry.name)
-    if not images:
-        raise ValueError(f"no images in {printable(root)} or its sub-folders (looked for {' '.join(EXTENSIONS)})")
-    return sorted(images, key=os.fsencode)
+            elif entry.name.lower().endswith(extensions) and _is_file(entry):
+                found.append(prefix + entry.name)
+    if not found:
+        raise ValueError(f"no {what} in {printable(root)} or its sub-folders (looked for {' '.join(extensions)})")
+    return sorted(found, key=os.fsencode)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -70,7 +77,7 @@ def class_folders(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted({name.partition("/")[0] for name in names if "/" in name}, key=os.fsencode))
 
 
-def no_classes(root: str, names: Sequence[str], folders: Sequence[str]) -> str:
+def no_classes(root: str, names: Sequence[str], folders: Sequence[str], what: str = "images") -> str:
     """Return why folders that look like classes are none, and the option that takes them, or an empty text."""
     beside = [name for name in names if "/" not in name]
     if len(folders) == 1 and not beside:
@@ -78,19 +85,19 @@ def no_classes(root: str, names: Sequence[str], folders: Sequence[str]) -> str:
         if len(below) > 1:
             inner = printable(os.path.join(root, folders[0]))
             return (
-                f"all images lie in {inner}; --dataset.path {inner} takes its sub-folders ({listed(below)}) as classes"
+                f"all {what} lie in {inner}; --dataset.path {inner} takes its sub-folders ({listed(below)}) as classes"
             )
     if len(folders) < 2:
         return ""
     if beside:
         return (
-            f"images lie beside the sub-folders ({len(beside)} of {len(names)}: {listed(beside)}); "
+            f"{what} lie beside the sub-folders ({len(beside)} of {len(names)}: {listed(beside)}); "
             f"--dataset.labels folders leaves them out and takes {listed(folders)} as classes"
         )
     if all(name.casefold() in SPLITS for name in folders):
         path = printable(os.path.join(root, folders[-1]))
         return (
-            f"{listed(folders)} divide data for training and evaluation, and images of all are taken; "
+            f"{listed(folders)} divide data for training and evaluation, and {what} of all are taken; "
             f"--dataset.path {path} takes one, --dataset.labels folders makes classes of them"
         )
     return ""

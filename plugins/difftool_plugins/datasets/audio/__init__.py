@@ -1,0 +1,1 @@
+"""Sound files, for datasets of sounds."""

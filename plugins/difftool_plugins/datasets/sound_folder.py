@@ -1,0 +1,119 @@
+"""A folder of sounds: `folders` finds the files, and `audio` reads them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from difftool import Dataset, option, printable
+from difftool_plugins.datasets.images.folders import class_folders, list_files, listed, no_classes, report, sub_folders
+from difftool_plugins.datasets.options import GIB_IN_MEMORY, bytes_in_memory, skip_bad_option
+
+if TYPE_CHECKING:
+    from difftool import DatasetContext, Samples
+
+EXTENSIONS = (".wav", ".wave")
+
+
+class SoundFolder(Dataset, name="sound-folder"):
+    """Your own sounds: every WAV file in a folder and its sub-folders.
+
+    Each item is a part of a file, with amplitudes from -1 to 1; a shorter file is padded with zeros. All files have one
+    rate. If there are at least two sub-folders and all sounds lie in them, the sub-folders are classes, unless they are
+    called `train`, `test` and the like.
+    """
+
+    default_backbone = "unet"
+
+    path: Path = option(help="folder of sounds; hidden files and folders are skipped")
+    length: int = option(
+        default=16_384, ge=1, le=2**24, help="samples of each item; the U-Net halves it, so take a power of 2"
+    )
+    rate: int | None = option(
+        default=None, ge=1, help="rate of the files in Hz; files are not resampled", otherwise="that of the first file"
+    )
+    channels: int = option(default=1, ge=1, le=2, help="1 mixes the channels of a file, 2 is stereo")
+    labels: Literal["auto", "folders", "none"] = option(
+        default="auto",
+        help="auto: sub-folders are classes if all sounds lie in them and they are not named train, test, ...; "
+        "folders: sub-folders are classes, whatever they are named, and sounds beside them are left out; "
+        "none: there are no classes",
+    )
+    crop: Literal["center", "random"] = option(
+        default="center", help="center: the middle part of each file; random: another part each time"
+    )
+    skip_bad: bool = skip_bad_option("files")
+    memory: float | None = option(
+        default=None,
+        ge=0,
+        help="GiB of sounds to hold in memory; larger sets, and random crops, are read while training",
+        otherwise=f"{GIB_IN_MEMORY:g}",
+    )
+
+    def load(self, context: DatasetContext) -> Samples:
+        import torch
+
+        from difftool import Samples
+        from difftool_plugins.datasets.audio.files import RandomParts, SoundFiles, check_all, fingerprint, units
+
+        root = os.path.abspath(self.path.expanduser())
+        every = self._chosen(list_files(root, EXTENSIONS, "sounds"))
+        paths = [os.path.join(root, name) for name in every]
+        good, errors = check_all(paths, self.channels, self.rate, self.skip_bad)
+        report(errors, len(every), "sound files", f" in {printable(root)}")
+        names, wavs = [every[i] for i in good], list(good.values())
+        files = SoundFiles(wavs, self.channels, self.length)
+        items: Any = files
+        if self.crop == "random":
+            items = RandomParts(files)
+        elif len(files) * self.channels * self.length * 4 <= bytes_in_memory(self.memory):
+            items = torch.stack([files[i] for i in range(len(files))])
+        classes = self._classes(root, names)
+        number = {name: k for k, name in enumerate(classes)}
+        scaling: dict[str, Any] = units(files)
+        return Samples(
+            items=items,
+            shape=self.item_shape(),
+            labels=torch.tensor([number[name.partition("/")[0]] for name in names]) if classes else None,
+            class_names=tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in classes),
+            item_ids=names,
+            fingerprint=f"{fingerprint(wavs, names)} {self.crop}",
+            form="sound",
+            rate=wavs[0].rate,
+            **scaling,
+        )
+
+    def item_shape(self) -> tuple[int, int]:
+        return self.channels, self.length
+
+    def _chosen(self, every: list[str]) -> list[str]:
+        """Return the sounds to read: all of them, or with `labels` folders those in sub-folders."""
+        inside = [name for name in every if "/" in name]
+        if self.labels != "folders" or len(inside) == len(every):
+            return every
+        beside = len(every) - len(inside)
+        warnings.warn(f"left out {beside} of {len(every)} sounds, which lie beside the sub-folders", stacklevel=4)
+        return inside
+
+    def _classes(self, root: str, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the sub-folders that are classes, and warn where some or all of them are not.
+
+        Raises `ValueError` if `labels` is folders and there are fewer than two.
+        """
+        if self.labels == "none":
+            return ()
+        folders = class_folders(names)
+        if self.labels == "auto" and (reason := no_classes(root, names, folders, "sounds")):
+            warnings.warn(f"no classes: {reason}; --dataset.labels none confirms it", stacklevel=4)
+            return ()
+        if len(folders) < 2 and self.labels == "folders":
+            raise ValueError(
+                f"labels: folders needs sounds in two sub-folders or more, not {listed(folders) or 'none'}"
+            )
+        if empty := sorted(set(sub_folders(root)) - set(folders), key=os.fsencode):
+            what = "" if len(folders) > 1 else "no classes, for there are sounds in one sub-folder alone: "
+            warnings.warn(f"{what}a sub-folder without readable sounds is not a class ({listed(empty)})", stacklevel=4)
+        return folders if len(folders) > 1 else ()
