@@ -452,8 +452,8 @@ def spoil(folder: Path, points_run: Path, labels_run: Path) -> None:
     variant("unscheduled", schedule=None)
     variant("flat", data={**data, "scale": [0.0, 1.0]})
     variant("turned", data={**data, "bounds": [1.0, -1.0]})
-    doubled = {name: tensor.double() for name, tensor in tensors.items()}
-    checkpoint.save(folder / "double.safetensors", doubled, document)
+    for name, dtype in (("half", torch.float16), ("double", torch.float64)):  # a file of halves says that it is one
+        checkpoint.save(folder / f"{name}.safetensors", {k: t.to(dtype) for k, t in tensors.items()}, document)
     save_file({"a": torch.zeros(3)}, folder / "deep.safetensors", {"difftool": "[" * 100_000})
     (folder / "x.png").write_text("no picture")
     (folder / "file").write_text("x")
@@ -511,6 +511,7 @@ BAD: list[tuple[list[str], int, str]] = [
     (["sample", "unscheduled.safetensors"], 1, "its metadata name no schedule"),
     (["sample", "flat.safetensors"], 1, "describe no data"),
     (["sample", "turned.safetensors"], 1, "describe no data"),
+    (["sample", "half.safetensors"], 1, "is float16, not float32"),
     (["sample", "double.safetensors"], 1, "is float64, not float32"),
     (["sample", "deep.safetensors"], 1, "not a safetensors file written by difftool"),
     (["sample", "POINTS", "--out", "a.png", "--out", "./a.png"], 2, "a.png is given twice"),

@@ -1138,6 +1138,10 @@ FILES: dict[str, tuple[tuple[str, ...], Step]] = {
     ),
     "a weight too many": (("do not fit", r"\x1b[31m"), model(tensors=lambda t: t.update({"\x1b[31m": torch.zeros(1)}))),
     "a weight called 10^6 x": (("do not fit", "xxx"), model(tensors=lambda t: t.update({"x" * 10**6: torch.zeros(1)}))),
+    "weights of half precision in a file that does not say so": (
+        ("do not fit", "float16"),
+        model(tensors=lambda t: t.update({k: v.half() for k, v in t.items()})),
+    ),
     "weights of double precision": (
         ("do not fit", "float64"),
         model(tensors=lambda t: t.update({k: v.double() for k, v in t.items()})),

@@ -143,6 +143,7 @@ def _of_file(tensors: dict[str, Any], document: dict[str, Any], *, brief: bool =
     from difftool.data.facts import DataFacts
 
     facts = {key: document.get(key) for key in ("kind", "weights", "step")}
+    facts |= {"dtype": dtype} if (dtype := document.get("dtype")) else {}
     facts["parameters"] = sum(t.numel() for name, t in tensors.items() if name.startswith("network."))
     latents, data = document.get("latents"), document.get("data")
     facts["latents"] = latents.get("shape") if isinstance(latents, dict) else None

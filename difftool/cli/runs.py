@@ -12,7 +12,6 @@ from rich.table import Column
 from difftool.cli.console import add_row, help_text, new_table, note, result_json, stdout
 from difftool.cli.parameters import AsJson
 from difftool.errors import BadFile, shortened
-from difftool.runs.losses import losses
 
 if TYPE_CHECKING:
     from difftool.runs.folder import RunFolder
@@ -73,7 +72,7 @@ def _facts(run: RunFolder) -> dict[str, Any]:
         "run": str(run.path),
         "started": run.started,
         **asdict(run.status()),
-        **losses(run.read_metrics()),
+        **run.losses(),
         "model": str(run.model) if run.model.is_file() else None,
         "components": names,
     }

@@ -45,6 +45,8 @@ DTYPES = {
     "U16": torch.uint16,
 }
 """The types of tensors, by their names in the header."""
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""The number formats of half the size in which a model file may hold its network."""
 FORMAT = 1
 LARGEST_FILE = 2**62
 """The largest number that a header may give for a size or a place."""
@@ -216,6 +218,24 @@ def grouped(tensors: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, di
 def ungrouped(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return tensors by names that begin with that of their group."""
     return {f"{group}.{name}": tensor for group, some in groups.items() for name, tensor in some.items()}
+
+
+def half_of(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the number format of half the size, if all floating-point tensors have it, or None."""
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    return next((name for name, dtype in HALVES.items() if kinds == {dtype}), None)
+
+
+def widened(tensors: Mapping[str, Tensor], half: object) -> dict[str, Tensor]:
+    """Return the tensors of a file with those of a number format of half the size as float32.
+
+    `half` is the format that the file names, or None. Raises `ValueError` for another one.
+    """
+    if half is None:
+        return dict(tensors)
+    if not isinstance(half, str) or half not in HALVES:
+        raise ValueError("dtype is no number format of half the size")
+    return {name: t.float() if t.dtype == HALVES[half] else t for name, t in tensors.items()}
 
 
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], most: int = 3) -> str:

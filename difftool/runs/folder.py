@@ -31,6 +31,7 @@ from difftool.files import open_regular, parse_json, sweep, write_text
 from difftool.locks import followed, hold, holder, in_use
 from difftool.paths import check_inside, check_links
 from difftool.runs.config import dump_toml, read_toml
+from difftool.runs.losses import losses
 from difftool.runs.rows import is_row
 from difftool.settings import LARGEST_STEP
 
@@ -177,6 +178,10 @@ class RunFolder(Displayed):
                     if is_row(row) and (up_to is None or row["step"] <= up_to):
                         rows[row["step"]] = row
         return list(rows.values())
+
+    def losses(self, up_to: int | None = None) -> dict[str, float | None]:
+        """Return the losses at the last logged row, up to a step: smoothed, and of held-out items."""
+        return losses(self.read_metrics(up_to))
 
     def rewrite_metrics(self, rows: list[dict[str, Any]]) -> None:
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))

@@ -77,16 +77,9 @@ def built(path: Path, what: str, build: Callable[[], nn.Module | None], tensors:
         raise BadFile(f"{path}: its {what} is none")
     if sum(p.numel() for p in sketch.parameters()) > LARGEST_MODEL:
         raise BadFile(f"{path}: its metadata ask for more than {LARGEST_MODEL:,} parameters")
-    wanted = sketch.state_dict()
-    tensors = {name: _widened(tensor, wanted.get(name, tensor).dtype) for name, tensor in tensors.items()}
-    if rows := checkpoint.differences(wanted, tensors):
+    if rows := checkpoint.differences(sketch.state_dict(), tensors):
         raise BadFile(f"{path}: its weights do not fit its {what}: {rows}")
     module = build()
     assert module is not None
     module.load_state_dict(tensors)
     return module
-
-
-def _widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return weights of half size as the float32 that a network computes with."""
-    return tensor.float() if dtype == torch.float32 and tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -100,6 +100,7 @@ class Model(Source, Displayed):
             raise BadFile(f"{path}: its metadata are malformed: {error}") from None
         try:
             groups = checkpoint.grouped(tensors, ("network", "codec"))
+            groups["network"] = checkpoint.widened(groups["network"], document.get("dtype"))
         except ValueError as error:
             raise BadFile(f"{path}: its weights do not fit: {error}") from None
         try:
@@ -118,7 +119,10 @@ class Model(Source, Displayed):
         return cls(recipe, data, schedule, network, weights, step, path, run, **about).to(device)
 
     def save(self, path: str | Path, *, overwrite: bool = True, codec: bool = True) -> None:
-        """Write the model to a safetensors file that `read` can read, unless the file leaves the codec out."""
+        """Write the model to a safetensors file that `read` can read, unless the file leaves the codec out.
+
+        A network in bfloat16 or float16 is written as it is, and read as float32.
+        """
         document = {
             **self.recipe.shared_document(),
             "kind": "model",
@@ -131,6 +135,8 @@ class Model(Source, Displayed):
         if self.origin is not None:
             document["init_from"] = self.origin.document()
         groups = {"network": self.network.state_dict(), "codec": tensors_of(self.latents) if codec else {}}
+        if (half := checkpoint.half_of(groups["network"])) is not None:
+            document["dtype"] = half
         checkpoint.save(Path(path), checkpoint.ungrouped(groups), document, overwrite=overwrite)
 
     def __repr__(self) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
 
 from difftool import (
     Backbone,
@@ -18,6 +20,7 @@ from difftool import (
     TimestepSampling,
     Weighting,
     __version__,
+    note,
     printable,
 )
 
@@ -26,23 +29,24 @@ if TYPE_CHECKING:
     from difftool_plugins.exchange.folders import Use
 
 MEASURES = {"loss": "loss", "held_out_loss": "held-out loss", "eps_loss": "error of eps"}
-"""The measures of a run that a card shows, by their names in metrics.jsonl."""
+"""The losses of a run that a card shows, by their names in metrics.jsonl."""
 TAGS = {"image": "unconditional-image-generation", "sound": "audio", "series": "time-series"}
 """The tags of the hub by the form of the data."""
 
 
 def write_card(model: Model, folder: Path, use: Use, *, name: str, license: str, dtype: str) -> None:
-    """Write README.md into the folder of an exported model, with the last preview of its run as a picture."""
+    """Write README.md into the folder of an exported model, with a picture of samples where there is one."""
     pictures = []
-    if model.run is not None and (previews := sorted(model.run.previews.glob("samples-*.png"))):
-        shutil.copyfile(previews[-1], folder / "samples.png")
-        pictures.append("## Samples\n\n![Samples at the end of training](samples.png)\n")
+    if (picture := picture_of(model)) is not None:
+        (folder / "samples.png").write_bytes(picture)
+        pictures.append("## Samples\n\n![Samples](samples.png)\n")
     parts = [
         _header(model, use, license),
         f"# {name}\n\nA diffusion model, trained with difftool {__version__}.\n\n{_table(_facts(model, dtype))}",
         *pictures,
         f"## Use it\n\nIn this folder:\n\n{use.text}",
-        f"## How it was trained\n\n{_table(_settings(model))}",
+        f"## How it was trained\n\n{_table(_training(model))}\n"
+        f"A config file for `difftool train --config`:\n\n```toml\n{settings_of(model)}```\n",
         f"## Share it\n\n```\nhf upload YOUR-NAME/{name} . .\n```\n",
     ]
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8", newline="\n")
@@ -69,18 +73,36 @@ def _facts(model: Model, dtype: str) -> dict[str, str]:
     }
 
 
-def _settings(model: Model) -> dict[str, str]:
-    """Return how the model was trained, and what was measured at the end, as far as its run is known."""
+def _training(model: Model) -> dict[str, str]:
+    """Return how the model was trained, and its losses at the end, as far as its run is known."""
     recipe, training = model.recipe, model.recipe.training
-    rows = {
+    losses = {} if model.run is None else model.run.losses(model.step)
+    return {
         "training": f"{model.step:,} steps of {training.batch_size}, learning rate {training.lr:g}",
         **{base.kind: recipe[base].name for base in (Optimizer, Weighting, TimestepSampling)},
         "loss function": recipe[Loss].name,
         "seed": str(training.seed),
+        **{MEASURES[name]: f"{value:.4g}" for name, value in losses.items() if value is not None},
     }
-    for row in [] if model.run is None else model.run.read_metrics(model.step):
-        rows |= {MEASURES[key]: f"{row[key]:.4g}" for key in MEASURES if isinstance(row.get(key), float)}
-    return rows
+
+
+def picture_of(model: Model) -> bytes | None:
+    """Return the last preview of the run as PNG, or samples drawn now; None for data that no picture shows."""
+    previews = [] if model.run is None else sorted(model.run.previews.glob("samples-*.png"))
+    if previews:
+        return previews[-1].read_bytes()
+    note("drawing samples for the card")
+    return model._repr_png_()
+
+
+def settings_of(model: Model) -> str:
+    """Return the settings as a config file, which names no path of this machine."""
+
+    def present(table: Mapping[str, Any]) -> dict[str, Any]:
+        rows = {key: present(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+        return {key: value for key, value in rows.items() if value is not None}
+
+    return tomli_w.dumps(present(model.recipe.shared_document()))
 
 
 def _table(rows: dict[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import tempfile
@@ -51,9 +52,12 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def rounded(network: nn.Module, dtype: str) -> nn.Module:
-    """Return a copy of a network with weights of another number format, or the network itself."""
-    import copy
+    """Return a copy of a network on the CPU, with weights of a number format.
 
-    if dtype == "fp32":
-        return network
-    return nn.Module.to(copy.deepcopy(network), DTYPES[dtype])
+    Raises `UsageError` for a weight that the format cannot hold, such as one above 65,504 in fp16.
+    """
+    copied = nn.Module.to(copy.deepcopy(network).cpu(), DTYPES[dtype])
+    for (name, tensor), old in zip(copied.state_dict().items(), network.state_dict().values(), strict=True):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()) and bool(old.isfinite().all()):
+            raise UsageError(f"--dtype: {dtype} cannot hold {name}; choose bf16 or fp32")
+    return copied

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difftool import DifftoolError, Model, component, model_of, printable, read_json
+from difftool import DifftoolError, Model, component, model_of, printable
 from difftool_plugins.exchange.schedulers import PREDICTIONS, betas_of, table_of
 from difftool_plugins.exchange.to_diffusers import FOLDERS, RECORD
 
@@ -25,8 +27,15 @@ FREE = (
     *("upcast_attention", "num_train_timesteps", "dropout"),
 )
 """Entries of a configuration that follow from the data, or change no output."""
-SCHEDULERS = ("DDPM", "DDIM", "PNDM", "DPMSolver", "UniPC", "DEIS", "EulerDiscrete")
+SCHEDULERS = (
+    *("DDPM", "DDIM", "PNDM", "DPMSolver", "UniPC", "DEIS"),
+    *("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete"),
+)
 """Words in the names of schedulers whose networks difftool can sample."""
+CLIPPING = ("DDPM", "DDIM")
+"""Words in the names of schedulers that clip by default."""
+LARGEST_CONFIG = 2**26
+"""The size in bytes up to which a configuration is read."""
 STD = 0.5
 """The standard deviation of ordinary images in model units; that of the training data is not recorded."""
 WEIGHTS = "diffusion_pytorch_model"
@@ -96,9 +105,7 @@ def scheduler_of(path: Path) -> dict[str, Any]:
         if file.is_file():
             config = _json(file)
             name = str(config.get("_class_name"))
-            if not any(
-                word in name for word in ("DDPM", "DDIM", "PNDM", "DPMSolver", "UniPC", "DEIS", "EulerDiscrete")
-            ):
+            if not any(word in name for word in SCHEDULERS):
                 raise ValueError(f"its scheduler {printable(name)} is none of difftool's kind, such as DDPMScheduler")
             if "FlowMatch" in name or config.get("use_flow_sigmas"):
                 raise ValueError(f"its scheduler {printable(name)} is of flow matching, which cannot be imported")
@@ -107,13 +114,33 @@ def scheduler_of(path: Path) -> dict[str, Any]:
 
 
 def _json(file: Path) -> dict[str, Any]:
+    """Return the object in a configuration. Infinity, which diffusers writes and no JSON has, becomes None."""
     try:
-        config = read_json(file)
-    except ValueError as error:
-        raise ValueError(f"{file.name} cannot be read ({error})") from None
+        if file.stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"it is larger than {LARGEST_CONFIG >> 20} MiB")
+        config = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file.name} cannot be read ({printable(str(error))[:200]})") from None
     if not isinstance(config, dict):
         raise ValueError(f"{file.name} is no JSON object")
     return config
+
+
+def bounds_of(scheduler: Mapping[str, Any]) -> list[float] | None:
+    """Return the bounds to which a scheduler clips x_0, or None if it does not. Raises `ValueError`.
+
+    It warns of dynamic thresholding, which is a setting of sampling here.
+    """
+    if scheduler.get("thresholding"):
+        quantile = scheduler.get("dynamic_thresholding_ratio", 0.995)
+        warnings.warn(f"its scheduler thresholds x_0; sample with --threshold {quantile!r:.20}", stacklevel=2)
+    name = str(scheduler.get("_class_name"))
+    if not scheduler.get("clip_sample", any(word in name for word in CLIPPING)):
+        return None
+    most = scheduler.get("clip_sample_range", 1.0)
+    if isinstance(most, bool) or not isinstance(most, (int, float)) or not 0 < most < 1e6:
+        raise ValueError(f"clip_sample_range must be a number above 0, not {most!r:.40}")
+    return [-float(most), float(most)]
 
 
 def described(
@@ -150,13 +177,11 @@ def described(
         count = config.get("num_embeds_ada_norm", 1000)
         classes = count if count != 1 else 0
     unconditional = {"condition_dropout": 0.0} if backbone == "diffusers-unet" and classes else {}
-    low, high = (-1.0, 1.0)
-    bounded = scheduler.get("clip_sample", True)
     data = {
         "shape": [channels, *sides],
         "shift": [127.5],
         "scale": [127.5],
-        "bounds": [low, high] if bounded else None,
+        "bounds": bounds_of(scheduler),
         "class_names": [str(k) for k in range(classes)],
         "std": STD,
         "form": "image" if channels in (1, 3) else "array",

@@ -1,6 +1,6 @@
 """Run the network of this folder with torch.
 
-`torch.export.load` is made for files that you trust: open none from strangers.
+Whoever wrote a `.pt2` file can have `torch.export.load` run code: open none from strangers.
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ def run(name: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         (sizes,) = set(program.range_constraints.values())
         _programs[name] = program.module(), int(sizes.lower), int(min(sizes.upper, 2**20))
     network, least, most = _programs[name]
-    tensors = [torch.from_numpy(array) for array in inputs.values()]
-    n, outputs = len(tensors[0]), []
+    tensors = {key: torch.from_numpy(array) for key, array in inputs.items()}
+    n, outputs = len(next(iter(tensors.values()))), []
     for start in range(0, n, most):
         count = min(most, n - start)
         rows = torch.arange(start, start + max(count, least)) % n  # too small a batch is filled with other rows
-        outputs.append(network(*(tensor[rows] for tensor in tensors))[:count])
+        outputs.append(network(**{key: tensor[rows] for key, tensor in tensors.items()})[:count])
     return torch.cat(outputs).numpy()
