@@ -110,8 +110,8 @@ class Array(Dataset, name="array"):
     def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
         """Return images of any size shrunk as those of training are. Other conditions are taken as they are."""
         from difftool_plugins.datasets.columns.conditions import read_shrunk
+        from difftool_plugins.datasets.folders import EXTENSIONS
         from difftool_plugins.datasets.images.files import CENTRE
-        from difftool_plugins.datasets.images.folders import EXTENSIONS
 
         word, _, factor = (self.condition or "").partition(":")
         path = Path(text).expanduser()

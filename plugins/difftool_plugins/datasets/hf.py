@@ -100,7 +100,7 @@ class HuggingFace(Dataset, name="hf"):
 
     def _item_column(self, table: Any) -> str:
         """Return the column to learn. Raises `ValueError`."""
-        from difftool_plugins.datasets.images.folders import listed
+        from difftool_plugins.datasets.folders import listed
         from difftool_plugins.datasets.packed import hub
 
         arrays = [name for name in hub.array_columns(table) if name not in (*self.vectors, self.tokens)]
@@ -121,7 +121,7 @@ class HuggingFace(Dataset, name="hf"):
         raise ValueError(f"items: several columns could be learned ({listed(found)}); choose one by --dataset.items")
 
     def _label_column(self, table: Any) -> str | None:
-        from difftool_plugins.datasets.images.folders import listed
+        from difftool_plugins.datasets.folders import listed
         from difftool_plugins.datasets.packed import hub
 
         if self.labels == NONE:

@@ -6,21 +6,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from difftool import Dataset, option, printable
+from difftool_plugins.datasets.folders import EXTENSIONS, Labels, classes_of, kept, labels_option, list_images
 from difftool_plugins.datasets.images.augment import Augmentation, Change, augment_option, check_changes
-from difftool_plugins.datasets.images.folders import (
-    EXTENSIONS,
-    class_folders,
-    list_images,
-    listed,
-    no_classes,
-    sub_folders,
-)
 from difftool_plugins.datasets.options import (
     Crop,
     bits_option,
@@ -76,12 +68,7 @@ class ImageFolder(Dataset, name="image-folder"):
     bits: int = bits_option()
     crop: Crop = crop_option()
     augment: tuple[Change, ...] = augment_option()
-    labels: Literal["auto", "folders", "none"] = option(
-        default="auto",
-        help="auto: sub-folders are classes if all images lie in them and they are not named train, test, ...; "
-        "folders: sub-folders are classes, whatever they are named, and images beside them are left out; "
-        "none: there are no classes",
-    )
+    labels: Labels = labels_option("images")
     condition: str | None = option(
         default=None,
         help="also show the network an image that belongs to each: gray (its own without colours), shrink:N (its own, "
@@ -124,7 +111,7 @@ class ImageFolder(Dataset, name="image-folder"):
         channels, height, width = shape = self.item_shape()
         roots = self._roots()
         every = [(k, name) for k, root in enumerate(roots) for name in list_images(root)]
-        chosen = self._chosen(every)
+        chosen = [every[i] for i in kept([name for _, name in every], self.labels, "images")]
         files = ImageFiles(
             root=roots[0],
             names=[name for _, name in chosen],
@@ -140,23 +127,20 @@ class ImageFolder(Dataset, name="image-folder"):
         random = self.crop == "random"
         found = read([files, *self._partners(files)], most, context.cache, random=random)
         good = [chosen[i] for i in found.good]
-        names = [name for _, name in good]
-        classes = self._classes(roots, names)
-        number = {name: k for k, name in enumerate(classes)}
+        classes = classes_of(roots, [name for _, name in good], self.labels, "images")
         images, function = (*found.columns[1:], None)[0], self._function()
         tokens, content = self._tokens(good, every, [files.path(i) for i in found.good], found.room)
         crop = "" if self.crop == "center" else self.crop
         return Samples(
             items=found.columns[0],
             shape=shape,
-            labels=torch.tensor([number[name.partition("/")[0]] for name in names]) if classes else None,
-            class_names=tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in classes),
             images=images if function is None else function,
             tokens=tokens,
             repeats=torch.tensor([self.weights[k] for k, _ in good]) if self.weights else None,
             item_ids=[files.identity(i) for i in found.good],
             augment=Augmentation.of(self.augment),
             fingerprint=" ".join(filter(None, (found.fingerprint, self.condition if function else "", content, crop))),
+            **classes,
             **PIXELS,
         )
 
@@ -232,32 +216,3 @@ class ImageFolder(Dataset, name="image-folder"):
         except ValueError as error:
             raise ValueError(f"condition: {error}; choose gray, mask, shrink:N, or a folder of images") from None
         return [PartnerFiles.of(folder, files, names)]
-
-    def _chosen(self, every: list[FolderAndName]) -> list[FolderAndName]:
-        """Return the images to read: all of them, or with `labels` folders those in sub-folders."""
-        inside = [(k, name) for k, name in every if "/" in name]
-        if self.labels != "folders" or len(inside) == len(every):
-            return every
-        beside = len(every) - len(inside)
-        warnings.warn(f"left out {beside} of {len(every)} images, which lie beside the sub-folders", stacklevel=4)
-        return inside
-
-    def _classes(self, roots: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-        """Return the sub-folders that are classes, and warn where some or all of them are not.
-
-        Raises `ValueError` if `labels` is folders and there are fewer than two.
-        """
-        if self.labels == "none":
-            return ()
-        folders = class_folders(names)
-        if self.labels == "auto" and (reason := no_classes(roots[0], names, folders)):
-            warnings.warn(f"no classes: {reason}; --dataset.labels none confirms it", stacklevel=4)
-            return ()
-        if len(folders) < 2 and self.labels == "folders":
-            raise ValueError(
-                f"labels: folders needs images in two sub-folders or more, not {listed(folders) or 'none'}"
-            )
-        if empty := sorted({name for root in roots for name in sub_folders(root)} - set(folders), key=os.fsencode):
-            what = "" if len(folders) > 1 else "no classes, for there are images in one sub-folder alone: "
-            warnings.warn(f"{what}a sub-folder without readable images is not a class ({listed(empty)})", stacklevel=4)
-        return folders if len(folders) > 1 else ()

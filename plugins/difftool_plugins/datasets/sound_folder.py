@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from difftool import Dataset, option, printable
-from difftool_plugins.datasets.images.folders import class_folders, list_files, listed, no_classes, report, sub_folders
+from difftool_plugins.datasets.folders import Labels, classes_of, kept, labels_option, list_files, report
 from difftool_plugins.datasets.options import GIB_IN_MEMORY, bytes_in_memory, skip_bad_option
 
 if TYPE_CHECKING:
@@ -36,12 +34,7 @@ class SoundFolder(Dataset, name="sound-folder"):
         default=None, ge=1, help="rate of the files in Hz; files are not resampled", otherwise="that of the first file"
     )
     channels: int = option(default=1, ge=1, le=2, help="1 mixes the channels of a file, 2 is stereo")
-    labels: Literal["auto", "folders", "none"] = option(
-        default="auto",
-        help="auto: sub-folders are classes if all sounds lie in them and they are not named train, test, ...; "
-        "folders: sub-folders are classes, whatever they are named, and sounds beside them are left out; "
-        "none: there are no classes",
-    )
+    labels: Labels = labels_option("sounds")
     crop: Literal["center", "random"] = option(
         default="center", help="center: the middle part of each file; random: another part each time"
     )
@@ -60,7 +53,8 @@ class SoundFolder(Dataset, name="sound-folder"):
         from difftool_plugins.datasets.audio.files import RandomParts, SoundFiles, check_all, fingerprint, units
 
         root = os.path.abspath(self.path.expanduser())
-        every = self._chosen(list_files(root, EXTENSIONS, "sounds"))
+        found = list_files(root, EXTENSIONS, "sounds")
+        every = [found[i] for i in kept(found, self.labels, "sounds")]
         paths = [os.path.join(root, name) for name in every]
         good, errors = check_all(paths, self.channels, self.rate, self.skip_bad)
         report(errors, len(every), "sound files", f" in {printable(root)}")
@@ -71,49 +65,17 @@ class SoundFolder(Dataset, name="sound-folder"):
             items = RandomParts(files)
         elif len(files) * self.channels * self.length * 4 <= bytes_in_memory(self.memory):
             items = torch.stack([files[i] for i in range(len(files))])
-        classes = self._classes(root, names)
-        number = {name: k for k, name in enumerate(classes)}
         scaling: dict[str, Any] = units(files)
         return Samples(
             items=items,
             shape=self.item_shape(),
-            labels=torch.tensor([number[name.partition("/")[0]] for name in names]) if classes else None,
-            class_names=tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in classes),
             item_ids=names,
             fingerprint=f"{fingerprint(wavs, names)} {self.crop}",
             form="sound",
             rate=wavs[0].rate,
+            **classes_of([root], names, self.labels, "sounds"),
             **scaling,
         )
 
     def item_shape(self) -> tuple[int, int]:
         return self.channels, self.length
-
-    def _chosen(self, every: list[str]) -> list[str]:
-        """Return the sounds to read: all of them, or with `labels` folders those in sub-folders."""
-        inside = [name for name in every if "/" in name]
-        if self.labels != "folders" or len(inside) == len(every):
-            return every
-        beside = len(every) - len(inside)
-        warnings.warn(f"left out {beside} of {len(every)} sounds, which lie beside the sub-folders", stacklevel=4)
-        return inside
-
-    def _classes(self, root: str, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the sub-folders that are classes, and warn where some or all of them are not.
-
-        Raises `ValueError` if `labels` is folders and there are fewer than two.
-        """
-        if self.labels == "none":
-            return ()
-        folders = class_folders(names)
-        if self.labels == "auto" and (reason := no_classes(root, names, folders, "sounds")):
-            warnings.warn(f"no classes: {reason}; --dataset.labels none confirms it", stacklevel=4)
-            return ()
-        if len(folders) < 2 and self.labels == "folders":
-            raise ValueError(
-                f"labels: folders needs sounds in two sub-folders or more, not {listed(folders) or 'none'}"
-            )
-        if empty := sorted(set(sub_folders(root)) - set(folders), key=os.fsencode):
-            what = "" if len(folders) > 1 else "no classes, for there are sounds in one sub-folder alone: "
-            warnings.warn(f"{what}a sub-folder without readable sounds is not a class ({listed(empty)})", stacklevel=4)
-        return folders if len(folders) > 1 else ()

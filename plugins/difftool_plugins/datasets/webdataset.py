@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difftool import Dataset, option
+from difftool_plugins.datasets.folders import EXTENSIONS, listed
 from difftool_plugins.datasets.images.augment import Augmentation, Change, augment_option, check_changes
-from difftool_plugins.datasets.images.folders import EXTENSIONS, listed
 from difftool_plugins.datasets.options import (
     Crop,
     bits_option,
@@ -142,7 +142,7 @@ class WebDataset(Dataset, name="webdataset"):
     def _complete(self, members: dict[str, Members], problems: Sequence[str]) -> list[int]:
         """Return the samples that have all members, and warn of others. Raises `ValueError` unless they may be bad."""
         from difftool import printable
-        from difftool_plugins.datasets.images.folders import report
+        from difftool_plugins.datasets.folders import report
 
         missing: dict[int, str] = {}
         for each in members.values():

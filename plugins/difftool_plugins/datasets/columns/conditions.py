@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difftool import BadImage, check_image, printable, read_image, same_proportions
+from difftool_plugins.datasets.folders import list_images
 from difftool_plugins.datasets.images.files import ImageFiles
-from difftool_plugins.datasets.images.folders import list_images
 
 LUMA = (19595, 38470, 7471)
 """The weights of red, green and blue in gray, in units of 2^-16 (ITU-R BT.601), as Pillow's convert("L") has them."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from torch import Tensor
 
 from difftool import BadImage, DifftoolError, printable, read_json, write_json
+from difftool_plugins.datasets.folders import report
 from difftool_plugins.datasets.images.files import ImageFiles, RandomCrops, check_all, read_all
-from difftool_plugins.datasets.images.folders import report
 
 Stamp = list[int]
 """Size in bytes and time of the last change in nanoseconds; empty for a file without a status."""

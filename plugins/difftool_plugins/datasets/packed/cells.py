@@ -25,8 +25,8 @@ from difftool import (
     same_proportions,
     write_json,
 )
+from difftool_plugins.datasets.folders import report
 from difftool_plugins.datasets.images.files import CENTRE, Place, RandomCrops, check_all, read_all
-from difftool_plugins.datasets.images.folders import report
 from difftool_plugins.datasets.options import bytes_in_memory, is_few
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from difftool import printable
-from difftool_plugins.datasets.images.folders import listed
+from difftool_plugins.datasets.folders import listed
 from difftool_plugins.datasets.packed.cells import digest
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

@@ -1,4 +1,4 @@
-"""Folders of image (or sound) files: find the files, and derive classes from sub-folders."""
+"""Folders of files, of images or of sounds: find the files, and derive classes from sub-folders."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Sequence
+from typing import Any, Literal
 
-from difftool import printable
+from difftool import option, printable
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MAX_LISTED = 10
 """Bad files or folders that a warning names."""
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout"}
 """Names of folders that divide data for training and evaluation; they say nothing about what an image shows."""
+Labels = Literal["auto", "folders", "none"]
 
 
 def list_images(root: str) -> list[str]:
@@ -27,8 +29,8 @@ def list_files(root: str, extensions: tuple[str, ...], what: str) -> list[str]:
 
     Paths are relative to the folder and separated by '/'.
     Links are followed. No folder is entered twice, so a loop of links ends, and links to folders come last, so a folder
-    keeps its own name. Pipes and devices are skipped. Raises `ValueError` if there are no such files,
-    which `what` names.
+    keeps its own name. Pipes and devices are skipped. Raises `ValueError` if there are no such files, which `what`
+    names.
     """
     if not os.path.exists(root):
         raise ValueError(f"{printable(root)} does not exist")
@@ -72,12 +74,63 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
     return entry.is_file()
 
 
+def labels_option(what: str) -> Any:
+    """Return the option `labels: Labels` of a dataset of files, which `what` names in the plural."""
+    return option(
+        default="auto",
+        help=f"auto: sub-folders are classes if all {what} lie in them and they are not named train, test, ...; "
+        f"folders: sub-folders are classes, whatever they are named, and {what} beside them are left out; "
+        "none: there are no classes",
+    )
+
+
+def kept(names: Sequence[str], labels: Labels, what: str) -> list[int]:
+    """Return the numbers of the files to read: of all, or with `labels` folders of those in sub-folders."""
+    inside = [i for i, name in enumerate(names) if "/" in name]
+    if labels != "folders" or len(inside) == len(names):
+        return list(range(len(names)))
+    beside = len(names) - len(inside)
+    warnings.warn(f"left out {beside} of {len(names)} {what}, which lie beside the sub-folders", stacklevel=4)
+    return inside
+
+
+def classes_of(roots: Sequence[str], names: Sequence[str], labels: Labels, what: str) -> dict[str, Any]:
+    """Return labels and class_names of files below some folders, as arguments of `Samples`.
+
+    Classes are sub-folders. Warns where some or all of them are none. Raises `ValueError` if `labels` is folders and
+    there are fewer than two.
+    """
+    import torch
+
+    folders = _classes(roots, names, labels, what)
+    number = {name: k for k, name in enumerate(folders)}
+    return {
+        "labels": torch.tensor([number[name.partition("/")[0]] for name in names]) if folders else None,
+        "class_names": tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in folders),
+    }
+
+
+def _classes(roots: Sequence[str], names: Sequence[str], labels: Labels, what: str) -> tuple[str, ...]:
+    if labels == "none":
+        return ()
+    folders = class_folders(names)
+    if labels == "auto" and (reason := no_classes(roots[0], names, folders, what)):
+        warnings.warn(f"no classes: {reason}; --dataset.labels none confirms it", stacklevel=5)
+        return ()
+    if len(folders) < 2 and labels == "folders":
+        raise ValueError(f"labels: folders needs {what} in two sub-folders or more, not {listed(folders) or 'none'}")
+    if empty := sorted({name for root in roots for name in sub_folders(root)} - set(folders), key=os.fsencode):
+        no = "" if len(folders) > 1 else f"no classes, for there are {what} in one sub-folder alone: "
+        warnings.warn(f"{no}a sub-folder without readable {what} is not a class ({listed(empty)})", stacklevel=5)
+    return folders if len(folders) > 1 else ()
+
+
 def class_folders(names: Sequence[str]) -> tuple[str, ...]:
     """Return the top-level folders of files in the order of bytes."""
     return tuple(sorted({name.partition("/")[0] for name in names if "/" in name}, key=os.fsencode))
 
 
-def no_classes(root: str, names: Sequence[str], folders: Sequence[str], what: str = "images") -> str:
+def no_classes(root: str, names: Sequence[str], folders: Sequence[str], what: str) -> str:
     """Return why folders that look like classes are none, and the option that takes them, or an empty text."""
     beside = [name for name in names if "/" not in name]
     if len(folders) == 1 and not beside:
