@@ -6,11 +6,8 @@ Its files are made from `templates/package` and from the templates of the chosen
 from __future__ import annotations
 
 import keyword
-import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +15,7 @@ from string import Template
 from typing import Literal
 
 from difftool import API_VERSION, Command, DifftoolError, UsageError, __version__, option
+from difftool_plugins.commands.whole_folders import whole_folder
 
 TEMPLATE = ".in"
 """Suffix of the templates, which keeps other tools from reading them as Python or TOML."""
@@ -145,15 +143,10 @@ def render(kind: str, words: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         yield Template(path).substitute(words), Template(text).substitute(words)
 
 
-def write(folder: Path, texts: Mapping[str, str]) -> None:
+def write(out: Path, texts: Mapping[str, str]) -> None:
     """Write all of the files, or none if something fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with whole_folder(out) as folder:
         for name, text in texts.items():
-            path = temporary / "package" / name
+            path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
-        os.rename(temporary / "package", folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

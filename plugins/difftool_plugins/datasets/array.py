@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from difftool import Dataset, option, printable
 from difftool_plugins.datasets.arrays.choices import is_file
-from difftool_plugins.datasets.options import GIB_IN_MEMORY, bytes_in_memory
+from difftool_plugins.datasets.options import GIB_IN_MEMORY, bytes_in_memory, read_small_image
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +98,7 @@ class Array(Dataset, name="array"):
             object.__setattr__(self, "vectors", tuple(paths))
 
     def load(self, context: DatasetContext) -> Samples:
-        return self._parts().samples(self, self._bytes_in_memory, self._fingerprint())
+        return self._parts().samples(self, bytes_in_memory(self.memory), self._fingerprint())
 
     def suggested_backbone(self) -> str:
         """Return `unet` for images, series, sound and films, which the headers of a file show, and else `mlp`."""
@@ -109,20 +109,7 @@ class Array(Dataset, name="array"):
 
     def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
         """Return images of any size shrunk as those of training are. Other conditions are taken as they are."""
-        from difftool_plugins.datasets.columns.conditions import read_shrunk
-        from difftool_plugins.datasets.folders import EXTENSIONS
-        from difftool_plugins.datasets.images.files import CENTRE
-
-        word, _, factor = (self.condition or "").partition(":")
-        path = Path(text).expanduser()
-        is_image = path.is_dir() or path.suffix.lower() in EXTENSIONS
-        if field != "image" or word != "shrink" or spec.image is None or not is_image:
-            return None
-        return read_shrunk(path, spec.image, int(factor), CENTRE)
-
-    @property
-    def _bytes_in_memory(self) -> float:
-        return bytes_in_memory(self.memory)
+        return read_small_image(self.condition, field, text, spec)
 
     def _parts(self, *, headers_only: bool = False) -> Parts:
         """Open the file, and choose its arrays or columns. Raises `ValueError`."""
@@ -133,7 +120,7 @@ class Array(Dataset, name="array"):
         if not path.is_file():
             raise ValueError(f"{place} {'is not a file' if path.exists() else 'does not exist'}")
         if path.suffix.lower() in tables.SUFFIXES:
-            return of_table(self, tables.open_table(path), self._bytes_in_memory, headers_only=headers_only)
+            return of_table(self, tables.open_table(path), bytes_in_memory(self.memory), headers_only=headers_only)
         if path.suffix.lower() in files.SUFFIXES:
             return of_archive(self, path)
         known = ", ".join((*files.SUFFIXES, *tables.SUFFIXES))

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from difftool import Dataset, option
-from difftool_plugins.datasets.images.augment import Augmentation, Change, augment_option, check_changes
+from difftool_plugins.datasets.images.augment import Change, augment_option, check_changes
 from difftool_plugins.datasets.options import (
     Crop,
     bits_option,
@@ -24,10 +24,11 @@ from difftool_plugins.datasets.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from difftool import ConditionSpec, DatasetContext, Samples
-    from difftool_plugins.datasets.packed.cells import PackedArrays
 
 AUTO, NONE = "auto", "none"
 
@@ -77,7 +78,8 @@ class HuggingFace(Dataset, name="hf"):
             object.__setattr__(self, "path", os.path.abspath(local))
 
     def load(self, context: DatasetContext) -> Samples:
-        from difftool_plugins.datasets.packed import hub
+        from difftool import Samples
+        from difftool_plugins.datasets.packed import cells, hub
 
         table = hub.open_table(os.path.expanduser(self.path), self.subset, self.split, self.revision)
         column = self._item_column(table)
@@ -90,9 +92,14 @@ class HuggingFace(Dataset, name="hf"):
         if (label := self._label_column(table)) is not None:
             used.append(label)
         mark = hub.fingerprint(table, used)
+        rows, place = range(len(table)), self._place()
         if column in hub.image_columns(table):
-            return self._images(table, column, label, mark, context)
-        return self._arrays(table, column, label, mark)
+            columns = {name: hub.encoded(table, name, place) for name in (column, *filter(None, [self.images]))}
+            items, good = cells.image_arguments(self, columns, rows, mark, context.cache)
+            items["item_ids"] = [str(i) for i in good]
+        else:
+            items, good = cells.array_arguments(self, hub.cells(table, column, place), rows), [*rows]
+        return Samples(**{"fingerprint": mark, **items, **self._beside(table, label, good)})
 
     def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
         """Return the tokens of a caption. Other conditions are taken as they are."""
@@ -134,58 +141,7 @@ class HuggingFace(Dataset, name="hf"):
             raise ValueError(f"labels: several columns hold classes ({listed(found)}); name one, or none")
         return found[0] if found else None
 
-    def _images(self, table: Any, column: str, label: str | None, mark: str, context: DatasetContext) -> Samples:
-        from difftool import PIXELS, Samples
-        from difftool_plugins.datasets.packed import cells, hub
-
-        size, place = height_width(self.size), self._place()
-        columns = [column, *filter(None, [self.images])]
-        sources = cells.sources_of(
-            [hub.encoded(table, name, place) for name in columns],
-            range(len(table)),
-            channels=self.channels,
-            size=size,
-            skip_bad=self.skip_bad,
-            bits=self.bits,
-            crop=self.crop,
-        )
-        key = cells.digest(mark, repr((columns, size, self.bits)))[:16]
-        cache = context.cache and context.cache / f"hf-{key}.json"
-        read, good = cells.load_images(sources, self.memory, cache, random=self.crop == "random")
-        return Samples(
-            items=read[0],
-            shape=(self.channels, *size),
-            images=read[1] if self.images else None,
-            item_ids=[str(i) for i in good],
-            augment=Augmentation.of(self.augment),
-            fingerprint=cells.marked(mark, self.bits, self.crop),
-            **self._beside(table, label, good),
-            **PIXELS,
-        )
-
-    def _arrays(self, table: Any, column: str, label: str | None, mark: str) -> Samples:
-        from difftool import Samples, moments
-        from difftool_plugins.datasets.packed import cells, hub
-
-        cells.check_arrays(self)
-        rows = range(len(table))
-        items = self._numbers(cells.PackedArrays(hub.cells(table, column, self._place()), rows))
-        shift, scale = moments(items)
-        return Samples(
-            items=items,
-            shape=tuple(items[0].shape),
-            shift=shift,
-            scale=scale,
-            fingerprint=mark,
-            **self._beside(table, label, rows),
-        )
-
-    def _numbers(self, arrays: PackedArrays) -> Tensor | PackedArrays:
-        from difftool_plugins.datasets.packed import cells
-
-        return cells.load_arrays(arrays, self.memory)
-
-    def _beside(self, table: Any, label: str | None, rows: Any) -> dict[str, Any]:
+    def _beside(self, table: Any, label: str | None, rows: Sequence[int]) -> dict[str, Any]:
         """Return what comes with the items of these rows, as arguments of `Samples`."""
         import torch
 
@@ -201,24 +157,17 @@ class HuggingFace(Dataset, name="hf"):
                 raise ValueError(f"labels: column {label} has rows without a class; --dataset.labels none")
             more["labels"], more["class_names"] = classes.classes_of(chosen, names, f"column {label}")
         if self.vectors:
-            parts = [self._vector(table, name, rows) for name in self.vectors]
+            parts = [cells.vectors_of(hub.cells(table, name, place), rows) for name in self.vectors]
             more["vectors"] = torch.cat(parts, dim=1)
         if self.tokens is not None:
-            more["tokens"] = self._numbers(cells.PackedArrays(hub.cells(table, self.tokens, place), rows))
+            more["tokens"] = cells.load_arrays(
+                cells.PackedArrays(hub.cells(table, self.tokens, place), rows), self.memory
+            )
         if self.captions is not None:
             texts, column = hub.values(table, self.captions), f"column {self.captions}"
             room = bytes_in_memory(self.memory)
             more["tokens"] = captions.caption_rows([texts[i] for i in rows], column, self.words, room)
         return more
-
-    def _vector(self, table: Any, column: str, rows: Any) -> Tensor:
-        import torch
-
-        from difftool_plugins.datasets.packed import cells, hub
-
-        numbers = cells.PackedArrays(hub.cells(table, column, self._place()), rows)
-        tensor = cells.load_arrays(numbers, float("inf"))
-        return torch.stack([tensor[i] for i in range(len(rows))]).reshape(len(rows), -1)
 
     def _place(self) -> str:
         return f"{self.path} ({self.split})"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from difftool import Dataset, option, printable
-from difftool_plugins.datasets.folders import EXTENSIONS, Labels, classes_of, kept, labels_option, list_images
+from difftool_plugins.datasets.folders import Labels, classes_of, kept, labels_option, list_images
 from difftool_plugins.datasets.images.augment import Augmentation, Change, augment_option, check_changes
 from difftool_plugins.datasets.options import (
     Crop,
@@ -26,6 +26,7 @@ from difftool_plugins.datasets.options import (
     is_function,
     memory_option,
     read_caption,
+    read_small_image,
     size_option,
     skip_bad_option,
     words_option,
@@ -151,15 +152,7 @@ class ImageFolder(Dataset, name="image-folder"):
         """
         if (tokens := read_caption(field, text, self.captions, self.words)) is not None:
             return tokens
-        word, _, factor = (self.condition or "").partition(":")
-        path = Path(text).expanduser()
-        is_image = path.is_dir() or path.suffix.lower() in EXTENSIONS
-        if field != "image" or word != "shrink" or spec.image is None or not is_image:
-            return None
-        from difftool_plugins.datasets.columns.conditions import read_shrunk
-        from difftool_plugins.datasets.images.files import CENTRE
-
-        return read_shrunk(path, spec.image, int(factor), None if self.crop == "pad" else CENTRE)
+        return read_small_image(self.condition, field, text, spec, border=self.crop == "pad")
 
     def _roots(self) -> list[str]:
         """Return the folders of images. Raises `ValueError` if one lies in another, so that images would come twice."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from difftool import option
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from difftool import ConditionSpec
 
 Crop = Literal["center", "random", "pad"]
 GIB_IN_MEMORY, IMAGES_IN_MEMORY = 2.0, 20_000
@@ -81,6 +84,23 @@ def read_caption(field: str, text: str, captions: str | None, words: int) -> Ten
         what = f"--tokens: the model takes {words} words, so the last {count - words} are left out"
         warnings.warn(what, stacklevel=2)
     return tokens_of(text, words)
+
+
+def read_small_image(
+    condition: str | None, field: str, text: str, spec: ConditionSpec, *, border: bool = False
+) -> Tensor | None:
+    """Return image files of any size shrunk as those of training are, or None for other conditions and other files."""
+    from difftool_plugins.datasets.folders import EXTENSIONS
+
+    word, _, factor = (condition or "").partition(":")
+    path = Path(text).expanduser()
+    is_image = path.is_dir() or path.suffix.lower() in EXTENSIONS
+    if field != "image" or word != "shrink" or spec.image is None or not is_image:
+        return None
+    from difftool_plugins.datasets.columns.conditions import read_shrunk
+    from difftool_plugins.datasets.images.files import CENTRE
+
+    return read_shrunk(path, spec.image, int(factor), None if border else CENTRE)
 
 
 def skip_bad_option(items: str) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from difftool import Dataset, option
 from difftool_plugins.datasets.folders import EXTENSIONS, listed
-from difftool_plugins.datasets.images.augment import Augmentation, Change, augment_option, check_changes
+from difftool_plugins.datasets.images.augment import Change, augment_option, check_changes
 from difftool_plugins.datasets.options import (
     Crop,
     bits_option,
@@ -106,9 +106,10 @@ class WebDataset(Dataset, name="webdataset"):
             names = [f"{name}#{i}" for i, name in enumerate(names)]
         mark = cells.digest("\0".join(names), *(each.sizes() for each in members.values()))
         if items.rpartition(".")[2] in PICTURES:
-            more, rows = self._pictures(members, items, rows, mark, context)
+            pictures = {name: members[name] for name in (items, *filter(None, [self.images]))}
+            more, rows = cells.image_arguments(self, pictures, rows, mark, context.cache)
         else:
-            more = self._arrays(members[items], rows)
+            more = cells.array_arguments(self, members[items], rows)
         beside = self._beside(members, label, rows)
         return Samples(item_ids=[names[i] for i in rows], **{"fingerprint": mark, **beside, **more})
 
@@ -155,44 +156,6 @@ class WebDataset(Dataset, name="webdataset"):
         total = len(next(iter(members.values())))
         report([*problems, *missing.values()], total + len(problems), "items")
         return [i for i in range(total) if i not in missing]
-
-    def _pictures(
-        self, members: dict[str, Members], suffix: str, rows: Sequence[int], mark: str, context: DatasetContext
-    ) -> tuple[dict[str, Any], list[int]]:
-        """Return images as arguments of `Samples`, and the numbers of the good ones."""
-        from difftool import PIXELS
-        from difftool_plugins.datasets.packed import cells
-
-        size = height_width(self.size)
-        sources = cells.sources_of(
-            [members[name] for name in (suffix, *filter(None, [self.images]))],
-            rows,
-            channels=self.channels,
-            size=size,
-            skip_bad=self.skip_bad,
-            bits=self.bits,
-            crop=self.crop,
-        )
-        key = cells.digest(mark, repr((suffix, self.images, size, self.bits)))[:16]
-        cache = context.cache and context.cache / f"bad-{key}.json"
-        read, good = cells.load_images(sources, self.memory, cache, random=self.crop == "random")
-        more = {
-            "items": read[0],
-            "shape": (self.channels, *size),
-            "images": read[1] if self.images else None,
-            "augment": Augmentation.of(self.augment),
-            "fingerprint": cells.marked(mark, self.bits, self.crop),
-        }
-        return {**more, **PIXELS}, [rows[i] for i in good]
-
-    def _arrays(self, members: Members, rows: Sequence[int]) -> dict[str, Any]:
-        from difftool import moments
-        from difftool_plugins.datasets.packed import cells
-
-        cells.check_arrays(self)
-        items = cells.load_arrays(cells.PackedArrays(members, rows), self.memory)
-        shift, scale = moments(items)
-        return {"items": items, "shape": tuple(items[0].shape), "shift": shift, "scale": scale}
 
     def _beside(self, members: dict[str, Members], label: str | None, rows: Sequence[int]) -> dict[str, Any]:
         """Return what comes with the items of these samples, as arguments of `Samples`."""
@@ -246,5 +209,4 @@ def numbers_of(members: Members, column: str, rows: Sequence[int]) -> Tensor:
             return torch.tensor(texts_of(members, column, rows), dtype=torch.float32).reshape(len(rows), -1)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"vectors: {column} must hold numbers, as many in each sample ({error})") from None
-    arrays = cells.load_arrays(cells.PackedArrays(members, rows), float("inf"))
-    return torch.stack([arrays[i] for i in range(len(rows))]).reshape(len(rows), -1)
+    return cells.vectors_of(members, rows)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ import torch
 from torch import nn
 
 from difftool import DifftoolError, UsageError, printable
+from difftool_plugins.commands.whole_folders import whole_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The number formats of exported weights."""
@@ -22,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Use:
-    """What the card says of an exported model."""
+    """The words of the card on how to use an exported model."""
 
     library: str
     """The library, by its name on the hub."""
@@ -40,15 +38,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise UsageError("--out: must name a new folder")
     if out.exists() or out.is_symlink():
         raise DifftoolError(f"--out: {printable(str(out))} already exists; choose another name, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    folder = temporary / "model"  # mkdtemp gives no rights to others
-    try:
-        folder.mkdir()
+    with whole_folder(out) as folder:
         yield folder
-        os.rename(folder, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def rounded(network: nn.Module, dtype: str) -> nn.Module:

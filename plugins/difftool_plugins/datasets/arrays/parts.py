@@ -39,7 +39,7 @@ BESIDE |= {"guidance", "column_names"}
 
 @dataclass(frozen=True)
 class Parts:
-    """What was chosen, each an array in a file that is not read yet, or one in memory."""
+    """The arrays or columns that were chosen, each in a file that is not read yet, or in memory."""
 
     items: Stored | Numbers
     labels: Stored | Numbers | None = None

@@ -104,8 +104,10 @@ def check_all(
 def units(files: SoundFiles) -> dict[str, object]:
     """Return shift, scale and bounds of sounds, from files at equal distances in their order."""
     rows = range(0, len(files), -(-len(files) // MEASURED))
-    power = sum(float(files[i].to(torch.float64).square().mean()) for i in rows) / len(rows)
-    mean = sum(float(files[i].to(torch.float64).mean()) for i in rows) / len(rows)
+    mean = power = 0.0
+    for i in rows:
+        x = files[i].to(torch.float64)
+        mean, power = mean + float(x.mean()) / len(rows), power + float(x.square().mean()) / len(rows)
     return sound_units(max(power - mean**2, 0.0) ** 0.5)
 
 

@@ -6,10 +6,11 @@ import contextlib
 import math
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -25,63 +26,35 @@ Place = tuple[float, float] | None
 """The place (y, x) of a crop, from 0 to 1 each, or None for the whole image with a border."""
 
 
-class ImageSource(Protocol):
-    """A map-style source of images of one size, whose items raise `BadImage` if they cannot be decoded."""
-
-    @property
-    def channels(self) -> int: ...
-    @property
-    def size(self) -> tuple[int, int]: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    @property
-    def nbytes(self) -> int:
-        """The bytes that all images take in memory."""
-
-    @property
-    def skip_bad(self) -> bool: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, i: int) -> Tensor: ...
-    def read(self, i: int, crop: Place) -> Tensor:
-        """Return image i with another crop. Raises `BadImage`."""
-
-    def choose(self, numbers: Sequence[int]) -> Self:
-        """Return the source of some of the images."""
-
-    def check(self, i: int) -> None:
-        """Look at the header alone. Raises `BadImage`."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class ImageFiles:
-    """A map-style source of images. Item i is decoded each time it is read."""
+class ImageSource(ABC):
+    """A map-style source of images of one size. Item i is decoded each time it is read."""
 
-    root: str
-    names: list[str]
     channels: int
     size: tuple[int, int]
     skip_bad: bool
-    """Files that cannot be read are left out before training. Otherwise an error names the option for that."""
+    """Images that cannot be read are left out before training. Otherwise an error names the option for that."""
     bits: int = 8
     crop: Place = CENTRE
-    others: tuple[str, ...] = ()
-    """More folders, beside the root."""
-    folders: list[int] | None = None
-    """The folder of each image, 0 for the root and 1 for the first of the others; None if all lie in the root."""
 
-    def __len__(self) -> int:
-        return len(self.names)
+    @abstractmethod
+    def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Tensor:
         """Return pixels (channels, height, width), uint8 or float32 of 16 bits. Raises `BadImage`."""
         return self.read(i, self.crop)
 
+    @abstractmethod
     def read(self, i: int, crop: Place) -> Tensor:
         """Return the pixels of image i with another crop. Raises `BadImage`."""
-        with self._advice():
-            return read_image(
-                self.path(i), channels=self.channels, size=self.size, bits=self.bits, crop=crop, alpha="straight"
-            )
+
+    @abstractmethod
+    def check(self, i: int) -> None:
+        """Read the header alone. Raises `BadImage`."""
+
+    @abstractmethod
+    def choose(self, numbers: Sequence[int]) -> Self:
+        """Return the source of some of the images."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,6 +64,28 @@ class ImageFiles:
     def nbytes(self) -> int:
         """The bytes that all images take in memory."""
         return len(self) * self.channels * math.prod(self.size) * self.dtype.itemsize
+
+    def _decoded(self, image: str | bytes, crop: Place) -> Tensor:
+        return read_image(image, channels=self.channels, size=self.size, bits=self.bits, crop=crop, alpha="straight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFiles(ImageSource):
+    """The images of files."""
+
+    root: str
+    names: list[str]
+    others: tuple[str, ...] = ()
+    """More folders, beside the root."""
+    folders: list[int] | None = None
+    """The folder of each image, 0 for the root and 1 for the first of the others; None if all lie in the root."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, i: int, crop: Place) -> Tensor:
+        with self._advice():
+            return self._decoded(self.path(i), crop)
 
     def path(self, i: int) -> str:
         k = 0 if self.folders is None else self.folders[i]
@@ -102,12 +97,10 @@ class ImageFiles:
         return f"{k}:{self.names[i]}" if k else self.names[i]
 
     def check(self, i: int) -> None:
-        """Read the header alone. Raises `BadImage`."""
         with self._advice():
             check_image(self.path(i))
 
     def choose(self, numbers: Sequence[int]) -> Self:
-        """Return the source of some of the images."""
         folders = None if self.folders is None else [self.folders[i] for i in numbers]
         return replace(self, names=[self.names[i] for i in numbers], folders=folders)
 

@@ -6,28 +6,30 @@ import contextlib
 import hashlib
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from difftool import (
+    PIXELS,
     BadImage,
     DifftoolError,
     check_image,
+    moments,
     printable,
-    read_image,
     read_json,
     same_proportions,
     write_json,
 )
 from difftool_plugins.datasets.folders import report
-from difftool_plugins.datasets.images.files import CENTRE, Place, RandomCrops, check_all, read_all
-from difftool_plugins.datasets.options import bytes_in_memory, is_few
+from difftool_plugins.datasets.images.augment import Augmentation, Change
+from difftool_plugins.datasets.images.files import CENTRE, ImageSource, Place, RandomCrops, check_all, read_all
+from difftool_plugins.datasets.options import bytes_in_memory, height_width, is_few
 
 T = TypeVar("T")
 
@@ -43,46 +45,25 @@ class Cells(Protocol):
         """Return the content of a cell: for an image its encoded bytes, or the path of a file."""
 
 
-@dataclass(frozen=True)
-class PackedImages:
-    """A map-style source of encoded images. Item i is decoded each time it is read."""
+@dataclass(frozen=True, kw_only=True)
+class PackedImages(ImageSource):
+    """The images of encoded cells."""
 
     cells: Cells
-    channels: int
-    size: tuple[int, int]
-    skip_bad: bool
     rows: Sequence[int]
-    bits: int = 8
-    crop: Place = CENTRE
     originals: Cells | None = None
     """The images that these belong to, of the same proportions."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> Tensor:
-        """Return pixels (channels, height, width), uint8 or float32 of 16 bits. Raises `BadImage`."""
-        return self.read(i, self.crop)
-
     def read(self, i: int, crop: Place) -> Tensor:
-        """Return the pixels of image i with another crop. Raises `BadImage`."""
-
         def pixels(image: bytes | str) -> Tensor:
             if self.originals is not None:
                 self._check_proportions(image, self.originals.content(self.rows[i]))
-            return read_image(
-                image, channels=self.channels, size=self.size, bits=self.bits, crop=crop, alpha="straight"
-            )
+            return self._decoded(image, crop)
 
         return self._named(i, pixels)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.uint8 if self.bits == 8 else torch.float32
-
-    @property
-    def nbytes(self) -> int:
-        return len(self) * self.channels * math.prod(self.size) * self.dtype.itemsize
 
     def check(self, i: int) -> None:
         self._named(i, check_image)
@@ -95,8 +76,7 @@ class PackedImages:
                 f"is {texts[0]} pixels, and its item is {texts[1]}; aligned images have the same proportions"
             )
 
-    def choose(self, numbers: Sequence[int]) -> PackedImages:
-        """Return the source of some of the images."""
+    def choose(self, numbers: Sequence[int]) -> Self:
         return replace(self, rows=[self.rows[i] for i in numbers])
 
     def _named(self, i: int, read: Callable[[bytes | str], T]) -> T:
@@ -137,47 +117,82 @@ class PackedArrays:
         return replace(self, rows=[self.rows[i] for i in numbers])
 
 
-def sources_of(
-    columns: Sequence[Cells],
-    rows: Sequence[int],
-    *,
-    channels: int,
-    size: tuple[int, int],
-    skip_bad: bool,
-    bits: int,
-    crop: str,
-) -> list[PackedImages]:
-    """Return the sources of images and of the images that belong to them, as the options of a dataset ask for them."""
-    place = None if crop == "pad" else CENTRE
-    first = PackedImages(columns[0], channels, size, skip_bad, rows, bits=bits, crop=place)
-    return [first, *(replace(first, cells=column, bits=8, originals=columns[0]) for column in columns[1:])]
-
-
-def marked(mark: str, bits: int, crop: str) -> str:
-    """Return the fingerprint of images that are read in another way than by default."""
-    return " ".join([mark, *([f"{bits} bits"] if bits != 8 else []), *([crop] if crop != "center" else [])])
-
-
-class ImageOptions(Protocol):
-    """The options of a dataset of images or arrays that make sense for images alone."""
+class PackedOptions(Protocol):
+    """The options that datasets of packed items share."""
 
     @property
     def images(self) -> str | None: ...
     @property
-    def augment(self) -> Sequence[str]: ...
+    def size(self) -> tuple[int, ...]: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def bits(self) -> int: ...
     @property
     def crop(self) -> str: ...
     @property
-    def bits(self) -> int: ...
+    def augment(self) -> tuple[Change, ...]: ...
+    @property
+    def skip_bad(self) -> bool: ...
+    @property
+    def memory(self) -> float | None: ...
 
 
-def check_arrays(options: ImageOptions) -> None:
-    """Raise `ValueError` for options that arrays do not have."""
+def image_arguments(
+    options: PackedOptions, columns: Mapping[str, Cells], rows: Sequence[int], mark: str, folder: Path | None
+) -> tuple[dict[str, Any], list[int]]:
+    """Return images, and the images that belong to them, as arguments of `Samples`, and the rows that can be read.
+
+    `columns` has the column to learn, then that of the images beside it, if there are any. `mark` changes with the
+    data. In `folder` it is remembered which rows are bad.
+    """
+    size, place = height_width(options.size), None if options.crop == "pad" else CENTRE
+    first, *beside = columns.values()
+    source = PackedImages(
+        cells=first,
+        rows=rows,
+        channels=options.channels,
+        size=size,
+        skip_bad=options.skip_bad,
+        bits=options.bits,
+        crop=place,
+    )
+    sources = [source, *(replace(source, cells=column, bits=8, originals=first) for column in beside)]
+    key = digest(mark, repr((list(columns), size, options.bits)))[:16]
+    cache = None if folder is None else folder / f"bad-{key}.json"
+    read, good = load_images(sources, options.memory, cache, random=options.crop == "random")
+    marks = [
+        mark,
+        f"{options.bits} bits" if options.bits != 8 else "",
+        options.crop if options.crop != "center" else "",
+    ]
+    arguments = {
+        "items": read[0],
+        "shape": (options.channels, *size),
+        "images": read[1] if beside else None,
+        "augment": Augmentation.of(options.augment),
+        "fingerprint": " ".join(filter(None, marks)),
+        **PIXELS,
+    }
+    return arguments, [rows[i] for i in good]
+
+
+def array_arguments(options: PackedOptions, column: Cells, rows: Sequence[int]) -> dict[str, Any]:
+    """Return arrays as arguments of `Samples`. Raises `ValueError` for options that belong to images."""
     if options.images is not None:
         raise ValueError("images: belong to items that are images")
     for name, default in (("augment", ()), ("crop", "center"), ("bits", 8)):
         if getattr(options, name) != default:
             raise ValueError(f"{name}: changes items that are images, and these are arrays")
+    items = load_arrays(PackedArrays(column, rows), options.memory)
+    shift, scale = moments(items)
+    return {"items": items, "shape": tuple(items[0].shape), "shift": shift, "scale": scale}
+
+
+def vectors_of(column: Cells, rows: Sequence[int]) -> Tensor:
+    """Return the numbers (N, D) of the cells of a column, each flattened. Raises `ValueError`."""
+    arrays = load_arrays(PackedArrays(column, rows), math.inf)
+    return torch.stack([arrays[i] for i in range(len(rows))]).reshape(len(rows), -1)
 
 
 def load_images(
