@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from difftool.components import Weighting as Weighting
     from difftool.components import Writer as Writer
     from difftool.data.condition import Condition as Condition
+    from difftool.data.forms import backbone_of as backbone_of
     from difftool.data.images import BadImage as BadImage
     from difftool.data.images import check_image as check_image
     from difftool.data.images import read_image as read_image
@@ -120,6 +121,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "Writer",
     ),
     "data.condition": ("Condition",),
+    "data.forms": ("backbone_of",),
     "data.images": ("BadImage", "check_image", "read_image", "same_proportions"),
     "data.samples": ("PIXELS", "DatasetContext", "Samples", "points"),
     "data.scaling": ("moments", "some_rows"),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from difftool.data.columns import check_column_names, check_columns_finite
 from difftool.data.condition import Condition
-from difftool.data.forms import LARGEST_RATE, NOUNS, PIXEL_FORMS, UNITS_OF_RATE, Form, form_of, rate_of
+from difftool.data.forms import LARGEST_RATE, NOUNS, UNITS_OF_RATE, Form, OfForm, form_of, rate_of
 from difftool.data.measures import (
     DECODED,
     MEASURED,
@@ -48,7 +48,7 @@ LISTED, LONGEST_LISTED = 4, 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFacts:
+class DataFacts(OfForm):
     """The facts about its data that a model needs."""
 
     shape: tuple[int, ...]
@@ -127,19 +127,6 @@ class DataFacts:
             return cls.read(parse_json(facts._text()))
         except ValueError as error:
             raise ValueError(f"no model file could describe these data: {error}") from None
-
-    @property
-    def is_points(self) -> bool:
-        return self.form == "points"
-
-    @property
-    def is_image(self) -> bool:
-        return self.form == "image"
-
-    @property
-    def has_pixels(self) -> bool:
-        """True if the numbers are pixels, as those of images and films are."""
-        return self.form in PIXEL_FORMS
 
     @property
     def words(self) -> str:

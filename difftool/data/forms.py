@@ -32,6 +32,27 @@ FILM_RATE = 10.0
 LARGEST_RATE = 10**6
 
 
+class OfForm:
+    """Data, or samples of them, that have a form."""
+
+    form: Form | None
+
+    @property
+    def is_points(self) -> bool:
+        """True for coordinates (D,)."""
+        return self.form == "points"
+
+    @property
+    def is_image(self) -> bool:
+        """True for pixels (channels, height, width)."""
+        return self.form == "image"
+
+    @property
+    def has_pixels(self) -> bool:
+        """True if the numbers are pixels, as those of images and films are."""
+        return self.form in PIXEL_FORMS
+
+
 def form_of(form: str | None, shape: Sequence[int]) -> Form:
     """Return the form, by default points for one axis and array for more.
 
@@ -71,6 +92,6 @@ def rate_of(form: Form, rate: float | None) -> float | None:
     return float(rate)
 
 
-def backbone_of(form: Form, otherwise: str) -> str:
+def backbone_of(form: str, otherwise: str) -> str:
     """Return the name of the backbone that suits a form: `unet` for what has neighbours, and else another one."""
     return "unet" if form in ("image", "series", "sound", "film") else otherwise

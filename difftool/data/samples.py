@@ -29,7 +29,7 @@ from difftool.data.columns import (
     source_of,
 )
 from difftool.data.condition import Condition
-from difftool.data.forms import PIXEL_FORMS, Form, form_of, rate_of
+from difftool.data.forms import Form, OfForm, form_of, rate_of
 from difftool.data.scaling import Scaling, moments
 from difftool.data.tensors import numbers_of, tensor_of
 from difftool.rng import generator
@@ -53,7 +53,7 @@ Augment = Callable[..., Any]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Samples:
+class Samples(OfForm):
     """The data of a dataset. Model units are (item - shift) / scale, per channel or coordinate. Fields may be added.
 
     Items are in data units: pixel values 0..255 for images, and any units for points.
@@ -170,16 +170,6 @@ class Samples:
     def scaling(self) -> Scaling:
         """The conversion between data units and model units."""
         return Scaling(tuple(self.shift), tuple(self.scale))
-
-    @property
-    def is_image(self) -> bool:
-        """True if items are pixels (channels, height, width)."""
-        return self.form == "image"
-
-    @property
-    def has_pixels(self) -> bool:
-        """True if the numbers are pixels, as those of images and films are."""
-        return self.form in PIXEL_FORMS
 
     @property
     def columns(self) -> dict[str, Column]:

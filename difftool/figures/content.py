@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from difftool.data.forms import PIXEL_FORMS, Form, form_of, rate_of
+from difftool.data.forms import Form, OfForm, form_of, rate_of
 from difftool.data.scaling import Scaling
 from difftool.figures.style import Floats, Pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Content:
+class Content(OfForm):
     """Samples, the states of their trajectories and their conditions. May grow fields."""
 
     x: Tensor
@@ -50,16 +50,6 @@ class Content:
         form = form_of(self.form, self.x.shape[1:])
         object.__setattr__(self, "form", form)
         object.__setattr__(self, "rate", rate_of(form, self.rate))
-
-    @property
-    def is_image(self) -> bool:
-        """True if samples are images."""
-        return self.form == "image"
-
-    @property
-    def has_pixels(self) -> bool:
-        """True if samples are drawn and written as pixels, as images and films are."""
-        return self.form in PIXEL_FORMS
 
     @property
     def units(self) -> str:

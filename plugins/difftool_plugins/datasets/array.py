@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from difftool import Dataset, option, printable
+from difftool import Dataset, backbone_of, option, printable
 from difftool_plugins.datasets.arrays.choices import is_file
 from difftool_plugins.datasets.options import GIB_IN_MEMORY, bytes_in_memory, read_small_image
 
@@ -103,8 +103,7 @@ class Array(Dataset, name="array"):
     def suggested_backbone(self) -> str:
         """Return `unet` for images, series, sound and films, which the headers of a file show, and else `mlp`."""
         with contextlib.suppress(ValueError, OSError):  # `load` reports them
-            if self._parts(headers_only=True).form_of_items(self) in ("image", "series", "sound", "film"):
-                return "unet"
+            return backbone_of(self._parts(headers_only=True).form_of_items(self), self.default_backbone)
         return self.default_backbone
 
     def read_condition(self, field: str, text: str, spec: ConditionSpec) -> Tensor | None:
