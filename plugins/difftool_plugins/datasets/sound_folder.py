@@ -31,7 +31,11 @@ class SoundFolder(Dataset, name="sound-folder"):
         default=16_384, ge=1, le=2**24, help="samples of each item; the U-Net halves it, so take a power of 2"
     )
     rate: int | None = option(
-        default=None, ge=1, help="rate of the files in Hz; files are not resampled", otherwise="that of the first file"
+        default=None,
+        ge=1,
+        le=10**6,
+        help="rate of the files in Hz; files are not resampled",
+        otherwise="that of the first file",
     )
     channels: int = option(default=1, ge=1, le=2, help="1 mixes the channels of a file, 2 is stereo")
     labels: Labels = labels_option("sounds")
