@@ -806,7 +806,7 @@ def test_a_second_signal_stops_at_once(server: Server, three_saves: Path, tmp_pa
     before = tree(folder / "state")
     rarely = ("--steps", 10**7, "--checkpoint-every", 10**6)
     child = server.start(train("--resume", folder, *rarely, before=partial(hang_after, signal.SIGUSR1)), tmp_path)
-    assert child.wait_until(lambda: logged(folder) > 3)
+    assert child.wait_until(lambda: logged(folder) > 3), f"it ended with {child.code}: {child.err}"
     os.kill(child.pid, signal.SIGUSR1)
     os.kill(child.pid, signal.SIGTERM)
     assert child.wait_until(lambda: NOTED in child.err and leftovers(folder))
