@@ -135,8 +135,9 @@ def traced(graph: nn.Module, inputs: Mapping[str, Tensor], what: str) -> Any:
     The quick way of tracing takes `len(x)` for a constant, the other one does not, and each fails for some networks. At
     last the program may choose the sizes of batches, but one size alone is refused.
     """
-    free, reason = torch.export.Dim("batch", min=1, max=LARGEST_BATCH), ""
-    for batch, strict in ((free, False), (free, True), (torch.export.Dim.AUTO, False)):
+    dim: Any = torch.export.Dim  # a function with attributes in torch 2.6, a class later
+    free, reason = dim("batch", min=1, max=LARGEST_BATCH), ""
+    for batch, strict in ((free, False), (free, True), (dim.AUTO, False)):
         try:
             with quiet(), torch.no_grad():
                 shapes: Any = {name: {0: batch} for name in inputs}
