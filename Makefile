@@ -16,11 +16,11 @@ demo: $(VENV)/.installed
 # Each core takes a row of neighbouring tests, so that what a file prepares is prepared once, and at the end helps others.
 PYTEST_ON_ALL_CORES := -m pytest -n auto --dist worksteal
 
-# All tests that are not marked slow: some seven minutes on two cores.
+# All tests that are not marked slow: some five minutes on two cores.
 test: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST_ON_ALL_CORES) -m "not slow and not gpu"
 
-# All tests: some seventeen minutes on two cores.
+# All tests: some fifteen minutes on two cores.
 test-all: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST_ON_ALL_CORES)
 
