@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from difftool.components import Command as Command
     from difftool.components import Component as Component
     from difftool.components import Dataset as Dataset
+    from difftool.components import Features as Features
     from difftool.components import Guidance as Guidance
     from difftool.components import Logger as Logger
     from difftool.components import Loss as Loss
+    from difftool.components import Metric as Metric
     from difftool.components import NoiseSchedule as NoiseSchedule
     from difftool.components import Optimizer as Optimizer
     from difftool.components import Oracle as Oracle
@@ -65,6 +67,8 @@ if TYPE_CHECKING:
     from difftool.errors import DifftoolError as DifftoolError
     from difftool.errors import UsageError as UsageError
     from difftool.errors import printable as printable
+    from difftool.evaluation.scores import Score as Score
+    from difftool.evaluation.scores import Sets as Sets
     from difftool.figures.drawing import Drawing as Drawing
     from difftool.figures.formats import DrawingSpec as DrawingSpec
     from difftool.files import read_json as read_json
@@ -82,6 +86,7 @@ if TYPE_CHECKING:
     from difftool.specs import BackboneSpec as BackboneSpec
     from difftool.specs import CodecSpec as CodecSpec
     from difftool.specs import ConditionSpec as ConditionSpec
+    from difftool.specs import FeaturesSpec as FeaturesSpec
     from difftool.specs import ObjectiveSpec as ObjectiveSpec
     from difftool.specs import OracleSpec as OracleSpec
     from difftool.specs import Progress as Progress
@@ -107,9 +112,11 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "Command",
         "Component",
         "Dataset",
+        "Features",
         "Guidance",
         "Logger",
         "Loss",
+        "Metric",
         "NoiseSchedule",
         "Optimizer",
         "Oracle",
@@ -128,6 +135,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "diffusion.estimate": ("Denoise", "Estimate", "Noise", "Step"),
     "diffusion.schedule": ("CLEAN", "TIME_RANGE", "Level", "Schedule"),
     "errors": ("DifftoolError", "UsageError", "printable"),
+    "evaluation.scores": ("Score", "Sets"),
     "figures.drawing": ("Drawing",),
     "figures.formats": ("DrawingSpec",),
     "files": ("read_json", "write_json"),
@@ -142,6 +150,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "BackboneSpec",
         "CodecSpec",
         "ConditionSpec",
+        "FeaturesSpec",
         "ObjectiveSpec",
         "OracleSpec",
         "Progress",

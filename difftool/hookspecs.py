@@ -19,9 +19,11 @@ if TYPE_CHECKING:
         Codec,
         Command,
         Dataset,
+        Features,
         Guidance,
         Logger,
         Loss,
+        Metric,
         NoiseSchedule,
         Optimizer,
         Oracle,
@@ -115,6 +117,16 @@ def difftool_callbacks() -> Iterable[type[Callback]]:  # type: ignore[empty-body
 @hookspec
 def difftool_writers() -> Iterable[type[Writer]]:  # type: ignore[empty-body]
     """Return writers: file formats of `difftool sample --out`."""
+
+
+@hookspec
+def difftool_features() -> Iterable[type[Features]]:  # type: ignore[empty-body]
+    """Return features: functions of items, such as a network's, in which samples are compared with data."""
+
+
+@hookspec
+def difftool_metrics() -> Iterable[type[Metric]]:  # type: ignore[empty-body]
+    """Return metrics: numbers with error bars that tell how good samples or a model are."""
 
 
 @hookspec

@@ -102,6 +102,21 @@ class CodecSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeaturesSpec:
+    """The setting of features."""
+
+    shape: tuple[int, ...]
+    """The shape of one item, channels (or coordinates) first."""
+    form: str
+    """What the numbers mean: `image`, `points`, `series`, ..."""
+    class_names: tuple[str, ...] = ()
+    device: torch.device
+    """The device on which features are computed. Items come on it."""
+    seed: int = 0
+    """Whatever is random about the features, such as a network that is trained for them, is a function of this seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec:
     """The setting of a prediction type, a weighting or a timestep sampling."""
 

@@ -21,6 +21,7 @@ LAYERS = (
     ("plugins",),
     ("runs",),
     ("sampling",),
+    ("evaluation",),
     ("training",),
     ("testing",),
     ("cli",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from difftool.components.command import Command
 from difftool.components.component import Component
+from difftool.components.evaluation import Features, Metric
 from difftool.components.model import Backbone, Codec, Dataset, NoiseSchedule, Prediction
 from difftool.components.sampling import Guidance, Oracle, Sampler, Spacing, Writer
 from difftool.components.training import (
@@ -30,9 +31,11 @@ __all__ = [
     "Companion",
     "Component",
     "Dataset",
+    "Features",
     "Guidance",
     "Logger",
     "Loss",
+    "Metric",
     "NoiseSchedule",
     "Optimizer",
     "Oracle",
@@ -65,6 +68,8 @@ KINDS: dict[str, type[Component]] = {
         Logger,
         Callback,
         Writer,
+        Features,
+        Metric,
         Command,
     )
 }
