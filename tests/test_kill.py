@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
-import gc
 import hashlib
 import io
 import itertools
@@ -22,17 +20,15 @@ import subprocess
 import sys
 import tarfile
 import time
-import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import paper_losses
 import pytest
 from conftest import IMAGES, POINTS, Outcome, invoke, last_of, tree
+from forks import PATIENCE, SIGNALS, Job, Server
 from PIL import Image
 from torch import Tensor
 
@@ -44,145 +40,6 @@ from difftool.runs.folder import RunFolder
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals")
 
 SLOW = pytest.mark.slow
-SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 138, signal.SIGXCPU: 152}
-"""The signals that stop a run in good order, with the exit code of each."""
-PATIENCE = 120
-"""Seconds until a process that does not get on fails its test."""
-
-# --- processes -----------------------------------------------------------------------------------------------------
-# A process that trains takes seconds to import torch, and milliseconds to die. So one server imports everything, and
-# forks for each job a process that is as real as any other: it has a number, a group, locks and workers of its own.
-
-Job = Callable[[], object]
-"""The work of a forked process; it travels to the server by its name."""
-
-
-def serve(descriptor: int) -> None:
-    """Fork for each job that comes in. Send its process number when it begins, and its exit code when it has ended.
-
-    The jobs know the losses of `paper_losses`, as if their package were installed.
-    """
-    with paper_losses.installed():
-        serve_jobs(descriptor)
-
-
-def serve_jobs(descriptor: int) -> None:
-    invoke("train", *POINTS, "--steps", 1, "--out", "warm")  # for what is imported late
-    gc.freeze()
-    connection = Connection(descriptor)
-    connection.send("ready")
-    with contextlib.suppress(EOFError):
-        while True:
-            job, streams = connection.recv()
-            if (pid := os.fork()) == 0:
-                _work(job, streams)
-            connection.send(pid)
-            connection.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-
-
-def _work(job: Job, streams: Path) -> NoReturn:
-    """Do a job in a process group of its own, its output in two files."""
-    os.setpgid(0, 0)
-    for signalled in SIGNALS:  # tests in the background or under nohup ignore some
-        signal.signal(signalled, signal.SIG_DFL)
-    for number, path in enumerate((os.devnull, f"{streams}.out", f"{streams}.err")):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        os.dup2(descriptor, number)
-        os.close(descriptor)
-    code: object = 0
-    try:
-        job()
-    except SystemExit as stop:
-        code = stop.code
-    except BaseException:
-        traceback.print_exc()
-        code = 99
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 1)  # to take torch apart would cost a second
-
-
-class Server:
-    """The test's end of `serve`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.connection, other = Pipe()
-        with other:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", f"import test_kill; test_kill.serve({other.fileno()})"],
-                pass_fds=[other.fileno()],
-                cwd=folder,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "XDG_CACHE_HOME": str(folder / "cache")},
-                stdout=subprocess.DEVNULL,
-            )
-        assert self.connection.poll(PATIENCE)
-        assert self.connection.recv() == "ready"
-        self.child: Child | None = None
-
-    def start(self, job: Job, folder: Path) -> Child:
-        """Begin a job; its streams go to files in `folder`."""
-        if self.child is not None:
-            self.child.kill()
-        self.connection.send((job, folder / "stream"))
-        self.child = Child(self.connection, self.connection.recv(), folder / "stream")
-        return self.child
-
-    def run(self, job: Job, folder: Path) -> Outcome:
-        return self.start(job, folder).outcome()
-
-    def close(self) -> None:
-        if self.child is not None:
-            self.child.kill()
-        self.connection.close()
-        self.process.wait(PATIENCE)
-
-
-class Child:
-    """A forked process at work."""
-
-    def __init__(self, connection: Connection, pid: int, streams: Path) -> None:
-        self.connection, self.pid, self.streams = connection, pid, streams
-        self.code: int | None = None
-
-    def ended(self, seconds: float) -> bool:
-        """Return True when it has ended; wait for that so many seconds at most."""
-        if self.code is None and self.connection.poll(seconds):
-            self.code = self.connection.recv()
-        return self.code is not None
-
-    def wait_until(self, true: Callable[[], object]) -> bool:
-        """Wait for something to come true; False where the process ends before."""
-        for _ in range(PATIENCE * 200):
-            if true():
-                return True
-            if self.ended(0.005):
-                return False
-        raise AssertionError(f"waited in vain: {self.err}")
-
-    def outcome(self) -> Outcome:
-        if not self.ended(PATIENCE):
-            self.kill()
-            raise AssertionError(f"does not end: {self.err}")
-        assert self.code is not None
-        return Outcome(self.code, Path(f"{self.streams}.out").read_text(), self.err)
-
-    @property
-    def err(self) -> str:
-        return Path(f"{self.streams}.err").read_text()
-
-    def kill(self) -> int:
-        """Kill it with SIGKILL, and return its exit code, which is another where it ended first."""
-        if self.code is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            assert self.ended(PATIENCE)
-        assert self.code is not None
-        return self.code
-
-    def signal(self, number: int) -> Outcome:
-        os.kill(self.pid, number)
-        return self.outcome()
 
 
 @pytest.fixture(scope="module")

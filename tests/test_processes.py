@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import paper_losses
 import pytest
 import torch
 from conftest import IMAGES, POINTS, Outcome, invoke, last_of
+from forks import Server
 from PIL import Image
 from torch import Tensor
 
@@ -100,6 +103,46 @@ def torchrun(tmp_path: Path) -> Iterator[Callable[..., Torchrun]]:
     yield start
     for one in started:
         one.close()
+
+
+def as_rank(rank: int, port: int, folder: Path, words: Sequence[str]) -> None:
+    """Run the command line as a process of two, as torchrun starts it."""
+    from difftool.cli.main import main
+
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    os.chdir(folder)
+    main([*words])
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    made = [Server(tmp_path_factory.mktemp("server")) for _ in range(2)]
+    yield made
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def pair(servers: Sequence[Server], tmp_path: Path) -> Callable[..., Outcome]:
+    """`pair("train", "--steps", 3)` runs a command in two processes, in an empty folder, without torchrun above them.
+
+    They are forked, since torchrun and its processes take seconds to import torch.
+    """
+
+    def run(*arguments: object) -> Outcome:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        words, children = [str(word) for word in last_of(arguments)], []
+        for rank, server in enumerate(servers):
+            streams = tmp_path / f"rank{rank}"
+            streams.mkdir(exist_ok=True)
+            children.append(server.start(partial(as_rank, rank, port, tmp_path, words), streams))
+        ended = [child.outcome() for child in children]
+        return Outcome(max(one.code for one in ended), "".join(o.out for o in ended), "".join(o.err for o in ended))
+
+    return run
 
 
 def codes(outcome: Outcome) -> set[int]:
@@ -304,10 +347,10 @@ def photos(folder: Path, count: int = 20) -> None:
     "arguments", [LABELLED, UNEVEN, STREAMED, LATENT], ids=["labelled", "uneven", "streamed", "latent"]
 )
 def test_two_processes_make_the_model_of_one(
-    torchrun: Callable[..., Torchrun], tmp_path: Path, arguments: tuple[object, ...]
+    pair: Callable[..., Outcome], tmp_path: Path, arguments: tuple[object, ...]
 ) -> None:
     photos(tmp_path)
-    outcome = torchrun("train", *arguments, "--out", "two").end()
+    outcome = pair("train", *arguments, "--out", "two")
     assert (outcome.code, outcome.lines) == (0, ["two"]), outcome.err
     assert "2 processes" in outcome.err
     for line in ("run folder two", "sample it with: difftool sample two"):
@@ -351,12 +394,12 @@ def state_step(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_where_one_stopped(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
+def test_two_processes_go_on_where_one_stopped(pair: Callable[..., Outcome], tmp_path: Path) -> None:
     """Also where the newest state is damaged: they take up the same."""
     one(tmp_path, "train", *POINTS, "--threads", 1, "--steps", 40, "--checkpoint-every", 30, "--out", "two")
     newest = RunFolder(tmp_path / "two").saved_states()[0]
     newest.write_bytes(newest.read_bytes()[:-1])
-    outcome = torchrun("train", "--resume", "two", "--steps", 60).end()
+    outcome = pair("train", "--resume", "two", "--steps", 60)
     assert outcome.code == 0, outcome.err
     assert outcome.err.count("resuming two after step 30") == 1
     assert outcome.err.count("processes 1, now 2") == 1
@@ -365,29 +408,27 @@ def test_two_processes_go_on_where_one_stopped(torchrun: Callable[..., Torchrun]
 
 
 @pytest.mark.slow
-def test_two_processes_start_from_other_weights(
-    torchrun: Callable[..., Torchrun], tmp_path: Path, points_run: Path
-) -> None:
+def test_two_processes_start_from_other_weights(pair: Callable[..., Outcome], tmp_path: Path, points_run: Path) -> None:
     """They do so together, and go on together from the state before the first step, without the source."""
     source = shutil.copytree(points_run, tmp_path / "source")
     start = (*POINTS, "--threads", 1, "--steps", 40, "--train-only", "^last|^first", "--init-from", "source")
     one(tmp_path, "train", *start, "--out", "one")
-    outcome = torchrun("train", *start, "--out", "two").end()
+    outcome = pair("train", *start, "--out", "two")
     assert outcome.code == 0, outcome.err
     assert outcome.err.count("took 8 of 8 tensors") == 1
     assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
     shutil.rmtree(source)
     RunFolder(tmp_path / "two").state(40).unlink()
-    assert torchrun("train", "--resume", "two").end().code == 0
+    assert pair("train", "--resume", "two").code == 0
     assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
 
 
 @pytest.mark.slow
-def test_a_callback_stops_all_processes(torchrun: Callable[..., Torchrun], tmp_path: Path) -> None:
+def test_a_callback_stops_all_processes(pair: Callable[..., Outcome], tmp_path: Path) -> None:
     """Its numbers are those of the whole batch, and all processes go on together."""
     stops = ("--callback", "early-stop", "--callback.metric", "grad_norm", "--callback.patience", 3)
     long = (*POINTS, "--threads", 1, "--steps", 60, *stops)
-    outcome = torchrun("train", *long, "--out", "two").end()
+    outcome = pair("train", *long, "--out", "two")
     assert (outcome.code, outcome.lines) == (0, ["two"]), outcome.err
     assert outcome.err.count("callback early-stop stopped the run: grad_norm has not fallen in 3 measurements") == 1
     last = state_step(tmp_path / "two")
@@ -395,7 +436,7 @@ def test_a_callback_stops_all_processes(torchrun: Callable[..., Torchrun], tmp_p
     one(tmp_path, "train", *long, "--out", "one")
     assert state_step(tmp_path / "one") == last
     assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
-    assert torchrun("train", "--resume", "two", "--callback", "none").end().code == 0
+    assert pair("train", "--resume", "two", "--callback", "none").code == 0
     assert state_step(tmp_path / "two") == 60
 
 
@@ -533,11 +574,9 @@ def test_a_failure_of_the_main_process_ends_all(torchrun: Callable[..., Torchrun
 
 
 @pytest.mark.slow
-def test_two_processes_draw_the_samples_of_one(
-    torchrun: Callable[..., Torchrun], tmp_path: Path, points_run: Path
-) -> None:
+def test_two_processes_draw_the_samples_of_one(pair: Callable[..., Outcome], tmp_path: Path, points_run: Path) -> None:
     words = ("sample", points_run, "-n", 50, "--batch-size", 8, "--steps", 5, "--sampler", "ddpm", "--trajectory")
-    outcome = torchrun(*words, "--out", "two.npy", "--out", "two.npz").end()
+    outcome = pair(*words, "--out", "two.npy", "--out", "two.npz")
     assert (outcome.code, outcome.lines) == (0, ["two.npy", "two.npz"]), outcome.err
     one(tmp_path, *words, "--out", "one.npy", "--out", "one.npz")
     for suffix in ("npy", "npz"):
@@ -546,11 +585,11 @@ def test_two_processes_draw_the_samples_of_one(
 
 @pytest.mark.slow
 def test_two_processes_draw_under_several_guidances(
-    torchrun: Callable[..., Torchrun], tmp_path: Path, labels_run: Path
+    pair: Callable[..., Outcome], tmp_path: Path, labels_run: Path
 ) -> None:
     words = ("sample", labels_run, "-n", 20, "--batch-size", 8, "--steps", 4, "--sampler", "ddpm", "--trajectory")
     words = (*words, "--label", "all", "--guidance", "1,2,4")
-    outcome = torchrun(*words, "--out", "two.npz").end()
+    outcome = pair(*words, "--out", "two.npz")
     assert (outcome.code, outcome.lines) == (0, ["two.npz"]), outcome.err
     one(tmp_path, *words, "--out", "one.npz")
     assert (tmp_path / "two.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
