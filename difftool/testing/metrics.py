@@ -57,8 +57,8 @@ class Case:
 
 
 def gives_finite_scores(case: Case) -> str:
-    """It returns at least one score. Each has a name of its own, a finite value, a number of samples that there are, and
-    an error that is finite and not below 0, if it has one."""
+    """It returns at least one score. Each has a name of its own, a finite value, a number of samples that exist, and an
+    error that is finite and not below 0, if it has one."""
     scores = case.of_model()
     names = [score.name for score in scores]
     require(len({*names}) == len(names), f"its scores have the same names: {', '.join(names)}")
@@ -82,8 +82,8 @@ def is_the_same_each_time(case: Case) -> str:
 
 
 def prefers_the_data_to_shifted_ones(case: Case) -> str:
-    """Samples that are the data themselves, and others of their distribution, score better than samples that are shifted
-    by three standard deviations."""
+    """Samples that are the data themselves, and others of their distribution, score better than samples shifted by
+    three standard deviations."""
     same, other = case.halves
     shifted = case.scores(same + SHIFT, other)
     for samples, what in ((other, "the data themselves"), (same, "other data")):
