@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = {
     "train": "Train a model, and print its run folder.",
     "sample": "Draw samples from a trained model, or from an oracle, and print the files written.",
     "compare": "Compare samplers, spacings and guidances on one model: a table here, a figure in a file.",
+    "evaluate": "Measure how good the samples of models are, against data and beside the same measure of data.",
     "noise": "Show how signal turns into noise: the clean x_0, then x_t at several levels.",
     "reconstruct": "Show what a network makes of noised items in one step.",
     "inspect-schedule": "Compare noise schedules: a table and a small plot here, a figure in a file.",

@@ -93,8 +93,13 @@ class SourceRequest:
 
     @classmethod
     def of(cls, ctx: typer.Context) -> SourceRequest:
-        """Return the request of a command. Raises `UsageError`."""
-        run, weights, length, timesteps = (ctx.params[key] for key in ("model", "weights", "ema_length", "timesteps"))
+        """Return the request of a command that takes one model. Raises `UsageError`."""
+        return cls.named(ctx, ctx.params["model"])
+
+    @classmethod
+    def named(cls, ctx: typer.Context, run: Path | None) -> SourceRequest:
+        """Return the request of a model, or of the oracle that the command line names. Raises `UsageError`."""
+        weights, length, timesteps = (ctx.params[key] for key in ("weights", "ema_length", "timesteps"))
         names = given_names(ctx)
         if Oracle.kind not in names:
             flags = [base.flag for base in ORACLE_PARTS if base.kind in names]

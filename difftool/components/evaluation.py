@@ -23,6 +23,7 @@ class Features(Component):
     hook = "difftool_features"
     flag = "--features"
     commands = ("evaluate",)
+    default = "pixels"
     needed_to_sample = False
 
     requires: ClassVar[Mapping[str, str]] = {}
@@ -45,6 +46,7 @@ class Metric(Component):
     flag = "--metric"
     several = True
     commands = ("evaluate",)
+    default = "sliced-w2"
     needed_to_sample = False
 
     needs: ClassVar[Literal["features", "items", "model"]] = "features"

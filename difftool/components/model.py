@@ -22,7 +22,7 @@ class Dataset(Component):
     kind = "dataset"
     hook = "difftool_datasets"
     flag = "--dataset"
-    commands = ("train", "sample", "compare", "noise")
+    commands = ("train", "sample", "compare", "evaluate", "noise")
     default = "swiss-roll"
     needed_to_sample = False
 
@@ -104,7 +104,7 @@ class NoiseSchedule(Component):
     kind = "schedule"
     hook = "difftool_schedules"
     flag = "--schedule"
-    commands = ("train", "sample", "compare", "noise")
+    commands = ("train", "sample", "compare", "evaluate", "noise")
     default = "linear"
 
     default_prediction: ClassVar[str] = "eps"

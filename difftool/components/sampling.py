@@ -28,7 +28,7 @@ class Sampler(Component):
     kind = "sampler"
     hook = "difftool_samplers"
     flag = "--sampler"
-    commands = ("sample",)
+    commands = ("sample", "evaluate")
     default = "ddim"
 
     default_steps: ClassVar[int | None] = 50
@@ -59,7 +59,7 @@ class Spacing(Component):
     kind = "spacing"
     hook = "difftool_spacings"
     flag = "--spacing"
-    commands = ("sample",)
+    commands = ("sample", "evaluate")
     default = "trailing"
 
     @abstractmethod
@@ -73,7 +73,7 @@ class Guidance(Component):
     kind = "guidance"
     hook = "difftool_guidances"
     flag = "--guidance"
-    commands = ("sample", "compare")
+    commands = ("sample", "compare", "evaluate")
 
     by_number: ClassVar[str] = "cfg"
     """The name of the guidance whose option `scale` a number stands for."""
@@ -99,7 +99,7 @@ class Oracle(Component):
     kind = "oracle"
     hook = "difftool_oracles"
     flag = "--oracle"
-    commands = ("sample", "compare")
+    commands = ("sample", "compare", "evaluate")
     default = "ideal"
 
     comparison_defaults: ClassVar[Mapping[str, object]] = {}

@@ -15,7 +15,7 @@ from difftool.data.facts import DataFacts
 from difftool.errors import DifftoolError, UsageError, blaming
 
 if TYPE_CHECKING:
-    from difftool.components import Codec
+    from difftool.components.model import Codec
 
 CHUNK = 2**22
 """The largest number of values, of items or latents, that pass through a codec at once."""

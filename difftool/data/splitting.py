@@ -23,14 +23,16 @@ def split(samples: Samples, held_out: int) -> tuple[Samples, Samples | None]:
     ids = samples.item_ids or [str(i) for i in range(n)]
     ranked = sorted(range(n), key=lambda i: hashlib.sha256(ids[i].encode("utf-8", "surrogateescape")).digest())
 
-    def subset(indices: list[int]) -> Samples:
-        columns: dict[str, Any] = {COLUMNS[name]: some_rows(c, indices) for name, c in samples.columns.items()}
-        return replace(
-            samples,
-            items=some_rows(samples.items, indices),
-            repeats=None if samples.repeats is None else samples.repeats[indices],
-            item_ids=None if samples.item_ids is None else [samples.item_ids[i] for i in indices],
-            **columns,
-        )
+    return subset(samples, sorted(ranked[held_out:])), subset(samples, sorted(ranked[:held_out]))
 
-    return subset(sorted(ranked[held_out:])), subset(sorted(ranked[:held_out]))
+
+def subset(samples: Samples, indices: list[int]) -> Samples:
+    """Return the samples at these indices."""
+    columns: dict[str, Any] = {COLUMNS[name]: some_rows(c, indices) for name, c in samples.columns.items()}
+    return replace(
+        samples,
+        items=some_rows(samples.items, indices),
+        repeats=None if samples.repeats is None else samples.repeats[indices],
+        item_ids=None if samples.item_ids is None else [samples.item_ids[i] for i in indices],
+        **columns,
+    )

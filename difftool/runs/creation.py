@@ -20,7 +20,7 @@ from difftool.runs.averages import files_in
 from difftool.runs.folder import FOLDERS, LOCK, ROOT, RunFolder
 from difftool.runs.recipe import Recipe, companion_kinds
 
-OURS = {"config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "logs", *FOLDERS}
+OURS = {"config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "evaluations.jsonl", "logs", *FOLDERS}
 """The files and folders of a run."""
 PREVIEW = re.compile(r"(samples|panel)-\d{6,}\.png", re.ASCII)
 """The names of previews."""
@@ -91,11 +91,12 @@ def _clear(run: RunFolder) -> None:
     watching = (cls for base in companion_kinds().values() for cls in registry().all_of(base))
     patterns = {pattern for companion in watching for pattern in companion.files}
     logs = [p for pattern in sorted(patterns) for p in run.logs.glob(pattern) if not _below_link(p, run.path)]
-    pictures, averages = [*previews, run.loss], [file.path for file in files_in(run.averages)]
-    for file in (*run.saved_states(), *run.damaged_states(), run.model, *averages, run.metrics, *pictures, *logs):
+    tables, pictures = [run.metrics, run.evaluations], [*previews, run.loss]
+    averages = [file.path for file in files_in(run.averages)]
+    for file in (*run.saved_states(), *run.damaged_states(), run.model, *averages, *tables, *pictures, *logs):
         if file.is_file():
             file.unlink()
-    for folder in (run.samples, run.results):
+    for folder in (run.samples, run.evaluation_pictures, run.results):
         manifest.remove(folder)
     run.config.unlink(missing_ok=True)
     for folder in (*(run.path / name for name in FOLDERS), *{log.parent for log in logs}, run.logs):

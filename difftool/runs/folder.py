@@ -7,6 +7,8 @@ averages/            other averages of the weights; see `difftool.runs.averages`
 state/               training states, from which the run can be resumed
 metrics.jsonl        one JSON object per logged step
 previews/ samples/ loss.png
+evaluations.jsonl    one JSON object per evaluation; see `difftool.runs.evaluations`
+evaluations/         pictures of evaluations
 results/             files of commands that plugins add
 logs/                files of loggers
 
@@ -39,7 +41,7 @@ ROOT = Path("runs")
 LOCK = "lock"
 DAMAGED = ".damaged"
 """The suffix of a training state that could not be read."""
-FOLDERS = ("state", "averages", "previews", "samples", "results")
+FOLDERS = ("state", "averages", "previews", "samples", "evaluations", "results")
 DAMAGED_STATE = re.compile(rf"step-\d{{9,10}}\.safetensors{re.escape(DAMAGED)}", re.ASCII)
 LONGEST_ROW = 2**16
 """The limit for the bytes of a row in metrics.jsonl."""
@@ -81,6 +83,8 @@ class RunFolder(Displayed):
     states = _Inside("state")
     previews = _Inside("previews")
     samples = _Inside("samples")
+    evaluations = _Inside("evaluations.jsonl")
+    evaluation_pictures = _Inside("evaluations")
     results = _Inside("results")
     logs = _Inside("logs")
 
@@ -208,7 +212,7 @@ class RunFolder(Displayed):
             check_inside(folder, self.path)
             if folder.exists() and not folder.is_dir():
                 raise DifftoolError(f"{folder} is a file; a run needs a folder there")
-        for file in (self.config, self.model, self.metrics, self.loss):
+        for file in (self.config, self.model, self.metrics, self.loss, self.evaluations):
             if file.exists() and not file.is_file():
                 raise DifftoolError(f"{file} is not a regular file; a run needs one there")
         free = shutil.disk_usage(self.path).free

@@ -166,6 +166,14 @@ class Model(Source, Displayed):
     def needs_condition(self) -> bool:
         return bool(self.data.condition) and not self.recipe.training.condition_dropout
 
+    @property
+    def held_out(self) -> int:
+        return self.recipe.training.held_out
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        return {"step": self.step, "weights": self.weights, "model": self.digest}
+
     def read_condition(self, field: str, text: str) -> Tensor | None:
         dataset = self.recipe[Dataset]
         where = f"--{field}: dataset {dataset.name}"

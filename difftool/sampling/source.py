@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -81,6 +81,16 @@ class Source(ABC):
     def needs_condition(self) -> bool:
         """True if every sample needs all conditions of the data."""
         return False
+
+    @property
+    def held_out(self) -> int:
+        """The number of items of the data that were kept out of training."""
+        return 0
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """The facts that tell which model an evaluation is of, as plain values."""
+        return {"step": 0}
 
     def read_condition(self, field: str, text: str) -> Tensor | None:
         """Return a condition that the user names, as its data read it; None if they have no way of their own."""

@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 
-from difftool.components import Callback, NoiseSchedule, Prediction
-from difftool.data.facts import DataFacts
+from difftool.components import Callback
 from difftool.options import plain
-from difftool.plugins.build import build_network, build_schedule
-from difftool.runs.recipe import build_recipe
 from difftool.sampling.model import Model
 from difftool.specs import Progress, Row, RunContext, Stop
 from difftool.testing.companions import opened
 from difftool.testing.laws import Failed, Skipped, require
+from difftool.testing.small_model import small_model
 from difftool.training.callbacks import checked
 from difftool.training.metrics import NAMES
 
@@ -34,7 +32,7 @@ def watches_a_run(callback: Callback) -> str:
     """It returns numbers under names of their own, a `Stop` or None for each row, and it may sample from the model. The
     model stays bit-equal, and its files lie in `run.logs`."""
     with tempfile.TemporaryDirectory() as name:
-        folder, model = _folder(callback, name), _model()
+        folder, model = _folder(callback, name), small_model()
         before = {key: tensor.clone() for key, tensor in model.network.state_dict().items()}
         results = [_result(*pair) for pair in _watch(callback, folder, model, _rows(), [])]
         for key, tensor in model.network.state_dict().items():
@@ -53,7 +51,7 @@ def goes_on_by_the_rows(callback: Callback) -> str:
     """A callback that was closed in the middle of a run, and opened again with the rows up to there, returns for the
     other rows what it returns without the break."""
     with tempfile.TemporaryDirectory() as name:
-        folder, model, rows = _folder(callback, name), _model(), _rows()
+        folder, model, rows = _folder(callback, name), small_model(), _rows()
         pairs = [*_watch(callback, folder, model, rows, [])]
         straight = [_result(*pair) for pair in pairs]
         before = [
@@ -91,17 +89,6 @@ def _rows() -> list[Row]:
         )
         for i, loss in enumerate(LOSSES, start=1)
     ]
-
-
-def _model() -> Model:
-    """Return a small model of points, with random weights."""
-    settings = {"timesteps": 100, "held_out": 50}
-    recipe = build_recipe({"dataset": {"name": "swiss-roll"}, "training": settings})
-    data = DataFacts(shape=(2,))
-    torch.manual_seed(0)
-    network = build_network(recipe.parts["backbone"], data, recipe.training)  # type: ignore[arg-type]
-    schedule = build_schedule(recipe[NoiseSchedule], 100, recipe[Prediction])
-    return Model(recipe, data, schedule, network).to("cpu")
 
 
 def _watch(

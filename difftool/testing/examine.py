@@ -22,9 +22,11 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
         codecs,
         commands,
         datasets,
+        features,
         guidances,
         loggers,
         losses,
+        metrics,
         objectives,
         optimizers,
         oracles,
@@ -50,6 +52,8 @@ def laws_by_kind() -> Mapping[str, KindLaws]:
         "logger": KindLaws(loggers.LAWS),
         "callback": KindLaws(callbacks.LAWS),
         "writer": KindLaws(writers.LAWS),
+        "features": KindLaws(features.LAWS, features.Case.of),
+        "metric": KindLaws(metrics.LAWS, metrics.Case.of),
         "command": KindLaws(commands.LAWS),
     }
 

@@ -26,7 +26,19 @@ RESERVED = ("aux", "con", "nul", "prn", *(f"{port}{number}" for port in ("com", 
 NUMBERS = ("inf", "infinity", "nan")
 """Names that Python reads as numbers, as a component must not have."""
 COMMANDS = (
-    *("train", "sample", "compare", "noise", "reconstruct", "inspect-schedule", "runs", "info", "list", "plugins"),
+    *(
+        "train",
+        "sample",
+        "compare",
+        "evaluate",
+        "noise",
+        "reconstruct",
+        "inspect-schedule",
+        "runs",
+        "info",
+        "list",
+        "plugins",
+    ),
     *("check", "schema"),
 )
 """The commands of difftool itself, whose names are taken."""
@@ -39,9 +51,13 @@ USES = {
     "guidance": "difftool sample --label 0 --guidance $component",
     "oracle": "difftool sample --oracle $component",
     "writer": "difftool sample --oracle ideal --out samples.jsonl",
+    "features": "difftool evaluate --features $component",
+    "metric": "difftool evaluate --metric $component",
     "command": "difftool $component --help",
 }
 """A command that uses a component of a kind; those of the other kinds are for training."""
+PLURALS = {"loss": "losses", "features": "features"}
+"""The plurals of kinds that no `s` makes."""
 ANNOUNCEMENT = """
 # The help of difftool lists commands without importing the package, so it finds their names here.
 [project.entry-points."difftool.commands"]
@@ -73,6 +89,8 @@ class NewPlugin(Command, name="new-plugin"):
         "oracle",
         "logger",
         "writer",
+        "features",
+        "metric",
         "command",
     ] = option(help="kind of the component")
     into: Path = option(default=Path(), help="folder in which the package is created")
@@ -112,7 +130,7 @@ class NewPlugin(Command, name="new-plugin"):
             "component": component,
             "Class": Class,
             "kind": self.kind_.replace("-", " "),
-            "plural": f"{self.kind_}{'es' if self.kind_.endswith('s') else 's'}",
+            "plural": PLURALS.get(self.kind_, f"{self.kind_}s"),
             "version": __version__,
             "api": str(API_VERSION),
         }

@@ -1,0 +1,61 @@
+"""The settings of an evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from difftool.options import Options, option
+from difftool.settings import LARGEST_SEED, Sampling
+
+TRAIN, HELD_OUT = "train", "held-out"
+"""The words of --against for the parts of a run's own data."""
+
+
+class Evaluating(Options):
+    """The settings of an evaluation."""
+
+    num_samples: int = option(default=5_000, ge=2, le=10**7, short="-n", help="number of samples")
+    against: str = option(
+        default=TRAIN,
+        help="what samples are compared with: train or held-out items of the run, or a path: another run, whose "
+        "training items are taken, a file of samples (.npy, .npz), or a folder of images",
+    )
+    steps: int | None = option(
+        default=None, ge=1, le=100_000, help="sampling steps", otherwise="what suits the sampler"
+    )
+    batch_size: int | None = option(
+        default=None, ge=1, le=10**7, help="samples computed at once; changes only their last digits"
+    )
+    seed: int = option(
+        default=0, ge=0, le=LARGEST_SEED, help="seed of the samples, and of whatever metrics draw at random"
+    )
+    label: str | None = option(
+        default=None, help="compare one class alone: its name, or its index if no name is a number"
+    )
+    clip: bool = option(default=True, help="clip estimates of x_0 to the range of the data, if it has one")
+    threshold: float | None = option(
+        default=None, gt=0, le=1, help="instead of clipping, threshold at this quantile of |x_0|, such as 0.995"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="number format of the network")
+    compile: bool = option(default=False, help="compile the network with torch.compile")
+    threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads", otherwise="what suits the network")
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not self.clip:
+            raise ValueError("threshold: takes the place of clipping; give either --threshold or --no-clip")
+
+    @property
+    def sampling(self) -> Sampling:
+        """The settings with which the samples are drawn."""
+        return Sampling(
+            num_samples=self.num_samples,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            label=self.label,
+            clip=self.clip,
+            threshold=self.threshold,
+            precision=self.precision,
+            compile=self.compile,
+            threads=self.threads,
+        )
