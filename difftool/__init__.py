@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from difftool.data.images import check_image as check_image
     from difftool.data.images import read_image as read_image
     from difftool.data.images import same_proportions as same_proportions
+    from difftool.data.projections import Projections as Projections
+    from difftool.data.projections import wasserstein_2_squared as wasserstein_2_squared
     from difftool.data.samples import PIXELS as PIXELS
     from difftool.data.samples import DatasetContext as DatasetContext
     from difftool.data.samples import Samples as Samples
@@ -130,6 +132,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "data.condition": ("Condition",),
     "data.forms": ("backbone_of",),
     "data.images": ("BadImage", "check_image", "read_image", "same_proportions"),
+    "data.projections": ("Projections", "wasserstein_2_squared"),
     "data.samples": ("PIXELS", "DatasetContext", "Samples", "points"),
     "data.scaling": ("moments", "some_rows"),
     "diffusion.estimate": ("Denoise", "Estimate", "Noise", "Step"),

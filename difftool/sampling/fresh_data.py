@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from difftool.components import Dataset
+from difftool.data.projections import Projections, wasserstein_2_squared
 from difftool.data.samples import Samples
 from difftool.data.scaling import Scaling
 from difftool.plugins.build import load_samples
@@ -27,12 +28,11 @@ class FreshData:
     def __init__(self, sets: Sequence[Tensor], others: Sequence[Tensor]) -> None:
         """Take pairs of sets (N, *shape), all of one size, in model units; the two of a pair share no item."""
         width = math.prod(sets[0].shape[1:])
-        directions = torch.randn(width, DIRECTIONS, generator=generator(0, "directions"))
-        self.directions = directions / directions.norm(dim=0)
+        self.project = Projections(width, DIRECTIONS, generator(0, "directions"))
         self.count = len(sets[0])
-        self._sorted = [self._project(items) for items in sets]
+        self._sorted = [self.project(items) for items in sets]
         self.data_distance = statistics.median(
-            rms(self._project(other) - projected) for other, projected in zip(others, self._sorted, strict=True)
+            _distance(self.project(other), projected) for other, projected in zip(others, self._sorted, strict=True)
         )
         """The distance between two sets of data."""
 
@@ -56,12 +56,13 @@ class FreshData:
 
     def distance(self, x: Tensor) -> float:
         """Return the sliced Wasserstein-2 distance (Bonneel et al., 2015): the median over the sets."""
-        projected = self._project(x[: self.count])
-        return statistics.median(rms(projected - items) for items in self._sorted)
+        projected = self.project(x[: self.count])
+        return statistics.median(_distance(projected, items) for items in self._sorted)
 
-    def _project(self, x: Tensor) -> Tensor:
-        projected: Tensor = x.flatten(1).float() @ self.directions
-        return projected.sort(dim=0).values
+
+def _distance(x: Tensor, y: Tensor) -> float:
+    """Return the distance of sorted projections (N, L) and (M, L)."""
+    return float(wasserstein_2_squared(x, y).mean().sqrt())
 
 
 def rms(x: Tensor) -> float:
