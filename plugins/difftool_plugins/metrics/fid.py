@@ -15,8 +15,7 @@ class Frechet(Metric, name="fid"):
     """The Frechet distance (Heusel et al., 2017), also extrapolated to infinitely many samples.
 
     Its bias depends on the number of samples: compare values of one number alone, or `fid-infinity` (Chong & Forsyth,
-    2020), which needs eight samples and data for each feature. Of features wider than samples and data are many, it
-    says next to nothing.
+    2020), which there is from four samples and four data for each feature. With fewer than one, neither says much.
     """
 
     def measure(self, sets: Sets) -> Sequence[Score]:
@@ -28,6 +27,6 @@ class Frechet(Metric, name="fid"):
         value, error = frechet_with_error(x, y)
         scores = [Score(name="fid", value=value, n=len(x), error=error)]
         limit = frechet_in_the_limit(x, y, sets.generator("parts"))
-        if limit is not None:  # the terms of second order, twice in the error above, are 1.5 times in the limit
+        if limit is not None:  # it has at most twice the variance of second order, as the error above has
             scores.append(Score(name="fid-infinity", value=limit, n=len(x), error=error))
         return scores

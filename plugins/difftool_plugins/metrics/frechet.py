@@ -30,8 +30,8 @@ ROWS = 4096
 """The number of rows that are float64 at once."""
 PARTS = (1, 2, 4)
 """The numbers of equal parts at whose size the distance is measured to extrapolate it."""
-SAMPLES_PER_FEATURE = 2
-"""The number of samples for each feature in the smallest part from which the bias falls as 1/n."""
+ROWS_PER_FEATURE = 2
+"""The number of rows for each feature in a part from which on the bias falls as 1/n."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,17 +94,19 @@ def frechet_in_the_limit(x: Tensor, y: Tensor, random: torch.Generator) -> float
     """Return the squared Frechet distance of sets (N, D) and (M, D), extrapolated to infinitely many rows of both.
 
     The distance is too large by about c / n (Chong & Forsyth, 2020). It is measured on all rows, on halves and on
-    quarters, which share no row, so that their means add no noise of the first order; a line through the three has the
-    limit at 1/n = 0. None if there are too few rows for the bias to be on a line.
+    quarters, which share no row, so that their means add no noise of the first order. A line through the three has the
+    limit at 1/n = 0. Parts that are too small for the bias to lie on a line are left out; None if so are the halves.
     """
-    if min(len(x), len(y)) // PARTS[-1] < max(2, SAMPLES_PER_FEATURE * x.shape[1]):
+    fewest = max(2, ROWS_PER_FEATURE * x.shape[1])
+    chosen = [parts for parts in PARTS if min(len(x), len(y)) // parts >= fewest]
+    if len(chosen) < 2:
         return None
     x, y = (one[torch.randperm(len(one), generator=random)] for one in (x, y))
     means = []
-    for parts in PARTS:
+    for parts in chosen:
         pairs = zip(x.tensor_split(parts), y.tensor_split(parts), strict=True)
         means.append(statistics.fmean(frechet(Gaussian.of(a), Gaussian.of(b)) for a, b in pairs))
-    return statistics.linear_regression(PARTS, means).intercept
+    return statistics.linear_regression(chosen, means).intercept
 
 
 def rotated(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

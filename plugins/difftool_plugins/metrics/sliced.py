@@ -35,16 +35,16 @@ def sliced_w2(x: Tensor, y: Tensor, directions: int, random: torch.Generator) ->
     The error is that of samples, of data and of directions, all of them drawn anew.
     """
     from difftool import Projections, wasserstein_2_squared
-    from difftool_plugins.metrics.checks import jackknife_error
+    from difftool_plugins.metrics.checks import halves_error
 
     project = Projections(x.shape[1], directions, random)
     squares = wasserstein_2_squared(project(x), project(y))
     value = math.sqrt(float(squares.mean()))
 
-    def distance(x: Tensor, y: Tensor) -> float:
-        return float(wasserstein_2_squared(x.sort(dim=0).values, y.sort(dim=0).values).mean().sqrt())
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        return wasserstein_2_squared(x.sort(dim=0).values, y.sort(dim=0).values).mean(0, keepdim=True).sqrt()
 
-    error = jackknife_error(distance, x.float() @ project.directions, y.float() @ project.directions, random)
+    error = float(halves_error(distance, x.float() @ project.directions, y.float() @ project.directions, random))
     if directions > 1 and value > 0 and x.shape[1] > 1:  # of the root of a mean over directions
         error = math.hypot(error, float(squares.std()) / math.sqrt(directions) / (2 * value))
     return value, error
