@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "reconstruct": "Show what a network makes of noised items in one step.",
     "inspect-schedule": "Compare noise schedules: a table and a small plot here, a figure in a file.",
     "runs": "List the runs in a folder, the newest first, with what differs between them.",
+    "sweep": "Train every combination of some options, one after the other, and print their results in one table.",
     "info": "Describe a run or a model file: its progress, loss and parts, and whether its files are intact.",
     "list": "List the components that commands can be given, with their options, or the installed configs.",
     "schema": "Print the JSON schema of config files, with the options of every component that is installed.",

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from difftool.cli.console import note
-from difftool.cli.run_table import number_text
-from difftool.cli.run_values import COLUMNS
 from difftool.errors import UsageError, counted
-from difftool.runs.summary import Summary, common, differing, short_names
+from difftool.runs.summary import Summary, common, differing, in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,29 +28,24 @@ def loss_curves(runs: Sequence[Summary]) -> Figure:
         raise UsageError(f"--plot: draws from 1 to {MOST} runs, not {len(runs):,}; name runs, or choose with --filter")
     from difftool.figures.losses import Curve, losses_figure
 
-    names = differing(runs)
+    options = [run.options for run in runs]
+    names = differing(options)
     kinds = [kind for kind in UNITS if kind in names]
     key, label = ("eps_loss", "error of eps") if kinds else ("loss", "loss")
     if kinds:
         note(f"the runs differ in {' and '.join(kinds)}, so their losses cannot be compared: drawing the error of eps")
     curves = []
-    for run, name in zip(runs, legend(runs), strict=True):
+    for run, name in zip(runs, legend(runs, names), strict=True):
         rows = sorted(run.run.read_metrics(), key=lambda row: int(row["step"]))
         held_out = [] if kinds else [row.get("held_out_loss") for row in rows]
         curves.append(Curve(name, [row["step"] for row in rows], [row.get(key) for row in rows], held_out))
-    title = " / ".join(common(runs)) or counted(len(runs), "run")
+    title = " / ".join(common(options)) or counted(len(runs), "run")
     return losses_figure(curves, title=title, label=label)
 
 
-def legend(runs: Sequence[Summary], names: Sequence[str] | None = None) -> list[str]:
-    """Return a name for each run: the options in which they differ, or by default, and where that is not enough, its
-    folder."""
-    names = differing(runs) if names is None else names
-    short = short_names(names, [*COLUMNS])
-    found = [
-        ", ".join(f"{short[name]} {number_text(run.options[name])}" for name in names if name in run.options)
-        for run in runs
-    ]
+def legend(runs: Sequence[Summary], names: Sequence[str]) -> list[str]:
+    """Return a name for each run: its options of these names, and where that is not enough, its folder."""
+    found = [in_words(run.options, names) for run in runs]
     return [
         name if name and found.count(name) == 1 else ", ".join(filter(None, (name, run.run.path.name)))
         for name, run in zip(found, runs, strict=True)

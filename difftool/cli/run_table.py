@@ -16,7 +16,7 @@ from difftool.cli.console import add_row, duration, new_table, note, stdout
 from difftool.cli.run_values import COLUMNS, value_of
 from difftool.errors import counted
 from difftool.files import write_text
-from difftool.runs.summary import Summary, Value, common, differing, short_names
+from difftool.runs.summary import Summary, Value, common, differing, short_names, text_of
 
 HEADINGS = {"eps-loss": "eps loss", "held-out": "held out", "step": "step"}
 ALWAYS = ("run", "status", "step")
@@ -31,8 +31,9 @@ GAP = 2
 
 def print_runs(runs: Sequence[Summary]) -> None:
     """Print the table of runs on stdout, and on stderr what they have in common."""
-    names = differing(runs)
-    if same := common(runs):
+    options = [run.options for run in runs]
+    names = differing(options)
+    if same := common(options):
         note(f"all: {' / '.join(same)}")
     if len(names) > MOST:
         note(f"and {counted(len(names) - MOST, 'other option')} in which they differ; --csv and --json have them")
@@ -84,7 +85,7 @@ def facts(run: Summary, names: Sequence[str]) -> dict[str, Any]:
 
 def write_csv(runs: Sequence[Summary], path: Path, *, overwrite: bool) -> None:
     """Write all values of the runs, with the options in which they differ, whole or not at all."""
-    names = differing(runs)
+    names = differing([run.options for run in runs])
     rows = [{name: value_of(run, name) for name in (*COLUMNS, *names)} for run in runs]
     write_text(path, csv_text([*COLUMNS, *names], rows), overwrite=overwrite)
 
@@ -129,12 +130,7 @@ def _cell(run: Summary, name: str) -> str:
         return size_text(int(value))
     if name in ("loss", "eps-loss", "held-out"):
         return f"{value:.4g}"
-    return number_text(value)
-
-
-def number_text(value: Value) -> str:
-    """Return a value as the command line spells it: `0.0001`, `64`, `cosine`."""
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    return text_of(value)
 
 
 def size_text(size: int) -> str:

@@ -85,7 +85,7 @@ def runs(
         save_figure(loss_curves(shown), plot, overwrite=overwrite)
         written.append(plot)
     if json:
-        names = differing(shown)
+        names = differing([run.options for run in shown])
         files = {"files": list(map(str, written))} if written else {}
         result_json({**files, "runs": [facts(run, names) for run in shown]})
     elif written:

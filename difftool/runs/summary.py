@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,8 @@ from difftool.runs.recipe import MAY_CHANGE, recipe_kinds
 from difftool.runs.tail import Tail, read_tail
 
 Value = str | int | float
+Choices = Mapping[str, Value]
+"""The options of a run by the names of their flags: `lr`, `backbone`, `backbone.width`."""
 LONGEST_TEXT = 60
 """Characters of a text from a config file that are shown, since such a file may hold any."""
 UNSEEN = {dashed(name) for name in MAY_CHANGE}
@@ -61,15 +63,20 @@ class Summary:
         return {kind: table.get("name") for kind in recipe_kinds() if isinstance(table := self.config.get(kind), dict)}
 
     @cached_property
-    def options(self) -> dict[str, Value]:
-        """The options of the run by the names of their flags: `lr`, `backbone`, `backbone.width`."""
-        found: dict[str, Value] = {}
-        for kind in (*recipe_kinds(), "training"):
-            table = self.config.get(kind)
-            for key, value in table.items() if isinstance(table, dict) else ():
-                name = kind if key == "name" else dashed(key) if kind == "training" else f"{kind}.{dashed(key)}"
-                found[shortened(printable(name), LONGEST_TEXT)] = _shown(value)
-        return found
+    def options(self) -> Choices:
+        """The options of the run."""
+        return options_in(self.config)
+
+
+def options_in(tables: Mapping[str, Any]) -> dict[str, Value]:
+    """Return the options in the tables of a config file, which may hold anything, by the names of their flags."""
+    found: dict[str, Value] = {}
+    for kind in (*recipe_kinds(), "training"):
+        table = tables.get(kind)
+        for key, value in table.items() if isinstance(table, dict) else ():
+            name = kind if key == "name" else dashed(key) if kind == "training" else f"{kind}.{dashed(key)}"
+            found[shortened(printable(name), LONGEST_TEXT)] = _shown(value)
+    return found
 
 
 def size_of(folder: Path) -> int:
@@ -91,21 +98,22 @@ def size_of(folder: Path) -> int:
     return total
 
 
-def differing(runs: Sequence[Summary]) -> list[str]:
+def differing(runs: Sequence[Choices], unseen: Collection[str] = UNSEEN) -> list[str]:
     """Return the names of the options in which runs differ: components first, then settings, then their options.
 
-    The options of different components are not compared. Runs whose config file cannot be read do not count.
+    The options of different components are not compared. Runs without options, whose config file cannot be read, do
+    not count.
     """
-    known = [run for run in runs if run.options]
-    names = dict.fromkeys(name for run in known for name in run.options)
-    found = [name for name in names if name not in UNSEEN and _differs(known, name)]
+    known = [options for options in runs if options]
+    names = dict.fromkeys(name for options in known for name in options)
+    found = [name for name in names if name not in unseen and _differs(known, name)]
     return sorted(found, key=lambda name: (name not in recipe_kinds(), "." in name))
 
 
-def common(runs: Sequence[Summary]) -> list[str]:
+def common(runs: Sequence[Choices]) -> list[str]:
     """Return the names of dataset, schedule, backbone and prediction, as far as all runs share them."""
     kinds = ("dataset", "schedule", "backbone", "prediction")
-    names = [{run.options.get(kind) for run in runs if run.options} for kind in kinds]
+    names = [{options.get(kind) for options in runs if options} for kind in kinds]
     return [str(*found) for found in names if len(found) == 1 and None not in found]
 
 
@@ -118,12 +126,24 @@ def short_names(names: Sequence[str], taken: Sequence[str] = ()) -> dict[str, st
     }
 
 
-def _differs(runs: Sequence[Summary], name: str) -> bool:
+def in_words(options: Choices, names: Sequence[str]) -> str:
+    """Return these options of a run, as far as it has them: `schedule cosine, lr 0.001`."""
+    short = short_names(names)
+    return ", ".join(f"{short[name]} {text_of(options[name])}" for name in names if name in options)
+
+
+def text_of(value: Value) -> str:
+    """Return a value as the command line spells it: `0.0001`, `64`, `cosine`."""
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def _differs(runs: Sequence[Choices], name: str) -> bool:
     component = name.partition(".")[0] if "." in name else ""
     values: dict[object, set[object]] = {}
-    for run in runs:
-        values.setdefault(run.options.get(component), set()).add(run.options.get(name))
-    values.pop(None, None) if component else None
+    for options in runs:
+        values.setdefault(options.get(component), set()).add(options.get(name))
+    if component:
+        values.pop(None, None)
     return any(len(found) > 1 for found in values.values())
 
 
@@ -133,6 +153,6 @@ def _shown(value: object) -> Value:
         return "on" if value else "off"
     if isinstance(value, (int, float)):
         return value
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return shortened(",".join(str(_shown(entry)) for entry in value), LONGEST_TEXT) or "none"
     return shortened(printable(str(value)), LONGEST_TEXT)
