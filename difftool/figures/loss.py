@@ -119,7 +119,14 @@ def blocks(steps: Values, values: Values, reduce: Any) -> tuple[Values, Values]:
 
 
 def scale(axes: Axes) -> None:
-    """Set a log scale with plain numbers, also where the loss stays within one decade."""
+    """Set a log scale of the loss, and steps as whole numbers."""
+    log_scale(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def log_scale(axes: Axes) -> None:
+    """Set a log scale with plain numbers, also where values stay within one decade."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     decades = math.log10(high / low)
@@ -129,5 +136,3 @@ def scale(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5) if decades < 0.3 else LogLocator(subs=subs))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(LogLocator(subs=()))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

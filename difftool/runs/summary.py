@@ -127,9 +127,12 @@ def short_names(names: Sequence[str], taken: Sequence[str] = ()) -> dict[str, st
 
 
 def in_words(options: Choices, names: Sequence[str]) -> str:
-    """Return these options of a run, as far as it has them: `schedule cosine, lr 0.001`."""
+    """Return these options of a run, as far as it has them: `cosine, lr 0.001`. The kind of a component goes unsaid."""
     short = short_names(names)
-    return ", ".join(f"{short[name]} {text_of(options[name])}" for name in names if name in options)
+    texts = ((name, text_of(options[name])) for name in names if name in options)
+    return ", ".join(
+        text if name in recipe_kinds() and text != "none" else f"{short[name]} {text}" for name, text in texts
+    )
 
 
 def text_of(value: Value) -> str:
