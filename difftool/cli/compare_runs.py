@@ -95,7 +95,6 @@ def compare_runs(
         with progress("comparing", total) as bar:
             for number, (source, entries) in enumerate(zip(sources, planned, strict=True), start=1):
                 study.measure(source, entries, partial(_show, bar, study, f"calls, run {number} of {len(sources)}: "))
-            bar.update(total, "calls")
     _write(study, groups, paths, first, wanted)
 
 
@@ -111,7 +110,8 @@ def _write(study: Study, groups: Groups, paths: Sequence[str], first: Model, wan
     )
     name = first.recipe[Dataset].name
     numbers = table_of(study, groups, f"{name}, {what}; {study.yardstick.words}; {over}")
-    note(f"{study.yardstick.words}; {over}; * is the best by more than both deviate")
+    known = any(number.spread.deviation is not None for number in numbers.numbers)
+    note(f"{study.yardstick.words}; {over}{'; * marks the best by more than both deviate' if known else ''}")
     for score in numbers.scores:
         show(screen(numbers, score, stderr().width), "")
     out = wanted.out or (None if wanted.json else numbered(Path(), f"compare-{name}", ".png"))

@@ -134,8 +134,9 @@ def _plan(config: Path | None, one: Combination, out: Path) -> Planned:
             raise DifftoolError(f"{path} is a run of other settings ({'; '.join(rows)}); give another --out")
         status = RunFolder(path).status()
         more = _more(before, recipe, status)
+        device = list(one.words[one.words.index("--device") :][:2]) if "--device" in one.words else []
     state = {"finished": "finished", "stopped early": "finished", "training": "training"}.get(status.status, "stopped")
-    resume = (*script_words(), "train", "--resume", str(path), *more)
+    resume = (*script_words(), "train", "--resume", str(path), *more, *device)
     return Planned(path, "stopped" if more and state == "finished" else state, resume)
 
 
