@@ -124,9 +124,12 @@ def last_of(arguments: Sequence[object]) -> list[object]:
     return [word for i, word in enumerate(given) if i not in replaced and (i - 1 not in replaced or is_option(word))]
 
 
+REPEATABLE = ("--out", "--logger", "--callback", "--plugin", "--vary", "--set", "--filter")
+
+
 def repeatable(given: Sequence[object]) -> set[int]:
     """Return the places of options that take several values."""
-    return {i for i, word in enumerate(given) if word in ("--out", "--logger", "--callback", "--plugin")}
+    return {i for i, word in enumerate(given) if word in REPEATABLE}
 
 
 def is_option(word: object) -> bool:

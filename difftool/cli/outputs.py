@@ -39,9 +39,9 @@ def naming_out(flag: str = "out") -> Iterator[None]:
         raise type(error)(f"--{flag}: {error}") from None
 
 
-def check_out(path: Path, *, overwrite: bool, suffixes: Sequence[str]) -> None:
+def check_out(path: Path, *, overwrite: bool, suffixes: Sequence[str], flag: str = "out") -> None:
     """Raise `UsageError` for a suffix that the command cannot write, and `DifftoolError` for an unsuitable path."""
-    with naming_out():
+    with naming_out(flag):
         check_suffix(path, suffixes)
         check_output(path, overwrite=overwrite)
 

@@ -159,8 +159,13 @@ def _resume_hint_in_python(experiment: Experiment) -> str:
 
 def _script_flags(needed: Collection[str] | None) -> str:
     """Return the flags that name the scripts of this command, or those whose names are needed."""
+    return "".join(f" {shlex.quote(word)}" for word in script_words(needed))
+
+
+def script_words(needed: Collection[str] | None = None) -> list[str]:
+    """Return the words that name the scripts of this command, or those whose names are needed."""
     scripts = [p.script for p in registry().plugins if p.script and (needed is None or p.distribution in needed)]
-    return "".join(f" --plugin {shlex.quote(str(script.path))}" for script in scripts)
+    return [word for script in scripts for word in ("--plugin", str(script.path))]
 
 
 @contextlib.contextmanager

@@ -80,13 +80,18 @@ def _pairs(points: Sequence[Point], measure: str) -> list[tuple[int, float]]:
 
 
 def _scale(axes: Axes, calls: Collection[int]) -> None:
-    axes.set_xscale("log")
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, high / 10**DECADES), high)
+    scale_calls(axes, calls)
+
+
+def scale_calls(axes: Axes, calls: Collection[int]) -> None:
+    """Set a logarithmic axis of network calls, with ticks at those that lie far enough apart to be written."""
+    axes.set_xscale("log")
     axes.set_xlim(min(calls) / 1.15, max(calls) * 1.15)  # the same for all rows, whatever is drawn in them
     ticks: list[float] = []
-    for value in sorted(calls, reverse=True):  # those that lie far enough apart to be written
+    for value in sorted(calls, reverse=True):
         if not ticks or ticks[-1] >= 1.6 * value:
             ticks.append(value)
     axes.xaxis.set_major_locator(FixedLocator(ticks))

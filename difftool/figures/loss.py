@@ -42,13 +42,13 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
     axes.set(xlabel="step", ylabel="loss")
     records = sorted(records, key=lambda record: int(record["step"]))
     steps = np.array([record["step"] for record in records], dtype=np.float64)
-    loss = _values([record.get("loss") for record in records])
-    measured = {"held out": _values([record.get("held_out_loss") for record in records])}
+    loss = positive([record.get("loss") for record in records])
+    measured = {"held out": positive([record.get("held_out_loss") for record in records])}
     for name in dict.fromkeys(name for record in records for name in record if name.endswith("loss")):
         if name not in OWN and len(measured) <= MOST_LOSSES:
-            measured[name] = _values([record.get(name) for record in records])
+            measured[name] = positive([record.get(name) for record in records])
     stride = max(1, len(records) // SMOOTHED)
-    quartiles = _values([record.get("loss_quartiles") or (None,) * 4 for record in records[::stride]]).reshape(-1, 4)
+    quartiles = positive([record.get("loss_quartiles") or (None,) * 4 for record in records[::stride]]).reshape(-1, 4)
     if not np.isfinite(np.concatenate([loss, *measured.values(), quartiles.ravel()])).any():
         axes.set(xticks=[], yticks=[])
         place: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes.transAxes}
@@ -56,18 +56,18 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
         add_heading(figure, title, [], [], columns=1)
         return figure
 
-    _raw(axes, *_known(steps, loss))
+    _raw(axes, *known(steps, loss))
     for values, (name, colour) in zip(quartiles.T, QUARTILES.items(), strict=True):
-        _smooth(axes, *_known(steps[::stride], values), color=colour, lw=1.1, label=name)
-    _smooth(axes, *_known(steps, loss), color=style.INK, lw=1.8, label="loss")
+        smooth(axes, *known(steps[::stride], values), color=colour, lw=1.1, label=name)
+    smooth(axes, *known(steps, loss), color=style.INK, lw=1.8, label="loss")
     for i, (name, values) in enumerate(measured.items()):
         if np.isfinite(values).any():
-            x, y = _blocks(*_known(steps, values), np.mean)
+            x, y = blocks(*known(steps, values), np.mean)
             colour, marker = style.COLOURS[(1, 4, 4)[i]], "os^"[i]
             label = shortened(name.lstrip("_"), LONGEST_LABEL)
             look: dict[str, Any] = {"mfc": "white", "mew": 1.3, "color": colour, "label": label, "zorder": 5}
             axes.plot(x, y, ls="", marker=marker, ms=4, **look)
-    _scale(axes)
+    scale(axes)
     if len(np.unique(steps)) == 1:
         axes.set_xlim(steps[0] - 1, steps[0] + 1)
     entries = axes.get_legend_handles_labels()
@@ -76,16 +76,16 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
     return figure
 
 
-def _values(entries: Sequence[Any]) -> Values:
+def positive(entries: Sequence[Any]) -> Values:
     """Return an array of numbers, NaN for those that are missing or have no place on a log scale."""
     values = np.array(entries, dtype=np.float64)  # None becomes NaN
     values[~(np.isfinite(values) & (values > 0))] = math.nan
     return values
 
 
-def _known(steps: Values, values: Values) -> tuple[Values, Values]:
-    known = np.isfinite(values)
-    return steps[known], values[known]
+def known(steps: Values, values: Values) -> tuple[Values, Values]:
+    finite = np.isfinite(values)
+    return steps[finite], values[finite]
 
 
 def _raw(axes: Axes, steps: Values, loss: Values) -> None:
@@ -93,12 +93,12 @@ def _raw(axes: Axes, steps: Values, loss: Values) -> None:
     if len(loss) <= 2 * POINTS:
         axes.plot(steps, loss, color=style.DATA, lw=0.7, alpha=0.8, marker="o" if len(loss) == 1 else "", zorder=1)
     else:
-        x, low = _blocks(steps, loss, np.min)
-        _, high = _blocks(steps, loss, np.max)
+        x, low = blocks(steps, loss, np.min)
+        _, high = blocks(steps, loss, np.max)
         axes.fill_between(x, low, high, color=style.DATA, alpha=0.45, lw=0, zorder=1)
 
 
-def _smooth(axes: Axes, steps: Values, values: Values, **look: Any) -> None:
+def smooth(axes: Axes, steps: Values, values: Values, **look: Any) -> None:
     """Draw the mean over a window of a twenty-fifth of the records."""
     if not len(values):
         return
@@ -110,7 +110,7 @@ def _smooth(axes: Axes, steps: Values, values: Values, **look: Any) -> None:
     axes.plot(steps[at], smooth, marker="o" if len(at) == 1 else "", ms=4, **look)
 
 
-def _blocks(steps: Values, values: Values, reduce: Any) -> tuple[Values, Values]:
+def blocks(steps: Values, values: Values, reduce: Any) -> tuple[Values, Values]:
     """Return (steps, values) of at most `POINTS` neighbouring blocks."""
     if len(values) <= POINTS:
         return steps, values
@@ -118,8 +118,15 @@ def _blocks(steps: Values, values: Values, reduce: Any) -> tuple[Values, Values]
     return np.array([steps[b].mean() for b in blocks]), np.array([reduce(values[b]) for b in blocks])
 
 
-def _scale(axes: Axes) -> None:
-    """Set a log scale with plain numbers, also where the loss stays within one decade."""
+def scale(axes: Axes) -> None:
+    """Set a log scale of the loss, and steps as whole numbers."""
+    log_scale(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def log_scale(axes: Axes) -> None:
+    """Set a log scale with plain numbers, also where values stay within one decade."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     decades = math.log10(high / low)
@@ -129,5 +136,3 @@ def _scale(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5) if decades < 0.3 else LogLocator(subs=subs))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(LogLocator(subs=()))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

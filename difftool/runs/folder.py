@@ -34,7 +34,8 @@ from difftool.locks import followed, hold, holder, in_use
 from difftool.paths import check_inside, check_links
 from difftool.runs.config import dump_toml, read_toml
 from difftool.runs.losses import losses
-from difftool.runs.rows import is_row
+from difftool.runs.rows import LONGEST_ROW, is_row
+from difftool.runs.tail import read_tail
 from difftool.settings import LARGEST_STEP
 
 ROOT = Path("runs")
@@ -43,8 +44,6 @@ DAMAGED = ".damaged"
 """The suffix of a training state that could not be read."""
 FOLDERS = ("state", "averages", "previews", "samples", "evaluations", "results")
 DAMAGED_STATE = re.compile(rf"step-\d{{9,10}}\.safetensors{re.escape(DAMAGED)}", re.ASCII)
-LONGEST_ROW = 2**16
-"""The limit for the bytes of a row in metrics.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -139,25 +138,24 @@ class RunFolder(Displayed):
 
     def recorded(self) -> dict[str, Any]:
         """Return the record of the run in its config file: when it began, on which machine, with which data."""
-        recorded = self.readable_config().get("run")
-        return recorded if isinstance(recorded, dict) else {}
+        return recorded_in(self.readable_config())
 
     @property
     def started(self) -> str:
         """The time when the run began, ISO 8601, or an empty text where the config file holds no time."""
-        try:
-            return datetime.fromisoformat(str(self.recorded().get("started"))).isoformat(timespec="milliseconds")
-        except ValueError:
-            return ""
+        return started_in(self.recorded())
 
-    def status(self) -> Status:
-        """Return the progress of the run, by its lock, its states and its metrics."""
-        recorded = self.recorded()
+    def status(self, recorded: Mapping[str, Any] | None = None) -> Status:
+        """Return the progress of the run, by its lock, its states and its metrics.
+
+        `recorded` is the record of the run in its config file, if that has been read already.
+        """
+        recorded = self.recorded() if recorded is None else recorded
         steps = recorded.get("steps")
         steps = steps if type(steps) is int and 0 <= steps <= LARGEST_STEP else None
         if self.in_use_by:
-            rows = self.read_metrics()
-            return Status("training", rows[-1]["step"] if rows else 0, steps)
+            last = read_tail(self.metrics).last
+            return Status("training", last["step"] if last else 0, steps)
         step = next((step_of(path) for path in self.saved_states()), 0)
         finished = steps is not None and step >= steps and self.model.is_file()
         early = recorded.get("stopped")
@@ -229,6 +227,20 @@ class RunFolder(Displayed):
         return holder(self.path / LOCK)
 
 
+def recorded_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of a run in its config file, or an empty dictionary where the file has none."""
+    recorded = config.get("run")
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def started_in(recorded: Mapping[str, Any]) -> str:
+    """Return the time when a run began, ISO 8601, or an empty text where its record holds no time."""
+    try:
+        return datetime.fromisoformat(str(recorded.get("started"))).isoformat(timespec="milliseconds")
+    except ValueError:
+        return ""
+
+
 def step_of(state: Path) -> int:
     """Return the step in the name of a training state."""
     return int(state.stem.removeprefix("step-"))
@@ -245,8 +257,12 @@ def open_run(path: Path) -> RunFolder:
 
 def all_runs(root: Path = ROOT) -> list[RunFolder]:
     """Return the runs in a folder, the newest first by their recorded start."""
-    runs = [RunFolder(p.parent) for p in root.glob("*/config.toml") if p.is_file()]
-    return sorted(runs, key=lambda run: (run.started, run.path.name), reverse=True)
+    return sorted(runs_in(root), key=lambda run: (run.started, run.path.name), reverse=True)
+
+
+def runs_in(root: Path) -> list[RunFolder]:
+    """Return the runs in a folder, in any order."""
+    return [RunFolder(p.parent) for p in root.glob("*/config.toml") if p.is_file()]
 
 
 def find_model(name: Path | None) -> tuple[Path, RunFolder | None]:

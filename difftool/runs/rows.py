@@ -6,6 +6,8 @@ from typing import Any
 
 from difftool.settings import LARGEST_STEP
 
+LONGEST_ROW = 2**16
+"""The limit for the bytes of a row in metrics.jsonl."""
 LARGEST = 1e300
 """The limit for numbers in a row."""
 

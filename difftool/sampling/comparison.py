@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 from torch import Tensor
@@ -29,6 +30,7 @@ from difftool.sampling.conditions import Rows
 from difftool.sampling.fresh_data import FreshData, of_class, rms
 from difftool.sampling.loop import collect
 from difftool.sampling.plan import IMAGES, POINTS, Plan, dry_run, spaced_levels
+from difftool.sampling.progress import CallCount
 from difftool.sampling.source import Source
 from difftool.settings import Sampling
 
@@ -186,8 +188,8 @@ class Comparison:
         self.references = {
             guidance: Reference(source, settings, reference_steps, conditions, guidance) for guidance in guidances
         }
-        self.calls = 0
-        """Network calls so far, of one batch each."""
+        self.count = CallCount()
+        """The network calls so far, of one batch each."""
         self.fresh: FreshData | None = None
         """Fresh data; None if they are not available here."""
         self.reference_steps = reference_steps
@@ -214,22 +216,37 @@ class Comparison:
         solutions = sum(self.references[guidance].calls(start) for guidance, start in starts)
         return (sum(entry.calls for entry in entries) + solutions) * self._plan.batches
 
+    def reference_calls(self, entries: Sequence[Entry]) -> int:
+        """Return those of these calls that the exact solutions take."""
+        return self.calls_of(entries) - sum(entry.calls for entry in entries) * self._plan.batches
+
+    def seconds_of_a_call(self) -> float:
+        """Return the time of a network call of one batch, measured by the second of two."""
+        plan = replace(self._plan, num_samples=self._plan.count(0))
+        seconds = 0.0
+        for _ in range(2):  # the first call prepares what later ones find ready
+            start = time.perf_counter()
+            calls = collect(self.source, plan).calls
+            seconds = (time.perf_counter() - start) / max(1, calls)
+        return seconds
+
     def measure(self, entry: Entry, watch: Callable[[str], object]) -> Result:
         """Draw the samples of an entry and measure them. `watch` is called after each step, with what is being done.
 
-        `calls` grows as it goes.
-
-        Raises `DifftoolError` if the exact solution is not finite.
+        `count` grows as it goes. Raises `DifftoolError` if the exact solution is not finite.
         """
         first = entry.plan.levels[0]
         solution = None
         if not entry.draws_noise:
-            words = f"the exact solution from log-SNR {first.log_snr:.1f}"
-            solution = self.references[entry.guidance].solution(first, self._counting(words, watch))
+            words, reference = f"the exact solution from log-SNR {first.log_snr:.1f}", self.references[entry.guidance]
+            calls = 0 if reference.is_known(first) else reference.calls(first) * self._plan.batches
+            with self.count.work(calls, partial(watch, words)) as counted:
+                solution = reference.solution(first, counted)
         start = time.perf_counter()
         guided = "" if entry.guidance is None else f", {printable(entry.guidance.words())}"
         words = f"{entry.sampler} on {entry.spacing}{guided}, {entry.calls} calls"
-        found = collect(self.source, entry.plan, watch=self._counting(words, watch))
+        with self.count.work(entry.calls * self._plan.batches, partial(watch, words)) as counted:
+            found = collect(self.source, entry.plan, watch=counted)
         x, seconds = found.x, time.perf_counter() - start
         distance = None
         if self.fresh is not None:
@@ -237,18 +254,6 @@ class Comparison:
         error = None if solution is None else rms(x - solution)
         # of a sampler with adaptive steps, no dry run knows the calls
         return Result(entry=replace(entry, calls=found.calls), error=error, sliced_w2=distance, seconds=seconds)
-
-    def _counting(self, words: str, watch: Callable[[str], object]) -> Callable[[Step], object]:
-        """Return a function that counts the calls of each step, and passes the words on."""
-        before = 0
-
-        def count(step: Step) -> None:
-            nonlocal before
-            self.calls += step.calls - before if step.number else 0
-            before = step.calls if step.number and not step.done else 0
-            watch(words)
-
-        return count
 
 
 def reference_levels(first: Level, schedule: Schedule, steps: int) -> tuple[Level, ...]:
@@ -286,6 +291,10 @@ class Reference:
         """Return the network calls for each sample that the solution from a level takes."""
         calls_at = self.plan.calls_at(self.source)
         return sum(dry_run(self.plan.sampler, levels, calls_at).calls for levels in self.trials(first))
+
+    def is_known(self, first: Level) -> bool:
+        """Return whether the solution from a level has been computed."""
+        return first in self._solutions
 
     def solution(self, first: Level, watch: Callable[[Step], object] | None = None) -> Tensor:
         """Return the exact solution (N, *shape) from a level, on the CPU. It is computed once.
