@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from difftool.cli.guidance import name_of, words_of_several
+from difftool.cli.guidance import words_of_several
 from difftool.cli.outputs import naming_out
 from difftool.components import Writer
 from difftool.diffusion.visible import hidden
@@ -20,6 +20,7 @@ from difftool.settings import STRENGTH
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from difftool.cli.variations import Grid
     from difftool.figures.drawing import Drawing
     from difftool.sampling.loop import Trajectories
     from difftool.sampling.plan import Plan
@@ -43,15 +44,14 @@ class Output:
 
     writers: Mapping[Path, Writer]
     source: Source
-    plans: Sequence[Plan]
-    """The plan of each guidance, alike in all else."""
+    grid: Grid
     display: Display
     overwrite: bool
 
     @property
     def plan(self) -> Plan:
         """The first plan."""
-        return self.plans[0]
+        return self.grid.plan
 
     @property
     def spec(self) -> DrawingSpec:
@@ -72,6 +72,8 @@ class Output:
         for path, writer in self.writers.items():
             with naming_out():
                 check(writer, path, self.spec)
+        if self.steps:
+            self.grid.check_states()
 
     @property
     def steps(self) -> list[int]:
@@ -91,7 +93,7 @@ class Output:
         from difftool.figures.drawing import Drawing
         from difftool.sampling.source import reference_points_of
 
-        source, plan, display, several = self.source, self.plan, self.display, len(self.plans)
+        source, plan, display, several = self.source, self.plan, self.display, len(self.grid.plans)
         condition = plan.condition(0, plan.num_samples)
         fields = {} if condition is None else condition.fields()
         fields = {name: torch.cat([rows] * several) for name, rows in fields.items()}
@@ -106,7 +108,7 @@ class Output:
             scaling=source.data.scaling,
             form=source.data.form,
             rate=source.data.rate,
-            title=", ".join(_title(source, self.plans)),
+            title=", ".join(_title(source, self.grid)),
             states=trajectories.states if self.steps else None,
             state_labels=[f"t = {level.t:.0f}" if level.sigma > 0 else "x_0" for level in trajectories.levels],
             state_steps=self.steps,
@@ -117,7 +119,7 @@ class Output:
             class_names=source.data.class_names,
             column_names=source.data.column_names,
             names=names * several,
-            guidances=[name_of(plan.guidance) for plan in self.plans] if several > 1 else (),
+            axes=self.grid.axes,
             reference=reference_points_of(source) if drawn and source.data.is_points else None,
             columns=columns,
             given=torch.stack(images).cpu() if images else None,
@@ -158,15 +160,17 @@ def _given_images(plan: Plan) -> list[Tensor]:
     return images
 
 
-def _title(source: Source, plans: Sequence[Plan]) -> Iterator[str]:
-    """Yield the parts of the title of a picture."""
-    plan = plans[0]
-    settings = plan.settings
+def _title(source: Source, grid: Grid) -> Iterator[str]:
+    """Yield the parts of the title of a picture. What differs between its parts is said beside them."""
+    plan, settings = grid.plan, grid.plan.settings
+    several = {axis.name for axis in grid.axes}
     yield source.title
-    yield f"{plan.sampler.name} {counted(plan.steps, 'step')}"
-    yield seeds(plan)
+    sampler = grid.value("sampler") or plan.sampler.name
+    yield sampler if "steps" in several else f"{sampler} {counted(plan.steps, 'step')}"
+    if "seed" not in several:
+        yield seeds(plan)
     yield from plan.conditions_in_words(source)
-    if words := words_of_several([plan.guidance for plan in plans]):
+    if words := words_of_several(list(dict.fromkeys(each.guidance for each in grid.plans))):
         yield words
     if settings.threshold is not None:
         yield f"thresholded at {settings.threshold:g}"

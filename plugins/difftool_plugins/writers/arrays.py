@@ -30,7 +30,7 @@ class NPY(Writer, name="npy"):
 
 
 class NPZ(Writer, name="npz"):
-    """NumPy arrays by name: samples, states with --trajectory, labels, guidances, and names of these and of columns."""
+    """NumPy arrays by name: samples, states with --trajectory, labels, what else differs, and names of these."""
 
     suffixes = (".npz",)
     holds_arrays = True
@@ -49,7 +49,7 @@ class NPZ(Writer, name="npz"):
 
 
 class SafeTensors(Writer, name="safetensors"):
-    """Tensors by name, as in npz, with title, units and the names of classes, guidances and columns as metadata."""
+    """Tensors by name, as in npz, with title, units, and the names of classes, columns and what else differs."""
 
     suffixes = (".safetensors",)
     holds_arrays = True
@@ -65,7 +65,7 @@ class SafeTensors(Writer, name="safetensors"):
 
 
 class CSV(Writer, name="csv"):
-    """One row per sample (x0, x1, ... or the columns of its data, label, class, guidance), or per state and sample."""
+    """One row per sample (x0, x1, ... or the columns of its data, label, class, and what differs), or per state too."""
 
     suffixes = (".csv",)
     holds_arrays = True
@@ -98,8 +98,9 @@ def _last_columns(drawing: Drawing, arrays: Mapping[str, Any]) -> dict[str, Sequ
         columns["label"] = arrays["labels"]
         if "class_names" in names:
             columns["class"] = [names["class_names"][label] for label in arrays["labels"]]
-    if "guidances" in arrays:
-        columns["guidance"] = [names["guidance_names"][index] for index in arrays["guidances"]]
+    for axis in drawing.axes:
+        values = arrays[axis.plural]
+        columns[axis.name] = values if axis.numbers else [names[f"{axis.name}_names"][index] for index in values]
     return columns
 
 
