@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difftool import manifest
+from difftool.cli.again import Again, Single
 from difftool.cli.command import component_command, given_names, given_values
 from difftool.cli.console import note, progress
 from difftool.cli.flags import Group, make_from_flags
@@ -57,9 +58,19 @@ Checkpoints = Annotated[
         help="Sample the weights of earlier steps of the run, of all that it keeps, or the best; several make a grid.",
     ),
 ]
+AgainFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--again",
+        metavar="FILE",
+        help="Make a file of samples again from the record that it carries. Other options take the place of its own.",
+    ),
+]
 
 
-def _choose(_ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
+def _choose(ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
+    if (again := Again.of(ctx, params.get("again"))) is not None:
+        params = again.names(params)
     groups = [Group.of(*classes_of(base, words_in(base, params))) for base in (Sampler, Spacing)]
     if writers := dict.fromkeys(_writers_of(params.get("out")).values()):
         groups.append(Group.of(*writers))
@@ -87,27 +98,29 @@ def sample(
     weights: Weights = None,
     ema_length: EmaLength = None,
     checkpoints: Checkpoints = None,
+    again: AgainFile = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
     """Draw samples from a trained model, or from an oracle, and print the files written."""
-    settings, variations = _settings(ctx), _variations(ctx)
+    made = Again.of(ctx, again)
+    settings, variations = _settings(ctx, made), _variations(ctx, made)
     check_axes(variations)
-    request = SourceRequest.of(ctx)
+    request = SourceRequest.of(ctx) if made is None else made.request(ctx)
     request.check(settings)
     check_outs(out or (), overwrite=overwrite)
-    values = given_values(ctx)
-    given_options = values.get(Writer.kind, {})
-    writers = {path: make_from_flags(cls, options_of(cls, given_options)) for path, cls in _writers_of(out).items()}
-    display: Display = make_from_flags(Display, values[FILES.key])
+    writers = _writers(ctx, out, made)
+    display: Display = make_from_flags(Display, _laid_over(made, FILES, given_values(ctx)[FILES.key]))
     _check_for_arrays(display, writers.values())
 
     from difftool import devices
     from difftool.sampling.checkpoints import checkpoints_of
     from difftool.sampling.plan import caution
 
-    opened = request.open(devices.choose(device), compiled=settings.compile)
+    opened = request.open(devices.choose(device if made is None else made.device(device)), compiled=settings.compile)
+    if made is not None and checkpoints is None:
+        checkpoints = ",".join(made.record.checkpoints) or None
     if checkpoints is not None:
         variations.insert(0, Variation(CHECKPOINT, checkpoints_of(opened.source, checkpoints, weights)))
     grid = Grid.of(opened.source, settings, variations)
@@ -115,9 +128,9 @@ def sample(
     if settings.batch_size is None and world().size > 1:  # so that each process has a batch
         grid = grid.with_batches(min(plan.batch_size, -(-plan.num_samples // world().size)))
     if not out:
-        path = _default_path(opened, plan)
-        writers[path] = writer_of(path)()
-    output = Output(writers, opened.source, grid, display, overwrite)
+        path = _default_path(opened, plan, made)
+        writers[path] = _writer(made, path, {})
+    output = Output(writers, opened.source, grid, display, overwrite, made, request.ema_length)
     output.check()
     if warning := next(filter(None, (caution(opened.source, one) for one in grid.plans)), ""):
         warnings.warn(warning, stacklevel=1)
@@ -131,33 +144,63 @@ def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose, command="sample", panels=PANELS))(sample)
 
 
-def _settings(ctx: typer.Context) -> Sampling:
+def _laid_over(again: Again | None, group: Group, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of options that the command line gives, over those of a record."""
+    return {**({} if again is None else again.settings(*group.records)), **given}
+
+
+def _settings(ctx: typer.Context, again: Again | None) -> Sampling:
     """Return the settings but for those of which several values may be given. Raises `UsageError`."""
-    values = given_values(ctx)[SAMPLING.key]
+    given = given_values(ctx)[SAMPLING.key]
     several = {f.name for f in fields(Several)}
-    settings: Sampling = make_from_flags(Sampling, {name: v for name, v in values.items() if name not in several})
-    if settings.interpolate is not None and "seed" in values:
+    values = {name: v for name, v in _laid_over(again, SAMPLING, given).items() if name not in several}
+    settings: Sampling = make_from_flags(Sampling, values)
+    if settings.interpolate is not None and "seed" in given:
         raise UsageError("--seed: --interpolate names its own two seeds; leave it out")
+    if again is not None:
+        again.check_inputs(settings)
     return settings
 
 
-def _variations(ctx: typer.Context) -> list[Variation]:
+def _variations(ctx: typer.Context, again: Again | None) -> list[Variation]:
     """Return what several values may be given of, with its values. Raises `UsageError`."""
-    several: Several = make_from_flags(Several, options_of(Several, given_values(ctx)[SAMPLING.key]))
+    values = _laid_over(again, SAMPLING, given_values(ctx)[SAMPLING.key])
+    several: Several = make_from_flags(Several, options_of(Several, values))
+    if again is None or Guidance.kind in given_names(ctx):
+        guided = [guidance for guidance in guidances(ctx) if guidance is not None]
+    else:
+        guided = again.components(Guidance, given_values(ctx).get(Guidance.kind, {}))
     return [
-        Variation(Sampler.kind, _components(ctx, Sampler)),
-        Variation(Spacing.kind, _components(ctx, Spacing)),
-        Variation(Guidance.kind, [guidance for guidance in guidances(ctx) if guidance is not None]),
+        Variation(Sampler.kind, _components(ctx, Sampler, again)),
+        Variation(Spacing.kind, _components(ctx, Spacing, again)),
+        Variation(Guidance.kind, guided),
         Variation("steps", list(dict.fromkeys(several.steps or ()))),
         Variation("seed", list(dict.fromkeys(several.seed))),
     ]
 
 
-def _components(ctx: typer.Context, base: type[Component]) -> list[Component]:
+def _components(ctx: typer.Context, base: type[Component], again: Again | None) -> list[Component]:
     """Return the components of a kind that the command line names, with those of the options that they have."""
-    values = given_values(ctx)[base.kind]
-    classes = classes_of(base, words_in(base, given_names(ctx)))
-    return [make_from_flags(cls, options_of(cls, values)) for cls in classes]
+    values, names = given_values(ctx)[base.kind], given_names(ctx)
+    if again is not None:
+        return again.components(base, values, words_in(base, names) if base.kind in names else ())
+    return [make_from_flags(cls, options_of(cls, values)) for cls in classes_of(base, words_in(base, names))]
+
+
+def _writers(ctx: typer.Context, out: Sequence[Path] | None, again: Again | None) -> dict[Path, Writer]:
+    """Return the writer of each file that the command line names. Raises `UsageError`."""
+    values = given_values(ctx).get(Writer.kind, {})
+    return {Path(path): _writer(again, Path(path), values) for path in out or ()}
+
+
+def _writer(again: Again | None, path: Path, values: Mapping[str, Any]) -> Writer:
+    """Return the writer of a path, with those of the options that it has, over those of a record."""
+    if again is not None and again.is_single(path):
+        return Single(index=again.record.index or 0)
+    cls = writer_of(path)
+    recorded = {} if again is None else again.writer_options(cls)
+    made: Writer = make_from_flags(cls, {**recorded, **options_of(cls, values)})
+    return made
 
 
 def _check_for_arrays(display: Display, writers: Iterable[Writer]) -> None:
@@ -169,8 +212,10 @@ def _check_for_arrays(display: Display, writers: Iterable[Writer]) -> None:
             raise UsageError(f"{flag}: is for arrays; add --out with one of {', '.join(suffixes_of_arrays())}")
 
 
-def _default_path(opened: Opened, plan: Plan) -> Path:
+def _default_path(opened: Opened, plan: Plan, again: Again | None) -> Path:
     suffix = ".npy" if undrawable(opened.source.data.form, opened.source.data.shape) else ".png"
+    if again is not None and not again.file.is_dir():
+        suffix = again.file.suffix
     if opened.run:
         check_inside(opened.run.samples, opened.run.path)
         return numbered(opened.run.samples, plan.stem, suffix)
@@ -216,11 +261,18 @@ def _draw_and_write(opened: Opened, output: Output) -> dict[str, Any]:
 
     grid, plan = output.grid, output.plan
     with devices.threads(plan.settings.threads, opened.threads), connect() as group:
+        records = output.records()
+        different = output.differences(records)
         note(f"sampling {opened.where} ({opened.source.description}): {_in_words(output)}")
+        if output.again is not None:
+            output.again.say_differences(different)
         start = time.perf_counter()
         parts = _draw(output, group)
         seconds = time.perf_counter() - start
-        group.on_main(lambda: output.write(joined(parts)))
+        group.on_main(lambda: output.write(joined(parts), records))
+    if output.again is not None and world().is_main:
+        for path, rows in different.items():
+            output.again.say_whether_same(path, expected=not rows)
     calls = [part.calls for part in parts]
     distinct = listed([f"{number:,}" for number in dict.fromkeys(calls)])
     steps = grid.value("steps") or f"{plan.steps:,}"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from difftool.data.forms import Form, OfForm, form_of, rate_of
+from difftool.data.forms import FILM_RATE, Form, OfForm, form_of, rate_of
 from difftool.data.scaling import Scaling
 from difftool.figures.axes import Axis, places_of, sets_of
+from difftool.figures.metadata import of_picture
 from difftool.figures.style import Floats, Pixels
 
 
@@ -43,6 +47,8 @@ class Content(OfForm):
     """True if arrays hold floats (N, *shape) in model units instead of pixels or data units."""
     trajectory: bool = False
     """True if arrays also hold the states of the trajectory."""
+    record: str = ""
+    """How the samples were made, as JSON in ASCII, for the place that a format has for a text; or an empty text."""
     form: Form | None = None
     """The form of a sample, as that of `Samples`; by default, one axis makes points and more axes an array."""
     rate: float | None = None
@@ -113,6 +119,24 @@ class Content(OfForm):
         images: Pixels = self.scaling.to_pixels(flat).movedim(1, -1).contiguous().numpy()
         return images.reshape(*x.shape[:-axes], *images.shape[1:])
 
+    def record_of(self, number: int) -> str:
+        """Return the record with the number of a sample, for a file of this sample alone."""
+        return json.dumps({**json.loads(self.record), "index": number}) if self.record else ""
+
+    def save_sample(self, number: int, path: Path) -> None:
+        """Write a sample that is an image or a film in its own size: .png or, for a film, .webp. Both hold the record.
+
+        Raises `ValueError` for samples of another form, and for images of 2 channels or more than 4.
+        """
+        pixels = self.pixels(self.x[number])
+        about = of_picture(path, self.record_of(number))
+        if self.form != "film":
+            _picture(pixels).save(path, **about)
+            return
+        first, *others = map(_picture, pixels)
+        duration = round(1000 / (self.rate or FILM_RATE))
+        first.save(path, save_all=True, append_images=others, duration=duration, loop=0, lossless=True, **about)
+
     def numbers(self, x: Tensor | None = None) -> Floats:
         """Return the samples, or those given as (..., *shape) in model units, as numbers in data units."""
         x = self.x if x is None else x
@@ -129,3 +153,8 @@ class Content(OfForm):
         if self.states is None:
             raise ValueError("the states of the trajectory were not kept; let the writer's `states` name their steps")
         return self.states
+
+
+def _picture(pixels: Pixels) -> Image.Image:
+    """Return pixels (H, W, C) of 1, 3 or 4 channels as a picture."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

@@ -85,7 +85,7 @@ class Drawing(Content):
 
     def save_figure(self, path: Path) -> None:
         """Write the figure in the format of the path's suffix: .png, .jpg, .jpeg, .svg or .pdf."""
-        style.save(self.figure(), path)
+        style.save(self.figure(), path, text=self.record)
 
     def frames(self, most: int) -> Iterator[Pixels]:
         """Return the trajectory as RGB frames (H, W, 3), x_T first: at most `most`, and none that add nothing.
@@ -120,9 +120,9 @@ class Drawing(Content):
         Films themselves move at their own rate, over and over again.
         """
         if self.form == "film":
-            film(self.frames(most), path, fps=self.rate or FILM_RATE, hold=0)
+            film(self.frames(most), path, fps=self.rate or FILM_RATE, hold=0, text=self.record)
         else:
-            film(self.frames(most), path, fps=fps, hold=hold)
+            film(self.frames(most), path, fps=fps, hold=hold, text=self.record)
 
     def chosen(self, most: int) -> list[int]:
         """Return the indices of at most `most` states: even in what can be seen, both ends among them."""

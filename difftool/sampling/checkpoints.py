@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from difftool.errors import BadFile, UsageError, listed
 from difftool.runs import averages, checkpoint
 from difftool.runs.averages import canonical
-from difftool.runs.folder import step_of
+from difftool.runs.folder import RunFolder, step_of
 from difftool.sampling.model import Model
 from difftool.sampling.source import Source
 
@@ -55,6 +57,32 @@ class Checkpoint:
         return replace(model, weights=weights, step=step, source=self.path, digest=digest)
 
 
+def find(digest: str, runs: Iterable[RunFolder]) -> tuple[RunFolder, Path] | None:
+    """Return the first file of weights in these runs that carries a digest, and its run; None without any."""
+    for run in runs:
+        files = [run.model, run.path / BEST_FILE, *(one.path for one in averages.files_in(run.averages))]
+        for path in [*files, *run.saved_states()]:
+            with contextlib.suppress(BadFile):
+                if checkpoint.load_digest(path) == digest:
+                    return run, path
+    return None
+
+
+def checkpoint_in(model: Model, path: Path, weights: str) -> Checkpoint:
+    """Return the weights of this name in a file of a model's run, whatever their step. Raises `BadFile`."""
+    if model.run is None or path.parent != model.run.states:
+        return Checkpoint(path.stem, path, "network.", None, weights)
+    if (group := _group(model, weights)) is None:
+        raise BadFile(f"{path} holds no {weights} weights")
+    return Checkpoint(path.stem, path, group, None, weights)
+
+
+def _group(model: Model, weights: str) -> str | None:
+    """Return the beginning of the names of the tensors of these weights in a training state, or None without any."""
+    kept = averages.names_of(model.recipe.training)
+    return "network." if weights == "raw" else f"averages.{kept.index(weights)}." if weights in kept else None
+
+
 def checkpoints_of(source: Source, text: str, weights: str | None) -> list[Checkpoint]:
     """Return the checkpoints of a text such as `all`, `500,1000` or `500,best`, in its order, `all` by their steps.
 
@@ -88,11 +116,10 @@ def _known(model: Model, weights: str | None) -> dict[str, Checkpoint]:
     for file in averages.files_in(run.averages):
         if file.name == name and file.step is not None:
             found[file.step] = Checkpoint(str(file.step), file.path, "network.", file.step, name)
-    kept = [*averages.names_of(model.recipe.training)]
-    group = "network." if name == "raw" else f"averages.{kept.index(name)}." if name in kept else None
-    for path in run.saved_states() if group is not None else ():
-        step = step_of(path)
-        found.setdefault(step, Checkpoint(str(step), path, str(group), step, name))
+    if (group := _group(model, name)) is not None:
+        for path in run.saved_states():
+            step = step_of(path)
+            found.setdefault(step, Checkpoint(str(step), path, group, step, name))
     named = {str(step): found[step] for step in sorted(found)}
     if (best := run.path / BEST_FILE).is_file():
         named[BEST] = Checkpoint(BEST, best, "network.")

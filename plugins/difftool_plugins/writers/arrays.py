@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 from difftool import Writer, option
 
@@ -46,6 +47,9 @@ class NPZ(Writer, name="npz"):
             for name, texts in drawing.index_names().items():
                 arrays[name] = np.array(texts, dtype=np.str_)
             save(file, **arrays)
+        if drawing.record:  # as the comment of the archive, since arrays are what its members are
+            with ZipFile(path, "a") as archive:
+                archive.comment = drawing.record.encode("ascii")
 
 
 class SafeTensors(Writer, name="safetensors"):
@@ -60,7 +64,9 @@ class SafeTensors(Writer, name="safetensors"):
         from safetensors.torch import save_file
 
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in drawing.arrays().items()}
-        facts = {"title": drawing.title, "units": drawing.units, **drawing.index_names()}
+        facts: dict[str, Any] = {"title": drawing.title, "units": drawing.units, **drawing.index_names()}
+        if drawing.record:  # within the one text, since the order of several would vary
+            facts["record"] = json.loads(drawing.record)
         save_file(tensors, path, metadata={"samples": json.dumps(facts)})
 
 
@@ -69,6 +75,7 @@ class CSV(Writer, name="csv"):
 
     suffixes = (".csv",)
     holds_arrays = True
+    record_beside = True
 
     def write(self, drawing: Drawing, path: Path) -> None:
         arrays = drawing.arrays()
