@@ -16,6 +16,7 @@ from difftool.data.forms import FILM_RATE, Form, backbone_of, form_of
 from difftool.data.samples import PIXELS, DatasetContext, Samples
 from difftool.data.scaling import Scaling
 from difftool.errors import UsageError
+from difftool.figures.axes import Axis
 from difftool.figures.clouds import project
 from difftool.figures.drawing import Drawing
 from difftool.figures.formats import FILMS, DrawingSpec, undrawable
@@ -110,7 +111,7 @@ def test_what_has_neighbours_gets_a_unet() -> None:
         {},
         {"strip": 2},
         {"labels": torch.tensor([0, 1, 1, 0, 1]), "class_names": ("a", "b")},
-        {"guidances": ("1", "3"), "x": None},
+        {"axes": [Axis("guidance", ("1", "3"))], "x": None},
     ],
     ids=["grid", "strip", "classes", "guidances"],
 )

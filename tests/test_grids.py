@@ -25,6 +25,7 @@ from difftool.data.scaling import Scaling
 from difftool.devices import choose
 from difftool.errors import UsageError
 from difftool.figures import image_tables, style
+from difftool.figures.axes import Axis
 from difftool.figures.drawing import FILM_IMAGES, Drawing
 from difftool.figures.groups import CAPTIONS, PANELS, ROWS, SAMPLES, Groups
 from difftool.figures.image_tables import LARGE, Sheet
@@ -203,7 +204,7 @@ def test_any_name_survives_a_csv_file(tmp_path: Path) -> None:
         title="",
         labels=torch.arange(len(names)).repeat(2),
         class_names=names,
-        guidances=names[:2],
+        axes=[Axis("guidance", names[:2])],
     )
     write(CSV(), drawing, tmp_path / "x.csv", overwrite=False)
     with open(tmp_path / "x.csv", newline="", encoding="utf-8") as file:
@@ -218,7 +219,8 @@ def test_any_name_survives_a_csv_file(tmp_path: Path) -> None:
 
 
 def groups(keys: Sequence[str], guidances: Sequence[str] = (), *, apart: bool = True, count: int = 0) -> Any:
-    return Groups.of(keys, "class" if keys else "", guidances, count or len(keys), apart=apart)
+    axes = [Axis("guidance", guidances)] if guidances else []
+    return Groups.of(keys, "class" if keys else "", axes, count or len(keys), apart=apart)
 
 
 def test_a_single_group_is_none() -> None:
@@ -291,7 +293,7 @@ def drawing_of(labels: Sequence[int], guidances: Sequence[str] = (), **changes: 
         "title": "a title",
         "labels": torch.tensor([*labels] * max(1, len(guidances))),
         "class_names": NAMES,
-        "guidances": guidances,
+        "axes": [Axis("guidance", guidances)] if guidances else [],
         "states": torch.stack([-x, 0.5 * x, x]),
         "state_labels": ["t = 9", "t = 5", "result"],
     }

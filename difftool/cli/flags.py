@@ -18,7 +18,7 @@ import typer
 from difftool.cli.console import help_text
 from difftool.components import Command, Component, suggestion_attribute
 from difftool.errors import InvalidOption, UsageError
-from difftool.options import Field, Options, dashed, fields, make
+from difftool.options import LONGEST_TUPLE, Field, Options, dashed, fields, make
 from difftool.plugins.registry import registry
 
 NOUNS: Mapping[Any, str] = {int: "a whole number", float: "a number"}
@@ -167,9 +167,9 @@ def _typed(f: Field) -> tuple[Any, dict[str, Any]]:
     convert: Any = f.scalar if f.scalar in (int, float, Path) else str
     if get_origin(f.inner) is tuple:
         plural = NOUNS.get(f.scalar, "a word").partition(" ")[2] + "s"
+        split, examples = (expanded, "1,2,4 or 0..3") if f.scalar is int else (_split, "1,2,4")
         parser = _parser(
-            lambda text: tuple(convert(part.strip()) for part in text.split(",") if part.strip()),
-            f"{plural} joined by commas, such as 1,2,4",
+            lambda text: tuple(map(convert, split(text))), f"{plural} joined by commas, such as {examples}"
         )
     elif f.inner in (int, float):
         expected = " or ".join([NOUNS[f.inner], *f.words])
@@ -177,6 +177,28 @@ def _typed(f: Field) -> tuple[Any, dict[str, Any]]:
     else:
         return f.inner, {"metavar": _metavar(f)}
     return str, {"metavar": _metavar(f), "parser": parser}
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def expanded(text: str) -> list[str]:
+    """Return the words joined by commas, with all whole numbers of a range such as `0..3`, its ends among them.
+
+    A range has one number more than an option takes at most, if it is longer. Raises `ValueError` for one that falls.
+    """
+    words = []
+    for word in _split(text):
+        first, dots, last = word.partition("..")
+        if dots:
+            a, b = int(first), int(last)
+            if b < a:
+                raise ValueError(f"{word} falls")
+            words += [str(a + i) for i in range(min(b - a, LONGEST_TUPLE) + 1)]
+        else:
+            words.append(word)
+    return words
 
 
 def _parser(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:

@@ -1,4 +1,4 @@
-"""`difftool info`: the facts of a run, a model file or a training state."""
+"""`difftool info`: the facts of a run, a model file or a training state, and how a file of samples was made."""
 
 from __future__ import annotations
 
@@ -34,17 +34,23 @@ MAX_DEPTH, MAX_ENTRIES, MAX_ROWS = 4, 12, 200
 def info(
     target: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help=help_text("A run folder or a model file.", "default: the newest run")),
+        typer.Argument(
+            metavar="RUN", help=help_text("A run folder, a model file or samples.", "default: the newest run")
+        ),
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Describe a run or a model file: its progress, loss and parts, and whether its files are intact."""
+    """Describe a run or a model: progress, loss, parts, and whether files are intact; or how samples were made."""
     from difftool.runs.checkpoint import load
     from difftool.runs.folder import all_runs, find_model, open_run
+    from difftool.sampling.record import samples_in
 
     if target is None:  # the newest run, trained or not; without any, `find_model` raises the reason
         target = next((run.path for run in all_runs()), None) or find_model(None)[0]
-    facts = _of_run(open_run(target)) if target.is_dir() else {"file": str(target), **_of_file(*load(target))}
+    if target.is_dir() and ((target / "config.toml").exists() or not samples_in(target)):
+        facts = _of_run(open_run(target))
+    else:
+        facts = _of_samples(target) or {"file": str(target), **_of_file(*load(target))}
     if json:
         result_json(facts)
         return
@@ -67,6 +73,25 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for i, row in enumerate(rows):
             text = classes_text(row) if name == "classes" and isinstance(row, list) else _text(row)
             yield "" if i else name.replace("_", " "), text
+
+
+def _of_samples(target: Path) -> dict[str, Any] | None:
+    """Return how samples were made; None for a file of weights, which its name or its content says it is."""
+    from difftool.runs.checkpoint import PICKLES
+    from difftool.sampling.record import NoRecord, read_record
+
+    suffix = target.suffix.lower()
+    if not target.exists() or suffix in PICKLES:
+        return None
+    try:
+        document = read_record(target).document()
+    except NoRecord:
+        if suffix in ("", ".safetensors") and target.is_file():
+            return None
+        raise
+    document["plugins"] = {name: _version(name, version) for name, version in document.get("plugins", {}).items()}
+    target_in_words = shlex.quote(str(target))
+    return {"samples": str(target), **document, "again": f"difftool sample --again {target_in_words} --out FILE"}
 
 
 def _of_run(run: RunFolder) -> dict[str, Any]:

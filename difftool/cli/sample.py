@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difftool import manifest
-from difftool.cli.command import component_command, given_component, given_values, named
+from difftool.cli.again import Again, Single
+from difftool.cli.command import component_command, given_names, given_values
 from difftool.cli.console import note, progress
 from difftool.cli.flags import Group, make_from_flags
-from difftool.cli.guidance import guidance_groups, guidances, words_of_several
+from difftool.cli.guidance import guidance_groups, guidances, words_of
 from difftool.cli.outputs import check_outs, naming_out, report
 from difftool.cli.parameters import AsJson, Device, Overwrite
 from difftool.cli.sample_files import Display, Output, joined, seeds, under
@@ -30,12 +30,13 @@ from difftool.cli.sources import (
     Weights,
     source_groups,
 )
-from difftool.components import Sampler, Spacing, Writer
+from difftool.cli.grids import CHECKPOINT, Grid, Several, Variation, check_axes, classes_of, words_in
+from difftool.components import Component, Guidance, Sampler, Spacing, Writer
 from difftool.distributed import connect, world
 from difftool.errors import UsageError, counted, listed, spending
 from difftool.figures.formats import undrawable
 from difftool.files import numbered
-from difftool.options import options_of, plain
+from difftool.options import fields, options_of, plain
 from difftool.paths import check_inside
 from difftool.sampling.writers import suffixes_of_arrays, writer_of
 from difftool.settings import Sampling
@@ -46,18 +47,35 @@ if TYPE_CHECKING:
     from difftool.distributed import ProcessGroup
     from difftool.sampling.loop import Trajectories
     from difftool.sampling.plan import Plan
-    from difftool.sampling.source import Source
-
 
 FILES = Group("files", (Display,), "Files")
+SAMPLING = Group("sampling", (Several, Sampling), "Sampling")
+
+Checkpoints = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STEP,...|all",
+        help="Sample the weights of earlier steps of the run, of all that it keeps, or the best; several make a grid.",
+    ),
+]
+AgainFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--again",
+        metavar="FILE",
+        help="Make a file of samples again from the record that it carries. Other options take the place of its own.",
+    ),
+]
 
 
-def _choose(_ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
-    groups = [Group.of(named(Sampler, params)), Group.of(named(Spacing, params))]
+def _choose(ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
+    if (again := Again.of(ctx, params.get("again"))) is not None:
+        params = again.names(params)
+    groups = [Group.of(*classes_of(base, words_in(base, params))) for base in (Sampler, Spacing)]
     if writers := dict.fromkeys(_writers_of(params.get("out")).values()):
         groups.append(Group.of(*writers))
     groups += guidance_groups(params)
-    return [*source_groups(params), *groups, Group("sampling", (Sampling,), "Sampling"), FILES]
+    return [*source_groups(params), *groups, SAMPLING, FILES]
 
 
 def _writers_of(out: Sequence[Path] | None) -> dict[Path, type[Writer]]:
@@ -79,48 +97,110 @@ def sample(
     ] = None,
     weights: Weights = None,
     ema_length: EmaLength = None,
+    checkpoints: Checkpoints = None,
+    again: AgainFile = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
     """Draw samples from a trained model, or from an oracle, and print the files written."""
-    sampler, spacing = given_component(ctx, Sampler), given_component(ctx, Spacing)
-    values = given_values(ctx)
-    settings: Sampling = make_from_flags(Sampling, values["sampling"])
-    guidance, *others = guidances(ctx)
-    if settings.interpolate is not None and "seed" in values["sampling"]:
-        raise UsageError("--seed: --interpolate names its own two seeds; leave it out")
-    request = SourceRequest.of(ctx)
+    made = Again.of(ctx, again)
+    settings, variations = _settings(ctx, made), _variations(ctx, made)
+    check_axes(variations)
+    request = SourceRequest.of(ctx) if made is None else made.request(ctx)
     request.check(settings)
     check_outs(out or (), overwrite=overwrite)
-    given_options = values.get(Writer.kind, {})
-    writers = {path: make_from_flags(cls, options_of(cls, given_options)) for path, cls in _writers_of(out).items()}
-    display: Display = make_from_flags(Display, values[FILES.key])
+    writers = _writers(ctx, out, made)
+    display: Display = make_from_flags(Display, _laid_over(made, FILES, given_values(ctx)[FILES.key]))
     _check_for_arrays(display, writers.values())
 
     from difftool import devices
-    from difftool.sampling.plan import Plan, caution
+    from difftool.sampling.checkpoints import checkpoints_of
+    from difftool.sampling.plan import caution
 
-    opened = request.open(devices.choose(device), compiled=settings.compile)
-    plan = Plan.of(opened.source, settings, sampler=sampler, spacing=spacing, guidance=guidance)
+    opened = request.open(devices.choose(device if made is None else made.device(device)), compiled=settings.compile)
+    if made is not None and checkpoints is None:
+        checkpoints = ",".join(made.record.checkpoints) or None
+    if checkpoints is not None:
+        variations.insert(0, Variation(CHECKPOINT, checkpoints_of(opened.source, checkpoints, weights)))
+    grid = Grid.of(opened.source, settings, variations)
+    plan = grid.plan
     if settings.batch_size is None and world().size > 1:  # so that each process has a batch
-        plan = replace(plan, batch_size=min(plan.batch_size, -(-plan.num_samples // world().size)))
+        grid = grid.with_batches(min(plan.batch_size, -(-plan.num_samples // world().size)))
     if not out:
-        path = _default_path(opened, plan)
-        writers[path] = writer_of(path)()
-    plans = [plan, *(plan.with_guidance(opened.source, other) for other in others)]
-    output = Output(writers, opened.source, plans, display, overwrite)
+        path = _default_path(opened, plan, made)
+        writers[path] = _writer(made, path, {})
+    output = Output(writers, opened.source, grid, display, overwrite, made, request.ema_length)
     output.check()
-    if warning := caution(opened.source, plan):
+    if warning := next(filter(None, (caution(opened.source, one) for one in grid.plans)), ""):
         warnings.warn(warning, stacklevel=1)
     facts = _draw_and_write(opened, output)
     if not out and opened.run and world().is_main:
         manifest.record(opened.run.samples, map(manifest.entry, writers))
-    report(list(writers), {**opened.facts, **_facts(plans), **facts}, as_json=json)
+    report(list(writers), {**opened.facts, **_facts(grid), **facts}, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose, command="sample", panels=PANELS))(sample)
+
+
+def _laid_over(again: Again | None, group: Group, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of options that the command line gives, over those of a record."""
+    return {**({} if again is None else again.settings(*group.records)), **given}
+
+
+def _settings(ctx: typer.Context, again: Again | None) -> Sampling:
+    """Return the settings but for those of which several values may be given. Raises `UsageError`."""
+    given = given_values(ctx)[SAMPLING.key]
+    several = {f.name for f in fields(Several)}
+    values = {name: v for name, v in _laid_over(again, SAMPLING, given).items() if name not in several}
+    settings: Sampling = make_from_flags(Sampling, values)
+    if settings.interpolate is not None and "seed" in given:
+        raise UsageError("--seed: --interpolate names its own two seeds; leave it out")
+    if again is not None:
+        again.check_inputs(settings)
+    return settings
+
+
+def _variations(ctx: typer.Context, again: Again | None) -> list[Variation]:
+    """Return what several values may be given of, with its values. Raises `UsageError`."""
+    values = _laid_over(again, SAMPLING, given_values(ctx)[SAMPLING.key])
+    several: Several = make_from_flags(Several, options_of(Several, values))
+    if again is None or Guidance.kind in given_names(ctx):
+        guided = [guidance for guidance in guidances(ctx) if guidance is not None]
+    else:
+        guided = again.components(Guidance, given_values(ctx).get(Guidance.kind, {}))
+    return [
+        Variation(Sampler.kind, _components(ctx, Sampler, again)),
+        Variation(Spacing.kind, _components(ctx, Spacing, again)),
+        Variation(Guidance.kind, guided),
+        Variation("steps", list(dict.fromkeys(several.steps or ()))),
+        Variation("seed", list(dict.fromkeys(several.seed))),
+    ]
+
+
+def _components(ctx: typer.Context, base: type[Component], again: Again | None) -> list[Component]:
+    """Return the components of a kind that the command line names, with those of the options that they have."""
+    values, names = given_values(ctx)[base.kind], given_names(ctx)
+    if again is not None:
+        return again.components(base, values, words_in(base, names) if base.kind in names else ())
+    return [make_from_flags(cls, options_of(cls, values)) for cls in classes_of(base, words_in(base, names))]
+
+
+def _writers(ctx: typer.Context, out: Sequence[Path] | None, again: Again | None) -> dict[Path, Writer]:
+    """Return the writer of each file that the command line names. Raises `UsageError`."""
+    values = given_values(ctx).get(Writer.kind, {})
+    return {Path(path): _writer(again, Path(path), values) for path in out or ()}
+
+
+def _writer(again: Again | None, path: Path, values: Mapping[str, Any]) -> Writer:
+    """Return the writer of a path, with those of the options that it has, over those of a record."""
+    if again is not None and again.is_single(path):
+        return Single(index=again.record.index or 0)
+    cls = writer_of(path)
+    recorded = {} if again is None else again.writer_options(cls)
+    made: Writer = make_from_flags(cls, {**recorded, **options_of(cls, values)})
+    return made
 
 
 def _check_for_arrays(display: Display, writers: Iterable[Writer]) -> None:
@@ -132,28 +212,46 @@ def _check_for_arrays(display: Display, writers: Iterable[Writer]) -> None:
             raise UsageError(f"{flag}: is for arrays; add --out with one of {', '.join(suffixes_of_arrays())}")
 
 
-def _default_path(opened: Opened, plan: Plan) -> Path:
+def _default_path(opened: Opened, plan: Plan, again: Again | None) -> Path:
     suffix = ".npy" if undrawable(opened.source.data.form, opened.source.data.shape) else ".png"
+    if again is not None and not again.file.is_dir():
+        suffix = again.file.suffix
     if opened.run:
         check_inside(opened.run.samples, opened.run.path)
         return numbered(opened.run.samples, plan.stem, suffix)
     return numbered(Path(), f"{opened.source.name}-{plan.stem}", suffix)
 
 
-def _facts(plans: Sequence[Plan]) -> dict[str, Any]:
-    """Return the facts of plans for `--json`, with the settings that differ from their defaults."""
+def _facts(grid: Grid) -> dict[str, Any]:
+    """Return the facts of a grid for `--json`, with the settings that differ from their defaults.
+
+    What has several values is a list of them.
+    """
     from difftool.runs.recipe import component_table
 
-    plan, defaults = plans[0], plain(Sampling())
-    tables = [None if each.guidance is None else component_table(each.guidance) for each in plans]
+    plan, defaults = grid.plan, plain(Sampling())
+
+    def values(axis: str, of: Callable[[Plan], Any]) -> Any:
+        found: list[Any] = []
+        for one in map(of, grid.plans):
+            if one not in found:
+                found.append(one)
+        return found if any(axis == each.name for each in grid.axes) else found[0]
+
+    checkpoints = [checkpoint.name for checkpoint in grid.checkpoints if checkpoint is not None]
     return {
-        "sampler": plan.sampler.name,
-        "steps": plan.steps,
-        "spacing": plan.spacing.name,
-        "guidance": tables if len(tables) > 1 else tables[0],
+        **({"checkpoints": list(dict.fromkeys(checkpoints))} if checkpoints else {}),
+        "sampler": values("sampler", lambda one: one.sampler.name),
+        "steps": values("steps", lambda one: one.steps),
+        "spacing": values("spacing", lambda one: one.spacing.name),
+        "guidance": values("guidance", lambda one: None if one.guidance is None else component_table(one.guidance)),
         "num_samples": plan.num_samples,
-        "seed": plan.seed,
-        "settings": {name: value for name, value in plain(plan.settings).items() if value != defaults.get(name)},
+        "seed": values("seed", lambda one: one.seed),
+        "settings": {
+            name: value
+            for name, value in plain(plan.settings).items()
+            if value != defaults.get(name) and all(name != axis.name for axis in grid.axes)
+        },
     }
 
 
@@ -161,49 +259,79 @@ def _draw_and_write(opened: Opened, output: Output) -> dict[str, Any]:
     """Draw the samples, write the files, and return network calls and seconds for `--json`."""
     from difftool import devices
 
-    source, plan, plans = output.source, output.plan, output.plans
+    grid, plan = output.grid, output.plan
     with devices.threads(plan.settings.threads, opened.threads), connect() as group:
-        note(
-            f"sampling {opened.where} ({source.description}): {counted(plan.num_samples, 'sample')}"
-            f"{under(source, plan)}{_guided(plans)}, {plan.sampler.name}, {counted(plan.steps, 'step')}, "
-            f"{plan.spacing.name}; {devices.describe(source.device)}, {seeds(plan)}"
-        )
+        records = output.records()
+        different = output.differences(records)
+        note(f"sampling {opened.where} ({opened.source.description}): {_in_words(output)}")
+        if output.again is not None:
+            output.again.say_differences(different)
         start = time.perf_counter()
-        parts = _draw(source, plans, output.steps, group)
+        parts = _draw(output, group)
         seconds = time.perf_counter() - start
-        group.on_main(lambda: output.write(joined(parts)))
+        group.on_main(lambda: output.write(joined(parts), records))
+    if output.again is not None and world().is_main:
+        for path, rows in different.items():
+            output.again.say_whether_same(path, expected=not rows)
     calls = [part.calls for part in parts]
     distinct = listed([f"{number:,}" for number in dict.fromkeys(calls)])
-    each = f"{counted(plan.steps, 'step')}, {distinct} network call{'' if {*calls} == {1} else 's'} each"
-    note(f"{counted(plan.num_samples * len(plans), 'sample')} in {seconds:.1f} s ({each})")
+    steps = grid.value("steps") or f"{plan.steps:,}"
+    each = f"{steps} step{'' if steps == '1' else 's'}, {distinct} network call{'' if {*calls} == {1} else 's'} each"
+    note(f"{counted(plan.num_samples * len(parts), 'sample')} in {seconds:.1f} s ({each})")
     return {"calls": calls if len(calls) > 1 else calls[0], "seconds": round(seconds, 3)}
 
 
-def _guided(plans: Sequence[Plan]) -> str:
-    """Return words such as `, guidance 2` or `, each with guidance 1, 2 and 4`, or an empty text."""
-    words = words_of_several([plan.guidance for plan in plans])
-    return f", {'each with ' if len(plans) > 1 else ''}{words}" if words else ""
+def _in_words(output: Output) -> str:
+    """Return words such as `16 samples, ddim, 50 steps, trailing; cpu (1 thread), seed 0`."""
+    from difftool import devices
+
+    grid, plan, source = output.grid, output.plan, output.source
+    steps = f"{plan.steps:,} step{'' if plan.steps == 1 else 's'}"
+    words = [
+        f"{counted(plan.num_samples, 'sample')}{under(source, plan)}",
+        _each(grid) if grid.axes else words_of(plan.guidance) if plan.guidance is not None else "",
+        "" if grid.value("sampler") else plan.sampler.name,
+        "" if grid.value("steps") else steps,
+        "" if grid.value("spacing") else plan.spacing.name,
+    ]
+    seed = "" if grid.value("seed") else f", {seeds(plan)}"
+    return f"{', '.join(filter(None, words))}; {devices.describe(source.device)}{seed}"
 
 
-def _draw(source: Source, plans: Sequence[Plan], steps: Sequence[int], group: ProcessGroup) -> list[Trajectories]:
-    """Draw the samples of all plans under one progress bar, with their states after these steps.
+def _each(grid: Grid) -> str:
+    """Return words such as `each with guidance 1, 2 and 4`."""
+    return f"each with {' by '.join(_axis_in_words(grid, axis.name) for axis in grid.axes)}"
+
+
+def _axis_in_words(grid: Grid, name: str) -> str:
+    value = grid.value(name)
+    return value if name in value else f"{name} {value}"
+
+
+def _draw(output: Output, group: ProcessGroup) -> list[Trajectories]:
+    """Draw the samples of all sets under one progress bar, with the states that the files show.
 
     Each of many processes draws some of the batches. The samples are complete on the first one alone.
     """
     from difftool.sampling.loop import collect
 
-    plan, parts = plans[0], []
+    grid, plan, kept, parts = output.grid, output.plan, output.steps, []
     batches = range(plan.batches)[group.rank :: group.size]
-    with progress("sampling", len(plans) * len(batches) * plan.steps) as bar, spending(plan.batch_size):
+    total = len(batches) * sum(one.steps for one in grid.plans)
+    with progress("sampling", total) as bar, spending(plan.batch_size):
 
-        def watch(number: int, step: Any) -> None:
+        def watch(number: int, before: int, step: Any) -> None:
             finished = number * plan.num_samples + step.first + (len(step.x) if step.done else 0)
-            batches_before = number * len(batches) + batches.index(step.first // plan.batch_size)
-            words = f"{finished:,}/{counted(len(plans) * plan.num_samples, 'sample')}"
-            bar.update(batches_before * plan.steps + step.number, words)
+            before += batches.index(step.first // plan.batch_size) * grid.plans[number].steps
+            words = f"{finished:,}/{counted(len(grid.plans) * plan.num_samples, 'sample')}"
+            bar.update(before + step.number, words)
 
-        for number, each in enumerate(plans):
-            part = collect(source, each, steps, batches=batches, watch=partial(watch, number))
+        before, source = 0, output.source
+        for number, (each, checkpoint) in enumerate(zip(grid.plans, grid.checkpoints, strict=True)):
+            if checkpoint is not None and (number == 0 or checkpoint is not grid.checkpoints[number - 1]):
+                source = checkpoint.into(source)
+            part = collect(source, each, kept, batches=batches, watch=partial(watch, number, before))
+            before += len(batches) * each.steps
             for x in (part.x, *part.states):
                 _gather(x, each, group)
             parts.append(part)

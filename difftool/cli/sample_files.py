@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from difftool.cli.guidance import name_of, words_of_several
+from difftool.cli.again import Single
+from difftool.cli.console import note
+from difftool.cli.guidance import words_of_several
 from difftool.cli.outputs import naming_out
 from difftool.components import Writer
 from difftool.diffusion.visible import hidden
-from difftool.errors import counted, printable
+from difftool.errors import DifftoolError, counted, one_line, printable
 from difftool.figures.formats import DrawingSpec
-from difftool.options import Options, option
-from difftool.sampling.writers import check, needed_states, write
+from difftool.options import Options, option, plain
+from difftool.sampling.beside import path_beside
+from difftool.sampling.writers import check, check_paths, needed_states, write
 from difftool.settings import STRENGTH
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from difftool.cli.again import Again
+    from difftool.cli.grids import Grid
     from difftool.figures.drawing import Drawing
     from difftool.sampling.loop import Trajectories
     from difftool.sampling.plan import Plan
+    from difftool.sampling.record import Record
     from difftool.sampling.source import Source
 
 
@@ -43,15 +50,16 @@ class Output:
 
     writers: Mapping[Path, Writer]
     source: Source
-    plans: Sequence[Plan]
-    """The plan of each guidance, alike in all else."""
+    grid: Grid
     display: Display
     overwrite: bool
+    again: Again | None = None
+    ema_length: float | None = None
 
     @property
     def plan(self) -> Plan:
         """The first plan."""
-        return self.plans[0]
+        return self.grid.plan
 
     @property
     def spec(self) -> DrawingSpec:
@@ -71,33 +79,77 @@ class Output:
         """Raise `UsageError` for a file that cannot show these samples."""
         for path, writer in self.writers.items():
             with naming_out():
+                check_paths(writer, path, overwrite=self.overwrite)
                 check(writer, path, self.spec)
+        if self.steps:
+            self.grid.check_states()
 
     @property
     def steps(self) -> list[int]:
         """The steps whose states the files show."""
         return needed_states(self.writers.values(), self.spec)
 
-    def write(self, trajectories: Trajectories) -> None:
-        """Write all files."""
-        drawing = self._drawing(trajectories)
+    def records(self) -> dict[Path, Record]:
+        """Return the record of each file, in the threads that draw. Raises `DifftoolError`."""
+        from difftool.sampling.record import record_of
+
+        checkpoints = dict.fromkeys(filter(None, self.grid.checkpoints))
+        try:
+            record = record_of(self.source, self.grid.plans, checkpoints=checkpoints, ema_length=self.ema_length)
+        except OSError as error:
+            raise DifftoolError(f"{one_line(error)}; the record of the samples cannot name it") from None
+        found = {}
         for path, writer in self.writers.items():
-            write(writer, drawing, path, overwrite=self.overwrite)
+            display = plain(self.display)
+            if not writer.holds_arrays:
+                display["reference"] = self._reference is not None
+            found[path] = record.of_file(writer.folder if isinstance(writer, Single) else writer, display)
+        return found
+
+    def differences(self, records: Mapping[Path, Record]) -> dict[Path, list[str]]:
+        """Return, for each file, why it may not be the same as the one that is made again."""
+        if self.again is None:
+            return {}
+        from difftool.sampling.differences import differences
+
+        before = self.again.record
+        return {path: differences(before, records[path]) for path in self.writers}
+
+    def write(self, trajectories: Trajectories, records: Mapping[Path, Record]) -> None:
+        """Write all files, each with its record."""
+        drawing, spec, steps = self._drawing(trajectories), self.spec, self.steps
+        for path, writer in self.writers.items():
+            own = _with_states(drawing, [steps.index(step) for step in needed_states([writer], spec)])
+            text = records[path].text()
+            if not text:
+                note(f"the record of how {path} was made is too long for a file, and is left out")
+            write(writer, replace(own, record=text), path, overwrite=self.overwrite)
+            if writer.record_beside and text:
+                note(f"how {path} was made is written in {path_beside(path)}")
+
+    @cached_property
+    def _reference(self) -> Tensor | None:
+        """The data points to draw under the samples, unless a file that is made again has none."""
+        from difftool.sampling.source import reference_points_of
+
+        drawn = not all(writer.holds_arrays for writer in self.writers.values())
+        none_before = self.again is not None and self.again.record.display.get("reference") is False
+        if not drawn or none_before or not self.source.data.is_points:
+            return None
+        return reference_points_of(self.source)
 
     def _drawing(self, trajectories: Trajectories) -> Drawing:
         import torch
 
         from difftool.data.columns import COLUMNS
         from difftool.figures.drawing import Drawing
-        from difftool.sampling.source import reference_points_of
 
-        source, plan, display, several = self.source, self.plan, self.display, len(self.plans)
+        source, plan, display, several = self.source, self.plan, self.display, len(self.grid.plans)
         condition = plan.condition(0, plan.num_samples)
         fields = {} if condition is None else condition.fields()
         fields = {name: torch.cat([rows] * several) for name, rows in fields.items()}
         images = _given_images(plan)
         names = [plan.names[k % len(plan.names)] for k in range(plan.num_samples)] if plan.names else []
-        drawn = not all(writer.holds_arrays for writer in self.writers.values())
         joined, columns = plan.settings.interpolate is not None, display.columns
         if joined and not columns and display.strip is None:
             columns = plan.num_samples + len(images)  # a path is one row
@@ -106,7 +158,7 @@ class Output:
             scaling=source.data.scaling,
             form=source.data.form,
             rate=source.data.rate,
-            title=", ".join(_title(source, self.plans)),
+            title=", ".join(_title(source, self.grid)),
             states=trajectories.states if self.steps else None,
             state_labels=[f"t = {level.t:.0f}" if level.sigma > 0 else "x_0" for level in trajectories.levels],
             state_steps=self.steps,
@@ -117,8 +169,8 @@ class Output:
             class_names=source.data.class_names,
             column_names=source.data.column_names,
             names=names * several,
-            guidances=[name_of(plan.guidance) for plan in self.plans] if several > 1 else (),
-            reference=reference_points_of(source) if drawn and source.data.is_points else None,
+            axes=self.grid.axes,
+            reference=self._reference,
             columns=columns,
             given=torch.stack(images).cpu() if images else None,
             joined=joined,
@@ -126,6 +178,19 @@ class Output:
             raw=display.raw,
             trajectory=display.trajectory,
         )
+
+
+def _with_states(drawing: Drawing, places: Sequence[int]) -> Drawing:
+    """Return the drawing with some of its states, so that a file does not depend on those that others need."""
+    if drawing.states is None or len(places) == len(drawing.states):
+        return drawing
+    return replace(
+        drawing,
+        states=drawing.states[places] if places else None,
+        state_labels=[drawing.state_labels[i] for i in places],
+        state_steps=[drawing.state_steps[i] for i in places],
+        state_hidden=[drawing.state_hidden[i] for i in places],
+    )
 
 
 def joined(parts: Sequence[Trajectories]) -> Trajectories:
@@ -158,15 +223,17 @@ def _given_images(plan: Plan) -> list[Tensor]:
     return images
 
 
-def _title(source: Source, plans: Sequence[Plan]) -> Iterator[str]:
-    """Yield the parts of the title of a picture."""
-    plan = plans[0]
-    settings = plan.settings
+def _title(source: Source, grid: Grid) -> Iterator[str]:
+    """Yield the parts of the title of a picture. What differs between its parts is said beside them."""
+    plan, settings = grid.plan, grid.plan.settings
+    several = {axis.name for axis in grid.axes}
     yield source.title
-    yield f"{plan.sampler.name} {counted(plan.steps, 'step')}"
-    yield seeds(plan)
+    sampler = grid.value("sampler") or plan.sampler.name
+    yield sampler if "steps" in several else f"{sampler} {counted(plan.steps, 'step')}"
+    if "seed" not in several:
+        yield seeds(plan)
     yield from plan.conditions_in_words(source)
-    if words := words_of_several([plan.guidance for plan in plans]):
+    if words := words_of_several(list(dict.fromkeys(each.guidance for each in grid.plans))):
         yield words
     if settings.threshold is not None:
         yield f"thresholded at {settings.threshold:g}"

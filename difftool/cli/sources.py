@@ -90,6 +90,8 @@ class SourceRequest:
     parts: tuple[Oracle, Dataset, NoiseSchedule] | None
     """The parts of an oracle's source; None for a trained model."""
     timesteps: int | None
+    file: Path | None = None
+    """The file of the run from which the weights of this name are taken, where an earlier state holds them; or None."""
 
     @classmethod
     def of(cls, ctx: typer.Context) -> SourceRequest:
@@ -126,7 +128,13 @@ class SourceRequest:
             return self._open_oracle(*self.parts, device)
         from difftool.sampling.model import load_model
 
-        model = load_model(self.run, self.weights or "ema", ema_length=self.ema_length, device=device)
+        if self.file is None:
+            model = load_model(self.run, self.weights or "ema", ema_length=self.ema_length, device=device)
+        else:
+            from difftool.sampling.checkpoints import checkpoint_in
+
+            model = load_model(self.run, device=device)
+            model = checkpoint_in(model, self.file, str(self.weights)).into(model)
         if compiled:
             import torch
 

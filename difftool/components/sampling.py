@@ -127,6 +127,9 @@ class Writer(Component):
     holds_arrays: ClassVar[bool] = False
     """True if the format keeps the numbers themselves, takes any shape, and obeys `--raw` and `--trajectory`."""
 
+    record_beside: ClassVar[bool] = False
+    """True if the format has no place for `drawing.record`, which difftool then writes into `FILE.json` beside it."""
+
     @classmethod
     def chosen_by(cls) -> str:
         return f"--out FILE{cls.suffixes[0]}" if any(cls.suffixes) else "--out FOLDER"
@@ -142,4 +145,7 @@ class Writer(Component):
 
     @abstractmethod
     def write(self, drawing: Drawing, path: Path) -> None:
-        """Write the file, or the files into the folder, at a temporary path that is moved to its place at the end."""
+        """Write the file, or the files into the folder, at a temporary path that is moved to its place at the end.
+
+        `drawing.record` is a text about how the samples were made, for the place that the format has for one.
+        """

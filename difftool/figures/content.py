@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from difftool.data.forms import Form, OfForm, form_of, rate_of
+from difftool.data.forms import FILM_RATE, Form, OfForm, form_of, rate_of
 from difftool.data.scaling import Scaling
+from difftool.figures.axes import Axis, places_of, sets_of
+from difftool.figures.metadata import of_picture
 from difftool.figures.style import Floats, Pixels
 
 
@@ -33,14 +38,17 @@ class Content(OfForm):
     """The names of the classes, or () if they have none."""
     column_names: Sequence[str] = ()
     """The names of the coordinates of points, or () if they have none."""
-    guidances: Sequence[str] = ()
-    """The names of G guidances that each drew the same N/G samples, the first ones by the first; or ()."""
+    axes: Sequence[Axis] = ()
+    """What differs between sets of the same size, of which there is one for each combination of values, the last axis
+    changing first; or () for a single set."""
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
     """The other conditions of the samples for arrays, (N, ...) by name, as the user gave them."""
     raw: bool = False
     """True if arrays hold floats (N, *shape) in model units instead of pixels or data units."""
     trajectory: bool = False
     """True if arrays also hold the states of the trajectory."""
+    record: str = ""
+    """How the samples were made, as JSON in ASCII, for the place that a format has for a text; or an empty text."""
     form: Form | None = None
     """The form of a sample, as that of `Samples`; by default, one axis makes points and more axes an array."""
     rate: float | None = None
@@ -52,6 +60,11 @@ class Content(OfForm):
         object.__setattr__(self, "rate", rate_of(form, self.rate))
 
     @property
+    def set_size(self) -> int:
+        """The number of samples of a set."""
+        return len(self.x) // sets_of(self.axes)
+
+    @property
     def units(self) -> str:
         """The units of the numbers of `arrays`."""
         if self.raw:
@@ -61,7 +74,8 @@ class Content(OfForm):
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return `samples`, with a trajectory `states`, and the conditions `labels`, `vectors`, `images` and `tokens`.
 
-        With several guidances, `guidances` holds the index of that of each sample. See `index_names`.
+        Of each axis there is an array, such as `guidances`, of the index of each sample's value, or of the value itself
+        where it is a whole number, as it is of `steps` and `seeds`. See `index_names`.
 
         Conditions are as the user gave them, but for images of pixels, which are as those of the samples. Images are
         pixels uint8 (N, H, W, C), and films (N, T, H, W, C). Everything else is float32 (N, *shape) in data units, or
@@ -73,21 +87,20 @@ class Content(OfForm):
             arrays["states"] = self._numbers(self._states())
         if self.labels is not None:
             arrays["labels"] = self.labels.to(torch.int64).numpy()
-        if len(self.guidances) > 1:
-            each = len(self.x) // len(self.guidances)
-            arrays["guidances"] = np.repeat(np.arange(len(self.guidances), dtype=np.int64), each)
+        for axis, column in zip(self.axes, zip(*places_of(self.axes), strict=True), strict=True):
+            values = np.array([axis.numbers[i] if axis.numbers else i for i in column], dtype=np.int64)
+            arrays[axis.plural] = np.repeat(values, self.set_size)
         for name, rows in self.conditions.items():
             pixels = name == "images" and rows.dtype == torch.uint8 and not self.raw
             arrays[name] = (rows.movedim(1, -1).contiguous() if pixels else rows).numpy()
         return arrays
 
     def index_names(self) -> dict[str, list[str]]:
-        """Return the names of what `arrays` counts: `class_names`, `guidance_names`, and `column_names` of points."""
+        """Return the names of what `arrays` counts: `class_names`, `guidance_names`, ..., `column_names` of points."""
         names = {}
         if self.labels is not None and self.class_names:
             names["class_names"] = [*self.class_names]
-        if len(self.guidances) > 1:
-            names["guidance_names"] = [*self.guidances]
+        names |= {f"{axis.name}_names": [*axis.values] for axis in self.axes if not axis.numbers}
         if self.column_names:
             names["column_names"] = [*self.column_names]
         return names
@@ -106,6 +119,24 @@ class Content(OfForm):
         images: Pixels = self.scaling.to_pixels(flat).movedim(1, -1).contiguous().numpy()
         return images.reshape(*x.shape[:-axes], *images.shape[1:])
 
+    def record_of(self, number: int) -> str:
+        """Return the record with the number of a sample, for a file of this sample alone."""
+        return json.dumps({**json.loads(self.record), "index": number}) if self.record else ""
+
+    def save_sample(self, number: int, path: Path) -> None:
+        """Write a sample that is an image or a film in its own size: .png or, for a film, .webp. Both hold the record.
+
+        Raises `ValueError` for samples of another form, and for images of 2 channels or more than 4.
+        """
+        pixels = self.pixels(self.x[number])
+        about = of_picture(path, self.record_of(number))
+        if self.form != "film":
+            _picture(pixels).save(path, **about)
+            return
+        first, *others = map(_picture, pixels)
+        duration = round(1000 / (self.rate or FILM_RATE))
+        first.save(path, save_all=True, append_images=others, duration=duration, loop=0, lossless=True, **about)
+
     def numbers(self, x: Tensor | None = None) -> Floats:
         """Return the samples, or those given as (..., *shape) in model units, as numbers in data units."""
         x = self.x if x is None else x
@@ -122,3 +153,8 @@ class Content(OfForm):
         if self.states is None:
             raise ValueError("the states of the trajectory were not kept; let the writer's `states` name their steps")
         return self.states
+
+
+def _picture(pixels: Pixels) -> Image.Image:
+    """Return pixels (H, W, C) of 1, 3 or 4 channels as a picture."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

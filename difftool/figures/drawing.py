@@ -15,6 +15,7 @@ from difftool.data.facts import PIXEL_SCALING
 from difftool.data.forms import FILM_RATE
 from difftool.diffusion.visible import spread, thinned
 from difftool.figures import image_tables, panels, point_tables, style
+from difftool.figures.axes import places_of
 from difftool.figures.content import Content
 from difftool.figures.films import film
 from difftool.figures.formats import undrawable
@@ -84,7 +85,7 @@ class Drawing(Content):
 
     def save_figure(self, path: Path) -> None:
         """Write the figure in the format of the path's suffix: .png, .jpg, .jpeg, .svg or .pdf."""
-        style.save(self.figure(), path)
+        style.save(self.figure(), path, text=self.record)
 
     def frames(self, most: int) -> Iterator[Pixels]:
         """Return the trajectory as RGB frames (H, W, 3), x_T first: at most `most`, and none that add nothing.
@@ -119,9 +120,9 @@ class Drawing(Content):
         Films themselves move at their own rate, over and over again.
         """
         if self.form == "film":
-            film(self.frames(most), path, fps=self.rate or FILM_RATE, hold=0)
+            film(self.frames(most), path, fps=self.rate or FILM_RATE, hold=0, text=self.record)
         else:
-            film(self.frames(most), path, fps=fps, hold=hold)
+            film(self.frames(most), path, fps=fps, hold=hold, text=self.record)
 
     def chosen(self, most: int) -> list[int]:
         """Return the indices of at most `most` states: even in what can be seen, both ends among them."""
@@ -224,13 +225,13 @@ class Drawing(Content):
         return self.state_labels[state] if self.state_labels else f"state {state}"
 
     def _groups(self) -> Groups | None:
-        """Return the classes, the names and the guidances of the samples in rows and columns; None for one of each."""
-        count = len(self.x) // max(1, len(self.guidances))
+        """Return the samples in rows and columns, by class, by name and by the axes; None for a single group."""
+        count = self.set_size
         labels = [] if self.labels is None else [self._name(label) for label in self.labels[:count].tolist()]
         columns = {"class": labels, "image": self.names[:count]}
         varied = {axis: names for axis, names in columns.items() if len(set(names)) > 1}
         keys = [", ".join(names) for names in zip(*varied.values(), strict=True)]
-        return Groups.of(keys, ", ".join(varied), self.guidances, count, apart=self.form != "points")
+        return Groups.of(keys, ", ".join(varied), self.axes, count, apart=self.form != "points")
 
     def _table(self, groups: Groups) -> Figure:
         """Draw the samples in rows and columns."""
@@ -306,11 +307,11 @@ class Drawing(Content):
         return _with_note(self.title, f"{frames} of {count} frames" if count > frames else "")
 
     def _words(self, number: int) -> str:
-        """Return the class, the name and the guidance of a sample in words."""
+        """Return the class, the name and the values on the axes of a sample in words."""
         words = [] if self.labels is None else [self._class(int(self.labels[number]))]
         words += [self.names[number]] if self.names else []
-        if len(self.guidances) > 1:
-            words.append(f"guidance {self.guidances[number * len(self.guidances) // len(self.x)]}")
+        place = places_of(self.axes)[number // self.set_size]
+        words += [f"{axis.name} {axis.values[i]}" for axis, i in zip(self.axes, place, strict=True)]
         return ", ".join(words)
 
     def _name(self, label: int) -> str:

@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from difftool.figures import style
+from difftool.figures.metadata import of_picture
 from difftool.figures.style import Pixels
 
 
-def film(frames: Iterable[Pixels], path: Path, *, fps: float = 20, hold: float = 1.5) -> None:
-    """Write RGB frames (H, W, 3) as an endless film whose last frame stays for `hold` seconds.
+def film(frames: Iterable[Pixels], path: Path, *, fps: float = 20, hold: float = 1.5, text: str = "") -> None:
+    """Write RGB frames (H, W, 3) as an endless film whose last frame stays for `hold` seconds, with a text in ASCII.
 
     The path's suffix is .gif, .webp or .apng. GIF counts in hundredths of a second, and viewers slow down films of more
     than 50 frames a second. Raises `ValueError` without frames, or if they differ in size.
@@ -35,7 +36,8 @@ def film(frames: Iterable[Pixels], path: Path, *, fps: float = 20, hold: float =
         pause, last = max(20, round(pause / 10) * 10), round(last / 10) * 10
     pause = max(1, round(pause))
     durations = [*[pause] * len(others), max(pause, round(last))]
-    first.save(path, save_all=True, append_images=others, duration=durations, loop=0, **FORMATS[suffix])
+    about = of_picture(path, text)
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0, **FORMATS[suffix], **about)
 
 
 FORMATS: dict[str, dict[str, Any]] = {

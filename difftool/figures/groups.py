@@ -1,4 +1,7 @@
-"""Samples in named rows and columns: by class or by condition image, and by guidance. Imports nothing heavy."""
+"""Samples in named rows and columns: by class or condition image, and by what they were drawn with.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from difftool.figures.axes import Axis, plural
+
 SAMPLES = 16
 """The largest number of samples that are rows of their own, if nothing else names rows."""
 ROWS, PANELS, CAPTIONS = 100, 100, 400
 """The largest numbers of rows of images, of panels of points, and of images with captions."""
-GUIDANCE = "guidance"
-PLURALS = {"class": "classes", "image": "images"}
+KEYS = ("class", "image")
+"""The axes whose values each sample has for itself."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,20 @@ class Groups:
     """Words for rows that are not shown, such as `first 100 of 1,000 classes`, or an empty text."""
 
     @classmethod
-    def of(cls, keys: Sequence[str], axis: str, guidances: Sequence[str], count: int, *, apart: bool) -> Groups | None:
-        """Group `count` samples for each guidance by their keys; None if there is a single group.
+    def of(cls, keys: Sequence[str], axis: str, axes: Sequence[Axis], count: int, *, apart: bool) -> Groups | None:
+        """Group sets of `count` samples, one set for each combination of values; None if there is a single group.
 
-        Without keys, a few samples that stand `apart`, as images do, are rows of their own. Groups without other
-        columns become columns themselves where each is drawn as one thing: a single sample, or a cloud.
+        `keys` are the values of a further axis for the samples of a set. With it or without, there are two axes at
+        most: the first is that of the rows, and the last that of the columns. Without keys, a few samples that stand
+        `apart`, as images do, are rows of their own. Groups without other columns become columns themselves where each
+        is drawn as one thing: a single sample, or a cloud.
         """
         members: dict[str, list[int]] = {}
         for number, key in enumerate(keys):
             members.setdefault(key, []).append(number)
-        several = max(1, len(guidances))
+        if len(axes) == 2:
+            return cls._of_two(axes[0], axes[1], count, apart=apart)
+        several = len(axes[0].values) if axes else 1
         if len(members) < 2 and several == 1:
             return None
         if len(members) < 2:
@@ -47,17 +56,23 @@ class Groups:
             members = {str(i): [i] for i in range(count)} if alone else {"": list(range(count))}
             axis = "sample" if alone else ""
         captions = several == 1 and apart and max(map(len, members.values())) == 1
-        most = CAPTIONS if captions else ROWS if apart else max(1, PANELS // several)
-        names = list(members)[:most]
-        omitted = f"first {len(names):,} of {len(members):,} {PLURALS.get(axis, 'rows')}"
-        omitted = omitted if len(names) < len(members) else ""
+        names, omitted = _first(list(members), CAPTIONS if captions else _most_rows(several, apart=apart), axis)
         rows = [members[name] for name in names]
         if several > 1:
             cells = [[[count * g + i for i in row] for g in range(several)] for row in rows]
-            return cls(cells, names if axis else (), list(guidances), (axis, GUIDANCE), omitted)
+            return cls(cells, names if axis else (), axes[0].values, (axis, axes[0].name), omitted)
         if not apart or captions:
             return cls([rows], (), names, ("", axis), omitted)
         return cls([[row] for row in rows], names, (), (axis, ""), omitted)
+
+    @classmethod
+    def _of_two(cls, down: Axis, across: Axis, count: int, *, apart: bool) -> Groups:
+        """Group sets by their values on two axes."""
+        columns = len(across.values)
+        names, omitted = _first(down.values, _most_rows(columns, apart=apart), down.name)
+        starts = [[count * (columns * r + c) for c in range(columns)] for r in range(len(names))]
+        cells = [[range(start, start + count) for start in row] for row in starts]
+        return cls(cells, names, across.values, (down.name, across.name), omitted)
 
     @property
     def count(self) -> int:
@@ -67,7 +82,7 @@ class Groups:
     @property
     def captions(self) -> bool:
         """True if columns stand for what rows could: cells of one row in any arrangement."""
-        return not self.rows and self.axes[1] not in ("", GUIDANCE)
+        return not self.rows and self.axes[1].partition(",")[0] in KEYS
 
     @property
     def numbers(self) -> list[int]:
@@ -93,3 +108,15 @@ class Groups:
         """Return the groups of images to which so many were added in front, which each cell shows first."""
         first = list(range(given))
         return replace(self, cells=[[[*first, *(i + given for i in cell)] for cell in row] for row in self.cells])
+
+
+def _most_rows(columns: int, *, apart: bool) -> int:
+    """Return the largest number of rows with so many columns."""
+    return ROWS if apart else max(1, PANELS // columns)
+
+
+def _first(names: Sequence[str], most: int, axis: str) -> tuple[Sequence[str], str]:
+    """Return the first names, and words for the others that are left out."""
+    if len(names) <= most:
+        return names, ""
+    return names[:most], f"first {most:,} of {len(names):,} {plural(axis if axis.isalpha() else 'row')}"

@@ -21,6 +21,8 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
 
+from difftool.figures import metadata
+
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
 
@@ -154,16 +156,19 @@ def pixels_of(agg: Any) -> Pixels:
     return np.asarray(agg.buffer_rgba())[..., :3].copy()
 
 
-_DATES = {".svg": "Date", ".pdf": "CreationDate"}
-"""The metadata by which a format of vectors would hold a date."""
+VECTORS = (".svg", ".pdf")
 
 
 @look()
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the path's suffix, one of `PICTURES`. The same figure gives the same bytes."""
+def save(figure: Figure, path: Path, *, text: str = "") -> None:
+    """Write a figure in the format of the path's suffix, one of `PICTURES`, with a text about it in ASCII.
+
+    The same figure gives the same bytes.
+    """
     suffix, dpi = path.suffix.lower(), round(figure.dpi)
-    if suffix in _DATES:
-        figure.savefig(path, format=suffix[1:], dpi=dpi, metadata={_DATES[suffix]: None})
+    if suffix in VECTORS:
+        figure.savefig(path, format=suffix[1:], dpi=dpi, metadata=metadata.of_vectors(path, text))
     else:
-        # the last two are for JPEG
-        Image.fromarray(render(figure)).save(path, dpi=(dpi, dpi), quality=95, subsampling=0)
+        # the last two before the text are for JPEG
+        about = metadata.of_picture(path, text)
+        Image.fromarray(render(figure)).save(path, dpi=(dpi, dpi), quality=95, subsampling=0, **about)

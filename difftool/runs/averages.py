@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from difftool.settings import LONGEST, SHORTEST
+from difftool.settings import LONGEST, SHORTEST, Training
 
 FILE = re.compile(r"((?:ema|power)-[\d.e-]{1,40}?)(?:-step-(\d{9,10}))?\.safetensors", re.ASCII)
 
@@ -24,6 +24,11 @@ def ema_name(decay: float) -> str:
 def power_name(length: float) -> str:
     """Return the name of a power-function average: `power-0.05`."""
     return f"power-{length}"
+
+
+def names_of(settings: Training) -> list[str]:
+    """Return the names of the averages of a run, in the order in which its states hold them."""
+    return [*(ema_name(decay) for decay in settings.ema if decay), *map(power_name, settings.ema_lengths)]
 
 
 def canonical(name: str) -> str | None:

@@ -98,6 +98,12 @@ def load_document(path: Path) -> dict[str, Any]:
         return _parse(path, header.text)
 
 
+def load_digest(path: Path) -> str:
+    """Return the digest that a file carries, without its tensors, and so without a check of it. Raises `BadFile`."""
+    with _opened(path) as (_, header):
+        return header.sha256
+
+
 @dataclass(frozen=True)
 class _Entry:
     """A tensor, as the header describes it."""

@@ -78,25 +78,19 @@ class Plan:
         settings = settings or Sampling()
         check_settings(source, settings)
         sampler, spacing = given(Sampler, sampler), given(Spacing, spacing)
-        T, numbers = len(source.schedule), max(math.prod(source.space.shape), math.prod(source.data.shape))
+        numbers = max(math.prod(source.space.shape), math.prod(source.data.shape))
         guidance = None if guidance is None else given_guidance(guidance)
-        levels = spaced_levels(source.schedule, spacing, settings.steps or min(sampler.default_steps or T, T))
-        if settings.interpolate is not None and dry_run(sampler, (*levels, CLEAN)).draws_noise:
-            raise UsageError(
-                f"--interpolate: the sampler {sampler.name} draws noise, so its samples are not a function of "
-                "where they start; choose one that draws none, such as ddim with eta 0"
-            )
+        levels = levels_visited(source, settings, sampler, spacing)
         init = None
         if settings.init is not None:
             init = own_image(settings.init, source.data, source.name, "--init").to(source.device)
-            levels = last_levels(levels, settings.strength or STRENGTH)
         given_conditions = read_rows(source, settings, conditions or {})
         count = settings.num_samples or default_count(source, settings, given_conditions)
         check_classes(source, settings, given_conditions.rows.get("label"), count)
         plan = cls(
             sampler=sampler,
             spacing=spacing,
-            levels=(*levels, CLEAN),
+            levels=levels,
             settings=settings,
             init=init,
             inpainting=Inpainting.of(source, settings),
@@ -106,6 +100,24 @@ class Plan:
             names=given_conditions.names,
         )
         return plan.with_guidance(source, guidance)
+
+    def varied(
+        self,
+        source: Source,
+        *,
+        sampler: Sampler | None = None,
+        spacing: Spacing | None = None,
+        guidance: Guidance | None = None,
+        steps: int | None = None,
+        seed: int | None = None,
+    ) -> Plan:
+        """Return the plan with what is not None in place of its own, and all else alike. Raises as `of` does."""
+        own = self.settings
+        settings = replace(own, steps=own.steps if steps is None else steps, seed=own.seed if seed is None else seed)
+        sampler, spacing = sampler or self.sampler, spacing or self.spacing
+        levels = levels_visited(source, settings, sampler, spacing)
+        plan = replace(self, settings=settings, sampler=sampler, spacing=spacing, levels=levels)
+        return plan.with_guidance(source, guidance or self.guidance)
 
     def with_guidance(self, source: Source, guidance: Guidance | None) -> Plan:
         """Return the plan with another guidance. Raises `UsageError` if the guidance does not suit the source."""
@@ -159,6 +171,25 @@ class Plan:
     def stem(self) -> str:
         """The beginning of file names, such as `ddim-50`."""
         return f"{self.sampler.name}-{self.steps}"
+
+
+def levels_visited(source: Source, settings: Sampling, sampler: Sampler, spacing: Spacing) -> tuple[Level, ...]:
+    """Return the levels that the samples of a sampler pass, the clean one last. Raises as `Plan.of` does."""
+    levels = spaced_levels(source.schedule, spacing, all_steps(source.schedule, settings, sampler))
+    if settings.interpolate is not None and dry_run(sampler, (*levels, CLEAN)).draws_noise:
+        raise UsageError(
+            f"--interpolate: the sampler {sampler.name} draws noise, so its samples are not a function of "
+            "where they start; choose one that draws none, such as ddim with eta 0"
+        )
+    if settings.init is not None:
+        levels = last_levels(levels, settings.strength or STRENGTH)
+    return (*levels, CLEAN)
+
+
+def all_steps(schedule: Schedule, settings: Sampling, sampler: Sampler) -> int:
+    """Return the steps from pure noise, of which samples that start from an image take the last ones."""
+    T = len(schedule)
+    return settings.steps or min(sampler.default_steps or T, T)
 
 
 def default_count(source: Source, settings: Sampling, conditions: Given) -> int:

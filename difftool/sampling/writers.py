@@ -15,6 +15,7 @@ from difftool.files import atomic, check_output
 from difftool.manifest import atomic_folder
 from difftool.plugins.discovery import DENY, winner_of
 from difftool.plugins.registry import registry
+from difftool.sampling.beside import path_beside, write_beside
 
 if TYPE_CHECKING:
     from difftool.figures.drawing import Drawing
@@ -57,6 +58,13 @@ def check(writer: Writer, path: Path, spec: DrawingSpec) -> None:
         raise UsageError(f"{path}: {error}; write {', '.join(suffixes_of_arrays())} instead") from None
 
 
+def check_paths(writer: Writer, path: Path, *, overwrite: bool) -> None:
+    """Refuse a path that cannot be written, also that of the record beside it. Raises `DifftoolError`."""
+    check_output(path, overwrite=overwrite, folder=not path.suffix)
+    if writer.record_beside:
+        check_output(path_beside(path), overwrite=overwrite)
+
+
 def needed_states(writers: Iterable[Writer], spec: DrawingSpec) -> list[int]:
     """Return the steps, in order, after which one of the writers needs the state of the trajectory."""
     steps: set[int] = set()
@@ -80,13 +88,15 @@ def write(writer: Writer, drawing: Drawing, path: Path, *, overwrite: bool) -> N
             f"the samples hold NaN or infinite numbers, so {path} was not written: the network's estimates diverged; "
             "train longer, or take another --sampler, --spacing or, in training, --prediction"
         )
-    check_output(path, overwrite=overwrite, folder=not path.suffix)
+    check_paths(writer, path, overwrite=overwrite)
     opened = atomic if path.suffix else atomic_folder
     try:
         with opened(path, overwrite=overwrite) as temporary:
             with blaming(f"writer {writer.name}", OSError, ValueError):
                 writer.write(drawing, temporary)
             _check_written(writer, [temporary] if path.suffix else [*temporary.iterdir()])
+        if writer.record_beside and drawing.record:
+            write_beside(path, drawing.record, overwrite=overwrite)
     except ValueError as error:
         raise DifftoolError(f"{path} was not written: {one_line(error)}") from None
 

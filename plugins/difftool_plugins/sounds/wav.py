@@ -103,11 +103,17 @@ def _header(name: str, path: str, form: bytes, file: IO[bytes], length: int, siz
     return Wav(path, rate, channels, (code, bits), start, count)
 
 
-def write_wav(path: Path, sound: np.ndarray[Any, Any], rate: int) -> None:
-    """Write amplitudes (channels, length) as 16 bits. Those beyond -1 to 1 are clipped."""
+def write_wav(path: Path, sound: np.ndarray[Any, Any], rate: int, *, comment: str = "") -> None:
+    """Write amplitudes (channels, length) as 16 bits, and an ASCII comment. Amplitudes beyond -1 to 1 are clipped."""
     channels = len(sound)
     data = np.clip(np.round(sound.T.astype(np.float64) * 2**15), -(2**15), 2**15 - 1).astype("<i2").tobytes()
     form = struct.pack("<HHIIHH", PCM, channels, rate, rate * channels * 2, channels * 2, 16)
-    with open(path, "wb") as file:
-        file.write(b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVE")
-        file.write(b"fmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data)
+    chunks = _chunk(b"fmt ", form) + _chunk(b"data", data)
+    if comment:
+        chunks += _chunk(b"LIST", b"INFO" + _chunk(b"ICMT", comment.encode("ascii") + b"\0"))
+    path.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks)
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    """Return a chunk of a RIFF file, whose length is even."""
+    return kind + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 from difftool import Writer, option
 
@@ -30,7 +31,7 @@ class NPY(Writer, name="npy"):
 
 
 class NPZ(Writer, name="npz"):
-    """NumPy arrays by name: samples, states with --trajectory, labels, guidances, and names of these and of columns."""
+    """NumPy arrays by name: samples, states with --trajectory, labels, what else differs, and names of these."""
 
     suffixes = (".npz",)
     holds_arrays = True
@@ -46,10 +47,13 @@ class NPZ(Writer, name="npz"):
             for name, texts in drawing.index_names().items():
                 arrays[name] = np.array(texts, dtype=np.str_)
             save(file, **arrays)
+        if drawing.record:  # as the comment of the archive, since arrays are what its members are
+            with ZipFile(path, "a") as archive:
+                archive.comment = drawing.record.encode("ascii")
 
 
 class SafeTensors(Writer, name="safetensors"):
-    """Tensors by name, as in npz, with title, units and the names of classes, guidances and columns as metadata."""
+    """Tensors by name, as in npz, with title, units, and the names of classes, columns and what else differs."""
 
     suffixes = (".safetensors",)
     holds_arrays = True
@@ -60,15 +64,18 @@ class SafeTensors(Writer, name="safetensors"):
         from safetensors.torch import save_file
 
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in drawing.arrays().items()}
-        facts = {"title": drawing.title, "units": drawing.units, **drawing.index_names()}
+        facts: dict[str, Any] = {"title": drawing.title, "units": drawing.units, **drawing.index_names()}
+        if drawing.record:  # within the one text, since the order of several would vary
+            facts["record"] = json.loads(drawing.record)
         save_file(tensors, path, metadata={"samples": json.dumps(facts)})
 
 
 class CSV(Writer, name="csv"):
-    """One row per sample (x0, x1, ... or the columns of its data, label, class, guidance), or per state and sample."""
+    """One row per sample (x0, x1, ... or the columns of its data, label, class, and what differs), or per state too."""
 
     suffixes = (".csv",)
     holds_arrays = True
+    record_beside = True
 
     def write(self, drawing: Drawing, path: Path) -> None:
         arrays = drawing.arrays()
@@ -98,8 +105,9 @@ def _last_columns(drawing: Drawing, arrays: Mapping[str, Any]) -> dict[str, Sequ
         columns["label"] = arrays["labels"]
         if "class_names" in names:
             columns["class"] = [names["class_names"][label] for label in arrays["labels"]]
-    if "guidances" in arrays:
-        columns["guidance"] = [names["guidance_names"][index] for index in arrays["guidances"]]
+    for axis in drawing.axes:
+        values = arrays[axis.plural]
+        columns[axis.name] = values if axis.numbers else [names[f"{axis.name}_names"][index] for index in values]
     return columns
 
 

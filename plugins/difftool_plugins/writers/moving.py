@@ -83,4 +83,4 @@ class WAV(Writer, name="wav"):
         sounds = drawing.numbers()
         padded = np.pad(sounds, [(0, 0), (0, 0), (0, round(self.gap * rate))])
         whole = padded.transpose(1, 0, 2).reshape(sounds.shape[1], -1)
-        write_wav(path, whole[:, : whole.shape[1] - round(self.gap * rate)], rate)
+        write_wav(path, whole[:, : whole.shape[1] - round(self.gap * rate)], rate, comment=drawing.record)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from difftool import Writer, option
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from PIL import Image
 
     from difftool import Drawing, DrawingSpec
 
@@ -81,29 +79,13 @@ class Folder(Writer, name="folder"):
             from difftool_plugins.sounds.wav import write_wav
 
             for i, sound in enumerate(drawing.numbers()):
-                write_wav(path / self._name(drawing, i, ".wav"), sound, int(drawing.rate or 1))
+                name = self._name(drawing, i, ".wav")
+                write_wav(path / name, sound, int(drawing.rate or 1), comment=drawing.record_of(i))
             return
-        for i, pixels in enumerate(drawing.pixels()):
-            if drawing.form == "film":
-                first, *others = map(_picture, pixels)
-                first.save(
-                    path / self._name(drawing, i, ".webp"),
-                    save_all=True,
-                    append_images=others,
-                    duration=round(1000 / (drawing.rate or 10)),
-                    loop=0,
-                    lossless=True,
-                )
-            else:
-                _picture(pixels).save(path / self._name(drawing, i, ".png"))
+        suffix = ".webp" if drawing.form == "film" else ".png"
+        for i in range(len(drawing.x)):
+            drawing.save_sample(i, path / self._name(drawing, i, suffix))
 
     def _name(self, drawing: Drawing, i: int, suffix: str) -> str:
         digits = max(MIN_DIGITS, len(str(len(drawing.x) - 1)))
         return f"{i:0{digits}d}{suffix}"
-
-
-def _picture(pixels: Any) -> Image.Image:
-    """Return pixels (H, W, C) of 1, 3 or 4 channels as a picture."""
-    from PIL import Image
-
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
