@@ -1,0 +1,69 @@
+"""Several runs beside each other: their results, and the settings in which they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from difftool.errors import printable, shortened
+from difftool.report.content import Evaluation, Table, number
+
+LONGEST = 120
+"""Characters of a setting that are shown."""
+IGNORED = ("run", "plugins", "format")
+"""Tables of a config file that only record."""
+MOST = 60
+"""The largest number of settings that are shown."""
+
+
+def settings_table(configs: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Return the settings that are not the same in all runs, or None if all are."""
+    flat = {name: _flat(config) for name, config in configs.items()}
+    keys = dict.fromkeys(key for settings in flat.values() for key in settings)
+    rows = [
+        [shortened(printable(key), LONGEST), *(settings.get(key, "–") for settings in flat.values())]
+        for key in keys
+        if len({settings.get(key) for settings in flat.values()}) > 1
+    ]
+    if not rows:
+        return None
+    more = f" (the first {MOST} of {len(rows)})" if len(rows) > MOST else ""
+    return Table(caption=f"What differs{more}", headings=["setting", *flat], rows=rows[:MOST])
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings by their flags: `backbone.dim`, `lr`."""
+    found = {}
+    for table, values in config.items():
+        if table in IGNORED or not isinstance(values, Mapping):
+            continue
+        for key, value in values.items():
+            name = table if key == "name" else key if table == "training" else f"{table}.{key}"
+            found[name.replace("_", "-")] = shortened(printable(_text(value)), LONGEST)
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value if isinstance(value, str) else json.dumps(value, default=str).strip("[]")
+
+
+def results_table(results: Mapping[str, Mapping[str, str]]) -> Table:
+    """Return the results of all runs: a row for each number, and a column for each run."""
+    keys = dict.fromkeys(key for values in results.values() for key in values)
+    rows = [[key, *(values.get(key, "–") for values in results.values())] for key in keys]
+    return Table(caption="Results", headings=["", *results], rows=rows)
+
+
+def results_of(losses: Mapping[str, float | None], status: str, evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """Return the newest numbers of a run in words."""
+    names = {"loss": "training loss, smoothed", "eps_loss": "loss of eps, smoothed", "held_out_loss": "held-out loss"}
+    found = {"progress": status}
+    found |= {names[key]: number(value) for key, value in losses.items() if value is not None}
+    for evaluation in reversed(evaluations):
+        for score in evaluation.scores:
+            error = "" if score.error is None else f" ± {number(score.error)}"
+            found[f"{score.metric} ({score.better} is better)"] = f"{number(score.value)}{error}"
+    return found
