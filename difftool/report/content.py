@@ -180,6 +180,7 @@ class RunPage:
     more_classes: int = 0
     schedule: Sequence[Chart] = ()
     config: str = ""
+    digest: str = ""
     notes: Sequence[str] = ()
     """What could not be read, and what was left out."""
 

@@ -20,7 +20,8 @@ Rows = Sequence[Mapping[str, Any]]
 
 POINTS = 300
 """The largest number of points of a line."""
-QUARTERS = ("cleanest quarter of t", "second quarter", "third quarter", "noisiest quarter")
+QUARTERS = {"cleanest quarter of t": 5, "second quarter": 0, "third quarter": 2, "noisiest quarter": 3}
+"""The quarters of the schedule, and the colours of their lines."""
 
 
 def loss_charts(rows: Rows, key: str) -> list[Chart]:
@@ -34,16 +35,15 @@ def _loss(rows: Rows, key: str) -> Chart | None:
         point_line(rows, "held_out_loss", name="held-out loss", colour=1),
     ]
     note = "The training loss is a moving average over a twenty-fifth of the run."
-    return _chart(f"{key}-loss", "Loss", lines, note)
+    return _chart(f"{key}-loss", "Training and held-out loss", lines, note)
 
 
 def _by_level(rows: Rows, key: str) -> Chart | None:
-    lines = [
-        *(quarter_line(rows, "loss_quartiles", i, name=name, colour=i + 2) for i, name in enumerate(QUARTERS)),
-        *(
-            quarter_line(rows, "held_out_quartiles", i, name=f"held out, {name}", colour=i + 2, marks=True)
-            for i, name in enumerate(QUARTERS)
-        ),
+    named = list(enumerate(QUARTERS.items()))
+    lines = [quarter_line(rows, "loss_quartiles", i, name=name, colour=colour) for i, (name, colour) in named]
+    lines += [
+        quarter_line(rows, "held_out_quartiles", i, marks=True, name=f"held out, {name}", colour=colour)
+        for i, (name, colour) in named
     ]
     note = "Items are sorted by their level t into quarters of the schedule, from nearly clean to nearly pure noise."
     return _chart(f"{key}-levels", "Loss by level of noise", lines, note)

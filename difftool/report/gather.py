@@ -207,7 +207,6 @@ def _model_facts(model: Model | None) -> dict[str, object]:
         "items": model.data.words,
         "conditions": model.data.conditions_text,
         "weights": f"{model.weights}, step {model.step:,}",
-        "digest of the model": model.digest,
     }
     if model.origin is not None:
         facts["began from"] = str(model.origin)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from difftool.report.content import Chart, Line
+from difftool.report.svg import Axis
 
 HEIGHT = 350
 """Pixels of a chart."""
@@ -57,23 +58,30 @@ def _figure(chart: Chart) -> Any:
         border_fill_alpha=0,
         outline_line_alpha=0,
         min_border_right=12,
+        toolbar_location="above",
     )
     plot.toolbar.logo = None
-    plot.xaxis.formatter.use_scientific = False
-    if chart.log:
-        _plain_ticks(plot)
+    _axes(plot, chart)
     drawn = [renderer for line in chart.lines for renderer in _draw(plot, line)]
     tooltips = [("", "@name"), (chart.x_label, "@x{0,0.[000]}"), (chart.y_label, "@text")]
     plot.add_tools(HoverTool(renderers=drawn, tooltips=tooltips, mode="mouse"))
     return plot
 
 
-def _plain_ticks(plot: Any) -> None:
-    """Write the numbers of a logarithmic axis out, and more of them than powers of ten."""
-    from bokeh.models import LogTicker, NumeralTickFormatter
+def _axes(plot: Any, chart: Chart) -> None:
+    """Write the numbers of the axes out. The page's script keeps the ticks of a logarithmic axis to what is shown."""
+    from bokeh.models import FixedTicker, NumeralTickFormatter
 
-    plot.yaxis.ticker = LogTicker(mantissas=[1, 2, 5], desired_num_ticks=5)
-    plot.yaxis.formatter = NumeralTickFormatter(format="0.[000000]")
+    plot.axis.axis_label_text_font_style = "normal"
+    plot.axis.axis_label_text_font = plot.axis.major_label_text_font = "system-ui, sans-serif"
+    plot.axis.axis_label_text_font_size = plot.axis.major_label_text_font_size = "12.5px"
+    plot.axis.minor_tick_line_alpha = 0
+    plot.xaxis.formatter = NumeralTickFormatter(format="0,0.[00]")
+    if chart.log:
+        values = [value for line in chart.lines for value in line.y]
+        ticker = FixedTicker(ticks=Axis.over(values, 0, 1, log=True).ticks(7), tags=["log-ticks"])
+        plot.yaxis.ticker = plot.ygrid.ticker = ticker
+        plot.yaxis.formatter = NumeralTickFormatter(format="0.[000000]")
 
 
 def _draw(plot: Any, line: Line) -> list[Any]:

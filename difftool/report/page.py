@@ -117,6 +117,7 @@ def run_page(run: Gathered, pictures: Sequence[Fitted], key: str, name: str) -> 
         more_classes=more,
         schedule=[] if run.model is None else schedule_charts(run.model.schedule, key),
         config=gather.config_text(run),
+        digest="" if run.model is None else run.model.digest,
         notes=gather.notes(run),
     )
 

@@ -36,14 +36,14 @@ def film(model: Model, watch: Callable[[Step], object] | None = None) -> list[En
     spec = DrawingSpec(shape=data.shape, steps=plan.steps, hidden=places, form=data.form, rate=data.rate)
     steps = spec.evenly(FRAMES)
     drawn = collect(model, plan, steps, watch=watch)
-    labels = [f"t = {level.t:.0f}" if level.sigma > 0 else "x_0" for level in drawn.levels]
+    labels = [f"t = {level.t:.0f}" if level.sigma > 0 else "x_0, the samples" for level in drawn.levels]
     states_hidden = hidden(drawn.levels, is_image=data.has_pixels)
     drawing = Drawing(
         x=drawn.x,
         scaling=data.scaling,
         form=data.form,
         rate=data.rate,
-        title="",
+        title=model.title,
         states=drawn.states,
         state_labels=labels,
         state_steps=steps,

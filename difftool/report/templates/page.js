@@ -83,6 +83,39 @@
     }
   }
 
+  // At most about seven round numbers in a range, as an axis of powers of ten has them.
+  function logTicks(low, high) {
+    if (high / low < 8) {
+      const rough = (high - low) / 7;
+      const power = 10 ** Math.floor(Math.log10(rough));
+      const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
+      const ticks = [];
+      for (let k = Math.ceil(low / step); k * step <= high; k++) ticks.push(k * step);
+      return ticks;
+    }
+    const first = Math.floor(Math.log10(low));
+    const last = Math.ceil(Math.log10(high));
+    for (const factors of [[1, 2, 5], [1, 3], [1]]) {
+      const ticks = [];
+      for (let k = first; k <= last; k++) ticks.push(...factors.map((factor) => factor * 10 ** k));
+      const inside = ticks.filter((tick) => low <= tick && tick <= high);
+      if (inside.length <= 7 || factors.length === 1) return inside;
+    }
+    return [];
+  }
+
+  function keepTicks(plot, models) {
+    const ticker = models.find((model) => model.tags.includes("log-ticks"));
+    if (ticker === undefined) return;
+    const range = plot.y_range;
+    const update = () => {
+      if (range.start > 0 && range.end > range.start) ticker.ticks = logTicks(range.start, range.end);
+    };
+    range.properties.start.change.connect(update);
+    range.properties.end.change.connect(update);
+    update();
+  }
+
   async function interactive(key, item) {
     const place = document.getElementById(`${key}-interactive`);
     const still = place.parentElement.querySelector(".static");
@@ -91,6 +124,7 @@
     const [view] = [...views];
     const models = [...view.model.document.all_models];
     still.hidden = true;
+    keepTicks(view.model, models);
     paint(models);
     dark.addEventListener("change", () => paint(models));
     if (matchMedia("(pointer: fine)").matches) {
