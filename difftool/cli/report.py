@@ -43,7 +43,7 @@ def report(
     from difftool.report.page import command_of, write_page
 
     folders = _folders(runs or [])
-    out = out or (folders[0].path / "report.html" if len(folders) == 1 else Path("report.html"))
+    out = out or (folders[0].report if len(folders) == 1 else Path("report.html"))
     check_out(out, overwrite=overwrite, suffixes=(".html", ".htm"))
     start = time.perf_counter()
     chosen = devices.choose(device)

@@ -64,7 +64,7 @@ def _figure(chart: Chart) -> Any:
     _axes(plot, chart)
     drawn = [renderer for line in chart.lines for renderer in _draw(plot, line)]
     tooltips = [("", "@name"), (chart.x_label, "@x{0,0.[000]}"), (chart.y_label, "@text")]
-    plot.add_tools(HoverTool(renderers=drawn, tooltips=tooltips, mode="mouse"))
+    plot.add_tools(HoverTool(renderers=drawn, tooltips=tooltips, mode="mouse", visible=False))
     return plot
 
 
@@ -77,6 +77,7 @@ def _axes(plot: Any, chart: Chart) -> None:
     plot.axis.axis_label_text_font_size = plot.axis.major_label_text_font_size = "12.5px"
     plot.axis.minor_tick_line_alpha = 0
     plot.xaxis.formatter = NumeralTickFormatter(format="0,0.[00]")
+    plot.xaxis.ticker.desired_num_ticks = 5
     if chart.log:
         values = [value for line in chart.lines for value in line.y]
         ticker = FixedTicker(ticks=Axis.over(values, 0, 1, log=True).ticks(7), tags=["log-ticks"])

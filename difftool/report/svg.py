@@ -14,6 +14,8 @@ WIDE, NARROW = (720, 320), (340, 260)
 """(width, height) of a chart on a screen, and on that of a telephone, where the same text takes more room."""
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 44
 """The margins in pixels."""
+LARGEST = 307
+"""The largest power of ten on an axis."""
 MARK = 3.2
 """The radius of a point in pixels."""
 
@@ -35,7 +37,7 @@ class Axis:
         if log:
             a, b = math.log10(low), math.log10(high)
             space = max(room * (b - a), 0.02)
-            return cls(10 ** (a - space), 10 ** (b + space), start, end, log=True)
+            return cls(10 ** max(a - space, -LARGEST), 10 ** min(b + space, LARGEST), start, end, log=True)
         space = room * (high - low) or (0.5 if high == low else 0.0)
         return cls(low - space, high + space, start, end)
 

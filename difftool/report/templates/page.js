@@ -127,9 +127,13 @@
     keepTicks(view.model, models);
     paint(models);
     dark.addEventListener("change", () => paint(models));
-    if (matchMedia("(pointer: fine)").matches) {
-      models.filter((model) => model.type === "BoxZoomTool").forEach((tool) => { tool.active = true; });
-    }
+    const zoom = models.find((model) => model.type === "BoxZoomTool");
+    const enter = (event) => { // a mouse zooms at once, while a finger scrolls the page until the tool is chosen
+      if (event.pointerType !== "mouse") return;
+      zoom.active = true;
+      place.removeEventListener("pointerover", enter);
+    };
+    place.addEventListener("pointerover", enter);
   }
 
   const data = document.getElementById("charts");
