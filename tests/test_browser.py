@@ -317,7 +317,7 @@ def test_a_chart_tells_its_values_under_the_mouse(browser: Browser, write: Write
     tooltip = (
         "(() => {const all = []; const walk = n => {for (const e of n.querySelectorAll('*')) {"
         "if (e.shadowRoot) walk(e.shadowRoot); if (e.classList.contains('bk-Tooltip') || "
-        "e.classList.contains('bk-tooltip-content')) all.push(e.shadowRoot ? e.shadowRoot.textContent : e.textContent)}};"
+        "e.classList.contains('bk-tooltip-content')) all.push((e.shadowRoot ?? e).textContent)}};"
         "walk(document); return all.join(' ')})()"
     )
     text = browser.wait(f"{tooltip}.includes({json.dumps(value)}) && {tooltip}")
