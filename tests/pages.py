@@ -105,10 +105,9 @@ def with_evaluation(run: Path, **changes: Any) -> Path:
     """Give a run an evaluation with a picture of the nearest pairs."""
     name = "evaluations/step-000004-pixels-nearest.png"
     picture(run / name)
-    scores = [
-        {"metric": "kid", "name": "kid", "value": 0.012, "error": 0.001, "floor": 0.0003, "n": 2000, "better": "lower"},
-        {"metric": "prdc", "name": "recall", "value": 0.5, "error": None, "n": 2000, "better": "higher", "unit": ""},
-    ]
+    kid = {"metric": "kid", "name": "kid", "value": 0.012, "error": 0.001, "floor": 0.0003, "floor_error": 0.0002}
+    recall = {"metric": "prdc", "name": "recall", "value": 0.5, "error": None, "unit": "of 1"}
+    scores = [{**kid, "n": 2000, "better": "lower"}, {**recall, "n": 2000, "better": "higher"}]
     pair = {"sample": 3, "item": 17, "id": "a/b.png", "distance": 0.1}
     document = {
         "step": 4,

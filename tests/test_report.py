@@ -25,7 +25,7 @@ from difftool.errors import BadFile
 from difftool.report import page as pages_of_report
 from difftool.report.content import Chart, Line, number
 from difftool.report.differences import settings_table
-from difftool.report.evaluations import read_evaluations
+from difftool.report.evaluations import newest_evaluations
 from difftool.report.gather import gather
 from difftool.report.page import command_of, write_page
 from difftool.report.pictures import Encoded, fit, from_pixels, read_picture
@@ -85,8 +85,9 @@ def test_a_page_has_all_parts_of_a_run(full: Page) -> None:
 def test_numbers_of_an_evaluation_stand_with_error_and_floor(full: Page) -> None:
     (table,) = (one for one in full.all("table") if one["class"] == "scores")
     kid, recall = ([cell.whole_text for cell in row.within][:6] for row in table.within[-1].within)
-    assert kid == ["kid", "0.012", "± 0.001", "0.0003", "lower", "2,000"]
-    assert recall == ["recall", "0.5", "–", "–", "higher", "2,000"]
+    beside = "above the floor by 0.0117 ± 0.0010"
+    assert kid == ["kid", "0.0120 ± 0.0010", "0.00030 ± 0.00020", beside, "lower", "2,000"]
+    assert recall == ["recall (of 1)", "0.5", "–", "–", "higher", "2,000"]
     assert "12.0% of samples are nearer to a training item than 95% of held-out items are." in full.text
     assert "2,000 samples; against 360 held-out items; features: pixels; sampler ddim, steps 50" in full.text
 
@@ -346,7 +347,7 @@ def test_texts_of_strangers_stay_texts(points_run: Path, tmp_path: Path) -> None
     run = copied(points_run, tmp_path / "<img src=x onerror=alert(1)>")
     config = (run / "config.toml").read_text().replace('device = "cpu"', f"device = '{HOSTILE}'")
     (run / "config.toml").write_text(config)
-    score = {"name": HOSTILE, "value": 1.0, "n": HOSTILE, "unit": HOSTILE, "better": HOSTILE}
+    score = {"metric": HOSTILE, "name": HOSTILE, "value": 1.0, "n": 3, "unit": HOSTILE, "better": "lower"}
     pair = {"sample": HOSTILE, "id": HOSTILE, "distance": HOSTILE}
     with_evaluation(
         run,
@@ -356,7 +357,7 @@ def test_texts_of_strangers_stay_texts(points_run: Path, tmp_path: Path) -> None
         sampling={HOSTILE: HOSTILE},
         scores=[score],
         copies={"verdict": HOSTILE, "nearest": [pair]},
-        pictures=[f"evaluations/{HOSTILE}.png", "../secret.png", "evaluations/../../secret.png"],
+        pictures=[f"evaluations/{HOSTILE}.png", "metrics.jsonl", "evaluations/x/y.png"],
     )
     other = copied(run, tmp_path / "two")
     for page in (page_of(run), page_of(run, other)):
@@ -402,20 +403,20 @@ def test_a_broken_model_is_said_and_the_rest_shown(points_run: Path, tmp_path: P
 
 def test_lines_that_are_no_evaluations_are_skipped(points_run: Path, tmp_path: Path) -> None:
     run = copied(points_run, tmp_path / "run")
-    lines = ["{", "[]", "{}", '{"scores": 3}', '{"scores": [1, {"value": "x"}, {"value": NaN}]}', '{"scores": [{}]}']
+    lines = ["{", "[]", "{}", '{"scores": 3}', '{"scores": [1]}', '{"step": 1, "scores": [], "pictures": ["../x.png"]}']
     (run / "evaluations.jsonl").write_text("\n".join(lines) + "\n")
-    with_evaluation(run, step="x", weights=None, n=True, copies=[], sampling=3, features=None, pictures={})
-    found = [one.evaluation for one in read_evaluations(open_run(run))]
-    assert [len(one.scores) for one in found] == [2, 0]
-    assert found[0].title == "an evaluation"
-    assert found[0].copies == ""
+    with_evaluation(run, copies={"nearest": [3, {}], "share": "x"}, sampling={}, features={}, scores=[], pictures=[])
+    (found,) = (one.evaluation for one in newest_evaluations(open_run(run)))
+    assert found.title == "step 4, ema-0.999"
+    assert found.copies == ""
+    assert not found.scores
 
 
 def test_only_the_newest_evaluations_are_shown(points_run: Path, tmp_path: Path) -> None:
     run = copied(points_run, tmp_path / "run")
     for step in range(25):
         with_evaluation(run, step=step, pictures=[])
-    steps = [one.evaluation.title for one in read_evaluations(open_run(run))]
+    steps = [one.evaluation.title for one in newest_evaluations(open_run(run))]
     assert len(steps) == 20
     assert (steps[0], steps[-1]) == ("step 24, ema-0.999", "step 5, ema-0.999")
 

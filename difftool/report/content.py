@@ -127,12 +127,25 @@ class ScoreRow:
     """One number of an evaluation, ready to show."""
 
     metric: str
+    text: str
+    """The value with its error."""
+    floor_text: str
+    """The floor with its error, or an empty text."""
+    verdict: str
+    """How the value stands to the floor, in words."""
     value: float
     error: float | None
     floor: float | None
+    floor_error: float | None
     n: str
     better: str
     unit: str
+
+    @property
+    def ends(self) -> list[float]:
+        """The ends of the error bars of value and floor."""
+        pairs = [(self.value, self.error), (self.floor, self.floor_error)]
+        return [value + sign * (error or 0.0) for value, error in pairs if value is not None for sign in (-1, 1)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,5 @@ def results_of(losses: Mapping[str, float | None], status: str, evaluations: Seq
     found |= {names[key]: number(value) for key, value in losses.items() if value is not None}
     for evaluation in reversed(evaluations):
         for score in evaluation.scores:
-            error = "" if score.error is None else f" ± {number(score.error)}"
-            found[f"{score.metric} ({score.better} is better)"] = f"{number(score.value)}{error}"
+            found[f"{score.metric} ({score.better} is better)"] = score.text
     return found

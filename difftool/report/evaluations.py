@@ -1,23 +1,22 @@
-"""The lines of `evaluations.jsonl` as the page shows them. They are as untrusted as every file of a run folder."""
+"""Evaluations of a run as the page shows them."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from difftool.errors import printable, shortened
-from difftool.files import open_regular, parse_json
+from difftool.evaluation.measuring import Measured
+from difftool.evaluation.scores import Score
+from difftool.evaluation.words import verdict, with_error
 from difftool.report.content import Evaluation, ScoreRow, Table, number
+from difftool.runs.evaluations import read_evaluations
 from difftool.runs.folder import RunFolder
 
-FILE = "evaluations.jsonl"
-LONGEST_LINE = 2**20
-"""The limit for the bytes of a line."""
 MOST = 20
-"""The largest number of evaluations that a page shows, the newest ones."""
+"""The largest number of evaluations that a page shows, the newest ones, and of settings of each."""
 MOST_SCORES, MOST_PAIRS, MOST_PICTURES = 40, 12, 4
 LONGEST = 300
 """Characters of a text of an evaluation."""
@@ -31,32 +30,23 @@ class Recorded:
     pictures: Sequence[str]
 
 
-def read_evaluations(run: RunFolder) -> list[Recorded]:
-    """Return the newest evaluations of a run, the newest first. Lines that are none are skipped."""
-    documents: list[Mapping[str, Any]] = []
-    with contextlib.suppress(OSError), open_regular(run.path / FILE) as file:
-        while line := file.readline(LONGEST_LINE):
-            with contextlib.suppress(ValueError):
-                document = parse_json(line)
-                if isinstance(document, dict) and isinstance(document.get("scores"), list):
-                    documents = [*documents[1 - MOST :], document]
-    return [_recorded(document) for document in reversed(documents)]
+def newest_evaluations(run: RunFolder) -> list[Recorded]:
+    """Return the newest evaluations of a run, the newest first."""
+    return [_recorded(document) for document in reversed(read_evaluations(run)[-MOST:])]
 
 
 def _recorded(document: Mapping[str, Any]) -> Recorded:
     features, copies = _table(document, "features"), _table(document, "copies")
-    step, weights = document.get("step"), text(document.get("weights"))
-    title = ", ".join(filter(None, [f"step {number(step)}" if type(step) is int else "", weights]))
-    pictures = document.get("pictures")
+    title = ", ".join(filter(None, [f"step {document['step']:,}", text(document.get("weights"))]))
     return Recorded(
         Evaluation(
-            title=title or "an evaluation",
+            title=title,
             settings=_settings(document, features),
             scores=list(_scores(document["scores"])),
             copies=text(copies.get("verdict")) or _share(copies),
             nearest=_nearest(copies),
         ),
-        [name for name in pictures if isinstance(name, str)][:MOST_PICTURES] if isinstance(pictures, list) else (),
+        document.get("pictures", ())[:MOST_PICTURES],
     )
 
 
@@ -89,18 +79,44 @@ def _settings(document: Mapping[str, Any], features: Mapping[str, Any]) -> str:
     return "; ".join(filter(None, parts))
 
 
-def _scores(entries: Sequence[Any]) -> Iterator[ScoreRow]:
+def _scores(entries: Sequence[Mapping[str, Any]]) -> Iterator[ScoreRow]:
     for entry in entries[:MOST_SCORES]:
-        if isinstance(entry, dict) and (value := _number(entry.get("value"))) is not None:
+        value, error, floor = (_number(entry.get(key)) for key in ("value", "error", "floor"))
+        if value is not None:
+            floor_error = _number(entry.get("floor_error"))
             yield ScoreRow(
-                metric=text(entry.get("name")) or "unnamed",
+                metric=text(entry["name"]),
+                text=with_error(value, error),
+                floor_text="" if floor is None else with_error(floor, floor_error),
+                verdict=_verdict(entry, value, floor),
                 value=value,
-                error=_number(entry.get("error")),
-                floor=_number(entry.get("floor")),
-                n=text(entry.get("n")),
-                better="higher" if entry.get("better") == "higher" else "lower",
+                error=error,
+                floor=floor,
+                floor_error=floor_error,
+                n=f"{entry['n']:,}",
+                better=entry["better"],
                 unit=text(entry.get("unit")),
             )
+
+
+def _verdict(entry: Mapping[str, Any], value: float, floor: float | None) -> str:
+    """Return how a score stands to its floor, in the words of `difftool evaluate`."""
+    if floor is None:
+        return ""
+    name, n, better = "score", entry["n"], entry["better"]
+
+    def score(value: float, error: str) -> Score:
+        return Score(name=name, n=n, better=better, value=value, error=_number(entry.get(error)))
+
+    alike = _number(entry.get("value_at_floor_sizes"))
+    return verdict(
+        Measured(
+            metric=name,
+            score=score(value, "error"),
+            floor=score(floor, "floor_error"),
+            alike=None if alike is None else score(alike, "error_at_floor_sizes"),
+        )
+    )
 
 
 def _number(value: object) -> float | None:

@@ -14,7 +14,7 @@ from difftool.diffusion.visible import spread
 from difftool.errors import BadFile, DifftoolError, counted, one_line, printable, shortened
 from difftool.report.content import Command, Fact, number
 from difftool.report.curves import Rows
-from difftool.report.evaluations import MOST_PICTURES, Recorded, read_evaluations
+from difftool.report.evaluations import MOST_PICTURES, Recorded, newest_evaluations
 from difftool.report.pictures import Encoded, read_picture
 from difftool.report.trajectory import film
 from difftool.runs.config import dump_toml
@@ -82,7 +82,7 @@ def gather(
         found.notes.append("metrics.jsonl holds no rows, so there are no curves of the loss")
     found.samples = _previews(found, "samples", "Samples")
     found.panels = _previews(found, "panel", "Items, their noise, and what the network makes of them,")
-    found.evaluations = [(one, _pictures(found, one)) for one in read_evaluations(run)]
+    found.evaluations = [(one, _pictures(found, one)) for one in newest_evaluations(run)]
     _open_model(found, device)
     if with_samples and found.model is not None:
         _draw(found, found.model, watch)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -213,16 +212,12 @@ def policy(style: str, scripts: Sequence[str], *, nonce: bool) -> str:
     return "; ".join(f"{name} {value}" for name, value in rules.items())
 
 
-def _bars(page: Page) -> Any:
+def _bars(page: Page) -> Callable[[ScoreRow], Markup]:
     """Return the function that draws a score beside its number, on the scale of all scores of its name."""
-    scores: list[ScoreRow] = [
-        score for run in page.runs for evaluation in run.evaluations for score in evaluation.scores
-    ]
-    largest: dict[str, float] = {}
-    for score in scores:
-        top = max(score.value + (score.error or 0.0), score.floor or 0.0)
-        largest[score.metric] = max(top, largest.get(score.metric, 0.0))
-    return lambda score: svg.whisker(score.value, score.error, score.floor, largest[score.metric])
+    ends: dict[str, list[float]] = {}
+    for score in (score for run in page.runs for evaluation in run.evaluations for score in evaluation.scores):
+        ends.setdefault(score.metric, []).extend(score.ends)
+    return lambda score: svg.whisker(score, min(ends[score.metric]), max(ends[score.metric]))
 
 
 def command_of(paths: Sequence[Path], options: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from difftool.report.content import Chart, Line, number
+from difftool.report.content import Chart, Line, ScoreRow, number
 
 WIDE, NARROW = (720, 320), (340, 260)
 """(width, height) of a chart on a screen, and on that of a telephone, where the same text takes more room."""
@@ -140,18 +140,20 @@ def swatch(line: Line) -> Markup:
     return Markup(f'<svg class="swatch" viewBox="0 0 28 12" aria-hidden="true">{inner}</svg>')
 
 
-def whisker(value: float, error: float | None, floor: float | None, largest: float) -> Markup:
-    """Return a value on a scale from 0 to `largest`, with its error bar, and a mark at the floor."""
-    axis = Axis(0.0, largest or 1.0, 4, 116)
+def whisker(score: ScoreRow, low: float, high: float) -> Markup:
+    """Return a score with its error bar on a scale from `low` to `high`, beside its floor."""
+    axis = Axis.over([min(low, 0.0), max(high, 0.0)], 4, 116)
     parts = [Markup('<path class="rule" d="M4 10H116"/>')]
-    if floor is not None and floor >= 0:
-        parts.append(Markup(f'<path class="floor" d="M{axis.place(floor):.1f} 3v14"/>'))
-    if error is not None:
-        low, high = (axis.place(min(max(value + sign * error, 0.0), axis.high)) for sign in (-1, 1))
-        parts.append(Markup(f'<path class="line c0" d="M{low:.1f} 10H{high:.1f}M{low:.1f} 6v8M{high:.1f} 6v8"/>'))
-    parts.append(
-        Markup(f'<circle class="mark c0" cx="{axis.place(min(max(value, 0.0), axis.high)):.1f}" cy="10" r="3.5"/>')
-    )
+    if score.floor is not None:
+        ends = [axis.place(score.floor + sign * (score.floor_error or 0.0)) for sign in (-1, 1)]
+        parts.append(
+            Markup(f'<path class="floor" d="M{axis.place(score.floor):.1f} 2v16M{ends[0]:.1f} 10H{ends[1]:.1f}"/>')
+        )
+    if score.error is not None:
+        ends = [axis.place(score.value + sign * score.error) for sign in (-1, 1)]
+        d = f"M{ends[0]:.1f} 10H{ends[1]:.1f}" + "".join(f"M{end:.1f} 6v8" for end in ends)
+        parts.append(Markup(f'<path class="line c0" d="{d}"/>'))
+    parts.append(Markup(f'<circle class="mark c0" cx="{axis.place(score.value):.1f}" cy="10" r="3.5"/>'))
     return Markup('<svg class="whisker" viewBox="0 0 120 20" aria-hidden="true">{}</svg>').format(
         Markup("").join(parts)
     )
