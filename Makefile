@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-gpu test-extras lint format bench clean
+.PHONY: demo test test-all test-gpu test-extras test-browser lint format bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/difftool train --seed 0 --out runs/demo --overwrite
@@ -18,11 +18,11 @@ PYTEST_ON_ALL_CORES := -m pytest -n auto --dist worksteal
 
 # All tests that are not marked slow: some five minutes on two cores.
 test: $(VENV)/.installed-test
-	$(BIN)/python $(PYTEST_ON_ALL_CORES) -m "not slow and not gpu"
+	$(BIN)/python $(PYTEST_ON_ALL_CORES) -m "not slow and not gpu and not browser"
 
 # All tests: some fifteen minutes on two cores.
 test-all: $(VENV)/.installed-test
-	$(BIN)/python $(PYTEST_ON_ALL_CORES)
+	$(BIN)/python $(PYTEST_ON_ALL_CORES) -m "not browser"
 
 # The tests that need a GPU; without one they are skipped, and say so. With WHEELS=wheels everything but torch is taken
 # from that folder, without network: `python tests/wheels.py wheels` packs it elsewhere.
@@ -40,6 +40,11 @@ endif
 # is skipped there fails.
 test-extras: $(VENV)-extras/.installed
 	DIFFTOOL_SKIPPED=fail $(VENV)-extras/bin/python -m pytest -m "extras and not gpu" $(PYTEST)
+
+# The tests that show pages in a browser: Chromium and its driver, of Debian's packages chromium and chromium-driver.
+# SCREENSHOTS=folder keeps pictures of the pages.
+test-browser: $(VENV)/.installed-browser
+	DIFFTOOL_SKIPPED=fail DIFFTOOL_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest -m browser tests/test_browser.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -69,12 +74,16 @@ $(VENV)/.installed-test: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,lint]"
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-browser: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,report,test-browser]"
+	touch $@ $(VENV)/.installed
+
 $(VENV)/.installed-bench: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
 	touch $@ $(VENV)/.installed
 
 EXTRAS := import tomllib; names = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-	print(*(name for name in names if name not in ("bench", "lint", "test-gpu")), sep=",")
+	print(*(name for name in names if name not in ("bench", "lint", "test-browser", "test-gpu")), sep=",")
 
 $(VENV)-extras/.installed: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m venv $(VENV)-extras

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import math
 from functools import singledispatch
 
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -14,21 +12,15 @@ from difftool.diffusion.schedule import Schedule
 from difftool.errors import DifftoolError, counted
 from difftool.figures import style
 from difftool.figures.drawing import Drawing
-from difftool.figures.formats import undrawable
 from difftool.figures.loss import loss_figure
 from difftool.figures.schedules import schedule_figure
 from difftool.runs.folder import RunFolder
+from difftool.sampling.glimpse import glimpse
 from difftool.sampling.loop import collect
 from difftool.sampling.model import Model
-from difftool.sampling.plan import Plan
-from difftool.settings import Sampling
 
 POINT_STEPS, PANEL_STEPS = 25, 10
 """The DDIM steps of the samples of a model, few since a reader waits for them."""
-POINTS, PANELS, LARGE_PANELS = 1_000, 16, 4
-"""The numbers of samples of a model."""
-LARGE = 3 * 64**2
-"""The largest number of values of a sample that counts as small; of others there are fewer."""
 
 
 def png_of(shown: object) -> bytes | None:
@@ -65,25 +57,18 @@ def figure_of_run(run: RunFolder) -> Figure:
 @figure_of.register
 def figure_of_model(model: Model) -> Figure | None:
     """Draw a few samples, and of each class as many, or return None where samples need other conditions."""
-    data, fields = model.data, [*model.data.condition.shapes]
-    if undrawable(data.form, data.shape) or (model.needs_condition and fields != ["label"]):
+    data = model.data
+    plan = glimpse(model, POINT_STEPS if data.is_points else PANEL_STEPS)
+    if plan is None:
         return None
-    count = POINTS if data.is_points else PANELS if math.prod(data.shape) <= LARGE else LARGE_PANELS
-    labels = None
-    if fields == ["label"]:
-        classes = min(count, len(data.class_names))
-        labels = torch.arange(classes).repeat(count // classes)
-    steps = min(POINT_STEPS if data.is_points else PANEL_STEPS, len(model.schedule))
-    settings = Sampling(steps=steps, num_samples=count if labels is None else len(labels))
-    plan = Plan.of(model, settings, conditions={} if labels is None else {"label": labels})
-    title = f"{model.description}, ddim {counted(steps, 'step')}"
+    title = f"{model.description}, ddim {counted(plan.steps, 'step')}"
     drawing = Drawing(
         x=collect(model, plan).x,
         scaling=data.scaling,
         title=title,
         form=data.form,
         rate=data.rate,
-        labels=labels,
+        labels=plan.rows.get("label"),
         class_names=data.class_names,
         column_names=data.column_names,
     )

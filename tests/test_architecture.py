@@ -23,6 +23,7 @@ LAYERS = (
     ("sampling", "evaluation"),
     ("training",),
     ("testing",),
+    ("report",),
     ("cli",),
     ("pictures",),
     ("api", "__main__"),

@@ -18,6 +18,7 @@ from rich.console import Console
 import difftool
 from difftool import pictures
 from difftool.cli.console import Bar
+from difftool.sampling import glimpse
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "examples" / "notebooks" / "swiss-roll.ipynb"
 PNG = b"\x89PNG\r\n"
@@ -49,9 +50,9 @@ def test_a_model_shows_samples_of_each_class(
         width, height = size_of(difftool.load(run, device="cpu")._repr_png_())
         assert min(width, height) > 100
     points, labels, images = drawn
-    assert points.x.shape == (pictures.POINTS, 2)
-    assert torch.equal(labels.labels.bincount(), torch.full((4,), pictures.POINTS // 4))
-    assert images.x.shape == (pictures.PANELS, 3, 8, 8)
+    assert points.x.shape == (glimpse.POINTS, 2)
+    assert torch.equal(labels.labels.bincount(), torch.full((4,), glimpse.POINTS // 4))
+    assert images.x.shape == (glimpse.PANELS, 3, 8, 8)
     assert points.title == "swiss-roll-mlp, step 30, ema-0.999 weights, ddim 25 steps"
 
 

@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "noise": "Show how signal turns into noise: the clean x_0, then x_t at several levels.",
     "reconstruct": "Show what a network makes of noised items in one step.",
     "inspect-schedule": "Compare noise schedules: a table and a small plot here, a figure in a file.",
+    "report": "Write one HTML page about runs: losses, samples, metrics, schedule, and how to repeat them.",
     "runs": "List the runs in a folder, the newest first, with what differs between them.",
     "sweep": "Train every combination of some options, one after the other, and print their results in one table.",
     "info": "Describe a run or a model file: its progress, loss and parts, and whether its files are intact.",

@@ -57,7 +57,8 @@ def compare(
     Of one run, it shows the distance to the exact solution and to fresh data. Of several runs, or with --seeds, it
     shows the mean distance to fresh data with its deviation over runs that differ in their seed alone.
     """
-    requests = [SourceRequest.named(ctx, run) for run in models or [None]]
+    named: list[Path | None] = [*models] if models else [None]
+    requests = [SourceRequest.named(ctx, run) for run in named]
     settings: Comparing = make_from_flags(Comparing, given_values(ctx)["compare"])
     chosen = guidances(ctx)
     seeds = settings.all_seeds()

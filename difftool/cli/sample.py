@@ -16,6 +16,7 @@ from difftool.cli.again import Again, Single
 from difftool.cli.command import component_command, given_names, given_values
 from difftool.cli.console import note, progress
 from difftool.cli.flags import Group, make_from_flags
+from difftool.cli.grids import CHECKPOINT, Grid, Several, Variation, check_axes, classes_of, words_in
 from difftool.cli.guidance import guidance_groups, guidances, words_of
 from difftool.cli.outputs import check_outs, naming_out, report
 from difftool.cli.parameters import AsJson, Device, Overwrite
@@ -30,7 +31,6 @@ from difftool.cli.sources import (
     Weights,
     source_groups,
 )
-from difftool.cli.grids import CHECKPOINT, Grid, Several, Variation, check_axes, classes_of, words_in
 from difftool.components import Component, Guidance, Sampler, Spacing, Writer
 from difftool.distributed import connect, world
 from difftool.errors import UsageError, counted, listed, spending

@@ -210,6 +210,7 @@ def _summarize(experiment: Experiment, words: BarWords) -> None:
             note(f"drew {path}")
     needed = plugins_of(part for part in experiment.recipe.parts.values() if part.needed_to_sample)
     note(f"sample it with: difftool sample {shlex.quote(str(folder.path))}{_script_flags(needed)}")
+    note(f"make a page of it with: difftool report {shlex.quote(str(folder.path))}{_script_flags(needed)}")
 
 
 def _beside(values: Mapping[str, float | None]) -> str:

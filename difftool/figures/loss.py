@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from difftool.errors import shortened
 from difftool.figures import style
+from difftool.figures.curves import POINTS, blocks, smoothed
 from difftool.figures.layout import add_heading
 
 Values = NDArray[np.float64]
 
-POINTS = 1500
-"""The largest number of points of a line, whatever the number of records."""
 SMOOTHED = 100_000
 """The largest number of records that the lines of the quarters are made from."""
 OWN = ("loss", "eps_loss", "weighted_loss", "held_out_loss")
@@ -62,7 +61,7 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
     smooth(axes, *known(steps, loss), color=style.INK, lw=1.8, label="loss")
     for i, (name, values) in enumerate(measured.items()):
         if np.isfinite(values).any():
-            x, y = blocks(*known(steps, values), np.mean)
+            x, y = blocks(*known(steps, values))
             colour, marker = style.COLOURS[(1, 4, 4)[i]], "os^"[i]
             label = shortened(name.lstrip("_"), LONGEST_LABEL)
             look: dict[str, Any] = {"mfc": "white", "mew": 1.3, "color": colour, "label": label, "zorder": 5}
@@ -100,22 +99,9 @@ def _raw(axes: Axes, steps: Values, loss: Values) -> None:
 
 def smooth(axes: Axes, steps: Values, values: Values, **look: Any) -> None:
     """Draw the mean over a window of a twenty-fifth of the records."""
-    if not len(values):
-        return
-    half = len(values) // 50
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.unique(np.linspace(0, len(values) - 1, min(len(values), POINTS)).round().astype(np.int64))
-    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
-    smooth = (total[high] - total[low]) / (high - low)
-    axes.plot(steps[at], smooth, marker="o" if len(at) == 1 else "", ms=4, **look)
-
-
-def blocks(steps: Values, values: Values, reduce: Any) -> tuple[Values, Values]:
-    """Return (steps, values) of at most `POINTS` neighbouring blocks."""
-    if len(values) <= POINTS:
-        return steps, values
-    blocks = np.array_split(np.arange(len(values)), POINTS)
-    return np.array([steps[b].mean() for b in blocks]), np.array([reduce(values[b]) for b in blocks])
+    if len(values):
+        x, y = smoothed(steps, values)
+        axes.plot(x, y, marker="o" if len(x) == 1 else "", ms=4, **look)
 
 
 def scale(axes: Axes) -> None:

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from difftool.figures import style
+from difftool.figures.curves import blocks
 from difftool.figures.layout import add_heading
-from difftool.figures.loss import blocks, known, positive, scale, smooth
+from difftool.figures.loss import known, positive, scale, smooth
 
 HELD_OUT: Any = (0, (4, 1.6))
 """The dashes of held-out losses."""
@@ -45,7 +46,7 @@ def losses_figure(curves: Sequence[Curve], *, title: str, label: str = "loss") -
         steps = np.array(curve.steps, dtype=np.float64)
         smooth(axes, *known(steps, positive(curve.loss)), color=colour, lw=1.5)
         if curve.held_out:
-            x, y = blocks(*known(steps, positive(curve.held_out)), np.mean)
+            x, y = blocks(*known(steps, positive(curve.held_out)))
             axes.plot(x, y, color=colour, lw=1.3, ls=HELD_OUT, marker="o" if len(x) == 1 else "", ms=4)
         handles[curve.name] = Line2D([], [], color=colour, lw=2.2)
     if not axes.lines:

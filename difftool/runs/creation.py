@@ -20,7 +20,10 @@ from difftool.runs.averages import files_in
 from difftool.runs.folder import FOLDERS, LOCK, ROOT, RunFolder
 from difftool.runs.recipe import Recipe, companion_kinds
 
-OURS = {"config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "evaluations.jsonl", "logs", *FOLDERS}
+OURS = {
+    *("config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "evaluations.jsonl", "report.html", "logs"),
+    *FOLDERS,
+}
 """The files and folders of a run."""
 PREVIEW = re.compile(r"(samples|panel)-\d{6,}\.png", re.ASCII)
 """The names of previews."""
@@ -91,7 +94,7 @@ def _clear(run: RunFolder) -> None:
     watching = (cls for base in companion_kinds().values() for cls in registry().all_of(base))
     patterns = {pattern for companion in watching for pattern in companion.files}
     logs = [p for pattern in sorted(patterns) for p in run.logs.glob(pattern) if not _below_link(p, run.path)]
-    tables, pictures = [run.metrics, run.evaluations], [*previews, run.loss]
+    tables, pictures = [run.metrics, run.evaluations], [*previews, run.loss, run.report]
     averages = [file.path for file in files_in(run.averages)]
     for file in (*run.saved_states(), *run.damaged_states(), run.model, *averages, *tables, *pictures, *logs):
         if file.is_file():

@@ -9,6 +9,7 @@ metrics.jsonl        one JSON object per logged step
 previews/ samples/ loss.png
 evaluations.jsonl    one JSON object per evaluation; see `difftool.runs.evaluations`
 evaluations/         pictures of evaluations
+report.html          the page that `difftool report` writes
 results/             files of commands that plugins add
 logs/                files of loggers
 
@@ -78,6 +79,7 @@ class RunFolder(Displayed):
     model = _Inside("model.safetensors")
     metrics = _Inside("metrics.jsonl")
     loss = _Inside("loss.png")
+    report = _Inside("report.html")
     averages = _Inside("averages")
     states = _Inside("state")
     previews = _Inside("previews")
