@@ -69,6 +69,8 @@ if TYPE_CHECKING:
     from difftool.errors import DifftoolError as DifftoolError
     from difftool.errors import UsageError as UsageError
     from difftool.errors import printable as printable
+    from difftool.evaluation.evaluation import Evaluation as Evaluation
+    from difftool.evaluation.measuring import Measured as Measured
     from difftool.evaluation.scores import Score as Score
     from difftool.evaluation.scores import Sets as Sets
     from difftool.figures.drawing import Drawing as Drawing
@@ -138,6 +140,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "diffusion.estimate": ("Denoise", "Estimate", "Noise", "Step"),
     "diffusion.schedule": ("CLEAN", "TIME_RANGE", "Level", "Schedule"),
     "errors": ("DifftoolError", "UsageError", "printable"),
+    "evaluation.evaluation": ("Evaluation",),
+    "evaluation.measuring": ("Measured",),
     "evaluation.scores": ("Score", "Sets"),
     "figures.drawing": ("Drawing",),
     "figures.formats": ("DrawingSpec",),

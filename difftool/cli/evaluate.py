@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
-from contextlib import ExitStack
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from difftool.cli.command import component_command, given_component, given_names, given_values
-from difftool.cli.console import help_text, note, progress, result_json
+from difftool.cli.console import Bar, duration, help_text, note, progress, result_json
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.guidance import guidance_groups, guidances, words_of
 from difftool.cli.outputs import naming_out
 from difftool.cli.parameters import AsJson, Device, Overwrite
-from difftool.cli.scores import print_scores
+from difftool.cli.scores import csv_of, facts_of, print_scores
 from difftool.cli.sources import PANELS, EmaLength, Opened, SourceRequest, Timesteps, Weights, source_groups
 from difftool.components import Features, Guidance, Metric, Sampler, Spacing
-from difftool.errors import UsageError, counted, spending
-from difftool.evaluation.settings import Evaluating
+from difftool.errors import DifftoolError, UsageError, counted, printable, spending
+from difftool.evaluation.settings import HELD_OUT, TRAIN, Evaluating, is_stored
 from difftool.files import check_output, write_text
 from difftool.options import options_of
 from difftool.plugins.registry import registry
 
 if TYPE_CHECKING:
+    import torch
+
+    from difftool.diffusion.estimate import Step
     from difftool.evaluation.evaluation import Evaluation, Evaluator
+    from difftool.evaluation.reference import Reference
+    from difftool.runs.folder import RunFolder
     from difftool.sampling.plan import Plan
+    from difftool.sampling.source import Source
 
 
 def _metrics_named(names: Sequence[str] | None) -> list[type[Metric]]:
@@ -51,7 +59,13 @@ def evaluate(
     ctx: typer.Context,
     models: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN]...", help=help_text("Run folders or model files.", "default: the newest run")),
+        typer.Argument(
+            metavar="[RUN]...",
+            help=help_text(
+                "Run folders or model files, or samples that exist: .npy, .npz, a folder of images.",
+                "default: the newest run",
+            ),
+        ),
     ] = None,
     timesteps: Timesteps = None,
     weights: Weights = None,
@@ -64,47 +78,47 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Measure how good the samples of models are, against data and beside the same measure of data."""
-    named: list[Path | None] = [*models] if models else [None]
-    requests = [SourceRequest.named(ctx, model) for model in named]
     values = given_values(ctx)
     settings: Evaluating = make_from_flags(Evaluating, values["evaluate"])
     guidance, *others = guidances(ctx)
     if others:
-        raise UsageError(f"{Guidance.flag}: evaluate takes one guidance")
+        raise UsageError(f"{Guidance.flag}: evaluate takes one; call it again for each of the others")
     classes = _metrics_named(given_names(ctx).get(Metric.kind))
     metrics = [make_from_flags(cls, options_of(cls, values[Metric.kind])) for cls in classes]
-    features, sampler, spacing = (
-        given_component(ctx, Features),
-        given_component(ctx, Sampler),
-        given_component(ctx, Spacing),
-    )
-    for request in requests:
-        request.check(settings.sampling)
+    features, sampler = given_component(ctx, Features), given_component(ctx, Sampler)
+    spacing = given_component(ctx, Spacing)
+    requests = _requests(ctx, models or [], settings)
+    paths = [request for request in requests if isinstance(request, Path)]
+    if paths and (name := next((metric.name for metric in metrics if metric.needs == "model"), None)):
+        raise UsageError(f"--metric: {name} measures models, and {printable(str(paths[0]))} holds samples")
     if table is not None:
         with naming_out("csv"):
             check_output(table, overwrite=overwrite)
 
     from difftool import devices
     from difftool.evaluation.evaluation import Evaluator
-    from difftool.evaluation.reference import Reference
 
-    chosen, found = devices.choose(device), []
-    opened = [request.open(chosen, compiled=settings.compile) for request in requests]
-    first = opened[0].source
-    reference = Reference.of(first, settings.against).of_class(first.label_index(settings.label))
-    with ExitStack() as stack:
-        stack.enter_context(devices.threads(settings.threads, opened[0].threads))
-        with progress("features of data", 1) as bar:
-            evaluator = Evaluator(reference, metrics, features, settings, device=chosen)
-            bar.update(1)
-        for each in opened:
-            plan = evaluator.plan(each.source, sampler=sampler, spacing=spacing, guidance=guidance)
-            found.append(_evaluated(each, evaluator, plan))
+    chosen = devices.choose(device)
+    candidates = [
+        request if isinstance(request, Path) else request.open(chosen, compiled=settings.compile)
+        for request in requests
+    ]
+    first, reference = _reference(candidates, settings, chosen)
+    found = []
+    with devices.threads(settings.threads, first.threads):
+        note(f"measuring {', '.join(metric.name for metric in metrics)} against {reference.words}")
+        with _bar("features of data") as watch:
+            evaluator = Evaluator(reference, metrics, features, settings, device=chosen, watch=watch)
+        for candidate in candidates:
+            if isinstance(candidate, Path):
+                found.append(_measure_stored(candidate, first.source, evaluator))
+            else:
+                plan = evaluator.plan(candidate.source, sampler=sampler, spacing=spacing, guidance=guidance)
+                found.append(_measure_model(candidate, evaluator, plan))
     if table is not None:
-        write_text(table, _rows(found), overwrite=overwrite)
-    documents = [{"source": one.source, **one.document()} for one in found]
+        write_text(table, csv_of(found), overwrite=overwrite)
     if json:
-        result_json({"evaluations": documents})
+        result_json(facts_of(found))
     else:
         print_scores(found)
 
@@ -113,51 +127,127 @@ def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose, command="evaluate", panels=PANELS))(evaluate)
 
 
-def _evaluated(opened: Opened, evaluator: Evaluator, plan: Plan) -> Evaluation:
-    """Evaluate one model under a progress bar, and add the result to its run."""
+def _requests(ctx: typer.Context, paths: Sequence[Path], settings: Evaluating) -> list[SourceRequest | Path]:
+    """Return what to evaluate: models, or paths of samples that exist. Raises `UsageError`."""
+    stored = [path for path in paths if path.exists() and is_stored(path)]
+    if len(stored) == len(paths) > 0 and settings.against in (TRAIN, HELD_OUT):
+        raise UsageError(
+            f"--against: {printable(str(stored[0]))} holds samples; name the run with whose data they are compared"
+        )
+    named: list[Path | None] = [*paths] if paths else [None]
+    requests = [path if path is not None and path in stored else SourceRequest.named(ctx, path) for path in named]
+    for request in requests:
+        if isinstance(request, SourceRequest):
+            request.check(settings.sampling)
+    return requests
+
+
+def _reference(
+    candidates: Sequence[Opened | Path], settings: Evaluating, device: torch.device
+) -> tuple[Opened, Reference]:
+    """Return the model whose data the samples are like, and the items that they are compared with."""
+    from difftool.evaluation.reference import Reference
+
+    models = [candidate for candidate in candidates if isinstance(candidate, Opened)]
+    if models:
+        first = models[0]
+        reference = Reference.of(first.source, settings.against)
+    else:
+        first = SourceRequest(Path(settings.against), None, None, None, None).open(device)
+        reference = replace(Reference.of(first.source), name=settings.against)
+    for other in models[1:]:
+        _check_alike(first, other)
+    return first, reference.of_class(first.source.label_index(settings.label))
+
+
+def _check_alike(first: Opened, other: Opened) -> None:
+    """Refuse models of items of another shape, and warn of models of other data."""
+    a, b = first.source.data, other.source.data
+    if (a.shape, a.form) != (b.shape, b.form):
+        raise UsageError(f"{other.where} has {b.words}, and {first.where} {a.words}; evaluate each by itself")
+    if other.dataset != first.dataset:
+        warnings.warn(f"{other.where} was trained on other data; compared with those of {first.where}", stacklevel=1)
+    elif other.source.held_out != first.source.held_out:
+        warnings.warn(f"{other.where} held out other items than {first.where} did", stacklevel=1)
+
+
+def _measure_model(opened: Opened, evaluator: Evaluator, plan: Plan) -> Evaluation:
+    """Evaluate one model under progress bars, and add the result to its run."""
     from difftool import devices
-    from difftool.runs.evaluations import append_evaluation
 
-    source, reference = opened.source, evaluator.reference
+    source = opened.source
     guided = "" if plan.guidance is None else f", {words_of(plan.guidance)}"
-    note(
-        f"evaluating {opened.where} ({source.description}): {counted(plan.num_samples, 'sample')}, "
-        f"{plan.sampler.name}, {counted(plan.steps, 'step')}, {plan.spacing.name}{guided}; against "
-        f"{len(reference.samples):,} {reference.name} items; {devices.describe(source.device)}, seed {plan.seed}"
+    sampling = (
+        f": {counted(plan.num_samples, 'sample')}, {plan.sampler.name}, {counted(plan.steps, 'step')}, "
+        f"{plan.spacing.name}{guided}"
     )
-    with progress("sampling", plan.batches * plan.steps) as bar, spending(plan.batch_size):
-
-        def watch(step: Any) -> None:
-            finished = step.first + (len(step.x) if step.done else 0)
-            words = f"{finished:,}/{counted(plan.num_samples, 'sample')}"
-            bar.update(step.first // plan.batch_size * plan.steps + step.number, words)
-
-        found = evaluator.evaluate(source, plan, watch=watch)
+    note(
+        f"evaluating {opened.where} ({source.description}){sampling if evaluator.views else ''}; "
+        f"{devices.describe(source.device)}, seed {plan.seed}"
+    )
+    with _sampling_bar(evaluator, plan) as watch, spending(plan.batch_size):
+        found = evaluator.evaluate(source, plan, name=opened.where, watch=watch)
     if opened.run is not None:
-        append_evaluation(opened.run, found.document())
+        _add(opened.run, found)
     return found
 
 
-def _rows(evaluations: Sequence[Evaluation]) -> str:
-    """Return the scores as the text of a CSV file."""
-    text = io.StringIO()
-    columns = (
-        "source",
-        "step",
-        "weights",
-        "against",
-        "metric",
-        "name",
-        "value",
-        "error",
-        "floor",
-        "n",
-        "better",
-        "unit",
-    )
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for one in evaluations:
-        document = one.document()
-        writer.writerows({**document, "source": one.source, **score} for score in document["scores"])
-    return text.getvalue()
+def _measure_stored(path: Path, source: Source, evaluator: Evaluator) -> Evaluation:
+    """Evaluate samples that exist under a progress bar."""
+    from difftool.evaluation.stored import read_stored
+
+    samples = read_stored(path, source.data)
+    note(f"evaluating {path}: {counted(len(samples), 'sample')}")
+    with _bar("features of samples") as watch:
+        return evaluator.evaluate_stored(samples, name=str(path), watch=watch)
+
+
+def _add(run: RunFolder, found: Evaluation) -> None:
+    """Add an evaluation to its run, whose folder may be somebody else's, and not writable."""
+    from difftool.runs.evaluations import append_evaluation
+
+    try:
+        append_evaluation(run, found.document())
+    except DifftoolError as error:
+        warnings.warn(f"the evaluation is not kept: {error}", stacklevel=1)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar as soon as the function that the block gets is called with what is done and what is to do."""
+    with ExitStack() as stack:
+        bars: list[Bar] = []
+
+        def watch(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(progress(title, total)))
+            bars[0].update(done)
+
+        yield watch
+
+
+@contextmanager
+def _sampling_bar(evaluator: Evaluator, plan: Plan) -> Iterator[Callable[[Step], None]]:
+    """Say what time and memory the samples will take, once a few steps tell, and then show a bar."""
+    total, started = plan.batches * plan.steps, time.perf_counter()
+    with ExitStack() as stack:
+        bars: list[Bar] = []
+
+        def watch(step: Step) -> None:
+            nonlocal started
+            done = step.first // plan.batch_size * plan.steps + step.number
+            if done <= 1:  # the first step may be slow
+                started = time.perf_counter()
+            elif not bars:
+                seconds = (time.perf_counter() - started) / (done - 1) * (total - done)
+                at_once, mebibytes = min(plan.batch_size, plan.num_samples), math.ceil(evaluator.bytes / 2**20)
+                note(
+                    f"sampling takes about {duration(max(1.0, seconds))}, {at_once:,} at once; the features of samples "
+                    f"and data take {mebibytes:,} MiB"
+                )
+                bars.append(stack.enter_context(progress("sampling", total)))
+            if bars:
+                finished = step.first + (len(step.x) if step.done else 0)
+                bars[0].update(done, f"{finished:,}/{counted(plan.num_samples, 'sample')}")
+
+        yield watch

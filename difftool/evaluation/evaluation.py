@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from difftool.components import Features, Guidance, Metric, Sampler, Spacing
+from difftool.data.samples import Samples
+from difftool.devices import threads
 from difftool.diffusion.estimate import Step
-from difftool.errors import UsageError
+from difftool.errors import UsageError, printable
 from difftool.evaluation.drawing import Drawn, conditions_from, draw_rows
-from difftool.evaluation.measuring import Measured, Measurer
-from difftool.evaluation.reference import Reference
+from difftool.evaluation.measuring import Measured, Measurer, by_model
+from difftool.evaluation.reference import Reference, some
 from difftool.evaluation.scores import Score
 from difftool.evaluation.settings import Evaluating
-from difftool.evaluation.views import View, Watch, views_for
-from difftool.options import Options, fields, plain
-from difftool.plugins.registry import registry
+from difftool.evaluation.views import FEATURES, Rows, View, Watch, views_for
+from difftool.evaluation.words import beside_floor, number
+from difftool.options import Options, fields, make, plain
+from difftool.plugins.registry import given, registry
 from difftool.runs.recipe import component_table
 from difftool.sampling.plan import Plan
 
@@ -56,6 +63,10 @@ class Evaluation:
     def __len__(self) -> int:
         return len(self.measured)
 
+    def __repr__(self) -> str:
+        rows = [f"{each.score.name} {number(each.score)}, {beside_floor(each)}" for each in self.measured]
+        return "\n  ".join([f"Evaluation of {self.source}, {self.n:,} samples against {self.against}:", *rows])
+
     def document(self) -> dict[str, Any]:
         """Return the evaluation as plain values, as evaluations.jsonl holds it."""
         counts = {"n": self.n, "against": self.against, "reference": self.reference}
@@ -85,18 +96,26 @@ class Evaluator:
         self.views: Mapping[str, View] = views_for(
             metrics, features, reference.train, device=device, seed=settings.seed
         )
-        rows = {name: view.of_data(reference.samples, watch) for name, view in self.views.items()}
-        others = (
-            {}
-            if reference.others is None
-            else {name: view.of_data(reference.others, watch) for name, view in self.views.items()}
-        )
-        self.measurer = Measurer(metrics, reference, rows, others, count=settings.num_samples, seed=settings.seed)
+        others = None if reference.others is None else some(reference.others, settings.num_samples)
+        parts = [reference.samples, *([] if others is None else [others])]
+        watches = in_turn([len(part) for _ in self.views for part in parts], watch)
+        rows, other_rows = dict[str, Tensor](), dict[str, Tensor]()
+        for name, view in self.views.items():
+            rows[name] = view.of_data(reference.samples, next(watches))
+            if others is not None:
+                other_rows[name] = view.of_data(others, next(watches))
+        self.measurer = Measurer(reference, rows, other_rows, seed=settings.seed)
 
     @property
     def numbers(self) -> int:
         """The number of numbers that are kept of one sample."""
         return sum(rows.shape[1] for rows in self.measurer.rows.values())
+
+    @property
+    def bytes(self) -> int:
+        """The memory that the rows of the samples and of the data take."""
+        data = sum(rows.numel() for part in (self.measurer.rows, self.measurer.others) for rows in part.values())
+        return 4 * (data + self.settings.num_samples * self.numbers)
 
     def plan(
         self,
@@ -124,28 +143,101 @@ class Evaluator:
         source: Source,
         plan: Plan,
         *,
+        name: str = "",
         watch: Callable[[Step], object] | None = None,
         tell: Callable[[Metric], object] | None = None,
     ) -> Evaluation:
-        """Draw samples and measure them. `watch` is called after each step, and `tell` before each metric."""
+        """Draw samples and measure them. `watch` is called after each step, and `tell` before each metric.
+
+        What can be refused without samples is refused before they are drawn.
+        """
+        tell = tell or (lambda _: None)
+        found: dict[Metric, list[Measured]] = {}
+        for metric in by_model(self.metrics):
+            tell(metric)
+            found[metric] = self.measurer.of_model(metric, source)
+        self.measure_floors(plan.num_samples)
         drawn = draw_rows(source, plan, self.views, watch) if self.views else Drawn()
-        measured = []
+        facts = {**source.evaluated, **({"sampling": {**table_of(plan), "calls": drawn.calls}} if self.views else {})}
+        return self._evaluation(name or source.name, drawn.rows, source, found, tell, facts)
+
+    def evaluate_stored(
+        self, samples: Samples, *, name: str, watch: Watch | None = None, tell: Callable[[Metric], object] | None = None
+    ) -> Evaluation:
+        """Measure samples that are there already. Raises `UsageError` for a metric of models."""
+        if metrics := by_model(self.metrics):
+            raise UsageError(f"--metric: {metrics[0].name} measures models, and {printable(name)} holds samples")
+        samples = some(samples, self.settings.num_samples)
+        self.measure_floors(len(samples))
+        rows = {view: function.of_data(samples, watch) for view, function in self.views.items()}
+        return self._evaluation(name, rows, None, {}, tell or (lambda _: None), {"step": 0})
+
+    def measure_floors(self, count: int) -> None:
+        """Measure data against data, which refuses what cannot be measured before any sample is drawn."""
         for metric in self.metrics:
-            if tell is not None:
+            if metric.needs in self.views:
+                self.measurer.floor(metric, count)
+
+    def _evaluation(
+        self,
+        name: str,
+        rows: Rows,
+        source: Source | None,
+        found: dict[Metric, list[Measured]],
+        tell: Callable[[Metric], object],
+        facts: Mapping[str, Any],
+    ) -> Evaluation:
+        for metric in self.metrics:
+            if metric not in found:
                 tell(metric)
-            measured += self.measurer.measure(drawn.rows, source, metric)
+                found[metric] = self.measurer.of_samples(metric, rows, source)
+        features = {"features": component_table(self.features)} if FEATURES in self.views else {}
         return Evaluation(
-            source=source.name,
-            measured=measured,
-            n=plan.num_samples if self.views else 0,
+            source=name,
+            measured=[each for metric in self.metrics for each in found[metric]],
+            n=max((len(part) for part in rows.values()), default=0),
             against=self.reference.name,
             reference=len(self.reference.samples),
-            facts={
-                **source.evaluated,
-                **({"features": component_table(self.features)} if "features" in self.views else {}),
-                **({"sampling": {**table_of(plan), "calls": drawn.calls}} if self.views else {}),
-            },
+            facts={**facts, **features},
         )
+
+
+def in_turn(counts: Sequence[int], watch: Watch | None) -> Iterator[Watch | None]:
+    """Yield a function for each of several parts, which tells `watch` of all parts together."""
+    for end, count in zip(accumulate(counts), counts, strict=True):
+        yield None if watch is None else partial(_told, watch, end - count, sum(counts))
+
+
+def _told(watch: Watch, before: int, total: int, done: int, _count: int) -> None:
+    watch(before + done, total)
+
+
+def evaluate(
+    source: Source,
+    n: int,
+    metrics: Sequence[str | Metric],
+    features: str | Features,
+    against: str | Path | Samples,
+    drawing: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> Evaluation:
+    """Evaluate a source for Python code. `drawing` are the sampler, the spacing and the guidance.
+
+    Raises `DifftoolError`, and `TypeError`.
+    """
+    if isinstance(metrics, (str, Metric)) or "num_samples" in settings:
+        raise TypeError("evaluate() takes metrics as a list, and the number of samples as n")
+    chosen = make(Evaluating, {**settings, "num_samples": n})
+    reference = Reference.given(source, against).of_class(source.label_index(chosen.label))
+    named = [given(Metric, metric) for metric in metrics or default_metrics()]
+    with threads(chosen.threads):
+        evaluator = Evaluator(reference, named, given(Features, features), chosen, device=source.device)
+        return evaluator.evaluate(source, evaluator.plan(source, **drawing))
+
+
+def default_metrics() -> list[str]:
+    """Return the names of the metrics that are measured where none is named."""
+    return Metric.default.split(",")
 
 
 def table_of(plan: Plan) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +40,11 @@ class Measured:
 
     @property
     def excess(self) -> tuple[float, float | None] | None:
-        """How much worse samples are than data, and one standard error of that; None without a floor."""
-        if self.floor is None:
-            return None
-        return difference(self.floor, self.alike or self.score)
+        """How much worse samples are than data, and one standard error of that; None without a floor.
+
+        Both are measured with as many items, since the values of many metrics depend on their number.
+        """
+        return None if self.floor is None else difference(self.floor, self.alike or self.score)
 
     def document(self) -> dict[str, Any]:
         """Return plain values, as evaluations.jsonl holds them."""
@@ -65,7 +66,7 @@ def difference(a: Score, b: Score) -> tuple[float, float | None]:
 
 def is_none(worse: float, error: float | None) -> bool:
     """Return whether a difference is no more than chance brings about, as far as its standard error tells."""
-    return error is not None and abs(worse) <= CERTAIN * error
+    return worse == 0 or (error is not None and abs(worse) <= CERTAIN * error)
 
 
 def measure(metric: Metric, sets: Sets) -> list[Score]:
@@ -82,47 +83,53 @@ def measure(metric: Metric, sets: Sets) -> list[Score]:
     return scores
 
 
+@dataclass(frozen=True)
+class Floor:
+    """Data in place of samples, the data that these are compared with, and their scores."""
+
+    data: Tensor
+    reference: Tensor
+    scores: Sequence[Score]
+
+
 class Measurer:
-    """Metrics with the data that samples are compared with, measured once against data for the floor."""
+    """Metrics with the data that samples are compared with."""
 
-    def __init__(
-        self,
-        metrics: Sequence[Metric],
-        reference: Reference,
-        rows: Rows,
-        others: Rows,
-        *,
-        count: int,
-        seed: int = 0,
-    ) -> None:
-        """Take the rows of the reference, and of its other items, by view. `count` is the number of samples to come."""
-        self.metrics, self.reference, self.rows = metrics, reference, rows
-        self.count, self.seed = count, seed
-        self._apart = {view: apart(found, others.get(view), count) for view, found in rows.items()}
-        self._floors: dict[Metric, list[Score]] = {}
+    def __init__(self, reference: Reference, rows: Rows, others: Rows, *, seed: int = 0) -> None:
+        """Take the rows of the reference, and of other items of the same data, by view."""
+        self.reference, self.rows, self.others, self.seed = reference, rows, others, seed
+        self._floors: dict[tuple[Metric, int], Floor] = {}
 
-    def measure(self, rows: Rows, model: Source | None, metric: Metric) -> list[Measured]:
-        """Return the scores of one metric, for samples with these rows by view, or for the model itself."""
-        if metric.needs == MODEL:
-            nothing = torch.empty(0, 0)
-            scores = measure(metric, self._sets(nothing, nothing, model))
-            return [Measured(metric=metric.name, score=score) for score in scores]
+    def floor(self, metric: Metric, count: int) -> Floor:
+        """Return the floor of a metric that compares `count` samples. It is measured once."""
+        if (metric, count) not in self._floors:
+            data, rest = apart(self.rows[metric.needs], self.others.get(metric.needs), count)
+            scores = measure(metric, self._sets(data, rest, None))
+            self._floors[metric, count] = Floor(data, rest, scores)
+        return self._floors[metric, count]
+
+    def of_model(self, metric: Metric, model: Source) -> list[Measured]:
+        """Return the scores of a metric of models."""
+        nothing = torch.empty(0, 0)
+        scores = measure(metric, self._sets(nothing, nothing, model))
+        return [Measured(metric=metric.name, score=score) for score in scores]
+
+    def of_samples(self, metric: Metric, rows: Rows, model: Source | None) -> list[Measured]:
+        """Return the scores of a metric of samples, whose rows are given by view."""
         samples, reference = rows[metric.needs], self.rows[metric.needs]
-        data, other = self._apart[metric.needs]
-        if metric not in self._floors:
-            self._floors[metric] = measure(metric, self._sets(data, other, None))
-        floors: Mapping[str, Score] = {score.name: score for score in self._floors[metric]}
+        floor = self.floor(metric, len(samples))
+        floors = {score.name: score for score in floor.scores}
         scores, alike = measure(metric, self._sets(samples, reference, model)), dict[str, Score]()
-        if (len(data), len(other)) != (len(samples), len(reference)):
-            same = measure(metric, self._sets(samples[: len(data)], other, model))
+        if (sizes := (len(floor.data), len(floor.reference))) != (len(samples), len(reference)):
+            same = measure(metric, self._sets(samples[: sizes[0]], floor.reference, model))
             alike = {score.name: score for score in same}
         return [
             Measured(
                 metric=metric.name,
                 score=replace(score, floor=None if score.name not in floors else floors[score.name].value),
-                floor=floors.get(score.name),
+                floor=floors.get(score.name) if not alike or score.name in alike else None,
                 alike=alike.get(score.name),
-                sizes=(len(data), len(other)),
+                sizes=sizes,
             )
             for score in scores
         ]
@@ -130,3 +137,8 @@ class Measurer:
     def _sets(self, samples: Tensor, reference: Tensor, model: Source | None) -> Sets:
         held_out = self.reference.held_out or self.reference.samples
         return Sets(samples=samples, reference=reference, model=model, held_out=held_out, seed=self.seed)
+
+
+def by_model(metrics: Sequence[Metric]) -> list[Metric]:
+    """Return the metrics of models."""
+    return [metric for metric in metrics if metric.needs == MODEL]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from difftool.data.samples import Samples
 from difftool.data.splitting import split, subset
-from difftool.errors import DifftoolError, UsageError
-from difftool.evaluation.settings import HELD_OUT, TRAIN
+from difftool.errors import DifftoolError, UsageError, counted, printable
+from difftool.evaluation.settings import HELD_OUT, TRAIN, is_stored
+from difftool.evaluation.stored import read_stored
 from difftool.rng import permutation
 
 if TYPE_CHECKING:
     from difftool.sampling.source import Source
+
+WORDS = {TRAIN: "training", HELD_OUT: HELD_OUT}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,12 @@ class Reference:
 
     @classmethod
     def of(cls, source: Source, against: str = TRAIN) -> Reference:
-        """Load the training or held-out items of a source. Raises `DifftoolError`, and `UsageError` without any."""
+        """Load the training or held-out items of a source, or what lies at a path.
+
+        Raises `UsageError` for something else, and `DifftoolError` for what cannot be read.
+        """
+        if against not in WORDS:
+            return cls._at(source, Path(against))
         samples = source.load_samples()
         try:
             train, held_out = split(samples, source.held_out)
@@ -46,22 +55,61 @@ class Reference:
             )
         return cls(name=HELD_OUT, samples=held_out, others=train, train=train, held_out=held_out)
 
+    @classmethod
+    def given(cls, source: Source, against: str | Path | Samples) -> Reference:
+        """Return what Python code gives: what `of` takes, or samples. Raises `TypeError` for anything else."""
+        if isinstance(against, Samples):
+            if (against.shape, against.form) != (source.data.shape, source.data.form):
+                raise UsageError(f"against: {against} are no {source.data.words}, as {source.name} has")
+            return cls(name="memory", samples=against, train=against)
+        if not isinstance(against, (str, Path)):
+            raise TypeError(f"against is {TRAIN}, {HELD_OUT}, a path or Samples, not {type(against).__name__}")
+        return cls.of(source, str(against))
+
+    @classmethod
+    def _at(cls, source: Source, path: Path) -> Reference:
+        """Load the samples at a path, or the training items of the run there."""
+        if not path.exists():
+            words = f"{TRAIN}, {HELD_OUT}, or the path of a run, of an array or of a folder of images"
+            raise UsageError(f"--against: must be {words}; {printable(str(path))} does not exist")
+        if is_stored(path):
+            samples = read_stored(path, source.data)
+            return cls(name=str(path), samples=samples, train=samples)
+        other = source.open_other(path, "ema")
+        if (other.data.shape, other.data.form) != (source.data.shape, source.data.form):
+            raise UsageError(
+                f"--against: {printable(str(path))} has {other.data.words}, and {source.name} {source.data.words}"
+            )
+        return replace(cls.of(other), name=str(path))
+
     def of_class(self, label: int | None) -> Reference:
         """Return the reference with the items of one class alone. Raises `UsageError` if it has none."""
         if label is None:
             return self
+        samples = only(self.samples, label)
+        if samples is None:
+            raise UsageError(f"--label: there are no {WORDS.get(self.name, self.name)} items of this class")
+        return replace(self, samples=samples, others=None if self.others is None else only(self.others, label))
 
-        def only(samples: Samples) -> Samples:
-            assert samples.labels is not None
-            indices = (samples.labels == label).nonzero().flatten().tolist()
-            if not indices:
-                raise UsageError(f"--label: there are no {self.name} items of this class")
-            return subset(samples, indices)
+    @property
+    def words(self) -> str:
+        """The items in words, such as `1,437 training items`."""
+        what = WORDS.get(self.name)
+        count = len(self.samples)
+        return f"{count:,} {what} items" if what else f"{counted(count, 'item')} of {printable(self.name)}"
 
-        others = None
-        if self.others is not None and self.others.labels is not None and bool((self.others.labels == label).any()):
-            others = only(self.others)
-        return replace(self, samples=only(self.samples), others=others)
+
+def only(samples: Samples, label: int) -> Samples | None:
+    """Return the items of a class, or None if there are none."""
+    indices = [] if samples.labels is None else (samples.labels == label).nonzero().flatten().tolist()
+    return subset(samples, indices) if indices else None
+
+
+def some(samples: Samples, count: int) -> Samples:
+    """Return at most so many items, picked at random, the same ones every time."""
+    if len(samples) <= count:
+        return samples
+    return subset(samples, sorted(permutation(len(samples), "floor")[:count].tolist()))
 
 
 def apart(reference: Tensor, others: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
@@ -72,6 +120,6 @@ def apart(reference: Tensor, others: Tensor | None, count: int) -> tuple[Tensor,
     """
     half = min(count, len(reference) // 2)
     if others is not None and len(others) >= half:
-        return others[permutation(len(others), "floor")[:count]], reference
+        return others[:count], reference
     order = permutation(len(reference), "floor")
     return reference[order[:half]], reference[order[half:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from difftool.options import Options, option
@@ -11,14 +12,25 @@ TRAIN, HELD_OUT = "train", "held-out"
 """The words of --against for the parts of a run's own data."""
 
 
+ARRAYS = (".npy", ".npz")
+"""The suffixes of arrays of samples."""
+
+
+def is_stored(path: Path) -> bool:
+    """Return whether a path leads to samples, an array or a folder of images, and not to a run or a model."""
+    if path.is_dir():
+        return not (path / "config.toml").is_file()
+    return path.suffix.lower() in ARRAYS
+
+
 class Evaluating(Options):
     """The settings of an evaluation."""
 
     num_samples: int = option(default=5_000, ge=2, le=10**7, short="-n", help="number of samples")
     against: str = option(
         default=TRAIN,
-        help="what samples are compared with: train or held-out items of the run, or a path: another run, whose "
-        "training items are taken, a file of samples (.npy, .npz), or a folder of images",
+        help="what samples are compared with: train or held-out (the items of the first run), or the path of another "
+        "run, whose training items are taken, of an array (.npy, .npz), or of a folder of images",
     )
     steps: int | None = option(
         default=None, ge=1, le=100_000, help="sampling steps", otherwise="what suits the sampler"

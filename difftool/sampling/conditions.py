@@ -46,6 +46,22 @@ class Given:
     """The names of the condition images of a folder, or ()."""
 
 
+def arrays_in(source: Source, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the conditions among settings that Python code gives as arrays, and the other settings.
+
+    Raises `UsageError` for an unknown class.
+    """
+    arrays = {
+        name: settings[name]
+        for name in ("vector", "image", "tokens")
+        if not isinstance(settings.get(name), (str, os.PathLike, type(None)))
+    }
+    if isinstance(label := settings.get("label"), (list, tuple, np.ndarray, Tensor)):
+        classes = label.tolist() if isinstance(label, (np.ndarray, Tensor)) else label
+        arrays["label"] = torch.tensor(source.label_indices(classes))
+    return arrays, {name: value for name, value in settings.items() if name not in arrays}
+
+
 def read_rows(source: Source, settings: Sampling, arrays: Mapping[str, Any]) -> Given:
     """Return the conditions that settings name or arrays hold.
 

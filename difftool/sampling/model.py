@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from difftool.components import Backbone, Codec, Dataset, NoiseSchedule, Prediction
+from difftool.components import Backbone, Codec, Dataset, Features, NoiseSchedule, Prediction
 from difftool.data.condition import Condition
 from difftool.data.facts import DataFacts
 from difftool.data.latents import LatentSpace
@@ -23,6 +22,7 @@ from difftool.diffusion.memory_layout import arrange
 from difftool.diffusion.prediction import step_gain
 from difftool.display import Displayed
 from difftool.errors import BadFile, DifftoolError, UsageError, blaming, one_line
+from difftool.evaluation.evaluation import Evaluation, evaluate
 from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading, puts_image_beside
 from difftool.runs import averages, checkpoint
@@ -32,6 +32,7 @@ from difftool.runs.latents import built, document_of, read_space, tensors_of
 from difftool.runs.origin import Origin
 from difftool.runs.recipe import Recipe, plugins_of
 from difftool.runs.recorded import changed_scripts, made_with, read_recipe
+from difftool.sampling.conditions import arrays_in
 from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import draw
 from difftool.sampling.plan import Plan, caution
@@ -41,7 +42,7 @@ from difftool.settings import LARGEST_STEP, Sampling
 from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
-    from difftool.components import Guidance, Sampler, Spacing
+    from difftool.components import Guidance, Metric, Sampler, Spacing
     from difftool.diffusion.schedule import Level, Schedule
 
 
@@ -233,21 +234,34 @@ class Model(Source, Displayed):
         """
         if n is None or "num_samples" in settings:
             raise TypeError("sample() takes the number of samples as n")
-        arrays = {
-            name: settings.pop(name)
-            for name in ("vector", "image", "tokens")
-            if not isinstance(settings.get(name), (str, os.PathLike, type(None)))
-        }
-        if isinstance(label := settings.get("label"), (list, tuple, np.ndarray, Tensor)):
-            classes = label.tolist() if isinstance(label, (np.ndarray, Tensor)) else label
-            arrays["label"] = torch.tensor(self.label_indices(classes))
-            del settings["label"]
+        arrays, settings = arrays_in(self, settings)
         chosen = make(Sampling, {"num_samples": n, **settings})
         self._others.clear()  # a run that guides may have been trained further
         plan = Plan.of(self, chosen, sampler=sampler, spacing=spacing, guidance=guidance, conditions=arrays)
         if warning := caution(self, plan):
             warnings.warn(warning, stacklevel=2)
         return draw(self, plan)
+
+    def evaluate(
+        self,
+        n: int = 5_000,
+        *,
+        metrics: Sequence[str | Metric] = (),
+        features: str | Features = Features.default,
+        against: str | Path | Samples = "train",
+        sampler: str | Sampler = "ddim",
+        spacing: str | Spacing = "trailing",
+        guidance: float | str | Guidance | None = None,
+        **settings: Any,
+    ) -> Evaluation:
+        """Draw n samples and measure them against data, as `difftool evaluate` does, but without adding to the run.
+
+        `against` is `train`, `held-out`, a path, or `Samples`; `settings` are the other options of the command.
+        `evaluation["kid"]` is a score, with its value, error and floor. Raises `DifftoolError`, and `TypeError` for a
+        component that is neither a name nor an instance.
+        """
+        drawing = {"sampler": sampler, "spacing": spacing, "guidance": guidance}
+        return evaluate(self, n, metrics, features, against, drawing, settings)
 
     def step_gain(self, t: Level, s: Level) -> float:
         spec = ObjectiveSpec(schedule=self.schedule, sigma_data=self.space.std)
