@@ -9,7 +9,6 @@ the same batches and noise; one run tells little, so the goal is the worst of th
 from __future__ import annotations
 
 import math
-import math
 import os
 import statistics
 from collections.abc import Callable, Iterator
