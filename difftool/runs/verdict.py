@@ -25,10 +25,12 @@ POINTS, BLOCKS, LEAST = 60, 6, 5
 neighbours are not independent, and the smallest number of points of a trend."""
 CHANCE = {3: (5.84, 3.18), 4: (4.60, 2.78)}
 """Student's t for chances of 0.005 and 0.025 on one side, by degrees of freedom."""
+LARGEST_LOG = 700.0
+"""The largest logarithm of a change whose share is a finite number."""
 NORMAL = 1.4826
 """The standard deviation of a normal distribution over the median of the distances from its mean."""
 FALL, RISE, CLEAR = 0.01, 0.05, 0.05
-"""Shares of the loss: the smallest fall over the last third and the smallest rise above the best that count, and the
+"""Logarithms of shares of the loss: the smallest fall over the last third and the smallest rise above the best that count, and the
 largest change that may go unseen where the loss is called flat."""
 SCATTERS, FALLS = 5.0, 4.0
 """The rise above the best in standard errors, of which it takes many since the best is the least of many, and over the
@@ -58,7 +60,7 @@ class Quarter:
     change: float
     """The change over the last third of the run, as a share."""
     error: float
-    """One standard error of the change."""
+    """One standard error of the change, about as a share."""
     memorises: bool = False
     """True if the loss of held-out items rises and that of training items does not."""
 
@@ -107,17 +109,18 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> Verdict:
 def judge(noise: str, series: Series, train: Series) -> Quarter:
     """Judge the loss of one quarter beside that of training, which may be the same series."""
     points = condensed(series)
-    width = max(3, len(points) // BLOCKS)
-    smooth = [_middle(points[i : i + width]) for i in range(len(points) - width + 1)]
-    (best_step, best), (_, end) = min(smooth, key=lambda point: point[1]), smooth[-1]
-    size = abs(best) or 1.0
-    change, error, degrees = trend(last_third(points))
+    shares, width = relative(points), max(3, len(points) // BLOCKS)
+    windows = [slice(i, i + width) for i in range(len(points) - width + 1)]
+    lowest = min(windows, key=lambda window: _middle(shares[window])[1])
+    (best_step, best), (_, end) = _middle(points[lowest]), _middle(points[windows[-1]])
+    rise = _middle(shares[windows[-1]])[1] - _middle(shares[lowest])[1]
+    change, error, degrees = trend(last_third(shares))
     likely, possible = CHANCE[degrees]
-    rise, by_chance = end - best, max(error, scatter(points) * math.sqrt(2.0 / width))
-    on_the_way = largest_fall([loss for _, loss in blocks([p for p in points if p[0] >= best_step])])
-    falls = change < -max(FALL * size, likely * error)
-    rises = not falls and rise > max(RISE * size, SCATTERS * by_chance, FALLS * on_the_way)
-    clear = abs(change) + possible * error < CLEAR * size
+    falls = change < -max(FALL, likely * error)
+    after = blocks([point for point in shares if point[0] >= best_step])
+    by_chance = max(error, scatter(shares) * math.sqrt(2.0 / width))
+    rises = not falls and rise > max(RISE, SCATTERS * by_chance, FALLS * largest_fall([loss for _, loss in after]))
+    clear = abs(change) + possible * error < CLEAR
     return Quarter(
         noise=noise,
         state="falling" if falls else "rising" if rises else "flat" if clear else "unclear",
@@ -125,14 +128,25 @@ def judge(noise: str, series: Series, train: Series) -> Quarter:
         train=_middle(train[-max(1, len(train) // BLOCKS) :])[1] if train else None,
         best=best,
         best_step=round(best_step),
-        above_best=rise / size,
-        change=change / size,
-        error=error / size,
-        memorises=rises and series is not train and _rise_since(best_step, train) < rise / 2,
+        above_best=_share(rise),
+        change=_share(change),
+        error=error,
+        memorises=rises and series is not train and _rise_since(best_step, relative(train)) < rise / 2,
     )
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def relative(series: Series) -> Series:
+    """Return the logarithms of the losses, whose differences are shares, and in which a decaying loss is straighter.
+
+    Losses that are not all positive, as some plugins have them, are divided by the largest instead.
+    """
+    if all(loss > 0 for _, loss in series):
+        return [(step, math.log(loss)) for step, loss in series]
+    largest = max(abs(loss) for _, loss in series) or 1.0
+    return [(step, loss / largest) for step, loss in series]
 
 
 def condensed(series: Series) -> Series:
@@ -174,6 +188,10 @@ def scatter(points: Series) -> float:
 def largest_fall(values: Sequence[float]) -> float:
     """Return the largest fall from a value to a later one."""
     return max(value - min(values[i:]) for i, value in enumerate(values))
+
+
+def _share(logarithm: float) -> float:
+    return math.expm1(min(logarithm, LARGEST_LOG))
 
 
 def _rise_since(step: float, series: Series) -> float:
