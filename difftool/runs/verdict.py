@@ -30,8 +30,8 @@ LARGEST_LOG = 700.0
 NORMAL = 1.4826
 """The standard deviation of a normal distribution over the median of the distances from its mean."""
 FALL, RISE, CLEAR = 0.01, 0.05, 0.05
-"""Logarithms of shares of the loss: the smallest fall over the last third and the smallest rise above the best that count, and the
-largest change that may go unseen where the loss is called flat."""
+"""Logarithms of shares of the loss: the smallest fall over the last third and the smallest rise above the best that
+count, and the largest change that may go unseen where the loss is called flat."""
 SCATTERS, FALLS = 5.0, 4.0
 """The rise above the best in standard errors, of which it takes many since the best is the least of many, and over the
 largest fall on the way, which is as large as the rise where the loss only wanders."""
@@ -110,10 +110,9 @@ def judge(noise: str, series: Series, train: Series) -> Quarter:
     """Judge the loss of one quarter beside that of training, which may be the same series."""
     points = condensed(series)
     shares, width = relative(points), max(3, len(points) // BLOCKS)
-    windows = [slice(i, i + width) for i in range(len(points) - width + 1)]
-    lowest = min(windows, key=lambda window: _middle(shares[window])[1])
-    (best_step, best), (_, end) = _middle(points[lowest]), _middle(points[windows[-1]])
-    rise = _middle(shares[windows[-1]])[1] - _middle(shares[lowest])[1]
+    first = min(range(len(points) - width + 1), key=lambda i: _middle(shares[i : i + width])[1])
+    (best_step, best), (_, end) = _middle(points[first : first + width]), _middle(points[-width:])
+    rise = _middle(shares[-width:])[1] - _middle(shares[first : first + width])[1]
     change, error, degrees = trend(last_third(shares))
     likely, possible = CHANCE[degrees]
     falls = change < -max(FALL, likely * error)
