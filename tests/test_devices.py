@@ -316,7 +316,6 @@ HARMLESS = {
     "rate.factor_of": "of a Python number",
     "step.compiled_backward.backward": "in the first step alone",
     "loop.check_finite": "when metrics are logged or a state is saved, for all steps since then at once",
-    "loop.held_out_loss": "once an epoch, between steps",
     "loop.slerp": "once for --interpolate, before the first step",
     "batches.Batches._from_memory": "once a block of steps, from pinned memory, without a wait",
     "batches.Batches._from_source": "of indices on the CPU",

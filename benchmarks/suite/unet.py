@@ -8,6 +8,7 @@ the same batches and noise; one run tells little, so the goal is the worst of th
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from benchmarks.tutorial import COMPILED, COMPILER, EAGER, compiling
 from difftool import devices
 from difftool.components import Dataset
 from difftool.runs.recipe import Recipe
-from difftool.training.loop import held_out_loss
+from difftool.training.held_out import held_out_loss
 from difftool.training.prepare import prepare
 
 DIFFUSERS, LUCIDRAINS = "diffusers", "lucidrains"
@@ -121,7 +122,8 @@ def loss_after(made: Recipe, steps: int) -> float:
     loop.close()
     assert experiment.held_out is not None
     averaged = replace(experiment.state, network=experiment.model.network)
-    return held_out_loss(averaged, experiment.held_out, experiment.objective, batch_size=BATCH)
+    loss = held_out_loss(averaged, experiment.held_out, experiment.objective, batch_size=BATCH).mean
+    return math.nan if loss is None else loss
 
 
 # ── the networks of others, in their loops ──────────────────────────────────────────────────────

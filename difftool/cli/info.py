@@ -21,6 +21,8 @@ from difftool.errors import BadFile
 from difftool.plugins.discovery import BUILT_IN
 from difftool.plugins.registry import registry
 from difftool.runs.losses import losses
+from difftool.runs.rows import QUARTILES
+from difftool.runs.verdict import verdict
 from difftool.scripts import is_script, short
 from difftool.version import __version__
 
@@ -104,7 +106,10 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
     if rows := run.read_metrics():
         last = rows[-1]
         facts["progress"] = {k: last.get(k) for k in ("step", "samples", "elapsed", "steps_per_second")}
-        facts["losses"] = {**losses(rows), "loss_quartiles": last.get("loss_quartiles")}
+        facts["losses"] = {**losses(rows), **{name: last.get(name) for name in QUARTILES}}
+        judged = verdict(rows)
+        facts |= {"verdict": judged.state, "verdict_words": judged.words}
+        facts["losses_by_noise"] = [asdict(quarter) for quarter in judged.quarters]
     plugins = config.pop("plugins", {})
     facts |= config
     facts["plugins"] = {name: _version(name, version) for name, version in plugins.items()}

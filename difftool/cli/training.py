@@ -22,6 +22,7 @@ from difftool.errors import DifftoolError, Interrupted, PeerDied, Stopped, count
 from difftool.plugins.registry import registry
 from difftool.runs.losses import losses, smoothed
 from difftool.runs.recipe import plugins_of
+from difftool.runs.verdict import verdict
 from difftool.settings import is_never
 
 if TYPE_CHECKING:
@@ -203,6 +204,7 @@ def _summarize(experiment: Experiment, words: BarWords) -> None:
         beside = _beside(losses(rows))
         after = f"after {counted(experiment.state.step, 'step')} in {experiment.clock.total:.1f} s"
         note(f"loss {loss_text(words.loss)}{beside} {after}")
+        note(str(verdict(rows)))
     if skipped := experiment.state.skipped:
         note(f"{counted(skipped, 'step')} changed nothing, since fp16 overflowed; --precision bf16 does not")
     for path in (*drawn[:1], folder.loss):

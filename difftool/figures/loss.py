@@ -19,6 +19,8 @@ from difftool.figures.layout import add_heading
 
 Values = NDArray[np.float64]
 
+MARKERS = 60
+"""About the largest number of markers of a measurement."""
 SMOOTHED = 100_000
 """The largest number of records that the lines of the quarters are made from."""
 OWN = ("loss", "eps_loss", "weighted_loss", "held_out_loss")
@@ -32,9 +34,9 @@ QUARTILES = {"cleanest quarter of t": "#56b4e9", "second": "#0072b2", "third": "
 def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
     """Draw the loss over steps from a run's metrics, on a log scale.
 
-    A record has `step`, and possibly `loss`, `loss_quartiles` (four floats or None, by quarters of t from clean to
-    noisy), `held_out_loss` and losses of callbacks, numbers of other names that end in `loss`. Values that are missing,
-    not finite or not positive are left out.
+    A record has `step`, and possibly `loss`, `held_out_loss`, `loss_quartiles` and `held_out_quartiles` (four floats
+    or None, by quarters of t from clean to noisy), and losses of callbacks, numbers of other names that end in `loss`.
+    Values that are missing, not finite or not positive are left out.
     """
     figure = style.canvas(1120, 560, dpi=style.CHART_DPI, layout="constrained")
     axes = figure.subplots()
@@ -42,13 +44,17 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
     records = sorted(records, key=lambda record: int(record["step"]))
     steps = np.array([record["step"] for record in records], dtype=np.float64)
     loss = positive([record.get("loss") for record in records])
-    measured = {"held out": positive([record.get("held_out_loss") for record in records])}
+    stride = max(1, len(records) // SMOOTHED)
+    quartiles, apart = (
+        positive([record.get(name) or (None,) * 4 for record in records[::stride]]).reshape(-1, 4)
+        for name in ("loss_quartiles", "held_out_quartiles")
+    )
+    held_out = "held out (dashed)" if np.isfinite(apart).any() else "held out"
+    measured = {held_out: positive([record.get("held_out_loss") for record in records])}
     for name in dict.fromkeys(name for record in records for name in record if name.endswith("loss")):
         if name not in OWN and len(measured) <= MOST_LOSSES:
             measured[name] = positive([record.get(name) for record in records])
-    stride = max(1, len(records) // SMOOTHED)
-    quartiles = positive([record.get("loss_quartiles") or (None,) * 4 for record in records[::stride]]).reshape(-1, 4)
-    if not np.isfinite(np.concatenate([loss, *measured.values(), quartiles.ravel()])).any():
+    if not np.isfinite(np.concatenate([loss, *measured.values(), quartiles.ravel(), apart.ravel()])).any():
         axes.set(xticks=[], yticks=[])
         place: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes.transAxes}
         axes.text(0.5, 0.5, "no step has been recorded yet", color=style.FAINT, **place)
@@ -58,6 +64,9 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
     _raw(axes, *known(steps, loss))
     for values, (name, colour) in zip(quartiles.T, QUARTILES.items(), strict=True):
         smooth(axes, *known(steps[::stride], values), color=colour, lw=1.1, label=name)
+    for values, colour in zip(apart.T, QUARTILES.values(), strict=True):
+        if np.isfinite(values).any():
+            axes.plot(*blocks(*known(steps[::stride], values)), color=colour, lw=1.1, ls=(0, (4, 2)), zorder=4)
     smooth(axes, *known(steps, loss), color=style.INK, lw=1.8, label="loss")
     for i, (name, values) in enumerate(measured.items()):
         if np.isfinite(values).any():
@@ -65,13 +74,13 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
             colour, marker = style.COLOURS[(1, 4, 4)[i]], "os^"[i]
             label = shortened(name.lstrip("_"), LONGEST_LABEL)
             look: dict[str, Any] = {"mfc": "white", "mew": 1.3, "color": colour, "label": label, "zorder": 5}
-            axes.plot(x, y, ls="", marker=marker, ms=4, **look)
+            axes.plot(x, y, ls="", marker=marker, ms=4, markevery=max(1, len(x) // MARKERS), **look)
     scale(axes)
     if len(np.unique(steps)) == 1:
         axes.set_xlim(steps[0] - 1, steps[0] + 1)
     entries = axes.get_legend_handles_labels()
     columns = len(QUARTILES) + (2 if len(entries[0]) <= len(QUARTILES) + 2 else 0)
-    add_heading(figure, title, *entries, columns=columns, columnspacing=1.4)
+    add_heading(figure, title, *entries, columns=columns, columnspacing=1.0)
     return figure
 
 
@@ -106,7 +115,7 @@ def smooth(axes: Axes, steps: Values, values: Values, **look: Any) -> None:
 
 def scale(axes: Axes) -> None:
     """Set a log scale of the loss, and steps as whole numbers."""
-    log_scale(axes)
+    logscale(axes)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 

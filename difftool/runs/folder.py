@@ -37,6 +37,7 @@ from difftool.runs.config import dump_toml, read_toml
 from difftool.runs.losses import losses
 from difftool.runs.rows import LONGEST_ROW, is_row
 from difftool.runs.tail import read_tail
+from difftool.runs.verdict import Verdict, verdict
 from difftool.settings import LARGEST_STEP
 
 ROOT = Path("runs")
@@ -186,6 +187,10 @@ class RunFolder(Displayed):
     def losses(self, up_to: int | None = None) -> dict[str, float | None]:
         """Return the losses at the last logged row, up to a step: smoothed, and of held-out items."""
         return losses(self.read_metrics(up_to))
+
+    def verdict(self) -> Verdict:
+        """Return what the losses tell: whether they still fall, and whether the model memorises its items."""
+        return verdict(self.read_metrics())
 
     def rewrite_metrics(self, rows: list[dict[str, Any]]) -> None:
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))

@@ -36,6 +36,7 @@ from difftool.training.batch_size import BatchSizeSearch
 from difftool.training.callbacks import Callbacks
 from difftool.training.companions import Loggers, destinations, opened
 from difftool.training.frozen import evaluating
+from difftool.training.held_out import held_out_loss
 from difftool.training.latents import Feed
 from difftool.training.loss import Objective
 from difftool.training.metrics import NAMES, Meter, Stopwatch, scalars
@@ -123,6 +124,11 @@ class Experiment:
     @property
     def log_every(self) -> int:
         return max(1, min(50, self.steps // 200))
+
+    @property
+    def held_out_every(self) -> str:
+        """When the held-out loss is measured: after each epoch, but no more often than rows are logged."""
+        return "1ep" if self.steps_per_epoch >= self.log_every else str(self.log_every)
 
     @property
     def state_bytes(self) -> int:
@@ -247,7 +253,7 @@ class Experiment:
         for result in loop.train(self.state, batches, self.objective, settings, steps=steps, group=self.group):
             step, last = result.step, result.step == steps
             self.meter.add(result)
-            measure = self.held_out is not None and (due(step, "1ep") or last)
+            measure = self.held_out is not None and (due(step, self.held_out_every) or last)
             if step % log_every == 0 or last or measure:
                 result.metrics = self._log(result, batches.waited, with_held_out=measure)
                 last = last or bool(self.stopped)
@@ -268,8 +274,9 @@ class Experiment:
         row = self.meter.row(result, self.clock.elapsed, skipped=self.state.skipped, waited=waited, group=self.group)
         if with_held_out:
             assert self.feed.held_out is not None
-            measure = partial(loop.held_out_loss, batch_size=self.batch_size, steps=self.steps, group=self.group)
-            row["held_out_loss"] = measure(self.state, self.feed.held_out, self.objective)
+            measure = partial(held_out_loss, batch_size=self.batch_size, steps=self.steps, group=self.group)
+            loss = measure(self.state, self.feed.held_out, self.objective)
+            row |= {"held_out_loss": loss.mean, "held_out_quartiles": loss.quartiles}
         self.stopped = self.group.on_main(lambda: self._record(row))
         return row
 

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from difftool.data.batches import Batches
-from difftool.data.samples import Samples
 from difftool.diffusion.memory_layout import layout_of
 from difftool.distributed import SINGLE, ProcessGroup
-from difftool.errors import Diverged, blaming
-from difftool.rng import key, sample_noise, seed_globally
-from difftool.training.batch import Moment
-from difftool.training.frozen import evaluating, train_mode
+from difftool.errors import Diverged
+from difftool.rng import key, seed_globally
+from difftool.training.frozen import train_mode
 from difftool.training.inputs import inputs_from
 from difftool.training.loss import Objective
-from difftool.training.minimise import Predictor, batch_of, item_losses, paired
 from difftool.training.rate import learning_rate
 from difftool.training.state import TrainState
 from difftool.training.step import StepResult, make_step
@@ -32,8 +29,6 @@ if TYPE_CHECKING:
 
 MAX_SKIPS = 20
 """Steps in a row that fp16 may skip. Each of them halves the first scale of 2^16, which below 1 no longer helps."""
-REPEATS = 4
-"""Levels at which each held-out item is measured."""
 
 
 def train(
@@ -103,45 +98,3 @@ def divergence(step: int, loss: float, settings: Training) -> str:
     if settings.precision != "fp32":
         advice.append("--precision fp32")
     return f"{what} in step {step + 1}; try {' or '.join(advice)}"
-
-
-@torch.no_grad()
-def held_out_loss(
-    state: TrainState,
-    samples: Samples,
-    objective: Objective,
-    *,
-    batch_size: int,
-    steps: int = 0,
-    group: ProcessGroup = SINGLE,
-) -> float:
-    """Return the mean unweighted loss over all held-out items, each at the same stratified levels every time."""
-    total, n, levels, device = 0.0, len(samples), len(objective), objective.device
-
-    def called(*arguments: Any) -> torch.Tensor:
-        with blaming(objective.network):
-            output: torch.Tensor = state.network(*arguments)
-            return output
-
-    with evaluating(state.network, state.auxiliary):
-        for start in range(0, n, batch_size)[group.rank :: group.size]:
-            indices = list(range(start, min(n, start + batch_size)))
-            items, raw = samples.take(indices)
-            x_0 = objective.data.scaling.to_model(items.to(device))
-            cond = objective.data.model_condition(None if raw is None else raw.to(device))
-            noise = samples.take_noise(indices)
-            for repeat in range(REPEATS):
-                if noise is not None:
-                    eps = noise.to(device, torch.float32)
-                else:
-                    eps = sample_noise(start, len(indices), samples.shape, 0, "held-out", repeat, device=device)
-                u = (torch.tensor(indices, device=device) + 0.5) / n + repeat / REPEATS
-                t = ((u % 1.0) * levels).long().clamp(max=levels - 1)
-                inputs, random_key = objective.inputs(x_0, eps, t, cond), (0, "held-out", start, repeat)
-                if objective.pairs:
-                    inputs = paired(objective, inputs, *random_key)
-                batch = batch_of(objective, inputs, Moment(state.step, steps, random_key), weighted=False)
-                with blaming(f"loss {objective.loss.name}"):
-                    losses = item_losses(objective, Predictor(objective, called, inputs), batch, state.auxiliary)
-                total += float(losses.sum())
-    return group.all_sum(total) / (n * REPEATS)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from difftool.distributed import SINGLE, ProcessGroup
+from difftool.runs.rows import QUARTILES, quarters
 from difftool.training.loss import Objective
 from difftool.training.minimise import recorded_losses
 from difftool.training.step import StepResult
@@ -20,6 +21,7 @@ NAMES = (
     *("samples", "elapsed", "loss", "eps_loss", "weighted_loss", "lr", "grad_norm", "prediction_mean"),
     *("prediction_var", "input_mean", "input_var", "skipped_steps", "waiting", "steps_per_second"),
     *("loss_quartile_1", "loss_quartile_2", "loss_quartile_3", "loss_quartile_4", "held_out_loss"),
+    *("held_out_quartile_1", "held_out_quartile_2", "held_out_quartile_3", "held_out_quartile_4"),
 )
 """The names of the numbers of every row, as `scalars` returns them."""
 KEPT_ELEMENTS = 2**20
@@ -156,26 +158,21 @@ class Meter:
             input=Statistics.of(result.inputs.x_t),
         ).all_gather(group)
         items, t = seen.items, seen.t
-        quartile = (t * 4).div(len(self.objective), rounding_mode="floor")
-        sums = torch.zeros(4, device=t.device).index_add_(0, quartile, items)
-        counts = torch.bincount(quartile, minlength=4)
         steps, seconds = len(self._losses), elapsed - self._since
         row = {
             "step": result.step,
             "samples": result.step * self.batch_size,
             "elapsed": round(elapsed, 3),
-            "loss": _finite(float(items.mean())),
-            "eps_loss": _finite(float(seen.eps.mean())),
-            "weighted_loss": _finite(float(seen.losses.mean())),
-            "loss_quartiles": [
-                _finite(s / c) if c else None for s, c in zip(sums.tolist(), counts.tolist(), strict=True)
-            ],
+            "loss": finite(float(items.mean())),
+            "eps_loss": finite(float(seen.eps.mean())),
+            "weighted_loss": finite(float(seen.losses.mean())),
+            "loss_quartiles": means(*by_quartile(items, t, len(self.objective))),
             "lr": result.lr,
-            "grad_norm": _finite(float(result.grad_norm)),
-            "prediction_mean": None if seen.prediction is None else _finite(seen.prediction.mean),
-            "prediction_var": None if seen.prediction is None else _finite(seen.prediction.variance),
-            "input_mean": _finite(seen.input.mean),
-            "input_var": _finite(seen.input.variance),
+            "grad_norm": finite(float(result.grad_norm)),
+            "prediction_mean": None if seen.prediction is None else finite(seen.prediction.mean),
+            "prediction_var": None if seen.prediction is None else finite(seen.prediction.variance),
+            "input_mean": finite(seen.input.mean),
+            "input_var": finite(seen.input.variance),
             "skipped_steps": skipped - self._skipped,
             "waiting": round((waited - self._waited) / seconds, 3) if seconds > 0 else None,
             "steps_per_second": round(steps / seconds, 3) if seconds > 0 else None,
@@ -187,10 +184,27 @@ class Meter:
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the numbers of a row by name, for loggers: every row has the same names."""
-    quartiles = {f"loss_quartile_{i}": value for i, value in enumerate(row["loss_quartiles"], start=1)}
-    plain = {name: value for name, value in row.items() if name not in ("step", "loss_quartiles")}
+    quartiles = {
+        f"{name.removesuffix('s')}_{i}": value
+        for name in QUARTILES
+        for i, value in enumerate(quarters(row, name), start=1)
+    }
+    plain = {name: value for name, value in row.items() if name not in ("step", *QUARTILES)}
     return {**plain, **quartiles, "held_out_loss": row.get("held_out_loss")}
 
 
-def _finite(value: float) -> float | None:
+def by_quartile(losses: Tensor, t: Tensor, levels: int) -> tuple[list[float], list[float]]:
+    """Return the sum and the number of the losses (B,) in each quarter of the levels, from clean to noisy."""
+    quartile = (t * 4).div(levels, rounding_mode="floor")
+    sums = torch.zeros(4, device=t.device).index_add_(0, quartile, losses)
+    return sums.tolist(), torch.bincount(quartile, minlength=4).tolist()
+
+
+def means(sums: Sequence[float], counts: Sequence[float]) -> list[float | None]:
+    """Return the mean of each quarter as a finite number, or None."""
+    return [finite(total / count) if count else None for total, count in zip(sums, counts, strict=True)]
+
+
+def finite(value: float) -> float | None:
+    """Return a number, or None for one that is infinite or NaN."""
     return value if math.isfinite(value) else None
