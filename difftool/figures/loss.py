@@ -115,7 +115,7 @@ def smooth(axes: Axes, steps: Values, values: Values, **look: Any) -> None:
 
 def scale(axes: Axes) -> None:
     """Set a log scale of the loss, and steps as whole numbers."""
-    logscale(axes)
+    log_scale(axes)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
