@@ -678,7 +678,7 @@ def test_states_kept_for_several_files_are_evenly_chosen_for_each() -> None:
 
 def test_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr(style, "save", lambda figure, path: (figures.append(figure), path.touch()))
+    monkeypatch.setattr(style, "save", lambda figure, path, **_: (figures.append(figure), path.touch()))
     put(images_drawing(strip=3), tmp_path / "a.png", overwrite=False)
     put(points_drawing(strip=2), tmp_path / "b.png", overwrite=False)
     words = [[text.get_text() for text in figure.texts] for figure in figures]
