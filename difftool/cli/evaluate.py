@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from difftool import manifest
 from difftool.cli.command import component_command, given_component, given_names, given_values
 from difftool.cli.console import Bar, duration, help_text, note, progress, result_json
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.guidance import guidance_groups, guidances, words_of
-from difftool.cli.outputs import naming_out
+from difftool.cli.outputs import naming_out, save_figure
 from difftool.cli.parameters import AsJson, Device, Overwrite
 from difftool.cli.scores import csv_of, facts_of, print_scores
 from difftool.cli.sources import PANELS, EmaLength, Opened, SourceRequest, Timesteps, Weights, source_groups
@@ -26,6 +27,7 @@ from difftool.errors import DifftoolError, UsageError, counted, printable, spend
 from difftool.evaluation.settings import HELD_OUT, TRAIN, Evaluating, is_stored
 from difftool.files import check_output, write_text
 from difftool.options import options_of
+from difftool.paths import check_inside
 from difftool.plugins.registry import registry
 
 if TYPE_CHECKING:
@@ -108,7 +110,8 @@ def evaluate(
     with devices.threads(settings.threads, first.threads):
         note(f"measuring {', '.join(metric.name for metric in metrics)} against {reference.words}")
         with _bar("features of data") as watch:
-            evaluator = Evaluator(reference, metrics, features, settings, device=chosen, watch=watch)
+            copies = settings.looks_for_copies(first.source.data.form, own=reference.own)
+            evaluator = Evaluator(reference, metrics, features, settings, device=chosen, copies=copies, watch=watch)
         for candidate in candidates:
             if isinstance(candidate, Path):
                 found.append(_measure_stored(candidate, first.source, evaluator))
@@ -206,10 +209,27 @@ def _add(run: RunFolder, found: Evaluation) -> None:
     """Add an evaluation to its run, whose folder may be somebody else's, and not writable."""
     from difftool.runs.evaluations import append_evaluation
 
+    document = found.document()
     try:
-        append_evaluation(run, found.document())
+        if found.copied is not None and (picture := _draw_pairs(run, found)) is not None:
+            document["pictures"] = [picture.relative_to(run.path).as_posix()]
+        append_evaluation(run, document)
     except DifftoolError as error:
         warnings.warn(f"the evaluation is not kept: {error}", stacklevel=1)
+
+
+def _draw_pairs(run: RunFolder, found: Evaluation) -> Path | None:
+    """Draw the samples that are nearest to training items into the run, or return None for a form without pictures."""
+    assert found.copied is not None
+    features = found.facts["features"]["name"].replace(":", "-")
+    path = run.evaluation_pictures / f"step-{found.facts['step']:06d}-{features}-nearest.png"
+    check_inside(path, run.path)
+    figure = found.copied.figure(f"{run.path.name}: {found.copied.copies.verdict}")
+    if figure is None:
+        return None
+    save_figure(figure, path, overwrite=True)
+    manifest.record(path.parent, [manifest.entry(path)])
+    return path
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Column
 
-from difftool.cli.console import add_row, new_table, note, stdout
+from difftool.cli.console import add_row, new_table, note, result, stdout
 from difftool.errors import listed
 
 if TYPE_CHECKING:
@@ -29,9 +29,12 @@ def print_scores(evaluations: Sequence[Evaluation]) -> None:
 
     several, first = len(evaluations) > 1, evaluations[0]
     with_floor = any(each.floor is not None for each in first.measured)
+    with_alike = any(each.alike is not None for each in first.measured)
     names = ("score", *(["model"] if several else []))
     columns = [Column(name, no_wrap=True, style="cyan" if name == "score" else "") for name in names]
     columns.append(Column("value", no_wrap=True))
+    if with_alike:
+        columns.append(Column("at floor's size", no_wrap=True))
     if with_floor:
         columns += [Column("floor", no_wrap=True), Column("beside data", overflow="fold")]
     if several:
@@ -43,6 +46,8 @@ def print_scores(evaluations: Sequence[Evaluation]) -> None:
             if found is None:
                 continue
             cells = [each.score.name if one is first else "", *([one.source] if several else []), number(found.score)]
+            if with_alike:
+                cells.append("-" if found.alike is None else number(found.alike))
             if with_floor:
                 cells += ["-" if found.floor is None else number(found.floor), beside_floor(found)]
             if several:
@@ -51,6 +56,9 @@ def print_scores(evaluations: Sequence[Evaluation]) -> None:
     for line in _legend(first.measured):
         note(line)
     stdout().print(table)
+    for one in evaluations:
+        if one.copied is not None:
+            result(f"{one.source}: {one.copied.words}" if several else one.copied.words)
 
 
 def _legend(measured: Sequence[Measured]) -> list[str]:
@@ -63,7 +71,7 @@ def _legend(measured: Sequence[Measured]) -> list[str]:
         data, other = sizes
         line = f"floor: {data:,} items of the data, in place of samples, against {other:,} others"
         if any(each.alike is not None for each in measured):
-            line += f"; beside data: {data:,} samples against the same {other:,}"
+            line += f"; at floor's size: {data:,} samples against the same {other:,}"
         lines.append(line)
     return lines
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,18 +12,17 @@ from torch import Tensor
 
 from difftool.components import Features, Guidance, Metric, Sampler, Spacing
 from difftool.data.samples import Samples
-from difftool.devices import threads
 from difftool.diffusion.estimate import Step
 from difftool.errors import UsageError, printable
-from difftool.evaluation.drawing import Drawn, conditions_from, draw_rows
+from difftool.evaluation.copied import Copied
+from difftool.evaluation.copies import copies as find_copies
+from difftool.evaluation.drawing import Drawn, conditions_from, draw_rows, drawn_items, table_of
 from difftool.evaluation.measuring import Measured, Measurer, by_model
 from difftool.evaluation.reference import Reference, some
 from difftool.evaluation.scores import Score
 from difftool.evaluation.settings import Evaluating
-from difftool.evaluation.views import FEATURES, Rows, View, Watch, views_for
+from difftool.evaluation.views import FEATURES, Rows, View, Watch, rows_of, views_for
 from difftool.evaluation.words import beside_floor, number
-from difftool.options import Options, fields, make, plain
-from difftool.plugins.registry import given, registry
 from difftool.runs.recipe import component_table
 from difftool.sampling.plan import Plan
 
@@ -46,6 +43,8 @@ class Evaluation:
     """What they are compared with: `train`, `held-out`, or a path."""
     reference: int
     """The number of items that they are compared with."""
+    copied: Copied | None = None
+    """How near the samples lie to training items, if that was asked for."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """The step, weights and digest of the model, the features, and the settings of sampling."""
 
@@ -65,12 +64,14 @@ class Evaluation:
 
     def __repr__(self) -> str:
         rows = [f"{each.score.name} {number(each.score)}, {beside_floor(each)}" for each in self.measured]
+        rows += [] if self.copied is None else [self.copied.words]
         return "\n  ".join([f"Evaluation of {self.source}, {self.n:,} samples against {self.against}:", *rows])
 
     def document(self) -> dict[str, Any]:
         """Return the evaluation as plain values, as evaluations.jsonl holds it."""
         counts = {"n": self.n, "against": self.against, "reference": self.reference}
-        return {**self.facts, **counts, "scores": [each.document() for each in self.measured]}
+        copies = {} if self.copied is None else {"copies": self.copied.document()}
+        return {**self.facts, **counts, "scores": [each.document() for each in self.measured], **copies}
 
 
 class Evaluator:
@@ -84,27 +85,28 @@ class Evaluator:
         settings: Evaluating,
         *,
         device: torch.device,
+        copies: bool = False,
         watch: Watch | None = None,
     ) -> None:
         """Build the features and compute those of the data. `watch(done, total)` is called as that goes.
 
-        Raises `UsageError` and `DifftoolError`.
+        With `copies`, the samples of models are also compared with the training items one by one. Raises `UsageError`
+        and `DifftoolError`.
         """
         if twice := next((metric.name for i, metric in enumerate(metrics) if metric in metrics[:i]), None):
             raise UsageError(f"--metric: names {twice} twice")
         self.reference, self.metrics, self.features, self.settings = reference, metrics, features, settings
         self.views: Mapping[str, View] = views_for(
-            metrics, features, reference.train, device=device, seed=settings.seed
+            metrics, features, reference.train, device=device, seed=settings.seed, features_too=copies
         )
-        others = None if reference.others is None else some(reference.others, settings.num_samples)
-        parts = [reference.samples, *([] if others is None else [others])]
-        watches = in_turn([len(part) for _ in self.views for part in parts], watch)
-        rows, other_rows = dict[str, Tensor](), dict[str, Tensor]()
-        for name, view in self.views.items():
-            rows[name] = view.of_data(reference.samples, next(watches))
-            if others is not None:
-                other_rows[name] = view.of_data(others, next(watches))
-        self.measurer = Measurer(reference, rows, other_rows, seed=settings.seed)
+        parts = {"reference": reference.samples}
+        if reference.others is not None:
+            parts["others"] = some(reference.others, settings.num_samples)
+        trained = {"train": reference.train, "held_out": reference.held_out} if copies else {}
+        found = rows_of(self.views, parts, {name: part for name, part in trained.items() if part is not None}, watch)
+        self.measurer = Measurer(reference, found["reference"], found.get("others", {}), seed=settings.seed)
+        self.trained = {name: found[name][FEATURES] for name in trained if name in found}
+        """The features of the training and the held-out items, where samples are compared with them one by one."""
 
     @property
     def numbers(self) -> int:
@@ -114,8 +116,9 @@ class Evaluator:
     @property
     def bytes(self) -> int:
         """The memory that the rows of the samples and of the data take."""
-        data = sum(rows.numel() for part in (self.measurer.rows, self.measurer.others) for rows in part.values())
-        return 4 * (data + self.settings.num_samples * self.numbers)
+        parts = (self.measurer.rows, self.measurer.others, self.trained)
+        unique = {rows.data_ptr(): rows.numel() for part in parts for rows in part.values()}
+        return 4 * (sum(unique.values()) + self.settings.num_samples * self.numbers)
 
     def plan(
         self,
@@ -157,9 +160,10 @@ class Evaluator:
             tell(metric)
             found[metric] = self.measurer.of_model(metric, source)
         self.measure_floors(plan.num_samples)
-        drawn = draw_rows(source, plan, self.views, watch) if self.views else Drawn()
+        drawn = draw_rows(source, plan, self.views, watch, keep=bool(self.trained)) if self.views else Drawn()
         facts = {**source.evaluated, **({"sampling": {**table_of(plan), "calls": drawn.calls}} if self.views else {})}
-        return self._evaluation(name or source.name, drawn.rows, source, found, tell, facts)
+        take = partial(drawn_items, source, plan, drawn.items)
+        return self._evaluation(name or source.name, drawn.rows, source, take, found, tell, facts)
 
     def evaluate_stored(
         self, samples: Samples, *, name: str, watch: Watch | None = None, tell: Callable[[Metric], object] | None = None
@@ -170,7 +174,7 @@ class Evaluator:
         samples = some(samples, self.settings.num_samples)
         self.measure_floors(len(samples))
         rows = {view: function.of_data(samples, watch) for view, function in self.views.items()}
-        return self._evaluation(name, rows, None, {}, tell or (lambda _: None), {"step": 0})
+        return self._evaluation(name, rows, None, samples.take_items, {}, tell or (lambda _: None), {"step": 0})
 
     def measure_floors(self, count: int) -> None:
         """Measure data against data, which refuses what cannot be measured before any sample is drawn."""
@@ -183,6 +187,7 @@ class Evaluator:
         name: str,
         rows: Rows,
         source: Source | None,
+        take: Callable[[Sequence[int]], Tensor],
         found: dict[Metric, list[Measured]],
         tell: Callable[[Metric], object],
         facts: Mapping[str, Any],
@@ -198,63 +203,13 @@ class Evaluator:
             n=max((len(part) for part in rows.values()), default=0),
             against=self.reference.name,
             reference=len(self.reference.samples),
+            copied=self._copied(rows, take),
             facts={**facts, **features},
         )
 
-
-def in_turn(counts: Sequence[int], watch: Watch | None) -> Iterator[Watch | None]:
-    """Yield a function for each of several parts, which tells `watch` of all parts together."""
-    for end, count in zip(accumulate(counts), counts, strict=True):
-        yield None if watch is None else partial(_told, watch, end - count, sum(counts))
-
-
-def _told(watch: Watch, before: int, total: int, done: int, _count: int) -> None:
-    watch(before + done, total)
-
-
-def evaluate(
-    source: Source,
-    n: int,
-    metrics: Sequence[str | Metric],
-    features: str | Features,
-    against: str | Path | Samples,
-    drawing: Mapping[str, Any],
-    settings: Mapping[str, Any],
-) -> Evaluation:
-    """Evaluate a source for Python code. `drawing` are the sampler, the spacing and the guidance.
-
-    Raises `DifftoolError`, and `TypeError`.
-    """
-    if isinstance(metrics, (str, Metric)) or "num_samples" in settings:
-        raise TypeError("evaluate() takes metrics as a list, and the number of samples as n")
-    chosen = make(Evaluating, {**settings, "num_samples": n})
-    reference = Reference.given(source, against).of_class(source.label_index(chosen.label))
-    named = [given(Metric, metric) for metric in metrics or default_metrics()]
-    with threads(chosen.threads):
-        evaluator = Evaluator(reference, named, given(Features, features), chosen, device=source.device)
-        return evaluator.evaluate(source, evaluator.plan(source, **drawing))
-
-
-def default_metrics() -> list[str]:
-    """Return the names of the metrics that are measured where none is named."""
-    return Metric.default.split(",")
-
-
-def table_of(plan: Plan) -> dict[str, Any]:
-    """Return the settings of sampling as plain values: `{"sampler": "ddim", "sampler.eta": 0.5, "steps": 50, ...}`.
-
-    Those that have their defaults are left out, but for the names of components, the steps and the seed.
-    """
-    table: dict[str, Any] = {**_changed(plan.settings), "steps": plan.steps, "seed": plan.seed}
-    for part in (plan.sampler, plan.spacing, plan.guidance):
-        if part is not None:
-            table[part.kind] = registry().reference(type(part))
-            table |= {f"{part.kind}.{name}": value for name, value in _changed(part).items()}
-    return {name: value for name, value in table.items() if name != "num_samples"}
-
-
-def _changed(record: Options) -> dict[str, Any]:
-    """Return the options of a record that differ from their defaults, as plain values."""
-    defaults = {f.name: f.default for f in fields(type(record)) if not f.required}
-    names = {f.name for f in fields(type(record)) if f.required or getattr(record, f.name) != defaults[f.name]}
-    return {name: value for name, value in plain(record).items() if name in names}
+    def _copied(self, rows: Rows, take: Callable[[Sequence[int]], Tensor]) -> Copied | None:
+        """Compare samples with the training items one by one, if that is asked for. `take` gives samples by number."""
+        if not self.trained:
+            return None
+        found = find_copies(rows[FEATURES], self.trained["train"], self.trained.get("held_out"))
+        return Copied(found, self.reference.train, take([pair.sample for pair in found.nearest]))

@@ -33,6 +33,8 @@ class Reference:
     train: Samples
     """The training items, which features are fitted on."""
     held_out: Samples | None = None
+    own: bool = True
+    """Whether `train` are the items that the model was trained on, as far as is known."""
 
     @classmethod
     def of(cls, source: Source, against: str = TRAIN) -> Reference:
@@ -61,7 +63,7 @@ class Reference:
         if isinstance(against, Samples):
             if (against.shape, against.form) != (source.data.shape, source.data.form):
                 raise UsageError(f"against: {against} are no {source.data.words}, as {source.name} has")
-            return cls(name="memory", samples=against, train=against)
+            return cls.of_others(source, "memory", against)
         if not isinstance(against, (str, Path)):
             raise TypeError(f"against is {TRAIN}, {HELD_OUT}, a path or Samples, not {type(against).__name__}")
         return cls.of(source, str(against))
@@ -73,14 +75,21 @@ class Reference:
             words = f"{TRAIN}, {HELD_OUT}, or the path of a run, of an array or of a folder of images"
             raise UsageError(f"--against: must be {words}; {printable(str(path))} does not exist")
         if is_stored(path):
-            samples = read_stored(path, source.data)
-            return cls(name=str(path), samples=samples, train=samples)
+            return cls.of_others(source, str(path), read_stored(path, source.data))
         other = source.open_other(path, "ema")
         if (other.data.shape, other.data.form) != (source.data.shape, source.data.form):
             raise UsageError(
                 f"--against: {printable(str(path))} has {other.data.words}, and {source.name} {source.data.words}"
             )
-        return replace(cls.of(other), name=str(path))
+        return cls.of_others(source, str(path), cls.of(other).samples)
+
+    @classmethod
+    def of_others(cls, source: Source, name: str, samples: Samples) -> Reference:
+        """Return other items than a source's own, which are still what features are fitted on if they are here."""
+        try:
+            return replace(cls.of(source), name=name, samples=samples, others=None)
+        except DifftoolError:
+            return cls(name=name, samples=samples, train=samples, own=False)
 
     def of_class(self, label: int | None) -> Reference:
         """Return the reference with the items of one class alone. Raises `UsageError` if it has none."""

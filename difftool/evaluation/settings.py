@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from difftool.errors import UsageError
 from difftool.options import Options, option
 from difftool.settings import LARGEST_SEED, Sampling
 
@@ -12,6 +13,8 @@ TRAIN, HELD_OUT = "train", "held-out"
 """The words of --against for the parts of a run's own data."""
 
 
+COPIED = ("image", "film", "sound")
+"""The forms of items of which copies are looked for."""
 ARRAYS = (".npy", ".npz")
 """The suffixes of arrays of samples."""
 
@@ -31,6 +34,11 @@ class Evaluating(Options):
         default=TRAIN,
         help="what samples are compared with: train or held-out (the items of the first run), or the path of another "
         "run, whose training items are taken, of an array (.npy, .npz), or of a folder of images",
+    )
+    copies: bool | None = option(
+        default=None,
+        help="compare samples with the training items one by one, to find copies",
+        otherwise="for images, films and sounds",
     )
     steps: int | None = option(
         default=None, ge=1, le=100_000, help="sampling steps", otherwise="what suits the sampler"
@@ -55,6 +63,15 @@ class Evaluating(Options):
     def __post_init__(self) -> None:
         if self.threshold is not None and not self.clip:
             raise ValueError("threshold: takes the place of clipping; give either --threshold or --no-clip")
+
+    def looks_for_copies(self, form: str | None, *, own: bool) -> bool:
+        """Return whether samples of a form are compared one by one with the training items, if these are known.
+
+        Raises `UsageError` if they are not, and the user wants it.
+        """
+        if self.copies and not own:
+            raise UsageError("--copies: the items that the model was trained on are not available here")
+        return own and (form in COPIED if self.copies is None else self.copies)
 
     @property
     def sampling(self) -> Sampling:

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +88,50 @@ def views_for(
     *,
     device: torch.device,
     seed: int = 0,
+    features_too: bool = False,
 ) -> dict[str, View]:
-    """Return the views that metrics compare, by `Metric.needs`. `train` are the items that features are fitted on.
+    """Return the views that metrics compare, by `Metric.needs`, and with `features_too` the features in any case.
+
+    `train` are the items that features are fitted on.
 
     Raises `UsageError` if the data do not suit the features, and `DifftoolError` if something is missing for them.
     """
     needs, views = {metric.needs for metric in metrics}, dict[str, View]()
-    if FEATURES in needs:
+    if FEATURES in needs or features_too:
         views[FEATURES] = features_view(features, train, device=device, seed=seed)
     if ITEMS in needs:
         scaling = train.scaling
         views[ITEMS] = View(ITEMS, lambda items: scaling.to_model(items).flatten(1), torch.device("cpu"))
     return views
+
+
+def rows_of(
+    views: Mapping[str, View],
+    parts: Mapping[str, Samples],
+    features_of: Mapping[str, Samples],
+    watch: Watch | None = None,
+) -> dict[str, dict[str, Tensor]]:
+    """Return the rows of parts of the data by part and view, and of some parts the features alone.
+
+    A part that appears twice is computed once. `watch` is called with the numbers of items that are done, and of all.
+    """
+    wanted = [(name, view, part) for view in views for name, part in parts.items()]
+    wanted += [(name, FEATURES, part) for name, part in features_of.items()]
+    counts = {(view, id(part)): len(part) for _, view, part in wanted}
+    known: dict[tuple[str, int], Tensor] = {}
+    found: dict[str, dict[str, Tensor]] = {name: {} for name, _, _ in wanted}
+    for name, view, part in wanted:
+        key = view, id(part)
+        if key not in known:
+            before = sum(counts[other] for other in known)
+            told = None if watch is None else partial(_told, watch, before, sum(counts.values()))
+            known[key] = views[view].of_data(part, told)
+        found[name][view] = known[key]
+    return found
+
+
+def _told(watch: Watch, before: int, total: int, done: int, _count: int) -> None:
+    watch(before + done, total)
 
 
 def features_view(features: Features, train: Samples, *, device: torch.device, seed: int = 0) -> View:

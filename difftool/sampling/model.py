@@ -22,7 +22,8 @@ from difftool.diffusion.memory_layout import arrange
 from difftool.diffusion.prediction import step_gain
 from difftool.display import Displayed
 from difftool.errors import BadFile, DifftoolError, UsageError, blaming, one_line
-from difftool.evaluation.evaluation import Evaluation, evaluate
+from difftool.evaluation.evaluation import Evaluation
+from difftool.evaluation.from_python import evaluate
 from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading, puts_image_beside
 from difftool.runs import averages, checkpoint
@@ -173,7 +174,8 @@ class Model(Source, Displayed):
 
     @property
     def evaluated(self) -> dict[str, Any]:
-        return {"step": self.step, "weights": self.weights, "model": self.digest}
+        digest = {"model": self.digest} if self.digest else {}
+        return {"step": self.step, "weights": self.weights, **digest}
 
     def read_condition(self, field: str, text: str) -> Tensor | None:
         dataset = self.recipe[Dataset]
