@@ -42,6 +42,10 @@ class MaximumMeanDiscrepancy(Metric, name="mmd"):
         default=(0.25, 0.5, 1.0, 2.0, 4.0), ge=1e-3, le=1e3, help="multiples of the median distance between data"
     )
 
+    def __post_init__(self) -> None:
+        if not self.bandwidths:
+            raise ValueError("bandwidths: must have at least one")
+
     def measure(self, sets: Sets) -> Sequence[Score]:
         import torch
 
