@@ -115,6 +115,12 @@ class FeaturesSpec:
     seed: int = 0
     """Whatever is random about the features, such as a network that is trained for them, is a function of this seed."""
 
+    def generator(self, *parts: int | str) -> torch.Generator:
+        """Return a CPU generator for (seed, "features", *parts)."""
+        from difftool.rng import generator
+
+        return generator(self.seed, "features", *parts)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec:
