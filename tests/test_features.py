@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -294,3 +295,38 @@ def test_the_classifier_takes_points_and_series(data: Samples) -> None:
 def test_the_classifier_needs_classes(labels: Tensor | None) -> None:
     with pytest.raises(ValueError, match="needs data with two classes or more; take --features scattering"):
         built(images(20, 1, 8, 8, labels=labels), "classifier")
+
+
+def test_the_classifier_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from difftool_plugins.features.learning import FILE, Training
+
+    data = images(50, 1, 8, 8, labels=torch.arange(50) % 2)
+    spec = FeaturesSpec(shape=data.shape, form="image", device=CPU, cache=tmp_path / "cache")
+    features: Any = component("features", "classifier", steps=5)
+    first = features.build(spec, data)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [FILE]
+
+    def fail(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_train", fail)
+        again = features.build(spec, data)
+    assert again.facts == first.facts
+    assert torch.equal(again(data.items), first(data.items))
+    (tmp_path / "cache" / FILE).write_bytes(b"damaged")
+    assert torch.equal(features.build(spec, data)(data.items), first(data.items))
+
+
+def test_facts_of_features_are_shown_and_part_of_what_is_kept(tmp_path: Path) -> None:
+    """Other weights, other features: rows in the cache belong to the facts too."""
+    from difftool.evaluation.views import features_view
+
+    keys = set()
+    for size in (20, 21):
+        data = images(size, 1, 8, 8, labels=torch.arange(size) % 2)
+        view = features_view(component("features", "classifier", steps=2), data, device=CPU)  # type: ignore[arg-type]
+        assert set(view.facts) == {"accuracy", "tested"}
+        assert str(view.facts["accuracy"]) in view.key
+        keys.add(view.key)
+    assert len(keys) == 2

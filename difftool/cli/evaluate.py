@@ -109,6 +109,9 @@ def evaluate(
         note(f"measuring {', '.join(metric.name for metric in metrics)} against {reference.words}")
         with _bar("features of data") as watch:
             evaluator = Evaluator(reference, metrics, features, settings, device=chosen, watch=watch)
+        for view in evaluator.views.values():
+            if view.facts:
+                note(f"{view.name}: {', '.join(f'{name} {value}' for name, value in view.facts.items())}")
         for candidate in candidates:
             if isinstance(candidate, Path):
                 found.append(_measure_stored(candidate, first.source, evaluator))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from difftool import FeaturesSpec, Samples
@@ -15,6 +20,7 @@ from difftool_plugins.features.fitting import Described, standardised
 from difftool_plugins.features.pixels import averaged
 
 BATCH = 64
+FILE = "network.safetensors"
 TESTED = 1000
 """The largest number of items that are kept from training to test the network; otherwise a tenth of them."""
 
@@ -63,11 +69,16 @@ class Training:
     def features(self) -> Described:
         """Train, and return the last layer but one, with the accuracy on items that were kept from training."""
         assert self.data.labels is not None
+        axes = len(self.spec.shape) - 1
+        if axes > 3:
+            raise ValueError(f"takes items of at most four axes, not {'x'.join(map(str, self.spec.shape))}")
         order = torch.randperm(len(self.data), generator=self.spec.generator("order"))
         tested = order[: min(TESTED, len(order) // 10)]
         network = self._network(int(self.data.labels.max()) + 1)
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            self._train(network, order[len(tested) :])
+        if not restored(network, self.spec.cache):
+            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+                self._train(network, order[len(tested) :])
+            keep(network, self.spec.cache)
         network.eval().requires_grad_(False)
         facts = {"accuracy": self._accuracy(network, tested), "tested": len(tested)} if len(tested) else {}
         function = standardised(lambda items: network.features(self._inputs(items)), self.spec, self.data)
@@ -75,12 +86,9 @@ class Training:
 
     def _network(self, classes: int) -> Network:
         """Return the network with weights that are a function of the seed."""
-        axes = len(self.spec.shape) - 1
-        if axes > 3:
-            raise ValueError(f"takes items of at most four axes, not {'x'.join(map(str, self.spec.shape))}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.spec.generator("weights").initial_seed())
-            return Network(self.spec.shape[0], axes, self.width, classes).to(self.spec.device)
+            return Network(self.spec.shape[0], len(self.spec.shape) - 1, self.width, classes).to(self.spec.device)
 
     def _train(self, network: Network, chosen: Tensor) -> None:
         assert self.data.labels is not None
@@ -115,3 +123,26 @@ class Training:
 
     def _inputs(self, items: Tensor) -> Tensor:
         return averaged(self.data.scaling.to_model(items), self.size)
+
+
+def restored(network: nn.Module, folder: Path | None) -> bool:
+    """Give a network the weights that were kept in a folder, and return whether there were any that fit."""
+    if folder is None or not (folder / FILE).is_file():
+        return False
+    try:
+        weights = load_file(folder / FILE)
+        network.load_state_dict(weights)
+    except (OSError, RuntimeError, SafetensorError):
+        return False
+    return True
+
+
+def keep(network: nn.Module, folder: Path | None) -> None:
+    """Keep the weights of a network in a folder. Without room for them it is trained again next time."""
+    if folder is None:
+        return
+    temporary = folder / f"{os.getpid()}.part"
+    with contextlib.suppress(OSError, SafetensorError):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: weight.cpu().contiguous() for name, weight in network.state_dict().items()}, temporary)
+        temporary.replace(folder / FILE)

@@ -43,7 +43,7 @@ def inception(path: Path, device: torch.device) -> Described:
         (found,) = network(colours(items))
         return torch.as_tensor(found)
 
-    return Described(by_parts(features), {"weights": sha256(path)})
+    return Described(by_parts(features), {"sha256": sha256(path)})
 
 
 def transformer(architecture: str, folder: Path, device: torch.device) -> Described:
@@ -73,7 +73,7 @@ def transformer(architecture: str, folder: Path, device: torch.device) -> Descri
         found = network(pixel_values=(x - mean) / std)
         return torch.as_tensor(found.image_embeds if hasattr(found, "image_embeds") else found.last_hidden_state[:, 0])
 
-    return Described(by_parts(features), {"weights": sha256(folder / WEIGHTS)})
+    return Described(by_parts(features), {"sha256": sha256(folder / WEIGHTS)})
 
 
 def colours(items: Tensor) -> Tensor:

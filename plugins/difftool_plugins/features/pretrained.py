@@ -39,9 +39,12 @@ class Pretrained(Features):
 
 
 class Inception(Pretrained, name="inception"):
-    """The 2,048 features of Inception-v3 in which FID was defined (Heusel et al., 2017), by torch-fidelity."""
+    """The 2,048 features of Inception-v3 in which FID was defined (Heusel et al., 2017), by torch-fidelity.
 
-    requires = {"torch_fidelity": EXTRA}
+    Its weights are the .pth file of torch-fidelity, of which nothing but tensors is read, or these as .safetensors.
+    """
+
+    requires = {"torch_fidelity": EXTRA, "torchvision": EXTRA}
 
     def build(self, spec: FeaturesSpec, data: Samples) -> Callable[[Tensor], Tensor]:
         self.check(spec)
