@@ -114,6 +114,15 @@ class FeaturesSpec:
     """The device on which features are computed. Items come on it."""
     seed: int = 0
     """Whatever is random about the features, such as a network that is trained for them, is a function of this seed."""
+    cache: Path | None = None
+    """A folder to keep what takes long to learn, which is that of these features, options, data and seed alone; it may
+    not be there yet. None to keep nothing."""
+
+    def generator(self, *parts: int | str) -> torch.Generator:
+        """Return a CPU generator for (seed, "features", *parts)."""
+        from difftool.rng import generator
+
+        return generator(self.seed, "features", *parts)
 
 
 @dataclass(frozen=True, kw_only=True)

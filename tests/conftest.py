@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import subprocess
@@ -10,7 +11,8 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
@@ -249,6 +251,33 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     text = getattr(getattr(item, "function", None), "__doc__", None)
     if item.path.name.startswith("test_faults") and text:
         item.user_properties.append(("row", text.strip().splitlines()[0]))
+
+
+STAND_INS = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional")
+
+
+@pytest.fixture(scope="module")
+def fidelity() -> Any:
+    """torch-fidelity. Its own networks and data sets, which are not used here, are made of torchvision.
+
+    Where that is absent, or compiled for another torch, empty classes stand in for it while torch-fidelity is imported.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            importlib.import_module("torchvision")
+        except (ImportError, RuntimeError):
+            for name in STAND_INS:
+                patch.setitem(sys.modules, name, StandIn(name))
+        return pytest.importorskip("torch_fidelity")
+
+
+class StandIn(ModuleType):
+    """A module that has an empty class of every name."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return sys.modules.get(f"{self.__name__}.{name}") or type(name, (), {})
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,33 +16,6 @@ from difftool.rng import generator
 pytestmark = pytest.mark.extras
 
 COUNT, SIZE = 2_000, 8
-
-
-STAND_INS = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional")
-
-
-@pytest.fixture(scope="module")
-def fidelity() -> Iterator[Any]:
-    """torch-fidelity. Its own networks and data sets, which are not used here, are made of torchvision.
-
-    Where that is absent, or compiled for another torch, empty classes stand in for it.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        try:
-            importlib.import_module("torchvision")
-        except (ImportError, RuntimeError):
-            for name in STAND_INS:
-                patch.setitem(sys.modules, name, StandIn(name))
-        yield pytest.importorskip("torch_fidelity")
-
-
-class StandIn(ModuleType):
-    """A module that has an empty class of every name."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return sys.modules.get(f"{self.__name__}.{name}") or type(name, (), {})
 
 
 def digits() -> tuple[Samples, Samples]:

@@ -112,6 +112,9 @@ def evaluate(
         with _bar("features of data") as watch:
             copies = settings.looks_for_copies(first.source.data.form, own=reference.own)
             evaluator = Evaluator(reference, metrics, features, settings, device=chosen, copies=copies, watch=watch)
+        for view in evaluator.views.values():
+            if view.facts:
+                note(f"{view.name}: {', '.join(f'{name} {value}' for name, value in view.facts.items())}")
         for candidate in candidates:
             if isinstance(candidate, Path):
                 found.append(_measure_stored(candidate, first.source, evaluator))

@@ -34,7 +34,9 @@ class Features(Component):
         """Return a function of items (B, *shape) in data units that returns their features (B, D) as float32.
 
         `data` are the training items, which features may be fitted on. The function must be deterministic, and the
-        features of an item must not depend on the others in the batch. Raise `ValueError` for data that do not fit.
+        features of an item must not depend on the others in the batch. If it has `facts`, a mapping of names to texts
+        and numbers such as the digest of its weights, these are shown and recorded. Raise `ValueError` for data that do
+        not fit.
         """
 
 

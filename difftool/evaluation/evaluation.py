@@ -196,7 +196,8 @@ class Evaluator:
             if metric not in found:
                 tell(metric)
                 found[metric] = self.measurer.of_samples(metric, rows, source)
-        features = {"features": component_table(self.features)} if FEATURES in self.views else {}
+        view = self.views.get(FEATURES)
+        features = {} if view is None else {"features": {**component_table(self.features), **view.facts}}
         return Evaluation(
             source=name,
             measured=[each for metric in self.metrics for each in found[metric]],

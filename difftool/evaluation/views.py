@@ -41,6 +41,8 @@ class View:
 
     def __init__(self, name: str, function: Callable[[Tensor], Tensor], device: torch.device, key: str = "") -> None:
         self.name, self.function, self.device = name, function, device
+        self.facts: Mapping[str, Any] = dict(getattr(function, "facts", {}))
+        """What the function says of itself, such as the digest of its weights."""
         self.key = key
         """A text that changes with the function; empty for one that is not worth a cache, or has no such text."""
 
@@ -138,16 +140,24 @@ def features_view(features: Features, train: Samples, *, device: torch.device, s
     """Return the view of features. Raises `UsageError` and `DifftoolError`."""
     name = f"features {features.name}"
     check_requirements(features)
+    data = data_key(train)
+    own = [component_table(features), plugins_of([features]), device.type, seed, train.class_names]
+    key = "" if data is None else json.dumps([__version__, own, data], default=str)
     spec = FeaturesSpec(
-        shape=train.shape, form=str(train.form), class_names=train.class_names, device=device, seed=seed
+        shape=train.shape,
+        form=str(train.form),
+        class_names=train.class_names,
+        device=device,
+        seed=seed,
+        cache=None if (folder := cache_folder()) is None or not key else folder / "features" / _digest(key),
     )
     with blaming(name, refusal=UsageError):
         function = features.build(spec, train)
     if not callable(function):
         raise DifftoolError(f"{name}: build() returned a {type(function).__name__}, not a function of items")
-    own = [component_table(features), plugins_of([features]), device.type, seed, spec.class_names]
-    data = data_key(train)
-    return View(name, function, device, "" if data is None else json.dumps([__version__, own, data], default=str))
+    view = View(name, function, device)
+    view.key = f"{key} {json.dumps(view.facts, default=str)}" if key else ""
+    return view
 
 
 def check_requirements(features: Features) -> None:
@@ -182,7 +192,11 @@ def _cache_file(key: str, samples: Samples) -> Path | None:
     folder, data = cache_folder(), data_key(samples)
     if folder is None or data is None:
         return None
-    return folder / "features" / f"{hashlib.sha256(f'{key} {data}'.encode()).hexdigest()}.npy"
+    return folder / "features" / f"{_digest(f'{key} {data}')}.npy"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read(path: Path, count: int) -> Tensor | None:
