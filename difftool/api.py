@@ -14,7 +14,7 @@ import torch
 
 from difftool.children import safe_path
 from difftool.cli.request import Request
-from difftool.components import Companion, Component, Dataset
+from difftool.components import Component, Dataset
 from difftool.data.memory import Memory, samples_of
 from difftool.data.samples import Samples
 from difftool.errors import DifftoolError, UsageError, check_main_guard
@@ -123,7 +123,7 @@ def _known(choices: Mapping[str, Any]) -> AbstractContextManager[None]:
     return replaced_by(registry().with_components(type(c) for c in choices.values() if isinstance(c, Component)))
 
 
-def _resumed(run: Path, choices: Mapping[str, Any]) -> tuple[Recipe, list[Companion]]:
+def _resumed(run: Path, choices: Mapping[str, Any]) -> tuple[Recipe, list[Component]]:
     """Return the recipe and the companions of a run, with the choices laid over them. Raises `DifftoolError`."""
     read = Request.read({}, config=None, resume=run)
     replaced = {plural for plural in companion_kinds() if plural.replace("-", "_") in choices}
@@ -162,11 +162,13 @@ def _component(base: type[Component], choice: object) -> Component:
         raise UsageError(f"dataset: {error}") from None
 
 
-def _companions(choices: Mapping[str, Any]) -> list[Companion]:
-    """Make the components that a run can have several of: loggers and callbacks."""
-    made: list[Companion] = []
+def _companions(choices: Mapping[str, Any]) -> list[Component]:
+    """Make the components that accompany a run: loggers, callbacks, metrics and features."""
+    made: list[Component] = []
     for plural, base in companion_kinds().items():
         chosen = choices.get(plural.replace("-", "_"), ())
+        if not base.several and not isinstance(chosen, (list, tuple)):
+            chosen = (chosen,)
         if not isinstance(chosen, (list, tuple)):
             raise TypeError(f"{plural} are a list of names or of {base.__name__}s, not {type(chosen).__name__}")
         made += [absolute(given(base, choice)) for choice in chosen]

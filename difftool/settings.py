@@ -99,6 +99,19 @@ class Training(Options):
     preview_every: str | None = option(
         default=None, help="draw samples every N steps, or N epochs (2ep); 0: never", otherwise="4 times"
     )
+    evaluate_every: str | None = option(
+        default=None, help="measure the metrics of --evaluate every N steps, or N epochs (2ep)", otherwise="10 times"
+    )
+    evaluate_samples: int = option(default=1_000, ge=2, le=10**7, help="number of samples that --evaluate draws")
+    evaluate_against: Literal["train", "held-out"] | None = option(
+        default=None, help="items that --evaluate compares samples with", otherwise="held-out, or train without any"
+    )
+    keep_best: str | None = option(
+        default=None,
+        help="keep the model at the best value of held-out-loss, or of a metric such as kid, in best.safetensors; "
+        "none: keep no such model",
+        otherwise="the first metric of --evaluate, or else held-out-loss",
+    )
 
     init_from: Path | None = option(default=None, help="run or model file whose weights training starts from")
     init_weights: str | None = option(
@@ -117,14 +130,17 @@ class Training(Options):
                 re.compile(getattr(self, name) or "")
             except (re.error, RecursionError, OverflowError) as error:
                 raise ValueError(f"{name}: must be a regular expression ({error})") from None
-        for name in ("checkpoint_every", "preview_every", "snapshot_every"):
+        for name in ("checkpoint_every", "preview_every", "snapshot_every", "evaluate_every"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"\d{1,9}(ep)?", value):
                 raise ValueError(
                     f"{name}: must be a number of steps such as 500, or of epochs such as 2ep, not {value!r}"
                 )
-        if int(self.checkpoint_every.removesuffix("ep")) == 0:
-            raise ValueError("checkpoint_every: must be at least 1")
+        for name in ("checkpoint_every", "evaluate_every"):
+            if is_never(getattr(self, name) or "1"):
+                raise ValueError(f"{name}: must be at least 1")
+        if self.evaluate_against == "held-out" and not self.held_out:
+            raise ValueError("evaluate_against: nothing is held out; add --held-out N")
         if not self.ema or (0.0 in self.ema and len(self.ema) > 1):
             raise ValueError("ema: must be decays such as 0.999,0.9999, or 0 alone for no average")
         for name in ("ema", "ema_lengths"):

@@ -16,7 +16,7 @@ import typer
 from difftool import manifest
 from difftool.cli.command import component_command, given_component, given_names, given_values
 from difftool.cli.console import Bar, duration, help_text, note, progress, result_json
-from difftool.cli.flags import Group, make_from_flags
+from difftool.cli.flags import Group, make_from_flags, split_names
 from difftool.cli.guidance import guidance_groups, guidances, words_of
 from difftool.cli.outputs import naming_out, save_figure
 from difftool.cli.parameters import AsJson, Device, Overwrite
@@ -43,10 +43,8 @@ if TYPE_CHECKING:
 
 def _metrics_named(names: Sequence[str] | None) -> list[type[Metric]]:
     """Return the metrics of names, of which each may be several joined by commas. Raises `UsageError`."""
-    words = [word.strip() for name in names or [Metric.default] for word in name.split(",")]
-    if not all(words):
-        raise UsageError("--metric: must be names joined by commas, such as fid,kid")
-    return [registry().of_kind(Metric, word) for word in dict.fromkeys(words)]
+    words = split_names(names or [Metric.default], Metric.flag or "", "fid,kid")
+    return [registry().of_kind(Metric, word) for word in words]
 
 
 def _choose(_ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:

@@ -303,6 +303,14 @@ def take_names(choices: Iterable[Choice], params: dict[str, Any]) -> dict[str, A
     return {key: name for key, name in names.items() if name not in (None, [], ())}
 
 
+def split_names(given: Iterable[str], flag: str, example: str) -> list[str]:
+    """Return names that were given one by one or joined by commas, each once. Raises `UsageError`."""
+    names = [word.strip() for text in given for word in text.split(",")]
+    if not all(names):
+        raise UsageError(f"{flag}: must be names joined by commas, such as {example}")
+    return [*dict.fromkeys(names)]
+
+
 def flag_of(record: type[Options], name: str) -> str:
     """Return the flag of a field as the user types it; without a field, the kind and name of the component."""
     if not issubclass(record, Component):

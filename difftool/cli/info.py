@@ -117,6 +117,10 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
     facts["states"] = [state for state in states if state is not None]
     facts["averages"] = list(_of_averages(run))
     facts["model"] = model = _of_model(run.model)
+    if best := _of_model(run.best):
+        facts["best"] = {
+            name: best[name] for name in ("file", "valid", "problem", "best", "weights", "step") if name in best
+        }
     for name in ("classes", "condition", "latents"):
         if model and (value := model.pop(name, None)):
             facts[name] = value
@@ -172,7 +176,7 @@ def _of_model(path: Path) -> dict[str, Any] | None:
 def _of_file(tensors: dict[str, Any], document: dict[str, Any], *, brief: bool = False) -> dict[str, Any]:
     from difftool.data.facts import DataFacts
 
-    facts = {key: document.get(key) for key in ("kind", "weights", "step")}
+    facts = {key: document.get(key) for key in ("kind", "weights", "step", "best")}
     facts |= {"dtype": dtype} if (dtype := document.get("dtype")) else {}
     facts["parameters"] = sum(t.numel() for name, t in tensors.items() if name.startswith("network."))
     latents, data = document.get("latents"), document.get("data")

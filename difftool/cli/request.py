@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from difftool.cli.flags import Group, flag_of
-from difftool.components import Companion, Component
+from difftool.components import Component
 from difftool.errors import InvalidOption, UnknownComponent, UsageError
 from difftool.options import Options, make, options_of
 from difftool.paths import absolute, check_named_by_file
@@ -107,8 +107,8 @@ class Request:
         own = {key: table for key, table in self.values.items() if key in (*recipe_kinds(), "training")}
         return build_recipe(merge(self.document, own), make=self.make)
 
-    def companions(self) -> list[Companion]:
-        """Return the components that accompany the run: its loggers and callbacks. Raises `UsageError`."""
+    def companions(self) -> list[Component]:
+        """Return the components that accompany the run: loggers, callbacks, metrics, features. Raises `UsageError`."""
         return [
             self.make(
                 cls, {**self.tables.get(plural, {}).get(name, {}), **options_of(cls, self.values.get(cls.kind, {}))}
@@ -142,11 +142,12 @@ class Request:
             return error
         return self._located(error, "training", error.field)
 
-    def _companion_classes(self) -> dict[str, dict[str, type[Companion]]]:
+    def _companion_classes(self) -> dict[str, dict[str, type[Component]]]:
         """Return the accompanying components by kind and name, from the command line or else from the file."""
-        classes: dict[str, dict[str, type[Companion]]] = {}
+        classes: dict[str, dict[str, type[Component]]] = {}
         for plural, base in companion_kinds().items():
-            names: Sequence[str] = self.names.get(base.kind) or list(self.tables.get(plural, {}))
+            given: str | Sequence[str] = self.names.get(base.kind) or list(self.tables.get(plural, {}))
+            names = [given] if isinstance(given, str) else given
             try:
                 classes[plural] = {name: registry().of_kind(base, name) for name in dict.fromkeys(names)}
             except UnknownComponent as error:
@@ -161,7 +162,7 @@ class Request:
         """Return the name of the table of a file that holds a record's values."""
         if not issubclass(record, Component):
             return "training"
-        return f"{record.plural()}.{record.name}" if record.several else record.kind
+        return f"{record.plural()}.{record.name}" if record.plural() in companion_kinds() else record.kind
 
     def _located(self, error: InvalidOption, table: str, key: str) -> UsageError:
         assert self.file is not None

@@ -11,11 +11,11 @@ import typer
 
 from difftool.cli.command import component_command, given_values
 from difftool.cli.console import help_text, note, result, result_json
-from difftool.cli.flags import Group
+from difftool.cli.flags import Choice, Group, split_names
 from difftool.cli.parameters import Device
 from difftool.cli.request import Request
 from difftool.cli.training import encoding_bar, first_note, fit
-from difftool.components import KINDS, Backbone, Codec, Dataset, NoiseSchedule, Prediction
+from difftool.components import KINDS, Backbone, Codec, Dataset, Features, Metric, NoiseSchedule, Prediction
 from difftool.distributed import connect
 from difftool.errors import DifftoolError, InvalidOption, UsageError, counted
 from difftool.runs.config import dump_toml
@@ -27,9 +27,19 @@ if TYPE_CHECKING:
     from difftool.training.experiment import Experiment
 
 
+EVALUATE = "evaluate"
+MEASURED = (
+    Choice(EVALUATE, Metric, "default: none", "Measure a metric during training; several are joined by commas."),
+    Choice(Features.kind, Features, f"default: {Features.default}", "The features in which --evaluate compares."),
+)
+"""The components that measure samples of a run while it trains."""
+
+
 def _choose(ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
     config, resume = (None if params.get(key) is None else Path(params[key]) for key in ("config", "resume"))
     names = {kind: params[kind] for kind in KINDS if params.get(kind) is not None}
+    if params.get(EVALUATE):
+        names[Metric.kind] = split_names(params[EVALUATE], f"--{EVALUATE}", "kid,fid")
     ctx.obj = Request.read(names, config=config, resume=resume)
     groups: Sequence[Group] = ctx.obj.groups()
     return groups
@@ -95,12 +105,14 @@ def train(
             note(first_note(experiment, resumed=resumed))
             for destination in experiment.destinations:
                 note(f"logging to {destination}")
+            if experiment.evaluation is not None:
+                note(str(experiment.evaluation))
             fit(experiment)
     _report(experiment, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command(cls=component_command(_choose, command="train"))(train)
+    app.command(cls=component_command(_choose, command="train", choices=MEASURED))(train)
 
 
 @dataclass(frozen=True)
@@ -209,9 +221,9 @@ def _report(experiment: Experiment, *, as_json: bool) -> None:
 def _report_dry_run(experiment: Experiment, *, as_json: bool) -> None:
     facts = {
         "parameters": experiment.parameters,
-        "state_bytes": experiment.state_bytes,
+        "state_bytes": experiment.state.bytes,
         "steps": experiment.steps,
-        "steps_per_epoch": experiment.steps_per_epoch,
+        "steps_per_epoch": experiment.timetable.steps_per_epoch,
         "classes": list(experiment.data.class_names),
         "condition": {name: list(shape) for name, shape in experiment.data.condition.shapes.items()},
         "latents": None if experiment.model.latents is None else list(experiment.model.latents.facts.shape),
@@ -222,7 +234,7 @@ def _report_dry_run(experiment: Experiment, *, as_json: bool) -> None:
         result_json(facts)
         return
     note(
-        f"{counted(experiment.steps, 'step')}, {experiment.steps_per_epoch} an epoch; "
-        f"weights and optimizer take {experiment.state_bytes / 2**20:.1f} MiB, gradients and activations come on top"
+        f"{counted(experiment.steps, 'step')}, {experiment.timetable.steps_per_epoch} an epoch; "
+        f"weights and optimizer take {experiment.state.bytes / 2**20:.1f} MiB, gradients and activations come on top"
     )
     result(dump_toml(experiment.recipe.document()).rstrip())

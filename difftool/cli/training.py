@@ -193,7 +193,7 @@ def _naming_last_state(experiment: Experiment) -> Iterator[None]:
 
 def _summarize(experiment: Experiment, words: BarWords) -> None:
     """Draw the last pictures of a complete run, and print its loss and files."""
-    folder = experiment.find_folder()
+    folder = experiment.place.find()
     if experiment.stopped:
         note(_stop_line(experiment))
     every, rows = experiment.recipe.training.preview_every, folder.read_metrics()
@@ -205,6 +205,8 @@ def _summarize(experiment: Experiment, words: BarWords) -> None:
         after = f"after {counted(experiment.state.step, 'step')} in {experiment.clock.total:.1f} s"
         note(f"loss {loss_text(words.loss)}{beside} {after}")
         note(str(verdict(rows)))
+    for line in _measured(experiment, rows):
+        note(line)
     if skipped := experiment.state.skipped:
         note(f"{counted(skipped, 'step')} changed nothing, since fp16 overflowed; --precision bf16 does not")
     for path in (*drawn[:1], folder.loss):
@@ -213,6 +215,22 @@ def _summarize(experiment: Experiment, words: BarWords) -> None:
     needed = plugins_of(part for part in experiment.recipe.parts.values() if part.needed_to_sample)
     note(f"sample it with: difftool sample {shlex.quote(str(folder.path))}{_script_flags(needed)}")
     note(f"make a page of it with: difftool report {shlex.quote(str(folder.path))}{_script_flags(needed)}")
+
+
+def _measured(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the last numbers of the metrics, and the best model where that is an earlier one."""
+    from difftool.evaluation.words import with_error
+    from difftool.training.evaluation import ERROR
+
+    names = [] if experiment.evaluation is None else [*experiment.evaluation.better]
+    last = {name: row for row in rows for name in names if row.get(name) is not None}
+    if last:
+        texts = (f"{name} {with_error(row[name], row.get(name + ERROR))}" for name, row in last.items())
+        yield ", ".join(texts)
+    best = experiment.best
+    if best is not None and best.row is not None and best.row["step"] != experiment.state.step:
+        value, run = f"{best.row[best.name]:.4g}", shlex.quote(str(experiment.folder.path))
+        yield f"best {best.name} {value} after step {best.row['step']:,}: difftool sample {run} --weights best"
 
 
 def _beside(values: Mapping[str, float | None]) -> str:
@@ -229,7 +247,7 @@ def _draw_preview(experiment: Experiment) -> list[Path]:
     from difftool.training import previews
 
     step = experiment.state.step
-    experiment.find_folder()
+    experiment.place.find()
     drawn = _attempt(f"preview after step {step}", lambda: previews.draw(experiment)) or []
     if drawn:
         experiment.loggers(Row(step=step, metrics={}, pictures=tuple(drawn)))

@@ -25,6 +25,8 @@ SMOOTHED = 100_000
 """The largest number of records that the lines of the quarters are made from."""
 OWN = ("loss", "eps_loss", "weighted_loss", "held_out_loss")
 """The losses of every row."""
+MOST_SCORES, SCORE_HEIGHT = 4, 200
+"""The largest number of metrics that are drawn, and the height of each in pixels."""
 MOST_LOSSES, LONGEST_LABEL = 2, 24
 """The largest number of losses of callbacks that are drawn, and of characters of their names."""
 QUARTILES = {"cleanest quarter of t": "#56b4e9", "second": "#0072b2", "third": "#009e73", "noisiest": "#cc79a7"}
@@ -36,12 +38,19 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
 
     A record has `step`, and possibly `loss`, `held_out_loss`, `loss_quartiles` and `held_out_quartiles` (four floats
     or None, by quarters of t from clean to noisy), and losses of callbacks, numbers of other names that end in `loss`.
-    Values that are missing, not finite or not positive are left out.
+    Losses that are missing, not finite or not positive are left out. A metric `kid` with its standard error `kid_error`
+    is drawn below, up to `MOST_SCORES` of them.
     """
-    figure = style.canvas(1120, 560, dpi=style.CHART_DPI, layout="constrained")
-    axes = figure.subplots()
-    axes.set(xlabel="step", ylabel="loss")
     records = sorted(records, key=lambda record: int(record["step"]))
+    scores = _scores(records)
+    figure = style.canvas(1120, 560 + SCORE_HEIGHT * len(scores), dpi=style.CHART_DPI, layout="constrained")
+    ratios = [560, *[SCORE_HEIGHT] * len(scores)]
+    axes, *below = np.atleast_1d(figure.subplots(len(ratios), sharex=True, height_ratios=ratios))
+    axes.set(ylabel="loss")
+    (below[-1] if below else axes).set(xlabel="step")
+    for own, (name, found) in zip(below, scores.items(), strict=True):
+        _draw_score(own, name, found)
+    figure.align_ylabels()
     steps = np.array([record["step"] for record in records], dtype=np.float64)
     loss = positive([record.get("loss") for record in records])
     stride = max(1, len(records) // SMOOTHED)
@@ -82,6 +91,24 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
     columns = len(QUARTILES) + (2 if len(entries[0]) <= len(QUARTILES) + 2 else 0)
     add_heading(figure, title, *entries, columns=columns, columnspacing=1.0)
     return figure
+
+
+def _scores(records: Sequence[Mapping[str, Any]]) -> dict[str, Values]:
+    """Return the metrics of a run by name, each as rows (step, value, error)."""
+    names = dict.fromkeys(key.removesuffix("_error") for record in records for key in record if key.endswith("_error"))
+    found = {
+        name: [(r["step"], r[name], r.get(f"{name}_error") or 0.0) for r in records if r.get(name) is not None]
+        for name in names
+    }
+    return {name: np.array(rows, dtype=np.float64) for name, rows in [*found.items()][:MOST_SCORES] if rows}
+
+
+def _draw_score(axes: Axes, name: str, rows: Values) -> None:
+    steps, values, errors = rows.T
+    look: dict[str, Any] = {"color": style.COLOURS[0], "lw": 1.1, "elinewidth": 0.9, "marker": "o", "ms": 4}
+    axes.errorbar(steps, values, errors, **look, mfc="white", mew=1.3)
+    axes.set_ylabel(shortened(name, LONGEST_LABEL))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
 
 
 def positive(entries: Sequence[Any]) -> Values:

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from difftool import manifest
+from difftool.components import Companion
 from difftool.errors import DifftoolError
 from difftool.files import TEMPORARY, check_output, make_folder
 from difftool.locks import is_marked
@@ -21,7 +22,8 @@ from difftool.runs.folder import FOLDERS, LOCK, ROOT, RunFolder
 from difftool.runs.recipe import Recipe, companion_kinds
 
 OURS = {
-    *("config.toml", "model.safetensors", "metrics.jsonl", "loss.png", "evaluations.jsonl", "report.html", "logs"),
+    *("config.toml", "model.safetensors", "best.safetensors", "metrics.jsonl", "evaluations.jsonl"),
+    *("loss.png", "report.html", "logs"),
     *FOLDERS,
 }
 """The files and folders of a run."""
@@ -92,11 +94,11 @@ def _clear(run: RunFolder) -> None:
     """Remove what difftool wrote into a run folder, and nothing else: states first, lest half a run be resumed."""
     previews = [p for p in run.previews.glob("*.png") if PREVIEW.fullmatch(p.name)]
     watching = (cls for base in companion_kinds().values() for cls in registry().all_of(base))
-    patterns = {pattern for companion in watching for pattern in companion.files}
+    patterns = {pattern for cls in watching if issubclass(cls, Companion) for pattern in cls.files}
     logs = [p for pattern in sorted(patterns) for p in run.logs.glob(pattern) if not _below_link(p, run.path)]
     tables, pictures = [run.metrics, run.evaluations], [*previews, run.loss, run.report]
     averages = [file.path for file in files_in(run.averages)]
-    for file in (*run.saved_states(), *run.damaged_states(), run.model, *averages, *tables, *pictures, *logs):
+    for file in (*run.saved_states(), *run.damaged_states(), run.model, run.best, *averages, *tables, *pictures, *logs):
         if file.is_file():
             file.unlink()
     for folder in (run.samples, run.evaluation_pictures, run.results):

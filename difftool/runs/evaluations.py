@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from difftool.errors import DifftoolError
-from difftool.files import open_regular, parse_json
+from difftool.files import open_regular, parse_json, write_text
 from difftool.paths import check_inside
 from difftool.runs.folder import RunFolder
 from difftool.runs.rows import LARGEST
@@ -54,6 +54,14 @@ def read_evaluations(run: RunFolder) -> list[dict[str, Any]]:
                 if is_evaluation(value):
                     found.append(value)
     return found
+
+
+def remove_later_evaluations(run: RunFolder, step: int) -> None:
+    """Remove the evaluations of later steps, which a run that goes on from this one makes anew."""
+    evaluations = read_evaluations(run)
+    kept = [one for one in evaluations if one["step"] <= step]
+    if len(kept) < len(evaluations):
+        write_text(run.evaluations, "".join(json.dumps(one, allow_nan=False) + "\n" for one in kept))
 
 
 def is_evaluation(value: Any) -> bool:

@@ -3,6 +3,7 @@
 lock                 locked while a process trains the run, and the mark of a run folder
 config.toml          the resolved recipe, and a record of the run
 model.safetensors    the weights to sample from, with all that sampling needs
+best.safetensors     the same after the step with the best held-out loss, or the best value of a metric
 averages/            other averages of the weights; see `difftool.runs.averages`
 state/               training states, from which the run can be resumed
 metrics.jsonl        one JSON object per logged step
@@ -78,6 +79,7 @@ class RunFolder(Displayed):
     path: Path
     config = _Inside("config.toml")
     model = _Inside("model.safetensors")
+    best = _Inside("best.safetensors")
     metrics = _Inside("metrics.jsonl")
     loss = _Inside("loss.png")
     report = _Inside("report.html")
@@ -217,7 +219,7 @@ class RunFolder(Displayed):
             check_inside(folder, self.path)
             if folder.exists() and not folder.is_dir():
                 raise DifftoolError(f"{folder} is a file; a run needs a folder there")
-        for file in (self.config, self.model, self.metrics, self.loss, self.evaluations):
+        for file in (self.config, self.model, self.best, self.metrics, self.loss, self.evaluations):
             if file.exists() and not file.is_file():
                 raise DifftoolError(f"{file} is not a regular file; a run needs one there")
         free = shutil.disk_usage(self.path).free

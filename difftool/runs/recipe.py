@@ -10,7 +10,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from difftool.components import KINDS, Backbone, Companion, Component, Dataset, suggestion_attribute
+from difftool.components import (
+    KINDS,
+    Backbone,
+    Companion,
+    Component,
+    Dataset,
+    Features,
+    Metric,
+    suggestion_attribute,
+)
 from difftool.data.memory import Memory
 from difftool.errors import InvalidOption, PluginFailure, UnknownComponent, UsageError
 from difftool.options import dashed, fields, make, plain, suggestion
@@ -36,7 +45,7 @@ MAY_CHANGE = (
         "snapshot_every",
         "workers",
     ),
-    "threads",
+    *("evaluate_every", "evaluate_samples", "evaluate_against", "keep_best", "threads"),
 )
 """Settings that may differ when a run resumes. None of them changes the steps already made; a later end stretches a
 cosine learning rate, and another number of threads or parts may change sums in their last digits."""
@@ -52,9 +61,9 @@ def recipe_kinds() -> dict[str, type[Component]]:
     return {kind: base for kind, base in KINDS.items() if "train" in base.commands and not base.several}
 
 
-def companion_kinds() -> dict[str, type[Companion]]:
-    """Return the kinds of which any number accompanies a run, by the name of their config table (`loggers`)."""
-    return {base.plural(): base for base in KINDS.values() if issubclass(base, Companion)}
+def companion_kinds() -> dict[str, type[Component]]:
+    """Return the kinds that accompany a run and are not part of its recipe, by their config table (`loggers`)."""
+    return {base.plural(): base for base in KINDS.values() if issubclass(base, (Companion, Metric, Features))}
 
 
 @dataclass(frozen=True, kw_only=True)

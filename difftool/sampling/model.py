@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,9 @@ from difftool.specs import ObjectiveSpec
 if TYPE_CHECKING:
     from difftool.components import Guidance, Metric, Sampler, Spacing
     from difftool.diffusion.schedule import Level, Schedule
+
+BEST = "best"
+"""The name of the weights in best.safetensors."""
 
 
 @dataclass
@@ -120,10 +123,17 @@ class Model(Source, Displayed):
         about: dict[str, Any] = {"digest": digest, "origin": origin, "latents": latents}
         return cls(recipe, data, schedule, network, weights, step, path, run, **about).to(device)
 
-    def save(self, path: str | Path, *, overwrite: bool = True, codec: bool = True) -> None:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        overwrite: bool = True,
+        codec: bool = True,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write the model to a safetensors file that `read` can read, unless the file leaves the codec out.
 
-        A network in bfloat16 or float16 is written as it is, and read as float32.
+        A network in bfloat16 or float16 is written as it is, and read as float32. `about` are further metadata.
         """
         document = {
             **self.recipe.shared_document(),
@@ -133,6 +143,7 @@ class Model(Source, Displayed):
             "weights": self.weights,
             "step": self.step,
             **document_of(self.latents),
+            **(about or {}),
         }
         if self.origin is not None:
             document["init_from"] = self.origin.document()
@@ -286,7 +297,8 @@ def load_model(
     """Load the model of a run folder or a model file, by default the model of the newest run.
 
     `weights` is "ema" (what the model file holds: the first average, or the trained weights of a run without one),
-    "raw" (the weights being trained, from the run's newest state) or the name of an average, such as "ema-0.9999".
+    "raw" (the weights being trained, from the run's newest state), "best" (the model that the run kept for its held-out
+    loss or a metric) or the name of an average, such as "ema-0.9999".
     `ema_length` reconstructs a power-function average of any length from the snapshots of the run. Raises
     `DifftoolError`.
     """
@@ -311,8 +323,11 @@ def _with_weights(model: Model, run: RunFolder | None, weights: str) -> Model:
     if name == "raw":
         return raw_model(model, run)
     files = {file.name: file.path for file in averages.files_in(run.averages) if file.step is None}
+    if name == BEST and run.best.is_file():
+        return Model.read(run.best, run=run)
     if name not in files:
-        known = ", ".join(dict.fromkeys(["ema", "raw", model.weights, *files]))
+        kept = [BEST] if run.best.is_file() else []
+        known = ", ".join(dict.fromkeys(["ema", "raw", *kept, model.weights, *files]))
         raise UsageError(f"--weights: unknown weights {weights!r}; {run.path} has {known}")
     other = Model.read(files[name], run=run)
     if other.weights != name:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from difftool.components import Companion, Logger
+from difftool.components import Companion, Component, Logger
 from difftool.errors import DifftoolError, UsageError, blaming, describe, is_signal
 from difftool.plugins.registry import registry
 
@@ -20,13 +20,13 @@ Function = Callable[[Any], Any]
 """The function that an open companion gave, to call with each row or its progress."""
 
 
-def check_requirements(companions: Sequence[Companion]) -> None:
+def check_requirements(companions: Sequence[Component]) -> None:
     """Raise an error for a companion that is named twice, or whose library is not installed."""
     classes = [type(companion) for companion in companions]
     for companion in companions:
         if classes.count(type(companion)) > 1:  # the rows of two loggers would go to the same place
             raise UsageError(f"{name_of(companion)}: named twice; name it once")
-        for module, what in companion.requires.items():
+        for module, what in getattr(companion, "requires", {}).items():
             if not _is_there(module):
                 reason = f"needs the module {module!r}, which is not installed: pip install {what!r}"
                 raise DifftoolError(f"{name_of(companion)}: {reason}")
@@ -84,7 +84,7 @@ def _destination(logger: Logger, run: RunContext) -> str:
         return str(logger.destination(run))
 
 
-def name_of(companion: Companion) -> str:
+def name_of(companion: Component) -> str:
     """Return kind and name, such as `logger csv`."""
     return f"{companion.kind} {registry().reference(type(companion))}"
 

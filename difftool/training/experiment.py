@@ -6,7 +6,6 @@ The command line and `difftool.train` share it. Both only watch its steps.
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,37 +15,36 @@ from typing import Any
 import torch
 
 from difftool import devices
-from difftool.components import Callback, Companion, Dataset, Logger
+from difftool.components import Callback, Component, Dataset, Logger, Metric
 from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples
 from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import DifftoolError, UsageError
-from difftool.files import sweep
 from difftool.paths import in_run, relative_to_run
+from difftool.runs.evaluations import remove_later_evaluations
 from difftool.runs.folder import RunFolder, now
-from difftool.runs.latents import tensors_of
 from difftool.runs.recipe import Recipe, companion_tables
 from difftool.runs.recorded import changed_scripts
 from difftool.sampling.model import Model
-from difftool.settings import is_due
 from difftool.specs import Progress, Row, RunContext
 from difftool.training import loop, state
 from difftool.training.batch_size import BatchSizeSearch
+from difftool.training.best import Best, best_of
 from difftool.training.callbacks import Callbacks
 from difftool.training.companions import Loggers, destinations, opened
+from difftool.training.evaluation import Evaluation, with_features
 from difftool.training.frozen import evaluating
 from difftool.training.held_out import held_out_loss
 from difftool.training.latents import Feed
 from difftool.training.loss import Objective
 from difftool.training.metrics import NAMES, Meter, Stopwatch, scalars
+from difftool.training.place import Place
 from difftool.training.snapshots import AverageFiles, remove_later
 from difftool.training.state import StateMetadata, TrainState
 from difftool.training.step import StepResult
+from difftool.training.timetable import Timetable
 from difftool.training.transfer import Transfer
-
-PREVIEWS = 4
-"""The number of previews of a run by default."""
 
 
 @dataclass
@@ -72,12 +70,16 @@ class Experiment:
     """The search for a batch size, if there was one."""
     transfer: Transfer | None = None
     """The weights that the run starts from, if it takes them from another model."""
-    folder: RunFolder = field(init=False)
+    place: Place = field(init=False)
     """The run folder, once it is open."""
-    _find: Callable[[], RunFolder] = field(init=False)
-    _describe: Callable[[RunFolder], None] = field(init=False)
     loggers: Loggers = field(default_factory=Loggers)
     callbacks: Callbacks = field(default_factory=Callbacks)
+    metrics: Sequence[Metric] = ()
+    """The metrics that are measured while the run trains."""
+    evaluation: Evaluation | None = None
+    """The metrics at work, in the main process."""
+    best: Best | None = None
+    """The best model so far, in the main process, if it is kept."""
     destinations: Sequence[str] = ()
     """Where the loggers write, such as `csv: runs/swiss-roll-mlp-001/logs`."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +99,11 @@ class Experiment:
         self.meter = Meter(self.objective, self.batch_size)
 
     @property
+    def folder(self) -> RunFolder:
+        """The run folder, where it was last found."""
+        return self.place.folder
+
+    @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.state.network.parameters())
 
@@ -106,37 +113,19 @@ class Experiment:
         return sum(p.numel() for p in self.state.network.parameters() if p.requires_grad)
 
     @property
-    def batch_size(self) -> int:
-        """The batch size; a search for one is over."""
-        size = self.recipe.training.batch_size
-        assert isinstance(size, int)
-        return size
+    def timetable(self) -> Timetable:
+        """What is due after a step."""
+        held_out, evaluated = self.held_out is not None, bool(self.metrics)
+        return Timetable(self.recipe.training, self.train.epoch_length, held_out=held_out, evaluated=evaluated)
 
     @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.train.epoch_length / self.batch_size)
+    def batch_size(self) -> int:
+        return self.timetable.batch_size
 
     @property
     def steps(self) -> int:
         """The step at which training ends."""
-        return self.recipe.training.total_steps(self.train.epoch_length)
-
-    @property
-    def log_every(self) -> int:
-        return max(1, min(50, self.steps // 200))
-
-    @property
-    def held_out_every(self) -> str:
-        """When the held-out loss is measured: after each epoch, but no more often than rows are logged."""
-        return "1ep" if self.steps_per_epoch >= self.log_every else str(self.log_every)
-
-    @property
-    def state_bytes(self) -> int:
-        """The size of a training state: weights, averages, optimizer, and the networks of the loss and the codec."""
-        own = [] if self.state.auxiliary is None else [*self.state.auxiliary.parameters()]
-        copies = [*self.state.network.parameters()] * (1 + len(self.state.averages))
-        tensors = (*copies, *own, *tensors_of(self.state.latents).values())
-        return sum(t.numel() * t.element_size() for t in tensors) + self.state.optimizer.state_bytes
+        return self.timetable.steps
 
     @contextlib.contextmanager
     def open(
@@ -145,15 +134,18 @@ class Experiment:
         *,
         resume: bool = False,
         new_data: bool = False,
-        companions: Sequence[Companion] = (),
+        companions: Sequence[Component] = (),
         group: ProcessGroup = SINGLE,
     ) -> Iterator[None]:
-        """Open the run folder, loggers and callbacks for a block; write the configuration, or load the newest state.
+        """Open the run folder and what accompanies the run for a block; write the configuration, or load a state.
 
         The main process calls `folder`, locks the folder and writes to it. The others load the same state. Raises
         `DifftoolError` if that fails, also if the disk has no room for a state.
         """
-        self.folder, self.group = group.on_main(folder), group
+        companions = with_features(companions, self.recipe.training.evaluate_every)
+        self.metrics = [one for one in companions if isinstance(one, Metric)]
+        group.on_main(lambda: self._prepare_evaluation(companions))  # before there is a folder
+        self.place, self.group = Place(group.on_main(folder)), group
         with self._open_files(resume, new_data, companions):
             restored = group.on_main(lambda: self.restored_from)
             if not group.is_main and restored >= 0:
@@ -162,14 +154,21 @@ class Experiment:
                 self.save()
             yield
 
+    def _prepare_evaluation(self, companions: Sequence[Component]) -> None:
+        """Prepare the metrics, and what keeps the best model. Raises `UsageError` and `DifftoolError`."""
+        if self.metrics:
+            parts = (self.model, self.train, self.held_out, companions)
+            self.evaluation = Evaluation(*parts, due=self.timetable.evaluates, folder=lambda: self.place.find())
+        self.best = best_of(self.recipe.training, self.evaluation)
+
     @contextlib.contextmanager
-    def _open_files(self, resume: bool, new_data: bool, companions: Sequence[Companion]) -> Iterator[None]:
+    def _open_files(self, resume: bool, new_data: bool, companions: Sequence[Component]) -> Iterator[None]:
         if not self.group.is_main:
             yield
             return
         folder, document = self.folder, self.recipe.document()
-        with folder.lock() as self._find:
-            folder.check_room(self.state_bytes, self.averages.bytes_to_come(folder, self.steps))
+        with folder.lock() as self.place.locked:
+            folder.check_room(self.state.bytes, self.averages.bytes_to_come(folder, self.steps))
             rows = self._resume(new_data) if resume else []
             started = (folder.started if resume else "") or now()
             companions = [relative_to_run(companion, folder.path) for companion in companions]
@@ -181,8 +180,8 @@ class Experiment:
             tables, plugins = {**document, **companion_tables(companions)}, self.recipe.plugins(companions)
             for change in changed_scripts(folder.readable_config().get("plugins"), plugins) if resume else ():
                 warnings.warn(change, stacklevel=2)
-            self._describe = lambda folder: folder.write_config(tables, self.facts, plugins)
-            self._describe(folder)
+            self.place.describe = lambda folder: folder.write_config(tables, self.facts, plugins)
+            self.place.describe(folder)
             context = RunContext(
                 folder=folder.path,
                 logs=folder.logs,
@@ -198,7 +197,9 @@ class Experiment:
             callbacks = [companion for companion in placed if isinstance(companion, Callback)]
             callbacks.sort(key=lambda callback: callback.last)
             with opened(callbacks, context) as watching, opened(loggers, context) as logging:
-                self.callbacks, self.loggers = Callbacks(watching, context.rows), Loggers(logging)
+                measuring = [] if self.evaluation is None else [("evaluation", self.evaluation)]
+                self.callbacks = Callbacks([*measuring, *watching], context.rows)
+                self.loggers = Loggers(logging)
                 self.destinations = destinations(loggers, context)
                 yield
 
@@ -217,7 +218,12 @@ class Experiment:
         else:
             warnings.warn(f"{self.folder.path} has no training state yet; it starts at its first step", stacklevel=2)
         remove_later(self.folder, self.state.step)
+        remove_later_evaluations(self.folder, self.state.step)
         rows = self.folder.read_metrics(up_to=self.state.step)
+        if self.evaluation is not None:
+            self.evaluation.restore(self.folder)
+        if self.best is not None:
+            self.best.restore(rows, self.folder)
         self.folder.rewrite_metrics(rows)
         return rows
 
@@ -235,8 +241,6 @@ class Experiment:
         Whatever is due in a step is drawn before its state is saved, so a saved state has everything before it.
         """
         settings = self.recipe.training
-        preview_every = settings.preview_every or str(max(1, math.ceil(self.steps / PREVIEWS)))
-        due = partial(is_due, items=self.train.epoch_length, batch_size=self.batch_size)
         batches = Batches(
             self.feed.train,
             self.batch_size,
@@ -247,21 +251,20 @@ class Experiment:
             name=f"dataset {self.recipe[Dataset].name}",
             encode=self.feed.encode,
         )
-        steps, log_every = self.steps, self.log_every
+        times, steps = self.timetable, self.steps
         self.meter.start(self.clock.total, self.state.skipped)
         self.clock.start()
         for result in loop.train(self.state, batches, self.objective, settings, steps=steps, group=self.group):
             step, last = result.step, result.step == steps
             self.meter.add(result)
-            measure = self.held_out is not None and (due(step, self.held_out_every) or last)
-            if step % log_every == 0 or last or measure:
-                result.metrics = self._log(result, batches.waited, with_held_out=measure)
+            if times.logs(step):
+                result.metrics = self._log(result, batches.waited, with_held_out=times.measures(step))
                 last = last or bool(self.stopped)
-            result.preview = due(step, preview_every) and not last
+            result.preview = times.draws(step) and not last
             self.clock.stop()  # neither drawing nor saving is training time
             self._save_snapshots()
             yield result
-            if due(step, settings.checkpoint_every) and not last:
+            if times.saves(step) and not last:
                 self.save()
             if self.stopped:
                 return
@@ -291,13 +294,15 @@ class Experiment:
                 numbers, stopped = self.callbacks(progress)
             row |= numbers
             self.clock.start()
-        folder = self.find_folder()
+        if self.best is not None:
+            self.best.see(row, self.model)
+        folder = self.place.find()
         folder.append_metrics(row)
         self.loggers(Row(step=step, metrics=scalars(row)))
         if not stopped or step == self.steps:
             return ""
         self.facts["stopped"] = {"step": step, "reason": stopped}
-        self._describe(folder)
+        self.place.describe(folder)
         return stopped
 
     def save(self) -> None:
@@ -305,45 +310,17 @@ class Experiment:
         if self.saved_at != self.state.step:
             loop.check_finite(self.state, self.recipe.training, self.group)
             self._save_snapshots()  # before the state, from which they would not be made again
-            self._write_where_it_is(self._write)
+            self._write(self._write_state)
             self.saved_at = self.state.step
 
     def _save_snapshots(self) -> None:
         """Write snapshots of the averages if they are due."""
         if self.averages.is_due(self.state.step):
             loop.check_finite(self.state, self.recipe.training, self.group)
-            self._write_where_it_is(lambda: self.averages.write_snapshots(self.folder, self.state.step))
-            self.averages.snapshot_step = self.state.step
-
-    def find_folder(self) -> RunFolder:
-        """Return the run folder for the next write, also if it was moved. Raises `DifftoolError` if it is gone.
-
-        A folder never gets files without its configuration, so one whose content was moved gets it again.
-        """
-        if (found := self._find()) != self.folder:
-            warnings.warn(
-                f"the run folder {self.folder.path} was moved; training goes on in {found.path}", stacklevel=2
+            self.group.on_main(
+                lambda: self.place.write(lambda: self.averages.write_snapshots(self.folder, self.state.step))
             )
-            self.folder = found
-            sweep(found.path)
-        if not found.config.exists():
-            warnings.warn(f"{found.config} was removed; it is written again", stacklevel=2)
-            self._describe(found)
-        return found
-
-    def _write_where_it_is(self, write: Callable[[], None]) -> None:
-        """Let the main process write files, and once more if the folder is moved meanwhile."""
-
-        def attempt() -> None:
-            folder = self.find_folder()
-            try:
-                write()
-            except DifftoolError:
-                if self.find_folder() == folder:
-                    raise
-                write()
-
-        self.group.on_main(attempt)
+            self.averages.snapshot_step = self.state.step
 
     def save_if_whole(self) -> None:
         """Save what an exception from outside has interrupted, unless it struck while the weights were moved."""
@@ -351,8 +328,13 @@ class Experiment:
             self.clock.stop()
             self.save()
 
-    def _write(self) -> None:
+    def _write(self, write: Callable[[], None]) -> None:
+        self.group.on_main(lambda: self.place.write(write))
+
+    def _write_state(self) -> None:
         """Write the state first: where there is a model, there is something to resume from."""
+        if self.best is not None:
+            self.best.write(self.folder, self.model)
         state.save(self.folder.state(self.state.step), self.state, self.recipe, self._metadata())
         self.model.step = self.state.step
         self.model.save(self.folder.model)

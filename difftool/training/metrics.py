@@ -20,8 +20,8 @@ from difftool.training.step import StepResult
 NAMES = (
     *("samples", "elapsed", "loss", "eps_loss", "weighted_loss", "lr", "grad_norm", "prediction_mean"),
     *("prediction_var", "input_mean", "input_var", "skipped_steps", "waiting", "steps_per_second"),
-    *("loss_quartile_1", "loss_quartile_2", "loss_quartile_3", "loss_quartile_4", "held_out_loss"),
-    *("held_out_quartile_1", "held_out_quartile_2", "held_out_quartile_3", "held_out_quartile_4"),
+    *("loss_quartile_1", "loss_quartile_2", "loss_quartile_3", "loss_quartile_4"),
+    *("held_out_quartile_1", "held_out_quartile_2", "held_out_quartile_3", "held_out_quartile_4", "held_out_loss"),
 )
 """The names of the numbers of every row, as `scalars` returns them."""
 KEPT_ELEMENTS = 2**20

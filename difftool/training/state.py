@@ -77,6 +77,14 @@ class TrainState:
             auxiliary,
         )
 
+    @property
+    def bytes(self) -> int:
+        """The size of a saved state: weights, averages, optimizer, and the networks of the loss and the codec."""
+        own = [] if self.auxiliary is None else [*self.auxiliary.parameters()]
+        copies = [*self.network.parameters()] * (1 + len(self.averages))
+        tensors = (*copies, *own, *tensors_of(self.latents).values())
+        return sum(t.numel() * t.element_size() for t in tensors) + self.optimizer.state_bytes
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of network, codec, auxiliary, averages and optimizer, by their names there."""
         return {
