@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,17 +41,16 @@ class Written:
 
 def write_page(runs: Sequence[Gathered], command: str) -> Written:
     """Return the page of some runs."""
-    bare = page_of(runs, [[Fitted(()) for _ in groups(run)] for run in runs], command)
+    bare = page_of(runs, command)
     charts = interactive(bare.all_charts)
     left = LARGEST - ROOM - len(render(bare, charts).encode())
-    fitted = iter(fit([group for run in runs for group in groups(run)], max(0, left)))
-    own = [[next(fitted) for _ in groups(run)] for run in runs]
-    html = render(page_of(runs, own, command), charts)
-    shown = [group for groups_of_run in own for group in groups_of_run]
+    fitted = fit([group for run in runs for group in groups(run)], max(0, left))
+    rest = iter(fitted)
+    pages = [with_pictures(page, run, rest) for page, run in zip(bare.runs, runs, strict=True)]
     return Written(
-        html,
-        pictures=sum(len(group.pictures) for group in shown),
-        left_out=sum(group.left_out for group in shown),
+        html=render(replace(bare, runs=pages), charts),
+        pictures=sum(len(group.pictures) for group in fitted),
+        left_out=sum(group.left_out for group in fitted),
         zoom=charts is not None,
     )
 
@@ -64,13 +63,10 @@ def groups(run: Gathered) -> list[Sequence[Encoded]]:
 # --- from what was gathered to a page -------------------------------------------------------------------------------
 
 
-def page_of(runs: Sequence[Gathered], fitted: Sequence[Sequence[Fitted]], command: str) -> Page:
-    """Return the page of some runs with these pictures of each."""
+def page_of(runs: Sequence[Gathered], command: str) -> Page:
+    """Return the page of some runs, without pictures."""
     names = _unique([run.name for run in runs])
-    pages = [
-        run_page(run, pictures, f"run-{i}", name)
-        for i, (run, pictures, name) in enumerate(zip(runs, fitted, names, strict=True), start=1)
-    ]
+    pages = [run_page(run, f"run-{i}", name) for i, (run, name) in enumerate(zip(runs, names, strict=True), start=1)]
     title = f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs"
     page = Page(title=title, runs=pages, version=__version__, command=command)
     if len(runs) == 1:
@@ -95,14 +91,9 @@ def _unique(names: Sequence[str]) -> list[str]:
     return found
 
 
-def run_page(run: Gathered, pictures: Sequence[Fitted], key: str, name: str) -> RunPage:
-    """Return the part of a page about one run."""
-    samples, panels, film, *others = pictures
+def run_page(run: Gathered, key: str, name: str) -> RunPage:
+    """Return the part of a page about one run, without pictures."""
     classes, more = gather.classes(run, MOST_CLASSES)
-    evaluations = [
-        replace(recorded.evaluation, pictures=[one.picture() for one in own.pictures])
-        for (recorded, _), own in zip(run.evaluations, others, strict=True)
-    ]
     return RunPage(
         key=key,
         name=name,
@@ -110,8 +101,7 @@ def run_page(run: Gathered, pictures: Sequence[Fitted], key: str, name: str) -> 
         facts=gather.facts(run),
         commands=gather.commands(run),
         charts=loss_charts(run.rows, key),
-        sliders=list(filter(None, (_film(film, key), _samples(samples, key), _panels(panels, key)))),
-        evaluations=evaluations,
+        evaluations=[recorded.evaluation for recorded, _ in run.evaluations],
         classes=classes,
         more_classes=more,
         schedule=[] if run.model is None else schedule_charts(run.model.schedule, key),
@@ -119,6 +109,17 @@ def run_page(run: Gathered, pictures: Sequence[Fitted], key: str, name: str) -> 
         digest="" if run.model is None else run.model.digest,
         notes=gather.notes(run),
     )
+
+
+def with_pictures(page: RunPage, run: Gathered, fitted: Iterator[Fitted]) -> RunPage:
+    """Return the part of a page with the pictures of the run, in the order of `groups`."""
+    samples, panels, film, *others = (next(fitted) for _ in groups(run))
+    sliders = (_film(film, page.key), _samples(samples, page.key), _panels(panels, page.key))
+    evaluations = [
+        replace(evaluation, pictures=[one.picture() for one in own.pictures])
+        for evaluation, own in zip(page.evaluations, others, strict=True)
+    ]
+    return replace(page, sliders=[one for one in sliders if one is not None], evaluations=evaluations)
 
 
 def _slider(fitted: Fitted, key: str, title: str, text: str, label: str) -> Slider | None:
