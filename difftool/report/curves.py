@@ -24,6 +24,9 @@ QUARTERS = {"cleanest quarter of t": 5, "second quarter": 0, "third quarter": 2,
 """The quarters of the schedule, and the colours of their lines."""
 
 
+ALIKE = "Losses compare runs of the same data, schedule and prediction."
+
+
 def loss_charts(rows: Rows, key: str) -> list[Chart]:
     """Return the loss over steps, and the loss by level of noise, for the rows of a run; none without a number."""
     return [chart for chart in (_loss(rows, key), _by_level(rows, key)) if chart is not None]
@@ -57,8 +60,10 @@ def overlay(runs: Mapping[str, Rows]) -> list[Chart]:
         point_line(rows, "held_out_loss", name=name, colour=i, marks=False, dash=i // 8) for i, (name, rows) in named
     ]
     charts = (
-        _chart("all-loss", "Training loss of all runs", smooth, "Moving averages over a twenty-fifth of each run."),
-        _chart("all-held-out", "Held-out loss of all runs", held, ""),
+        _chart(
+            "all-loss", "Training loss of all runs", smooth, f"Moving averages over a twenty-fifth of each run. {ALIKE}"
+        ),
+        _chart("all-held-out", "Held-out loss of all runs", held, ALIKE),
     )
     return [chart for chart in charts if chart is not None]
 
