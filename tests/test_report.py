@@ -112,7 +112,7 @@ def test_several_runs_lie_over_each_other(labels_run: Path, points_run: Path) ->
     assert [cell.whole_text for cell in results.within[1].within[0].within] == ["", "labels", "points"]
     rows = {row.within[0].text: [cell.text for cell in row.within[1:]] for row in differs.within[2].within}
     assert rows["dataset"] == ["gaussian-mixture", "swiss-roll"]
-    assert rows["lr"][0] == "0.005"
+    assert rows["lr"] == ["0.005", "0.006"]
     assert rows["backbone.width"] == ["32", "16"]
     assert "dataset.components" not in rows  # only one of the runs has such data
     links = {one["href"] for one in page.all("a")}
@@ -356,7 +356,7 @@ def test_texts_of_strangers_stay_texts(points_run: Path, tmp_path: Path) -> None
         features={"name": HOSTILE},
         sampling={HOSTILE: HOSTILE},
         scores=[score],
-        copies={"verdict": HOSTILE, "nearest": [pair]},
+        copies={"words": HOSTILE, "nearest": [pair]},
         pictures=[f"evaluations/{HOSTILE}.png", "metrics.jsonl", "evaluations/x/y.png"],
     )
     other = copied(run, tmp_path / "two")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difftool.figures.curves import blocks, smoothed
+from difftool.figures.loss import known, positive
 from difftool.report.content import Chart, Line
 
 if TYPE_CHECKING:
@@ -100,11 +100,9 @@ def _entry(values: Any, i: int) -> Any:
 
 def _known(rows: Rows, values: Sequence[Any]) -> tuple[Values, Values]:
     """Return the steps and values that have a place on a logarithmic axis, by step."""
-    steps = np.array([row["step"] for row in rows], dtype=np.float64)
-    numbers = np.array([value if isinstance(value, (int, float)) else math.nan for value in values], dtype=np.float64)
-    known = np.isfinite(numbers) & (numbers > 0)
-    order = np.argsort(steps[known], kind="stable")
-    return steps[known][order], numbers[known][order]
+    steps, numbers = known(np.array([row["step"] for row in rows], dtype=np.float64), positive(values))
+    order = np.argsort(steps, kind="stable")
+    return steps[order], numbers[order]
 
 
 def _line(steps: Values, values: Values, **look: Any) -> Line:
@@ -119,8 +117,7 @@ def schedule_charts(schedule: Schedule, key: str) -> list[Chart]:
 
     def line(name: str, column: Any, colour: int, dash: int = 0) -> Line:
         values = column.numpy()[at]
-        known = np.isfinite(values)
-        return _line(t[known], values[known], name=name, colour=colour, dash=dash)
+        return _line(*known(t, values), name=name, colour=colour, dash=dash)
 
     levels = [line("alpha (signal)", schedule.alpha, 0), line("sigma (noise)", schedule.sigma, 1, 1)]
     snr = [line("ln(alpha² / sigma²)", schedule.log_snr, 0)]
