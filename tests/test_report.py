@@ -458,6 +458,23 @@ def test_json_tells_what_the_page_holds(run: Run, points_run: Path, labels_run: 
     assert [one["step"] for one in facts["runs"]] == [0, 400]
 
 
+def test_files_of_other_commands_stand_on_the_page(run: Run, points_run: Path) -> None:
+    picture(Path("compare.png"))
+    rows = [f"{HOSTILE},0.123456789,{i}" for i in range(250)]
+    Path("compare.csv").write_text("\n".join(["sampler,error,calls", *rows]) + "\nshort\n")
+    added = ("--add", "compare.png", "--add", "compare.csv")
+    assert run("report", points_run, "--no-samples", "--out", "x.html", *added).code == 0
+    page = Page(Path("x.html").read_text())
+    check_structure(page)
+    check_policy(page)
+    assert page.titles[-1] == "More results"
+    assert [one["alt"] for one in page.all("img")] == ["The picture compare.png"]
+    table = page.all("table")[-1]
+    assert table.within[0].text == "compare.csv, the first 200 of 251 rows"
+    assert [cell.whole_text for cell in table.within[2].within[0].within] == [HOSTILE, "0.123457", "0"]
+    assert "--add compare.png --add compare.csv --out x.html --no-samples" in page.all("code")[-1].text
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -467,12 +484,19 @@ def test_json_tells_what_the_page_holds(run: Run, points_run: Path, labels_run: 
         (["."], 1, ". is not a run folder: it has no config.toml"),
         (["RUN", "--out", "taken.html"], 1, "taken.html exists already"),
         (["RUN", "--device", "tpu"], 2, "--device: unknown device 'tpu'"),
+        (["RUN", "--add", "a.pdf"], 2, "--add: a.pdf: cannot write .pdf files; known are .png .csv"),
+        (["RUN", "--add", "absent.csv"], 1, "--add: absent.csv cannot be read: No such file or directory"),
+        (["RUN", "--add", "absent.png"], 1, "--add: absent.png does not exist"),
+        (["RUN", "--add", "taken.csv"], 1, "--add: taken.csv holds no table"),
+        (["RUN", "--add", "binary.csv"], 1, "--add: binary.csv cannot be read: it is no table of UTF-8 text"),
         ([f"r{i}" for i in range(17)], 2, "17 runs are too many for a page; name at most 16"),
         ([], 1, "there is no trained run under"),
     ],
 )
 def test_wrong_requests_get_one_line(run: Run, points_run: Path, arguments: list[str], code: int, words: str) -> None:
     Path("taken.html").touch()
+    Path("taken.csv").touch()
+    Path("binary.csv").write_bytes(bytes(range(256)))
     outcome = run("report", *(points_run if word == "RUN" else word for word in arguments))
     assert outcome.code == code
     assert words in outcome.error
@@ -489,7 +513,7 @@ def test_training_ends_with_the_name_of_the_command(run: Run) -> None:
 
 def test_the_page_names_the_command_that_writes_it() -> None:
     paths = [Path("runs/a b"), Path("c")]
-    assert command_of(paths, {"--out": "x.html", "--no-samples": ""}) == (
+    assert command_of(paths, [("--out", "x.html"), ("--no-samples", "")]) == (
         "difftool report 'runs/a b' c --out x.html --no-samples"
     )
 

@@ -199,6 +199,15 @@ class RunPage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Added:
+    """A picture or a table that the user adds to the page."""
+
+    name: str
+    picture: Picture | None = None
+    table: Table | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Page:
     """A page about one run or several."""
 
@@ -209,6 +218,8 @@ class Page:
     """The command line that writes this page."""
     charts: Sequence[Chart] = ()
     """The runs over each other."""
+    added: Sequence[Added] = ()
+    """What other commands have written."""
     tables: Sequence[Table] = field(default=())
     """The results of all runs, and what differs between them."""
 

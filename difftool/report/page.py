@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from markupsafe import Markup
 
 from difftool.report import gather, svg
-from difftool.report.content import Page, RunPage, ScoreRow, Slider, Table, number
+from difftool.report.attachments import Attachment
+from difftool.report.content import Added, Page, RunPage, ScoreRow, Slider, Table, number
 from difftool.report.curves import loss_charts, overlay, schedule_charts
 from difftool.report.differences import results_of, results_table, settings_table
 from difftool.report.gather import Gathered
@@ -39,16 +40,21 @@ class Written:
     """True if the charts can be zoomed."""
 
 
-def write_page(runs: Sequence[Gathered], command: str) -> Written:
-    """Return the page of some runs."""
-    bare = page_of(runs, command)
+def write_page(runs: Sequence[Gathered], command: str, attachments: Sequence[Attachment] = ()) -> Written:
+    """Return the page of some runs, and of files that other commands have written."""
+    bare = replace(page_of(runs, command), added=[Added(name=one.name, table=one.table) for one in attachments])
     charts = interactive(bare.all_charts)
     left = LARGEST - ROOM - len(render(bare, charts).encode())
-    fitted = fit([group for run in runs for group in groups(run)], max(0, left))
+    more = [[] if one.picture is None else [one.picture] for one in attachments]
+    fitted = fit([*(group for run in runs for group in groups(run)), *more], max(0, left))
     rest = iter(fitted)
     pages = [with_pictures(page, run, rest) for page, run in zip(bare.runs, runs, strict=True)]
+    added = [
+        replace(one, picture=next((picture.picture() for picture in own.pictures), None))
+        for one, own in zip(bare.added, rest, strict=True)
+    ]
     return Written(
-        html=render(replace(bare, runs=pages), charts),
+        html=render(replace(bare, runs=pages, added=added), charts),
         pictures=sum(len(group.pictures) for group in fitted),
         left_out=sum(group.left_out for group in fitted),
         zoom=charts is not None,
@@ -221,7 +227,7 @@ def _bars(page: Page) -> Callable[[ScoreRow], Markup]:
     return lambda score: svg.whisker(score, min(ends[score.metric]), max(ends[score.metric]))
 
 
-def command_of(paths: Sequence[Path], options: Mapping[str, str]) -> str:
+def command_of(paths: Sequence[Path], options: Sequence[tuple[str, str]]) -> str:
     """Return the command line that writes a page of these runs."""
-    words = ["difftool", "report", *map(str, paths), *(word for pair in options.items() for word in pair if word)]
+    words = ["difftool", "report", *map(str, paths), *(word for pair in options for word in pair if word)]
     return shlex.join(map(gather.clean, words))
