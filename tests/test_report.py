@@ -257,6 +257,27 @@ def test_numbers_are_written_as_people_write_them(value: float, text: str) -> No
     assert number(value) == text
 
 
+def test_metrics_of_training_and_its_verdict_are_on_the_page(points_run: Path, tmp_path: Path) -> None:
+    run = copied(points_run, tmp_path / "measured")
+    quarters = {"loss_quartiles": [1.0] * 4, "held_out_quartiles": [2.0, 1.0, 1.0, 1.0]}
+    rows = [{"step": i, "loss": 1.0, "held_out_loss": 1.0, **quarters} for i in range(1, 21)]
+    rows[9] |= {"kid": 0.5, "kid_error": 0.1}
+    rows[19] |= {"kid": 0.25, "kid_error": 0.05, "alone_error": 1.0}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = page_of(run)
+    check_structure(page)
+    assert "kid during training" in page.titles
+    assert "alone during training" not in page.titles
+    bodies = {one.within[0].text: one.within[2] for one in page.all("table")}
+    rows_of = {name: [[cell.text for cell in row.within] for row in body.within] for name, body in bodies.items()}
+    assert rows_of["kid during training"] == [["10", "0.5 ± 0.1"], ["20", "0.25 ± 0.05"]]
+    judged = rows_of["The held-out loss by level of noise, which the verdict rests on"]
+    assert [row[:4] for row in judged[:2]] == [["lowest noise", "flat", "2", "1"], ["lower noise", "flat", "1", "1"]]
+    assert gather(open_run(run), CPU, with_samples=False).verdict.words in page.text
+    loss_lines = [one.whole_text for one in page.all("li")]
+    assert "held out, cleanest quarter of t" in loss_lines
+
+
 def test_many_rows_become_few_points(points_run: Path, tmp_path: Path) -> None:
     run = copied(points_run, tmp_path / "long")
     rows = ({"step": i, "loss": 1.0 + math.sin(i / 500), "held_out_loss": 1.0} for i in range(1, 8001))

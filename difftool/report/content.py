@@ -184,10 +184,15 @@ class RunPage:
     name: str
     sentence: str
     verdict: str = ""
+    """Whether training is done, in words."""
+    judged: Table | None = None
+    """The numbers of the verdict."""
     facts: Sequence[Fact] = ()
     commands: Sequence[Command] = ()
     charts: Sequence[Chart] = ()
     sliders: Sequence[Slider] = ()
+    metrics: Sequence[Chart] = ()
+    """Metrics that were measured while the run trained."""
     evaluations: Sequence[Evaluation] = ()
     classes: Sequence[str] = ()
     more_classes: int = 0
@@ -225,5 +230,5 @@ class Page:
 
     @property
     def all_charts(self) -> list[Chart]:
-        own = [chart for run in self.runs for chart in (*run.charts, *run.schedule)]
+        own = [chart for run in self.runs for chart in (*run.charts, *run.metrics, *run.schedule)]
         return [*self.charts, *own]

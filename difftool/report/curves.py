@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from difftool.diffusion.visible import spread
+from difftool.errors import printable, shortened
 from difftool.figures.curves import blocks, smoothed
 from difftool.figures.loss import known, positive
 from difftool.report.content import Chart, Line
@@ -20,6 +22,10 @@ Rows = Sequence[Mapping[str, Any]]
 
 POINTS = 300
 """The largest number of points of a line."""
+MOST_METRICS, LONGEST = 6, 40
+"""The largest number of metrics of a run, and of characters of their names."""
+ERROR = "_error"
+"""The end of the name of a standard error, beside the name of its number."""
 QUARTERS = {"cleanest quarter of t": 5, "second quarter": 0, "third quarter": 2, "noisiest quarter": 3}
 """The quarters of the schedule, and the colours of their lines."""
 
@@ -66,6 +72,29 @@ def overlay(runs: Mapping[str, Rows]) -> list[Chart]:
         _chart("all-held-out", "Held-out loss of all runs", held, ALIKE),
     )
     return [chart for chart in charts if chart is not None]
+
+
+def metric_charts(rows: Rows, key: str) -> list[Chart]:
+    """Return each metric that was measured while the run trained, with its error bars."""
+    names = dict.fromkeys(name.removesuffix(ERROR) for row in rows for name in row if name.endswith(ERROR))
+    charts = []
+    for i, name in enumerate([*names][:MOST_METRICS]):
+        points = [(row["step"], row[name], row.get(name + ERROR) or 0.0) for row in rows if row.get(name) is not None]
+        chosen = [points[k] for k in spread(range(len(points)), POINTS // 3)]
+        if chosen:
+            x, y, bars = zip(*chosen, strict=True)
+            title = shortened(printable(name), LONGEST)
+            charts.append(
+                Chart(
+                    key=f"{key}-metric-{i}",
+                    title=f"{title} during training",
+                    x_label="training step",
+                    y_label=title,
+                    lines=[Line(name=title, x=x, y=y, errors=bars, marks=True)],
+                    note="With one standard error.",
+                )
+            )
+    return charts
 
 
 def _chart(key: str, title: str, lines: Sequence[Line], note: str) -> Chart | None:

@@ -37,10 +37,12 @@ def results_table(results: Mapping[str, Mapping[str, str]]) -> Table:
     return Table(caption="Results", headings=["", *results], rows=rows)
 
 
-def results_of(losses: Mapping[str, float | None], status: str, evaluations: Sequence[Evaluation]) -> dict[str, str]:
+def results_of(
+    losses: Mapping[str, float | None], status: str, verdict: str, evaluations: Sequence[Evaluation]
+) -> dict[str, str]:
     """Return the newest numbers of a run in words."""
     names = {"loss": "training loss, smoothed", "eps_loss": "loss of eps, smoothed", "held_out_loss": "held-out loss"}
-    found = {"progress": status}
+    found = {"progress": status, "training": verdict}
     found |= {names[key]: number(value) for key, value in losses.items() if value is not None}
     for evaluation in reversed(evaluations):
         for score in evaluation.scores:

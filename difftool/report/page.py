@@ -14,7 +14,7 @@ from markupsafe import Markup
 from difftool.report import gather, svg
 from difftool.report.attachments import Attachment
 from difftool.report.content import Added, Page, RunPage, ScoreRow, Slider, Table, number
-from difftool.report.curves import loss_charts, overlay, schedule_charts
+from difftool.report.curves import loss_charts, metric_charts, overlay, schedule_charts
 from difftool.report.differences import results_of, results_table, settings_table
 from difftool.report.gather import Gathered
 from difftool.report.interactive import Interactive, interactive
@@ -79,7 +79,7 @@ def page_of(runs: Sequence[Gathered], command: str) -> Page:
         return page
     by_name = dict(zip(names, runs, strict=True))
     results = {
-        name: results_of(run.losses, gather.progress(run.status), own.evaluations)
+        name: results_of(run.losses, gather.progress(run.status), run.verdict.state, own.evaluations)
         for (name, run), own in zip(by_name.items(), pages, strict=True)
     }
     tables: list[Table] = [results_table(results)]
@@ -104,9 +104,12 @@ def run_page(run: Gathered, key: str, name: str) -> RunPage:
         key=key,
         name=name,
         sentence=gather.sentence(run),
+        verdict=run.verdict.words if run.rows else "",
+        judged=gather.judged_table(run),
         facts=gather.facts(run),
         commands=gather.commands(run),
         charts=loss_charts(run.rows, key),
+        metrics=metric_charts(run.rows, key),
         evaluations=[recorded.evaluation for recorded, _ in run.evaluations],
         classes=classes,
         more_classes=more,
