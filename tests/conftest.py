@@ -126,7 +126,7 @@ def last_of(arguments: Sequence[object]) -> list[object]:
     return [word for i, word in enumerate(given) if i not in replaced and (i - 1 not in replaced or is_option(word))]
 
 
-REPEATABLE = ("--out", "--logger", "--callback", "--plugin", "--vary", "--set", "--filter")
+REPEATABLE = ("--out", "--logger", "--callback", "--plugin", "--vary", "--set", "--filter", "--add")
 
 
 def repeatable(given: Sequence[object]) -> set[int]:

@@ -112,7 +112,7 @@ def test_several_runs_lie_over_each_other(labels_run: Path, points_run: Path) ->
     assert [cell.whole_text for cell in results.within[1].within[0].within] == ["", "labels", "points"]
     rows = {row.within[0].text: [cell.text for cell in row.within[1:]] for row in differs.within[2].within}
     assert rows["dataset"] == ["gaussian-mixture", "swiss-roll"]
-    assert rows["lr"][0] == "0.005"
+    assert rows["lr"] == ["0.005", "0.006"]
     assert rows["backbone.width"] == ["32", "16"]
     assert "dataset.components" not in rows  # only one of the runs has such data
     links = {one["href"] for one in page.all("a")}
@@ -257,6 +257,27 @@ def test_numbers_are_written_as_people_write_them(value: float, text: str) -> No
     assert number(value) == text
 
 
+def test_metrics_of_training_and_its_verdict_are_on_the_page(points_run: Path, tmp_path: Path) -> None:
+    run = copied(points_run, tmp_path / "measured")
+    quarters = {"loss_quartiles": [1.0] * 4, "held_out_quartiles": [2.0, 1.0, 1.0, 1.0]}
+    rows = [{"step": i, "loss": 1.0, "held_out_loss": 1.0, **quarters} for i in range(1, 21)]
+    rows[9] |= {"kid": 0.5, "kid_error": 0.1}
+    rows[19] |= {"kid": 0.25, "kid_error": 0.05, "alone_error": 1.0}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = page_of(run)
+    check_structure(page)
+    assert "kid during training" in page.titles
+    assert "alone during training" not in page.titles
+    bodies = {one.within[0].text: one.within[2] for one in page.all("table")}
+    rows_of = {name: [[cell.text for cell in row.within] for row in body.within] for name, body in bodies.items()}
+    assert rows_of["kid during training"] == [["10", "0.5 ± 0.1"], ["20", "0.25 ± 0.05"]]
+    judged = rows_of["The held-out loss by level of noise, which the verdict rests on"]
+    assert [row[:4] for row in judged[:2]] == [["lowest noise", "flat", "2", "1"], ["lower noise", "flat", "1", "1"]]
+    assert gather(open_run(run), CPU, with_samples=False).verdict.words in page.text
+    loss_lines = [one.whole_text for one in page.all("li")]
+    assert "held out, cleanest quarter of t" in loss_lines
+
+
 def test_many_rows_become_few_points(points_run: Path, tmp_path: Path) -> None:
     run = copied(points_run, tmp_path / "long")
     rows = ({"step": i, "loss": 1.0 + math.sin(i / 500), "held_out_loss": 1.0} for i in range(1, 8001))
@@ -356,7 +377,7 @@ def test_texts_of_strangers_stay_texts(points_run: Path, tmp_path: Path) -> None
         features={"name": HOSTILE},
         sampling={HOSTILE: HOSTILE},
         scores=[score],
-        copies={"verdict": HOSTILE, "nearest": [pair]},
+        copies={"words": HOSTILE, "nearest": [pair]},
         pictures=[f"evaluations/{HOSTILE}.png", "metrics.jsonl", "evaluations/x/y.png"],
     )
     other = copied(run, tmp_path / "two")
@@ -458,6 +479,23 @@ def test_json_tells_what_the_page_holds(run: Run, points_run: Path, labels_run: 
     assert [one["step"] for one in facts["runs"]] == [0, 400]
 
 
+def test_files_of_other_commands_stand_on_the_page(run: Run, points_run: Path) -> None:
+    picture(Path("compare.png"))
+    rows = [f"{HOSTILE},0.123456789,{i}" for i in range(250)]
+    Path("compare.csv").write_text("\n".join(["sampler,error,calls", *rows]) + "\nshort\n")
+    added = ("--add", "compare.png", "--add", "compare.csv")
+    assert run("report", points_run, "--no-samples", "--out", "x.html", *added).code == 0
+    page = Page(Path("x.html").read_text())
+    check_structure(page)
+    check_policy(page)
+    assert page.titles[-1] == "More results"
+    assert [one["alt"] for one in page.all("img")] == ["The picture compare.png"]
+    table = page.all("table")[-1]
+    assert table.within[0].text == "compare.csv, the first 200 of 251 rows"
+    assert [cell.whole_text for cell in table.within[2].within[0].within] == [HOSTILE, "0.123457", "0"]
+    assert "--add compare.png --add compare.csv --out x.html --no-samples" in page.all("code")[-1].text
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -467,12 +505,19 @@ def test_json_tells_what_the_page_holds(run: Run, points_run: Path, labels_run: 
         (["."], 1, ". is not a run folder: it has no config.toml"),
         (["RUN", "--out", "taken.html"], 1, "taken.html exists already"),
         (["RUN", "--device", "tpu"], 2, "--device: unknown device 'tpu'"),
+        (["RUN", "--add", "a.pdf"], 2, "--add: a.pdf: cannot write .pdf files; known are .png .csv"),
+        (["RUN", "--add", "absent.csv"], 1, "--add: absent.csv cannot be read: No such file or directory"),
+        (["RUN", "--add", "absent.png"], 1, "--add: absent.png does not exist"),
+        (["RUN", "--add", "taken.csv"], 1, "--add: taken.csv holds no table"),
+        (["RUN", "--add", "binary.csv"], 1, "--add: binary.csv cannot be read: it is no table of UTF-8 text"),
         ([f"r{i}" for i in range(17)], 2, "17 runs are too many for a page; name at most 16"),
         ([], 1, "there is no trained run under"),
     ],
 )
 def test_wrong_requests_get_one_line(run: Run, points_run: Path, arguments: list[str], code: int, words: str) -> None:
     Path("taken.html").touch()
+    Path("taken.csv").touch()
+    Path("binary.csv").write_bytes(bytes(range(256)))
     outcome = run("report", *(points_run if word == "RUN" else word for word in arguments))
     assert outcome.code == code
     assert words in outcome.error
@@ -489,7 +534,7 @@ def test_training_ends_with_the_name_of_the_command(run: Run) -> None:
 
 def test_the_page_names_the_command_that_writes_it() -> None:
     paths = [Path("runs/a b"), Path("c")]
-    assert command_of(paths, {"--out": "x.html", "--no-samples": ""}) == (
+    assert command_of(paths, [("--out", "x.html"), ("--no-samples", "")]) == (
         "difftool report 'runs/a b' c --out x.html --no-samples"
     )
 

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from difftool.cli.console import help_text, note, progress
-from difftool.cli.outputs import check_out
+from difftool.cli.outputs import check_out, naming_out
 from difftool.cli.outputs import report as print_files
 from difftool.cli.parameters import AsJson, Device, Overwrite, out_option
 from difftool.errors import UsageError, counted
+from difftool.figures.formats import check_suffix
 
 if TYPE_CHECKING:
     import torch
 
+    from difftool.report.attachments import Attachment
     from difftool.report.gather import Gathered
     from difftool.runs.folder import RunFolder
 
@@ -30,6 +32,13 @@ def report(
         typer.Argument(metavar="[RUN]...", help=help_text("Run folders.", "default: the newest run")),
     ] = None,
     out: Annotated[Path | None, out_option("The page.", "report.html in the run, or here for several runs")] = None,
+    add: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A picture (.png) or table (.csv) to show too, such as compare writes. May be given several times.",
+        ),
+    ] = None,
     samples: Annotated[
         bool, typer.Option("--samples/--no-samples", help="Draw a few samples of each model for the page.")
     ] = True,
@@ -45,11 +54,14 @@ def report(
     folders = _folders(runs or [])
     out = out or (folders[0].report if len(folders) == 1 else Path("report.html"))
     check_out(out, overwrite=overwrite, suffixes=(".html", ".htm"))
+    with naming_out("add"):
+        attachments = [_attachment(path) for path in add or ()]
     start = time.perf_counter()
     chosen = devices.choose(device)
     gathered = [_gather(run, chosen, samples=samples) for run in folders]
-    options = {"--out": str(out), **({} if samples else {"--no-samples": ""})}
-    page = write_page(gathered, command_of([run.path for run in folders], options))
+    options = [("--add", str(path)) for path in add or ()]
+    options += [("--out", str(out)), *(() if samples else [("--no-samples", "")])]
+    page = write_page(gathered, command_of([run.path for run in folders], options), attachments)
     write_text(out, page.html, overwrite=overwrite)
     size = len(page.html.encode())
     left_out = f", {counted(page.left_out, 'picture')} left out" if page.left_out else ""
@@ -88,6 +100,14 @@ def _folders(paths: list[Path]) -> list[RunFolder]:
         if places.count(place) > 1:
             raise UsageError(f"{path} is given twice")
     return [open_run(path) for path in paths]
+
+
+def _attachment(path: Path) -> Attachment:
+    """Return a file to show on the page. Raises `DifftoolError`."""
+    from difftool.report.attachments import SUFFIXES, read_attachment
+
+    check_suffix(path, SUFFIXES)
+    return read_attachment(path)
 
 
 def _gather(run: RunFolder, device: torch.device, *, samples: bool) -> Gathered:

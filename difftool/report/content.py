@@ -184,10 +184,15 @@ class RunPage:
     name: str
     sentence: str
     verdict: str = ""
+    """Whether training is done, in words."""
+    judged: Table | None = None
+    """The numbers of the verdict."""
     facts: Sequence[Fact] = ()
     commands: Sequence[Command] = ()
     charts: Sequence[Chart] = ()
     sliders: Sequence[Slider] = ()
+    metrics: Sequence[Chart] = ()
+    """Metrics that were measured while the run trained."""
     evaluations: Sequence[Evaluation] = ()
     classes: Sequence[str] = ()
     more_classes: int = 0
@@ -196,6 +201,15 @@ class RunPage:
     digest: str = ""
     notes: Sequence[str] = ()
     """What could not be read, and what was left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """A picture or a table that the user adds to the page."""
+
+    name: str
+    picture: Picture | None = None
+    table: Table | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +223,12 @@ class Page:
     """The command line that writes this page."""
     charts: Sequence[Chart] = ()
     """The runs over each other."""
+    added: Sequence[Added] = ()
+    """What other commands have written."""
     tables: Sequence[Table] = field(default=())
     """The results of all runs, and what differs between them."""
 
     @property
     def all_charts(self) -> list[Chart]:
-        own = [chart for run in self.runs for chart in (*run.charts, *run.schedule)]
+        own = [chart for run in self.runs for chart in (*run.charts, *run.metrics, *run.schedule)]
         return [*self.charts, *own]

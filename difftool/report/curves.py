@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from difftool.diffusion.visible import spread
+from difftool.errors import printable, shortened
 from difftool.figures.curves import blocks, smoothed
+from difftool.figures.loss import known, positive
 from difftool.report.content import Chart, Line
 
 if TYPE_CHECKING:
@@ -20,8 +22,15 @@ Rows = Sequence[Mapping[str, Any]]
 
 POINTS = 300
 """The largest number of points of a line."""
+MOST_METRICS, LONGEST = 6, 40
+"""The largest number of metrics of a run, and of characters of their names."""
+ERROR = "_error"
+"""The end of the name of a standard error, beside the name of its number."""
 QUARTERS = {"cleanest quarter of t": 5, "second quarter": 0, "third quarter": 2, "noisiest quarter": 3}
 """The quarters of the schedule, and the colours of their lines."""
+
+
+ALIKE = "Losses compare runs of the same data, schedule and prediction."
 
 
 def loss_charts(rows: Rows, key: str) -> list[Chart]:
@@ -57,10 +66,35 @@ def overlay(runs: Mapping[str, Rows]) -> list[Chart]:
         point_line(rows, "held_out_loss", name=name, colour=i, marks=False, dash=i // 8) for i, (name, rows) in named
     ]
     charts = (
-        _chart("all-loss", "Training loss of all runs", smooth, "Moving averages over a twenty-fifth of each run."),
-        _chart("all-held-out", "Held-out loss of all runs", held, ""),
+        _chart(
+            "all-loss", "Training loss of all runs", smooth, f"Moving averages over a twenty-fifth of each run. {ALIKE}"
+        ),
+        _chart("all-held-out", "Held-out loss of all runs", held, ALIKE),
     )
     return [chart for chart in charts if chart is not None]
+
+
+def metric_charts(rows: Rows, key: str) -> list[Chart]:
+    """Return each metric that was measured while the run trained, with its error bars."""
+    names = dict.fromkeys(name.removesuffix(ERROR) for row in rows for name in row if name.endswith(ERROR))
+    charts = []
+    for i, name in enumerate([*names][:MOST_METRICS]):
+        points = [(row["step"], row[name], row.get(name + ERROR) or 0.0) for row in rows if row.get(name) is not None]
+        chosen = [points[k] for k in spread(range(len(points)), POINTS // 3)]
+        if chosen:
+            x, y, bars = zip(*chosen, strict=True)
+            title = shortened(printable(name), LONGEST)
+            charts.append(
+                Chart(
+                    key=f"{key}-metric-{i}",
+                    title=f"{title} during training",
+                    x_label="training step",
+                    y_label=title,
+                    lines=[Line(name=title, x=x, y=y, errors=bars, marks=True)],
+                    note="With one standard error.",
+                )
+            )
+    return charts
 
 
 def _chart(key: str, title: str, lines: Sequence[Line], note: str) -> Chart | None:
@@ -95,11 +129,9 @@ def _entry(values: Any, i: int) -> Any:
 
 def _known(rows: Rows, values: Sequence[Any]) -> tuple[Values, Values]:
     """Return the steps and values that have a place on a logarithmic axis, by step."""
-    steps = np.array([row["step"] for row in rows], dtype=np.float64)
-    numbers = np.array([value if isinstance(value, (int, float)) else math.nan for value in values], dtype=np.float64)
-    known = np.isfinite(numbers) & (numbers > 0)
-    order = np.argsort(steps[known], kind="stable")
-    return steps[known][order], numbers[known][order]
+    steps, numbers = known(np.array([row["step"] for row in rows], dtype=np.float64), positive(values))
+    order = np.argsort(steps, kind="stable")
+    return steps[order], numbers[order]
 
 
 def _line(steps: Values, values: Values, **look: Any) -> Line:
@@ -114,8 +146,7 @@ def schedule_charts(schedule: Schedule, key: str) -> list[Chart]:
 
     def line(name: str, column: Any, colour: int, dash: int = 0) -> Line:
         values = column.numpy()[at]
-        known = np.isfinite(values)
-        return _line(t[known], values[known], name=name, colour=colour, dash=dash)
+        return _line(*known(t, values), name=name, colour=colour, dash=dash)
 
     levels = [line("alpha (signal)", schedule.alpha, 0), line("sigma (noise)", schedule.sigma, 1, 1)]
     snr = [line("ln(alpha² / sigma²)", schedule.log_snr, 0)]

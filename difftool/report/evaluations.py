@@ -18,7 +18,7 @@ from difftool.runs.folder import RunFolder
 MOST = 20
 """The largest number of evaluations that a page shows, the newest ones, and of settings of each."""
 MOST_SCORES, MOST_PAIRS, MOST_PICTURES = 40, 12, 4
-LONGEST = 300
+LONGEST = 600
 """Characters of a text of an evaluation."""
 
 
@@ -43,7 +43,7 @@ def _recorded(document: Mapping[str, Any]) -> Recorded:
             title=title,
             settings=_settings(document, features),
             scores=list(_scores(document["scores"])),
-            copies=text(copies.get("verdict")) or _share(copies),
+            copies=text(copies.get("words")) or _share(copies),
             nearest=_nearest(copies),
         ),
         document.get("pictures", ())[:MOST_PICTURES],
@@ -135,7 +135,12 @@ def _share(copies: Mapping[str, Any]) -> str:
 def _nearest(copies: Mapping[str, Any]) -> Table | None:
     pairs = copies.get("nearest")
     rows = [
-        [text(pair.get("sample")), text(pair.get("id")) or text(pair.get("item")), text(pair.get("distance"))]
+        [
+            text(pair.get("sample")),
+            text(pair.get("id")) or text(pair.get("item")),
+            text(pair.get("distance")),
+            text(pair.get("relative")) or "–",
+        ]
         for pair in (pairs if isinstance(pairs, list) else ())[:MOST_PAIRS]
         if isinstance(pair, dict)
     ]
@@ -143,6 +148,6 @@ def _nearest(copies: Mapping[str, Any]) -> Table | None:
         return None
     return Table(
         caption="The samples that lie nearest to the training data",
-        headings=("sample", "nearest training item", "distance"),
+        headings=("sample", "nearest training item", "distance", "relative to items never trained on"),
         rows=rows,
     )

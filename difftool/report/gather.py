@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from difftool.diffusion.visible import spread
 from difftool.errors import BadFile, DifftoolError, counted, one_line, printable, shortened
-from difftool.report.content import Command, Fact, number
+from difftool.report.content import Command, Fact, Table, number
 from difftool.report.curves import Rows
 from difftool.report.evaluations import MOST_PICTURES, Recorded, newest_evaluations
 from difftool.report.pictures import Encoded, read_picture
 from difftool.report.trajectory import film
 from difftool.runs.config import dump_toml
 from difftool.runs.folder import RunFolder, Status
+from difftool.runs.losses import losses
+from difftool.runs.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +45,7 @@ class Gathered:
     config: Mapping[str, Any]
     rows: Rows
     losses: Mapping[str, float | None]
+    verdict: Verdict
     model: Model | None = None
     samples: Sequence[Encoded] = ()
     """Previews: samples after some steps."""
@@ -72,10 +75,8 @@ def gather(
     watch: Callable[[Step], object] | None = None,
 ) -> Gathered:
     """Read a run folder, and draw a few samples of its model."""
-    from difftool.runs.losses import losses
-
     rows = run.read_metrics()
-    found = Gathered(run, run.status(), run.readable_config(), rows, losses(rows))
+    found = Gathered(run, run.status(), run.readable_config(), rows, losses(rows), verdict(rows))
     if not found.config:
         found.notes.append("config.toml cannot be read")
     if not rows:
@@ -211,6 +212,28 @@ def _model_facts(model: Model | None) -> dict[str, object]:
     if model.origin is not None:
         facts["began from"] = str(model.origin)
     return facts
+
+
+def judged_table(found: Gathered) -> Table | None:
+    """Return the numbers of the verdict, by level of noise."""
+    quarters = found.verdict.quarters
+    if not quarters:
+        return None
+    rows = [
+        [
+            f"{one.noise} noise",
+            one.state + (" (memorises)" if one.memorises else ""),
+            number(one.loss),
+            "–" if one.train is None else number(one.train),
+            f"{number(one.best)} at step {one.best_step:,}",
+            f"{one.above_best:.1%}",
+            f"{one.change:+.1%} ± {one.error:.1%}",
+        ]
+        for one in quarters
+    ]
+    headings = ("level", "loss is", "at the end", "training", "best", "above the best", "change over the last third")
+    held_out = "held-out loss" if found.verdict.measurements else "loss"
+    return Table(caption=f"The {held_out} by level of noise, which the verdict rests on", headings=headings, rows=rows)
 
 
 def commands(found: Gathered) -> list[Command]:

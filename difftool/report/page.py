@@ -5,15 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from markupsafe import Markup
 
 from difftool.report import gather, svg
-from difftool.report.content import Page, RunPage, ScoreRow, Slider, Table, number
-from difftool.report.curves import loss_charts, overlay, schedule_charts
+from difftool.report.attachments import Attachment
+from difftool.report.content import Added, Page, RunPage, ScoreRow, Slider, Table, number
+from difftool.report.curves import loss_charts, metric_charts, overlay, schedule_charts
 from difftool.report.differences import results_of, results_table, settings_table
 from difftool.report.gather import Gathered
 from difftool.report.interactive import Interactive, interactive
@@ -39,19 +40,23 @@ class Written:
     """True if the charts can be zoomed."""
 
 
-def write_page(runs: Sequence[Gathered], command: str) -> Written:
-    """Return the page of some runs."""
-    bare = page_of(runs, [[Fitted(()) for _ in groups(run)] for run in runs], command)
+def write_page(runs: Sequence[Gathered], command: str, attachments: Sequence[Attachment] = ()) -> Written:
+    """Return the page of some runs, and of files that other commands have written."""
+    bare = replace(page_of(runs, command), added=[Added(name=one.name, table=one.table) for one in attachments])
     charts = interactive(bare.all_charts)
     left = LARGEST - ROOM - len(render(bare, charts).encode())
-    fitted = iter(fit([group for run in runs for group in groups(run)], max(0, left)))
-    own = [[next(fitted) for _ in groups(run)] for run in runs]
-    html = render(page_of(runs, own, command), charts)
-    shown = [group for groups_of_run in own for group in groups_of_run]
+    more = [[] if one.picture is None else [one.picture] for one in attachments]
+    fitted = fit([*(group for run in runs for group in groups(run)), *more], max(0, left))
+    rest = iter(fitted)
+    pages = [with_pictures(page, run, rest) for page, run in zip(bare.runs, runs, strict=True)]
+    added = [
+        replace(one, picture=next((picture.picture() for picture in own.pictures), None))
+        for one, own in zip(bare.added, rest, strict=True)
+    ]
     return Written(
-        html,
-        pictures=sum(len(group.pictures) for group in shown),
-        left_out=sum(group.left_out for group in shown),
+        html=render(replace(bare, runs=pages, added=added), charts),
+        pictures=sum(len(group.pictures) for group in fitted),
+        left_out=sum(group.left_out for group in fitted),
         zoom=charts is not None,
     )
 
@@ -64,20 +69,17 @@ def groups(run: Gathered) -> list[Sequence[Encoded]]:
 # --- from what was gathered to a page -------------------------------------------------------------------------------
 
 
-def page_of(runs: Sequence[Gathered], fitted: Sequence[Sequence[Fitted]], command: str) -> Page:
-    """Return the page of some runs with these pictures of each."""
+def page_of(runs: Sequence[Gathered], command: str) -> Page:
+    """Return the page of some runs, without pictures."""
     names = _unique([run.name for run in runs])
-    pages = [
-        run_page(run, pictures, f"run-{i}", name)
-        for i, (run, pictures, name) in enumerate(zip(runs, fitted, names, strict=True), start=1)
-    ]
+    pages = [run_page(run, f"run-{i}", name) for i, (run, name) in enumerate(zip(runs, names, strict=True), start=1)]
     title = f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs"
     page = Page(title=title, runs=pages, version=__version__, command=command)
     if len(runs) == 1:
         return page
     by_name = dict(zip(names, runs, strict=True))
     results = {
-        name: results_of(run.losses, gather.progress(run.status), own.evaluations)
+        name: results_of(run.losses, gather.progress(run.status), run.verdict.state, own.evaluations)
         for (name, run), own in zip(by_name.items(), pages, strict=True)
     }
     tables: list[Table] = [results_table(results)]
@@ -95,23 +97,20 @@ def _unique(names: Sequence[str]) -> list[str]:
     return found
 
 
-def run_page(run: Gathered, pictures: Sequence[Fitted], key: str, name: str) -> RunPage:
-    """Return the part of a page about one run."""
-    samples, panels, film, *others = pictures
+def run_page(run: Gathered, key: str, name: str) -> RunPage:
+    """Return the part of a page about one run, without pictures."""
     classes, more = gather.classes(run, MOST_CLASSES)
-    evaluations = [
-        replace(recorded.evaluation, pictures=[one.picture() for one in own.pictures])
-        for (recorded, _), own in zip(run.evaluations, others, strict=True)
-    ]
     return RunPage(
         key=key,
         name=name,
         sentence=gather.sentence(run),
+        verdict=run.verdict.words if run.rows else "",
+        judged=gather.judged_table(run),
         facts=gather.facts(run),
         commands=gather.commands(run),
         charts=loss_charts(run.rows, key),
-        sliders=list(filter(None, (_film(film, key), _samples(samples, key), _panels(panels, key)))),
-        evaluations=evaluations,
+        metrics=metric_charts(run.rows, key),
+        evaluations=[recorded.evaluation for recorded, _ in run.evaluations],
         classes=classes,
         more_classes=more,
         schedule=[] if run.model is None else schedule_charts(run.model.schedule, key),
@@ -119,6 +118,17 @@ def run_page(run: Gathered, pictures: Sequence[Fitted], key: str, name: str) -> 
         digest="" if run.model is None else run.model.digest,
         notes=gather.notes(run),
     )
+
+
+def with_pictures(page: RunPage, run: Gathered, fitted: Iterator[Fitted]) -> RunPage:
+    """Return the part of a page with the pictures of the run, in the order of `groups`."""
+    samples, panels, film, *others = (next(fitted) for _ in groups(run))
+    sliders = (_film(film, page.key), _samples(samples, page.key), _panels(panels, page.key))
+    evaluations = [
+        replace(evaluation, pictures=[one.picture() for one in own.pictures])
+        for evaluation, own in zip(page.evaluations, others, strict=True)
+    ]
+    return replace(page, sliders=[one for one in sliders if one is not None], evaluations=evaluations)
 
 
 def _slider(fitted: Fitted, key: str, title: str, text: str, label: str) -> Slider | None:
@@ -220,7 +230,7 @@ def _bars(page: Page) -> Callable[[ScoreRow], Markup]:
     return lambda score: svg.whisker(score, min(ends[score.metric]), max(ends[score.metric]))
 
 
-def command_of(paths: Sequence[Path], options: Mapping[str, str]) -> str:
+def command_of(paths: Sequence[Path], options: Sequence[tuple[str, str]]) -> str:
     """Return the command line that writes a page of these runs."""
-    words = ["difftool", "report", *map(str, paths), *(word for pair in options.items() for word in pair if word)]
+    words = ["difftool", "report", *map(str, paths), *(word for pair in options for word in pair if word)]
     return shlex.join(map(gather.clean, words))

@@ -34,6 +34,7 @@ COMMANDS = (
         "noise",
         "reconstruct",
         "inspect-schedule",
+        "report",
         "runs",
         "info",
         "list",
