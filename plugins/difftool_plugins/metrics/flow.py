@@ -63,7 +63,7 @@ def log_density(items: HeldOut, x: Tensor, rows: Tensor, probes: Tensor, steps: 
         level = schedule.at(schedule.t_of(log_snr))
         sine, cosine = level.sigma / level.norm, level.alpha / level.norm
         with torch.enable_grad():
-            leaf = y.to(items.model.device, torch.float32).requires_grad_()
+            leaf = y.float().to(items.model.device).requires_grad_()
             estimate = items.estimate(level.norm * leaf, level, rows, gradients=True)
             v = cosine * estimate.eps - sine * estimate.x_0
             trace = torch.zeros(len(y), device=v.device)
