@@ -45,7 +45,8 @@ class Sets:
     model: Source | None = None
     """The source of the samples, or None where two halves of the data are compared."""
     held_out: Samples | None = None
-    """The items that `needs = "model"` measures the model on, in data units."""
+    """The items that `needs = "model"` measures the model on, in data units. Their `mixture` is the distribution of the
+    data, if it is known."""
     seed: int = 0
 
     def generator(self, *parts: int | str) -> torch.Generator:

@@ -41,9 +41,11 @@ def bound(items: HeldOut, levels: int, sets: Sets) -> Tensor:
     """Return the bound (N,) in nats for each item: of the density in model units, or of the probability of pixels.
 
     Of each item, `levels` terms are drawn by importance, one from each of as many strata, or all are computed if there
-    are no more.
+    are no more. Raises `ValueError` for a schedule that begins without noise.
     """
     schedule = items.model.schedule
+    if schedule[0].sigma == 0.0:
+        raise ValueError("the noise schedule has no noise at its first level, so the bound is infinite")
     return prior(items.x, schedule[len(schedule) - 1]) + reconstruction(items, sets) + diffusion(items, levels, sets)
 
 

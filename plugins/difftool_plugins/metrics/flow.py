@@ -6,8 +6,9 @@ item is that of the noise at which its trajectory ends, times the change of volu
 
     log p(x) = log N(y_T; 0, I) + integral of div v dtheta
 
-The steps are even in log-SNR, where data change their scale, and begin where next to no noise is added to them. The
-divergence is the exact trace for few dimensions, and Hutchinson's unbiased estimate of it for others.
+The steps are even in log-SNR, where data change their scale. They begin at the cleanest level of the table, as cleaner
+ones are unknown to a network: one that predicts x_0 would have infinite velocities there. The divergence is the exact
+trace for few dimensions, and Hutchinson's unbiased estimate of it for others.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NUMBERS = 2**17
 EXACT = 16
 """The number of dimensions up to which the divergence is exact."""
 CLEANEST, NOISIEST = 16.0, -14.0
-"""The log-SNRs at which the flow begins, and ends at the latest: noise or signal is less than 0.001 of the other."""
+"""The log-SNRs at which the flow begins and ends at the latest: noise or signal is less than 0.001 of the other."""
 
 
 def flow(items: HeldOut, steps: int, sets: Sets) -> Tensor:
@@ -55,7 +56,7 @@ def log_density(items: HeldOut, x: Tensor, rows: Tensor, probes: Tensor, steps: 
     The trace of the Jacobian J is the sum over the probes e (P, B, *shape) of e J e.
     """
     schedule = items.model.schedule
-    start, end = CLEANEST, max(NOISIEST, schedule[len(schedule) - 1].log_snr)
+    start, end = min(CLEANEST, schedule[0].log_snr), max(NOISIEST, schedule[len(schedule) - 1].log_snr)
     h = (end - start) / steps
 
     def slope(log_snr: float, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +64,7 @@ def log_density(items: HeldOut, x: Tensor, rows: Tensor, probes: Tensor, steps: 
         level = schedule.at(schedule.t_of(log_snr))
         sine, cosine = level.sigma / level.norm, level.alpha / level.norm
         with torch.enable_grad():
-            leaf = y.to(items.model.device, torch.float32).requires_grad_()
+            leaf = y.float().to(items.model.device).requires_grad_()
             estimate = items.estimate(level.norm * leaf, level, rows, gradients=True)
             v = cosine * estimate.eps - sine * estimate.x_0
             trace = torch.zeros(len(y), device=v.device)

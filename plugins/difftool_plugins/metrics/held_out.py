@@ -73,7 +73,7 @@ class HeldOut:
         """
         condition = None if self.condition is None else self.condition[rows.to(self.condition.hidden.device)]
         denoise = self.model.denoiser(len(rows), condition=condition, gradients=gradients)
-        return denoise(x_t.to(self.model.device, torch.float32), level)
+        return denoise(x_t.float().to(self.model.device), level)
 
     def bits(self, nats: Tensor, *, density: bool) -> Tensor:
         """Return nats for each item (N,) as bits a dimension; those of a density are in the units of the data."""

@@ -25,7 +25,7 @@ class Likelihood(Metric, name="likelihood"):
     needs = "model"
 
     items: int = option(default=256, ge=2, le=10**6, help="number of held-out items, picked at random")
-    levels: int = option(default=50, ge=1, le=10**6, help="noise levels drawn for the bound of each item")
+    levels: int = option(default=100, ge=1, le=10**6, help="noise levels drawn for the bound of each item")
     steps: int = option(default=50, ge=1, le=10_000, help="steps of the flow, four network calls each")
 
     def measure(self, sets: Sets) -> Sequence[Score]:
