@@ -30,6 +30,8 @@ def film(model: Model, watch: Callable[[Step], object] | None = None) -> list[En
     from difftool.sampling.loop import collect
     from difftool.sampling.source import reference_points_of
 
+    if model.data.form == "film":
+        raise DifftoolError("a film from noise to samples cannot be made of films")
     plan, data = glimpse(model, STEPS), model.data
     if plan is None:
         return []
@@ -55,8 +57,6 @@ def film(model: Model, watch: Callable[[Step], object] | None = None) -> list[En
         column_names=data.column_names,
         reference=reference_points_of(model) if data.is_points else None,
     )
-    if data.form == "film":  # films move themselves: the page shows where they end
-        raise DifftoolError("samples that are films are not drawn on a page")
     chosen = thinned(states_hidden, FRAMES)
     count = counted(plan.num_samples, "sample")
     return [
