@@ -21,7 +21,7 @@ from difftool.version import __version__
 COMMANDS: Mapping[str, str] = {
     "train": "Train a model, and print its run folder.",
     "sample": "Draw samples from a trained model, or from an oracle, and print the files written.",
-    "compare": "Compare samplers, spacings and guidances on one model: a table here, a figure in a file.",
+    "compare": "Compare samplers, spacings and guidances on one model, or several runs: a table, a figure in a file.",
     "evaluate": "Measure how good the samples of models are, against data and beside the same measure of data.",
     "noise": "Show how signal turns into noise: the clean x_0, then x_t at several levels.",
     "reconstruct": "Show what a network makes of noised items in one step.",
@@ -29,7 +29,7 @@ COMMANDS: Mapping[str, str] = {
     "report": "Write one HTML page about runs: losses, samples, metrics, schedule, and how to repeat them.",
     "runs": "List the runs in a folder, the newest first, with what differs between them.",
     "sweep": "Train every combination of some options, one after the other, and print their results in one table.",
-    "info": "Describe a run or a model file: its progress, loss and parts, and whether its files are intact.",
+    "info": "Describe a run or a model: progress, loss, parts, and whether files are intact; or how samples were made.",
     "list": "List the components that commands can be given, with their options, or the installed configs.",
     "schema": "Print the JSON schema of config files, with the options of every component that is installed.",
     "plugins": "List the plugins found, what they provide and cost, and why any was set aside.",

@@ -52,7 +52,7 @@ def compare(
     overwrite: Overwrite = False,
     json: FigureJson = False,
 ) -> None:
-    """Compare samplers, spacings and guidances on one model, or several runs: a table here, a figure in a file.
+    """Compare samplers, spacings and guidances on one model, or several runs: a table, a figure in a file.
 
     Of one run, it shows the distance to the exact solution and to fresh data. Of several runs, or with --seeds, it
     shows the mean distance to fresh data with its deviation over runs that differ in their seed alone.

@@ -13,6 +13,7 @@ from difftool.errors import printable, shortened
 from difftool.figures.curves import blocks, smoothed
 from difftool.figures.loss import known, positive
 from difftool.report.content import Chart, Line
+from difftool.training.evaluation import ERROR
 
 if TYPE_CHECKING:
     from difftool.diffusion.schedule import Schedule
@@ -24,8 +25,6 @@ POINTS = 300
 """The largest number of points of a line."""
 MOST_METRICS, LONGEST = 6, 40
 """The largest number of metrics of a run, and of characters of their names."""
-ERROR = "_error"
-"""The end of the name of a standard error, beside the name of its number."""
 QUARTERS = {"cleanest quarter of t": 5, "second quarter": 0, "third quarter": 2, "noisiest quarter": 3}
 """The quarters of the schedule, and the colours of their lines."""
 

@@ -42,7 +42,7 @@ def results_of(
 ) -> dict[str, str]:
     """Return the newest numbers of a run in words."""
     names = {"loss": "training loss, smoothed", "eps_loss": "loss of eps, smoothed", "held_out_loss": "held-out loss"}
-    found = {"progress": status, "training": verdict}
+    found = {"progress": status, "verdict": verdict}
     found |= {names[key]: number(value) for key, value in losses.items() if value is not None}
     for evaluation in reversed(evaluations):
         for score in evaluation.scores:

@@ -108,7 +108,8 @@ def _pictures(found: Gathered, recorded: Recorded) -> list[Encoded]:
     for name in recorded.pictures[:MOST_PICTURES]:
         path = Path(name)
         if path.parts[:1] == ("evaluations",) and len(path.parts) == 2 and path.suffix == ".png":
-            alt = f"Picture of the evaluation: {clean(path.stem, 80)}"
+            pairs = path.stem.endswith("-nearest")
+            alt = "Samples beside their nearest training items" if pairs else f"Evaluation: {clean(path.stem, 80)}"
             named.append((found.run.path / path, clean(path.stem, 80), alt))
         else:
             found.notes.append(f"{clean(name, 80)} is no picture of an evaluation, and was left out")

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from difftool.report.content import Chart, Line, ScoreRow, number
 
-WIDE, NARROW = (720, 320), (340, 260)
+WIDE, NARROW = (560, 290), (340, 260)
 """(width, height) of a chart on a screen, and on that of a telephone, where the same text takes more room."""
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 44
 """The margins in pixels."""

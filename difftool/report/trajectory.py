@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from difftool.diffusion.visible import hidden, thinned
-from difftool.errors import DifftoolError, counted
+from difftool.errors import DifftoolError, counted, spending
 from difftool.figures.formats import DrawingSpec
 from difftool.report.pictures import Encoded, from_pixels
 
@@ -24,18 +24,22 @@ def film(model: Model, watch: Callable[[Step], object] | None = None) -> list[En
 
     The list is empty where no picture can show the samples, or the model needs more than a class to draw them.
     """
+    from difftool import devices
     from difftool.figures.drawing import Drawing
     from difftool.sampling.glimpse import glimpse
     from difftool.sampling.loop import collect
     from difftool.sampling.source import reference_points_of
 
+    if model.data.form == "film":
+        raise DifftoolError("a film from noise to samples cannot be made of films")
     plan, data = glimpse(model, STEPS), model.data
     if plan is None:
         return []
     places = hidden(plan.levels, is_image=data.has_pixels)
     spec = DrawingSpec(shape=data.shape, steps=plan.steps, hidden=places, form=data.form, rate=data.rate)
     steps = spec.evenly(FRAMES)
-    drawn = collect(model, plan, steps, watch=watch)
+    with devices.threads(None, model.recipe.training.threads), spending(plan.batch_size):
+        drawn = collect(model, plan, steps, watch=watch)
     labels = [f"t = {level.t:.0f}" if level.sigma > 0 else "x_0, the samples" for level in drawn.levels]
     states_hidden = hidden(drawn.levels, is_image=data.has_pixels)
     drawing = Drawing(
@@ -53,8 +57,6 @@ def film(model: Model, watch: Callable[[Step], object] | None = None) -> list[En
         column_names=data.column_names,
         reference=reference_points_of(model) if data.is_points else None,
     )
-    if data.form == "film":  # films move themselves: the page shows where they end
-        raise DifftoolError("samples that are films are not drawn on a page")
     chosen = thinned(states_hidden, FRAMES)
     count = counted(plan.num_samples, "sample")
     return [

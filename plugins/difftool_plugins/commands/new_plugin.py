@@ -35,6 +35,7 @@ COMMANDS = (
         "reconstruct",
         "inspect-schedule",
         "report",
+        "sweep",
         "runs",
         "info",
         "list",
