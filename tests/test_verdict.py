@@ -66,6 +66,15 @@ def test_a_loss_that_falls_is_said_to_fall_and_by_how_much() -> None:
     assert [quarter.state for quarter in found.quarters] == ["falling", "flat", "flat", "flat"]
 
 
+def test_a_loss_that_falls_ever_more_slowly_still_falls() -> None:
+    """These were measured on digits. A straight line through the last of them leaves too much beside it."""
+    losses = [0.949, 0.379, 0.223, 0.188, 0.1727, 0.1585, 0.1512, 0.1448, 0.1415, 0.1378, 0.1354, 0.1344, 0.1344]
+    rows = [{"step": 47 * k, "loss": x, "held_out_quartiles": [x] * 4} for k, x in enumerate(losses, start=1)]
+    state, words = judged(rows)
+    assert state == "falling"
+    assert words == "held-out loss: still falling at all noise levels (5 % over the last third)"
+
+
 def test_a_held_out_loss_that_rises_beside_a_training_loss_that_does_not_is_memorising() -> None:
     found = verdict(rows_of(rising, converged))
     assert found.state == "memorising"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from statistics import fmean, linear_regression, median
 from typing import Any, Literal
 
@@ -113,9 +114,9 @@ def judge(noise: str, series: Series, train: Series) -> Quarter:
     first = min(range(len(points) - width + 1), key=lambda i: _middle(shares[i : i + width])[1])
     (best_step, best), (_, end) = _middle(points[first : first + width]), _middle(points[-width:])
     rise = _middle(shares[-width:])[1] - _middle(shares[first : first + width])[1]
-    change, error, degrees = trend(last_third(shares))
+    change, error, degrees = trend(last(shares, 1 / 3, LEAST))
     likely, possible = CHANCE[degrees]
-    falls = change < -max(FALL, likely * error)
+    falls = change < -FALL and (change < -likely * error or falls_steadily(shares))
     after = blocks([point for point in shares if point[0] >= best_step])
     by_chance = max(error, scatter(shares) * math.sqrt(2.0 / width))
     rises = not falls and rise > max(RISE, SCATTERS * by_chance, FALLS * largest_fall([loss for _, loss in after]))
@@ -159,11 +160,20 @@ def blocks(series: Series, count: int = BLOCKS) -> Series:
     return [_middle(series[i * n // count : (i + 1) * n // count]) for i in range(count)]
 
 
-def last_third(points: Series) -> Series:
-    """Return the points of the last third of the steps, or the last `LEAST` points if these are more."""
-    first, last = points[0][0], points[-1][0]
-    inside = sum(step >= last - (last - first) / 3 for step, _ in points)
-    return points[-max(inside, LEAST) :]
+def last(points: Series, share: float, fewest: int) -> Series:
+    """Return the points of the last share of the steps, or the last few points if these are more."""
+    start, end = points[0][0], points[-1][0]
+    inside = sum(step >= end - (end - start) * share for step, _ in points)
+    return points[-max(inside, fewest) :]
+
+
+def falls_steadily(points: Series) -> bool:
+    """Return whether the points of the last half of the steps fall from each block to the next.
+
+    Six blocks in no order do so once in 720 times. Unlike a straight line, this allows for a curve that levels off.
+    """
+    parts = blocks(last(points, 1 / 2, BLOCKS))
+    return len(parts) == BLOCKS and all(b < a for (_, a), (_, b) in pairwise(parts))
 
 
 def trend(points: Series) -> tuple[float, float, int]:
