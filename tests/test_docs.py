@@ -88,6 +88,9 @@ def smaller(words: Sequence[str]) -> list[str]:
     elif command == "sample":
         limit(less, "--steps", 4)
         limit(less, "-n", 4, unless="--interpolate")
+    elif command == "evaluate":
+        limit(less, "--steps", 2)
+        limit(less, "-n", 24)
     elif command == "compare":
         limit(less, "--calls", 5)
         limit(less, "--reference", 10)

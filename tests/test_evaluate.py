@@ -80,7 +80,7 @@ def test_a_run_is_measured_and_the_run_keeps_the_numbers(run: Run, points_copy: 
     (kept,) = read_evaluations(RunFolder(points_copy))
     assert kept["step"] == 30
     assert (kept["n"], kept["against"], kept["reference"]) == (300, "train", 500)
-    assert kept["features"] == {"name": "pixels"}
+    assert kept["features"]["name"] == "pixels"
     assert kept["sampling"]["sampler"] == "ddim"
     assert kept["sampling"]["steps"] == 5
     assert [score["floor_sizes"] for score in kept["scores"]] == [[250, 250]] * 2

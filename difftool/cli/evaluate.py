@@ -33,12 +33,12 @@ from difftool.plugins.registry import registry
 if TYPE_CHECKING:
     import torch
 
+    from difftool.data.samples import Samples
     from difftool.diffusion.estimate import Step
     from difftool.evaluation.evaluation import Evaluation, Evaluator
     from difftool.evaluation.reference import Reference
     from difftool.runs.folder import RunFolder
     from difftool.sampling.plan import Plan
-    from difftool.sampling.source import Source
 
 
 def _metrics_named(names: Sequence[str] | None) -> list[type[Metric]]:
@@ -60,7 +60,7 @@ def evaluate(
     models: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN]...",
+            metavar="RUN",
             help=help_text(
                 "Run folders or model files, or samples that exist: .npy, .npz, a folder of images.",
                 "default: the newest run",
@@ -97,6 +97,7 @@ def evaluate(
 
     from difftool import devices
     from difftool.evaluation.evaluation import Evaluator
+    from difftool.evaluation.stored import read_stored
 
     chosen = devices.choose(device)
     candidates = [
@@ -104,6 +105,8 @@ def evaluate(
         for request in requests
     ]
     first, reference = _reference(candidates, settings, chosen)
+    stored = {path: read_stored(path, first.source.data) for path in paths}
+    count = min([settings.num_samples, *map(len, stored.values())])
     found = []
     with devices.threads(settings.threads, first.threads):
         note(f"measuring {', '.join(metric.name for metric in metrics)} against {reference.words}")
@@ -113,9 +116,12 @@ def evaluate(
         for view in evaluator.views.values():
             if view.facts:
                 note(f"{view.name}: {', '.join(f'{name} {value}' for name, value in view.facts.items())}")
+        if Metric.kind not in given_names(ctx):
+            for reason in evaluator.leave_unsuitable_out(count).values():
+                note(f"left out: {reason}")
         for candidate in candidates:
             if isinstance(candidate, Path):
-                found.append(_measure_stored(candidate, first.source, evaluator))
+                found.append(_measure_stored(candidate, stored[candidate], evaluator))
             else:
                 plan = evaluator.plan(candidate.source, sampler=sampler, spacing=spacing, guidance=guidance)
                 found.append(_measure_model(candidate, evaluator, plan))
@@ -196,11 +202,8 @@ def _measure_model(opened: Opened, evaluator: Evaluator, plan: Plan) -> Evaluati
     return found
 
 
-def _measure_stored(path: Path, source: Source, evaluator: Evaluator) -> Evaluation:
+def _measure_stored(path: Path, samples: Samples, evaluator: Evaluator) -> Evaluation:
     """Evaluate samples that exist under a progress bar."""
-    from difftool.evaluation.stored import read_stored
-
-    samples = read_stored(path, source.data)
     note(f"evaluating {path}: {counted(len(samples), 'sample')}")
     with _bar("features of samples") as watch:
         return evaluator.evaluate_stored(samples, name=str(path), watch=watch)

@@ -110,6 +110,7 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
         judged = verdict(rows)
         facts |= {"verdict": judged.state, "verdict_words": judged.words}
         facts["losses_by_noise"] = [asdict(quarter) for quarter in judged.quarters]
+    facts |= _of_evaluations(run)
     plugins = config.pop("plugins", {})
     facts |= config
     facts["plugins"] = {name: _version(name, version) for name, version in plugins.items()}
@@ -127,6 +128,20 @@ def _of_run(run: RunFolder) -> dict[str, Any]:
     if status.status in ("stopped", "stopped early"):
         facts["go_on"] = f"difftool train --resume {shlex.quote(str(run.path))}"
     return facts
+
+
+def _of_evaluations(run: RunFolder) -> dict[str, Any]:
+    """Describe the newest evaluation of a run, if there is one."""
+    from difftool.runs.evaluations import read_evaluations
+
+    if not (found := read_evaluations(run)):
+        return {}
+    newest, names = found[-1], ("name", "value", "error", "floor", "unit")
+    features = newest.get("features", {}).get("name")
+    about = {**{key: newest.get(key) for key in ("step", "weights", "n", "against", "reference")}, "features": features}
+    copies = {"copies": words} if (words := newest.get("copies", {}).get("words")) else {}
+    scores = [{name: score.get(name) for name in names if score.get(name) != ""} for score in newest["scores"]]
+    return {"evaluation": {key: value for key, value in about.items() if value is not None}, "scores": scores, **copies}
 
 
 def _of_state(path: Path) -> dict[str, Any] | None:

@@ -48,7 +48,7 @@ class Metric(Component):
     flag = "--metric"
     several = True
     commands = ("evaluate",)
-    default = "sliced-w2"
+    default = "fid,kid,prdc"
     needed_to_sample = False
 
     needs: ClassVar[Literal["features", "items", "model"]] = "features"

@@ -182,6 +182,23 @@ class Evaluator:
             if metric.needs in self.views:
                 self.measurer.floor(metric, count)
 
+    def leave_unsuitable_out(self, count: int) -> dict[str, str]:
+        """Leave out the metrics that refuse to compare data with data, and return why by name.
+
+        Raises `UsageError` if none is left.
+        """
+        reasons: dict[str, str] = {}
+        for metric in self.metrics:
+            try:
+                if metric.needs in self.views:
+                    self.measurer.floor(metric, count)
+            except UsageError as error:
+                reasons[metric.name] = str(error)
+        if len(reasons) == len(self.metrics):
+            raise UsageError(next(iter(reasons.values())))
+        self.metrics = [metric for metric in self.metrics if metric.name not in reasons]
+        return reasons
+
     def _evaluation(
         self,
         name: str,

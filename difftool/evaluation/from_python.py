@@ -40,6 +40,8 @@ def evaluate(
     with threads(chosen.threads):
         copies = chosen.looks_for_copies(source.data.form, own=reference.own)
         evaluator = Evaluator(reference, named, given(Features, features), chosen, device=source.device, copies=copies)
+        if not metrics:
+            evaluator.leave_unsuitable_out(n)
         return evaluator.evaluate(source, evaluator.plan(source, **drawing))
 
 

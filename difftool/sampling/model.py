@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +37,7 @@ from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import draw
 from difftool.sampling.plan import Plan, caution
 from difftool.sampling.posthoc import check_length, reconstruct
+from difftool.sampling.raw import newest_weights
 from difftool.sampling.source import Autocast, Source
 from difftool.settings import LARGEST_STEP, Sampling
 from difftool.specs import ObjectiveSpec
@@ -124,12 +124,7 @@ class Model(Source, Displayed):
         return cls(recipe, data, schedule, network, weights, step, path, run, **about).to(device)
 
     def save(
-        self,
-        path: str | Path,
-        *,
-        overwrite: bool = True,
-        codec: bool = True,
-        about: Mapping[str, Any] | None = None,
+        self, path: str | Path, *, overwrite: bool = True, codec: bool = True, about: Mapping[str, Any] | None = None
     ) -> None:
         """Write the model to a safetensors file that `read` can read, unless the file leaves the codec out.
 
@@ -346,20 +341,8 @@ def power_model(model: Model, run: RunFolder | None, length: float) -> Model:
 
 def raw_model(model: Model, run: RunFolder) -> Model:
     """Return the model with the weights that were being trained, from the newest readable state of its run."""
-    reasons = []
-    for path in run.saved_states():
-        try:
-            tensors, document, digest = checkpoint.load_with_digest(path)
-            if document.get("kind") != "state" or document.get("step") != step_of(path):
-                raise BadFile(f"{path} is not the training state that its name says")
-        except BadFile as error:
-            if not os.path.lexists(path):  # the run that is being trained has just replaced it
-                return raw_model(model, run)
-            reasons.append(str(error))
-            continue
-        raw = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
-        if rows := checkpoint.differences(model.network.state_dict(), raw):
-            raise BadFile(f"{path}: its weights do not fit: {rows}")
-        model.network.load_state_dict(raw)
-        return replace(model, weights="raw", step=step_of(path), source=path, digest=digest)
-    raise BadFile(reasons[0] if reasons else f"run {run.path} has no training state, so its raw weights are gone")
+    raw = newest_weights(run)
+    if rows := checkpoint.differences(model.network.state_dict(), raw.tensors):
+        raise BadFile(f"{raw.path}: its weights do not fit: {rows}")
+    model.network.load_state_dict(raw.tensors)
+    return replace(model, weights="raw", step=step_of(raw.path), source=raw.path, digest=raw.digest)
