@@ -253,12 +253,13 @@ def test_tones_differ_by_their_pitch_and_not_by_their_phase() -> None:
     [
         (points(normal(9, 2)), "not points; take --features pixels"),
         (images(3, 1, 3, 9), "at least 4 numbers along each side, not 3x9"),
+        (images(3, 1, 8, 9), "scales: at most 2 fit into 8x9, not 3"),
     ],
-    ids=["points", "narrow"],
+    ids=["points", "narrow", "small"],
 )
 def test_what_has_no_wavelets_is_refused(data: Samples, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        built(data, "scattering")
+        built(data, "scattering", scales=3)
 
 
 # The classifier
