@@ -28,6 +28,8 @@ NEXT = 5
 """The number of further training items to whose mean distance the nearest one is compared, without held-out items."""
 FEW = 100
 """Fewer held-out items are not used if there are more training items, whose own distances then say more."""
+FAR = 1e9
+"""The largest relative distance."""
 PAIRED = 0.5
 """The weight of distances among training items: two that are nearest to each other have the same one."""
 RARE = 2e-3
@@ -137,8 +139,8 @@ class _Neighbours:
 
     @classmethod
     def of(cls, distances: Tensor, items: Tensor, others: Tensor) -> _Neighbours:
-        """Divide distances (N,) by others. Equally near to both is 1, also if both are 0."""
-        return cls(distances, items, torch.where(distances == others, 1.0, distances / others))
+        """Divide distances (N,) by others. Equally near to both is 1, also if both are 0, and nothing is infinite."""
+        return cls(distances, items, torch.where(distances == others, 1.0, distances / others).clamp(max=FAR))
 
 
 def _beside(queries: Tensor, train: Tensor, held_out: Tensor) -> _Neighbours:
