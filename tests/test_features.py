@@ -319,10 +319,11 @@ def test_the_classifier_is_trained_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert torch.equal(features.build(spec, data)(data.items), first(data.items))
 
 
-def test_facts_of_features_are_shown_and_part_of_what_is_kept(tmp_path: Path) -> None:
+def test_facts_of_features_are_part_of_the_key_of_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other weights, other features: rows in the cache belong to the facts too."""
     from difftool.evaluation.views import features_view
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     keys = set()
     for size in (20, 21):
         data = images(size, 1, 8, 8, labels=torch.arange(size) % 2)
