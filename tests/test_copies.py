@@ -121,6 +121,14 @@ def test_noisy_copies_are_found(count: int, held_out: bool) -> None:
     assert [pair.relative for pair in found.nearest] == sorted(pair.relative for pair in found.nearest)
 
 
+def test_each_training_item_is_shown_once() -> None:
+    samples, train, held_out = with_copies(40)
+    samples[20:40] = train[:20] + 0.01 * normal(20, 16, 5)  # nearer than the first ones
+    pairs = copies(samples, train, held_out).nearest
+    assert len({pair.item for pair in pairs}) == len(pairs) == 12
+    assert all(pair.sample == pair.item + 20 for pair in pairs)
+
+
 def test_copies_of_what_the_training_data_repeat_are_found() -> None:
     samples, train, _ = with_copies(100)
     repeated = torch.cat([train[:100].repeat(20, 1), train])

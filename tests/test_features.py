@@ -253,12 +253,13 @@ def test_tones_differ_by_their_pitch_and_not_by_their_phase() -> None:
     [
         (points(normal(9, 2)), "not points; take --features pixels"),
         (images(3, 1, 3, 9), "at least 4 numbers along each side, not 3x9"),
+        (images(3, 1, 8, 9), "scales: at most 2 fit into 8x9, not 3"),
     ],
-    ids=["points", "narrow"],
+    ids=["points", "narrow", "small"],
 )
 def test_what_has_no_wavelets_is_refused(data: Samples, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        built(data, "scattering")
+        built(data, "scattering", scales=3)
 
 
 # The classifier
@@ -318,10 +319,11 @@ def test_the_classifier_is_trained_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert torch.equal(features.build(spec, data)(data.items), first(data.items))
 
 
-def test_facts_of_features_are_shown_and_part_of_what_is_kept(tmp_path: Path) -> None:
+def test_facts_of_features_are_part_of_the_key_of_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other weights, other features: rows in the cache belong to the facts too."""
     from difftool.evaluation.views import features_view
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     keys = set()
     for size in (20, 21):
         data = images(size, 1, 8, 8, labels=torch.arange(size) % 2)

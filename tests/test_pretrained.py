@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from difftool import PIXELS, Features, FeaturesSpec, Samples, component, points
+from difftool import PIXELS, DifftoolError, Features, FeaturesSpec, Samples, component, points
 from difftool_plugins.features.networks import colours
 from difftool_plugins.features.weights import tensors
 
@@ -54,7 +54,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["dinov2", "clip"])
 def test_nothing_is_downloaded_without_being_asked(name: str) -> None:
     with pytest.raises(
-        ValueError, match=r"not in your cache; put config\.json and model\.safetensors from https://hug"
+        DifftoolError, match=r"not in your cache; put config\.json and model\.safetensors from https://hug"
     ):
         built(name, images(2, 3, 8, 8))
 
@@ -67,7 +67,7 @@ def test_what_cannot_be_downloaded_is_said_in_one_line(monkeypatch: pytest.Monke
         raise OSError("no such host\nand more")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    with pytest.raises(ValueError, match=r"^facebook/dinov2-large cannot be downloaded: no such host$"):
+    with pytest.raises(DifftoolError, match=r"^facebook/dinov2-large cannot be downloaded: no such host$"):
         built("dinov2", images(2, 3, 8, 8), download=True)
 
 

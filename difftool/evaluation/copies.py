@@ -23,11 +23,13 @@ Verdict = Literal["copies found", "nearer than new data", "no copies found", "to
 
 QUANTILE = 0.95
 PAIRS = 12
-"""The number of nearest pairs that are kept."""
+"""The largest number of nearest pairs that are kept."""
 NEXT = 5
 """The number of further training items to whose mean distance the nearest one is compared, without held-out items."""
 FEW = 100
 """Fewer held-out items are not used if there are more training items, whose own distances then say more."""
+FAR = 1e9
+"""The largest relative distance."""
 PAIRED = 0.5
 """The weight of distances among training items: two that are nearest to each other have the same one."""
 RARE = 2e-3
@@ -88,7 +90,7 @@ class Copies:
     """The unseen items: held-out ones, or training items, of which each is compared with the others."""
     quantile: float = QUANTILE
     nearest: tuple[Pair, ...]
-    """The pairs with the smallest relative distances, the smallest first."""
+    """The pairs with the smallest relative distances, the smallest first, of which each training item has one."""
 
     def words(self, noun: str = "items") -> str:
         """Return the result in words; `noun` is the plural of an item, such as `images`."""
@@ -137,8 +139,8 @@ class _Neighbours:
 
     @classmethod
     def of(cls, distances: Tensor, items: Tensor, others: Tensor) -> _Neighbours:
-        """Divide distances (N,) by others. Equally near to both is 1, also if both are 0."""
-        return cls(distances, items, torch.where(distances == others, 1.0, distances / others))
+        """Divide distances (N,) by others. Equally near to both is 1, also if both are 0, and nothing is infinite."""
+        return cls(distances, items, torch.where(distances == others, 1.0, distances / others).clamp(max=FAR))
 
 
 def _beside(queries: Tensor, train: Tensor, held_out: Tensor) -> _Neighbours:
@@ -186,7 +188,6 @@ def _judged(
         expected=all_equal / all_unseen,
         limit=limit_by_chance(n, all_unseen, 1 + all_equal),
     )
-    order = samples.relative.argsort(stable=True)[:PAIRS].tolist()
     return Copies(
         verdict=_verdict(share, closest, identical, equal=0 < rank <= equal),
         share=share,
@@ -197,16 +198,19 @@ def _judged(
         unseen=count,
         baseline=baseline,
         quantile=quantile,
-        nearest=tuple(
-            Pair(
-                sample=i,
-                item=int(samples.items[i]),
-                distance=float(samples.distances[i]),
-                relative=float(samples.relative[i]),
-            )
-            for i in order
-        ),
+        nearest=_pairs(samples),
     )
+
+
+def _pairs(samples: _Neighbours) -> tuple[Pair, ...]:
+    """Return the pairs with the smallest relative distances, of which each item has one."""
+    pairs: dict[int, Pair] = {}
+    for i in samples.relative.argsort(stable=True).tolist():
+        item, distance, relative = int(samples.items[i]), float(samples.distances[i]), float(samples.relative[i])
+        pairs.setdefault(item, Pair(sample=i, item=item, distance=distance, relative=relative))
+        if len(pairs) == PAIRS:
+            break
+    return tuple(pairs.values())
 
 
 def _verdict(share: Share, closest: Share, identical: Share, *, equal: bool) -> Verdict:

@@ -136,11 +136,16 @@ def _told(watch: Watch, before: int, total: int, done: int, _count: int) -> None
     watch(before + done, total)
 
 
-def features_view(features: Features, train: Samples, *, device: torch.device, seed: int = 0) -> View:
-    """Return the view of features. Raises `UsageError` and `DifftoolError`."""
+def features_view(
+    features: Features, train: Samples, *, device: torch.device, seed: int = 0, keep: bool = True
+) -> View:
+    """Return the view of features. Without `keep`, nothing is read from the cache or written into it.
+
+    Raises `UsageError` and `DifftoolError`.
+    """
     name = f"features {features.name}"
     check_requirements(features)
-    data = data_key(train)
+    data = data_key(train) if keep else None
     own = [component_table(features), plugins_of([features]), device.type, seed, train.class_names]
     key = "" if data is None else json.dumps([__version__, own, data], default=str)
     spec = FeaturesSpec(

@@ -80,7 +80,7 @@ class Training:
                 self._train(network, order[len(tested) :])
             keep(network, self.spec.cache)
         network.eval().requires_grad_(False)
-        facts = {"accuracy": self._accuracy(network, tested), "tested": len(tested)} if len(tested) else {}
+        facts = {"accuracy": round(self._accuracy(network, tested), 4), "tested": len(tested)} if len(tested) else {}
         function = standardised(lambda items: network.features(self._inputs(items)), self.spec, self.data)
         return Described(function, facts)
 

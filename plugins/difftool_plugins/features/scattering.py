@@ -46,8 +46,10 @@ class Scattering(Features, name="scattering"):
         fitting = min(sides).bit_length() - 2  # the largest wavelet is half as long as the shorter side
         if fitting < 1:
             raise ValueError(f"needs items of at least 4 numbers along each side, not {'x'.join(map(str, sides))}")
-        scales = min(fitting, MOST_SCALES) if axes == 2 else fitting
-        bank = Bank.of(sides, min(self.scales or scales, fitting), self.directions if axes == 2 else 1, spec.device)
+        if self.scales is not None and self.scales > fitting:
+            raise ValueError(f"scales: at most {fitting} fit into {'x'.join(map(str, sides))}, not {self.scales}")
+        scales = self.scales or (min(fitting, MOST_SCALES) if axes == 2 else fitting)
+        bank = Bank.of(sides, scales, self.directions if axes == 2 else 1, spec.device)
         scaling, grid = data.scaling, self.grid
 
         def features(items: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from difftool import printable
+from difftool import DifftoolError, printable
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INCEPTION_HASH = "6726825d"
@@ -25,7 +25,7 @@ def sha256(path: Path) -> str:
 def hub_folder(repository: str, weights: Path | None, *, download: bool) -> Path:
     """Return a folder with a configuration and safe weights: the one given, or that of a repository in the cache.
 
-    Raises `ValueError` where there is none and it may not be downloaded.
+    Raises `DifftoolError` where there is none and it may not be downloaded, and `ValueError` for a wrong one.
     """
     if weights is not None:
         for name in (CONFIG, WEIGHTS):
@@ -38,7 +38,7 @@ def hub_folder(repository: str, weights: Path | None, *, download: bool) -> Path
     if all(isinstance(path, str) for path in found):
         return Path(str(found[0])).parent
     if not download:
-        raise ValueError(
+        raise DifftoolError(
             f"the weights of {printable(repository)} are not in your cache; put {CONFIG} and {WEIGHTS} from "
             f"https://huggingface.co/{printable(repository)} into a folder and name it (--features.weights FOLDER), or "
             "let them be downloaded (--features.download)"
@@ -47,7 +47,7 @@ def hub_folder(repository: str, weights: Path | None, *, download: bool) -> Path
         _, path = [hf_hub_download(repository, name) for name in (CONFIG, WEIGHTS)]
         return Path(str(path)).parent
     except Exception as error:  # of the network, and of a repository that has no such file
-        raise ValueError(
+        raise DifftoolError(
             f"{printable(repository)} cannot be downloaded: {printable(str(error).splitlines()[0])}"
         ) from None
 
@@ -55,7 +55,7 @@ def hub_folder(repository: str, weights: Path | None, *, download: bool) -> Path
 def inception_file(weights: Path | None, *, download: bool) -> Path:
     """Return the file of torch-fidelity's Inception: the one given, or the one in the cache of torch.
 
-    Raises `ValueError` where there is none and it may not be downloaded.
+    Raises `DifftoolError` where there is none and it may not be downloaded, and `ValueError` for a wrong one.
     """
     if weights is not None:
         if not weights.is_file():
@@ -68,7 +68,7 @@ def inception_file(weights: Path | None, *, download: bool) -> Path:
     if path.is_file():
         return path
     if not download:
-        raise ValueError(
+        raise DifftoolError(
             f"the weights of Inception are not in your cache; put {url} there, as {printable(str(path))}, or anywhere "
             "(--features.weights FILE), or let them be downloaded (--features.download)"
         )
@@ -76,7 +76,7 @@ def inception_file(weights: Path | None, *, download: bool) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_HASH, progress=False)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{url} cannot be downloaded: {printable(str(error))}") from None
+        raise DifftoolError(f"{url} cannot be downloaded: {printable(str(error))}") from None
     return path
 
 
