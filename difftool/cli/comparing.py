@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from difftool.cli.variations import values_in
-from difftool.components import Guidance, Sampler, Spacing
+from difftool.components import Features, Guidance, Metric, Sampler, Spacing
 from difftool.errors import UsageError
 from difftool.options import Options, option
 from difftool.settings import LARGEST_SEED
@@ -44,6 +45,11 @@ class Comparing(Options):
         default=None, help="several seeds, such as 0..2 or 0,1,5, for means with their deviations"
     )
     label: str | None = option(default=None, help="class to sample: its name or index")
+    against: Literal["train", "held-out"] | None = option(
+        default=None,
+        help="data of the first run that --metric compares with",
+        otherwise="held-out if there are any",
+    )
     reference: int | None = option(
         default=None, ge=2, le=100_000, help="steps of the exact solution, of one run", otherwise="1000"
     )
@@ -78,6 +84,9 @@ class Wanted:
     spacings: list[Spacing]
     guidances: list[Guidance | None]
     calls: list[int]
+    metrics: list[Metric]
+    """Empty for the sliced Wasserstein-2 distance to fresh data."""
+    features: Features
     out: Path | None
     table: Path | None
     overwrite: bool
