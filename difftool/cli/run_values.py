@@ -115,10 +115,11 @@ def ordered(runs: Sequence[Summary], key: str, *, reverse: bool = False) -> list
 
     Runs without the value come last. Raises `UsageError` for a name that no run knows.
     """
-    name = find_name(key.removeprefix("-"), runs, "--sort")
+    falling = key.startswith("-") and not key.startswith("--")
+    name = find_name(key.removeprefix("-") if falling else key, runs, "--sort")
     values = [(run, value_of(run, name)) for run in runs]
     known = [(run, value) for run, value in values if value is not None]
-    known.sort(key=lambda pair: _rank(pair[1]), reverse=key.startswith("-") != reverse)
+    known.sort(key=lambda pair: _rank(pair[1]), reverse=falling != reverse)
     return [run for run, _ in known] + [run for run, value in values if value is None]
 
 
