@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -199,6 +200,15 @@ def test_compare_runs(run: Run, four: list[Path]) -> None:
     assert alone[0]["scores"]["sliced_w2"]["values"] == [rows[0]["scores"]["sliced_w2"]["values"][0][::-1]]
 
 
+def test_a_folder_stands_for_its_runs(run: Run, four: list[Path]) -> None:
+    for path in four[:2]:
+        shutil.copytree(path, Path("runs") / path.name)
+    Path("runs/untrained").mkdir()
+    Path("runs/untrained/config.toml").touch()
+    document = json.loads(ok(run("compare", "runs", "--calls", 2, "-n", 20, "--json")).out)
+    assert document["runs"] == [f"runs/{path.name}" for path in four[:2]]
+
+
 def test_compare_by_metrics(run: Run, four: list[Path]) -> None:
     words = ("compare", *four[:2], "--calls", 3, "-n", 40, "--metric", "sliced-w2", "--table", "x.csv", "--json")
     document = json.loads(ok(run(*words)).out)
@@ -220,8 +230,8 @@ def test_a_table_of_one_run(run: Run, four: list[Path]) -> None:
 
 
 REFUSED = [
-    (("--seeds", "0..x"), "--seeds: must be whole numbers such as 0..2 or 0,1,5, not '0..x'"),
-    (("--seeds", "1,1"), "--seeds: has the value 1 twice"),
+    (("--seeds", "0..x"), "--seeds: must be whole numbers joined by commas, such as 1,2,4 or 0..3, not '0..x'"),
+    (("--seeds", "1,1"), "--seeds: must be different seeds, such as 0..2 or 0,1,5"),
     (("--seeds", "0,1", "--seed", 3), "--seeds: give either --seed or --seeds"),
     (("--reference", 9), "--reference: belongs to the comparison of one run"),
     (("--table", "x.doc"), "--table: x.doc: cannot write .doc files"),

@@ -63,11 +63,11 @@ def compare(
     --metric, it shows means with their deviation over runs that differ in their seed alone: of the distance to fresh
     data, or of the metrics.
     """
-    given: list[Path | None] = [*models] if models else [None]
+    given: list[Path | None] = [run for path in models for run in _runs_at(path)] if models else [None]
     requests = [SourceRequest.named(ctx, run) for run in given]
     settings: Comparing = make_from_flags(Comparing, given_values(ctx)["compare"])
     chosen = guidances(ctx)
-    seeds = settings.all_seeds()
+    seeds = settings.seeds or (settings.seed,)
     metrics, features = _measures(ctx)
     several = len(requests) > 1 or len(seeds) > 1 or bool(metrics)
     spacings = _named(Spacing, settings.spacings or (("trailing",) if several else ("trailing", "log-snr")))
@@ -101,6 +101,15 @@ def compare(
 
 def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose, command="compare", panels=PANELS))(compare)
+
+
+def _runs_at(path: Path) -> list[Path]:
+    """Return a path, or the trained runs in a folder that is no run itself, by name."""
+    if not path.is_dir() or (path / "config.toml").exists():
+        return [path]
+    from difftool.runs.folder import runs_in
+
+    return sorted(run.path for run in runs_in(path) if run.model.is_file()) or [path]
 
 
 def _measures(ctx: typer.Context) -> tuple[list[Metric], Features]:

@@ -92,10 +92,11 @@ class Metrics(Yardstick):
         settings = Evaluating(num_samples=count, label=label, against=against)
         self.evaluator = Evaluator(reference, metrics, features, settings, device=device)
         super().__init__({}, {})
-        measurer = self.evaluator.measurer
         for metric in metrics:
-            if metric.needs != MODEL:  # data in place of samples tell the names of the scores
-                self._learn(measurer.measure(measurer.rows, None, metric))
+            if metric.needs != MODEL:  # data in place of samples, which also tell the names of the scores
+                scores = self.evaluator.measurer.floor(metric, count).scores
+                self.better |= {score.name: score.better for score in scores}
+                self.floors |= {score.name: score.value for score in scores}
 
     @property
     def words(self) -> str:
@@ -119,12 +120,7 @@ class Metrics(Yardstick):
             found = self.evaluator.evaluate(source, entry.plan, watch=watch)
         except Diverged:
             return dict.fromkeys(self.better, math.nan), entry.calls
-        self._learn(found.measured)
+        self.better |= {each.score.name: each.score.better for each in found.measured}
         # of as many samples and items as the floor, since many metrics depend on these numbers
         scores = {each.score.name: (each.alike or each.score).value for each in found.measured}
         return scores, found.facts.get("sampling", {}).get("calls", entry.calls)
-
-    def _learn(self, measured: Sequence[Any]) -> None:
-        for each in measured:
-            self.better[each.score.name] = each.score.better
-            self.floors.setdefault(each.score.name, None if each.floor is None else each.floor.value)
