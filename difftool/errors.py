@@ -51,7 +51,7 @@ class BadFile(DifftoolError):
 
 
 class Diverged(DifftoolError):
-    """The loss or the gradient became infinite or NaN."""
+    """The loss, the gradient or samples became infinite or NaN."""
 
 
 class PeerDied(DifftoolError):

@@ -8,17 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from difftool.cli.command import component_command, given_values
+from difftool.cli.command import component_command, given_component, given_names, given_values, named
 from difftool.cli.comparing import Comparing, Wanted
 from difftool.cli.console import help_text
+from difftool.cli.evaluate import metrics_named
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.guidance import guidance_groups, guidances
 from difftool.cli.outputs import check_out
 from difftool.cli.parameters import Device, FigureJson, Overwrite, out_option
 from difftool.cli.sources import PANELS, EmaLength, SourceRequest, Timesteps, Weights, source_groups
-from difftool.components import Component, Sampler, Spacing
+from difftool.components import Component, Features, Metric, Sampler, Spacing
 from difftool.errors import UsageError
 from difftool.figures.formats import PICTURES
+from difftool.options import options_of
 from difftool.plugins.registry import registry
 
 CALLS, SEVERAL = (5, 10, 20, 40, 80, 160), (10, 20, 50)
@@ -28,7 +30,10 @@ TABLES = (".csv", ".md", ".tex")
 
 
 def _choose(_ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
-    return [*source_groups(params), *guidance_groups(params), Group("compare", (Comparing,), "Comparison")]
+    groups = [*source_groups(params), *guidance_groups(params)]
+    if params.get(Metric.kind) is not None:
+        groups += [Group.of(*metrics_named(params[Metric.kind])), Group.of(named(Features, params))]
+    return [*groups, Group("compare", (Comparing,), "Comparison")]
 
 
 def compare(
@@ -54,15 +59,17 @@ def compare(
 ) -> None:
     """Compare samplers, spacings and guidances on one model, or several runs: a table, a figure in a file.
 
-    Of one run, it shows the distance to the exact solution and to fresh data. Of several runs, or with --seeds, it
-    shows the mean distance to fresh data with its deviation over runs that differ in their seed alone.
+    Of one run, it shows the distance to the exact solution and to fresh data. Of several runs, with --seeds or with
+    --metric, it shows means with their deviation over runs that differ in their seed alone: of the distance to fresh
+    data, or of the metrics.
     """
-    named: list[Path | None] = [*models] if models else [None]
-    requests = [SourceRequest.named(ctx, run) for run in named]
+    given: list[Path | None] = [run for path in models for run in _runs_at(path)] if models else [None]
+    requests = [SourceRequest.named(ctx, run) for run in given]
     settings: Comparing = make_from_flags(Comparing, given_values(ctx)["compare"])
     chosen = guidances(ctx)
-    seeds = settings.all_seeds()
-    several = len(requests) > 1 or len(seeds) > 1
+    seeds = settings.seeds or (settings.seed,)
+    metrics, features = _measures(ctx)
+    several = len(requests) > 1 or len(seeds) > 1 or bool(metrics)
     spacings = _named(Spacing, settings.spacings or (("trailing",) if several else ("trailing", "log-snr")))
     samplers = _named(Sampler, settings.samplers or (("ddim",) if several else ()))
     calls = sorted(set(settings.calls or (SEVERAL if several else CALLS)))
@@ -70,15 +77,17 @@ def compare(
         check_out(out, overwrite=overwrite, suffixes=PICTURES)
     if table is not None:
         check_out(table, overwrite=overwrite, suffixes=TABLES, flag="table")
-    wanted = Wanted(settings, samplers, spacings, chosen, calls, out, table, overwrite, json)
+    if settings.against is not None and not metrics:
+        raise UsageError("--against: belongs to --metric; samples are compared with fresh data")
+    wanted = Wanted(settings, samplers, spacings, chosen, calls, metrics, features, out, table, overwrite, json)
 
     from difftool import devices
 
     if several:
         if settings.reference is not None:
-            raise UsageError("--reference: belongs to the comparison of one run under one seed")
+            raise UsageError("--reference: belongs to the comparison of one run under one seed, without --metric")
         if requests[0].parts is not None:
-            raise UsageError("--seeds: an oracle is compared under one seed; give --seed")
+            raise UsageError("--oracle: is compared under one seed, without --metric; difftool evaluate measures it")
         from difftool.cli.compare_runs import compare_runs
 
         compare_runs(requests, wanted, seeds, devices.choose(device), separate=separate)
@@ -92,6 +101,27 @@ def compare(
 
 def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose, command="compare", panels=PANELS))(compare)
+
+
+def _runs_at(path: Path) -> list[Path]:
+    """Return a path, or the trained runs in a folder that is no run itself, by name."""
+    if not path.is_dir() or (path / "config.toml").exists():
+        return [path]
+    from difftool.runs.folder import runs_in
+
+    return sorted(run.path for run in runs_in(path) if run.model.is_file()) or [path]
+
+
+def _measures(ctx: typer.Context) -> tuple[list[Metric], Features]:
+    """Return the metrics that the command line names, if it does, and the features. Raises `UsageError`."""
+    names, values = given_names(ctx), given_values(ctx)
+    if Metric.kind not in names:
+        if Features.kind in names:
+            raise UsageError("--features: belongs to --metric; add one, such as --metric fid")
+        return [], named(Features, names)()
+    classes = metrics_named(names[Metric.kind])
+    made = [make_from_flags(cls, options_of(cls, values[Metric.kind])) for cls in classes]
+    return made, given_component(ctx, Features)
 
 
 def _named(base: type[Component], names: Iterable[str]) -> list[Any]:

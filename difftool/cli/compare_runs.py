@@ -65,7 +65,8 @@ def compare_runs(
 ) -> None:
     """Compare runs of the same data, and print the means of their scores. Raises `UsageError` for runs of others."""
     from difftool import devices
-    from difftool.evaluation.study import Asked, SlicedW2, Study, check_comparable
+    from difftool.evaluation.study import Asked, Study, check_comparable
+    from difftool.evaluation.yardsticks import Metrics, SlicedW2, Yardstick
 
     paths = [str(request.run) for request in requests]
     if twice := next((a for a, b in pairwise(sorted(map(str, map(Path.absolute, map(Path, paths))))) if a == b), None):
@@ -83,7 +84,13 @@ def compare_runs(
     groups = Groups.of(options, paths, separate=separate)
     label = first.label_index(asked.sampling.label)
     with devices.threads(settings.threads, opened[0].threads):
-        study = Study(asked, SlicedW2(first, label, count))
+        yardstick: Yardstick
+        if wanted.metrics:
+            options_of_metrics: dict[str, Any] = {"label": settings.label, "count": count, "against": settings.against}
+            yardstick = Metrics(first, wanted.metrics, wanted.features, **options_of_metrics, device=device)
+        else:
+            yardstick = SlicedW2(first, label, count)
+        study = Study(asked, yardstick)
         planned = [study.planned(source, name, name_of) for source, name in zip(sources, groups.names, strict=True)]
         total = sum(map(study.calls_of, planned))
         note(
@@ -177,7 +184,7 @@ def facts(study: Study, groups: Groups, paths: Sequence[str]) -> dict[str, Any]:
         )
     asked = study.asked
     settings = {"num_samples": asked.sampling.num_samples, "seeds": [*asked.seeds], "label": asked.sampling.label}
-    return {"runs": [*paths], **settings, "floors": dict(study.yardstick.floors), "results": rows}
+    return {"runs": [*paths], **settings, **study.yardstick.facts, "floors": study.yardstick.floors, "results": rows}
 
 
 def _figure(study: Study, title: str) -> Figure:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from difftool.cli.variations import values_in
-from difftool.components import Guidance, Sampler, Spacing
-from difftool.errors import UsageError
+from difftool.components import Features, Guidance, Metric, Sampler, Spacing
 from difftool.options import Options, option
 from difftool.settings import LARGEST_SEED
 
@@ -40,10 +39,18 @@ class Comparing(Options):
         default=None, ge=1, le=10**7, help="samples drawn at once; changes only their last digits"
     )
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="seed of the noise that all trajectories start from")
-    seeds: str | None = option(
-        default=None, help="several seeds, such as 0..2 or 0,1,5, for means with their deviations"
+    seeds: tuple[int, ...] | None = option(
+        default=None,
+        ge=0,
+        le=LARGEST_SEED,
+        help="several seeds, such as 0..2 or 0,1,5, for means with their deviations",
     )
     label: str | None = option(default=None, help="class to sample: its name or index")
+    against: Literal["train", "held-out"] | None = option(
+        default=None,
+        help="data of the first run that --metric compares with",
+        otherwise="held-out if there are any",
+    )
     reference: int | None = option(
         default=None, ge=2, le=100_000, help="steps of the exact solution, of one run", otherwise="1000"
     )
@@ -57,15 +64,8 @@ class Comparing(Options):
                 raise ValueError(f"{name}: must name at least one")
         if self.seeds is not None and self.seed:
             raise ValueError("seeds: give either --seed or --seeds")
-
-    def all_seeds(self) -> list[int]:
-        """Return the seeds of the samples. Raises `UsageError`."""
-        if self.seeds is None:
-            return [self.seed]
-        values = values_in(self.seeds, "--seeds")
-        if wrong := next((v for v in values if not v.isdecimal() or int(v) > LARGEST_SEED), None):
-            raise UsageError(f"--seeds: must be whole numbers such as 0..2 or 0,1,5, not {wrong!r}")
-        return [int(value) for value in values]
+        if self.seeds is not None and not 0 < len(set(self.seeds)) == len(self.seeds):
+            raise ValueError("seeds: must be different seeds, such as 0..2 or 0,1,5")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,9 @@ class Wanted:
     spacings: list[Spacing]
     guidances: list[Guidance | None]
     calls: list[int]
+    metrics: list[Metric]
+    """Empty for the sliced Wasserstein-2 distance to fresh data."""
+    features: Features
     out: Path | None
     table: Path | None
     overwrite: bool

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from difftool.sampling.plan import Plan
 
 
-def _metrics_named(names: Sequence[str] | None) -> list[type[Metric]]:
+def metrics_named(names: Sequence[str] | None) -> list[type[Metric]]:
     """Return the metrics of names, of which each may be several joined by commas. Raises `UsageError`."""
     words = split_names(names or [Metric.default], Metric.flag or "", "fid,kid")
     return [registry().of_kind(Metric, word) for word in words]
@@ -50,7 +50,7 @@ def _metrics_named(names: Sequence[str] | None) -> list[type[Metric]]:
 def _choose(_ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
     chosen = (Sampler, Spacing, Features)
     groups = [Group.of(registry().of_kind(base, params.get(base.kind) or base.default)) for base in chosen]
-    groups.append(Group.of(*_metrics_named(params.get(Metric.kind))))
+    groups.append(Group.of(*metrics_named(params.get(Metric.kind))))
     evaluating = Group("evaluate", (Evaluating,), "Evaluation")
     return [*source_groups(params), *groups, *guidance_groups(params), evaluating]
 
@@ -83,7 +83,7 @@ def evaluate(
     guidance, *others = guidances(ctx)
     if others:
         raise UsageError(f"{Guidance.flag}: evaluate takes one; call it again for each of the others")
-    classes = _metrics_named(given_names(ctx).get(Metric.kind))
+    classes = metrics_named(given_names(ctx).get(Metric.kind))
     metrics = [make_from_flags(cls, options_of(cls, values[Metric.kind])) for cls in classes]
     features, sampler = given_component(ctx, Features), given_component(ctx, Sampler)
     spacing = given_component(ctx, Spacing)

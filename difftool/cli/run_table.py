@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,8 @@ LEFT_OUT = ("size", "started", "time", "eps-loss", "held-out", "loss")
 """The columns that a narrow terminal leaves out, in this order. Options in which runs differ are joined before."""
 NARROWEST = 12
 """The width to which the names of runs, and joined options, may be folded."""
+MOST_SCORES = 3
+"""The largest number of scores that the table shows: those that most runs have."""
 MOST = 12
 """The largest number of differing options that the table shows, since every file and folder may hold more."""
 GAP = 2
@@ -39,7 +42,8 @@ def print_runs(runs: Sequence[Summary]) -> None:
         note(f"and {counted(len(names) - MOST, 'other option')} in which they differ; --csv and --json have them")
         names = names[:MOST]
     short = short_names(names, [*COLUMNS])
-    cells = {name: [_cell(run, name) for run in runs] for name in (*_columns(runs), *names)}
+    scores = _scores(runs)[:MOST_SCORES]
+    cells = {name: [_cell(run, name) for run in runs] for name in (*_columns(runs, scores), *names)}
     console = stdout()
     headings = {name: short.get(name, HEADINGS.get(name, name)) for name in cells}
     if names and _width(cells, headings) > console.width:
@@ -50,7 +54,7 @@ def print_runs(runs: Sequence[Summary]) -> None:
         cells = {**{name: column for name, column in cells.items() if name not in names}, "differs": joined}
         headings["differs"] = "what differs"
     left_out = []
-    for name in LEFT_OUT:
+    for name in (*LEFT_OUT[:-2], *reversed(scores), *LEFT_OUT[-2:]):
         if _width(cells, headings, fold=("run", "differs")) > console.width and name in cells:
             del cells[name]
             left_out.append(headings[name])
@@ -79,6 +83,7 @@ def facts(run: Summary, names: Sequence[str]) -> dict[str, Any]:
         "bytes": run.bytes,
         "model": str(run.run.model) if run.run.model.is_file() else None,
         "components": run.components,
+        "scores": run.scores,
         "differs": {name: run.options.get(name) for name in names},
     }
 
@@ -86,8 +91,10 @@ def facts(run: Summary, names: Sequence[str]) -> dict[str, Any]:
 def write_csv(runs: Sequence[Summary], path: Path, *, overwrite: bool) -> None:
     """Write all values of the runs, with the options in which they differ, whole or not at all."""
     names = differing([run.options for run in runs])
-    rows = [{name: value_of(run, name) for name in (*COLUMNS, *names)} for run in runs]
-    write_text(path, csv_text([*COLUMNS, *names], rows), overwrite=overwrite)
+    columns = [*COLUMNS, *_scores(runs), *names]
+    write_text(
+        path, csv_text(columns, [{name: value_of(run, name) for name in columns} for run in runs]), overwrite=overwrite
+    )
 
 
 def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, Value | None]]) -> str:
@@ -105,7 +112,13 @@ def _inert(text: str) -> str:
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
-def _columns(runs: Sequence[Summary]) -> list[str]:
+def _scores(runs: Sequence[Summary]) -> list[str]:
+    """Return the names of the scores that runs have, those of most runs first."""
+    count = Counter(name for run in runs for name in run.scores if name not in COLUMNS and name not in run.options)
+    return [name for name, _ in count.most_common()]
+
+
+def _columns(runs: Sequence[Summary], scores: Sequence[str]) -> list[str]:
     """Return the columns that say something: no time of runs that took none, no loss of eps that is the loss itself."""
     found = [name for name in COLUMNS if name != "steps"]
     for name in ("held-out", "time"):
@@ -113,7 +126,8 @@ def _columns(runs: Sequence[Summary]) -> list[str]:
             found.remove(name)
     if all(value_of(run, "eps-loss") in (None, value_of(run, "loss")) for run in runs):
         found.remove("eps-loss")
-    return found
+    place = found.index("held-out" if "held-out" in found else "loss") + 1
+    return [*found[:place], *scores, *found[place:]]
 
 
 def _cell(run: Summary, name: str) -> str:
@@ -128,7 +142,7 @@ def _cell(run: Summary, name: str) -> str:
         return duration(float(value))
     if name == "size":
         return size_text(int(value))
-    if name in ("loss", "eps-loss", "held-out"):
+    if name in ("loss", "eps-loss", "held-out") or name not in (*COLUMNS, *run.options):
         return f"{value:.4g}"
     return text_of(value)
 

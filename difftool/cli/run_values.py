@@ -1,7 +1,7 @@
 """The values of a run by name, and how a list of runs is sorted and filtered by them.
 
-Names are those of columns (`loss`, `held-out`), and of options as flags spell them (`lr`, `backbone.width`, or `width`
-where no other option ends so).
+Names are those of columns (`loss`, `held-out`), of scores of evaluations (`kid`), and of options as flags spell them
+(`lr`, `backbone.width`, or `width` where no other option ends so).
 """
 
 from __future__ import annotations
@@ -43,15 +43,16 @@ LONGEST_NAMED = 20
 
 
 def value_of(run: Summary, name: str) -> Value | None:
-    """Return the value of a column or an option, None where the run has none."""
-    return COLUMNS[name](run) if name in COLUMNS else run.options.get(name)
+    """Return the value of a column, an option or a score, None where the run has none."""
+    return COLUMNS[name](run) if name in COLUMNS else run.options.get(name, run.scores.get(name))
 
 
 def find_name(given: str, runs: Sequence[Summary], flag: str) -> str:
     """Return the column or option that the user means. Raises `UsageError`."""
     wanted = dashed(given.strip().removeprefix("--"))
     options = dict.fromkeys(name for run in runs for name in run.options)
-    if wanted in COLUMNS or wanted in options:
+    scores = dict.fromkeys(name for run in runs for name in run.scores)
+    if wanted in COLUMNS or wanted in options or wanted in scores:
         return wanted
     meant = [name for name, short in short_names([*options], [*COLUMNS]).items() if short == wanted]
     if meant:
@@ -59,8 +60,8 @@ def find_name(given: str, runs: Sequence[Summary], flag: str) -> str:
     several = [name for name in options if name.rpartition(".")[2] == wanted]
     if several:
         raise UsageError(f"{flag}: {wanted} may be {' or '.join(several[:LONGEST_NAMED])}; name one of them")
-    known = [*COLUMNS, *options]
-    similar = suggestion(wanted, known) or f"; there are {', '.join(COLUMNS)}, and the options of the runs"
+    similar = suggestion(wanted, [*COLUMNS, *options, *scores])
+    similar = similar or f"; there are {', '.join(COLUMNS)}, and the options and scores of the runs"
     raise UsageError(f"{flag}: no run has a value called {shortened(printable(wanted), 60)!r}{similar}")
 
 
@@ -114,10 +115,11 @@ def ordered(runs: Sequence[Summary], key: str, *, reverse: bool = False) -> list
 
     Runs without the value come last. Raises `UsageError` for a name that no run knows.
     """
-    name = find_name(key.removeprefix("-"), runs, "--sort")
+    falling = key.startswith("-") and not key.startswith("--")
+    name = find_name(key.removeprefix("-") if falling else key, runs, "--sort")
     values = [(run, value_of(run, name)) for run in runs]
     known = [(run, value) for run, value in values if value is not None]
-    known.sort(key=lambda pair: _rank(pair[1]), reverse=key.startswith("-") != reverse)
+    known.sort(key=lambda pair: _rank(pair[1]), reverse=falling != reverse)
     return [run for run, _ in known] + [run for run, value in values if value is None]
 
 

@@ -236,7 +236,7 @@ def _report(runs: Sequence[Planned], failed: dict[Planned, str], out: Path, *, a
     elif summaries:
         print_runs([*summaries.values()])
         place = shlex.quote(printable(str(out)))
-        note(f"see also: difftool runs {place} --plot losses.png; difftool compare {place}/*")
+        note(f"see also: difftool runs {place} --plot losses.png; difftool compare {place}")
 
 
 def _same_command(config: Path | None, vary: Sequence[str], fixed: Sequence[str], out: Path) -> str:

@@ -22,7 +22,7 @@ class Features(Component):
     kind = "features"
     hook = "difftool_features"
     flag = "--features"
-    commands = ("evaluate",)
+    commands = ("evaluate", "compare")
     default = "pixels"
     needed_to_sample = False
 
@@ -47,7 +47,7 @@ class Metric(Component):
     hook = "difftool_metrics"
     flag = "--metric"
     several = True
-    commands = ("evaluate",)
+    commands = ("evaluate", "compare")
     default = "fid,kid,prdc"
     needed_to_sample = False
 

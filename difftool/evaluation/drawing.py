@@ -11,7 +11,7 @@ from torch import Tensor
 
 from difftool.data.samples import Samples
 from difftool.diffusion.estimate import Step
-from difftool.errors import DifftoolError, counted
+from difftool.errors import Diverged, counted
 from difftool.evaluation.views import View
 from difftool.options import Options, fields, plain
 from difftool.plugins.registry import registry
@@ -61,7 +61,7 @@ def draw_rows(
 ) -> Drawn:
     """Draw the samples of a plan and return their rows, and with `keep` the samples themselves unless they are large.
 
-    `watch` is called after each step. Raises `DifftoolError` for samples that are not finite.
+    `watch` is called after each step. Raises `Diverged` for samples that are not finite.
     """
     drawn = Drawn()
     for step in sample(source, plan):
@@ -85,7 +85,7 @@ def draw_rows(
 def items_of(source: Source, x: Tensor) -> Tensor:
     """Return samples (B, *shape) in model units as items of the data: pixels, or numbers in data units."""
     if bad := int((~x.flatten(1).isfinite().all(dim=1)).sum()):
-        raise DifftoolError(f"{source.name}: {bad} of {counted(len(x), 'sample')} are not finite; the model diverged")
+        raise Diverged(f"{source.name}: {bad} of {counted(len(x), 'sample')} are not finite; the model diverged")
     return source.data.scaling.to_pixels(x) if source.data.has_pixels else source.data.scaling.to_data(x)
 
 

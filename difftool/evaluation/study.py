@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from difftool.components import Dataset, Guidance, Sampler, Spacing
 from difftool.errors import UsageError, listed, printable
 from difftool.evaluation.statistics import Spread
+from difftool.evaluation.yardsticks import Yardstick
 from difftool.options import fields
 from difftool.paths import is_path
 from difftool.runs.recipe import component_table
 from difftool.sampling.comparison import Entry, conditions_of_items, entries
-from difftool.sampling.fresh_data import FreshData
-from difftool.sampling.loop import collect
 from difftool.sampling.model import Model
 from difftool.sampling.progress import CallCount
 from difftool.settings import Sampling
-
-SLICED_W2 = "sliced_w2"
 
 
 @dataclass(frozen=True)
@@ -64,34 +60,10 @@ class Asked:
     sampling: Sampling
 
 
-class SlicedW2:
-    """The sliced Wasserstein-2 distance to fresh data, in the model units of the first run."""
-
-    better: Mapping[str, Literal["lower", "higher"]] = {SLICED_W2: "lower"}
-
-    def __init__(self, first: Model, label: int | None, count: int) -> None:
-        """Load fresh data. Raises `DifftoolError` if they are not available here."""
-        self.scaling = first.data.scaling
-        self.fresh = FreshData.of(first.recipe[Dataset], self.scaling, label, count)
-        self.floors: Mapping[str, float | None] = {SLICED_W2: self.fresh.data_distance}
-
-    @property
-    def words(self) -> str:
-        return f"sliced W2: against {self.fresh.count:,} fresh items"
-
-    def measure(self, source: Model, entry: Entry, watch: Callable[[Any], object]) -> tuple[dict[str, float], int]:
-        """Return the scores of the samples of an entry, and its network calls."""
-        found = collect(source, entry.plan, watch=watch)
-        if not bool(found.x.isfinite().all()):
-            return {SLICED_W2: math.nan}, found.calls
-        x = self.scaling.to_model(source.data.scaling.to_data(found.x))
-        return {SLICED_W2: self.fresh.distance(x)}, found.calls
-
-
 class Study:
     """The cells of a comparison, filled run by run, so that one model at a time is in memory."""
 
-    def __init__(self, asked: Asked, yardstick: SlicedW2) -> None:
+    def __init__(self, asked: Asked, yardstick: Yardstick) -> None:
         self.asked, self.yardstick = asked, yardstick
         self.cells: dict[Setting, Cell] = {}
         self.count = CallCount()

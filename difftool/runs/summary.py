@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from difftool.errors import printable, shortened
 from difftool.options import dashed
+from difftool.runs.evaluations import read_evaluations
 from difftool.runs.folder import RunFolder, Status, recorded_in, started_in
 from difftool.runs.recipe import MAY_CHANGE, recipe_kinds
 from difftool.runs.tail import Tail, read_tail
@@ -63,6 +64,11 @@ class Summary:
         return {kind: table.get("name") for kind in recipe_kinds() if isinstance(table := self.config.get(kind), dict)}
 
     @cached_property
+    def scores(self) -> dict[str, float]:
+        """The best value of each score in its evaluations, by name."""
+        return best_scores(read_evaluations(self.run))
+
+    @cached_property
     def options(self) -> Choices:
         """The options of the run."""
         return options_in(self.config)
@@ -76,6 +82,17 @@ def options_in(tables: Mapping[str, Any]) -> dict[str, Value]:
         for key, value in table.items() if isinstance(table, dict) else ():
             name = kind if key == "name" else dashed(key) if kind == "training" else f"{kind}.{dashed(key)}"
             found[shortened(printable(name), LONGEST_TEXT)] = _shown(value)
+    return found
+
+
+def best_scores(evaluations: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the best value of each score in evaluations, which may be of different steps, data and features."""
+    found: dict[str, float] = {}
+    for score in (score for evaluation in evaluations for score in evaluation["scores"]):
+        name, value = shortened(printable(score["name"]), LONGEST_TEXT), score.get("value")
+        if value is not None:
+            best = min if score["better"] == "lower" else max
+            found[name] = best(found.get(name, value), value)
     return found
 
 

@@ -77,7 +77,7 @@ def _backwards(file: BinaryIO) -> Iterator[bytes]:
 def _numbers(lines: list[bytes], name: str) -> list[float | None]:
     """Return the numbers of this name in the rows."""
     found = FAST[name].findall(b"\n".join(lines))
-    if len(found) == len(lines):
+    if len(found) == len(lines) and all(line.startswith(b'{"step": ') for line in lines):
         with contextlib.suppress(ValueError):
             values = [None if text == b"null" else float(text) for text in found]
             if all(value is None or abs(value) < LARGEST for value in values):
