@@ -511,7 +511,7 @@ def test_reading_opens_nothing_else(run: Run, made: Path, monkeypatch: pytest.Mo
 
         monkeypatch.setattr(module, "open", watch)
     ok(run("info", made))
-    assert {Path(path).name for path in opened if ".dist-info" not in path} == {"x.png"}
+    assert {path for path in opened if Path(path).is_file() and ".dist-info" not in path} == {"x.png"}
 
 
 # ── files of strangers ──────────────────────────────────────────────────────────────────────────
