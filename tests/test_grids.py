@@ -6,13 +6,14 @@ import csv
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Run
+from conftest import POINTS, Run
 from matplotlib.figure import Figure
 from PIL import Image
 from safetensors import safe_open
@@ -517,3 +518,144 @@ def test_items_are_spread_within_each_class() -> None:
     assert [int(labels[i]) for i in chosen] == [0, 1] * 5
     assert chosen[1::2] == [0, 20, 40, 60, 80]
     assert {*chosen[::2]} == {100, 101, 102}, "few items are repeated"
+
+
+# ── labels on both axes ─────────────────────────────────────────────────────────────────────────
+
+TWO = (Axis("sampler", ["ddim", "heun"]), Axis("steps", ["5", "10", "20"], [5, 10, 20]))
+
+
+def test_two_axes_are_rows_and_columns() -> None:
+    made = Groups.of([], "", TWO, 2, apart=True)
+    assert made is not None
+    assert (made.rows, made.columns, made.axes) == (["ddim", "heun"], ["5", "10", "20"], ("sampler", "steps"))
+    assert [[list(cell) for cell in row] for row in made.cells] == [
+        [[0, 1], [2, 3], [4, 5]],
+        [[6, 7], [8, 9], [10, 11]],
+    ]
+    seeds = [Axis("steps", [str(k) for k in range(120)]), Axis("seed", ["0", "1"])]
+    assert [Groups.of([], "", seeds, 1, apart=apart).omitted for apart in (True, False)] == [  # type: ignore[union-attr]
+        f"first {ROWS} of 120 steps",
+        f"first {PANELS // 2} of 120 steps",
+    ]
+
+
+@pytest.mark.parametrize("form", ["image", "points"])
+@pytest.mark.parametrize("each", [1, 4])
+def test_labels_of_two_axes_are_legible(form: str, each: int) -> None:
+    axes = [Axis("checkpoint", ["500", "best", "100000"]), Axis("guidance", ["1", "w" * 60, "autoguidance a, scale 2"])]
+    changes: dict[str, Any] = {"labels": None, "axes": axes}
+    if form == "points":
+        x = torch.randn(9 * each, 2, generator=torch.Generator().manual_seed(0))
+        changes |= {"x": x, "form": "points", "scaling": Scaling((0.0,), (1.0,)), "states": None}
+    figure = replace(drawing_of([0] * 9 * each), **changes).figure()
+    check_texts(figure)
+    shown = [text.replace("\n", " ") for text in texts(figure)]
+    assert {"checkpoint", "guidance", "500", "best", "100000", "1"} <= {*shown}
+    if form == "points":
+        offsets = [np.asarray(axes.collections[-1].get_offsets()) for axes in figure.axes]
+        assert np.array_equal(np.concatenate(offsets), changes["x"].numpy())
+
+
+def test_each_cell_holds_the_samples_of_its_own_call(run: Run, labels_run: Path) -> None:
+    base = ("sample", labels_run, "--num-samples", 3, "--batch-size", 2)
+    outs = [word for suffix in ("npz", "csv", "png", "safetensors") for word in ("--out", f"x.{suffix}")]
+    outcome = run(*base, "--sampler", "ddim,heun", "--steps", "2,5", "--sampler.eta", 0.3, *outs, "--json")
+    assert outcome.code == 0, outcome.err
+    assert "3 samples, each with sampler ddim and heun by steps 2 and 5, trailing" in outcome.err
+    facts, both = json.loads(outcome.out), np.load("x.npz")
+    assert (facts["sampler"], facts["steps"], facts["seed"]) == (["ddim", "heun"], [2, 5], 0)
+    assert facts["calls"] == [2, 5, 3, 9]
+    assert both["samplers"].tolist() == [0] * 6 + [1] * 6
+    assert both["sampler_names"].tolist() == ["ddim", "heun"]
+    assert both["steps"].tolist() == [2] * 3 + [5] * 3 + [2] * 3 + [5] * 3
+    with open("x.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["sampler"], row["steps"]) for row in rows[::3]] == [*itertools.product(("ddim", "heun"), ("2", "5"))]
+    for place, (sampler, steps) in enumerate(itertools.product(("ddim", "heun"), (2, 5))):
+        options = ("--sampler.eta", 0.3) if sampler == "ddim" else ()
+        assert run(*base, "--sampler", sampler, "--steps", steps, *options, "--out", "y.npz", "--overwrite").code == 0
+        assert np.array_equal(both["samples"][3 * place : 3 * place + 3], np.load("y.npz")["samples"])
+
+
+def test_checkpoints_are_the_model_as_it_was(run: Run) -> None:
+    train = ("train", *POINTS, "--ema", "0.5,0.9", "--checkpoint-every", 1, "--keep", 9)
+    assert run(*train, "--steps", 3, "--out", "r").code == 0
+    sample = ("--steps", 2, "--num-samples", 4)
+    for weights in ("ema", "ema-0.9", "raw"):
+        name = f"{weights}.npz"
+        outcome = run(
+            "sample", "r", "--checkpoints", "1,3", "--seed", "7,5", "--weights", weights, *sample, "--out", name
+        )
+        assert outcome.code == 0, outcome.err
+        grid = np.load(name)
+        assert grid["checkpoint_names"].tolist() == ["1", "3"]
+        assert grid["checkpoints"].tolist() == [0] * 8 + [1] * 8
+        assert grid["seeds"].tolist() == ([7] * 4 + [5] * 4) * 2
+        for place, steps in enumerate((1, 3)):
+            run(*train, "--steps", steps, "--out", f"r{steps}")
+            alone = ("sample", f"r{steps}", "--weights", weights, "--seed", 5, *sample)
+            assert run(*alone, "--out", "y.npz", "--overwrite").code == 0
+            assert np.array_equal(grid["samples"][8 * place + 4 :][:4], np.load("y.npz")["samples"]), (weights, steps)
+
+
+def test_all_checkpoints_snapshots_and_the_best(run: Run) -> None:
+    train = ("train", *POINTS, "--ema-lengths", 0.1, "--snapshot-every", 2, "--checkpoint-every", 3)
+    assert run(*train, "--steps", 6, "--keep", 1, "--out", "r").code == 0
+
+    def names(*words: object) -> list[str]:
+        outcome = run(
+            "sample", "r", "--checkpoints", *words, "--steps", 2, "-n", 2, "--out", "x.npz", "--overwrite", "--json"
+        )
+        assert outcome.code == 0, outcome.err
+        found: list[str] = json.loads(outcome.out)["checkpoints"]
+        return found
+
+    assert names("all") == ["6"]
+    assert names("all", "--weights", "power-0.1") == ["2", "4", "6"]
+    Path("r/best.safetensors").write_bytes(Path("r/averages/power-0.1-step-000000002.safetensors").read_bytes())
+    assert names("best,6") == ["best", "6"]
+    assert np.load("x.npz")["checkpoint_names"].tolist() == ["best", "6"]
+    assert run("sample", "r", "--checkpoints", 4, "--weights", "power-0.1", "--steps", 2, "--out", "y.npz").code == 0
+    assert sorted(np.load("y.npz")) == ["samples"], "one checkpoint is no axis"
+
+
+def test_a_cell_of_two_axes_has_one_image(run: Run, pictures_run: Path) -> None:
+    command = ("sample", pictures_run, "--steps", "2,3", "--out", "x.npz", "--overwrite")
+    assert run(*command, "--seed", "0..2").code == 0
+    assert np.load("x.npz")["seeds"].tolist() == [0, 1, 2] * 2
+    assert run(*command).code == 0
+    assert len(np.load("x.npz")["samples"]) == 32
+    assert run(*command, "--label", "all").code == 0
+    assert len(np.load("x.npz")["samples"]) == 30
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--label", "all", "--steps", "2,3", "--seed", "0,1"), "--label, --steps and --seed: have several values"),
+        (("--sampler", "ddim,heun", "--steps", "2,3", "--seed", "0,1"), "give one value of --seed"),
+        (("--steps", "1..40", "--seed", "0..39"), "make 1,600 sets of samples, and a grid has 400 at most"),
+        (("--steps", "3..1"), "must be whole numbers joined by commas, such as 1,2,4 or 0..3, not '3..1'"),
+        (("--seed", "0..100000000000000"), "must have at most 64 entries"),
+        (("--seed", ","), "--seed: must be a whole number, or several"),
+        (("--steps", "2,3", "--strip", 2), "--steps: a film, a strip or a trajectory shows the same steps"),
+        (("--spacing", "trailing,karras", "--out", "x.gif"), "--spacing: a film, a strip or a trajectory"),
+        (("--sampler", "ddim,,heun"), "--sampler: must be names joined by commas"),
+        (("--sampler", "ddim,hein"), "unknown sampler 'hein'; did you mean 'heun'"),
+        (("--checkpoints", "7"), "has 2 of ema-0.999 weights, and no '7'; train with a higher --keep"),
+        (("--interpolate", "0,1", "--sampler", "ddim,ddpm"), "the sampler ddpm draws noise"),
+    ],
+)
+def test_what_makes_no_grid(run: Run, pictures_run: Path, words: tuple[object, ...], message: str) -> None:
+    outcome = run("sample", pictures_run, *words, *(() if "--out" in words else ("--out", "x.png")))
+    assert message in outcome.error
+    assert not list(Path().iterdir())
+
+
+def test_checkpoints_need_a_run(run: Run, pictures_run: Path) -> None:
+    assert (
+        "is one file; name a run folder"
+        in run("sample", pictures_run / "model.safetensors", "--checkpoints", "all").error
+    )
+    assert "--checkpoints: an oracle has none" in run("sample", "--oracle", "ideal", "--checkpoints", "all").error

@@ -65,7 +65,7 @@ class Again:
     def names(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters of a command with the components that the record names, where it names none."""
         tables: dict[str, Sequence[Mapping[str, Any]]] = {base.kind: self._tables(base) for base in NAMED}
-        if params.get("model") is None and self.record.oracle is not None:
+        if self.record.oracle is not None:
             tables |= {base.kind: [self.record.oracle[base.kind]] for base in ORACLE_PARTS}
         for kind, found in tables.items():
             for name in (table["name"] for table in found if params.get(kind) is None):
@@ -79,8 +79,9 @@ class Again:
         found: dict[str, Any] = {}
         for record in records:
             values = options_of(record, recorded)
+            files = options_of(record, dict.fromkeys(self.record.inputs, "."))
             try:
-                make(record, {name: value for name, value in values.items() if name not in found})
+                make(record, {**files, **{name: value for name, value in values.items() if name not in found}})
             except InvalidOption as error:
                 raise self._refused(error) from None
             found = {**values, **found}
@@ -180,10 +181,10 @@ class Again:
             return SourceRequest(path, "raw" if found is None and model["weights"] == "raw" else None, None, None, None)
         return SourceRequest(path, model["weights"], None, None, None, found[1])
 
-    def check_inputs(self, settings: Options) -> None:
+    def check_inputs(self, given: Mapping[str, Any]) -> None:
         """Raise `UsageError` for a file that the samples were made from and that is not given again."""
         for name, about in self.record.inputs.items():
-            if getattr(settings, name) is None:
+            if name not in given:
                 what = printable(about.get("name", "a text"))
                 raise UsageError(
                     f"--{name}: {self.shown} was made from {what} (SHA-256 {about['sha256'][:SHORT]}...), which it "

@@ -153,12 +153,12 @@ def _settings(ctx: typer.Context, again: Again | None) -> Sampling:
     """Return the settings but for those of which several values may be given. Raises `UsageError`."""
     given = given_values(ctx)[SAMPLING.key]
     several = {f.name for f in fields(Several)}
+    if again is not None:
+        again.check_inputs(given)
     values = {name: v for name, v in _laid_over(again, SAMPLING, given).items() if name not in several}
     settings: Sampling = make_from_flags(Sampling, values)
     if settings.interpolate is not None and "seed" in given:
         raise UsageError("--seed: --interpolate names its own two seeds; leave it out")
-    if again is not None:
-        again.check_inputs(settings)
     return settings
 
 

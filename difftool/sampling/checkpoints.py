@@ -11,12 +11,11 @@ from difftool.errors import BadFile, UsageError, listed
 from difftool.runs import averages, checkpoint
 from difftool.runs.averages import canonical
 from difftool.runs.folder import RunFolder, step_of
-from difftool.sampling.model import Model
+from difftool.sampling.model import BEST, Model
 from difftool.sampling.source import Source
 
-ALL, BEST = "all", "best"
-"""The words for all steps, and for the weights that training found to be the best."""
-BEST_FILE = "best.safetensors"
+ALL = "all"
+"""The word for all steps."""
 LISTED = 12
 """The number of steps that a refusal names."""
 
@@ -60,7 +59,7 @@ class Checkpoint:
 def find(digest: str, runs: Iterable[RunFolder]) -> tuple[RunFolder, Path] | None:
     """Return the first file of weights in these runs that carries a digest, and its run; None without any."""
     for run in runs:
-        files = [run.model, run.path / BEST_FILE, *(one.path for one in averages.files_in(run.averages))]
+        files = [run.model, run.best, *(one.path for one in averages.files_in(run.averages))]
         for path in [*files, *run.saved_states()]:
             with contextlib.suppress(BadFile):
                 if checkpoint.load_digest(path) == digest:
@@ -121,6 +120,6 @@ def _known(model: Model, weights: str | None) -> dict[str, Checkpoint]:
             step = step_of(path)
             found.setdefault(step, Checkpoint(str(step), path, group, step, name))
     named = {str(step): found[step] for step in sorted(found)}
-    if (best := run.path / BEST_FILE).is_file():
-        named[BEST] = Checkpoint(BEST, best, "network.")
+    if run.best.is_file():
+        named[BEST] = Checkpoint(BEST, run.best, "network.")
     return named

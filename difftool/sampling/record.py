@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 LARGEST = 60_000
 """The size in bytes from which on a record is left out: formats such as GIF and zip have room for no more."""
+LARGEST_TIMESTEPS = 100_000
 INPUTS = ("init", "inpaint", "mask", "image", "vector", "tokens")
 """The settings of sampling that name files."""
 DRAWING = ("pillow", "matplotlib")
@@ -149,7 +150,8 @@ def _is_oracle(value: object) -> bool:
     return (
         isinstance(value, dict)
         and all(_is_table(value.get(kind)) for kind in ("oracle", "dataset", "schedule"))
-        and type(value.get("timesteps")) is int
+        and type(timesteps := value.get("timesteps")) is int
+        and 1 <= timesteps <= LARGEST_TIMESTEPS
         and isinstance(value.get("data"), str)
     )
 
