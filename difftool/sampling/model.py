@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,11 +27,12 @@ from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading, puts_image_beside
 from difftool.runs import averages, checkpoint
 from difftool.runs.averages import canonical
-from difftool.runs.folder import RunFolder, find_model, step_of
+from difftool.runs.folder import RunFolder, find_model
 from difftool.runs.latents import built, document_of, read_space, tensors_of
 from difftool.runs.origin import Origin
 from difftool.runs.recipe import Recipe, plugins_of
 from difftool.runs.recorded import changed_scripts, made_with, read_recipe
+from difftool.runs.weights import BEST, files_of, trained_weights
 from difftool.sampling.conditions import arrays_in
 from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import draw
@@ -45,9 +45,6 @@ from difftool.specs import ObjectiveSpec
 if TYPE_CHECKING:
     from difftool.components import Guidance, Metric, Sampler, Spacing
     from difftool.diffusion.schedule import Level, Schedule
-
-BEST = "best"
-"""The name of the weights in best.safetensors."""
 
 
 @dataclass
@@ -322,15 +319,12 @@ def _with_weights(model: Model, run: RunFolder | None, weights: str) -> Model:
         raise UsageError(f"--weights {weights}: {model.source} holds {model.weights} alone; name its run folder")
     if name == "raw":
         return raw_model(model, run)
-    files = {file.name: file.path for file in averages.files_in(run.averages) if file.step is None}
-    if name == BEST and run.best.is_file():
-        return Model.read(run.best, run=run)
+    files = files_of(run)
     if name not in files:
-        kept = [BEST] if run.best.is_file() else []
-        known = ", ".join(dict.fromkeys(["ema", "raw", *kept, model.weights, *files]))
+        known = ", ".join(dict.fromkeys(["ema", "raw", model.weights, *files]))
         raise UsageError(f"--weights: unknown weights {weights!r}; {run.path} has {known}")
     other = Model.read(files[name], run=run)
-    if other.weights != name:
+    if name not in (BEST, other.weights):
         raise BadFile(f"{files[name]} holds {other.weights}: it was renamed")
     return other
 
@@ -346,20 +340,6 @@ def power_model(model: Model, run: RunFolder | None, length: float) -> Model:
 
 def raw_model(model: Model, run: RunFolder) -> Model:
     """Return the model with the weights that were being trained, from the newest readable state of its run."""
-    reasons = []
-    for path in run.saved_states():
-        try:
-            tensors, document, digest = checkpoint.load_with_digest(path)
-            if document.get("kind") != "state" or document.get("step") != step_of(path):
-                raise BadFile(f"{path} is not the training state that its name says")
-        except BadFile as error:
-            if not os.path.lexists(path):  # the run that is being trained has just replaced it
-                return raw_model(model, run)
-            reasons.append(str(error))
-            continue
-        raw = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
-        if rows := checkpoint.differences(model.network.state_dict(), raw):
-            raise BadFile(f"{path}: its weights do not fit: {rows}")
-        model.network.load_state_dict(raw)
-        return replace(model, weights="raw", step=step_of(path), source=path, digest=digest)
-    raise BadFile(reasons[0] if reasons else f"run {run.path} has no training state, so its raw weights are gone")
+    weights, step, path, digest = trained_weights(run, model.network.state_dict())
+    model.network.load_state_dict(weights)
+    return replace(model, weights="raw", step=step, source=path, digest=digest)
