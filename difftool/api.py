@@ -14,7 +14,7 @@ import torch
 
 from difftool.children import safe_path
 from difftool.cli.request import Request
-from difftool.components import Component, Dataset
+from difftool.components import Component, Dataset, Metric
 from difftool.data.memory import Memory, samples_of
 from difftool.data.samples import Samples
 from difftool.errors import DifftoolError, UsageError, check_main_guard
@@ -99,6 +99,9 @@ def train(
         with _known(choices):
             recipe, companions = _resumed(run, choices)
         open_run(run).check_free()
+
+    if choices.get("features") and not any(isinstance(one, Metric) for one in companions):
+        raise UsageError("features: nothing is measured; name metrics")
 
     def folder() -> RunFolder:
         return create(recipe, path, overwrite=overwrite) if resume is None else RunFolder(run)

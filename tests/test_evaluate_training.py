@@ -16,7 +16,7 @@ from conftest import POINTS, Outcome, Run
 
 import difftool
 from difftool import component
-from difftool.errors import DifftoolError, InvalidOption
+from difftool.errors import DifftoolError, InvalidOption, UsageError
 from difftool.evaluation.evaluation import Evaluator
 from difftool.figures.loss import loss_figure
 from difftool.options import make
@@ -105,6 +105,9 @@ def test_a_resumed_run_can_measure_something_else(measured: Run) -> None:
     ok(measured("train", "--resume", "r", "--steps", 15, "--evaluate", "sliced-w2", "--evaluate-every", 15))
     assert [*numbers_of("r", "sliced_w2")] == [15]
     assert [*numbers_of("r", "kid")] == [3, 6, 9, 12]
+    ok(measured("train", "--resume", "r", "--steps", 16, "--evaluate", "none"))
+    assert [*numbers_of("r", "sliced_w2")] == [15]
+    assert "metrics" not in tomllib.loads(Path("r/config.toml").read_text())
 
 
 def test_the_best_model_is_that_of_the_best_row(measured: Run) -> None:
@@ -204,6 +207,8 @@ def test_python_measures_too(tmp_path: Path) -> None:
     assert {"kid", "sliced_w2"} <= rows_of(tmp_path / "r")[-1].keys()
     assert load(tmp_path / "r" / "best.safetensors")[1]["best"]["name"] == "sliced_w2"
     assert model.run is not None
+    with pytest.raises(UsageError, match="features: nothing is measured; name metrics"):
+        difftool.train(dataset=items, features="pixels", steps=1, out=tmp_path / "s", progress=False)
     with pytest.raises(TypeError, match="features"):
         difftool.train(dataset=items, metrics=["kid"], features=3, steps=1, out=tmp_path / "s", progress=False)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from difftool.cli.flags import Group, flag_of
-from difftool.components import Component
+from difftool.components import Component, Features, Metric
 from difftool.errors import InvalidOption, UnknownComponent, UsageError
-from difftool.options import Options, make, options_of
+from difftool.options import Options, dashed, make, options_of
 from difftool.paths import absolute, check_named_by_file
 from difftool.plugins.registry import registry
 from difftool.runs.config import find_config, line_of, read_toml
@@ -109,13 +109,18 @@ class Request:
 
     def companions(self) -> list[Component]:
         """Return the components that accompany the run: loggers, callbacks, metrics, features. Raises `UsageError`."""
-        return [
+        made = [
             self.make(
                 cls, {**self.tables.get(plural, {}).get(name, {}), **options_of(cls, self.values.get(cls.kind, {}))}
             )
             for plural, classes in self._companion_classes().items()
             for name, cls in classes.items()
         ]
+        typed = [Features.flag] if Features.kind in self.names else []
+        typed += [f"--{dashed(name)}" for name in self.values.get("training", {}) if name.startswith("evaluate_")]
+        if typed and not any(isinstance(one, Metric) for one in made):
+            raise UsageError(f"{typed[0]}: nothing is measured; add --evaluate METRIC")
+        return made
 
     def make(self, record: type[Any], table: Mapping[str, object]) -> Any:
         """Make a record; an error names the flag, or the file and line, that the value came from.
@@ -146,7 +151,7 @@ class Request:
         """Return the accompanying components by kind and name, from the command line or else from the file."""
         classes: dict[str, dict[str, type[Component]]] = {}
         for plural, base in companion_kinds().items():
-            given: str | Sequence[str] = self.names.get(base.kind) or list(self.tables.get(plural, {}))
+            given: str | Sequence[str] = self.names.get(base.kind, list(self.tables.get(plural, {})))
             names = [given] if isinstance(given, str) else given
             try:
                 classes[plural] = {name: registry().of_kind(base, name) for name in dict.fromkeys(names)}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from difftool.training.experiment import Experiment
 
 
-EVALUATE = "evaluate"
+EVALUATE, NO_METRIC = "evaluate", "none"
 MEASURED = (
     Choice(EVALUATE, Metric, "default: none", "Measure a metric during training; several are joined by commas."),
     Choice(Features.kind, Features, f"default: {Features.default}", "The features in which --evaluate compares."),
@@ -39,7 +39,8 @@ def _choose(ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Seq
     config, resume = (None if params.get(key) is None else Path(params[key]) for key in ("config", "resume"))
     names = {kind: params[kind] for kind in KINDS if params.get(kind) is not None}
     if params.get(EVALUATE):
-        names[Metric.kind] = split_names(params[EVALUATE], f"--{EVALUATE}", "kid,fid")
+        chosen = split_names(params[EVALUATE], f"--{EVALUATE}", "kid,fid")
+        names[Metric.kind] = [] if chosen == [NO_METRIC] else chosen
     ctx.obj = Request.read(names, config=config, resume=resume)
     groups: Sequence[Group] = ctx.obj.groups()
     return groups

@@ -229,7 +229,8 @@ def _measured(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> Iter
         yield ", ".join(texts)
     best = experiment.best
     if best is not None and best.row is not None and best.row["step"] != experiment.state.step:
-        value, run = f"{best.row[best.name]:.4g}", shlex.quote(str(experiment.folder.path))
+        value = with_error(best.row[best.name], best.row.get(best.name + ERROR))
+        run = shlex.quote(str(experiment.folder.path))
         yield f"best {best.name} {value} after step {best.row['step']:,}: difftool sample {run} --weights best"
 
 

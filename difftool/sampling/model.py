@@ -27,17 +27,17 @@ from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading, puts_image_beside
 from difftool.runs import averages, checkpoint
 from difftool.runs.averages import canonical
-from difftool.runs.folder import RunFolder, find_model, step_of
+from difftool.runs.folder import RunFolder, find_model
 from difftool.runs.latents import built, document_of, read_space, tensors_of
 from difftool.runs.origin import Origin
 from difftool.runs.recipe import Recipe, plugins_of
 from difftool.runs.recorded import changed_scripts, made_with, read_recipe
+from difftool.runs.weights import BEST, files_of, newest_weights
 from difftool.sampling.conditions import arrays_in
 from difftool.sampling.denoiser import Denoiser
 from difftool.sampling.loop import draw
 from difftool.sampling.plan import Plan, caution
 from difftool.sampling.posthoc import check_length, reconstruct
-from difftool.sampling.raw import newest_weights
 from difftool.sampling.source import Autocast, Source
 from difftool.settings import LARGEST_STEP, Sampling
 from difftool.specs import ObjectiveSpec
@@ -45,9 +45,6 @@ from difftool.specs import ObjectiveSpec
 if TYPE_CHECKING:
     from difftool.components import Guidance, Metric, Sampler, Spacing
     from difftool.diffusion.schedule import Level, Schedule
-
-BEST = "best"
-"""The name of the weights in best.safetensors."""
 
 
 @dataclass
@@ -317,15 +314,12 @@ def _with_weights(model: Model, run: RunFolder | None, weights: str) -> Model:
         raise UsageError(f"--weights {weights}: {model.source} holds {model.weights} alone; name its run folder")
     if name == "raw":
         return raw_model(model, run)
-    files = {file.name: file.path for file in averages.files_in(run.averages) if file.step is None}
-    if name == BEST and run.best.is_file():
-        return Model.read(run.best, run=run)
+    files = files_of(run)
     if name not in files:
-        kept = [BEST] if run.best.is_file() else []
-        known = ", ".join(dict.fromkeys(["ema", "raw", *kept, model.weights, *files]))
+        known = ", ".join(dict.fromkeys(["ema", "raw", model.weights, *files]))
         raise UsageError(f"--weights: unknown weights {weights!r}; {run.path} has {known}")
     other = Model.read(files[name], run=run)
-    if other.weights != name:
+    if name not in (BEST, other.weights):
         raise BadFile(f"{files[name]} holds {other.weights}: it was renamed")
     return other
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from difftool.components import Component, Features, Metric
-from difftool.errors import DifftoolError, UsageError, counted
+from difftool.errors import DifftoolError, counted
 from difftool.evaluation.evaluation import Evaluator
 from difftool.evaluation.reference import Reference
 from difftool.evaluation.settings import HELD_OUT, TRAIN, Evaluating
@@ -26,18 +26,13 @@ ERROR = "_error"
 """The end of the name of the standard error of a number."""
 
 
-def with_features(companions: Sequence[Component], every: str | None = None) -> list[Component]:
-    """Return the components that accompany a run, with the default features if it has metrics and names none.
-
-    Raises `UsageError` for features, or an interval of evaluations, without metrics.
-    """
-    features = [one for one in companions if isinstance(one, Features)]
-    if any(isinstance(one, Metric) for one in companions):
-        return [*companions, *([] if features else [make(registry().of_kind(Features, Features.default), {})])]
-    if features or every is not None:
-        flag = Features.flag if features else "--evaluate-every"
-        raise UsageError(f"{flag}: nothing is measured; add --evaluate METRIC")
-    return [*companions]
+def with_features(companions: Sequence[Component]) -> list[Component]:
+    """Return the components that accompany a run: with the default features if it has metrics alone, and without
+    features if it has no metrics."""
+    if not any(isinstance(one, Metric) for one in companions):
+        return [one for one in companions if not isinstance(one, Features)]
+    named = any(isinstance(one, Features) for one in companions)
+    return [*companions, *([] if named else [make(registry().of_kind(Features, Features.default), {})])]
 
 
 class Evaluation:

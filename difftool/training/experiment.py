@@ -142,7 +142,7 @@ class Experiment:
         The main process calls `folder`, locks the folder and writes to it. The others load the same state. Raises
         `DifftoolError` if that fails, also if the disk has no room for a state.
         """
-        companions = with_features(companions, self.recipe.training.evaluate_every)
+        companions = with_features(companions)
         self.metrics = [one for one in companions if isinstance(one, Metric)]
         group.on_main(lambda: self._prepare_evaluation(companions))  # before there is a folder
         self.place, self.group = Place(group.on_main(folder)), group

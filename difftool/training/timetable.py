@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from difftool.settings import Training, is_due
 
@@ -30,16 +31,16 @@ class Timetable:
         assert isinstance(size, int)
         return size
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """The step at which training ends."""
         return self.settings.total_steps(self.items)
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         return math.ceil(self.items / self.batch_size)
 
-    @property
+    @cached_property
     def log_every(self) -> int:
         return max(1, min(50, self.steps // 200))
 
@@ -49,13 +50,16 @@ class Timetable:
 
     def measures(self, step: int) -> bool:
         """Return whether the held-out loss is due: after each epoch, but no more often than rows are logged."""
+        if not self.held_out:
+            return False
         every = "1ep" if self.steps_per_epoch >= self.log_every else str(self.log_every)
-        return self.held_out and (step == self.steps or self._due(step, every))
+        return step == self.steps or self._due(step, every)
 
     def evaluates(self, step: int) -> bool:
         """Return whether metrics are due."""
-        every = self.settings.evaluate_every or self._times(EVALUATIONS)
-        return self.evaluated and (step == self.steps or self._due(step, every))
+        if not self.evaluated:
+            return False
+        return step == self.steps or self._due(step, self.settings.evaluate_every or self._times(EVALUATIONS))
 
     def draws(self, step: int) -> bool:
         """Return whether a preview is due. That of the last step is drawn once the run is saved."""

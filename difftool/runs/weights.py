@@ -1,16 +1,27 @@
-"""The weights that were being trained, which only the training states of a run hold."""
+"""The weights of a run beside those in its model file."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from difftool.errors import BadFile
-from difftool.runs import checkpoint
+from difftool.runs import averages, checkpoint
 from difftool.runs.folder import RunFolder, step_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BEST = "best"
+"""The name of the weights in best.safetensors."""
+
+
+def files_of(run: RunFolder) -> dict[str, Path]:
+    """Return the files of other weights by their names: of the best model, and of averages."""
+    files = {file.name: file.path for file in averages.files_in(run.averages) if file.step is None}
+    return {BEST: run.best, **files} if run.best.is_file() else files
 
 
 @dataclass(frozen=True, eq=False)
