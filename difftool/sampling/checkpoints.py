@@ -11,7 +11,8 @@ from difftool.errors import BadFile, UsageError, listed
 from difftool.runs import averages, checkpoint
 from difftool.runs.averages import canonical
 from difftool.runs.folder import RunFolder, step_of
-from difftool.sampling.model import BEST, Model
+from difftool.runs.weights import BEST
+from difftool.sampling.model import Model
 from difftool.sampling.source import Source
 
 ALL = "all"

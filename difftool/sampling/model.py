@@ -27,7 +27,7 @@ from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading, puts_image_beside
 from difftool.runs import averages, checkpoint
 from difftool.runs.averages import canonical
-from difftool.runs.folder import RunFolder, find_model
+from difftool.runs.folder import RunFolder, find_model, step_of
 from difftool.runs.latents import built, document_of, read_space, tensors_of
 from difftool.runs.origin import Origin
 from difftool.runs.recipe import Recipe, plugins_of
