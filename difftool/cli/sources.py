@@ -36,8 +36,8 @@ Weights = Annotated[
     typer.Option(
         metavar="NAME",
         help=help_text(
-            "ema (the first average), raw (the trained weights), or another average that info lists, such as "
-            "ema-0.9999.",
+            "ema (the first average), raw (the trained weights), best (best.safetensors), or another average that info "
+            "lists, such as ema-0.9999.",
             "default: ema",
         ),
     ),
