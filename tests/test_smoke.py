@@ -24,6 +24,7 @@ COMMANDS = [
     "noise",
     "inspect-schedule",
     "compare",
+    "evaluate",
     "runs",
     "info",
     "list",
