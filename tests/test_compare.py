@@ -232,7 +232,7 @@ REFUSED = [
     (("--spacings", "trailng"), "unknown spacing 'trailng'; did you mean 'trailing'?"),
     (("--samplers", ","), "--samplers: must name at least one"),
     (("--calls", ","), "--calls: must name at least one"),
-    (("--calls", "5,x"), "--calls: must be whole numbers joined by commas, such as 1,2,4, not '5,x'"),
+    (("--calls", "5,x"), "--calls: must be whole numbers joined by commas, such as 1,2,4 or 0..3, not '5,x'"),
     (("--calls", "0"), "--calls: must be greater than or equal to 1"),
     (("-n", 1), "--num-samples: must be greater than or equal to 2"),
     (("--label", "1"), "--label: gaussian-mixture-closed-form has no classes"),
