@@ -255,6 +255,17 @@ def test_many_samples_are_kept_as_features_alone(points_run: Path) -> None:
     assert evaluator.bytes == 4 * (500 + 2_000)
 
 
+def test_of_many_items_some_are_compared_with_and_others_make_the_floor(points_run: Path) -> None:
+    whole = Reference.of(difftool.load(points_run))
+    found = whole.at_most(200)
+    assert found.others is not None
+    kept, rest = ({tuple(row) for row in part.items.tolist()} for part in (found.samples, found.others))
+    assert (len(kept), len(rest), kept & rest) == (200, 200, set())
+    assert kept | rest < {tuple(row) for row in whole.samples.items.tolist()}
+    assert torch.equal(found.samples.items, whole.at_most(200).samples.items)
+    assert whole.at_most(500) is whole
+
+
 class Width(Features, name="width"):
     """The first coordinate."""
 

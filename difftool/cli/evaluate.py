@@ -109,10 +109,10 @@ def evaluate(
     count = min([settings.num_samples, *map(len, stored.values())])
     found = []
     with devices.threads(settings.threads, first.threads):
-        note(f"measuring {', '.join(metric.name for metric in metrics)} against {reference.words}")
         with _bar("features of data") as watch:
             copies = settings.looks_for_copies(first.source.data.form, own=reference.own)
             evaluator = Evaluator(reference, metrics, features, settings, device=chosen, copies=copies, watch=watch)
+        note(f"measuring {', '.join(metric.name for metric in metrics)} against {evaluator.reference.words}")
         for view in evaluator.views.values():
             if view.facts:
                 note(f"{view.name}: {', '.join(f'{name} {value}' for name, value in view.facts.items())}")

@@ -95,6 +95,7 @@ class Evaluator:
         """
         if twice := next((metric.name for i, metric in enumerate(metrics) if metric in metrics[:i]), None):
             raise UsageError(f"--metric: names {twice} twice")
+        reference = reference.at_most(settings.reference)
         self.reference, self.metrics, self.features, self.settings = reference, metrics, features, settings
         self.views: Mapping[str, View] = views_for(
             metrics, features, reference.train, device=device, seed=settings.seed, features_too=copies

@@ -100,6 +100,18 @@ class Reference:
             raise UsageError(f"--label: there are no {WORDS.get(self.name, self.name)} items of this class")
         return replace(self, samples=samples, others=None if self.others is None else only(self.others, label))
 
+    def at_most(self, count: int) -> Reference:
+        """Return the reference with at most so many items, picked at random, the same ones every time.
+
+        Of the rest, as many are items of the same data beside it, if there were fewer of these.
+        """
+        if len(self.samples) <= count:
+            return self
+        order = permutation(len(self.samples), "reference").tolist()
+        kept, rest = (subset(self.samples, sorted(part)) for part in (order[:count], order[count : 2 * count]))
+        others = rest if self.others is None or len(self.others) < len(rest) else self.others
+        return replace(self, samples=kept, others=others)
+
     @property
     def words(self) -> str:
         """The items in words, such as `1,437 training items`."""

@@ -35,6 +35,9 @@ class Evaluating(Options):
         help="what samples are compared with: train or held-out (the items of the first run), or the path of another "
         "run, whose training items are taken, of an array (.npy, .npz), or of a folder of images",
     )
+    reference: int = option(
+        default=10_000, ge=4, le=10**7, help="items that samples are compared with, at most; picked at random"
+    )
     copies: bool | None = option(
         default=None,
         help="compare samples with the training items one by one, to find copies",
