@@ -97,6 +97,7 @@ def test_a_component_takes_its_name_and_kind_from_the_class_line() -> None:
     assert set(KINDS) == {
         *("dataset", "schedule", "backbone", "sampler", "spacing", "prediction", "weighting", "timestep-sampling"),
         *("codec", "guidance", "loss", "optimizer", "oracle", "logger", "callback", "writer", "command"),
+        *("features", "metric"),
     }
 
 

@@ -85,6 +85,8 @@ def smaller(words: Sequence[str]) -> list[str]:
                 "--backbone" in less and "--dataset" not in less
             ):
                 less += ["--dataset.n", "64"]
+                if "--held-out" in less:
+                    limit(less, "--held-out", 16)
     elif command == "sample":
         limit(less, "--steps", 4)
         limit(less, "-n", 4, unless="--interpolate")

@@ -51,8 +51,7 @@ def test_completion_ends_cleanly(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_a_component_that_exits_is_still_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A SystemExit that is not a completion's is an error, also beside `--show-completion` as a value."""
-    monkeypatch.setattr("difftool.cli.runs._facts", lambda _: exit(0))
-    monkeypatch.setattr("difftool.runs.folder.all_runs", lambda _: [None])
+    monkeypatch.setattr("difftool.cli.runs._found", lambda *_, **__: exit(0))
     for arguments in (("runs",), ("runs", "--", "--show-completion")):
         assert run(*arguments).code != 0
 
@@ -334,8 +333,8 @@ def test_a_comparison_knows_its_work(run: Run) -> None:
     planned = entries(source, samplers, spacings, [3, 7], settings)
     total, seen = comparison.calls_of(planned), []
     for entry in planned:
-        comparison.measure(entry, lambda _: seen.append(comparison.calls))
-    assert comparison.calls == total
+        comparison.measure(entry, lambda _: seen.append(comparison.count.done))
+    assert comparison.count.done == total
     assert seen == sorted(seen)
 
 

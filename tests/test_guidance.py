@@ -651,7 +651,7 @@ def test_the_calls_that_compare_announces_are_those_that_it_makes(labels_run: Pa
     planned = entries(model, samplers, spacings, [5, 20], settings, conditions, guidances)  # type: ignore[arg-type]
     comparison = Comparison(model, model.recipe[Dataset], settings, 8, conditions, guidances)  # type: ignore[arg-type]
     results = [comparison.measure(entry, lambda words: None) for entry in planned]
-    assert comparison.calls == comparison.calls_of(planned)
+    assert comparison.count.done == comparison.calls_of(planned)
     assert all(entry.calls <= limit for entry, limit in zip(planned, [5, 20, 5, 20], strict=True))
     assert planned[1].plan.steps < 20
     assert planned[3].plan.steps == 20

@@ -46,7 +46,7 @@ def read_stored(path: Path, data: DataFacts) -> Samples:
 
 def _array(path: Path, where: str) -> Tensor:
     try:
-        found: Any = np.load(path, allow_pickle=False)
+        found: Any = np.load(path)
         if not isinstance(found, np.ndarray):
             with found:
                 names = found.files

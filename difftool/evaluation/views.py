@@ -207,7 +207,7 @@ def _digest(text: str) -> str:
 def _read(path: Path, count: int) -> Tensor | None:
     """Return the rows in a file of the cache, or None if there is none that holds so many."""
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path)
     except (OSError, ValueError, EOFError):
         return None
     fits = isinstance(array, np.ndarray) and array.ndim == 2 and len(array) == count and array.dtype == np.float32

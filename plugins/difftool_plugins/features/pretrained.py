@@ -25,11 +25,6 @@ class Pretrained(Features):
         help="the weights, read as plain numbers; see the docs for where to get them",
         otherwise="your cache",
     )
-    download: bool = option(default=False, help="download the weights if they are not in your cache yet")
-
-    def __post_init__(self) -> None:
-        if self.weights is not None and self.download:
-            raise ValueError("download: leave it out, since --features.weights names the weights")
 
     def check(self, spec: FeaturesSpec) -> None:
         """Raise `ValueError` for data that are no images of one or three channels."""
@@ -41,7 +36,7 @@ class Pretrained(Features):
 class Inception(Pretrained, name="inception"):
     """The 2,048 features of Inception-v3 in which FID was defined (Heusel et al., 2017), by torch-fidelity.
 
-    Its weights are the .pth file of torch-fidelity, of which nothing but tensors is read, or these as .safetensors.
+    Its weights are those of torch-fidelity, once they are converted to a .safetensors file; docs/features.md says how.
     """
 
     requires = {"torch_fidelity": EXTRA, "torchvision": EXTRA}
@@ -51,7 +46,7 @@ class Inception(Pretrained, name="inception"):
         from difftool_plugins.features.networks import inception
         from difftool_plugins.features.weights import inception_file
 
-        return inception(inception_file(self.weights, download=self.download), spec.device)
+        return inception(inception_file(self.weights), spec.device)
 
 
 class FromHub(Pretrained):
@@ -59,6 +54,12 @@ class FromHub(Pretrained):
 
     requires = {"transformers": EXTRA}
     architecture: ClassVar[str]
+
+    download: bool = option(default=False, help="download the weights if they are not in your cache yet")
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.download:
+            raise ValueError("download: leave it out, since --features.weights names the weights")
 
     def build(self, spec: FeaturesSpec, data: Samples) -> Callable[[Tensor], Tensor]:
         self.check(spec)

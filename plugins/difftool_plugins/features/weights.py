@@ -6,14 +6,11 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from difftool import DifftoolError, printable
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-INCEPTION_HASH = "6726825d"
-"""The first digits of the SHA-256 of torch-fidelity's Inception, which are in its name too."""
 
 
 def sha256(path: Path) -> str:
@@ -52,48 +49,26 @@ def hub_folder(repository: str, weights: Path | None, *, download: bool) -> Path
         ) from None
 
 
-def inception_file(weights: Path | None, *, download: bool) -> Path:
-    """Return the file of torch-fidelity's Inception: the one given, or the one in the cache of torch.
-
-    Raises `DifftoolError` where there is none and it may not be downloaded, and `ValueError` for a wrong one.
-    """
-    if weights is not None:
-        if not weights.is_file():
-            raise ValueError(f"weights: {printable(str(weights))} is no file")
-        return weights
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-    url = str(URL_INCEPTION_V3)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if path.is_file():
-        return path
-    if not download:
+def inception_file(weights: Path | None) -> Path:
+    """Return the file of torch-fidelity's Inception that is given. Raises `DifftoolError` without one."""
+    if weights is None:
         raise DifftoolError(
-            f"the weights of Inception are not in your cache; put {url} there, as {printable(str(path))}, or anywhere "
-            "(--features.weights FILE), or let them be downloaded (--features.download)"
+            "the weights of Inception are not here; convert those of torch-fidelity to a .safetensors file, as "
+            "docs/features.md says, and name it (--features.weights FILE)"
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_HASH, progress=False)
-    except (OSError, RuntimeError) as error:
-        raise DifftoolError(f"{url} cannot be downloaded: {printable(str(error))}") from None
-    return path
+    if not weights.is_file():
+        raise ValueError(f"weights: {printable(str(weights))} is no file")
+    return weights
 
 
 def tensors(path: Path) -> Mapping[str, Tensor]:
-    """Return the tensors of a .safetensors file, or of one that torch wrote, of which nothing else is unpickled.
+    """Return the tensors of a .safetensors file. Raises `ValueError`."""
+    from safetensors.torch import load_file
 
-    Raises `ValueError`.
-    """
+    if path.suffix != ".safetensors":
+        raise ValueError(f"weights: {printable(str(path))} must be a .safetensors file, which holds numbers alone")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        return load_file(path)
     except Exception as error:  # whatever a stranger's file makes of the reader
         reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise ValueError(f"weights: {printable(str(path))} cannot be read ({reason:.200})") from None
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"weights: {printable(str(path))} holds more than tensors by name")
-    return found
