@@ -25,7 +25,8 @@ def with_error(value: float, error: float | None) -> str:
     if digits > 8:  # too small for decimals that anybody could read
         return f"{value:.3e} ± {error:.1e}"
     places = max(0, digits)
-    return f"{value:.{places}f} ± {error:.{places}f}"
+    rounded = round(value, places) + 0.0  # never -0.0
+    return f"{rounded:.{places}f} ± {error:.{places}f}"
 
 
 def beside_floor(measured: Measured) -> str:
