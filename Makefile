@@ -20,7 +20,7 @@ PYTEST_ON_ALL_CORES := -m pytest -n auto --dist worksteal
 test: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST_ON_ALL_CORES) -m "not slow and not gpu and not browser"
 
-# All tests: some fifteen minutes on two cores.
+# All tests: some twenty minutes on two cores.
 test-all: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST_ON_ALL_CORES) -m "not browser"
 

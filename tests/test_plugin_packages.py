@@ -69,12 +69,12 @@ PACKAGES = (*SOUND, *(f"demo-{kind}" for kind in KINDS))
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_passes_its_own_tests(forking: Environment, package: str) -> None:
-    """Those that `new-plugin` writes ask for the laws."""
+    """The laws are among them."""
     forking.check("pytest", package)
 
 
-@pytest.mark.parametrize("package", [*SOUND, "demo-command", "demo-sampler"])
-def test_a_package_keeps_the_laws(forking: Environment, package: str) -> None:
+@pytest.mark.parametrize("package", ["difftool-consistency", "difftool-inverse", "demo-command", "demo-sampler"])
+def test_check_finds_that_a_package_keeps_the_laws(forking: Environment, package: str) -> None:
     outcome = json.loads(forking.check("difftool", "check", package, "--json"))
     assert outcome["verdict"] == "passed"
     assert len(outcome["checked"]) == 1 + SOUND.get(package, 1)  # the plugin, and its components

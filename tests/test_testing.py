@@ -111,9 +111,9 @@ def failed_laws(component: Component, **arguments: Any) -> dict[str, str]:
 
 CHECKED_BELOW = {
     *("array", "autoencoder-kl", "autoguidance", "diffusers-dit", "diffusers-unet", "export", "hf", "image-folder"),
-    *("import", "jsonl", "new-plugin", "sound-folder", "unet", "webdataset"),
+    *("import", "jsonl", "known", "new-plugin", "sound-folder", "unet", "webdataset"),
 }
-"""Built-ins that require options, and networks that are made small.
+"""Built-ins that require options, and what is made small: networks, and the draws of `known`.
 
 `array` is checked in test_array_dataset, `new-plugin` in test_commands, `autoencoder-kl` in
 test_codecs, what is of diffusers in test_exchange, `sound-folder` in test_sound_folder,
@@ -146,6 +146,7 @@ def test_built_ins_pass(component: type[Component]) -> None:
         ("sampler", "euler-ancestral", {"eta": 0.3}),
         ("sampler", "dpmpp-2m-sde", {"eta": 0.3}),
         *(("sampler", "lms", {"order": order}) for order in (1, 2, 4)),
+        ("metric", "known", {"draws": 1000}),
     ],
 )
 def test_built_ins_pass_with_other_options(kind: str, name: str, options: dict[str, Any]) -> None:
