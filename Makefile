@@ -88,6 +88,6 @@ EXTRAS := import tomllib; names = tomllib.load(open("pyproject.toml", "rb"))["pr
 $(VENV)-extras/.installed: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m venv $(VENV)-extras
 	$(VENV)-extras/bin/python -m pip install --quiet -c constraints.txt -e ".[$$($(BIN)/python -c '$(EXTRAS)')]"
-	# without torchvision, which it needs for networks that no test uses, and which may be compiled for another torch
-	$(VENV)-extras/bin/python -m pip install --quiet --no-deps -c constraints.txt torch-fidelity
+	# torch-fidelity brings it for networks that no test uses, and what is compiled for another torch breaks diffusers
+	$(VENV)-extras/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
