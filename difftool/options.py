@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 import os
 import types
 from collections.abc import Collection, Iterable, Mapping
@@ -234,6 +235,15 @@ def options_of(record: type[Options], values: Mapping[str, object]) -> dict[str,
     """Return those of the values that are options of the record."""
     names = {f.name for f in fields(record)}
     return {name: value for name, value in values.items() if name in names}
+
+
+def number_in(text: str) -> float | None:
+    """Return the finite number that a text is, or None."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

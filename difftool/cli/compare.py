@@ -105,10 +105,10 @@ def add_to(app: typer.Typer) -> None:
 
 def _runs_at(path: Path) -> list[Path]:
     """Return a path, or the trained runs in a folder that is no run itself, by name."""
-    if not path.is_dir() or (path / "config.toml").exists():
-        return [path]
-    from difftool.runs.folder import runs_in
+    from difftool.runs.folder import is_run, runs_in
 
+    if not path.is_dir() or is_run(path):
+        return [path]
     return sorted(run.path for run in runs_in(path) if run.model.is_file()) or [path]
 
 

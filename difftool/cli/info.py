@@ -44,12 +44,12 @@ def info(
 ) -> None:
     """Describe a run or a model: progress, loss, parts, and whether files are intact; or how samples were made."""
     from difftool.runs.checkpoint import load
-    from difftool.runs.folder import all_runs, find_model, open_run
+    from difftool.runs.folder import all_runs, find_model, is_run, open_run
     from difftool.sampling.record import samples_in
 
     if target is None:  # the newest run, trained or not; without any, `find_model` raises the reason
         target = next((run.path for run in all_runs()), None) or find_model(None)[0]
-    if target.is_dir() and ((target / "config.toml").exists() or not samples_in(target)):
+    if target.is_dir() and (is_run(target) or not samples_in(target)):
         facts = _of_run(open_run(target))
     else:
         facts = _of_samples(target) or {"file": str(target), **_of_file(*load(target))}

@@ -6,7 +6,6 @@ Names are those of columns (`loss`, `held-out`), of scores of evaluations (`kid`
 
 from __future__ import annotations
 
-import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from difftool.errors import UsageError, printable, shortened
-from difftool.options import dashed, suggestion
+from difftool.options import dashed, number_in, suggestion
 from difftool.runs.summary import Summary, Value, short_names
 
 COLUMNS: Mapping[str, Callable[[Summary], Value | None]] = {
@@ -121,15 +120,6 @@ def ordered(runs: Sequence[Summary], key: str, *, reverse: bool = False) -> list
     known = [(run, value) for run, value in values if value is not None]
     known.sort(key=lambda pair: _rank(pair[1]), reverse=falling != reverse)
     return [run for run, _ in known] + [run for run, value in values if value is None]
-
-
-def number_in(text: str) -> float | None:
-    """Return the finite number that a text is, or None."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _rank(value: Value) -> tuple[bool, float, str]:

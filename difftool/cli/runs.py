@@ -100,13 +100,13 @@ def add_to(app: typer.Typer) -> None:
 
 def _found(roots: Sequence[Path], *, named: bool) -> list[RunFolder]:
     """Return the runs in folders, in the order of their names, and the run folders themselves. Raises `BadFile`."""
-    from difftool.runs.folder import RunFolder, runs_in
+    from difftool.runs.folder import RunFolder, is_run, runs_in
 
     found: dict[Path, RunFolder] = {}
     for root in roots:
         if named and not root.is_dir():
             raise BadFile(f"{root} is not a folder")
-        here = [RunFolder(root)] if (root / "config.toml").is_file() else runs_in(root)
+        here = [RunFolder(root)] if is_run(root) else runs_in(root)
         for run in sorted(here, key=lambda run: run.path.name, reverse=True):
             found.setdefault(run.path.absolute(), run)
     return list(found.values())

@@ -120,13 +120,13 @@ def _plan(config: Path | None, one: Combination, out: Path) -> Planned:
     """Check the options of a run and what lies in its folder. Raises `UsageError`, which names the run."""
     from difftool.cli.request import Request
     from difftool.runs.creation import check_run_output
-    from difftool.runs.folder import RunFolder
+    from difftool.runs.folder import RunFolder, is_run
 
     path = out / one.name
     words = ["train", *([] if config is None else ["--config", str(config)]), *one.words]
     with _naming(one.name):
         recipe = _requested(words).recipe()
-        if not (path / "config.toml").is_file():
+        if not is_run(path):
             check_run_output(path, overwrite=False)
             return Planned(path, "new", (*script_words(), *words, "--out", str(path)))
         before = Request.read({}, config=None, resume=path).recipe()

@@ -7,6 +7,7 @@ from typing import Literal
 
 from difftool.errors import UsageError
 from difftool.options import Options, option
+from difftool.runs.folder import is_run
 from difftool.settings import LARGEST_SEED, Sampling
 
 TRAIN, HELD_OUT = "train", "held-out"
@@ -22,7 +23,7 @@ ARRAYS = (".npy", ".npz")
 def is_stored(path: Path) -> bool:
     """Return whether a path leads to samples, an array or a folder of images, and not to a run or a model."""
     if path.is_dir():
-        return not (path / "config.toml").is_file()
+        return not is_run(path)
     return path.suffix.lower() in ARRAYS
 
 

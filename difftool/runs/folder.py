@@ -255,11 +255,16 @@ def step_of(state: Path) -> int:
     return int(state.stem.removeprefix("step-"))
 
 
+def is_run(path: Path) -> bool:
+    """Return whether a path is a run folder: it has a configuration."""
+    return (path / "config.toml").is_file()
+
+
 def open_run(path: Path) -> RunFolder:
     """Return the run folder at a path. Raises `BadFile`."""
     if not path.exists():
         raise BadFile(f"run {path} does not exist")
-    if not (path / "config.toml").is_file():
+    if not is_run(path):
         raise BadFile(f"{path} is not a run folder: it has no config.toml")
     return RunFolder(path)
 

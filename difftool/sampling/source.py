@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from difftool.data.facts import classes_text
 from difftool.errors import DifftoolError, UsageError
-from difftool.options import suggestion
+from difftool.options import number_in, suggestion
 
 if TYPE_CHECKING:
     from difftool.data.condition import Condition
@@ -197,15 +196,6 @@ def split_names(text: str, names: Sequence[str]) -> list[str]:
         found.append(word if word in known else word.strip())
         start += word.count(",") + 1
     return found
-
-
-def number_in(text: str) -> float | None:
-    """Return the finite number that a text is, or None."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def nearest(text: str, numbers: Sequence[str]) -> str:
