@@ -11,7 +11,7 @@ import typer
 from difftool.cli.command import component_command, given_component, given_names, given_values, named
 from difftool.cli.comparing import Comparing, Wanted
 from difftool.cli.console import help_text
-from difftool.cli.evaluate import metrics_named
+from difftool.cli.evaluate import given_metrics, metrics_named
 from difftool.cli.flags import Group, make_from_flags
 from difftool.cli.guidance import guidance_groups, guidances
 from difftool.cli.outputs import check_out
@@ -20,7 +20,6 @@ from difftool.cli.sources import PANELS, EmaLength, SourceRequest, Timesteps, We
 from difftool.components import Component, Features, Metric, Sampler, Spacing
 from difftool.errors import UsageError
 from difftool.figures.formats import PICTURES
-from difftool.options import options_of
 from difftool.plugins.registry import registry
 
 CALLS, SEVERAL = (5, 10, 20, 40, 80, 160), (10, 20, 50)
@@ -114,14 +113,12 @@ def _runs_at(path: Path) -> list[Path]:
 
 def _measures(ctx: typer.Context) -> tuple[list[Metric], Features]:
     """Return the metrics that the command line names, if it does, and the features. Raises `UsageError`."""
-    names, values = given_names(ctx), given_values(ctx)
+    names = given_names(ctx)
     if Metric.kind not in names:
         if Features.kind in names:
             raise UsageError("--features: belongs to --metric; add one, such as --metric fid")
         return [], named(Features, names)()
-    classes = metrics_named(names[Metric.kind])
-    made = [make_from_flags(cls, options_of(cls, values[Metric.kind])) for cls in classes]
-    return made, given_component(ctx, Features)
+    return given_metrics(ctx), given_component(ctx, Features)
 
 
 def _named(base: type[Component], names: Iterable[str]) -> list[Any]:

@@ -47,6 +47,13 @@ def metrics_named(names: Sequence[str] | None) -> list[type[Metric]]:
     return [registry().of_kind(Metric, word) for word in words]
 
 
+def given_metrics(ctx: typer.Context) -> list[Metric]:
+    """Return the metrics that the command line names, or the default ones, with their options. Raises `UsageError`."""
+    values = given_values(ctx)[Metric.kind]
+    classes = metrics_named(given_names(ctx).get(Metric.kind))
+    return [make_from_flags(cls, options_of(cls, values)) for cls in classes]
+
+
 def _choose(_ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
     chosen = (Sampler, Spacing, Features)
     groups = [Group.of(registry().of_kind(base, params.get(base.kind) or base.default)) for base in chosen]
@@ -78,13 +85,11 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Measure how good the samples of models are, against data and beside the same measure of data."""
-    values = given_values(ctx)
-    settings: Evaluating = make_from_flags(Evaluating, values["evaluate"])
+    settings: Evaluating = make_from_flags(Evaluating, given_values(ctx)["evaluate"])
     guidance, *others = guidances(ctx)
     if others:
         raise UsageError(f"{Guidance.flag}: evaluate takes one; call it again for each of the others")
-    classes = metrics_named(given_names(ctx).get(Metric.kind))
-    metrics = [make_from_flags(cls, options_of(cls, values[Metric.kind])) for cls in classes]
+    metrics = given_metrics(ctx)
     features, sampler = given_component(ctx, Features), given_component(ctx, Sampler)
     spacing = given_component(ctx, Spacing)
     requests = _requests(ctx, models or [], settings)

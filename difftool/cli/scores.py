@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Column
 
 from difftool.cli.console import add_row, new_table, note, result, stdout
+from difftool.cli.run_table import csv_text
 from difftool.errors import listed
 
 if TYPE_CHECKING:
@@ -78,13 +77,8 @@ def _legend(measured: Sequence[Measured]) -> list[str]:
 
 def csv_of(evaluations: Sequence[Evaluation]) -> str:
     """Return the scores as the text of a CSV file."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for one in evaluations:
-        document = one.document()
-        writer.writerows({**document, "source": one.source, **score} for score in document["scores"])
-    return text.getvalue()
+    documents = [{**one.document(), "source": one.source} for one in evaluations]
+    return csv_text(COLUMNS, [{**document, **score} for document in documents for score in document["scores"]])
 
 
 def facts_of(evaluations: Sequence[Evaluation]) -> dict[str, Any]:

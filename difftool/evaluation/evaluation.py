@@ -160,7 +160,7 @@ class Evaluator:
         for metric in by_model(self.metrics):
             tell(metric)
             found[metric] = self.measurer.of_model(metric, source)
-        self.measure_floors(plan.num_samples)
+        self.floors(plan.num_samples)
         drawn = draw_rows(source, plan, self.views, watch, keep=bool(self.trained)) if self.views else Drawn()
         facts = {**source.evaluated, **({"sampling": {**table_of(plan), "calls": drawn.calls}} if self.views else {})}
         take = partial(drawn_items, source, plan, drawn.items)
@@ -173,15 +173,17 @@ class Evaluator:
         if metrics := by_model(self.metrics):
             raise UsageError(f"--metric: {metrics[0].name} measures models, and {printable(name)} holds samples")
         samples = some(samples, self.settings.num_samples)
-        self.measure_floors(len(samples))
+        self.floors(len(samples))
         rows = {view: function.of_data(samples, watch) for view, function in self.views.items()}
         return self._evaluation(name, rows, None, samples.take_items, {}, tell or (lambda _: None), {"step": 0})
 
-    def measure_floors(self, count: int) -> None:
-        """Measure data against data, which refuses what cannot be measured before any sample is drawn."""
-        for metric in self.metrics:
-            if metric.needs in self.views:
-                self.measurer.floor(metric, count)
+    def floors(self, count: int) -> list[Score]:
+        """Return the scores of data against data, beside which `count` samples stand. They are measured once.
+
+        This refuses what cannot be measured before any sample is drawn.
+        """
+        metrics = (metric for metric in self.metrics if metric.needs in self.views)
+        return [score for metric in metrics for score in self.measurer.floor(metric, count).scores]
 
     def leave_unsuitable_out(self, count: int) -> dict[str, str]:
         """Leave out the metrics that refuse to compare data with data, and return why by name.

@@ -14,7 +14,7 @@ from difftool.errors import Diverged
 from difftool.evaluation.evaluation import Evaluator
 from difftool.evaluation.reference import Reference
 from difftool.evaluation.settings import HELD_OUT, TRAIN, Evaluating
-from difftool.evaluation.views import FEATURES, MODEL
+from difftool.evaluation.views import FEATURES
 from difftool.runs.recipe import component_table
 from difftool.sampling.comparison import Entry
 from difftool.sampling.fresh_data import FreshData
@@ -91,12 +91,8 @@ class Metrics(Yardstick):
         reference = Reference.of(first, against).of_class(first.label_index(label))
         settings = Evaluating(num_samples=count, label=label, against=against)
         self.evaluator = Evaluator(reference, metrics, features, settings, device=device)
-        super().__init__({}, {})
-        for metric in metrics:
-            if metric.needs != MODEL:  # data in place of samples, which also tell the names of the scores
-                scores = self.evaluator.measurer.floor(metric, count).scores
-                self.better |= {score.name: score.better for score in scores}
-                self.floors |= {score.name: score.value for score in scores}
+        floors = self.evaluator.floors(count)  # data in place of samples, which also tell the names of the scores
+        super().__init__({score.name: score.better for score in floors}, {score.name: score.value for score in floors})
 
     @property
     def words(self) -> str:

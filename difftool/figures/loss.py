@@ -64,9 +64,7 @@ def loss_figure(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
         if name not in OWN and len(measured) <= MOST_LOSSES:
             measured[name] = positive([record.get(name) for record in records])
     if not np.isfinite(np.concatenate([loss, *measured.values(), quartiles.ravel(), apart.ravel()])).any():
-        axes.set(xticks=[], yticks=[])
-        place: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes.transAxes}
-        axes.text(0.5, 0.5, "no step has been recorded yet", color=style.FAINT, **place)
+        say_nothing_recorded(axes)
         add_heading(figure, title, [], [], columns=1)
         return figure
 
@@ -109,6 +107,13 @@ def _draw_score(axes: Axes, name: str, rows: Values) -> None:
     axes.errorbar(steps, values, errors, **look, mfc="white", mew=1.3)
     axes.set_ylabel(shortened(name, LONGEST_LABEL))
     axes.yaxis.set_major_locator(MaxNLocator(4))
+
+
+def say_nothing_recorded(axes: Axes) -> None:
+    """Write that there is no loss, in place of the axes."""
+    axes.set(xticks=[], yticks=[])
+    place: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes.transAxes}
+    axes.text(0.5, 0.5, "no step has been recorded yet", color=style.FAINT, **place)
 
 
 def positive(entries: Sequence[Any]) -> Values:

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from difftool.figures import style
 from difftool.figures.curves import blocks
 from difftool.figures.layout import add_heading
-from difftool.figures.loss import known, positive, scale, smooth
+from difftool.figures.loss import known, positive, say_nothing_recorded, scale, smooth
 
 HELD_OUT: Any = (0, (4, 1.6))
 """The dashes of held-out losses."""
@@ -50,9 +50,7 @@ def losses_figure(curves: Sequence[Curve], *, title: str, label: str = "loss") -
             axes.plot(x, y, color=colour, lw=1.3, ls=HELD_OUT, marker="o" if len(x) == 1 else "", ms=4)
         handles[curve.name] = Line2D([], [], color=colour, lw=2.2)
     if not axes.lines:
-        axes.set(xticks=[], yticks=[])
-        place: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes.transAxes}
-        axes.text(0.5, 0.5, "no step has been recorded yet", color=style.FAINT, **place)
+        say_nothing_recorded(axes)
     else:
         scale(axes)
         if any(line.get_linestyle() == "--" and len(line.get_xdata()) for line in axes.lines):  # type: ignore[arg-type]

@@ -71,11 +71,7 @@ class Evaluation:
         """Whether `lower` or `higher` is better, by the name of the number in the rows."""
         self.complete = all(metric.needs != MODEL for metric in metrics)
         """True if `better` has all numbers before the first measurement; not those of metrics of the model."""
-        self.evaluator.measure_floors(settings.num_samples)
-        for metric in metrics:
-            if metric.needs != MODEL:
-                scores = self.evaluator.measurer.floor(metric, settings.num_samples).scores
-                self._learn({score.name: score.better for score in scores})
+        self._learn({score.name: score.better for score in self.evaluator.floors(settings.num_samples)})
 
     def __str__(self) -> str:
         names = ", ".join(metric.name for metric in self.evaluator.metrics)
