@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from difftool.cli.comparing import Wanted
     from difftool.cli.sources import SourceRequest
-    from difftool.sampling.comparison import Comparison, Result
+    from difftool.sampling.comparison import Comparison, Entry, Result
 
 ORACLE_POINTS = 1_000
 """The default number of points of an oracle, each of which it compares with all its items."""
@@ -82,16 +82,14 @@ def compare_one(request: SourceRequest, given: Given, wanted: Wanted, device: to
             bar.update(total, f"calls, {len(planned)} trajectories")
     _print(results, comparison, calls)
     title = f"{source.title}, {comparison.num_samples:,} samples{under}, seed {settings.seed}"
-    paths = [path for path in (wanted.out, wanted.table) if path is not None]
-    if (
-        path := wanted.out or (None if wanted.json else numbered(Path(), f"compare-{source.name}", ".png"))
-    ) is not None:
-        save_figure(_figure(results, comparison, title), path, overwrite=wanted.overwrite)
-        paths = [*dict.fromkeys([path, *paths])]
+    out = wanted.out or (None if wanted.json else numbered(Path(), f"compare-{source.name}", ".png"))
+    if out is not None:
+        save_figure(_figure(results, comparison, title), out, overwrite=wanted.overwrite)
     if wanted.table is not None:
         write_table(_table(results, comparison, calls, title), wanted.table, overwrite=wanted.overwrite)
     facts = {**opened.facts, "num_samples": comparison.num_samples, "seed": settings.seed}
-    report(paths, {**facts, **_facts(results, comparison)}, as_json=wanted.json)
+    written = [path for path in (out, wanted.table) if path is not None]
+    report(written, {**facts, **_facts(results, comparison)}, as_json=wanted.json)
 
 
 def _quick(request: SourceRequest, given: Given) -> SourceRequest:
@@ -137,12 +135,11 @@ def _print_table(results: Sequence[Result], calls: Sequence[int], measure: str, 
         *(Column(str(limit), justify="right", no_wrap=True) for limit in calls),
         title=f"{heading}, by network calls at most",
     )
-    rows: dict[tuple[str, ...], list[Result]] = {}
-    for result in results:
-        entry = result.entry
-        key = (entry.sampler, entry.spacing, *([words_of(entry.guidance)] if several and entry.guidance else []))
-        rows.setdefault(key, []).append(result)
-    for cells, row in rows.items():
+
+    def key(entry: Entry) -> tuple[str, ...]:
+        return entry.sampler, entry.spacing, *([words_of(entry.guidance)] if several and entry.guidance else [])
+
+    for cells, row in _by_line(results, key).items():
         add_row(table, *cells, *(_cell(row, limit, measure) for limit in calls))
     show(table, "")
 
@@ -158,19 +155,22 @@ def _cell(row: Sequence[Result], limit: int, measure: str) -> str:
 
 def _table(results: Sequence[Result], comparison: Comparison, calls: Sequence[int], caption: str) -> ComparisonTable:
     """Return the numbers of one run as a table. They are of a single seed, so no deviation is known."""
-    numbers = []
-    for measure in ("error", "sliced_w2"):
-        rows: dict[tuple[str, ...], list[Result]] = {}
-        for result in results:
-            entry = result.entry
-            if getattr(result, measure) is not None:
-                rows.setdefault((entry.sampler, entry.spacing, name_of(entry.guidance)), []).append(result)
-        for keys, row in rows.items():
-            for limit in calls:
-                if (best := _within(row, limit)) is not None:
-                    value = getattr(best, measure)
-                    spread = Spread(value if math.isfinite(value) else None, None, 1)
-                    numbers.append(Number(keys, limit, best.entry.calls, best.entry.plan.steps, measure, spread))
+
+    def key(entry: Entry) -> tuple[str, ...]:
+        return entry.sampler, entry.spacing, name_of(entry.guidance)
+
+    def number(keys: tuple[str, ...], limit: int, best: Result, measure: str) -> Number:
+        value = getattr(best, measure)
+        spread = Spread(value if math.isfinite(value) else None, None, 1)
+        return Number(keys, limit, best.entry.calls, best.entry.plan.steps, measure, spread)
+
+    numbers = [
+        number(keys, limit, best, measure)
+        for measure in ("error", "sliced_w2")
+        for keys, row in _by_line([r for r in results if getattr(r, measure) is not None], key).items()
+        for limit in calls
+        if (best := _within(row, limit)) is not None
+    ]
     floor = None if comparison.fresh is None else comparison.fresh.data_distance
     return ComparisonTable(
         ("sampler", "spacing", "guidance"),
@@ -179,6 +179,14 @@ def _table(results: Sequence[Result], comparison: Comparison, calls: Sequence[in
         {"sliced_w2": floor},
         caption,
     )
+
+
+def _by_line(results: Sequence[Result], key: Callable[[Entry], tuple[str, ...]]) -> dict[tuple[str, ...], list[Result]]:
+    """Return the results by what their lines of a table are about."""
+    lines: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        lines.setdefault(key(result.entry), []).append(result)
+    return lines
 
 
 def _within(row: Sequence[Result], limit: int) -> Result | None:

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,51 +85,15 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Measure how good the samples of models are, against data and beside the same measure of data."""
-    settings: Evaluating = make_from_flags(Evaluating, given_values(ctx)["evaluate"])
-    guidance, *others = guidances(ctx)
-    if others:
-        raise UsageError(f"{Guidance.flag}: evaluate takes one; call it again for each of the others")
-    metrics = given_metrics(ctx)
-    features, sampler = given_component(ctx, Features), given_component(ctx, Sampler)
-    spacing = given_component(ctx, Spacing)
-    requests = _requests(ctx, models or [], settings)
-    paths = [request for request in requests if isinstance(request, Path)]
-    if paths and (name := next((metric.name for metric in metrics if metric.needs == "model"), None)):
-        raise UsageError(f"--metric: {name} measures models, and {printable(str(paths[0]))} holds samples")
+    asked = _asked(ctx)
+    requests = _requests(ctx, models or [], asked)
     if table is not None:
         with naming_out("csv"):
             check_output(table, overwrite=overwrite)
 
     from difftool import devices
-    from difftool.evaluation.evaluation import Evaluator
-    from difftool.evaluation.stored import read_stored
 
-    chosen = devices.choose(device)
-    candidates = [
-        request if isinstance(request, Path) else request.open(chosen, compiled=settings.compile)
-        for request in requests
-    ]
-    first, reference = _reference(candidates, settings, chosen)
-    stored = {path: read_stored(path, first.source.data) for path in paths}
-    count = min([settings.num_samples, *map(len, stored.values())])
-    found = []
-    with devices.threads(settings.threads, first.threads):
-        with _bar("features of data") as watch:
-            copies = settings.looks_for_copies(first.source.data.form, own=reference.own)
-            evaluator = Evaluator(reference, metrics, features, settings, device=chosen, copies=copies, watch=watch)
-        note(f"measuring {', '.join(metric.name for metric in metrics)} against {evaluator.reference.words}")
-        for view in evaluator.views.values():
-            if view.facts:
-                note(f"{view.name}: {', '.join(f'{name} {value}' for name, value in view.facts.items())}")
-        if Metric.kind not in given_names(ctx):
-            for reason in evaluator.leave_unsuitable_out(count).values():
-                note(f"left out: {reason}")
-        for candidate in candidates:
-            if isinstance(candidate, Path):
-                found.append(_measure_stored(candidate, stored[candidate], evaluator))
-            else:
-                plan = evaluator.plan(candidate.source, sampler=sampler, spacing=spacing, guidance=guidance)
-                found.append(_measure_model(candidate, evaluator, plan))
+    found = _evaluated(requests, asked, devices.choose(device))
     if table is not None:
         write_text(table, csv_of(found), overwrite=overwrite)
     if json:
@@ -142,10 +106,34 @@ def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose, command="evaluate", panels=PANELS))(evaluate)
 
 
-def _requests(ctx: typer.Context, paths: Sequence[Path], settings: Evaluating) -> list[SourceRequest | Path]:
+@dataclass(frozen=True)
+class _Asked:
+    """The measurement that the command line asks for."""
+
+    settings: Evaluating
+    metrics: list[Metric]
+    by_default: bool
+    """True if the command line names no metrics, so that those may be left out that do not suit the data."""
+    features: Features
+    drawing: dict[str, Any]
+    """The sampler, the spacing and the guidance."""
+
+
+def _asked(ctx: typer.Context) -> _Asked:
+    """Return what the command line asks for. Raises `UsageError`."""
+    settings: Evaluating = make_from_flags(Evaluating, given_values(ctx)["evaluate"])
+    guidance, *others = guidances(ctx)
+    if others:
+        raise UsageError(f"{Guidance.flag}: evaluate takes one; call it again for each of the others")
+    metrics, features = given_metrics(ctx), given_component(ctx, Features)
+    drawing = {"sampler": given_component(ctx, Sampler), "spacing": given_component(ctx, Spacing), "guidance": guidance}
+    return _Asked(settings, metrics, Metric.kind not in given_names(ctx), features, drawing)
+
+
+def _requests(ctx: typer.Context, paths: Sequence[Path], asked: _Asked) -> list[SourceRequest | Path]:
     """Return what to evaluate: models, or paths of samples that exist. Raises `UsageError`."""
     stored = [path for path in paths if path.exists() and is_stored(path)]
-    if len(stored) == len(paths) > 0 and settings.against in (TRAIN, HELD_OUT):
+    if len(stored) == len(paths) > 0 and asked.settings.against in (TRAIN, HELD_OUT):
         raise UsageError(
             f"--against: {printable(str(stored[0]))} holds samples; name the run with whose data they are compared"
         )
@@ -153,8 +141,45 @@ def _requests(ctx: typer.Context, paths: Sequence[Path], settings: Evaluating) -
     requests = [path if path is not None and path in stored else SourceRequest.named(ctx, path) for path in named]
     for request in requests:
         if isinstance(request, SourceRequest):
-            request.check(settings.sampling)
+            request.check(asked.settings.sampling)
+    if stored and (name := next((metric.name for metric in asked.metrics if metric.needs == "model"), None)):
+        raise UsageError(f"--metric: {name} measures models, and {printable(str(stored[0]))} holds samples")
     return requests
+
+
+def _evaluated(requests: Sequence[SourceRequest | Path], asked: _Asked, device: torch.device) -> list[Evaluation]:
+    """Open and evaluate models, and samples that exist, all of them beside the same data."""
+    from difftool import devices
+    from difftool.evaluation.evaluation import Evaluator
+    from difftool.evaluation.stored import read_stored
+
+    settings = asked.settings
+    candidates = [
+        request if isinstance(request, Path) else request.open(device, compiled=settings.compile)
+        for request in requests
+    ]
+    first, reference = _reference(candidates, settings, device)
+    stored = {path: read_stored(path, first.source.data) for path in candidates if isinstance(path, Path)}
+    with devices.threads(settings.threads, first.threads):
+        with _bar("features of data") as watch:
+            copies = settings.looks_for_copies(first.source.data.form, own=reference.own)
+            evaluator = Evaluator(
+                reference, asked.metrics, asked.features, settings, device=device, copies=copies, watch=watch
+            )
+        note(f"measuring {', '.join(metric.name for metric in asked.metrics)} against {evaluator.reference.words}")
+        for view in evaluator.views.values():
+            if view.facts:
+                note(f"{view.name}: {', '.join(f'{name} {value}' for name, value in view.facts.items())}")
+        if asked.by_default:
+            count = min([settings.num_samples, *map(len, stored.values())])
+            for reason in evaluator.leave_unsuitable_out(count).values():
+                note(f"left out: {reason}")
+        return [
+            _measure_stored(candidate, stored[candidate], evaluator)
+            if isinstance(candidate, Path)
+            else _measure_model(candidate, evaluator, evaluator.plan(candidate.source, **asked.drawing))
+            for candidate in candidates
+        ]
 
 
 def _reference(
