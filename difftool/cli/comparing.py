@@ -70,7 +70,7 @@ class Comparing(Options):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be compared, and what is to be written."""
+    """A comparison as the command line asks for it: its parts, and the files to write."""
 
     settings: Comparing
     samplers: list[Sampler]

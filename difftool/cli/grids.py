@@ -1,4 +1,4 @@
-"""What `sample` takes several values of, joined by commas: they make a grid with two labelled axes at most."""
+"""Grids of `sample`: several values of a flag, joined by commas, make at most two labelled axes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Variation:
     """The values that the command line gives of one thing."""
 
     name: str
-    """What they are values of: the name of an argument of `Plan.varied`, or `checkpoint`."""
+    """The quantity that they are values of: the name of an argument of `Plan.varied`, or `checkpoint`."""
     values: Sequence[Any]
 
     @property

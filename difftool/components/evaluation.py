@@ -52,7 +52,7 @@ class Metric(Component):
     needed_to_sample = False
 
     needs: ClassVar[Literal["features", "items", "model"]] = "features"
-    """What it compares: the features of samples and data, the items themselves, or the model with held-out items."""
+    """The objects that it compares: features of samples and data, the items, or a model with held-out items."""
 
     @abstractmethod
     def measure(self, sets: Sets) -> Sequence[Score]:

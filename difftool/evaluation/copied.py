@@ -22,7 +22,7 @@ LONGEST_CAPTION = 40
 
 @dataclass(frozen=True, eq=False)
 class Copied:
-    """How near samples lie to training items, with the pairs that are nearest to each other."""
+    """The nearness of samples to training items, with the pairs that are nearest to each other."""
 
     copies: Copies
     train: Samples

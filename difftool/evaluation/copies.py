@@ -71,7 +71,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Copies:
-    """How near samples lie to the training items, by their relative distances (see `Pair.relative`)."""
+    """The nearness of samples to the training items, by their relative distances (see `Pair.relative`)."""
 
     verdict: Verdict
     share: Share

@@ -35,16 +35,16 @@ class Evaluation:
     """The scores of a model, and all that they depend on."""
 
     source: str
-    """What was evaluated: a run, or a file."""
+    """The name of the evaluated run or file."""
     measured: Sequence[Measured]
     n: int
     """The number of samples; 0 if none were drawn, since every metric measures the model itself."""
     against: str
-    """What they are compared with: `train`, `held-out`, or a path."""
+    """The data that they are compared with: `train`, `held-out`, or a path."""
     reference: int
     """The number of items that they are compared with."""
     copied: Copied | None = None
-    """How near the samples lie to training items, if that was asked for."""
+    """The nearness of the samples to training items, if that was asked for."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """The step, weights and digest of the model, the features, and the settings of sampling."""
 

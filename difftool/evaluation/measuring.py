@@ -40,7 +40,7 @@ class Measured:
 
     @property
     def excess(self) -> tuple[float, float | None] | None:
-        """How much worse samples are than data, and one standard error of that; None without a floor.
+        """The excess of samples over data, positive where they are worse, and its standard error; None without a floor.
 
         Both are measured with as many items, since the values of many metrics depend on their number.
         """

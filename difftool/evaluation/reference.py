@@ -1,4 +1,4 @@
-"""What samples are compared with: items of their own data, or others of the same kind."""
+"""The items that samples are compared with: those of their own data, or others of the same kind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Reference:
     """The training items, which features are fitted on."""
     held_out: Samples | None = None
     own: bool = True
-    """Whether `train` are the items that the model was trained on, as far as is known."""
+    """True if `train` are the items that the model was trained on, as far as is known."""
 
     @classmethod
     def of(cls, source: Source, against: str = TRAIN) -> Reference:

@@ -1,4 +1,4 @@
-"""What a metric compares, and what it returns."""
+"""The sets that a metric compares, and the scores that it returns."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from difftool.settings import Sampling
 
 @dataclass(frozen=True)
 class Setting:
-    """What one number of a comparison belongs to."""
+    """The setting that one number of a comparison belongs to."""
 
     group: str
     """The runs, by the options that they do not share with the others: `schedule cosine`."""
@@ -50,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Asked:
-    """What to compare the runs by."""
+    """The samplers, levels and seeds by which runs are compared."""
 
     samplers: Sequence[Sampler]
     spacings: Sequence[Spacing]

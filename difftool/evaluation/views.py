@@ -25,7 +25,7 @@ from difftool.specs import FeaturesSpec
 from difftool.version import __version__
 
 FEATURES, ITEMS, MODEL = "features", "items", "model"
-"""What metrics compare, as `Metric.needs` says it."""
+"""The things that metrics compare, as `Metric.needs` names them."""
 BATCH, BATCH_NUMBERS = 512, 2**21
 """The largest numbers of items, and of numbers in them, whose features are computed at once."""
 
@@ -42,7 +42,7 @@ class View:
     def __init__(self, name: str, function: Callable[[Tensor], Tensor], device: torch.device, key: str = "") -> None:
         self.name, self.function, self.device = name, function, device
         self.facts: Mapping[str, Any] = dict(getattr(function, "facts", {}))
-        """What the function says of itself, such as the digest of its weights."""
+        """The facts that the function tells of itself, such as the digest of its weights."""
         self.key = key
         """A text that changes with the function; empty for one that is not worth a cache, or has no such text."""
 

@@ -1,4 +1,4 @@
-"""What several runs are measured by: the sliced Wasserstein-2 distance to fresh data, or metrics in features."""
+"""The yardsticks of several runs: the sliced Wasserstein-2 distance to fresh data, or metrics in features."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Yardstick(ABC):
     @property
     @abstractmethod
     def words(self) -> str:
-        """What is measured, against which data."""
+        """The measure and its data in words."""
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ class Content(OfForm):
     column_names: Sequence[str] = ()
     """The names of the coordinates of points, or () if they have none."""
     axes: Sequence[Axis] = ()
-    """What differs between sets of the same size, of which there is one for each combination of values, the last axis
+    """The axes along which sets of the same size differ. There is one set for each combination of values, the last axis
     changing first; or () for a single set."""
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
     """The other conditions of the samples for arrays, (N, ...) by name, as the user gave them."""
@@ -48,7 +48,7 @@ class Content(OfForm):
     trajectory: bool = False
     """True if arrays also hold the states of the trajectory."""
     record: str = ""
-    """How the samples were made, as JSON in ASCII, for the place that a format has for a text; or an empty text."""
+    """The record of how the samples were made, JSON in ASCII for the text that a format has room for; or an empty one."""
     form: Form | None = None
     """The form of a sample, as that of `Samples`; by default, one axis makes points and more axes an array."""
     rate: float | None = None

@@ -1,4 +1,4 @@
-"""What a page shows, as plain records: the template only arranges them."""
+"""The content of a page as plain records, which the template only arranges."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Chart:
     log: bool = False
     """True for a vertical axis that is logarithmic; all values are positive then."""
     note: str = ""
-    """What a reader should know of the numbers."""
+    """A note on the numbers for readers."""
 
     @property
     def description(self) -> str:
-        """What the chart shows in one sentence, for those who do not see it."""
+        """The chart in one sentence, for those who do not see it."""
         ends = [f"{line.name} from {number(line.y[0])} to {number(line.y[-1])}" for line in self.lines if line.y]
         return f"{self.title}: {self.y_label} over {self.x_label}. {'; '.join(ends)}."
 
@@ -107,7 +107,7 @@ class Slider:
     title: str
     text: str
     label: str
-    """What the slider changes, such as `Training step`."""
+    """The quantity that the slider changes, such as `Training step`."""
     pictures: Sequence[Picture]
     left_out: int = 0
     """The number of further pictures, for which the page has no room."""
@@ -132,7 +132,7 @@ class ScoreRow:
     floor_text: str
     """The floor with its error, or an empty text."""
     verdict: str
-    """How the value stands to the floor, in words."""
+    """The value beside the floor in words."""
     value: float
     error: float | None
     floor: float | None
@@ -184,7 +184,7 @@ class RunPage:
     name: str
     sentence: str
     verdict: str = ""
-    """Whether training is done, in words."""
+    """The verdict on training in words."""
     judged: Table | None = None
     """The numbers of the verdict."""
     facts: Sequence[Fact] = ()
@@ -200,7 +200,7 @@ class RunPage:
     config: str = ""
     digest: str = ""
     notes: Sequence[str] = ()
-    """What could not be read, and what was left out."""
+    """Notes on what could not be read, and what was left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +224,7 @@ class Page:
     charts: Sequence[Chart] = ()
     """The runs over each other."""
     added: Sequence[Added] = ()
-    """What other commands have written."""
+    """The files that other commands have written."""
     tables: Sequence[Table] = field(default=())
     """The results of all runs, and what differs between them."""
 

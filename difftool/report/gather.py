@@ -1,4 +1,4 @@
-"""What a run folder holds, gathered for a page. Whatever is absent or broken is left out, and said."""
+"""The parts of a run folder, gathered for a page. Whatever is absent or broken is left out, and said."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Gathered:
     film: Sequence[Encoded] = ()
     evaluations: Sequence[tuple[Recorded, Sequence[Encoded]]] = ()
     notes: list[str] = field(default_factory=list)
-    """What could not be read, in words."""
+    """Notes on what could not be read."""
 
     @property
     def name(self) -> str:

@@ -35,7 +35,7 @@ class Best:
     name: str
     """The number of the rows by which it is judged."""
     better: Mapping[str, str]
-    """Whether `lower` or `higher` is better, by name of the number, as far as it is known."""
+    """The better direction, `lower` or `higher`, by name of the number, as far as it is known."""
     row: Mapping[str, Any] | None = None
     """The best row so far."""
     network: nn.Module | None = None

@@ -68,7 +68,7 @@ class Evaluation:
         self.evaluator = Evaluator(reference, metrics, features, settings, device=model.device)
         self.plan = self.evaluator.plan(model)
         self.better: dict[str, str] = {}
-        """Whether `lower` or `higher` is better, by the name of the number in the rows."""
+        """The better direction, `lower` or `higher`, by the name of the number in the rows."""
         self.complete = all(metric.needs != MODEL for metric in metrics)
         """True if `better` has all numbers before the first measurement; not those of metrics of the model."""
         self._learn({score.name: score.better for score in self.evaluator.floors(settings.num_samples)})

@@ -114,7 +114,7 @@ class Experiment:
 
     @property
     def timetable(self) -> Timetable:
-        """What is due after a step."""
+        """The timetable: what is due after a step."""
         held_out, evaluated = self.held_out is not None, bool(self.metrics)
         return Timetable(self.recipe.training, self.train.epoch_length, held_out=held_out, evaluated=evaluated)
 

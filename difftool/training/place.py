@@ -13,7 +13,7 @@ from difftool.runs.folder import RunFolder
 
 @dataclass
 class Place:
-    """Where the files of a run go."""
+    """The place where the files of a run go."""
 
     folder: RunFolder
     locked: Callable[[], RunFolder] = field(init=False)

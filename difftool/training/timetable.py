@@ -1,4 +1,7 @@
-"""When a run logs, measures, draws and saves. All of it follows from the step, so a resumed run does the same."""
+"""The timetable of a run: when it logs, measures, draws and saves.
+
+All of it follows from the step, so a resumed run does the same.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ PREVIEWS, EVALUATIONS = 4, 10
 
 @dataclass(frozen=True)
 class Timetable:
-    """What is due after a step."""
+    """The things that are due after a step."""
 
     settings: Training
     items: int
