@@ -48,7 +48,7 @@ class Content(OfForm):
     trajectory: bool = False
     """True if arrays also hold the states of the trajectory."""
     record: str = ""
-    """The record of how the samples were made, JSON in ASCII for the text that a format has room for; or an empty one."""
+    """The record of how the samples were made, JSON in ASCII for the text that a format can hold; or an empty one."""
     form: Form | None = None
     """The form of a sample, as that of `Samples`; by default, one axis makes points and more axes an array."""
     rate: float | None = None
