@@ -36,7 +36,7 @@ def pictures(file: str) -> Iterator[Picture]:
             said = match["text"] or match["alt"]
             before = [block["code"] for block in blocks if block.end() < match.start()]
             made = re.findall(r"`([^`]+)`", said) or _made(name, before)
-            yield Picture(place, re.sub(r"[:,]? (?:by |after )?(?:a bare )?`[^`]+`", "", said), tuple(made))
+            yield Picture(place, re.sub(r"[:,] `[^`]+`", "", said), tuple(made))
 
 
 def _made(name: str, blocks: list[str]) -> list[str]:

@@ -53,7 +53,7 @@ def page(base: type[Component]) -> str:
         lines += ["", f"## {cls.name}", "", paragraphs(cls.__doc__)]
         lines += ["", fenced("bash", f"difftool {base.commands[0]} {cls.chosen_by()}")] if base.flag else []
         if suggested := getattr(cls, "training_defaults", {}):
-            flags = ", ".join(f"`--{dashed(name)} {text_of(value)}`" for name, value in suggested.items())
+            flags = ", ".join(f"`--{dashed(name)}` {text_of(value)}" for name, value in suggested.items())
             lines += ["", f"Defaults of training beside it: {flags}."]
         options = options_table(compile_options([_group(base, cls)]), typer.Context(_STUB))
         lines += ["", options] if options else []
