@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-gpu test-extras test-browser lint format bench clean
+.PHONY: demo test test-all test-gpu test-extras test-browser lint format bench docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/difftool train --seed 0 --out runs/demo --overwrite
@@ -59,8 +59,12 @@ format: $(VENV)/.installed-test
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks --docs
 
+# The documentation site, in site/. A warning, a link that leads nowhere, or a page that no index names is an error.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m website
+
 clean:
-	rm -rf $(VENV) $(VENV)-extras demo runs/demo
+	rm -rf $(VENV) $(VENV)-extras demo runs/demo site build/site
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "difftool needs Python 3.11 or newer; name one with make PYTHON=...")'
@@ -78,12 +82,16 @@ $(VENV)/.installed-browser: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,report,test-browser]"
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@ $(VENV)/.installed
+
 $(VENV)/.installed-bench: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
 	touch $@ $(VENV)/.installed
 
 EXTRAS := import tomllib; names = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-	print(*(name for name in names if name not in ("bench", "lint", "test-browser", "test-gpu")), sep=",")
+	print(*(name for name in names if name not in ("bench", "docs", "lint", "test-browser", "test-gpu")), sep=",")
 
 $(VENV)-extras/.installed: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m venv $(VENV)-extras

@@ -1,7 +1,7 @@
 """Every code block of the README and of docs/ is run, page by page, in the order in which a reader would.
 
 Commands run as they stand, but for their size: what takes minutes is given fewer steps and samples. A block that comes
-after the name of a file and a colon is written into that file. Run this file to write the laws into docs/plugins.md:
+after the name of a file and a colon is written into that file. Run this file to write the laws into docs/laws.md:
 `python tests/test_docs.py`.
 """
 
@@ -245,6 +245,7 @@ def test_links_and_pictures_are_there(page: Path) -> None:
 # ── the laws ────────────────────────────────────────────────────────────────────────────────────
 
 HEADINGS = {
+    "features": "set of features",
     "schedule": "noise schedule",
     "timestep-sampling": "timestep sampling",
     "weighting": "loss weighting",
@@ -252,26 +253,22 @@ HEADINGS = {
 
 
 def laws() -> Iterator[str]:
-    yield from _table("", common.LAWS)
+    yield from _table("Every component", common.LAWS)
     for kind in KINDS:
         if own := laws_of(kind)[len(common.LAWS) :]:
             title = HEADINGS.get(kind, kind)
-            yield from _table(f"A{'n' if title[0] in 'aeiou' else ''} {title}:", own)
-    yield from _table("A package as a whole:", PLUGIN_LAWS)
+            yield from _table(f"A{'n' if title[0] in 'aeiou' else ''} {title}", own)
+    yield from _table("A package as a whole", PLUGIN_LAWS)
 
 
 def _table(heading: str, rows: Sequence[object]) -> Iterator[str]:
-    if heading:
-        yield f"\n{heading}\n\n"
-    else:
-        yield "\n"
-    yield "| law | how it is checked |\n|---|---|\n"
+    yield f"\n## {heading}\n\n| law | how it is checked |\n|---|---|\n"
     for law in rows:
         yield f"| {name_of(law)} | {text_of(law)} |\n"  # type: ignore[arg-type]
 
 
 def test_every_law_is_on_the_page() -> None:
-    page = ROOT / "docs" / "plugins.md"
+    page = ROOT / "docs" / "laws.md"
     written = LAWS.search(page.read_text(encoding="utf-8"))
     assert written is not None
     assert written[0] == "".join(laws()) + "\n", "python tests/test_docs.py writes them anew"
@@ -284,7 +281,8 @@ def test_every_hook_is_on_the_page() -> None:
 
 
 def test_every_kind_has_an_example_that_is_run() -> None:
-    code = "".join(block.text for block in blocks(ROOT / "docs" / "plugins.md") if block.language == "python")
+    pages = (ROOT / "docs" / name for name in ("plugins.md", "plugin-kinds.md"))
+    code = "".join(block.text for page in pages for block in blocks(page) if block.language == "python")
     for base in KINDS.values():
         assert re.search(rf"^class \w+\({base.__name__}, name=", code, re.MULTILINE), base.__name__
 
@@ -304,5 +302,5 @@ def test_ruff_has_nothing_to_say_of_python_on_the_pages(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    path = ROOT / "docs" / "plugins.md"
+    path = ROOT / "docs" / "laws.md"
     path.write_text(LAWS.sub(lambda _: "".join(laws()) + "\n", path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -51,11 +51,9 @@ def test_the_page_shows_files_that_exist_and_lines_of_its_config(folder: Path) -
     pictures = {path.name for path in folder.iterdir() if path.suffix in (".png", ".gif")}
     assert pictures <= set(re.findall(r"\]\(([^)/]+)\)", text)), "a picture that the page does not show"
     config = tomllib.loads(config_of(folder).read_text(encoding="utf-8"))
-    for block in re.findall(r"(?:^    .*\n|^\n)+", text, re.MULTILINE):
-        lines = re.sub(r"^    ", "", block, flags=re.MULTILINE)
-        if lines.lstrip().startswith("["):
-            for table, values in tomllib.loads(lines).items():
-                assert values.items() <= config[table].items(), f"[{table}] {values}"
+    for block in re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        for table, values in tomllib.loads(block).items():
+            assert values.items() <= config[table].items(), f"[{table}] {values}"
 
 
 @pytest.mark.slow

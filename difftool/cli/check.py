@@ -69,7 +69,7 @@ def check(
 ) -> None:
     """Check components against the laws of their kind.
 
-    The laws are those of [bold]difftool.testing[/bold], for use in the tests of a package; docs/plugins.md lists them.
+    The laws are those of [bold]difftool.testing[/bold], for use in the tests of a package; docs/laws.md lists them.
     For each law, the command prints a verdict and what was measured. It exits with 1 if a law fails.
     """
     values = given_values(ctx)
