@@ -22,6 +22,7 @@ from difftool.data.samples import Samples
 from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import DifftoolError, UsageError
 from difftool.paths import in_run, relative_to_run
+from difftool.runs import states
 from difftool.runs.evaluations import remove_later_evaluations
 from difftool.runs.folder import RunFolder, now
 from difftool.runs.recipe import Recipe, companion_tables
@@ -310,6 +311,9 @@ class Experiment:
         if self.saved_at != self.state.step:
             loop.check_finite(self.state, self.recipe.training, self.group)
             self._save_snapshots()  # before the state, from which they would not be made again
+            self._write(self._write_best)
+            if self.group.sharded:
+                state.save_sharded(self.place.find, self.state, self.recipe, self._metadata(), self.group)
             self._write(self._write_state)
             self.saved_at = self.state.step
 
@@ -331,13 +335,16 @@ class Experiment:
     def _write(self, write: Callable[[], None]) -> None:
         self.group.on_main(lambda: self.place.write(write))
 
-    def _write_state(self) -> None:
-        """Write the state first: where there is a model, there is something to resume from."""
+    def _write_best(self) -> None:
         if self.best is not None:
             self.best.write(self.folder, self.model)
-        state.save(self.folder.state(self.state.step), self.state, self.recipe, self._metadata())
+
+    def _write_state(self) -> None:
+        """Write the state first: where there is a model, there is something to resume from."""
+        if not self.group.sharded:
+            state.save(self.folder.state(self.state.step), self.state, self.recipe, self._metadata())
         self.model.step = self.state.step
         self.model.save(self.folder.model)
         self.averages.write(self.folder, self.state.step)
         for old in self.folder.saved_states()[self.recipe.training.keep :]:
-            old.unlink(missing_ok=True)
+            states.remove(old)
