@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from difftool.errors import BadFile, DifftoolError
 from difftool.runs import checkpoint
+from difftool.runs.checkpoint import Contents
 from difftool.runs.folder import RunFolder
 from difftool.runs.latents import document_of, tensors_of
 from difftool.runs.origin import Origin
@@ -122,8 +123,8 @@ class StateMetadata:
         return cls(elapsed=elapsed, data=data, machine=machine, origin=Origin.read(document.get("init_from")))
 
 
-def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata) -> None:
-    """Write everything that training is resumed from."""
+def contents(state: TrainState, recipe: Recipe, metadata: StateMetadata) -> Contents:
+    """Return everything that training is resumed from. The tensors are those that training changes."""
     document = {
         **recipe.shared_document(),
         "kind": "state",
@@ -140,7 +141,7 @@ def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata)
     }
     if metadata.origin is not None:
         document["init_from"] = metadata.origin.document()
-    checkpoint.save(path, checkpoint.ungrouped(state.tensors()), document)
+    return Contents(checkpoint.ungrouped(state.tensors()), document)
 
 
 def restore(folder: RunFolder, state: TrainState, recipe: Recipe) -> StateMetadata | None:
