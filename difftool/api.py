@@ -79,6 +79,7 @@ def train(
     from difftool.runs.folder import RunFolder, open_run
     from difftool.training.companions import check_requirements
     from difftool.training.prepare import prepare
+    from difftool.training.processes import kind_of_group
 
     check_main_guard()
     check_not_loading("difftool.train()")
@@ -107,15 +108,18 @@ def train(
         return create(recipe, path, overwrite=overwrite) if resume is None else RunFolder(run)
 
     check_requirements(companions)
-    with _known(choices), safe_path(), devices.threads(recipe.training.threads), connect(chosen) as group:
+    kind = kind_of_group(recipe.training)
+    with _known(choices), safe_path(), devices.threads(recipe.training.threads), connect(chosen, kind) as group:
         with encoding_bar() if progress else nullcontext() as watch:
-            experiment = prepare(recipe, chosen, None if resume is None else RunFolder(run), watch=watch)
+            experiment = prepare(recipe, chosen, None if resume is None else RunFolder(run), watch=watch, group=group)
         if progress and group.is_main and experiment.transfer is not None:
             note(str(experiment.transfer))
         with experiment.open(folder, resume=resume is not None, companions=companions, group=group):
             if progress and group.is_main:
                 note(first_note(experiment, resumed=resume is not None, more="steps=N"))
             fit_in_python(experiment, progress=progress)
+    if experiment.group.sharded:
+        return load(experiment.folder.path, device="cpu")
     model = experiment.model
     model.source, model.run = experiment.folder.model, experiment.folder
     return model.to(chosen)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import os
 import re
 import sys
@@ -72,6 +73,9 @@ def leave_world() -> None:
 class ProcessGroup:
     """The processes that work together, as one of them sees them. In this class there is only one."""
 
+    sharded = False
+    """True if each process holds a part of every weight; see `difftool.training.sharding`."""
+
     def __init__(self, here: World | None = None) -> None:
         self.world = here or World()
         self.rank, self.size, self.is_main = self.world.rank, self.world.size, self.world.is_main
@@ -92,6 +96,21 @@ class ProcessGroup:
         """
         shard = self.shard(n)
         return float(shard.stop - shard.start) * self.size / n
+
+    def spread(self, network: nn.Module) -> None:
+        """Leave each process its part of the weights, if they are to be sharded."""
+
+    def copied(self, network: nn.Module) -> nn.Module:
+        """Return a copy of the network, in parts as the network is."""
+        return copy.deepcopy(network)
+
+    def whole(self, network: nn.Module) -> nn.Module:
+        """Return the network as the main process can use it inside `on_main`: whole."""
+        return network
+
+    def norm(self, own: Tensor) -> Tensor:
+        """Return the norm of the gradients of all weights, given that of those that this process updates."""
+        return own
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return the network such that a backward pass averages gradients over the processes."""
@@ -164,6 +183,7 @@ class DistributedGroup(ProcessGroup):
         self._silent = {weight for weight in network.parameters() if weight.requires_grad}
         weights: list[Any] = [*self._silent]
         self._hooks = [weight.register_post_accumulate_grad_hook(self._silent.discard) for weight in weights]
+        self._in_vectors = any(weight.grad is not None for weight in weights)
         return self._averaged(network, find_unused_parameters=True)
 
     def wrap_again(self, wrapped: nn.Module, network: nn.Module) -> nn.Module:
@@ -180,6 +200,7 @@ class DistributedGroup(ProcessGroup):
             process_group=self._gradients,
             broadcast_buffers=False,
             find_unused_parameters=find_unused_parameters,  # a search through the graph in every step
+            gradient_as_bucket_view=not self._in_vectors,  # gradients that are views of vectors must stay so
         )
 
     def averaging(self, wrapped: nn.Module, now: bool) -> AbstractContextManager[object]:
@@ -229,7 +250,9 @@ class DistributedGroup(ProcessGroup):
 
 
 @contextlib.contextmanager
-def connect(device: torch.device | None = None) -> Iterator[ProcessGroup]:
+def connect(
+    device: torch.device | None = None, kind: type[DistributedGroup] = DistributedGroup
+) -> Iterator[ProcessGroup]:
     """Connect the processes of this run for a block. To share gradients, `device` is the one of this process.
 
     A script that has called `torch.distributed.init_process_group` itself keeps its default group. Raises `PeerDied` if
@@ -248,7 +271,7 @@ def connect(device: torch.device | None = None) -> Iterator[ProcessGroup]:
             atexit.register(dist.destroy_process_group)
         if device is not None and device.type == "cuda":
             torch.cuda.set_device(device)
-        group = DistributedGroup(here, device)
+        group = kind(here, device)
         try:
             yield group
         finally:

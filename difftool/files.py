@@ -221,6 +221,16 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
             raise
 
 
+def move_folder(folder: Path, path: Path) -> None:
+    """Give a folder its name, at which nothing is yet, for good: synced to the disk. Raises `DifftoolError`."""
+    try:
+        _sync(folder)
+        os.rename(folder, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise not_written(path, error) from None
+
+
 def _sync(path: Path) -> None:
     """Wait until a file, or the list of files in a folder, is on the disk."""
     if os.name == "nt" and path.is_dir():

@@ -42,6 +42,10 @@ class Training(Options):
     checkpoint_activations: bool = option(
         default=False, help="save memory: compute blocks of the network again in the backward pass"
     )
+    shard: bool = option(
+        default=False,
+        help="several processes: leave each a part of weights, averages and optimizer, for networks that fit none",
+    )
     lr: float = option(default=1e-3, gt=0, le=10, help="learning rate")
     lr_schedule: Literal["constant", "cosine", "linear", "inverse-sqrt"] = option(
         default="constant",

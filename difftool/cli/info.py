@@ -146,10 +146,11 @@ def _of_evaluations(run: RunFolder) -> dict[str, Any]:
 
 def _of_state(path: Path) -> dict[str, Any] | None:
     """Describe a training state; None if the run that is being trained has just replaced it."""
+    from difftool.runs.states import size_of
     from difftool.training.state import check
 
     try:
-        size = path.stat().st_size
+        size = size_of(path)
     except FileNotFoundError:
         return None
     problem = check(path)

@@ -86,13 +86,14 @@ def train(
     from difftool import devices
     from difftool.training.companions import check_requirements
     from difftool.training.prepare import prepare
+    from difftool.training.processes import kind_of_group
 
     check_requirements(companions)
     chosen = devices.choose(device)
-    with devices.threads(recipe.training.threads), connect(chosen) as group:
+    with devices.threads(recipe.training.threads), connect(chosen, kind_of_group(recipe.training)) as group:
         try:
             with encoding_bar() as watch:
-                experiment = prepare(recipe, chosen, place.resumed, watch=watch)
+                experiment = prepare(recipe, chosen, place.resumed, watch=watch, group=group)
         except InvalidOption as error:
             raise request.locate(error) from None
         _introduce(experiment, request)

@@ -41,8 +41,8 @@ def fit(experiment: Experiment) -> None:
     with signals.deferred(), _shown(experiment, words) as show, _naming_last_state(experiment):
         for result in experiment.run():
             show(result)
-            if result.preview and experiment.group.is_main:
-                _draw_preview(experiment)
+            if result.preview:
+                experiment.group.on_main(lambda: _draw_preview(experiment))
             _stop_at_signal(experiment, signals, _resume_hint)
         experiment.save()
     _stop_at_signal(experiment, signals, _resume_hint)

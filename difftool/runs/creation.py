@@ -17,6 +17,7 @@ from difftool.errors import DifftoolError
 from difftool.files import TEMPORARY, check_output, make_folder
 from difftool.locks import is_marked
 from difftool.plugins.registry import registry
+from difftool.runs import states
 from difftool.runs.averages import files_in
 from difftool.runs.folder import FOLDERS, LOCK, ROOT, RunFolder
 from difftool.runs.recipe import Recipe, companion_kinds
@@ -98,7 +99,9 @@ def _clear(run: RunFolder) -> None:
     logs = [p for pattern in sorted(patterns) for p in run.logs.glob(pattern) if not _below_link(p, run.path)]
     tables, pictures = [run.metrics, run.evaluations], [*previews, run.loss, run.report]
     averages = [file.path for file in files_in(run.averages)]
-    for file in (*run.saved_states(), *run.damaged_states(), run.model, run.best, *averages, *tables, *pictures, *logs):
+    for state in (*run.saved_states(), *run.damaged_states()):
+        states.remove(state)
+    for file in (run.model, run.best, *averages, *tables, *pictures, *logs):
         if file.is_file():
             file.unlink()
     for folder in (run.samples, run.evaluation_pictures, run.results):

@@ -5,7 +5,7 @@ config.toml          the resolved recipe, and a record of the run
 model.safetensors    the weights to sample from, with all that sampling needs
 best.safetensors     the same after the step with the best held-out loss, or the best value of a metric
 averages/            other averages of the weights; see `difftool.runs.averages`
-state/               training states, from which the run can be resumed
+state/               training states, from which the run can be resumed; see `difftool.runs.states`
 metrics.jsonl        one JSON object per logged step
 previews/ samples/ loss.png
 evaluations.jsonl    one JSON object per evaluation; see `difftool.runs.evaluations`
@@ -43,10 +43,12 @@ from difftool.settings import LARGEST_STEP
 
 ROOT = Path("runs")
 LOCK = "lock"
+INDEX = "index.json"
+"""The file that makes a folder of shards a training state; see `difftool.runs.states`."""
 DAMAGED = ".damaged"
 """The suffix of a training state that could not be read."""
 FOLDERS = ("state", "averages", "previews", "samples", "evaluations", "results")
-DAMAGED_STATE = re.compile(rf"step-\d{{9,10}}\.safetensors{re.escape(DAMAGED)}", re.ASCII)
+STATE = re.compile(r"step-\d{9,10}(\.safetensors)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,20 @@ class RunFolder(Displayed):
     def state(self, step: int) -> Path:
         return self.states / self.state_name(step)
 
+    def shards(self, step: int) -> Path:
+        """Return the folder of a state of shards."""
+        return self.states / f"step-{step:09d}"
+
     def saved_states(self) -> list[Path]:
-        """Return the training states, the newest first."""
-        found = [p for p in self.states.glob("step-*.safetensors") if re.fullmatch(r"step-\d{9,10}", p.stem, re.ASCII)]
+        """Return the training states, the newest first: files, and folders of shards with their index."""
+        found = [
+            p for p in self.states.glob("step-*") if STATE.fullmatch(p.name) and (p.suffix or (p / INDEX).is_file())
+        ]
         return sorted(found, key=step_of, reverse=True)
 
     def damaged_states(self) -> list[Path]:
         """Return the states that were set aside."""
-        found = (p for p in self.states.glob(f"step-*{DAMAGED}") if DAMAGED_STATE.fullmatch(p.name))
+        found = (p for p in self.states.glob(f"step-*{DAMAGED}") if STATE.fullmatch(p.stem))
         return sorted(found)
 
     def set_aside(self, states: Sequence[Path]) -> None:

@@ -39,6 +39,7 @@ MAY_CHANGE = (
         "epochs",
         "accumulate",
         "checkpoint_activations",
+        "shard",
         "checkpoint_every",
         "keep",
         "preview_every",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from difftool.errors import BadFile
-from difftool.runs import averages, checkpoint
+from difftool.runs import averages, states
 from difftool.runs.folder import RunFolder, step_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def newest_weights(run: RunFolder) -> RawWeights:
     reasons = []
     for path in run.saved_states():
         try:
-            tensors, document, digest = checkpoint.load_with_digest(path)
+            tensors, document, digest = states.load_with_digest(path)
             if document.get("kind") != "state" or document.get("step") != step_of(path):
                 raise BadFile(f"{path} is not the training state that its name says")
         except BadFile as error:

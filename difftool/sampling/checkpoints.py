@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from difftool.errors import BadFile, UsageError, listed
-from difftool.runs import averages, checkpoint
+from difftool.runs import averages, checkpoint, states
 from difftool.runs.averages import canonical
 from difftool.runs.folder import RunFolder, step_of
 from difftool.runs.weights import BEST
@@ -38,7 +38,7 @@ class Checkpoint:
     def into(self, model: Source) -> Model:
         """Put the weights into the network of a model, and return the model that it then is. Raises `BadFile`."""
         assert isinstance(model, Model)
-        tensors, document, digest = checkpoint.load_with_digest(self.path)
+        tensors, document, digest = states.load_with_digest(self.path)
         kind, step = document.get("kind"), document.get("step")
         is_model = kind == "model"
         weights = document.get("weights") if is_model else self.weights
@@ -63,7 +63,7 @@ def find(digest: str, runs: Iterable[RunFolder]) -> tuple[RunFolder, Path] | Non
         files = [run.model, run.best, *(one.path for one in averages.files_in(run.averages))]
         for path in [*files, *run.saved_states()]:
             with contextlib.suppress(BadFile):
-                if checkpoint.load_digest(path) == digest:
+                if states.load_digest(path) == digest:
                     return run, path
     return None
 

@@ -26,7 +26,7 @@ from difftool.files import parse_json
 from difftool.options import plain
 from difftool.paths import without_paths
 from difftool.plugins.registry import registry
-from difftool.runs import checkpoint
+from difftool.runs import states
 from difftool.runs.recipe import plugins_of
 from difftool.sampling.beside import sha256_of
 from difftool.sampling.embedded import FOUND_IN_FOLDERS, text_in
@@ -251,7 +251,7 @@ def record_of(
         about = {"oracle": {**tables, "timesteps": len(source.schedule), "data": fingerprint(source.samples)}}
     return Record(
         **about,
-        checkpoints={one.name: checkpoint.load_digest(one.path) for one in checkpoints},
+        checkpoints={one.name: states.load_digest(one.path) for one in checkpoints},
         sampler=_tables(each.sampler for each in plans),
         spacing=_tables(each.spacing for each in plans),
         guidance=_tables(each.guidance for each in plans if each.guidance is not None),

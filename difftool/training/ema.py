@@ -14,7 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from difftool.runs.averages import ema_name, power_name
 from difftool.runs.power import decay_at, gamma_of
-from difftool.training.vectors import join_alike
+from difftool.training.vectors import join_alike, own_part
 
 if TYPE_CHECKING:
     from difftool.settings import Training
@@ -31,10 +31,17 @@ def warming_decay(t: int, cap: float) -> float:
 class Average:
     """A running average of the weights of a network, in a copy of the network. Buffers are copied."""
 
-    def __init__(self, network: nn.Module, name: str, decay: Callable[[int], float]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        decay: Callable[[int], float],
+        copied: Callable[[nn.Module], nn.Module] = copy.deepcopy,
+    ) -> None:
         self.name, self.decay = name, decay
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self._averaged, self._live = join_alike([*self.network.parameters()], [*network.parameters()])
+        self.network = copied(network).eval().requires_grad_(False)
+        parts = ([*map(own_part, one.parameters())] for one in (self.network, network))
+        self._averaged, self._live = join_alike(*parts)
         self._copied = list(zip(self.network.buffers(), network.buffers(), strict=True))
 
     @torch.no_grad()
@@ -57,11 +64,16 @@ class Averages:
         self.updates = 0
 
     @classmethod
-    def of(cls, network: nn.Module, settings: Training) -> Averages:
+    def of(
+        cls,
+        network: nn.Module,
+        settings: Training,
+        copied: Callable[[nn.Module], nn.Module] = copy.deepcopy,
+    ) -> Averages:
         """Return the averages that the settings name, once the optimizer has joined the weights."""
         decays = {ema_name(cap): partial(warming_decay, cap=cap) for cap in settings.ema if cap}
         lengths = {power_name(length): partial(decay_at, gamma=gamma_of(length)) for length in settings.ema_lengths}
-        return cls([Average(network, name, decay) for name, decay in {**decays, **lengths}.items()])
+        return cls([Average(network, name, decay, copied) for name, decay in {**decays, **lengths}.items()])
 
     def __iter__(self) -> Iterator[Average]:
         return iter(self.members)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from difftool.data.samples import Samples
 from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import DifftoolError, UsageError
 from difftool.paths import in_run, relative_to_run
+from difftool.runs.checkpoint import Contents
 from difftool.runs.evaluations import remove_later_evaluations
 from difftool.runs.folder import INSIDE, RunFolder, now
 from difftool.runs.recipe import Recipe, companion_tables
@@ -315,6 +317,9 @@ class Experiment:
         if self.saved_at != self.state.step:
             loop.check_finite(self.state, self.recipe.training, self.group)
             self._save_snapshots()  # before the state, from which they would not be made again
+            if self.group.sharded:
+                self.group.on_main(lambda: self.saver.write(Save([], self.recipe.training.keep, own=self._best())))
+                state.save_sharded(self.place.find, self._contents, self.state, self.group)
             write = self.saver.write if wait else self.saver.start
             self.group.on_main(lambda: write(self._save()))
             self.saved_at = self.state.step
@@ -336,13 +341,17 @@ class Experiment:
             self.clock.stop()
             self.save()
 
+    def _best(self) -> list[tuple[Path, Contents]]:
+        return [] if self.best is None else [*self.best.files(self.model)]
+
+    def _contents(self) -> Contents:
+        return state.contents(self.state, self.recipe, self._metadata())
+
     def _save(self) -> Save:
         """Return what a save writes, the state first: where there is a model, there is something to resume from."""
-        step, best = self.state.step, () if self.best is None else self.best.files(self.model)
+        step, best, keep = self.state.step, self._best(), self.recipe.training.keep
         self.model.step = step
-        files = [
-            (INSIDE.state(step), state.contents(self.state, self.recipe, self._metadata())),
-            (INSIDE.model, self.model.contents()),
-            *self.averages.files(step),
-        ]
-        return Save(files, self.recipe.training.keep, own=[*best])
+        models = [(INSIDE.model, self.model.contents()), *self.averages.files(step)]
+        if self.group.sharded:  # the state is written, and the tensors were gathered for these files alone
+            return Save([], keep, own=[*best, *models])
+        return Save([(INSIDE.state(step), self._contents()), *models], keep, own=best)

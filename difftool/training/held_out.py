@@ -54,7 +54,10 @@ def held_out_loss(
             return output
 
     with evaluating(state.network, state.auxiliary):
-        for start in range(0, n, batch_size)[group.rank :: group.size]:
+        starts = range(0, n, batch_size)
+        own = starts[group.rank :: group.size]
+        idle = -(-len(starts) // group.size) - len(own) if group.sharded else 0  # all gather the blocks equally often
+        for start, weight in [*((start, 1.0) for start in own), *((0, 0.0),) * idle]:
             indices = list(range(start, min(n, start + batch_size)))
             items, raw = samples.take(indices)
             x_0 = objective.data.scaling.to_model(items.to(device))
@@ -73,6 +76,6 @@ def held_out_loss(
                 batch = batch_of(objective, inputs, Moment(state.step, steps, random_key), weighted=False)
                 with blaming(f"loss {objective.loss.name}"):
                     losses = item_losses(objective, Predictor(objective, called, inputs), batch, state.auxiliary)
-                total += torch.tensor(by_quartile(losses, batch.t, levels), dtype=torch.float64)
+                total += weight * torch.tensor(by_quartile(losses, batch.t, levels), dtype=torch.float64)
     sums, counts = ([group.all_sum(value) for value in row] for row in total.tolist())
     return HeldOutLoss(finite(sum(sums) / (n * REPEATS)), means(sums, counts))

@@ -24,7 +24,7 @@ from difftool.data.tensors import tensor_of
 from difftool.errors import BadFile, DifftoolError, UsageError, blaming
 from difftool.files import atomic
 from difftool.plugins.build import build_codec, cache_folder, loading
-from difftool.runs import checkpoint
+from difftool.runs import checkpoint, states
 from difftool.runs.folder import RunFolder
 from difftool.runs.latents import KEY, document_of, read_space, tensors_of
 from difftool.runs.recipe import Recipe
@@ -70,9 +70,9 @@ def _saved_space(component: Codec, data: DataFacts, run: RunFolder) -> LatentSpa
     """Return the latents that the newest readable state of a run records, or None."""
     for path in run.saved_states():
         try:
-            if KEY not in checkpoint.load_document(path):
+            if KEY not in states.load_document(path):
                 continue
-            tensors, document = checkpoint.load(path)
+            tensors, document = states.load(path)
             codec = {name.removeprefix("codec."): t for name, t in tensors.items() if name.startswith("codec.")}
             return read_space(path, component, data, document, codec)
         except BadFile:  # which is told when the state itself is read

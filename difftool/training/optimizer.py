@@ -29,7 +29,7 @@ from difftool.training.optimizer_checks import (
     small_shape,
 )
 from difftool.training.plain_values import decode, encode, is_plain
-from difftool.training.vectors import join, views_of
+from difftool.training.vectors import is_sharded, join, own_part, views_of
 
 if TYPE_CHECKING:
     from difftool.components import Optimizer
@@ -38,27 +38,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor that an optimizer updates: a weight, or a vector of which several weights are views."""
+    """A tensor that an optimizer updates: a weight, this process's part of it, or a vector of several weights."""
 
     tensor: nn.Parameter
     names: tuple[str, ...]
     weights: tuple[nn.Parameter, ...]
-
-    @property
-    def is_vector(self) -> bool:
-        return self.tensor is not self.weights[0]
+    is_vector: bool = False
 
     @classmethod
     def of(cls, weights: Mapping[str, nn.Parameter], *, joined: bool) -> list[Piece]:
         """Return the pieces of a group: one vector if the weights are to be joined and can be, else each weight."""
-        vector = join([*weights.values()]) if joined else None
+        vector = join([*weights.values()]) if joined and not any(map(is_sharded, weights.values())) else None
         if vector is None:
-            return [cls(weight, (name,), (weight,)) for name, weight in weights.items()]
+            return [
+                cls(nn.Parameter(own_part(weight)) if is_sharded(weight) else weight, (name,), (weight,))
+                for name, weight in weights.items()
+            ]
         tensor = nn.Parameter(vector)
         tensor.grad = torch.zeros_like(vector)
         for weight, grad in zip(weights.values(), views_of(tensor.grad, [*weights.values()]), strict=True):
             weight.grad = grad
-        return [cls(tensor, tuple(weights), tuple(weights.values()))]
+        return [cls(tensor, tuple(weights), tuple(weights.values()), is_vector=True)]
 
 
 class Updater:
@@ -87,6 +87,7 @@ class Updater:
             """The size of the state that the optimizers keep."""
             pieces = [Piece.of(some, joined=component.elementwise and joined) for some in members]
             self.pieces = [piece for some in pieces for piece in some]
+            self._sharded = [piece for piece in self.pieces if is_sharded(piece.weights[0])]
             self.parameters = [piece.tensor for piece in self.pieces]
             """The tensors that the optimizers update: vectors and weights."""
             held = [{**g, "params": [p.tensor for p in some]} for g, some in zip(chosen, pieces, strict=True)]
@@ -107,6 +108,12 @@ class Updater:
                 piece.tensor.grad.zero_()
             else:
                 piece.tensor.grad = None
+
+    def take_gradients(self) -> None:
+        """Give the parts of sharded weights their gradients, after a backward pass."""
+        for piece in self._sharded:
+            gradient, piece.weights[0].grad = piece.weights[0].grad, None
+            piece.tensor.grad = None if gradient is None else own_part(gradient)
 
     def gradient_norm(self) -> Tensor:
         """Return the norm of all gradients together, a scalar on the device. Unused weights have no gradient."""
@@ -175,6 +182,17 @@ class Updater:
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the state by the name that each has in a file: `0.exp_avg`."""
         return tensors_in(self.weight_state())
+
+    def whole_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the whole shapes of those tensors of the state that are sharded as their weights are."""
+        state = self.all_weight_state()
+        return {
+            f"{i}.{slot}": tuple(piece.weights[0].shape)
+            for piece in self._sharded
+            for i in [self._index[piece.names[0]]]
+            for slot, value in state.get(i, {}).items()
+            if isinstance(value, Tensor) and value.shape == piece.tensor.shape
+        }
 
     def expected(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Return tensors like those that a file of these names should hold, or that a file may hold at all.

@@ -21,6 +21,7 @@ from difftool.data.samples import fingerprint
 from difftool.data.splitting import split
 from difftool.diffusion.memory_layout import arrange
 from difftool.diffusion.schedule import Schedule
+from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import DifftoolError, InvalidOption
 from difftool.plugins.build import (
     build_codec,
@@ -43,6 +44,7 @@ from difftool.training.experiment import Experiment
 from difftool.training.frozen import freeze
 from difftool.training.latents import Feed, Watch, latent_space
 from difftool.training.loss import Objective
+from difftool.training.processes import check_shardable
 from difftool.training.rate import check_schedule
 from difftool.training.snapshots import AverageFiles, models_of
 from difftool.training.state import TrainState
@@ -50,7 +52,12 @@ from difftool.training.transfer import load_source, take_weights
 
 
 def prepare(
-    recipe: Recipe, device: torch.device, resumed: RunFolder | None = None, *, watch: Watch | None = None
+    recipe: Recipe,
+    device: torch.device,
+    resumed: RunFolder | None = None,
+    *,
+    watch: Watch | None = None,
+    group: ProcessGroup = SINGLE,
 ) -> Experiment:
     """Load the data and build the parts of a recipe, or of the run to resume, whose state is loaded later.
 
@@ -80,8 +87,9 @@ def prepare(
     latents = latent_space(recipe, data, train, device, resumed)
     space = data if latents is None else latents.facts
     seed_globally(device, key(settings.seed, "weights"))
-    network = build_network(recipe[Backbone], space, settings).to(device)
-    arrange(network)
+    network = build_network(recipe[Backbone], space, settings)
+    if not group.sharded:  # else only parts of it go to the device, and these have one memory layout
+        arrange(network.to(device))
     source = None if resumed is not None and resumed.saved_states() else load_source(settings, recipe[Prediction])
     transfer = None if source is None else take_weights(network, source, recipe[Backbone], space, settings)
     freeze(network, settings)
@@ -91,11 +99,16 @@ def prepare(
     if settings.batch_size == AUTO:
         search = find_batch_size(network, auxiliary, feed, objective, settings, recipe[Optimizer])
         recipe = recipe.with_training(batch_size=search.batch_size)
-    train_state = TrainState.new(network, recipe.training, device, optimizer=recipe[Optimizer], auxiliary=auxiliary)
+    if group.sharded:
+        check_shardable(recipe, network, auxiliary)
+        group.spread(network)
+    train_state = TrainState.new(
+        network, recipe.training, device, optimizer=recipe[Optimizer], auxiliary=auxiliary, group=group
+    )
     train_state.latents = latents
     origin = None if transfer is None else transfer.origin
-    raw = Model(recipe, data, schedule, network, device=device, origin=origin, latents=latents)
-    model, *others = models_of(raw, train_state.averages)
+    raw = Model(recipe, data, schedule, group.whole(network), device=device, origin=origin, latents=latents)
+    model, *others = models_of(raw, train_state.averages, group)
     return Experiment(
         recipe=recipe,
         data=data,
@@ -110,6 +123,7 @@ def prepare(
         fingerprint=fingerprint(samples),
         search=search,
         transfer=transfer,
+        group=group,
     )
 
 

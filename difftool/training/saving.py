@@ -21,7 +21,7 @@ from torch import Tensor
 from difftool import devices
 from difftool.errors import DifftoolError, out_of_memory
 from difftool.files import sweep
-from difftool.runs import checkpoint
+from difftool.runs import checkpoint, states
 from difftool.runs.checkpoint import Contents
 from difftool.runs.folder import RunFolder
 from difftool.training.place import Place
@@ -52,7 +52,7 @@ class Save:
         for path, contents in (*self.own, *self.files):
             checkpoint.save(place().path / path, *contents)
         for old in place().saved_states()[self.keep :]:
-            old.unlink(missing_ok=True)
+            states.remove(old)
 
     def tensors(self) -> Iterator[Tensor]:
         """Return the tensors that training changes."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from difftool.distributed import SINGLE, ProcessGroup
 from difftool.runs.averages import file_of, files_in
 from difftool.runs.folder import INSIDE, RunFolder, step_of
 from difftool.settings import is_due, is_never
@@ -21,9 +22,9 @@ SNAPSHOTS = 64
 """The number of snapshots over a run by default: from lengths 0.05 and 0.10 they give 0.07 within 2.5e-4."""
 
 
-def models_of(raw: Model, averages: Averages) -> list[Model]:
+def models_of(raw: Model, averages: Averages, group: ProcessGroup = SINGLE) -> list[Model]:
     """Return a model for each average. The model file holds the first; it is the raw one if no decay is set."""
-    models = [replace(raw, network=average.network, weights=average.name) for average in averages]
+    models = [replace(raw, network=group.whole(average.network), weights=average.name) for average in averages]
     return [raw, *models] if raw.recipe.training.ema == (0.0,) else models
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import BadFile, DifftoolError
-from difftool.runs import checkpoint
+from difftool.files import move_folder, temporary_folder
+from difftool.runs import checkpoint, states
 from difftool.runs.checkpoint import Contents
-from difftool.runs.folder import RunFolder
+from difftool.runs.folder import RunFolder, step_of
 from difftool.runs.latents import document_of, tensors_of
 from difftool.runs.origin import Origin
 from difftool.runs.recipe import Recipe, differences
@@ -23,6 +26,7 @@ from difftool.settings import LARGEST_STEP
 from difftool.training.auxiliary import trainable
 from difftool.training.ema import Averages
 from difftool.training.optimizer import Updater
+from difftool.training.vectors import is_sharded, own_parts
 
 if TYPE_CHECKING:
     from difftool.components import Optimizer
@@ -48,6 +52,8 @@ class TrainState:
     """The auxiliary network of the loss."""
     latents: LatentSpace | None = None
     """The latents that the network works in, which do not change."""
+    part: tuple[int, int] = (0, 1)
+    """The rank of this process and the number of processes, if the weights are sharded."""
     step: int = 0
     """The number of completed steps."""
     skipped: int = 0
@@ -67,15 +73,17 @@ class TrainState:
         *,
         optimizer: Optimizer,
         auxiliary: nn.Module | None = None,
+        group: ProcessGroup = SINGLE,
     ) -> TrainState:
         """Return the state before the first step. Raises `UsageError` if the optimizer's parts do not fit together."""
         scaled = settings.precision == "fp16" and device.type == "cuda"
         return cls(
             network,
             Updater(optimizer, [*network.named_parameters(), *trainable(auxiliary)], settings.lr),
-            Averages.of(network, settings),  # after the optimizer, which joins weights
+            Averages.of(network, settings, group.copied),  # after the optimizer, which joins weights
             torch.amp.GradScaler(device.type, enabled=scaled),
             auxiliary,
+            part=(group.rank, group.size) if group.sharded else (0, 1),
         )
 
     @property
@@ -87,16 +95,28 @@ class TrainState:
         return sum(t.numel() * t.element_size() for t in tensors) + self.optimizer.state_bytes
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors of network, codec, auxiliary, averages and optimizer, by their names there."""
+        """Return the tensors of network, codec, auxiliary, averages and optimizer, by their names there.
+
+        Of sharded ones they are the parts that this process holds.
+        """
         return {
-            "network": self.network.state_dict(),
+            "network": own_parts(self.network.state_dict()),
             "codec": tensors_of(self.latents),
             "loss": self.auxiliary.state_dict() if self.auxiliary is not None else {},
-            "averages": {
-                f"{i}.{name}": t for i, one in enumerate(self.averages) for name, t in one.network.state_dict().items()
-            },
+            "averages": own_parts(self._averages()),
             "optimizer": self.optimizer.tensors(),
         }
+
+    def _averages(self) -> dict[str, Tensor]:
+        return {f"{i}.{name}": t for i, one in enumerate(self.averages) for name, t in one.network.state_dict().items()}
+
+    def whole_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the whole shape of each sharded tensor, by the name that it has in a file."""
+        if self.part[1] == 1:
+            return {}
+        weights = checkpoint.ungrouped({"network": self.network.state_dict(), "averages": self._averages()})
+        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items() if is_sharded(tensor)}
+        return {**shapes, **{f"optimizer.{name}": shape for name, shape in self.optimizer.whole_shapes().items()}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +164,31 @@ def contents(state: TrainState, recipe: Recipe, metadata: StateMetadata) -> Cont
     return Contents(checkpoint.ungrouped(state.tensors()), document)
 
 
+def save_sharded(
+    place: Callable[[], RunFolder], contents: Callable[[], Contents], state: TrainState, group: ProcessGroup
+) -> None:
+    """Write a state as shards, one by each process, and then their index. All processes call this.
+
+    The folder gets its name once everything is in it. A state of this step that is there already is the one that the
+    run was resumed from, and stays. Raises `DifftoolError`.
+    """
+    folder = group.on_main(place)
+    path = folder.shards(state.step)
+    if group.on_main(path.exists):
+        return
+    with temporary_folder(folder.states) if group.is_main else nullcontext() as made:
+        temporary: Path = group.on_main(lambda: made)  # type: ignore[assignment]
+        tensors, document = contents()
+        shapes = {name: shape for name, shape in state.whole_shapes().items() if name in tensors}
+        digests = group.all_gather(states.write_shard(temporary, *state.part, tensors, shapes, state.step))
+
+        def complete() -> None:
+            states.write_index(temporary, document, shapes, digests)
+            move_folder(temporary, path)
+
+        group.on_main(complete)
+
+
 def restore(folder: RunFolder, state: TrainState, recipe: Recipe) -> StateMetadata | None:
     """Load the newest valid state of a run, and set damaged ones aside. Return None if no state was saved yet.
 
@@ -170,7 +215,8 @@ def restore(folder: RunFolder, state: TrainState, recipe: Recipe) -> StateMetada
 
 def restore_step(folder: RunFolder, step: int, state: TrainState, recipe: Recipe) -> None:
     """Load the state of this step, which the main process has loaded before. Raises `DifftoolError`."""
-    _load(folder.state(step), state, recipe, folder.config)
+    path = next(path for path in folder.saved_states() if step_of(path) == step)
+    _load(path, state, recipe, folder.config)
 
 
 def check_resumable(before: StateMetadata, now: StateMetadata, dataset: str, *, new_data: bool) -> None:
@@ -193,7 +239,7 @@ def check_resumable(before: StateMetadata, now: StateMetadata, dataset: str, *, 
 def check(path: Path) -> str:
     """Return what is wrong with a training state, or an empty string."""
     try:
-        _, document = checkpoint.load(path)
+        _, document = states.load(path)
         _read_document(path, document)
     except BadFile as error:
         return str(error)
@@ -202,7 +248,8 @@ def check(path: Path) -> str:
 
 def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateMetadata:
     """Load a state once all of it was checked. Raises `BadFile` and `DifftoolError`."""
-    tensors, document = checkpoint.load(path)
+    state.optimizer.make_state()  # it may change weights, which are loaded below
+    tensors, document = states.load(path, *state.part, state.whole_shapes())
     counters, metadata = _read_document(path, document)
     recorded = read_recipe(path, document, recipe.document())
     if rows := differences(recorded, recipe):  # its weights would get another meaning in silence
@@ -210,7 +257,6 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
             f"{config} describes another run than {path.name} was trained in: {'; '.join(rows)}; "
             "restore that file, or start a new run"
         )
-    state.optimizer.make_state()  # it may change weights, which are loaded below
     groups = _grouped(path, tensors, state)
     if not groups["optimizer"] and state.optimizer.expected() and counters["step"] > counters["skipped"]:
         raise BadFile(f"{path}: its optimizer is missing")
@@ -220,18 +266,29 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
         state.optimizer.load(groups["optimizer"], document["optimizer_state"])
     except (AttributeError, KeyError, TypeError, ValueError):
         raise BadFile(f"{path}: the numbers of its optimizer do not fit") from None
-    state.network.load_state_dict(groups["network"])
+    _fill(state.network, groups["network"])
     if state.latents is not None:
         state.latents.codec.load_state_dict(groups["codec"])
     if state.auxiliary is not None:
         state.auxiliary.load_state_dict(groups["loss"])
     for i, average in enumerate(state.averages):
         own = {name: groups["averages"][f"{i}.{name}"] for name in average.network.state_dict()}
-        average.network.load_state_dict(own)
+        _fill(average.network, own)
     state.averages.updates = counters["ema_updates"]
     state.scaler.load_state_dict(document["scaler"])
     state.step, state.skipped, state.skipped_in_a_row = (counters[name] for name in COUNTERS[:3])
     return metadata
+
+
+@torch.no_grad()
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load the tensors of a network, or the parts of a sharded one that this process holds."""
+    own = network.state_dict()
+    if not any(map(is_sharded, own.values())):
+        network.load_state_dict(tensors)
+        return
+    for name, part in own_parts(own).items():
+        part.copy_(tensors[name])
 
 
 def _grouped(path: Path, tensors: Mapping[str, Tensor], state: TrainState) -> dict[str, dict[str, Tensor]]:
@@ -260,6 +317,6 @@ def _read_document(path: Path, document: Mapping[str, Any]) -> tuple[dict[str, i
         metadata = StateMetadata.read(document)
     except ValueError:
         raise BadFile(f"{path}: its counters are malformed") from None
-    if path.name != RunFolder.state_name(document["step"]):
+    if step_of(path) != document["step"]:
         raise BadFile(f"{path} holds step {document['step']}: it was renamed")
     return {name: document[name] for name in COUNTERS}, metadata

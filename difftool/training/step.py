@@ -85,7 +85,7 @@ def make_step(
         optimizer.clear_gradients()
         found = backward(inputs, self_cond)
         scaler.unscale_(optimizer)  # type: ignore[arg-type]
-        grad_norm = optimizer.gradient_norm()
+        grad_norm = group.norm(optimizer.gradient_norm())
         finite = grad_norm < math.inf
         if settings.clip:
             clip_grads_with_norm_(optimizer.parameters, settings.clip, grad_norm)
@@ -155,7 +155,7 @@ def eager_backward(
             with group.averaging(wrapped, now=done == len(inputs.t)):
                 with blaming(f"loss {objective.loss.name}", *passing):
                     loss, losses = minimise(objective, predict, batch_of(objective, part, moment), state.auxiliary)
-                    if first and frozen:
+                    if first and frozen and not group.sharded:
                         check_trainable(loss, [*state.optimizer.weights.values()])
                     if not loss.requires_grad:
                         raise ValueError("its losses do not depend on the network; predict outside of torch.no_grad()")
@@ -168,6 +168,7 @@ def eager_backward(
             found.append(Minimised(loss.detach(), None if losses is None else losses.detach(), prediction))
         if weights:
             group.average_gradients(weights)
+        state.optimizer.take_gradients()
         if first:
             wrapped, first = group.wrap_again(wrapped, network), False
         return found[0] if len(found) == 1 else together(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -71,3 +71,22 @@ def are_joined(weights: Sequence[Tensor]) -> bool:
         w.untyped_storage().data_ptr() == storage and w.storage_offset() == start
         for w, start in zip(weights, starts, strict=False)
     )
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether this process holds only a part of a tensor, some of its rows. Its shape is that of the whole."""
+    return hasattr(tensor, "to_local")
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds, with the same memory: all of it, unless it is sharded."""
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        part: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+        return part.detach()
+
+
+def own_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the parts of some tensors that this process holds, by their names."""
+    return {name: own_part(tensor) for name, tensor in tensors.items()}
