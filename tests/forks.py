@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import NoReturn
@@ -62,6 +63,11 @@ def _work(job: Job, streams: Path) -> NoReturn:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    finish(job)
+
+
+def finish(job: Job) -> NoReturn:
+    """Do a job, and end this process with its exit code."""
     code: object = 0
     try:
         job()
@@ -74,6 +80,33 @@ def _work(job: Job, streams: Path) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1)  # to take torch apart would cost a second
+
+
+def as_ranks(size: int, port: int, words: Sequence[str], befores: Mapping[int, Job]) -> None:
+    """Run the command line in `size` processes as torchrun does, which ends all when one has failed, with its code.
+
+    `befores` are done first, by the processes of these ranks.
+    """
+    from difftool.cli.main import main
+
+    running = set()
+    for rank in range(size):
+        if (pid := os.fork()) == 0:
+            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+            os.environ.update({name: str(value) for name, value in names.items()})
+            os.environ.update({"MASTER_PORT": str(port), "MASTER_ADDR": "127.0.0.1"})
+            finish(lambda rank=rank: (befores.get(rank, int)(), main([*words])))  # type: ignore[misc]
+        running.add(pid)
+    first = 0
+    while running:
+        pid, status = os.wait()
+        running.remove(pid)
+        if status and not first:
+            first = os.waitstatus_to_exitcode(status)
+            time.sleep(1)  # the others have a line of their own to say
+            for other in running:
+                os.kill(other, signal.SIGTERM)
+    sys.exit(first)
 
 
 class Server:
