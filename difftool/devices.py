@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 
@@ -123,3 +124,33 @@ def _thread_limit(threads: int, here: World) -> int:
         return threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // here.local_size)
+
+
+LIMITS = (
+    ("cgroup", "memory.max", "memory.current"),
+    ("cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""The folder below /sys/fs of each version of control groups, and its files of the memory allowed and of that used."""
+
+
+def host_memory_left() -> int | None:
+    """Return the bytes of the host's memory that this process may still use, or None where the system does not say.
+
+    On Linux, what queues and containers allow by control groups counts too. Their use of memory includes the cache of
+    files, which the system gives up where memory is needed.
+    """
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text()
+        found.append(int(text.split("MemAvailable:")[1].split()[0]) * 1024)
+    with contextlib.suppress(OSError):
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+        for (folder, limit, used), own in zip(LIMITS, ("", "memory"), strict=True):
+            root = Path("/sys/fs", folder)
+            inner = next((path.lstrip("/") for _, names, path in groups if own in names.split(",")), "")
+            for place in (root / inner, *Path(root / inner).parents):
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    most, now = (int((place / name).read_text()) for name in (limit, used))
+                    cache = int((place / "memory.stat").read_text().split("inactive_file ")[1].split()[0])
+                    found.append(most - now + cache)
+    return min(found, default=None)

@@ -91,15 +91,14 @@ def strike(number: int, at: int | str | None, folder: Path, log: Path | None = N
     """
     import safetensors.torch
 
-    count = 0
+    counter = itertools.count()  # of two threads
     descriptor = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT)
 
     def reach(point: str) -> bool:
-        nonlocal count
-        count += 1
+        count = next(counter)
         if log is not None:
             os.write(descriptor, f"{content_of(folder)} {point}\n".encode())
-        return at in (count - 1, point)
+        return at in (count, point)
 
     def hit() -> None:
         if number == signal.SIGKILL:
@@ -142,8 +141,9 @@ def content_of(folder: Path) -> str:
     """Return a digest of the names, modes and bytes of everything in a folder."""
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        data = path.read_bytes() if path.is_file() else b""
-        found.update(repr((str(path), path.stat().st_mode, data)).encode())
+        with contextlib.suppress(FileNotFoundError):  # another thread may be at work
+            data = path.read_bytes() if path.is_file() else b""
+            found.update(repr((str(path), path.stat().st_mode, data)).encode())
     return found.hexdigest()
 
 
@@ -439,7 +439,7 @@ def test_a_run_killed_several_times_ends_like_an_unbroken_one(
         before = partial(strike, signal.SIGKILL, at, folder)
         outcome = server.run(train(*place, "--checkpoint-every", every, before=before), tmp_path)
         assert outcome.code == -signal.SIGKILL, outcome.err
-        assert logged(folder) == step
+        assert logged(folder) >= step  # training goes on while a thread writes
     go_on(server, folder, arguments)
     check_end(folder, tmp_path / "straight")
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +52,13 @@ LARGEST_FILE = 2**62
 """The largest number that a header may give for a size or a place."""
 LARGEST_HEADER = 16 * 2**20
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
+
+
+class Contents(NamedTuple):
+    """What a file holds, as `save` takes it."""
+
+    tensors: Mapping[str, Tensor]
+    document: Mapping[str, Any]
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any], *, overwrite: bool = True) -> None:

@@ -244,6 +244,10 @@ class RunFolder(Displayed):
         return holder(self.path / LOCK)
 
 
+INSIDE = RunFolder(Path())
+"""The paths of the files inside a run folder."""
+
+
 def recorded_in(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record of a run in its config file, or an empty dictionary where the file has none."""
     recorded = config.get("run")

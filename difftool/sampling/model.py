@@ -27,6 +27,7 @@ from difftool.options import make
 from difftool.plugins.build import build_network, build_schedule, load_samples, loading, puts_image_beside
 from difftool.runs import averages, checkpoint
 from difftool.runs.averages import canonical
+from difftool.runs.checkpoint import Contents
 from difftool.runs.folder import RunFolder, find_model, step_of
 from difftool.runs.latents import built, document_of, read_space, tensors_of
 from difftool.runs.origin import Origin
@@ -127,6 +128,10 @@ class Model(Source, Displayed):
 
         A network in bfloat16 or float16 is written as it is, and read as float32. `about` are further metadata.
         """
+        checkpoint.save(Path(path), *self.contents(codec=codec, about=about), overwrite=overwrite)
+
+    def contents(self, *, codec: bool = True, about: Mapping[str, Any] | None = None) -> Contents:
+        """Return what `save` writes, with the tensors of the network itself."""
         document = {
             **self.recipe.shared_document(),
             "kind": "model",
@@ -142,7 +147,7 @@ class Model(Source, Displayed):
         groups = {"network": self.network.state_dict(), "codec": tensors_of(self.latents) if codec else {}}
         if (half := checkpoint.half_of(groups["network"])) is not None:
             document["dtype"] = half
-        checkpoint.save(Path(path), checkpoint.ungrouped(groups), document, overwrite=overwrite)
+        return Contents(checkpoint.ungrouped(groups), document)
 
     def __repr__(self) -> str:
         return f"Model({self.description}, items {'x'.join(map(str, self.data.shape))}, on {self.device})"

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difftool.errors import BadFile, InvalidOption
 from difftool.options import suggestion
 from difftool.runs import checkpoint
 from difftool.runs.best import HELD_OUT, best_row
-from difftool.runs.folder import RunFolder
+from difftool.runs.folder import INSIDE, RunFolder
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from difftool.runs.checkpoint import Contents
     from difftool.sampling.model import Model
     from difftool.settings import Training
     from difftool.training.evaluation import Evaluation
@@ -39,7 +41,7 @@ class Best:
     row: Mapping[str, Any] | None = None
     """The best row so far."""
     network: nn.Module | None = None
-    _written: bool = True
+    """The best model, until it is written."""
 
     def restore(self, rows: Sequence[Mapping[str, Any]], folder: RunFolder) -> None:
         """Go on from rows. A file of another step, which a damaged or later state may leave, starts anew."""
@@ -57,14 +59,17 @@ class Best:
             self.network = copy.deepcopy(model.network).cpu()
         else:
             self.network.load_state_dict(model.network.state_dict())
-        self._written = False
 
-    def write(self, folder: RunFolder, model: Model) -> None:
-        """Write the best model, unless it has been written. `model` tells all but its weights."""
-        if not self._written and self.network is not None and self.row is not None:
+    def files(self, model: Model) -> Iterator[tuple[Path, Contents]]:
+        """Yield the file of the best model in a run folder, unless it was taken. `model` tells all but its weights.
+
+        The next best model is another copy, so nothing changes these tensors any more.
+        """
+        if self.network is not None and self.row is not None:
             about = {"best": {"name": self.name, "value": self.row[self.name]}}
-            replace(model, network=self.network, step=self.row["step"]).save(folder.best, about=about)
-            self._written = True
+            network, self.network = self.network, None
+            best = replace(model, network=network, step=self.row["step"])
+            yield INSIDE.best, best.contents(about=about)
 
 
 def best_of(settings: Training, evaluation: Evaluation | None = None) -> Best | None:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ from difftool.data.samples import Samples
 from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import DifftoolError, UsageError
 from difftool.paths import in_run, relative_to_run
-from difftool.runs import states
+from difftool.runs.checkpoint import Contents
 from difftool.runs.evaluations import remove_later_evaluations
-from difftool.runs.folder import RunFolder, now
+from difftool.runs.folder import INSIDE, RunFolder, now
 from difftool.runs.recipe import Recipe, companion_tables
 from difftool.runs.recorded import changed_scripts
 from difftool.sampling.model import Model
@@ -41,6 +42,7 @@ from difftool.training.latents import Feed
 from difftool.training.loss import Objective
 from difftool.training.metrics import NAMES, Meter, Stopwatch, scalars
 from difftool.training.place import Place
+from difftool.training.saving import Save, Saver
 from difftool.training.snapshots import AverageFiles, remove_later
 from difftool.training.state import StateMetadata, TrainState
 from difftool.training.step import StepResult
@@ -73,6 +75,8 @@ class Experiment:
     """The weights that the run starts from, if it takes them from another model."""
     place: Place = field(init=False)
     """The run folder, once it is open."""
+    saver: Saver = field(init=False)
+    """The thread that writes the run's saves, in the main process."""
     loggers: Loggers = field(default_factory=Loggers)
     callbacks: Callbacks = field(default_factory=Callbacks)
     metrics: Sequence[Metric] = ()
@@ -147,6 +151,7 @@ class Experiment:
         self.metrics = [one for one in companions if isinstance(one, Metric)]
         group.on_main(lambda: self._prepare_evaluation(companions))  # before there is a folder
         self.place, self.group = Place(group.on_main(folder)), group
+        self.saver = Saver(self.place)
         with self._open_files(resume, new_data, companions):
             restored = group.on_main(lambda: self.restored_from)
             if not group.is_main and restored >= 0:
@@ -197,7 +202,7 @@ class Experiment:
             loggers = [companion for companion in placed if isinstance(companion, Logger)]
             callbacks = [companion for companion in placed if isinstance(companion, Callback)]
             callbacks.sort(key=lambda callback: callback.last)
-            with opened(callbacks, context) as watching, opened(loggers, context) as logging:
+            with self.saver, opened(callbacks, context) as watching, opened(loggers, context) as logging:
                 measuring = [] if self.evaluation is None else [("evaluation", self.evaluation)]
                 self.callbacks = Callbacks([*measuring, *watching], context.rows)
                 self.loggers = Loggers(logging)
@@ -256,6 +261,7 @@ class Experiment:
         self.meter.start(self.clock.total, self.state.skipped)
         self.clock.start()
         for result in loop.train(self.state, batches, self.objective, settings, steps=steps, group=self.group):
+            self.saver.check()
             step, last = result.step, result.step == steps
             self.meter.add(result)
             if times.logs(step):
@@ -266,7 +272,7 @@ class Experiment:
             self._save_snapshots()
             yield result
             if times.saves(step) and not last:
-                self.save()
+                self.save(wait=False)
             if self.stopped:
                 return
             self.clock.start()
@@ -306,16 +312,19 @@ class Experiment:
         self.place.describe(folder)
         return stopped
 
-    def save(self) -> None:
-        """Write state and model. Older states are deleted once the new ones are on disk."""
+    def save(self, *, wait: bool = True) -> None:
+        """Write state and model, before this returns or else by a thread. Older states are deleted after that."""
         if self.saved_at != self.state.step:
             loop.check_finite(self.state, self.recipe.training, self.group)
             self._save_snapshots()  # before the state, from which they would not be made again
-            self._write(self._write_best)
             if self.group.sharded:
-                state.save_sharded(self.place.find, self.state, self.recipe, self._metadata(), self.group)
-            self._write(self._write_state)
+                self.group.on_main(lambda: self.saver.write(Save([], self.recipe.training.keep, own=self._best())))
+                state.save_sharded(self.place.find, self._contents, self.state, self.group)
+            write = self.saver.write if wait else self.saver.start
+            self.group.on_main(lambda: write(self._save()))
             self.saved_at = self.state.step
+        elif wait:
+            self.group.on_main(self.saver.wait)
 
     def _save_snapshots(self) -> None:
         """Write snapshots of the averages if they are due."""
@@ -332,19 +341,17 @@ class Experiment:
             self.clock.stop()
             self.save()
 
-    def _write(self, write: Callable[[], None]) -> None:
-        self.group.on_main(lambda: self.place.write(write))
+    def _best(self) -> list[tuple[Path, Contents]]:
+        return [] if self.best is None else [*self.best.files(self.model)]
 
-    def _write_best(self) -> None:
-        if self.best is not None:
-            self.best.write(self.folder, self.model)
+    def _contents(self) -> Contents:
+        return state.contents(self.state, self.recipe, self._metadata())
 
-    def _write_state(self) -> None:
-        """Write the state first: where there is a model, there is something to resume from."""
-        if not self.group.sharded:
-            state.save(self.folder.state(self.state.step), self.state, self.recipe, self._metadata())
-        self.model.step = self.state.step
-        self.model.save(self.folder.model)
-        self.averages.write(self.folder, self.state.step)
-        for old in self.folder.saved_states()[self.recipe.training.keep :]:
-            states.remove(old)
+    def _save(self) -> Save:
+        """Return what a save writes, the state first: where there is a model, there is something to resume from."""
+        step, best, keep = self.state.step, self._best(), self.recipe.training.keep
+        self.model.step = step
+        models = [(INSIDE.model, self.model.contents()), *self.averages.files(step)]
+        if self.group.sharded:  # the state is written, and the tensors were gathered for these files alone
+            return Save([], keep, own=[*best, *models])
+        return Save([(INSIDE.state(step), self._contents()), *models], keep, own=best)

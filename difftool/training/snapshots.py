@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from difftool.distributed import SINGLE, ProcessGroup
 from difftool.runs.averages import file_of, files_in
-from difftool.runs.folder import RunFolder, step_of
+from difftool.runs.folder import INSIDE, RunFolder, step_of
 from difftool.settings import is_due, is_never
 
 if TYPE_CHECKING:
+    from difftool.runs.checkpoint import Contents
     from difftool.sampling.model import Model
     from difftool.training.ema import Averages
 
@@ -71,11 +73,11 @@ class AverageFiles:
             model.step = step
             model.save(file_of(folder.averages, model.weights, step), codec=False)
 
-    def write(self, folder: RunFolder, step: int) -> None:
-        """Write each average, in the place of an earlier one."""
+    def files(self, step: int) -> Iterator[tuple[Path, Contents]]:
+        """Yield the file of each average in a run folder, which takes the place of an earlier one, and its contents."""
         for model in self.models:
             model.step = step
-            model.save(file_of(folder.averages, model.weights))
+            yield file_of(INSIDE.averages, model.weights), model.contents()
 
     @property
     def _batch_size(self) -> int:

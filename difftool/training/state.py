@@ -16,6 +16,7 @@ from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import BadFile, DifftoolError
 from difftool.files import move_folder, temporary_folder
 from difftool.runs import checkpoint, states
+from difftool.runs.checkpoint import Contents
 from difftool.runs.folder import RunFolder, step_of
 from difftool.runs.latents import document_of, tensors_of
 from difftool.runs.origin import Origin
@@ -142,8 +143,8 @@ class StateMetadata:
         return cls(elapsed=elapsed, data=data, machine=machine, origin=Origin.read(document.get("init_from")))
 
 
-def document_of_state(state: TrainState, recipe: Recipe, metadata: StateMetadata) -> dict[str, Any]:
-    """Return what a state records beside its tensors."""
+def contents(state: TrainState, recipe: Recipe, metadata: StateMetadata) -> Contents:
+    """Return everything that training is resumed from. The tensors are those that training changes."""
     document = {
         **recipe.shared_document(),
         "kind": "state",
@@ -160,16 +161,11 @@ def document_of_state(state: TrainState, recipe: Recipe, metadata: StateMetadata
     }
     if metadata.origin is not None:
         document["init_from"] = metadata.origin.document()
-    return document
-
-
-def save(path: Path, state: TrainState, recipe: Recipe, metadata: StateMetadata) -> None:
-    """Write everything that training is resumed from."""
-    checkpoint.save(path, checkpoint.ungrouped(state.tensors()), document_of_state(state, recipe, metadata))
+    return Contents(checkpoint.ungrouped(state.tensors()), document)
 
 
 def save_sharded(
-    place: Callable[[], RunFolder], state: TrainState, recipe: Recipe, metadata: StateMetadata, group: ProcessGroup
+    place: Callable[[], RunFolder], contents: Callable[[], Contents], state: TrainState, group: ProcessGroup
 ) -> None:
     """Write a state as shards, one by each process, and then their index. All processes call this.
 
@@ -182,12 +178,12 @@ def save_sharded(
         return
     with temporary_folder(folder.states) if group.is_main else nullcontext() as made:
         temporary: Path = group.on_main(lambda: made)  # type: ignore[assignment]
-        tensors = checkpoint.ungrouped(state.tensors())
+        tensors, document = contents()
         shapes = {name: shape for name, shape in state.whole_shapes().items() if name in tensors}
         digests = group.all_gather(states.write_shard(temporary, *state.part, tensors, shapes, state.step))
 
         def complete() -> None:
-            states.write_index(temporary, document_of_state(state, recipe, metadata), shapes, digests)
+            states.write_index(temporary, document, shapes, digests)
             move_folder(temporary, path)
 
         group.on_main(complete)
