@@ -58,20 +58,25 @@ class PeerDied(DifftoolError):
     """Another process of this run failed or was killed."""
 
 
-class Interrupted(DifftoolError):
-    """A signal ended the run, after everything was saved."""
+TRY_AGAIN = 75
+"""The exit code (EX_TEMPFAIL of sysexits.h) of a run that ended in good order before its last step, and goes on."""
 
-    def __init__(self, message: str, signal_number: int) -> None:
+
+class Interrupted(DifftoolError):
+    """A signal or the end of its time ended the run, after everything was saved."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.exit_code = exit_code
 
 
 class Stopped(BaseException):
     """A signal ends the program. It is not an `Exception`, so that no code on the way to `main` handles it."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, exit_code: int | None = None) -> None:
         super().__init__(number)
-        self.exit_code = 128 + number
+        self.number = number
+        self.exit_code = 128 + number if exit_code is None else exit_code
 
 
 def is_signal(error: BaseException) -> bool:

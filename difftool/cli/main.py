@@ -90,7 +90,7 @@ def _exit_code(given: list[str]) -> int:
             return 130
         # other code may have turned the signal into an error of its own
         if signals.number is not None and not isinstance(error, DifftoolError):
-            return 128 + signals.number
+            return signals.exit_code(signals.number)
         if isinstance(error, SystemExit) and (COMPLETE in os.environ or _program_options(options) & {*COMPLETION}):
             raise  # how Typer ends all that has to do with completion
         return _end(error, debug=DEBUG in options)

@@ -1,4 +1,4 @@
-"""Signals end the program without a traceback, with exit code 128 + number.
+"""Signals end the program without a traceback, with exit code 128 + number, or 75 if the same command goes on.
 
 During training the first signal is only noted, so that the step can be finished and saved (`Signals.deferred`).
 """
@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from types import FrameType
 
 from difftool.distributed import world
-from difftool.errors import Stopped
+from difftool.errors import TRY_AGAIN, Stopped
 
 URGENT = ("SIGINT", "SIGTERM", "SIGHUP")
 """The signals of people and systems that want the program to end. The second of them ends it at once."""
 EARLY = ("SIGUSR1", "SIGUSR2", "SIGXCPU")
 """The signals by which queues announce the end. They may come again and again, and do not end a run that is saving."""
+
+QUEUES = ("SIGTERM", *EARLY)
+"""The signals by which queues end a job."""
 
 
 class Signals:
@@ -28,6 +31,8 @@ class Signals:
     def __init__(self) -> None:
         self.number: int | None = None
         """The first signal that arrived."""
+        self.repeatable = False
+        """True once it is known that the same command, given again, goes on where this one ends."""
         self._urgent = False
         self._deferred = False
         self._ignored = False
@@ -45,7 +50,7 @@ class Signals:
         wanted = [getattr(signal, name) for name in (*URGENT, *EARLY) if hasattr(signal, name)]
         before = {number: signal.getsignal(number) for number in wanted}
         ours = [number for number in wanted if before[number] in (signal.SIG_DFL, signal.default_int_handler)]
-        self.number, self._urgent, self._process = None, False, os.getpid()
+        self.number, self.repeatable, self._urgent, self._process = None, False, False, os.getpid()
         for number in ours:
             signal.signal(number, self._handle)
         try:
@@ -53,6 +58,11 @@ class Signals:
         finally:
             for number in ours:
                 signal.signal(number, signal.SIG_IGN if self._ignored else before[number])
+
+    def exit_code(self, number: int) -> int:
+        """Return the exit code of a program that this signal ends. Queues send some to jobs that are to begin again."""
+        again = self.repeatable and signal.Signals(number).name in QUEUES
+        return TRY_AGAIN if again else 128 + number
 
     def ignore(self) -> None:
         """Ignore all signals from here on, since the program ends anyway."""
@@ -87,8 +97,8 @@ class Signals:
             return
         torch_spec = getattr(sys.modules.get("torch"), "__spec__", None)
         if getattr(torch_spec, "_initializing", False):  # its C++ code would turn the exception into another error
-            os._exit(128 + number)
-        raise Stopped(number)
+            os._exit(self.exit_code(number))
+        raise Stopped(number, self.exit_code(number))
 
 
 signals = Signals()

@@ -20,7 +20,7 @@ from difftool.cli.parameters import AsJson
 from difftool.cli.run_table import facts, print_runs
 from difftool.cli.training import script_words
 from difftool.cli.variations import Combination, Variation, combinations
-from difftool.errors import DifftoolError, Interrupted, Stopped, UsageError, counted, printable
+from difftool.errors import TRY_AGAIN, DifftoolError, Interrupted, Stopped, UsageError, counted, printable
 from difftool.runs.recipe import Recipe, differences
 
 if TYPE_CHECKING:
@@ -186,11 +186,13 @@ def _train_all(left: Sequence[Planned], planned: Sequence[Planned], again: str) 
             code = call(run.words)
         except Stopped as stopped:
             whole = sum(one.folder.status().status == "finished" for one in planned if one.folder.config.is_file())
-            which = signal.Signals(stopped.exit_code - 128)
+            which = signal.Signals(stopped.number)
             raise Interrupted(
                 f"stopped by {which.name}; {whole:,} of {counted(len(planned), 'run')} finished; go on with: {again}",
-                which,
+                stopped.exit_code,
             ) from None
+        if code == TRY_AGAIN:  # the time of the job is over
+            raise Interrupted(f"stopped in {run.path}; go on with: {again}", code)
         if code:
             failed[run] = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             note(f"{run.path} failed ({failed[run]}); the others go on")

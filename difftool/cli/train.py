@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,14 +13,17 @@ from difftool.cli.command import component_command, given_values
 from difftool.cli.console import help_text, note, result, result_json
 from difftool.cli.flags import Choice, Group, split_names
 from difftool.cli.parameters import Device
+from difftool.cli.place import Place
 from difftool.cli.request import Request
+from difftool.cli.signals import signals
+from difftool.cli.time_limit import Deadline
 from difftool.cli.training import encoding_bar, first_note, fit
 from difftool.components import KINDS, Backbone, Codec, Dataset, Features, Metric, NoiseSchedule, Prediction
 from difftool.distributed import connect
-from difftool.errors import DifftoolError, InvalidOption, UsageError, counted
+from difftool.errors import InvalidOption, counted
 from difftool.runs.config import dump_toml
 from difftool.runs.losses import losses
-from difftool.runs.recipe import Recipe, build_recipe, differences
+from difftool.settings import AUTO
 
 if TYPE_CHECKING:
     from difftool.runs.folder import RunFolder
@@ -37,6 +40,7 @@ MEASURED = (
 
 def _choose(ctx: typer.Context, params: dict[str, Any], _args: list[str]) -> Sequence[Group]:
     config, resume = (None if params.get(key) is None else Path(params[key]) for key in ("config", "resume"))
+    resume = None if resume == Path(AUTO) else resume  # the command line names all settings, as that which began it
     names = {kind: params[kind] for kind in KINDS if params.get(kind) is not None}
     if params.get(EVALUATE):
         chosen = split_names(params[EVALUATE], f"--{EVALUATE}", "kid,fid")
@@ -54,7 +58,11 @@ def train(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that --out names.")] = False,
     resume: Annotated[
-        Path | None, typer.Option(help="Continue this run exactly where it stopped.", metavar="RUN")
+        Path | None,
+        typer.Option(
+            help="Continue this run exactly where it stopped; auto: the run in --out, or begin it there.",
+            metavar="RUN|auto",
+        ),
     ] = None,
     new_data: Annotated[bool, typer.Option("--new-data", help="Resume although the data have changed since.")] = False,
     config: Annotated[
@@ -65,6 +73,16 @@ def train(
         ),
     ] = None,
     device: Device = "auto",
+    time_limit: Annotated[
+        str | None,
+        typer.Option(
+            help=help_text(
+                "Save and exit with 75 before this time since the start is over: 20s, 7h30m or 1-12:00:00.",
+                "default: the end of the SLURM job, if it is one",
+            ),
+            metavar="TIME",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show parameters and the resolved configuration; write nothing.")
     ] = False,
@@ -77,9 +95,11 @@ def train(
     The bar shows the loss by t too: its mean over each quarter of the noise levels, from clean to noisy.
     """
     request: Request = replace(ctx.obj, values=given_values(ctx))
+    deadline = Deadline.of(time_limit)
     recipe, companions = request.recipe(), request.companions()
-    place = _Place(out, overwrite, resume, new_data)
-    place.check(recipe, request)
+    place = Place.of(out, overwrite, resume, new_data)
+    recipe = place.check(recipe, request)
+    signals.repeatable = resume is not None
     for text in request.ignored_options():
         note(text)
 
@@ -91,6 +111,11 @@ def train(
     check_requirements(companions)
     chosen = devices.choose(device)
     with devices.threads(recipe.training.threads), connect(chosen, kind_of_group(recipe.training)) as group:
+        place = place.agreed(group)
+        if not dry_run and (finished := group.on_main(lambda: place.finished(recipe))):
+            note(finished)
+            _report(place.folder(recipe), as_json=json)
+            return
         try:
             with encoding_bar() as watch:
                 experiment = prepare(recipe, chosen, place.resumed, watch=watch, group=group)
@@ -100,66 +125,23 @@ def train(
         if dry_run:
             _report_dry_run(experiment, as_json=json)
             return
-        resumed = resume is not None
+        resumed = place.resume is not None
         with experiment.open(
             lambda: place.folder(recipe), resume=resumed, new_data=new_data, companions=companions, group=group
         ):
             note(first_note(experiment, resumed=resumed))
+            if deadline is not None and not deadline.flags:
+                note(f"stops before {deadline.name}; --time-limit sets another time")
             for destination in experiment.destinations:
                 note(f"logging to {destination}")
             if experiment.evaluation is not None:
                 note(str(experiment.evaluation))
-            fit(experiment)
-    _report(experiment, as_json=json)
+            fit(experiment, deadline)
+    _report(experiment.folder, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(cls=component_command(_choose, command="train", choices=MEASURED))(train)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """The folder of a run: a new one, or that of the run to resume."""
-
-    out: Path | None
-    overwrite: bool
-    resume: Path | None
-    new_data: bool
-
-    def check(self, recipe: Recipe, request: Request) -> None:
-        """Refuse, before any work, a folder that cannot be used, or a run that was trained with another recipe."""
-        from difftool.runs.creation import check_run_output
-        from difftool.runs.folder import open_run
-
-        if self.resume is None:
-            if self.new_data:
-                raise UsageError("--new-data: only a resumed run can have other data; add --resume")
-            if self.overwrite and self.out is None:
-                raise UsageError("--overwrite: says that the run named by --out is replaced; add --out")
-            check_run_output(self.out, overwrite=self.overwrite)
-            return
-        if self.out is not None:
-            raise UsageError("--out: a resumed run stays in its folder; leave it out")
-        if self.overwrite:
-            raise UsageError("--overwrite: a resumed run is continued, not replaced; leave it out")
-        if "init_from" in request.values["training"]:
-            raise UsageError("--init-from: a resumed run goes on from its own weights; leave it out")
-        if rows := differences(build_recipe(request.tables), recipe):
-            raise DifftoolError(f"--resume {self.resume}: {'; '.join(rows)}; leave these out, or start a new run")
-        open_run(self.resume).check_free()
-
-    @property
-    def resumed(self) -> RunFolder | None:
-        """The run to resume, or None."""
-        from difftool.runs.folder import RunFolder
-
-        return None if self.resume is None else RunFolder(self.resume)
-
-    def folder(self, recipe: Recipe) -> RunFolder:
-        """Return the folder, and create it if it is new."""
-        from difftool.runs.creation import create
-
-        return self.resumed or create(recipe, self.out, overwrite=self.overwrite)
 
 
 def _introduce(experiment: Experiment, request: Request) -> None:
@@ -209,13 +191,13 @@ def _codec(experiment: Experiment) -> str:
     return f"{experiment.recipe[Codec].name} (latents of {'x'.join(map(str, space.facts.shape))}{lost}) / "
 
 
-def _report(experiment: Experiment, *, as_json: bool) -> None:
-    folder = experiment.folder
+def _report(folder: RunFolder, *, as_json: bool) -> None:
+    """Print the folder of a run that has ended, or its last numbers."""
     if as_json:
-        rows = folder.read_metrics()
+        rows, status = folder.read_metrics(), folder.status()
         last = {**rows[-1], **losses(rows)} if rows else {}
-        last |= {"stopped": experiment.stopped} if experiment.stopped else {}
-        result_json({"run": str(folder.path), "model": str(folder.model), "step": experiment.state.step, **last})
+        last |= {"stopped": status.reason} if status.reason else {}
+        result_json({"run": str(folder.path), "model": str(folder.model), "step": status.step, **last})
     else:
         result(str(folder.path))
 

@@ -18,7 +18,7 @@ from difftool.cli.signals import Signals, signals
 from difftool.components import Dataset
 from difftool.data.memory import Memory
 from difftool.distributed import naming_lost_peers
-from difftool.errors import DifftoolError, Interrupted, PeerDied, Stopped, counted, one_line, spending
+from difftool.errors import TRY_AGAIN, DifftoolError, Interrupted, PeerDied, Stopped, counted, one_line, spending
 from difftool.plugins.registry import registry
 from difftool.runs.losses import losses, smoothed
 from difftool.runs.recipe import plugins_of
@@ -26,26 +26,33 @@ from difftool.runs.verdict import verdict
 from difftool.settings import is_never
 
 if TYPE_CHECKING:
+    from difftool.cli.time_limit import Deadline
     from difftool.training.experiment import Experiment
     from difftool.training.step import StepResult
 
 T = TypeVar("T")
 
+OUT_OF_TIME = 1000
+"""A number greater than that of any signal, by which a process says that the time is over."""
+
 WAITING_SHOWN = 0.02
 """The smallest share of time spent waiting for data that the bar shows."""
 
 
-def fit(experiment: Experiment) -> None:
-    """Train to the end under a progress bar. A signal saves the run and ends it."""
+def fit(experiment: Experiment, deadline: Deadline | None = None) -> None:
+    """Train to the end under a progress bar. A signal or the deadline saves the run and ends it."""
     words = BarWords.of(experiment)
+    near = deadline is not None and deadline.is_near(experiment)
+    if experiment.group.all_max(int(near)):  # whoever runs the command again and again would never end
+        raise DifftoolError(deadline.shortness(experiment) if deadline else "there is no time left to train")
     with signals.deferred(), _shown(experiment, words) as show, _naming_last_state(experiment):
         for result in experiment.run():
             show(result)
             if result.preview:
                 experiment.group.on_main(lambda: _draw_preview(experiment))
-            _stop_at_signal(experiment, signals, _resume_hint)
+            _stop_if_due(experiment, signals, _resume_hint, deadline)
         experiment.save()
-    _stop_at_signal(experiment, signals, _resume_hint)
+    _stop_if_due(experiment, signals, _resume_hint)
     experiment.group.on_main(lambda: _summarize(experiment, words))
 
 
@@ -90,9 +97,9 @@ def fit_in_python(experiment: Experiment, *, progress: bool) -> None:
         ):
             for result in experiment.run():
                 show(result)
-                _stop_at_signal(experiment, received, _resume_hint_in_python)
+                _stop_if_due(experiment, received, _resume_hint_in_python)
             experiment.save()
-            _stop_at_signal(experiment, received, _resume_hint_in_python)
+            _stop_if_due(experiment, received, _resume_hint_in_python)
         if shown and experiment.stopped:
             note(_stop_line(experiment))
     except Interrupted as end:
@@ -108,15 +115,25 @@ def fit_in_python(experiment: Experiment, *, progress: bool) -> None:
         raise
 
 
-def _stop_at_signal(experiment: Experiment, received: Signals, hint: Callable[[Experiment], str]) -> None:
-    """Save the run and raise `Interrupted` if any of its processes has received a signal."""
-    if number := experiment.group.all_max(received.number or 0):
-        experiment.save()
-        raise Interrupted(
-            f"stopped by {signal.Signals(number).name} after step {experiment.state.step} of {experiment.steps}; "
-            f"everything is saved; {hint(experiment)}",
-            number,
-        )
+def _stop_if_due(
+    experiment: Experiment,
+    received: Signals,
+    hint: Callable[[Experiment], str],
+    deadline: Deadline | None = None,
+) -> None:
+    """Save the run and raise `Interrupted` if any of its processes has received a signal, or its time is over."""
+    over = deadline is not None and deadline.is_near_after_step(experiment)
+    number = experiment.group.all_max(OUT_OF_TIME if over else received.number or 0)
+    if not number:
+        return
+    experiment.save()
+    by_time = number == OUT_OF_TIME and deadline is not None
+    what = f"before {deadline.name}" if deadline and by_time else f"by {signal.Signals(number).name}"
+    raise Interrupted(
+        f"stopped {what} after step {experiment.state.step} of {experiment.steps}; everything is saved; "
+        f"{hint(experiment)}{deadline.flags if deadline else ''}",
+        TRY_AGAIN if by_time else received.exit_code(number),
+    )
 
 
 @contextlib.contextmanager

@@ -258,7 +258,7 @@ class Experiment:
             encode=self.feed.encode,
         )
         times, steps = self.timetable, self.steps
-        self.meter.start(self.clock.total, self.state.skipped)
+        self.meter.start(self.clock.total, self.state.skipped, self.state.window)
         self.clock.start()
         for result in loop.train(self.state, batches, self.objective, settings, steps=steps, group=self.group):
             self.saver.check()
@@ -317,6 +317,7 @@ class Experiment:
         if self.saved_at != self.state.step:
             loop.check_finite(self.state, self.recipe.training, self.group)
             self._save_snapshots()  # before the state, from which they would not be made again
+            self.state.window = self.meter.window() if self.group.size == 1 else {}
             if self.group.sharded:
                 self.group.on_main(lambda: self.saver.write(Save([], self.recipe.training.keep, own=self._best())))
                 state.save_sharded(self.place.find, self._contents, self.state, self.group)

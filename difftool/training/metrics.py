@@ -24,6 +24,8 @@ NAMES = (
     *("held_out_quartile_1", "held_out_quartile_2", "held_out_quartile_3", "held_out_quartile_4", "held_out_loss"),
 )
 """The names of the numbers of every row, as `scalars` returns them."""
+WINDOW = ("losses", "items", "t", "eps")
+"""The columns of the numbers since the last row: the loss of each step; loss, level and squared error of each item."""
 KEPT_ELEMENTS = 2**20
 """The number of predicted values to keep before the losses of their items are computed in one call."""
 
@@ -116,9 +118,23 @@ class Meter:
         self._t: list[Tensor] = []
         self._skipped, self._since, self._waited = 0, 0.0, 0.0
 
-    def start(self, elapsed: float, skipped: int = 0) -> None:
-        """Begin at `elapsed` seconds of training, with `skipped` steps of fp16 overflow."""
+    def start(self, elapsed: float, skipped: int = 0, window: Mapping[str, Tensor] | None = None) -> None:
+        """Begin at `elapsed` seconds of training, with `skipped` steps of fp16 overflow, or go on with a window."""
         self._since, self._skipped = elapsed, skipped
+        if window:
+            losses, items, t, eps = (window[name].to(self.objective.device) for name in WINDOW)
+            self._losses, self._items, self._t, self._eps = [*losses], [items], [t], [eps] if len(eps) else []
+            self._since, self._skipped = float(window["since"]), int(window["skipped"])
+
+    def window(self) -> dict[str, Tensor]:
+        """Return the numbers of the steps since the last row, with which `start` goes on; none right after a row."""
+        if not self._losses:
+            return {}
+        self._measure()
+        columns = (torch.stack(self._losses), torch.cat(self._items), torch.cat(self._t))
+        eps = torch.cat(self._eps) if self._eps else columns[0].new_empty(0)
+        since = {"since": torch.tensor(self._since, dtype=torch.float64), "skipped": torch.tensor(self._skipped)}
+        return {**dict(zip(WINDOW, (*columns, eps), strict=True)), **since}
 
     def add(self, result: StepResult) -> None:
         self._losses.append(result.loss)
@@ -180,6 +196,23 @@ class Meter:
         self._losses, self._items, self._eps, self._t = [], [], [], []
         self._skipped, self._since, self._waited = skipped, elapsed, waited
         return row
+
+
+def check_window(window: Mapping[str, Tensor], levels: int) -> None:
+    """Check the numbers of a window from a file. Raises `ValueError`."""
+    if not window:
+        return
+    if window.keys() != {*WINDOW, "since", "skipped"}:
+        raise ValueError("names")
+    losses, items, t, eps = (window[name] for name in WINDOW)
+    if any(column.dim() != 1 for column in (losses, items, t, eps)) or window["since"].dim() or window["skipped"].dim():
+        raise ValueError("shapes")
+    if not (losses.is_floating_point() and items.is_floating_point() and eps.is_floating_point()):
+        raise ValueError("types")
+    if t.dtype != torch.int64 or window["skipped"].dtype != torch.int64 or len(items) != len(t) or not len(losses):
+        raise ValueError("types or lengths")
+    if not (math.isfinite(window["since"]) and bool(((t >= 0) & (t < levels)).all())):
+        raise ValueError("numbers")
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float | None]:

@@ -25,6 +25,7 @@ from difftool.runs.recorded import read_recipe
 from difftool.settings import LARGEST_STEP
 from difftool.training.auxiliary import trainable
 from difftool.training.ema import Averages
+from difftool.training.metrics import check_window
 from difftool.training.optimizer import Updater
 from difftool.training.vectors import is_sharded, own_parts
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 LARGEST_ELAPSED = 1e12
 """The longest training time that a state may claim, in seconds."""
-GROUPS = ("network", "codec", "loss", "averages", "optimizer")
+GROUPS = ("network", "codec", "loss", "averages", "optimizer", "window")
 """The groups of tensors."""
 COUNTERS = ("step", "skipped", "skipped_in_a_row", "ema_updates")
 
@@ -61,6 +62,8 @@ class TrainState:
     skipped_in_a_row: int = 0
     moving: bool = False
     """True while a step moves the weights. What an exception leaves then is no step's state."""
+    window: Mapping[str, Tensor] = field(default_factory=dict)
+    """The numbers of the steps since the last row of metrics, when the state is saved or was loaded."""
     unchecked: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """(is the gradient finite, the loss) of the steps since the last call to `check_finite`."""
 
@@ -105,6 +108,7 @@ class TrainState:
             "loss": self.auxiliary.state_dict() if self.auxiliary is not None else {},
             "averages": own_parts(self._averages()),
             "optimizer": self.optimizer.tensors(),
+            "window": dict(self.window),
         }
 
     def _averages(self) -> dict[str, Tensor]:
@@ -257,7 +261,7 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
             f"{config} describes another run than {path.name} was trained in: {'; '.join(rows)}; "
             "restore that file, or start a new run"
         )
-    groups = _grouped(path, tensors, state)
+    groups = _grouped(path, tensors, state, recipe.training.timesteps)
     if not groups["optimizer"] and state.optimizer.expected() and counters["step"] > counters["skipped"]:
         raise BadFile(f"{path}: its optimizer is missing")
     if document["scaler"].keys() != state.scaler.state_dict().keys():
@@ -274,6 +278,7 @@ def _load(path: Path, state: TrainState, recipe: Recipe, config: Path) -> StateM
     for i, average in enumerate(state.averages):
         own = {name: groups["averages"][f"{i}.{name}"] for name in average.network.state_dict()}
         _fill(average.network, own)
+    state.window = groups["window"]
     state.averages.updates = counters["ema_updates"]
     state.scaler.load_state_dict(document["scaler"])
     state.step, state.skipped, state.skipped_in_a_row = (counters[name] for name in COUNTERS[:3])
@@ -291,13 +296,18 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         part.copy_(tensors[name])
 
 
-def _grouped(path: Path, tensors: Mapping[str, Tensor], state: TrainState) -> dict[str, dict[str, Tensor]]:
+def _grouped(path: Path, tensors: Mapping[str, Tensor], state: TrainState, levels: int) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of each group by the names that they have there. Raises `BadFile` if one does not fit."""
     try:
         groups = checkpoint.grouped(tensors, GROUPS)
     except ValueError as error:
         raise BadFile(f"{path} is no training state: {error}") from None
-    expected = {**state.tensors(), "optimizer": state.optimizer.expected(groups["optimizer"])}
+    try:
+        check_window(groups["window"], levels)
+    except ValueError as error:
+        raise BadFile(f"{path}: its numbers since the last row of metrics do not fit: {error}") from None
+    optimizer = state.optimizer.expected(groups["optimizer"])
+    expected = {**state.tensors(), "optimizer": optimizer, "window": groups["window"]}
     for group, own in expected.items():
         if rows := checkpoint.differences(own, groups[group]):
             raise BadFile(f"{path}: its {group} does not fit: {rows}")
