@@ -41,10 +41,10 @@ endif
 test-extras: $(VENV)-extras/.installed
 	DIFFTOOL_SKIPPED=fail $(VENV)-extras/bin/python -m pytest -m "extras and not gpu" $(PYTEST)
 
-# The tests that show pages in a browser: Chromium and its driver, of Debian's packages chromium and chromium-driver.
-# SCREENSHOTS=folder keeps pictures of the pages.
-test-browser: $(VENV)/.installed-browser
-	DIFFTOOL_SKIPPED=fail DIFFTOOL_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest -m browser tests/test_browser.py
+# The tests that show pages in a browser, those of reports and those of the site: Chromium and its driver, of Debian's
+# packages chromium and chromium-driver. SCREENSHOTS=folder keeps pictures of the pages.
+test-browser: $(VENV)/.installed-browser docs
+	DIFFTOOL_SKIPPED=fail DIFFTOOL_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest -m browser tests/test_browser.py tests/test_website_browser.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

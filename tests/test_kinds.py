@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import tomllib
 from pathlib import Path
@@ -12,8 +11,6 @@ import pytest
 
 from difftool import Component, hookimpl, hookspecs, option
 from difftool.components import KINDS
-from difftool.options import fields
-from difftool.plugins.registry import registry
 from difftool.testing import Outcome, PluginManager, invoke
 
 
@@ -92,29 +89,12 @@ PAGE = Path(__file__).parents[1] / "docs" / "components.md"
 
 
 def page() -> str:
-    """The page of all built-in components, from the declarations of their kinds and their own docstrings."""
-    lines = [
-        "# Components",
-        "",
-        "Everything that difftool can be given by name, one table a kind. `difftool list` prints the same, with",
-        "everything installed from other packages. An option such as `eta` of a sampler is set by `--sampler.eta`.",
-    ]
-    for kind, base in KINDS.items():
-        classes = [cls for cls in registry().all_of(base) if (owner := registry().owner(cls)) and owner.built_in]
-        lines += ["", f"## {base.plural().replace('-', ' ').capitalize()}", "", _paragraph(base)]
-        if base.flag is not None:
-            several = ", as often as you like" if base.several else ""
-            commands = ", ".join(f"`{command}`" for command in base.commands)
-            lines += ["", f"Chosen by `{base.flag} NAME`{several}, in {commands}. Default: {base.default or 'none'}."]
-        lines += ["", f"| {kind} | what it is | options |", "|---|---|---|"]
-        for cls in classes:
-            options = ", ".join(f"`{f.flag}`" for f in fields(cls))
-            lines.append(f"| `{cls.name}` | {_paragraph(cls)} | {options} |")
-    return "\n".join(lines) + "\n"
+    """The page of all built-in components, which `website` makes for its site too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(PAGE.parents[1])  # it is no part of what is installed
+        from website.kinds import overview
 
-
-def _paragraph(cls: type[Component]) -> str:
-    return " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split()).replace("|", "\\|")
+        return overview()
 
 
 @pytest.mark.skipif(not PAGE.parent.is_dir(), reason="needs the checkout")

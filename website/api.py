@@ -8,8 +8,7 @@ import functools
 import importlib
 import inspect
 import re
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -93,9 +92,7 @@ def _documentation(value: Any, name: str) -> str:
     """Return what is said of a public name: of a class or function its docstring, of a value the text below it."""
     if inspect.isclass(value) or inspect.isroutine(value):
         return inspect.getdoc(value) or ""
-    home = difftool._HOME.get(name, "version")
-    module = importlib.import_module(f"difftool.{home}")
-    return _notes(inspect.getsource(module)).get(name, "")
+    return _notes(f"difftool.{difftool._HOME.get(name, 'version')}")[""].get(name, "")
 
 
 def _described(name: str, value: Any) -> Iterator[str]:
@@ -123,7 +120,7 @@ def _members(cls: type) -> Iterator[str]:
     ours = [base for base in cls.__mro__ if base.__module__.startswith("difftool")]
     notes: dict[str, str] = {}
     for base in reversed(ours):
-        notes |= _notes(textwrap.dedent(inspect.getsource(base)))
+        notes |= _notes(base.__module__).get(base.__name__, {})
     own = {f.name: f for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
     for f in own.values():
         if not f.name.startswith("_"):
@@ -185,11 +182,17 @@ def _bare(annotation: Any) -> str:
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
-def _notes(source: str) -> dict[str, str]:
-    """Return the texts that stand below the values of a class or module, by the name of the value."""
-    (tree,) = body if len(body := ast.parse(source).body) == 1 else (ast.Module(body, []),)
+@functools.cache
+def _notes(module: str) -> Mapping[str, Mapping[str, str]]:
+    """Return the texts that stand below values in a module, by class ("" for the module itself) and name."""
+    tree = ast.parse(inspect.getsource(importlib.import_module(module)))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    return {"": _texts(tree.body), **{name: _texts(node.body) for name, node in classes.items()}}
+
+
+def _texts(body: Sequence[ast.stmt]) -> Mapping[str, str]:
     found = {}
-    for statement, after in pairwise(getattr(tree, "body", ())):
+    for statement, after in pairwise(body):
         target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
         if isinstance(target, ast.Name) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             found[target.id] = inspect.cleandoc(str(after.value.value))

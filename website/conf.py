@@ -10,6 +10,7 @@ root_doc = "index"
 myst_enable_extensions = ["colon_fence", "html_image"]
 myst_heading_anchors = 4
 
+highlight_language = "none"
 add_module_names = False
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
@@ -22,6 +23,7 @@ html_title = f"difftool {version}"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_favicon = "static/icon.svg"
+html_show_copyright = False
 html_copy_source = False
 html_show_sourcelink = False
 html_last_updated_fmt = None

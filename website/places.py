@@ -13,8 +13,11 @@ INDEX = "docs/README.md"
 FOLDERS = {"examples/papers": "docs/papers.md"}
 """The pages that describe folders without a README."""
 
+FILE = re.compile(r"[\w./-]+\.md|examples/\w+")
+"""A text of a link that is the name of a file."""
+
 FENCE = r"^ *(?P<fence>```+)(?P<language>\w*)\n(?P<code>.*?)^ *(?P=fence)$"
-LINK = r"(?<=\]\()(?P<link>[^)\s]+)(?=\))"
+LINK = r"\[(?P<text>[^\[\]]*)\]\((?P<link>[^)\s]+)\)"
 SOURCE = r"(?<= src=\")(?P<source>[^\"]+)(?=\")"
 MARKUP = re.compile(rf"{FENCE}|`[^`\n]+`(?!`)|{LINK}|{SOURCE}", re.DOTALL | re.MULTILINE)
 
@@ -55,8 +58,12 @@ class Pages:
         """Return the text of a file of the checkout with links and pictures as the site has them."""
 
         def replaced(match: re.Match[str]) -> str:
-            if match["link"] or match["source"]:
-                return self._target(match[0], file)
+            if match["source"]:
+                return self._target(match["source"], file)
+            if match["link"]:
+                named = FILE.fullmatch(match["text"]) and resolved(file, match["link"]) != file
+                text = "" if named else match["text"]  # the site names pages by their titles
+                return f"[{text}]({self._target(match['link'], file)})"
             if match["language"] == "console" and not match["code"].startswith("$ "):
                 return match[0].replace("console", "bash", 1)  # commands without a prompt
             return match[0]
