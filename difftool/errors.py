@@ -191,6 +191,8 @@ def reader_died(error: BaseException) -> bool:
 
 def printable(text: str) -> str:
     """Escape control characters, also line breaks, in a text from a file before it reaches the terminal."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 

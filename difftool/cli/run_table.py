@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
-from rich.table import Column
+from rich.console import Console
+from rich.segment import Segment, Segments
+from rich.style import Style
+from rich.text import Text
 
-from difftool.cli.console import add_row, duration, new_table, note, stdout
+from difftool.cli.console import duration, note, stdout
 from difftool.cli.run_values import COLUMNS, value_of
-from difftool.errors import counted
+from difftool.errors import LONGEST_LINE, counted, printable, shortened
 from difftool.files import write_text
 from difftool.runs.summary import Summary, Value, common, differing, short_names, text_of
 
@@ -27,6 +31,9 @@ NARROWEST = 12
 """The width to which the names of runs, and joined options, may be folded."""
 MOST_SCORES = 3
 """The largest number of scores that the table shows: those that most runs have."""
+FOLDING = ("run", "started", "differs")
+"""The columns whose cells may be folded."""
+BOLD, CYAN, PLAIN = Style(bold=True), Style(color="cyan"), Style()
 MOST = 12
 """The largest number of differing options that the table shows, since every file and folder may hold more."""
 GAP = 2
@@ -58,18 +65,41 @@ def print_runs(runs: Sequence[Summary]) -> None:
         if _width(cells, headings, fold=("run", "differs")) > console.width and name in cells:
             del cells[name]
             left_out.append(headings[name])
-    folding = {"run", "started", "differs"}
-    table = new_table(
-        *(
-            Column(headings[name], style="cyan" if name == "run" else "", overflow="fold", no_wrap=name not in folding)
-            for name in cells
-        )
-    )
-    for row in zip(*cells.values(), strict=True):
-        add_row(table, *row)
-    console.print(table)
+    _print_columns(console, {name: [headings[name], *column] for name, column in cells.items()})
     if left_out:
         note(f"no room for {', '.join(left_out)}; a wider terminal, --csv or --json has them")
+
+
+def _print_columns(console: Console, cells: Mapping[str, Sequence[str]]) -> None:
+    """Print columns, each with its heading first, folded where the terminal is narrow.
+
+    A table of rich measures, wraps and styles each cell by itself, which takes seconds for thousands of runs.
+    """
+    texts = [[shortened(printable(cell), LONGEST_LINE) for cell in column] for column in cells.values()]
+    widths = {name: max(map(cell_len, column)) for name, column in zip(cells, texts, strict=True)}
+    room = console.width - GAP * (len(widths) - 1)
+    while sum(widths.values()) > room and (widest := max(FOLDING, key=lambda name: widths.get(name, 0))) in widths:
+        if widths[widest] == 1:
+            break
+        widths[widest] -= 1
+    segments = []
+    for number, row in enumerate(zip(*texts, strict=True)):
+        for first, rest in _lines(console, row, [*widths.values()]):
+            segments.append(Segment(first, CYAN if number else BOLD))
+            segments.append(Segment(f"{rest}\n", PLAIN if number else BOLD))
+    console.print(Segments(segments), soft_wrap=True, end="")
+
+
+def _lines(console: Console, row: Sequence[str], widths: Sequence[int]) -> Iterator[tuple[str, str]]:
+    """Yield the first cell, and all others, of each line of a row."""
+    folded: list[Sequence[str]] = [(cell,) for cell in row]
+    for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        if cell_len(cell) > width:
+            folded[i] = [line.plain.rstrip() for line in Text(cell).wrap(console, width, overflow="fold")]
+    for cells in zip_longest(*folded, fillvalue=""):
+        first, *rest = (cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True))
+        after = "".join(" " * GAP + cell for cell in rest).rstrip()
+        yield first if after else first.rstrip(), after
 
 
 def facts(run: Summary, names: Sequence[str]) -> dict[str, Any]:

@@ -49,9 +49,11 @@ def value_of(run: Summary, name: str) -> Value | None:
 def find_name(given: str, runs: Sequence[Summary], flag: str) -> str:
     """Return the column or option that the user means. Raises `UsageError`."""
     wanted = dashed(given.strip().removeprefix("--"))
+    if wanted in COLUMNS:
+        return wanted
     options = dict.fromkeys(name for run in runs for name in run.options)
     scores = dict.fromkeys(name for run in runs for name in run.scores)
-    if wanted in COLUMNS or wanted in options or wanted in scores:
+    if wanted in options or wanted in scores:
         return wanted
     meant = [name for name, short in short_names([*options], [*COLUMNS]).items() if short == wanted]
     if meant:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +15,10 @@ from difftool.options import suggestion
 
 LARGEST_CONFIG = 2**20
 """The size in bytes up to which a config file is read."""
+ENTRY_END = re.compile(r"\n(?![ \]])")
+"""The end of a line, unless the next one goes on with an array, as `dump_toml` writes arrays."""
+ENTRIES, LONGEST_ENTRY = 2**14, 2**10
+"""The number of lines that are remembered once parsed, and the characters up to which one is."""
 RECIPES = Path(__file__).parents[1] / "recipes"
 """The folder of the configs that come with difftool: those of the tutorials."""
 
@@ -50,7 +55,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        document = tomllib.loads(_text(path))
+        text = _text(path)
+        if (tables := _plain_tables(text)) is not None:
+            return tables
+        document = tomllib.loads(text)
     except FileNotFoundError:
         raise UsageError(f"config file {path} does not exist") from None
     except RecursionError:
@@ -66,6 +74,51 @@ def read_toml(path: Path) -> dict[str, Any]:
         line = line_of(path, table, key) if table else None
         raise UsageError(f"config file {path}{f', line {line}' if line else ''}: {error}") from None
     return document
+
+
+def _plain_tables(text: str) -> dict[str, Any] | None:
+    """Return the tables of a TOML text whose lines stand for themselves, or None for any other, or a wrong, text.
+
+    `dump_toml` writes such texts. Their lines are parsed once in the life of a process, since the configs of many runs
+    have most of them in common.
+    """
+    if '"""' in text or "'''" in text:  # a line may be part of a string then
+        return None
+    tables: dict[str, Any] = {}
+    table = tables
+    try:
+        for name, value in filter(None, map(_entry, ENTRY_END.split(text))):
+            if name in (tables if value is None else table):
+                return None
+            if value is None:
+                table = tables[name] = {}
+            else:
+                table[name] = [*value] if isinstance(value, tuple) else value
+    except ValueError:
+        return None
+    return tables
+
+
+@functools.lru_cache(ENTRIES)
+def _entry(text: str) -> tuple[str, Any] | None:
+    """Return the key and the value of a line of TOML: None for a table, a tuple for an array; or None without any.
+
+    Raises `ValueError` for what needs other lines to be understood, and for values that are refused.
+    """
+    import tomllib
+
+    if len(text) > LONGEST_ENTRY:
+        raise ValueError("the line is too long")
+    found = tomllib.loads(text)
+    if not found:
+        return None
+    (name, value), *others = found.items()
+    if others or (isinstance(value, dict) and (value or not text.startswith("["))):
+        raise ValueError("the line says more than one thing")
+    if isinstance(value, list) and any(isinstance(entry, (list, dict)) for entry in value):
+        raise ValueError("an array of more than values")
+    check_values(value)
+    return name, None if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
 
 
 def dump_toml(document: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -115,15 +116,14 @@ class RunFolder(Displayed):
 
     def saved_states(self) -> list[Path]:
         """Return the training states, the newest first: files, and folders of shards with their index."""
-        found = [
-            p for p in self.states.glob("step-*") if STATE.fullmatch(p.name) and (p.suffix or (p / INDEX).is_file())
-        ]
+        paths = (self.states / name for name in names_in(self.states) if STATE.fullmatch(name))
+        found = [path for path in paths if path.suffix or (path / INDEX).is_file()]
         return sorted(found, key=step_of, reverse=True)
 
     def damaged_states(self) -> list[Path]:
         """Return the states that were set aside."""
-        found = (p for p in self.states.glob(f"step-*{DAMAGED}") if STATE.fullmatch(p.stem))
-        return sorted(found)
+        paths = (self.states / name for name in names_in(self.states) if name.endswith(DAMAGED))
+        return sorted(path for path in paths if STATE.fullmatch(path.stem))
 
     def set_aside(self, states: Sequence[Path]) -> None:
         """Rename damaged states, which would otherwise count among the newest and be kept instead of valid ones."""
@@ -269,7 +269,7 @@ def step_of(state: Path) -> int:
 
 def is_run(path: Path) -> bool:
     """Return whether a path is a run folder: it has a configuration."""
-    return (path / "config.toml").is_file()
+    return os.path.isfile(os.path.join(path, "config.toml"))
 
 
 def open_run(path: Path) -> RunFolder:
@@ -288,7 +288,15 @@ def all_runs(root: Path = ROOT) -> list[RunFolder]:
 
 def runs_in(root: Path) -> list[RunFolder]:
     """Return the runs in a folder, in any order."""
-    return [RunFolder(p.parent) for p in root.glob("*/config.toml") if p.is_file()]
+    return [RunFolder(root / name) for name in names_in(root) if is_run(root / name)]
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder, none if it cannot be read."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def find_model(name: Path | None) -> tuple[Path, RunFolder | None]:

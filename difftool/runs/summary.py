@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Summary:
         config = run.readable_config()
         training = config.get("training")
         held_out = training.get("held_out") if isinstance(training, dict) else None
-        tail = read_tail(run.metrics, held_out=type(held_out) is int and held_out > 0)
+        tail = read_tail(run.metrics, held_out=held_out != 0)
         return cls(run, config, run.status(recorded_in(config)), tail)
 
     @property
@@ -80,9 +80,15 @@ def options_in(tables: Mapping[str, Any]) -> dict[str, Value]:
     for kind in (*recipe_kinds(), "training"):
         table = tables.get(kind)
         for key, value in table.items() if isinstance(table, dict) else ():
-            name = kind if key == "name" else dashed(key) if kind == "training" else f"{kind}.{dashed(key)}"
-            found[shortened(printable(name), LONGEST_TEXT)] = _shown(value)
+            found[_flag(kind, key)] = _shown(value)
     return found
+
+
+@lru_cache(2**12)
+def _flag(kind: str, key: str) -> str:
+    """Return the name of an option by its table and key in a config file."""
+    name = kind if key == "name" else dashed(key) if kind == "training" else f"{kind}.{dashed(key)}"
+    return shortened(printable(name), LONGEST_TEXT)
 
 
 def best_scores(evaluations: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -169,6 +175,8 @@ def _differs(runs: Sequence[Choices], name: str) -> bool:
 
 def _shown(value: object) -> Value:
     """Return a value as the command line spells it; numbers stay numbers."""
+    if isinstance(value, str):
+        return shortened(printable(value), LONGEST_TEXT)
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, (int, float)):

@@ -1,6 +1,6 @@
 """The end of metrics.jsonl: what a list of many runs shows, without reading all of their rows.
 
-The smoothed loss forgets exponentially, so the last rows give it to eleven digits.
+The smoothed loss forgets exponentially, so the last rows give it to six digits.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from difftool.files import open_regular, parse_json
 from difftool.runs.losses import smoothed
-from difftool.runs.rows import LARGEST, LONGEST_ROW, is_row
+from difftool.runs.rows import LONGEST_ROW, is_row
 
-ROWS = 256
-"""The number of rows read: those before them weigh 0.9^256 = 2e-12 in the smoothed loss."""
-BLOCK, LARGEST_TAIL = 2**16, 2**22
+ROWS = 128
+"""The number of rows read: those before them weigh 0.9^128 = 1e-6 in the smoothed loss."""
+BLOCK, LARGEST_TAIL = 3 * 2**15, 2**22
 """The sizes in bytes of what is read at once, and up to which the last rows are looked for."""
-NUMBER = rb"(null|-?\d[\d.eE+-]*)[,}]"
-FAST = {name: re.compile(rb'"' + name.encode() + rb'": ' + NUMBER) for name in ("loss", "eps_loss")}
-"""The smoothed losses as difftool writes them, which are found much faster than whole rows are parsed."""
+SMOOTHED = ("loss", "eps_loss")
+AS_WRITTEN = re.compile(rb'"loss": ([^,]*), "eps_loss": ([^,}]*)')
+"""The losses of a row as difftool writes them, which are found much faster than whole rows are parsed."""
+LARGEST_AS_WRITTEN = 1e200
+"""The smoothed loss from which rows are parsed, since one may hold a number that is refused."""
 HELD_OUT = b'"held_out_loss": '
 
 
@@ -42,20 +45,19 @@ class Tail:
 def read_tail(path: Path, *, held_out: bool = False) -> Tail:
     """Return the losses of a run and its last row.
 
-    With `held_out` the last held-out loss is looked for in the whole file, and otherwise in the last rows alone. A file
-    that cannot be read gives nothing.
+    With `held_out` the last held-out loss is looked for, in the whole file. A file that cannot be read gives nothing.
     """
     with contextlib.suppress(OSError), open_regular(path) as file:
         blocks = _backwards(file)
         text = b""
         for block in blocks:
             text = block + text
-            if text.count(b"\n") > ROWS or len(text) > LARGEST_TAIL:
+            start, lines = _last_lines(text)
+            if lines == ROWS or len(text) > LARGEST_TAIL:
                 break
-        lines = text.splitlines()[-ROWS:]
-        losses = {name: smoothed(_numbers(lines, name)) for name in FAST}
-        last = next((row for line in reversed(lines) if (row := _row(line)) is not None), None)
-        measured = _last_measured(text)
+        losses = _losses_as_written(text, start, lines) or _losses(text)
+        last = next(filter(None, map(_row, _lines_backwards(text))), None)
+        measured = _last_measured(text) if held_out else None
         for block in blocks if held_out and measured is None else ():
             text = block + text.partition(b"\n")[0][:LONGEST_ROW]  # a row may lie across two blocks
             if (measured := _last_measured(text)) is not None:
@@ -65,24 +67,52 @@ def read_tail(path: Path, *, held_out: bool = False) -> Tail:
 
 
 def _backwards(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the blocks of a file, the last one first."""
+    """Yield the blocks of a file, the last one first, and in the end a line break, so that one is before each line."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - BLOCK)
         file.seek(start)
         yield file.read(end - start)
         end = start
+    yield b"\n"
 
 
-def _numbers(lines: list[bytes], name: str) -> list[float | None]:
-    """Return the numbers of this name in the rows."""
-    found = FAST[name].findall(b"\n".join(lines))
-    if len(found) == len(lines) and all(line.startswith(b'{"step": ') for line in lines):
-        with contextlib.suppress(ValueError):
-            values = [None if text == b"null" else float(text) for text in found]
-            if all(value is None or abs(value) < LARGEST for value in values):
-                return values
-    return [row.get(name) for line in lines if (row := _row(line)) is not None]
+def _lines_backwards(text: bytes) -> Iterator[bytes]:
+    """Yield the lines of a text, the last one first."""
+    end = len(text)
+    while end >= 0:
+        start = text.rfind(b"\n", 0, end)
+        yield text[start + 1 : end]
+        end = start
+
+
+def _last_lines(text: bytes) -> tuple[int, int]:
+    """Return where the last lines of a text begin, at the line break before them, and how many they are."""
+    start, lines = text.rfind(b"\n"), 0
+    while lines < ROWS and (before := text.rfind(b"\n", 0, start)) >= 0:
+        start, lines = before, lines + 1
+    return start, lines
+
+
+def _losses_as_written(text: bytes, start: int, lines: int) -> dict[str, float | None]:
+    """Return the smoothed losses of so many lines at the end of a text; nothing unless all are as written."""
+    found = AS_WRITTEN.findall(text, start)
+    if len(found) != lines or not found or not text.endswith(b"\n"):
+        return {}
+    columns = [*zip(*found, strict=True)]
+    try:  # eps_loss is the loss itself for many runs
+        values = {column: smoothed([None if v == b"null" else float(v) for v in column]) for column in {*columns}}
+    except ValueError:
+        return {}
+    if any(value is not None and not abs(value) < LARGEST_AS_WRITTEN for value in values.values()):
+        return {}
+    return {name: values[column] for name, column in zip(SMOOTHED, columns, strict=True)}
+
+
+def _losses(text: bytes) -> dict[str, float | None]:
+    """Return the smoothed losses of the rows among the last lines of a text."""
+    rows = [row for line in islice(_lines_backwards(text), ROWS + 1) if (row := _row(line)) is not None]
+    return {name: smoothed(row.get(name) for row in reversed(rows)) for name in SMOOTHED}
 
 
 def _last_measured(text: bytes) -> float | None:
