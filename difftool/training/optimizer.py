@@ -125,10 +125,10 @@ class Updater:
         """Update the weights. If `finite`, a boolean on the device, is false, nothing changes."""
         for group in self.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        mask = (~finite).float()
+        mask = None if finite.device.type == "cpu" else (~finite).float()  # the CPU has nothing to wait for
         with blaming(self.name):
             for i, optimizer in enumerate(self.optimizers):
-                if self.maskable[i]:
+                if mask is not None and self.maskable[i]:
                     optimizer.found_inf = mask  # type: ignore[attr-defined]
                     optimizer.step()
                 elif bool(finite):

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad_and_value
 from torch.nn.utils import clip_grads_with_norm_
 
 from difftool.components import Loss
-from difftool.devices import autocast
+from difftool.devices import autocast, without_denormals
 from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import DifftoolError, blaming
 from difftool.training.auxiliary import trainable
@@ -81,6 +81,7 @@ def make_step(
     after_step = None if type(objective.loss).after_step is Loss.after_step else objective.loss.after_step
     optimizer, scaler = state.optimizer, state.scaler
 
+    @without_denormals()
     def step(inputs: Inputs, lr: float, self_cond: bool) -> StepResult:
         optimizer.clear_gradients()
         found = backward(inputs, self_cond)
