@@ -11,6 +11,7 @@ import typer
 
 from difftool.cli.command import component_command, given_values
 from difftool.cli.console import help_text, note, result, result_json
+from difftool.cli.dry_run import report_needs
 from difftool.cli.flags import Choice, Group, split_names
 from difftool.cli.parameters import Device
 from difftool.cli.place import Place
@@ -21,7 +22,6 @@ from difftool.cli.training import encoding_bar, first_note, fit
 from difftool.components import KINDS, Backbone, Codec, Dataset, Features, Metric, NoiseSchedule, Prediction
 from difftool.distributed import connect
 from difftool.errors import InvalidOption, counted
-from difftool.runs.config import dump_toml
 from difftool.runs.losses import losses
 from difftool.settings import AUTO
 
@@ -123,7 +123,7 @@ def train(
             raise request.locate(error) from None
         _introduce(experiment, request)
         if dry_run:
-            _report_dry_run(experiment, as_json=json)
+            report_needs(experiment, group, place.intended, as_json=json)
             return
         resumed = place.resume is not None
         with experiment.open(
@@ -200,25 +200,3 @@ def _report(folder: RunFolder, *, as_json: bool) -> None:
         result_json({"run": str(folder.path), "model": str(folder.model), "step": status.step, **last})
     else:
         result(str(folder.path))
-
-
-def _report_dry_run(experiment: Experiment, *, as_json: bool) -> None:
-    facts = {
-        "parameters": experiment.parameters,
-        "state_bytes": experiment.state.bytes,
-        "steps": experiment.steps,
-        "steps_per_epoch": experiment.timetable.steps_per_epoch,
-        "classes": list(experiment.data.class_names),
-        "condition": {name: list(shape) for name, shape in experiment.data.condition.shapes.items()},
-        "latents": None if experiment.model.latents is None else list(experiment.model.latents.facts.shape),
-        "device": str(experiment.device),
-        **experiment.recipe.document(),
-    }
-    if as_json:
-        result_json(facts)
-        return
-    note(
-        f"{counted(experiment.steps, 'step')}, {experiment.timetable.steps_per_epoch} an epoch; "
-        f"weights and optimizer take {experiment.state.bytes / 2**20:.1f} MiB, gradients and activations come on top"
-    )
-    result(dump_toml(experiment.recipe.document()).rstrip())

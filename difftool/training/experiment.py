@@ -241,22 +241,27 @@ class Experiment:
             origin=self.model.origin,
         )
 
+    def batches(self, batch_size: int, group: ProcessGroup) -> Batches:
+        """Return the batches of the run, or those of another size."""
+        settings = self.recipe.training
+        return Batches(
+            self.feed.train,
+            batch_size,
+            seed=settings.seed,
+            device=self.device,
+            workers=settings.workers,
+            part=group.shard(batch_size),
+            name=f"dataset {self.recipe[Dataset].name}",
+            encode=self.feed.encode,
+        )
+
     def run(self) -> Iterator[StepResult]:
         """Train to the end, and yield each step. States are saved on the way; previews are the caller's to draw.
 
         Whatever is due in a step is drawn before its state is saved, so a saved state has everything before it.
         """
         settings = self.recipe.training
-        batches = Batches(
-            self.feed.train,
-            self.batch_size,
-            seed=settings.seed,
-            device=self.device,
-            workers=settings.workers,
-            part=self.group.shard(self.batch_size),
-            name=f"dataset {self.recipe[Dataset].name}",
-            encode=self.feed.encode,
-        )
+        batches = self.batches(self.batch_size, self.group)
         times, steps = self.timetable, self.steps
         self.meter.start(self.clock.total, self.state.skipped, self.state.window)
         self.clock.start()
