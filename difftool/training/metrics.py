@@ -16,6 +16,7 @@ from difftool.runs.rows import QUARTILES, quarters
 from difftool.training.loss import Objective
 from difftool.training.minimise import recorded_losses
 from difftool.training.step import StepResult
+from difftool.training.window import WINDOW
 
 NAMES = (
     *("samples", "elapsed", "loss", "eps_loss", "weighted_loss", "lr", "grad_norm", "prediction_mean"),
@@ -24,8 +25,6 @@ NAMES = (
     *("held_out_quartile_1", "held_out_quartile_2", "held_out_quartile_3", "held_out_quartile_4", "held_out_loss"),
 )
 """The names of the numbers of every row, as `scalars` returns them."""
-WINDOW = ("losses", "items", "t", "eps")
-"""The columns of the numbers since the last row: the loss of each step; loss, level and squared error of each item."""
 KEPT_ELEMENTS = 2**20
 """The number of predicted values to keep before the losses of their items are computed in one call."""
 
@@ -196,23 +195,6 @@ class Meter:
         self._losses, self._items, self._eps, self._t = [], [], [], []
         self._skipped, self._since, self._waited = skipped, elapsed, waited
         return row
-
-
-def check_window(window: Mapping[str, Tensor], levels: int) -> None:
-    """Check the numbers of a window from a file. Raises `ValueError`."""
-    if not window:
-        return
-    if window.keys() != {*WINDOW, "since", "skipped"}:
-        raise ValueError("names")
-    losses, items, t, eps = (window[name] for name in WINDOW)
-    if any(column.dim() != 1 for column in (losses, items, t, eps)) or window["since"].dim() or window["skipped"].dim():
-        raise ValueError("shapes")
-    if not (losses.is_floating_point() and items.is_floating_point() and eps.is_floating_point()):
-        raise ValueError("types")
-    if t.dtype != torch.int64 or window["skipped"].dtype != torch.int64 or len(items) != len(t) or not len(losses):
-        raise ValueError("types or lengths")
-    if not (math.isfinite(window["since"]) and bool(((t >= 0) & (t < levels)).all())):
-        raise ValueError("numbers")
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float | None]:

@@ -25,9 +25,9 @@ from difftool.runs.recorded import read_recipe
 from difftool.settings import LARGEST_STEP
 from difftool.training.auxiliary import trainable
 from difftool.training.ema import Averages
-from difftool.training.metrics import check_window
 from difftool.training.optimizer import Updater
 from difftool.training.vectors import is_sharded, own_parts
+from difftool.training.window import check_window
 
 if TYPE_CHECKING:
     from difftool.components import Optimizer
