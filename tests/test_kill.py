@@ -601,6 +601,19 @@ def test_a_signal_saves_and_says_how_to_go_on(server: Server, tmp_path: Path, nu
     check_end(folder, tmp_path / "straight", but="metrics")  # of an endless run they are a row for 50 steps
 
 
+def test_the_signals_of_queues_let_the_same_command_go_on(server: Server, tmp_path: Path) -> None:
+    """Ctrl-C ends even a command that could be repeated with a code of its own."""
+    folder = tmp_path / "run"
+    for number, code in ((signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGINT, 130)):
+        child = server.start(train(*ENDLESS, "--out", folder, "--resume", "auto"), tmp_path)
+        beyond = newest(folder)
+        assert child.wait_until(lambda beyond=beyond: logged(folder) > beyond), child.err
+        outcome = child.signal(number)
+        assert (outcome.code, outcome.out, outcome.errors) == (code, "", []), outcome.err
+        assert f"stopped by {number.name} after step {newest(folder)} of" in outcome.err
+        assert newest(folder) > beyond
+
+
 @pytest.fixture(scope="module")
 def calls(server: Server, tmp_path_factory: pytest.TempPathFactory) -> int:
     """Return the number of functions that a run of three saves calls."""

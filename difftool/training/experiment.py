@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,14 +22,13 @@ from difftool.data.samples import Samples
 from difftool.distributed import SINGLE, ProcessGroup
 from difftool.errors import DifftoolError, UsageError
 from difftool.paths import in_run, relative_to_run
-from difftool.runs.checkpoint import Contents
 from difftool.runs.evaluations import remove_later_evaluations
-from difftool.runs.folder import INSIDE, RunFolder, now
+from difftool.runs.folder import RunFolder, now
 from difftool.runs.recipe import Recipe, companion_tables
 from difftool.runs.recorded import changed_scripts
 from difftool.sampling.model import Model
 from difftool.specs import Progress, Row, RunContext
-from difftool.training import loop, state
+from difftool.training import loop, saves, state
 from difftool.training.batch_size import BatchSizeSearch
 from difftool.training.best import Best, best_of
 from difftool.training.callbacks import Callbacks
@@ -42,7 +40,7 @@ from difftool.training.latents import Feed
 from difftool.training.loss import Objective
 from difftool.training.metrics import NAMES, Meter, Stopwatch, scalars
 from difftool.training.place import Place
-from difftool.training.saving import Save, Saver
+from difftool.training.saving import Saver
 from difftool.training.snapshots import AverageFiles, remove_later
 from difftool.training.state import StateMetadata, TrainState
 from difftool.training.step import StepResult
@@ -215,7 +213,7 @@ class Experiment:
         if self.steps < self.state.step:
             raise UsageError(f"--steps: the run is at step {self.state.step} already, beyond {self.steps}")
         if before is not None:
-            state.check_resumable(before, self._metadata(), self.recipe[Dataset].name, new_data=new_data)
+            state.check_resumable(before, self.metadata(), self.recipe[Dataset].name, new_data=new_data)
             self.clock.total, self.restored_from = before.elapsed, self.state.step
             for model in (self.model, *self.averages.models):
                 model.origin = before.origin
@@ -233,7 +231,8 @@ class Experiment:
         self.folder.rewrite_metrics(rows)
         return rows
 
-    def _metadata(self) -> StateMetadata:
+    def metadata(self) -> StateMetadata:
+        """Return what a state records beside its tensors."""
         return StateMetadata(
             elapsed=self.clock.total,
             data=self.fingerprint,
@@ -263,7 +262,7 @@ class Experiment:
         settings = self.recipe.training
         batches = self.batches(self.batch_size, self.group)
         times, steps = self.timetable, self.steps
-        self.meter.start(self.clock.total, self.state.skipped, self.state.window)
+        self.meter.start(self.clock.total, self.state.skipped, self.state.window if self.group.size == 1 else None)
         self.clock.start()
         for result in loop.train(self.state, batches, self.objective, settings, steps=steps, group=self.group):
             self.saver.check()
@@ -322,12 +321,7 @@ class Experiment:
         if self.saved_at != self.state.step:
             loop.check_finite(self.state, self.recipe.training, self.group)
             self._save_snapshots()  # before the state, from which they would not be made again
-            self.state.window = self.meter.window() if self.group.size == 1 else {}
-            if self.group.sharded:
-                self.group.on_main(lambda: self.saver.write(Save([], self.recipe.training.keep, own=self._best())))
-                state.save_sharded(self.place.find, self._contents, self.state, self.group)
-            write = self.saver.write if wait else self.saver.start
-            self.group.on_main(lambda: write(self._save()))
+            saves.save(self, wait=wait)
             self.saved_at = self.state.step
         elif wait:
             self.group.on_main(self.saver.wait)
@@ -346,18 +340,3 @@ class Experiment:
         if not self.state.moving:
             self.clock.stop()
             self.save()
-
-    def _best(self) -> list[tuple[Path, Contents]]:
-        return [] if self.best is None else [*self.best.files(self.model)]
-
-    def _contents(self) -> Contents:
-        return state.contents(self.state, self.recipe, self._metadata())
-
-    def _save(self) -> Save:
-        """Return what a save writes, the state first: where there is a model, there is something to resume from."""
-        step, best, keep = self.state.step, self._best(), self.recipe.training.keep
-        self.model.step = step
-        models = [(INSIDE.model, self.model.contents()), *self.averages.files(step)]
-        if self.group.sharded:  # the state is written, and the tensors were gathered for these files alone
-            return Save([], keep, own=[*best, *models])
-        return Save([(INSIDE.state(step), self._contents()), *models], keep, own=best)
