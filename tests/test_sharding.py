@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -82,8 +83,8 @@ def distance(a: Path, b: Path) -> float:
 TRAINED = (
     *(*POINTS, "--backbone.width", 17, "--backbone.depth", 3, "--threads", 1, "--held-out", 150, "--batch-size", 50),
     *("--optimizer", "adamw", "--clip", 0.5, "--accumulate", 2, "--ema", "0.99,0.9", "--ema-lengths", 0.1),
-    *("--snapshot-every", 6, "--checkpoint-every", 6, "--keep", 3, "--evaluate", "mmd", "--evaluate-every", 6),
-    *("--evaluate-samples", 40, "--keep-best", "held-out-loss", "--preview-every", 8),
+    *("--snapshot-every", 4, "--checkpoint-every", 4, "--keep", 3, "--evaluate", "mmd", "--evaluate-every", 8),
+    *("--evaluate-samples", 20, "--keep-best", "held-out-loss"),
 )
 """Rows of 17 are 9 and 8, and 5, 5, 5 and 2; the last layer has 2 rows, of which the fourth process has none."""
 
@@ -91,10 +92,10 @@ TRAINED = (
 def test_two_processes_with_parts_make_the_model_of_one_and_go_on_exactly(
     ranks: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    outcome = ranks(2, "train", *TRAINED, "--steps", 12, "--shard", "--out", "two")
+    outcome = ranks(2, "train", *TRAINED, "--steps", 8, "--shard", "--out", "two")
     assert (outcome.code, outcome.lines) == (0, ["two"]), outcome.err
     assert "arning" not in outcome.err
-    alone(tmp_path, "train", *TRAINED, "--steps", 12, "--out", "one")
+    alone(tmp_path, "train", *TRAINED, "--steps", 8, "--out", "one")
     assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
     best = [checkpoint.load(tmp_path / run / "best.safetensors") for run in ("two", "one")]
     assert best[0][1]["step"] == best[1][1]["step"]
@@ -102,7 +103,6 @@ def test_two_processes_with_parts_make_the_model_of_one_and_go_on_exactly(
     for name in ("loss", "grad_norm", "held_out_loss"):
         ours, theirs = ([row[name] for row in some if name in row] for some in rows)
         assert ours == pytest.approx(theirs, rel=1e-5)
-    assert (tmp_path / "two" / "previews" / "samples-000008.png").is_file()
     assert json.loads(alone(tmp_path, "info", "two", "--json").out)["states"][0]["valid"]
 
     # resumed by as many, it is the same to the last bit; its newest state is damaged first
@@ -112,8 +112,8 @@ def test_two_processes_with_parts_make_the_model_of_one_and_go_on_exactly(
     outcome = ranks(2, "train", "--resume", "two")
     assert outcome.code == 0, outcome.err
     assert outcome.err.count("shard-00001-of-00002.safetensors is not") == 1
-    assert "going on from step-000000006" in outcome.err
-    assert (tmp_path / "two" / "state" / "step-000000012.damaged" / INDEX).is_file()
+    assert "going on from step-000000004" in outcome.err
+    assert (tmp_path / "two" / "state" / "step-000000008.damaged" / INDEX).is_file()
     assert all(
         torch.equal(tensor, before[file][name])
         for file, tensors in files_of(tmp_path / "two").items()
@@ -121,7 +121,16 @@ def test_two_processes_with_parts_make_the_model_of_one_and_go_on_exactly(
     )
 
 
-SELF_CONDITIONED = (*IMAGES, "--batch-size", 9, "--self-condition", "--learn-variance", "--checkpoint-activations")
+SELF_CONDITIONED = (
+    *IMAGES,
+    "--batch-size",
+    9,
+    "--preview-every",
+    6,
+    "--self-condition",
+    "--learn-variance",
+    "--checkpoint-activations",
+)
 SOME_FROZEN = (*IMAGES, "--batch-size", 9, "--freeze", "^downs", "--precision", "bf16", "--ema", 0)
 
 
@@ -138,6 +147,8 @@ def test_any_number_of_processes_goes_on_with_the_parts_of_any_other(
         assert newest(tmp_path / "many").is_dir() == (size > 1 and not more)
     alone(tmp_path, "train", *arguments, "--steps", 14, "--out", "one")
     assert distance(tmp_path / "many", tmp_path / "one") <= 1e-5
+    for preview in (tmp_path / "one" / "previews").glob("*.png"):
+        assert (tmp_path / "many" / "previews" / preview.name).is_file()
 
 
 @pytest.mark.parametrize(
@@ -206,9 +217,8 @@ def spoil(path: Path, how: str) -> None:
     elif how == "cut":
         shard.write_bytes(shard.read_bytes()[:-3])
     elif how == "of another state":
-        checkpoint.save(
-            shard, {name: tensor + 1 for name, tensor in checkpoint.load(shard)[0].items()}, {"kind": "shard"}
-        )
+        other = {name: tensor + 1 for name, tensor in checkpoint.load(shard)[0].items()}
+        checkpoint.save(shard, other, {"kind": "shard"})
     elif how == "a digit of the index":
         index.write_text(index.read_text().replace('"step": 500', '"step": 501'))
     elif how == "half an index":
@@ -237,9 +247,8 @@ def spoil(path: Path, how: str) -> None:
 def test_what_is_wrong_with_shards_is_told(tmp_path: Path, how: str, line: str) -> None:
     path = write(tmp_path, 2)
     spoil(path, how)
-    with pytest.raises(BadFile, match=".*") as raised:
+    with pytest.raises(BadFile, match=re.escape(line)):
         states.load(path)
-    assert line in str(raised.value)
 
 
 def test_a_state_of_shards_is_found_set_aside_and_removed(tmp_path: Path) -> None:
