@@ -6,20 +6,28 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from conftest import IMAGES, POINTS, Outcome, invoke, last_of
 from forks import Job, Server, as_ranks
-from torch import Tensor
+from test_kill import strike
+from torch import Tensor, nn
 
+from difftool.distributed import ProcessGroup
 from difftool.errors import BadFile
+from difftool.files import TEMPORARY
 from difftool.runs import checkpoint, states
+from difftool.runs.checkpoint import Contents
 from difftool.runs.folder import INDEX, RunFolder
+from difftool.training import state
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -269,3 +277,102 @@ def test_a_state_of_shards_is_found_set_aside_and_removed(tmp_path: Path) -> Non
     states.remove(path)
     assert [*path.iterdir()] == [path / "notes"]
     assert run.saved_states() == []
+
+
+class Alone(ProcessGroup):
+    """A group of one process, whose part of the weights is all of them."""
+
+    sharded = True
+
+
+def test_at_no_instant_of_a_save_is_half_a_state_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before each change of a file, and each wait for the disk, all states that a resume would find are whole."""
+    run, seen = RunFolder(tmp_path), []
+
+    def look(name: str) -> None:
+        act = getattr(os, name)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            found = run.saved_states()
+            assert all(torch.equal(states.load(path)[0]["a"], WHOLE["a"]) for path in found)
+            seen.append((name, len(found)))
+            return act(*arguments, **options)
+
+        monkeypatch.setattr(os, name, watched)
+
+    held: Any = SimpleNamespace(step=400, part=(0, 1), whole_shapes=lambda: SHAPES)
+    for name in ("rename", "replace", "mkdir", "fsync", "unlink", "rmdir"):
+        look(name)
+    for held.step in (400, 500):
+        state.save_sharded(lambda: run, lambda: Contents(WHOLE, {"step": held.step}), held, Alone())
+    states.remove(run.shards(400))
+    assert run.saved_states() == [run.shards(500)]
+    assert {count for _, count in seen} == {0, 1, 2}
+    assert [name for name, _ in seen].count("rename") == 3
+    assert sorted(path.name for path in run.states.iterdir()) == ["step-000000500"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "point"),
+    [
+        (1, "while shard-00001-of-00002.safetensors is written"),
+        (0, "after shard-00000-of-00002.safetensors is written"),
+        (0, "before model.safetensors is written"),
+    ],
+)
+def test_a_run_of_two_that_is_killed_while_it_saves_ends_like_an_unbroken_one(
+    ranks: Callable[..., Outcome], tmp_path: Path, rank: int, point: str
+) -> None:
+    words = (*POINTS, "--threads", 1, "--checkpoint-every", 2, "--shard")
+    assert ranks(2, "train", *words, "--steps", 4, "--out", "whole").code == 0
+    run = tmp_path / "run"
+    assert ranks(2, "train", *words, "--steps", 2, "--out", run).code == 0
+    kill = {rank: partial(strike, signal.SIGKILL, point, run)}
+    outcome = ranks(2, "train", "--resume", run, "--steps", 4, befores=kill)
+    assert outcome.code in (-signal.SIGKILL, 1)
+    assert state.check(newest(run)) == ""
+    assert ranks(2, "train", "--resume", run, "--steps", 4).code == 0
+    assert distance(run, tmp_path / "whole") == 0
+    assert not [*run.rglob(f"{TEMPORARY}*")]
+
+
+# --- whole weights in each process ---------------------------------------------------------------------------------
+
+
+def counting(log: Path) -> None:
+    """Let torch's DistributedDataParallel write down each of its buckets that is averaged, and how it was made."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+    from torch.nn.parallel import DistributedDataParallel
+
+    init: Any = DistributedDataParallel.__init__
+
+    def noted(self: Any, network: nn.Module, **options: Any) -> None:
+        init(self, network, **options)
+        kind = "".join(str(int(options[name])) for name in ("find_unused_parameters", "gradient_as_bucket_view"))
+
+        def hook(group: Any, bucket: Any) -> Any:
+            with log.open("a") as file:
+                file.write(f"{kind}\n")
+            return allreduce_hook(group, bucket)
+
+        self.register_comm_hook(options["process_group"], hook)
+
+    DistributedDataParallel.__init__ = noted  # type: ignore[method-assign]
+
+
+JOINED, SEPARATE = ("--optimizer", "adam"), ("--optimizer", "muon")
+
+
+@pytest.mark.parametrize(("optimizer", "view"), [(JOINED, "0"), (SEPARATE, "1")], ids=["joined", "separate"])
+def test_gradients_are_averaged_once_a_step(
+    ranks: Callable[..., Outcome], tmp_path: Path, optimizer: tuple[object, ...], view: str
+) -> None:
+    """Whatever the parts of a batch. A trial step alone looks for unused weights; vectors keep their gradients."""
+    words = (*POINTS, *optimizer, "--accumulate", 4, "--threads", 1, "--checkpoint-every", 100)
+    log = tmp_path / "averaged"
+    outcome = ranks(2, "train", *words, "--steps", 10, "--out", "two", befores={0: partial(counting, log)})
+    assert outcome.code == 0, outcome.err
+    assert log.read_text().split() == [f"1{view}", *[f"0{view}"] * 9]
+    alone(tmp_path, "train", *words, "--steps", 10, "--out", "one")
+    assert distance(tmp_path / "two", tmp_path / "one") <= (1e-6 if optimizer is JOINED else 1e-2)
