@@ -65,7 +65,7 @@ def train(
     `Samples(items=..., shape=..., **PIXELS)`. A run on such data is recorded with their fingerprint as the dataset
     `memory`, and `resume` continues it, or any other run, to more steps. Data in memory, and components that no plugin
     registers, are passed again. A script that torchrun starts trains with all its processes, and each of them gets the
-    model.
+    model, with `shard` on the CPU.
 
     Ctrl-C saves the run before it raises `KeyboardInterrupt`, and other signals, such as SIGTERM or SIGUSR1, raise
     `SystemExit` then, unless the program handles or ignores them itself. Raises `DifftoolError`, and `TypeError`, which

@@ -244,3 +244,17 @@ def test_two_cards_train_one_model(tmp_path: Path) -> None:
     outcome = invoke("train", *options, tmp_path / "one", *GPU)
     assert outcome.code == 0, outcome.err
     assert gap(str(tmp_path / "one"), str(tmp_path / "two")) < 1e-3
+
+
+@pytest.mark.skipif(CARDS < 2, reason="takes two GPUs")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_two_gpus_with_parts_make_the_model_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """And go on exactly, from parts in the memory of their hosts."""
+    monkeypatch.chdir(tmp_path)
+    words = ("train", *NETWORKS[name], "--clip", 0.5, "--checkpoint-every", 4)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    for arguments in ((*words, "--steps", 8, "--shard", "--out", "two"), ("train", "--resume", "two", "--steps", 12)):
+        subprocess.run([*torchrun, "-m", "difftool", *map(str, arguments)], check=True)
+    done(invoke(*words, *GPU, "--steps", 12, "--out", "one"))
+    assert gap("two", "one") <= 1e-4
+    assert RunFolder(Path("two")).saved_states()[0].is_dir()

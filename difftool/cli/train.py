@@ -164,6 +164,11 @@ def _introduce(experiment: Experiment, request: Request) -> None:
             f"predicts {chosen}, which suits {schedule.name}; --prediction {Prediction.default} is another choice. "
             "Their losses cannot be compared, but eps_loss can: it is in metrics.jsonl, runs and info"
         )
+    if experiment.group.sharded:
+        each = experiment.state.bytes / experiment.group.size / 2**20
+        note(f"each process holds {each:.1f} MiB of weights, averages and optimizer")
+    elif settings.shard:
+        note("--shard: a single process holds everything; torchrun starts several, which share it")
     if experiment.transfer is not None:
         note(str(experiment.transfer))
     if experiment.search is not None:

@@ -79,7 +79,7 @@ def own_weights(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def without_view(_module: nn.Module, _inputs: object, output: object) -> object:
-    """Copy an output that is a view: changed in place, it would lose the hook that gathers weights in the backward."""
+    """Copy an output that is a view: changed in place, it would lose the hook that gathers weights backwards."""
     return output.clone() if isinstance(output, Tensor) and output._is_view() else output
 
 
