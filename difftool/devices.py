@@ -65,12 +65,15 @@ def _device_of_process(name: str, present: list[str], here: World) -> torch.devi
     return torch.device(gpus[here.local_rank])
 
 
-def describe(device: torch.device) -> str:
-    """Return a text such as `cpu (2 threads)`, `cuda:0 (NVIDIA ...)` or `cpu (1 thread), 2 processes`."""
+def describe(device: torch.device, parallel: int = 1) -> str:
+    """Return a text such as `cpu (2 threads)`, `cuda:0 (NVIDIA ...)` or `cpu (1 thread), 2 processes`.
+
+    `parallel` is the number of threads that work side by side, each with the threads of torch.
+    """
     many = f", {world().size} processes" if world().size > 1 else ""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)}){many}"
-    threads = torch.get_num_threads()
+    threads = parallel * torch.get_num_threads()
     return f"cpu ({threads} thread{'s' if threads > 1 else ''}){many}" if device.type == "cpu" else str(device)
 
 
@@ -100,8 +103,10 @@ def autocast(device: torch.device, precision: str) -> Callable[[], AbstractConte
 
 
 @contextlib.contextmanager
-def threads(wanted: int | None, suited: int | None = None) -> Iterator[None]:
+def threads(wanted: int | None, suited: int | None = None) -> Iterator[int]:
     """Set the number of CPU threads for a block, and restore it afterwards.
+
+    Yield how many such blocks have room beside each other: 1, unless fewer threads suit the work than there are.
 
     `wanted` is the choice of the user. Without it at most `suited` are used, since small networks are slower on many
     threads than on one, and otherwise as many as torch chooses (one per core, or OMP_NUM_THREADS). Several processes
@@ -111,7 +116,7 @@ def threads(wanted: int | None, suited: int | None = None) -> Iterator[None]:
     most = _thread_limit(before, world())
     torch.set_num_threads(wanted or min(suited or most, most))
     try:
-        yield
+        yield 1 if wanted else most // torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
 

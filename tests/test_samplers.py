@@ -667,6 +667,42 @@ def test_collected_states_are_those_of_the_steps(points_run: Path) -> None:
     assert torch.equal(draw(model, plan), model.data.scaling.to_data(found.x))
 
 
+def test_batches_in_threads_give_the_same_samples(points_run: Path) -> None:
+    model = difftool.load(points_run, device="cpu")
+    plan = Plan.of(model, Sampling(steps=4, num_samples=23, batch_size=4), sampler="ddpm")
+    watched: list[Step] = []
+    alone, together = collect(model, plan, (0, 3)), collect(model, plan, (0, 3), parallel=3, watch=watched.append)
+    assert torch.equal(together.x, alone.x)
+    assert torch.equal(together.states, alone.states)
+    assert together.calls == alone.calls == 4
+    assert len(watched) == 6 * 5
+    assert sum(len(step.x) for step in watched if step.done) == 23
+
+
+def test_a_failure_in_a_thread_ends_the_others(points_run: Path) -> None:
+    model = difftool.load(points_run, device="cpu")
+    plan = Plan.of(model, Sampling(steps=900, num_samples=8, batch_size=1))
+    watched: list[int] = []
+
+    def watch(step: Step) -> None:
+        watched.append(step.number)
+        if step.number == 2:
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        collect(model, plan, parallel=2, watch=watch)
+    assert max(watched) < 900
+
+
+def test_a_time_that_all_samples_share_is_embedded_once(points_run: Path) -> None:
+    network = difftool.load(points_run, device="cpu").network
+    x, t = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)), torch.full((1,), 321.0)
+    with torch.no_grad():
+        shared = network(x, t.expand(9))
+        assert torch.allclose(shared, network(x, t.repeat(9)), atol=1e-6)
+    assert torch.allclose(shared, network(x, t.repeat(9)), atol=1e-6)  # with gradients nothing is done in place
+
+
 class Operations(TorchDispatchMode):
     """Records the operations that torch is asked for."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -260,14 +259,17 @@ def _draw_and_write(opened: Opened, output: Output) -> dict[str, Any]:
     from difftool import devices
 
     grid, plan = output.grid, output.plan
-    with devices.threads(plan.settings.threads, opened.threads), connect() as group:
+    with devices.threads(plan.settings.threads, opened.threads) as parallel, connect() as group:
+        if opened.source.device.type != "cpu" or plan.settings.compile:  # compiled code is not made for threads
+            parallel = 1
+        parallel = max(1, min(parallel, plan.batches // group.size))
         records = output.records()
         different = output.differences(records)
-        note(f"sampling {opened.where} ({opened.source.description}): {_in_words(output)}")
+        note(f"sampling {opened.where} ({opened.source.description}): {_in_words(output, parallel)}")
         if output.again is not None:
             output.again.say_differences(different)
         start = time.perf_counter()
-        parts = _draw(output, group)
+        parts = _draw(output, group, parallel)
         seconds = time.perf_counter() - start
         group.on_main(lambda: output.write(joined(parts), records))
     if output.again is not None and world().is_main:
@@ -281,7 +283,7 @@ def _draw_and_write(opened: Opened, output: Output) -> dict[str, Any]:
     return {"calls": calls if len(calls) > 1 else calls[0], "seconds": round(seconds, 3)}
 
 
-def _in_words(output: Output) -> str:
+def _in_words(output: Output, parallel: int) -> str:
     """Return words such as `16 samples, ddim, 50 steps, trailing; cpu (1 thread), seed 0`."""
     from difftool import devices
 
@@ -295,7 +297,7 @@ def _in_words(output: Output) -> str:
         "" if grid.value("spacing") else plan.spacing.name,
     ]
     seed = "" if grid.value("seed") else f", {seeds(plan)}"
-    return f"{', '.join(filter(None, words))}; {devices.describe(source.device)}{seed}"
+    return f"{', '.join(filter(None, words))}; {devices.describe(source.device, parallel)}{seed}"
 
 
 def _each(grid: Grid) -> str:
@@ -308,30 +310,30 @@ def _axis_in_words(grid: Grid, name: str) -> str:
     return value if name in value else f"{name} {value}"
 
 
-def _draw(output: Output, group: ProcessGroup) -> list[Trajectories]:
+def _draw(output: Output, group: ProcessGroup, parallel: int) -> list[Trajectories]:
     """Draw the samples of all sets under one progress bar, with the states that the files show.
 
-    Each of many processes draws some of the batches. The samples are complete on the first one alone.
+    Each of many processes draws some of the batches, several at once. The samples are complete on the first one alone.
     """
     from difftool.sampling.loop import collect
 
     grid, plan, kept, parts = output.grid, output.plan, output.steps, []
     batches = range(plan.batches)[group.rank :: group.size]
     total = len(batches) * sum(one.steps for one in grid.plans)
+    made = finished = 0
     with progress("sampling", total) as bar, spending(plan.batch_size):
 
-        def watch(number: int, before: int, step: Any) -> None:
-            finished = number * plan.num_samples + step.first + (len(step.x) if step.done else 0)
-            before += batches.index(step.first // plan.batch_size) * grid.plans[number].steps
-            words = f"{finished:,}/{counted(len(grid.plans) * plan.num_samples, 'sample')}"
-            bar.update(before + step.number, words)
+        def watch(step: Any) -> None:
+            nonlocal made, finished
+            made += step.number > 0
+            finished += len(step.x) if step.done else 0
+            bar.update(made, f"{finished:,}/{counted(len(grid.plans) * plan.num_samples, 'sample')}")
 
-        before, source = 0, output.source
+        source = output.source
         for number, (each, checkpoint) in enumerate(zip(grid.plans, grid.checkpoints, strict=True)):
             if checkpoint is not None and (number == 0 or checkpoint is not grid.checkpoints[number - 1]):
                 source = checkpoint.into(source)
-            part = collect(source, each, kept, batches=batches, watch=partial(watch, number, before))
-            before += len(batches) * each.steps
+            part = collect(source, each, kept, batches=batches, parallel=parallel, watch=watch)
             for x in (part.x, *part.states):
                 _gather(x, each, group)
             parts.append(part)

@@ -71,7 +71,8 @@ class Denoiser:
     def _estimate(self, x: Tensor, level: Level) -> Estimate:
         if math.isnan(level.t):
             return self._at_own_level(x, level)
-        t = torch.full((x.size(0),), self.spec.schedule.time(level.t), dtype=torch.float32, device=x.device)
+        # one number in memory, by which an embedding sees that all times are the same
+        t = torch.full((1,), self.spec.schedule.time(level.t), dtype=torch.float32, device=x.device).expand(x.size(0))
         with blaming(f"prediction {self.prediction.name}"):
             scale = self.prediction.input_scale(level, self.spec)
         net_input = x if abs(scale - 1.0) < ROUNDING else scale * x

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from threading import Event, Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,26 +81,50 @@ def collect(
     steps: Sequence[int] = (),
     *,
     batches: Iterable[int] | None = None,
+    parallel: int = 1,
     watch: Callable[[Step], object] | None = None,
 ) -> Trajectories:
     """Return the samples, and their states after these steps (0 is x_T), on the CPU, decoded.
 
-    Samples of other batches than `batches` stay uninitialised. `watch` is called after each step.
+    Samples of other batches than `batches` stay uninitialised. So many batches as `parallel` says are drawn at once,
+    each in a thread of its own, which changes no sample. `watch` is called after each step, by one thread at a time.
     """
     # filled as batches come: a list of them would be there twice in the end, and scattered over the memory that the
     # network takes and gives back, which would then be several times as much
     x = torch.empty(plan.num_samples, *source.data.shape)
     states = torch.empty(len(steps), *x.shape)
-    calls = 0
-    for step in sample(source, plan, batches):
-        rows = slice(step.first, step.first + len(step.x))
-        if step.number in steps:
-            states[steps.index(step.number), rows] = decoded(source, step, plan)
-        if step.done:
-            x[rows], calls = decoded(source, step, plan), step.calls
-        if watch is not None:
-            watch(step)
-    return Trajectories(x, states, [plan.levels[step] for step in steps], calls)
+    watching, ended = Lock(), Event()
+
+    def fill(batch: int) -> int:
+        calls = 0
+        for step in sample(source, plan, [batch]):
+            rows = slice(step.first, step.first + len(step.x))
+            if step.number in steps:
+                states[steps.index(step.number), rows] = decoded(source, step, plan)
+            if step.done:
+                x[rows], calls = decoded(source, step, plan), step.calls
+            with watching:
+                if ended.is_set():
+                    break
+                if watch is not None:
+                    watch(step)
+        return calls
+
+    numbers = range(plan.batches) if batches is None else batches
+    calls = [fill(batch) for batch in numbers] if parallel == 1 else _in_threads(fill, numbers, parallel, ended)
+    return Trajectories(x, states, [plan.levels[step] for step in steps], calls[-1] if calls else 0)
+
+
+def _in_threads(fill: Callable[[int], int], batches: Iterable[int], parallel: int, ended: Event) -> list[int]:
+    """Return what `fill` returns for each batch. A failure, or a signal, sets `ended`, at which `fill` is to return."""
+    with ThreadPoolExecutor(parallel) as pool:
+        futures = [pool.submit(fill, batch) for batch in batches]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            ended.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def draw(source: Source, plan: Plan) -> Tensor:

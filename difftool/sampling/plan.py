@@ -34,8 +34,9 @@ POINTS, IMAGES, PATH = 2_000, 16, 9
 LARGEST_GAIN, FORGETFUL, CURES = 10.0, 50, ("log-snr", "karras")
 """Without a warning, the first step may multiply an error by this factor, or more in this many steps with noise; the
 spacings that begin with short steps."""
-BATCH_ELEMENTS, BATCH_SAMPLES = 2**17, 8_192
-"""Numbers and samples that a batch holds at most by default: larger batches fall out of the cache."""
+BATCH_ELEMENTS, BATCH_SAMPLES, BATCH_ON_CPU = 2**17, 8_192, 2_048
+"""Numbers and samples that a batch holds at most by default; on a CPU, the hidden layers of larger ones fall out of
+its cache."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,7 +96,7 @@ class Plan:
             init=init,
             inpainting=Inpainting.of(source, settings),
             num_samples=count,
-            batch_size=settings.batch_size or max(1, min(BATCH_SAMPLES, BATCH_ELEMENTS // numbers)),
+            batch_size=settings.batch_size or default_batch_size(source.device, numbers),
             rows=given_conditions.rows,
             names=given_conditions.names,
         )
@@ -201,6 +202,11 @@ def default_count(source: Source, settings: Sampling, conditions: Given) -> int:
         return PATH
     most = POINTS if source.data.is_points else IMAGES
     return most if classes < 2 else classes * max(1, most // classes)
+
+
+def default_batch_size(device: torch.device, numbers: int) -> int:
+    """Return the samples of a batch that suit a device, by the numbers of a sample."""
+    return max(1, min(BATCH_ON_CPU if device.type == "cpu" else BATCH_SAMPLES, BATCH_ELEMENTS // numbers))
 
 
 def check_classes(source: Source, settings: Sampling, labels: Tensor | None, count: int) -> None:

@@ -111,8 +111,9 @@ class Embedding(nn.Module):
         self.vector = None if condition.vector is None else VectorEmbedding(condition.vector, width)
 
     def forward(self, t: Tensor, cond: Condition | None = None) -> Tensor:
-        waves = sinusoidal(t, self.time_dim, self.frequencies).to(self.inner.weight.dtype)
-        vectors: Tensor = self.outer(self.activation(self.inner(waves)))
+        times = t[:1] if t.stride(0) == 0 else t  # one for all items, as in sampling
+        waves = sinusoidal(times, self.time_dim, self.frequencies).to(self.inner.weight.dtype)
+        vectors: Tensor = self.outer(self.activation(self.inner(waves))).expand(t.shape[0], -1)
         check_fields(cond, self.condition)
         if self.label is not None and self.condition.classes is not None:
             vectors = vectors + self.label(class_index(t, cond, self.condition.classes))
