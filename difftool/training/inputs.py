@@ -16,6 +16,7 @@ from torch import Tensor
 from difftool.rng import generator
 from difftool.training.loss import Inputs
 from difftool.training.minimise import paired
+from difftool.training.phases import DATA, NOISE, enter
 
 if TYPE_CHECKING:
     from difftool.data.batches import Batches
@@ -65,7 +66,9 @@ def inputs_from(
     """Yield the inputs of this step and of all that follow, in the memory layout that suits the network."""
     scaling, shape = objective.data.scaling, objective.data.shape
     noise = StepNoise(settings.seed, batches.batch_size, shape, objective, stratified=settings.stratified)
+    enter(DATA)
     for batch in batches.start(step, block=noise.block):
+        enter(NOISE)
         count = len(batch.items) // batches.size
         eps, t, u = noise(step, count, batches.part)
         x_0 = scaling.to_model(batch.items).contiguous(memory_format=layout)
@@ -77,3 +80,4 @@ def inputs_from(
         for number, part in enumerate(inputs, start=step):
             yield paired(objective, part, settings.seed, number, batches.part.start) if objective.pairs else part
         step += count
+        enter(DATA)
