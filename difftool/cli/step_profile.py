@@ -27,13 +27,15 @@ def profiled(experiment: Experiment, count: int) -> Iterator[StepResult]:
         return
     from difftool.training.profile import StepProfile
 
-    found, shown = StepProfile(experiment.device, count), False
-    for result in found.follow(steps, lambda: experiment.place.find().trace):
-        yield result
-        if found.written is not None and not shown:
-            shown = True
-            show_profile(found)
-    if not shown:
+    found = StepProfile(experiment.device, count)
+    yield from found.follow(steps)
+    if found.traced:
+        path = experiment.place.find().trace
+        found.write_trace(path)
+        show_profile(found)
+        note(f"wrote {path}; open it in ui.perfetto.dev or chrome://tracing")
+        yield from steps
+    else:
         note(f"--profile: the run ended before {counted(count, 'step')} were profiled")
 
 
@@ -48,9 +50,9 @@ def show_profile(found: StepProfile) -> None:
     show(phases)
     columns = [Column(name, justify="right") for name in ("ms a step", "share", "calls a step")]
     operators = new_table("", *columns, title=f"operators ({counted(found.traced, 'step')} traced)")
-    total = sum(operator.seconds for operator in found.operators)
-    for one in found.operators[:SHOWN]:
+    measured = found.operators()
+    total = sum(operator.seconds for operator in measured)
+    for one in measured[:SHOWN]:
         calls = f"{one.calls / found.traced:.3g}"
         add_row(operators, one.name, f"{1000 * one.seconds / found.traced:.3f}", f"{one.seconds / total:.1%}", calls)
     show(operators)
-    note(f"wrote {found.written}; open it in ui.perfetto.dev or chrome://tracing")

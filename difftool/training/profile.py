@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -46,13 +46,9 @@ class StepProfile:
     traced: int = 0
     phases: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     """The seconds of each phase in the timed steps."""
-    operators: list[Operator] = field(default_factory=list)
-    """The operators of the traced steps, the longest first."""
-    written: Path | None = None
-    """The file of the trace, once it is written."""
 
-    def follow(self, steps: Iterator[StepResult], trace: Callable[[], Path]) -> Iterator[StepResult]:
-        """Yield all steps of a run, and measure some. The trace is written once they are over; then no more is done."""
+    def follow(self, steps: Iterator[StepResult]) -> Iterator[StepResult]:
+        """Yield the next steps of a run, and measure them."""
         yield from islice(steps, WARM_UP)
         clock = PhaseClock(self.device, self.phases)
         with watched(clock):
@@ -60,16 +56,24 @@ class StepProfile:
                 self.timed += 1
                 yield result
             clock(REST)
-        with profile(activities=activities(self.device)) as profiler, Marks() as marks, watched(marks):
+        with profile(activities=activities(self.device)) as self._profiler, Marks() as marks, watched(marks):
             for result in islice(steps, self.wanted):
                 self.traced += 1
                 yield result
-        if self.traced:
-            self.operators = operators_in(profiler)
-            with atomic(trace()) as path:
-                profiler.export_chrome_trace(str(path))
-                self.written = trace()
-        yield from steps
+
+    def operators(self) -> list[Operator]:
+        """Return the operators of the traced steps, those that took longest first."""
+        found = []
+        for event in self._profiler.key_averages():
+            own = event.self_device_time_total or event.self_cpu_time_total
+            if event.key not in PHASES:
+                found.append(Operator(event.key, own / 1e6, event.count))
+        return sorted(found, key=lambda operator: -operator.seconds)
+
+    def write_trace(self, path: Path) -> None:
+        """Write the traced steps in Chrome's format, compressed if the name says so. Raises `DifftoolError`."""
+        with atomic(path) as temporary:
+            self._profiler.export_chrome_trace(str(temporary))
 
 
 class PhaseClock:
@@ -97,13 +101,3 @@ class Marks(contextlib.ExitStack):
 def activities(device: torch.device) -> list[ProfilerActivity]:
     """Return what to record for a device."""
     return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-
-
-def operators_in(profiler: profile) -> list[Operator]:
-    """Return the operators that a profiler has seen, those that took longest first."""
-    found = []
-    for event in profiler.key_averages():
-        own = event.self_device_time_total if event.self_device_time_total else event.self_cpu_time_total
-        if event.key not in PHASES:
-            found.append(Operator(event.key, own / 1e6, event.count))
-    return sorted(found, key=lambda operator: -operator.seconds)

@@ -85,7 +85,6 @@ def make_step(
     @without_denormals()
     def step(inputs: Inputs, lr: float, self_cond: bool) -> StepResult:
         optimizer.clear_gradients()
-        enter(FORWARD)
         found = backward(inputs, self_cond)
         enter(OPTIMIZER)
         scaler.unscale_(optimizer)  # type: ignore[arg-type]
@@ -253,6 +252,7 @@ def compiled_backward(state: TrainState, objective: Objective) -> Backward:
 
     def backward(inputs: Inputs, self_cond: bool) -> Minimised:
         nonlocal first
+        enter(FORWARD)  # and backward
         new, (loss, rest) = compiled(vectors, inputs)
         if first and not any(bool(value.any()) for value in new):  # autograd says whether the loss depends on weights
             raise RuntimeError("the gradient is 0")
