@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,10 @@ from difftool.runs.recipe import build_recipe
 from difftool.training import estimate as estimates
 from difftool.training.experiment import Experiment
 from difftool.training.fake_step import fake_step
+from difftool.training.inputs import batches_of
 from difftool.training.live_memory import LiveMemory
 from difftool.training.loop import train
+from difftool.training.phases import PHASES
 from difftool.training.prepare import prepare
 
 Run = Callable[..., Outcome]
@@ -59,7 +62,7 @@ def test_a_step_without_values_takes_the_memory_of_a_real_one(training: dict[str
     averaged = [weight for average in state.averages for weight in average.network.parameters()]
     live = LiveMemory([*state.network.parameters(), *averaged])
     with live:
-        for _ in train(state, made.batches(8, SINGLE), made.objective, settings, steps=2):
+        for _ in train(state, batches_of(made, 8, SINGLE), made.objective, settings, steps=2):
             pass
     assert sum(expected.values()) == pytest.approx(live.peak.total(), rel=0.1)
 
@@ -142,3 +145,22 @@ def test_a_dry_run_says_what_a_run_needs(run: Run, tmp_path: Path) -> None:
     for words in ("memory at the peak", "FLOP a step", " a step (2 timed", "on the disk at most", ", 34 trained)"):
         assert words in outcome.err
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_profile_changes_no_weight(run: Run, tmp_path: Path) -> None:
+    words = ("train", *POINTS, "--steps", 30, "--accumulate", 2)
+    outcome = run(*words, "--profile", 5, "--out", "seen")
+    assert outcome.code == 0, outcome.err
+    assert run(*words, "--out", "plain").code == 0
+    seen, plain = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("seen", "plain"))
+    assert seen == plain
+    for name in (*PHASES, "aten::addmm", "where a step goes (5 steps timed)", "(5 steps traced)"):
+        assert name in outcome.err
+    with gzip.open(tmp_path / "seen" / "trace.json.gz") as file:
+        events = [event["name"] for event in json.load(file)["traceEvents"] if event.get("cat") == "user_annotation"]
+    counts = {name: events.count(name) for name in PHASES[2:6]}
+    assert counts == {"forward": 10, "backward": 10, "optimizer": 5, "average": 5}
+    assert run(*words, "--profile", 20, "--out", "seen", "--overwrite").code == 0
+    short = run(*words, "--profile", 100, "--out", "short")
+    assert "the run ended before 100 steps were profiled" in short.err
+    assert not (tmp_path / "short" / "trace.json.gz").exists()

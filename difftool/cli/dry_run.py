@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difftool.cli.console import add_row, duration, new_table, note, result, result_json, show
@@ -25,15 +26,19 @@ MEANINGS = {
     "inputs": "inputs of the next steps",
     "activations": "kept for the backward pass",
     "gradients": "so far; the others come when activations are gone",
+    "copies": "of the state, while it is written",
     "process": "libraries, kernels and pictures",
 }
 
 
-def report_needs(experiment: Experiment, group: ProcessGroup, folder: RunFolder, *, as_json: bool) -> None:
-    """Print what a run needs, and its configuration. Nothing is written."""
+def report_needs(
+    experiment: Experiment, group: ProcessGroup, resumed: RunFolder | None, out: Path | None, *, as_json: bool
+) -> None:
+    """Print what a run needs that is resumed, or begins in the folder `out`, and its configuration. Write nothing."""
+    from difftool.runs.folder import ROOT, RunFolder
     from difftool.training.estimate import estimate
 
-    needs = estimate(experiment, group, folder)
+    needs = estimate(experiment, group, resumed or RunFolder(out or ROOT))
     warnings = [*lacks(needs, group.world.local_size)]
     if as_json:
         result_json(facts(experiment, needs, warnings))

@@ -84,8 +84,14 @@ def train(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show parameters and the resolved configuration; write nothing.")
+        bool, typer.Option("--dry-run", help="Show what the run needs and its configuration; write nothing.")
     ] = False,
+    profile: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1000, metavar="N", help="Show where N steps spend their time, and write a trace of N more."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the run's path.")] = False,
 ) -> None:
     """Train a model, and print its run folder.
@@ -123,7 +129,7 @@ def train(
             raise request.locate(error) from None
         _introduce(experiment, request)
         if dry_run:
-            report_needs(experiment, group, place.intended, as_json=json)
+            report_needs(experiment, group, place.resumed, out, as_json=json)
             return
         resumed = place.resume is not None
         with experiment.open(
@@ -136,7 +142,7 @@ def train(
                 note(f"logging to {destination}")
             if experiment.evaluation is not None:
                 note(str(experiment.evaluation))
-            fit(experiment, deadline)
+            fit(experiment, deadline, profile or 0)
     _report(experiment.folder, as_json=json)
 
 

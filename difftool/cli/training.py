@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from difftool.cli.console import Bar, note, progress
 from difftool.cli.outputs import save_figure
 from difftool.cli.signals import Signals, signals
+from difftool.cli.step_profile import profiled
 from difftool.components import Dataset
 from difftool.data.memory import Memory
 from difftool.distributed import naming_lost_peers
@@ -39,14 +40,14 @@ WAITING_SHOWN = 0.02
 """The smallest share of time spent waiting for data that the bar shows."""
 
 
-def fit(experiment: Experiment, deadline: Deadline | None = None) -> None:
-    """Train to the end under a progress bar. A signal or the deadline saves the run and ends it."""
+def fit(experiment: Experiment, deadline: Deadline | None = None, profile: int = 0) -> None:
+    """Train to the end under a progress bar, and profile so many steps. A signal or the deadline saves and ends it."""
     words = BarWords.of(experiment)
     near = deadline is not None and deadline.is_near(experiment)
     if experiment.group.all_max(int(near)):  # whoever runs the command again and again would never end
         raise DifftoolError(deadline.shortness(experiment) if deadline else "there is no time left to train")
     with signals.deferred(), _shown(experiment, words) as show, _naming_last_state(experiment):
-        for result in experiment.run():
+        for result in profiled(experiment, profile):
             show(result)
             if result.preview:
                 experiment.group.on_main(lambda: _draw_preview(experiment))

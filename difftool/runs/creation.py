@@ -24,7 +24,7 @@ from difftool.runs.recipe import Recipe, companion_kinds
 
 OURS = {
     *("config.toml", "model.safetensors", "best.safetensors", "metrics.jsonl", "evaluations.jsonl"),
-    *("loss.png", "report.html", "logs"),
+    *("loss.png", "report.html", "trace.json.gz", "logs"),
     *FOLDERS,
 }
 """The files and folders of a run."""
@@ -97,7 +97,7 @@ def _clear(run: RunFolder) -> None:
     watching = (cls for base in companion_kinds().values() for cls in registry().all_of(base))
     patterns = {pattern for cls in watching if issubclass(cls, Companion) for pattern in cls.files}
     logs = [p for pattern in sorted(patterns) for p in run.logs.glob(pattern) if not _below_link(p, run.path)]
-    tables, pictures = [run.metrics, run.evaluations], [*previews, run.loss, run.report]
+    tables, pictures = [run.metrics, run.evaluations], [*previews, run.loss, run.report, run.trace]
     averages = [file.path for file in files_in(run.averages)]
     for state in (*run.saved_states(), *run.damaged_states()):
         states.remove(state)

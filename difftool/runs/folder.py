@@ -11,6 +11,7 @@ previews/ samples/ loss.png
 evaluations.jsonl    one JSON object per evaluation; see `difftool.runs.evaluations`
 evaluations/         pictures of evaluations
 report.html          the page that `difftool report` writes
+trace.json.gz        the trace of `train --profile`
 results/             files of commands that plugins add
 logs/                files of loggers
 
@@ -86,6 +87,7 @@ class RunFolder(Displayed):
     metrics = _Inside("metrics.jsonl")
     loss = _Inside("loss.png")
     report = _Inside("report.html")
+    trace = _Inside("trace.json.gz")
     averages = _Inside("averages")
     states = _Inside("state")
     previews = _Inside("previews")

@@ -24,8 +24,10 @@ from difftool.settings import is_never
 from difftool.training.batch_size import synchronize
 from difftool.training.fake_step import fake_step
 from difftool.training.held_out import held_out_loss
+from difftool.training.inputs import batches_of
 from difftool.training.loop import train
 from difftool.training.memory import obtainable, resident
+from difftool.training.vectors import own_part
 
 if TYPE_CHECKING:
     from difftool.settings import Training
@@ -89,6 +91,8 @@ def estimate(experiment: Experiment, group: ProcessGroup, folder: RunFolder) -> 
     memory = state_memory(experiment)
     if experiment.device.type == "cpu":
         memory["process"] = process_memory(experiment, group, memory)
+        if saves(experiment) > 1:
+            memory["copies"] = experiment.state.bytes
     try:
         needs = fake_step(experiment, group)
     except Exception as error:  # code of strangers may look at values, and raise anything where there are none
@@ -129,8 +133,8 @@ def state_memory(experiment: Experiment) -> dict[str, int]:
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Return the size of tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """Return the size of tensors, as far as this process holds them."""
+    return sum(part.numel() * part.element_size() for part in map(own_part, tensors))
 
 
 def process_memory(experiment: Experiment, group: ProcessGroup, parts: Mapping[str, int]) -> int:
@@ -152,7 +156,7 @@ def process_memory(experiment: Experiment, group: ProcessGroup, parts: Mapping[s
 def steps_of(experiment: Experiment, settings: Training, group: ProcessGroup, count: int) -> Iterator[StepResult]:
     """Yield steps with these settings, on the weights and data of an experiment."""
     assert isinstance(settings.batch_size, int)
-    batches, state = experiment.batches(settings.batch_size, group), experiment.state
+    batches, state = batches_of(experiment, settings.batch_size, group), experiment.state
     return train(state, batches, experiment.objective, settings, steps=state.step + count, group=group)
 
 
@@ -203,14 +207,17 @@ def total_seconds(experiment: Experiment, times: Times, done: int) -> float:
 
 def disk(experiment: Experiment, folder: RunFolder) -> int:
     """Return the size of the states, models and averages of a run when there are most of them."""
-    settings = experiment.recipe.training
-    every = int(settings.checkpoint_every.removesuffix("ep"))
-    if settings.checkpoint_every.endswith("ep"):
-        every *= experiment.timetable.steps_per_epoch
-    states = min(settings.keep + 1, math.ceil(experiment.steps / every) or 1)  # a new one comes before an old one goes
+    states = min(experiment.recipe.training.keep + 1, saves(experiment))  # a new one comes before an old one goes
     model, best = bytes_of(experiment.model.network.parameters()), experiment.held_out is not None
     averages = experiment.averages.bytes_to_come(folder, experiment.steps)
     return states * experiment.state.bytes + (1 + best) * model + averages
+
+
+def saves(experiment: Experiment) -> int:
+    """Return the number of times that a whole run saves its state."""
+    text = experiment.recipe.training.checkpoint_every
+    every = int(text.removesuffix("ep")) * (experiment.timetable.steps_per_epoch if text.endswith("ep") else 1)
+    return max(1, math.ceil(experiment.steps / every))
 
 
 def free_disk(path: Path) -> int:

@@ -14,6 +14,7 @@ from difftool.data.batches import Batch
 from difftool.data.condition import Condition
 from difftool.diffusion.memory_layout import layout_of
 from difftool.distributed import ProcessGroup
+from difftool.errors import DifftoolError
 from difftool.training.auxiliary import trainable
 from difftool.training.ema import Averages
 from difftool.training.frozen import train_mode
@@ -70,6 +71,8 @@ def fake_step(experiment: Experiment, group: ProcessGroup) -> FakeStep:
 
     Raises what the network or the loss raises if it looks at values.
     """
+    if group.sharded:
+        raise DifftoolError("the processes share the weights out among them")
     from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from difftool.components import Dataset
+from difftool.data.batches import Batches
 from difftool.rng import generator
 from difftool.training.loss import Inputs
 from difftool.training.minimise import paired
+from difftool.training.phases import DATA, NOISE, enter
 
 if TYPE_CHECKING:
-    from difftool.data.batches import Batches
+    from difftool.distributed import ProcessGroup
     from difftool.settings import Training
+    from difftool.training.experiment import Experiment
     from difftool.training.loss import Objective
 
 BLOCK_STEPS = 16
@@ -59,13 +63,30 @@ class StepNoise:
         return self._eps[steps, part].flatten(0, 1), self._t[steps, part].flatten(), self._u[steps, part].flatten()
 
 
+def batches_of(experiment: Experiment, batch_size: int, group: ProcessGroup) -> Batches:
+    """Return the batches of a run, or those of another size."""
+    settings = experiment.recipe.training
+    return Batches(
+        experiment.feed.train,
+        batch_size,
+        seed=settings.seed,
+        device=experiment.device,
+        workers=settings.workers,
+        part=group.shard(batch_size),
+        name=f"dataset {experiment.recipe[Dataset].name}",
+        encode=experiment.feed.encode,
+    )
+
+
 def inputs_from(
     step: int, batches: Batches, objective: Objective, settings: Training, layout: torch.memory_format
 ) -> Iterator[Inputs]:
     """Yield the inputs of this step and of all that follow, in the memory layout that suits the network."""
     scaling, shape = objective.data.scaling, objective.data.shape
     noise = StepNoise(settings.seed, batches.batch_size, shape, objective, stratified=settings.stratified)
+    enter(DATA)
     for batch in batches.start(step, block=noise.block):
+        enter(NOISE)
         count = len(batch.items) // batches.size
         eps, t, u = noise(step, count, batches.part)
         x_0 = scaling.to_model(batch.items).contiguous(memory_format=layout)
@@ -77,3 +98,4 @@ def inputs_from(
         for number, part in enumerate(inputs, start=step):
             yield paired(objective, part, settings.seed, number, batches.part.start) if objective.pairs else part
         step += count
+        enter(DATA)

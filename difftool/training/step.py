@@ -22,6 +22,7 @@ from difftool.errors import DifftoolError, blaming
 from difftool.training.auxiliary import trainable
 from difftool.training.batch import Moment
 from difftool.training.minimise import Predictor, batch_of, minimise
+from difftool.training.phases import AVERAGE, BACKWARD, FORWARD, OPTIMIZER, REST, enter
 from difftool.training.vectors import views_of
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def make_step(
     def step(inputs: Inputs, lr: float, self_cond: bool) -> StepResult:
         optimizer.clear_gradients()
         found = backward(inputs, self_cond)
+        enter(OPTIMIZER)
         scaler.unscale_(optimizer)  # type: ignore[arg-type]
         grad_norm = group.norm(optimizer.gradient_norm())
         finite = grad_norm < math.inf
@@ -96,9 +98,11 @@ def make_step(
         if after_step is not None:
             with blaming(f"loss {objective.loss.name}"), torch.no_grad():
                 after_step(state.network, state.auxiliary)
+        enter(AVERAGE)
         state.averages.update()  # averaging weights that a masked step left alone does no harm
         state.step += 1
         state.moving = False
+        enter(REST)
         return StepResult(state.step, inputs, found.prediction, found.losses, found.loss, grad_norm, finite, lr)
 
     return step
@@ -150,6 +154,7 @@ def eager_backward(
         nonlocal wrapped, first
         found, done = [], 0
         for part, share in parts(inputs, settings.accumulate):
+            enter(FORWARD)
             moment = Moment(state.step, steps, (settings.seed, "loss", state.step, first_item + done))
             done += len(part.t)
             predict = Predictor(objective, called, part, self_cond=self_cond, guarded=partial(within, context))
@@ -162,6 +167,7 @@ def eager_backward(
                         raise ValueError("its losses do not depend on the network; predict outside of torch.no_grad()")
                 weight = share * loss_factor
                 loss = loss if weight == 1.0 else weight * loss
+                enter(BACKWARD)
                 with blaming(f"the backward pass of loss {objective.loss.name} and {objective.network}", *passing):
                     state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             output = predict.output
@@ -246,6 +252,7 @@ def compiled_backward(state: TrainState, objective: Objective) -> Backward:
 
     def backward(inputs: Inputs, self_cond: bool) -> Minimised:
         nonlocal first
+        enter(FORWARD)  # and backward
         new, (loss, rest) = compiled(vectors, inputs)
         if first and not any(bool(value.any()) for value in new):  # autograd says whether the loss depends on weights
             raise RuntimeError("the gradient is 0")
