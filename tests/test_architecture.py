@@ -13,7 +13,7 @@ BUILT_INS = PACKAGE.parent / "plugins" / "difftool_plugins"
 
 LAYERS = (
     ("version", "errors", "files", "locks", "manifest", "rng", "children", "scripts", "resources", "display"),
-    ("distributed", "devices"),
+    ("distributed", "devices", "compiling"),
     ("options", "paths", "specs", "components", "settings", "hookspecs"),
     ("diffusion",),
     ("data",),

@@ -13,7 +13,8 @@ from paper_losses import TwoLevels
 from test_training import Net, cloud, loop, new_state, objective, settings, state_dict
 from torch import Tensor, nn
 
-from difftool import Condition, DifftoolError, Loss, Predict, TrainingBatch
+from difftool import Condition, DifftoolError, Loss, Predict, TrainingBatch, compiling
+from difftool.training import vectors
 from difftool.training.loop import check_finite
 from difftool.training.state import TrainState
 from difftool.training.step import make_step
@@ -141,3 +142,82 @@ def test_what_cannot_be_compiled_as_a_whole_is_trained_all_the_same(network: typ
     expected, _ = trained(network(), compiled=False, steps=10)
     for a, b in zip(state.network.parameters(), expected.network.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+# --- large networks ---------------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.inner(x))
+
+
+class Block(nn.Module):
+    """Holds a block, of which there are as many, and a container."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention, self.rest = Attention(width), nn.Sequential(nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = x + self.rest(self.attention(x))
+        return output
+
+
+class Stage(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.blocks, self.out = nn.ModuleList([Block(width), Block(width)]), nn.Linear(width, width + 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        output: Tensor = self.out(x)
+        return output
+
+
+def staged() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(Stage(4), Stage(6))
+
+
+def test_blocks_are_what_repeats_most_from_outside() -> None:
+    """The stages repeat too, but less often; the attentions as often, but inside."""
+    network = staged()
+    assert [*compiling.repeated_blocks(network)] == [block for stage in network for block in stage.blocks]
+    assert [*compiling.repeated_blocks(Plain())] == []
+
+
+def test_blocks_of_one_shape_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[object] = []
+
+    def backend(graph: Any, _inputs: object) -> Any:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.undo()  # of the fixture's back end
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda what, **how: compiler(what, **how, backend=backend))
+    network, plain, x = staged(), staged(), torch.randn(3, 4, requires_grad=True)
+    result = compiling.with_compiled_blocks(network)(x)
+    torch.testing.assert_close(result, plain(x))
+    assert len(graphs) == 2  # of four blocks
+    result.sum().backward()
+    plain(x).sum().backward()
+    for compiled, eager in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(compiled.grad, eager.grad)
+    assert network.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_large_network_is_not_compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "SMALL", 0)
+    monkeypatch.setattr(compiling, "SMALL", 0)
+    with pytest.warns(UserWarning, match="--compile is left out: on a CPU it makes a network of this size no faster"):
+        state, _ = trained(Plain(), compiled=True, steps=5)
+    expected, _ = trained(Plain(), compiled=False, steps=5)
+    for compiled, eager in zip(state.network.parameters(), expected.network.parameters(), strict=True):
+        assert torch.equal(compiled, eager)

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import articles, ours, peers
 from benchmarks.findings import Comparison, Effort, Findings, Table, at_least, at_most, digits
 from benchmarks.measuring import Contest, Measured, Steps
-from benchmarks.tutorial import COMPILED, COMPILER, EAGER, compiling
+from benchmarks.tutorial import EAGER
 from difftool import devices
 from difftool.components import Dataset
 from difftool.runs.recipe import Recipe
@@ -46,15 +46,15 @@ DOCUMENT: ours.Document = {
 def run(effort: Effort) -> Findings:
     made = ours.recipe(DOCUMENT)
     with devices.threads(THREADS):
-        entries = contest(made, effort)
+        entries = contest(made)
         measured = entries.run(warmup=effort(3, 1), steps=effort(2, 1), rounds=effort(12, 2))
         tables = [speeds(measured), losses(made, steps=effort(100, 2), seeds=effort(3, 1))]
-        notes = [*entries.notes, *sizes(made, entries), *compiling(measured)]
+        notes = [*entries.notes, *sizes(made, entries)]
     return Findings(tables, notes)
 
 
-def contest(made: Recipe, effort: Effort) -> Contest:
-    """The loops; compiling takes too long for a quick run."""
+def contest(made: Recipe) -> Contest:
+    """The loops. Nobody compiles: on a CPU that takes a minute, and was measured to make this network no faster."""
     items = ours.data(made[Dataset])[:1000]
     entries, bf16 = Contest(), made.with_training(precision="bf16")
     entries.add(DIFFUSERS, partial(diffusers_loop, items), needs=("diffusers", "accelerate", "tqdm"))
@@ -63,8 +63,6 @@ def contest(made: Recipe, effort: Effort) -> Contest:
     entries.add(LOOP, lambda: ours.loop(made))
     entries.add(BARE_BF16, lambda: ours.bare(bf16))
     entries.add(LOOP_BF16, lambda: ours.loop(bf16))
-    if not effort.quick:
-        entries.add(COMPILED, lambda: ours.loop(made.with_training(compile=True)), programs=COMPILER)
     return entries
 
 
@@ -83,7 +81,6 @@ def speeds(measured: Measured) -> Table:
             Comparison(LOOP_BF16, LOOP, at_least(1.3)),
             Comparison(LOOP_BF16, BARE_BF16),
             Comparison(BARE_BF16, BARE),
-            Comparison(COMPILED, LOOP),
         ],
     )
 

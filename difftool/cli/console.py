@@ -29,6 +29,9 @@ WIDEST = 300
 FIRST_SECONDS, PLAIN_SECONDS, SHORTEST_SECONDS = 3.0, 30.0, 1.0
 """Without a terminal, a line is printed at each tenth, first after a few seconds, then after this long, but never two
 within a second."""
+TAKEN_SECONDS, DRAWINGS = 0.1, 4
+"""The shortest time between two steps that a bar takes up, and how many times a second a terminal draws it. Both cost
+time of the work."""
 NOTEBOOK_SECONDS = 0.2
 """The shortest time between two updates of the bar in a notebook."""
 
@@ -181,10 +184,13 @@ class Bar:
             MofNCompleteColumn(),
             _TimeLeft(),
         )
-        self._progress = _TwoLines(*columns, console=console, disable=not self.live)
+        self._progress = _TwoLines(*columns, console=console, disable=not self.live, refresh_per_second=DRAWINGS)
         self._progress.add_task(title, total=total, words="")
         self._task = self._progress.tasks[0]
         self._printed, self._tenth, self._printed_any = time.perf_counter(), 0, False
+        self._total, self._taken = total, -math.inf
+        self._untaken: tuple[int, object] | None = None
+        """The last step that came too soon after another."""
         self._progress.start()
 
     def update(self, step: int, words: object = "") -> None:
@@ -192,6 +198,14 @@ class Bar:
 
         A closed terminal, or a full disk under a log, does not end the work.
         """
+        now = time.perf_counter()
+        if step < self._total and now - self._taken < TAKEN_SECONDS:
+            self._untaken = (step, words)
+        else:
+            self._untaken, self._taken = None, now
+            self._take(step, words)
+
+    def _take(self, step: int, words: object) -> None:
         with contextlib.suppress(OSError):
             self._progress.update(self._task.id, completed=step, words=words)
             if self._notebook is not None:
@@ -212,6 +226,8 @@ class Bar:
             self._progress.console.print(Text(line))
 
     def close(self) -> None:
+        if self._untaken is not None:
+            self._take(*self._untaken)
         with contextlib.suppress(OSError):
             self._progress.stop()
             if self._notebook is not None:

@@ -136,9 +136,9 @@ class SourceRequest:
             model = load_model(self.run, device=device)
             model = checkpoint_in(model, self.file, str(self.weights)).into(model)
         if compiled:
-            import torch
+            from difftool.compiling import compiled_network
 
-            model.forward = torch.compile(model.network)
+            model.forward = compiled_network(model.network, graph=True)
         path, where = (model.run.model, model.run.path) if model.run else (model.source, model.source)
         facts = {"model": str(path), "weights": model.weights}
         return Opened(model, str(where), model.recipe[Dataset], model.run, model.recipe.training.threads, facts)

@@ -145,9 +145,10 @@ class Optimizer(Component):
         each step the learning rate of that step is written into the `lr` of each group. `build` is called twice, once
         with small copies of the parameters: state that is neither tensors nor numbers is refused before the first step.
 
-        A step whose gradient is not finite must change nothing. An optimizer with an attribute `found_inf` gets a
-        number there, 1.0 for such a step, and masks the step on the device. Others are not called, for which the device
-        is waited for once a step. Raise `ValueError` for weights or options that do not fit.
+        A step whose gradient is not finite must change nothing. On a GPU, an optimizer with an attribute `found_inf`
+        gets a number there, 1.0 for such a step, and masks the step. Others are not called, for which the GPU is waited
+        for once a step. Nor is any called for such a step on a CPU, where `found_inf` stays as it was. Raise
+        `ValueError` for weights or options that do not fit.
         """
 
     def factor(self, step: int, steps: int) -> float | None:

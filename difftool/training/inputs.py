@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 BLOCK_STEPS = 16
 """The largest number of steps whose inputs are computed at once."""
-BLOCK_ELEMENTS = 2**22
-"""The largest size of such a block, in numbers."""
+BLOCK_ELEMENTS, CPU_BLOCK_ELEMENTS = 2**22, 2**16
+"""The largest size of such a block, in numbers. On a CPU its few tensors should stay in the cache."""
 
 
 class StepNoise:
@@ -40,7 +40,8 @@ class StepNoise:
     ) -> None:
         self.seed, self.batch, self.shape = seed, batch, shape
         self.objective, self.stratified, self.device = objective, stratified, objective.device
-        self.block = max(1, min(BLOCK_STEPS, BLOCK_ELEMENTS // (batch * math.prod(shape))))
+        most = CPU_BLOCK_ELEMENTS if self.device.type == "cpu" else BLOCK_ELEMENTS
+        self.block = max(1, min(BLOCK_STEPS, most // (batch * math.prod(shape))))
         self._number = -1
 
     def __call__(self, step: int, count: int = 1, part: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,8 +25,9 @@ NAMES = (
     *("held_out_quartile_1", "held_out_quartile_2", "held_out_quartile_3", "held_out_quartile_4", "held_out_loss"),
 )
 """The names of the numbers of every row, as `scalars` returns them."""
-KEPT_ELEMENTS = 2**20
-"""The number of predicted values to keep before the losses of their items are computed in one call."""
+KEPT_ELEMENTS = 2**17
+"""The number of predicted values to keep before the losses of their items are computed in one call: 512 KiB, which stay
+in the cache."""
 
 
 class Stopwatch:

@@ -1,8 +1,8 @@
 """The update of the weights: what drives the optimizers of a run, whichever they are.
 
 A small network spends most of a step on its many small tensors. Where the component allows it, each group of them is
-joined into one vector, so that a step is one call. A step whose gradient is not finite is masked on the device by
-optimizers that can, and skipped by the host for others, which has to wait for the device then.
+joined into one vector, so that a step is one call. A step whose gradient is not finite is masked on a GPU by optimizers
+that can, and skipped by the host for others, which has to wait for the GPU then. On a CPU the host skips it.
 """
 
 from __future__ import annotations

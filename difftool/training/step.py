@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.nn.utils import clip_grads_with_norm_
 
+from difftool.compiling import compiled, compiled_network
 from difftool.components import Loss
 from difftool.devices import autocast, without_denormals
 from difftool.distributed import SINGLE, ProcessGroup
@@ -111,10 +112,10 @@ def make_step(
 def make_backward(
     state: TrainState, objective: Objective, settings: Training, steps: int, group: ProcessGroup
 ) -> Backward:
-    """Return the backward pass: compiled as a whole for small networks, with a compiled network for others."""
+    """Return the backward pass: compiled as a whole for small networks, with compiled blocks for others."""
 
     def eager() -> Backward:
-        network = torch.compile(state.network) if settings.compile else state.network
+        network = compiled_network(state.network) if settings.compile else state.network
         return eager_backward(network, state, objective, settings, steps, group)  # type: ignore[arg-type]
 
     varies = objective.self_condition or objective.bound is not None or any(True for _ in state.network.buffers())
@@ -247,37 +248,37 @@ def compiled_backward(state: TrainState, objective: Objective) -> Backward:
         rest = {"losses": losses, "prediction": predict.output}
         return loss, {name: tensor for name, tensor in rest.items() if tensor is not None}
 
-    compiled = torch.compile(grad_and_value(loss_of, has_aux=True), fullgraph=True, dynamic=False)
+    gradient = compiled(grad_and_value(loss_of, has_aux=True), objective.device, fullgraph=True, dynamic=False)
     first = True
 
     def backward(inputs: Inputs, self_cond: bool) -> Minimised:
         nonlocal first
         enter(FORWARD)  # and backward
-        new, (loss, rest) = compiled(vectors, inputs)
+        new, (loss, rest) = gradient(vectors, inputs)
         if first and not any(bool(value.any()) for value in new):  # autograd says whether the loss depends on weights
             raise RuntimeError("the gradient is 0")
         first = False
-        for gradient, value in zip(gradients, new, strict=True):
-            gradient.copy_(value)
+        for own, value in zip(gradients, new, strict=True):
+            own.copy_(value)
         return Minimised(loss, **rest)
 
     return backward
 
 
-def first_that_compiles(compiled: Backward, fallback: Callable[[], Backward]) -> Backward:
-    """Return a backward pass that uses the fallback if the first call of the compiled one fails."""
+def first_that_compiles(whole: Backward, fallback: Callable[[], Backward]) -> Backward:
+    """Return a backward pass that uses the fallback if the first call of the whole one fails."""
     chosen: Backward | None = None
 
     def backward(inputs: Inputs, self_cond: bool) -> Minimised:
         nonlocal chosen
         if chosen is None:
             try:
-                result = compiled(inputs, self_cond)
+                result = whole(inputs, self_cond)
             except RuntimeError:  # the base of what torch.compile raises
                 warnings.warn("the backward pass cannot be compiled as a whole, so only the network is", stacklevel=2)
                 chosen = fallback()
             else:
-                chosen = compiled
+                chosen = whole
                 return result
         return chosen(inputs, self_cond)
 
