@@ -82,6 +82,11 @@ class Source(ABC):
         return False
 
     @property
+    def precision(self) -> str:
+        """The number format in which the network was trained."""
+        return "fp32"
+
+    @property
     def held_out(self) -> int:
         """The number of items of the data that were kept out of training."""
         return 0
