@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from difftool.data.samples import Samples
     from difftool.diffusion.estimate import Denoise
     from difftool.diffusion.schedule import Level, Schedule
+    from difftool.settings import Precision
 
 Autocast = Callable[[], AbstractContextManager[object]]
 """Returns the context in which a network runs in lower precision."""
@@ -82,7 +83,7 @@ class Source(ABC):
         return False
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Precision:
         """The number format in which the network was trained."""
         return "fp32"
 

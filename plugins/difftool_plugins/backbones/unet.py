@@ -27,13 +27,14 @@ class UNet(Backbone, name="unet"):
 
     default_dataset = "gradients"
     default_schedule = "cosine"
+    default_optimizer = "muon"
     self_conditioning = True
     activation_checkpointing = True
     conditions = ("label", "vector", "tokens")
     training_defaults: ClassVar[Mapping[str, object]] = {
-        "steps": 1200,
-        "batch_size": 16,
-        "lr": 1e-3,
+        "steps": 800,
+        "batch_size": 32,
+        "lr": 2e-3,
         "lr_schedule": "cosine",
         "warmup": 100,
         "clip": 1.0,

@@ -68,7 +68,8 @@ class FullAttention(Attention):
     @staticmethod
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if q.device.type == "cpu" and q.dtype != torch.float32:  # there torch's own takes five times as long backwards
-            return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
+            weights: Tensor = q / math.sqrt(q.shape[-1]) @ k.transpose(-2, -1)
+            return weights.softmax(-1) @ v
         return F.scaled_dot_product_attention(q, k, v)
 
 
