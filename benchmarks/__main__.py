@@ -26,14 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)  # peers' own
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # so that the first compile is a first one
-        names = asked.names or [name for name in suite.NAMES if name != "gpu"]
+        names = asked.names or [name for name in suite.NAMES if name not in suite.ASKED_FOR]
         report(names, Effort(asked.quick), asked.json, docs=asked.docs)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser("python -m benchmarks", description="Measure difftool beside what else there is.")
-    known = f"{', '.join(suite.NAMES)}; by default all of them but gpu"
+    known = f"{', '.join(suite.NAMES)}; by default all of them but {' and '.join(suite.ASKED_FOR)}"
     made.add_argument("names", nargs="*", metavar="NAME", help=known)
     made.add_argument("--quick", action="store_true", help="few rounds: to see that it runs, not what it measures")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the figures of this run, round by round")

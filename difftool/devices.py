@@ -16,6 +16,8 @@ from difftool.distributed import World, world
 from difftool.errors import InvalidOption, UsageError
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+LARGE = 500_000
+"""The number of parameters from which on a network is large enough to be faster in lower precision."""
 
 
 def available() -> list[str]:
@@ -92,6 +94,21 @@ def check_precision(device: torch.device, precision: str) -> None:
     if precision == "fp16" and device.type != "cuda":
         reason = f"fp16 needs a CUDA device, not {device.type}; choose bf16 or fp32"
         raise InvalidOption("precision", reason, where="--precision")
+
+
+def has_fast(device: torch.device, precision: str) -> bool:
+    """Return whether a device has arithmetic of its own for bf16 or fp16, so that large networks are faster in it."""
+    if device.type == "cuda":
+        return precision == "fp16" or torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu" or precision != "bf16":
+        return False
+    check: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return check()  # whoever has AMX has it too
+
+
+def fitting_precision(device: torch.device, parameters: int) -> str:
+    """Return the number format to train a network of so many parameters in. Small ones gain nothing from bf16."""
+    return "bf16" if parameters >= LARGE and has_fast(device, "bf16") else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[object]] | None:

@@ -14,7 +14,9 @@ LARGEST_STEP = 10**9
 SHORTEST, LONGEST = 0.001, 0.28
 """The bounds of the length of a power-function average; at 12^(-1/2) = 0.289 all steps would weigh the same."""
 AUTO = "auto"
-"""The value of --batch-size that starts a search for a suitable size."""
+"""The value of --batch-size that starts a search for a suitable size, and of --precision that leaves it to difftool."""
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+"""The values of --precision."""
 NO_CONDITION = "none"
 """The value of --condition that leaves all conditions of the data out."""
 STRENGTH = 0.6
@@ -94,7 +96,9 @@ class Training(Options):
         default=0.1, ge=0, le=1, help="share of the items whose condition is hidden, which guidance needs"
     )
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="random seed; the same seed gives the same model")
-    precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="number format of the network")
+    precision: Precision = option(
+        default="auto", help="number format of the network; auto: bf16 for large networks where it is fast, else fp32"
+    )
     compile: bool = option(default=False, help="compile the network with torch.compile")
     threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads", otherwise="what suits the network")
     workers: int = option(default=2, ge=0, le=256, help="worker processes that read data too large for memory")
@@ -224,7 +228,10 @@ class Sampling(Options):
     mask: Path | None = option(
         default=None, help="image of the same proportions: white where --inpaint paints, black where it keeps"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="number format of the network")
+    precision: Precision = option(
+        default="auto",
+        help="number format of the network; auto: the one it was trained in, or fp32 where bf16 is slow",
+    )
     compile: bool = option(default=False, help="compile the network with torch.compile")
     threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads", otherwise="what suits the network")
 

@@ -65,6 +65,8 @@ NETWORKS: list[Any] = [
     pytest.param(MLP(width=16, depth=2), (3, 4, 6), id="mlp-image"),
     pytest.param(UNet(**SMALL), (3, 8, 8), id="unet"),
     pytest.param(UNet(**SMALL, time="shift", downsample="unshuffle"), (1, 8, 12), id="unet-shift-unshuffle"),
+    pytest.param(UNet(**SMALL | {"dim_mults": (0, 0, 1, 2)}), (3, 8, 16), id="unet-patches"),
+    pytest.param(UNet(**SMALL | {"dim_mults": (0, 1, 2)}), (1, 3, 4, 8), id="unet-patches-film"),
     pytest.param(UNet(**SMALL, standardize=True, blocks=2), (4, 6, 4), id="unet-standardized"),
     pytest.param(UNet(**SMALL, standardize=True, downsample="unshuffle"), (2, 12), id="unet-series"),
     pytest.param(UNet(**SMALL, standardize=True, downsample="unshuffle"), (1, 3, 4, 4), id="unet-film"),
@@ -158,11 +160,11 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("record", "values", "field", "reason"),
         [
-            (UNet, {"attention": ["full", "none"]}, "attention", "one for each of the 3 levels"),
+            (UNet, {"attention": ["full", "none", "none"]}, "attention", "one for each of the 2 levels with channels"),
             (UNet, {"attention": []}, "attention", "one value"),
             (UNet, {"attention": ["quadratic"]}, "attention", "full"),
             (UNet, {"groups": 5}, "groups", "divide"),
-            (UNet, {"dim": 12}, "groups", "divide"),
+            (UNet, {"dim": 10}, "groups", "divide"),
             (UNet, {"dim": 10**12}, "dim", "less than or equal"),
             (
                 UNet,
@@ -172,7 +174,11 @@ class TestOptions:
             ),
             (UNet, {"dim_mults": []}, "dim_mults", "1 to 12 levels"),
             (UNet, {"dim_mults": [1] * 20, "attention": ["none"]}, "dim_mults", "levels"),
-            (UNet, {"dim_mults": [0]}, "dim_mults", "greater than or equal"),
+            (UNet, {"dim_mults": [-1]}, "dim_mults", "greater than or equal"),
+            *(
+                (UNet, {"dim_mults": mults}, "dim_mults", "only the first levels may be 0")
+                for mults in ([0], [1, 0, 1])
+            ),
             (UNet, {"init_dim": 10**9}, "init_dim", "less than or equal"),
             (UNet, {"heads": 0}, "heads", "greater than or equal"),
             (UNet, {"blocks": 10**6}, "blocks", "less than or equal"),
@@ -412,10 +418,12 @@ class TestUNet:
         moved = network(x.contiguous(memory_format=torch.channels_last), t)
         assert close(moved, contiguous)
 
-    @pytest.mark.parametrize("options", [{}, {"downsample": "unshuffle", "time": "shift", "blocks": 2}])
+    @pytest.mark.parametrize(
+        "options", [{}, {"downsample": "unshuffle", "time": "shift", "blocks": 2, "dim_mults": (0, 1, 2)}]
+    )
     def test_channels_last_is_kept_throughout(self, options: dict[str, Any]) -> None:
         """A module that falls back to the other layout would make every convolution after it copy."""
-        network = UNet(**SMALL, **options).build(spec(3, 8, 12)).to(memory_format=torch.channels_last)
+        network = UNet(**SMALL | options).build(spec(3, 8, 12)).to(memory_format=torch.channels_last)
         lost: list[str] = []
         for name, module in network.named_modules():
             if isinstance(module, nn.Conv2d):

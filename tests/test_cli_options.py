@@ -100,7 +100,7 @@ HELPS = [
     (["train"], ["Backbone: mlp", "Dataset: swiss-roll", "Schedule: linear", "--backbone.width"], ["--backbone.dim"]),
     (
         ["train", "--backbone", "unet"],
-        ["Backbone: unet", "Dataset: gradients", "--backbone.dim-mults", "default: 1,2,4"],
+        ["Backbone: unet", "Dataset: gradients", "--backbone.dim-mults", "default: 0,1,2"],
         ["--backbone.width", "Backbone: mlp", "--dataset.noise"],
     ),
     (["train", "--schedule=cosine"], ["Schedule: cosine", "--schedule.s "], ["--schedule.beta-min"]),
@@ -194,7 +194,7 @@ def test_help_with_an_unknown_component_is_refused(run: Run) -> None:
         (["--schedule.beta-min", "1"], "--schedule.beta-min"),
         (["--backbone", "unet", "--backbone.dim-mults", "1,x"], "--backbone.dim-mults"),
         (["--backbone", "unet", "--backbone.dim-mults", ""], "--backbone.dim-mults: must not be empty"),
-        (["--backbone", "unet", "--backbone.dim-mults", "1,0"], "--backbone.dim-mults: must be greater than or equal"),
+        (["--backbone", "unet", "--backbone.dim-mults", "1,0"], "--backbone.dim-mults: only the first levels may be 0"),
         (
             ["--backbone", "unet", "--backbone.groups", "7"],
             "--backbone.groups: must divide the channels of every level",

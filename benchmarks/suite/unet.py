@@ -38,7 +38,8 @@ BATCH, SIZE, THREADS, TIMESTEPS = 16, 32, 2, 1000
 DOCUMENT: ours.Document = {
     "dataset": {"name": "gradients", "n": 10_000, "size": (SIZE,)},
     "backbone": {"name": "unet", "dim": 64, "dim_mults": (1, 3, 4), "attention": ("none", "full", "full")},
-    "training": {"batch_size": BATCH, "threads": THREADS, "seed": 0, "held_out": 64},
+    "optimizer": {"name": "adam"},
+    "training": {"batch_size": BATCH, "threads": THREADS, "seed": 0, "held_out": 64, "lr": 1e-3, "precision": "fp32"},
 }
 """As near the peers' sizes and FLOPs as our options come."""
 

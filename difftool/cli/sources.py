@@ -14,7 +14,7 @@ from difftool.cli.console import help_text
 from difftool.cli.flags import Group
 from difftool.components import Component, Dataset, NoiseSchedule, Oracle
 from difftool.errors import UsageError
-from difftool.settings import LONGEST, SHORTEST, Sampling
+from difftool.settings import AUTO, LONGEST, SHORTEST, Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +118,7 @@ class SourceRequest:
 
     def check(self, settings: Sampling) -> None:
         """Raise `UsageError` for settings of a network if there is none."""
-        for flag, used in (("--compile", settings.compile), ("--precision", settings.precision != "fp32")):
+        for flag, used in (("--compile", settings.compile), ("--precision", settings.precision not in (AUTO, "fp32"))):
             if self.parts is not None and used:
                 raise UsageError(f"{flag}: an oracle has no network")
 

@@ -127,6 +127,12 @@ class Backbone(Component):
     default_dataset: ClassVar[str] = "swiss-roll"
     """The dataset that is taken when the user names none."""
 
+    default_schedule: ClassVar[str | None] = None
+    """The noise schedule that suits this network, if another than the default does; its prediction type follows."""
+
+    default_optimizer: ClassVar[str | None] = None
+    """The optimizer that suits this network, if another than the default does."""
+
     training_defaults: ClassVar[Mapping[str, object]] = {}
     """Defaults of `Training` that suit this network, such as `{"lr": 2e-4, "batch_size": 32}`."""
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from difftool.errors import UsageError
 from difftool.options import Options, option
 from difftool.runs.folder import is_run
-from difftool.settings import LARGEST_SEED, Sampling
+from difftool.settings import LARGEST_SEED, Precision, Sampling
 
 TRAIN, HELD_OUT = "train", "held-out"
 """The words of --against for the parts of a run's own data."""
@@ -60,7 +59,10 @@ class Evaluating(Options):
     threshold: float | None = option(
         default=None, gt=0, le=1, help="instead of clipping, threshold at this quantile of |x_0|, such as 0.995"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = option(default="fp32", help="number format of the network")
+    precision: Precision = option(
+        default="auto",
+        help="number format of the network; auto: the one it was trained in, or fp32 where bf16 is slow",
+    )
     compile: bool = option(default=False, help="compile the network with torch.compile")
     threads: int | None = option(default=None, ge=1, le=1024, help="CPU threads", otherwise="what suits the network")
 

@@ -176,7 +176,9 @@ def build_recipe(
             ready[Dataset.kind] = make(classes[Dataset.kind], options_in(document, Dataset.kind))
         data = ready[Dataset.kind]
         if isinstance(data, Dataset) and (name := data.suggested_backbone()) != data.default_backbone:
-            classes[Backbone.kind] = registry().of_kind(Backbone, name)
+            known = {kind: type(part) for kind, part in ready.items()}
+            known |= {kind: cls for kind, cls in classes.items() if document.get(kind)}  # options given are theirs
+            classes = resolve(document, {**known, Backbone.kind: registry().of_kind(Backbone, name)})
     made = {kind: ready.get(kind) or make(cls, options_in(document, kind)) for kind, cls in classes.items()}
     settings = make(Training, training_values(classes[Backbone.kind], document.get("training", {})))
     if settings.self_condition and not classes[Backbone.kind].self_conditioning:
@@ -202,8 +204,8 @@ def resolve(document: Mapping[str, Any], classes: Mapping[str, type[Component]] 
         if not isinstance(name, str):
             raise UnknownComponent(kind, f"the name of a {kind} must be text")
         chosen[kind] = Memory if in_memory(kind, document[kind]) else registry().of_kind(base, name)
-    for kind, base in recipe_kinds().items():
-        if kind not in chosen:
+    for kind, base in sorted(recipe_kinds().items(), key=lambda pair: pair[1] not in (Dataset, Backbone)):
+        if kind not in chosen:  # data and network come first, since they suggest the rest
             chosen[kind] = suitable(base, chosen.values())
     return {kind: chosen[kind] for kind in recipe_kinds()}
 

@@ -40,7 +40,7 @@ from difftool.sampling.loop import draw
 from difftool.sampling.plan import Plan, caution
 from difftool.sampling.posthoc import check_length, reconstruct
 from difftool.sampling.source import Autocast, Source
-from difftool.settings import LARGEST_STEP, Sampling
+from difftool.settings import AUTO, LARGEST_STEP, Precision, Sampling
 from difftool.specs import ObjectiveSpec
 
 if TYPE_CHECKING:
@@ -175,6 +175,11 @@ class Model(Source, Displayed):
     @property
     def needs_condition(self) -> bool:
         return bool(self.data.condition) and not self.recipe.training.condition_dropout
+
+    @property
+    def precision(self) -> Precision:
+        precision = self.recipe.training.precision
+        return "fp32" if precision == AUTO else precision  # auto: imported, not trained
 
     @property
     def held_out(self) -> int:

@@ -16,7 +16,7 @@ from difftool.components import Guidance, Sampler, Spacing
 from difftool.data.condition import Condition
 from difftool.data.facts import classes_text
 from difftool.data.own_images import own_image
-from difftool.devices import check_precision
+from difftool.devices import check_precision, has_fast
 from difftool.diffusion.estimate import Estimate
 from difftool.diffusion.schedule import CLEAN, Level, Schedule
 from difftool.errors import DifftoolError, UsageError, blaming, counted
@@ -24,7 +24,7 @@ from difftool.plugins.registry import given, given_guidance, registry
 from difftool.sampling.conditions import Given, Rows, read_rows, words_of
 from difftool.sampling.inpainting import Inpainting
 from difftool.sampling.predictions import BatchPredictions, calls_at, guided
-from difftool.settings import STRENGTH, Sampling
+from difftool.settings import AUTO, STRENGTH, Sampling
 
 if TYPE_CHECKING:
     from difftool.sampling.source import Source
@@ -77,6 +77,9 @@ class Plan:
         cannot be read.
         """
         settings = settings or Sampling()
+        if settings.precision == AUTO:
+            fast = has_fast(source.device, source.precision)
+            settings = replace(settings, precision=source.precision if fast else "fp32")
         check_settings(source, settings)
         sampler, spacing = given(Sampler, sampler), given(Spacing, spacing)
         numbers = max(math.prod(source.space.shape), math.prod(source.data.shape))

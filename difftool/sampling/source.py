@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from difftool.data.samples import Samples
     from difftool.diffusion.estimate import Denoise
     from difftool.diffusion.schedule import Level, Schedule
+    from difftool.settings import Precision
 
 Autocast = Callable[[], AbstractContextManager[object]]
 """Returns the context in which a network runs in lower precision."""
@@ -80,6 +81,11 @@ class Source(ABC):
     def needs_condition(self) -> bool:
         """True if every sample needs all conditions of the data."""
         return False
+
+    @property
+    def precision(self) -> Precision:
+        """The number format in which the network was trained."""
+        return "fp32"
 
     @property
     def held_out(self) -> int:

@@ -93,6 +93,10 @@ def prepare(
     source = None if resumed is not None and resumed.saved_states() else load_source(settings, recipe[Prediction])
     transfer = None if source is None else take_weights(network, source, recipe[Backbone], space, settings)
     freeze(network, settings)
+    if settings.precision == AUTO:
+        fitting = devices.fitting_precision(device, sum(weight.numel() for weight in network.parameters()))
+        recipe = recipe.with_training(precision=fitting)
+        settings = recipe.training
     objective = build_objective(recipe, schedule, space, device)
     feed = Feed.of(train, held_out, latents, recipe[Dataset], device, watch=watch)
     auxiliary, search = build_auxiliary(network, objective, settings.seed), None

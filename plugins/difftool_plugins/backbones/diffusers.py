@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from difftool import Backbone, option
-from difftool_plugins.backbones.unet import UNet
 
 if TYPE_CHECKING:
     from difftool import BackboneSpec
@@ -53,7 +52,15 @@ class DiffusersUNet(DiffusersBackbone, name="diffusers-unet"):
     default_dataset = "gradients"
     self_conditioning = True
     class_name = "UNet2DModel"
-    training_defaults = UNet.training_defaults  # those of a network of the same kind and size
+    training_defaults: ClassVar[Mapping[str, object]] = {
+        "steps": 1200,
+        "batch_size": 16,
+        "lr": 1e-3,
+        "lr_schedule": "cosine",
+        "warmup": 100,
+        "clip": 1.0,
+        "ema": 0.995,
+    }
 
     block_out_channels: tuple[int, ...] = option(
         default=(32, 64, 128), ge=1, le=16384, help="channels of each level; each level halves the image"

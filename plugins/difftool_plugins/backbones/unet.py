@@ -26,25 +26,28 @@ class UNet(Backbone, name="unet"):
     """
 
     default_dataset = "gradients"
+    default_schedule = "cosine"
+    default_optimizer = "muon"
     self_conditioning = True
     activation_checkpointing = True
     conditions = ("label", "vector", "tokens")
     training_defaults: ClassVar[Mapping[str, object]] = {
-        "steps": 1200,
-        "batch_size": 16,
-        "lr": 1e-3,
+        "steps": 800,
+        "batch_size": 32,
+        "lr": 2e-3,
         "lr_schedule": "cosine",
         "warmup": 100,
         "clip": 1.0,
         "ema": 0.995,
     }
 
-    dim: int = option(default=32, ge=1, le=2048, help="channels at full resolution, times the first of dim-mults")
+    dim: int = option(default=64, ge=1, le=2048, help="channels at full resolution, times the first of dim-mults")
     dim_mults: tuple[int, ...] = option(
-        default=(1, 2, 4),
-        ge=1,
+        default=(0, 1, 2),
+        ge=0,
         le=64,
-        help="channels of each level as multiples of dim, from fine to coarse; each level halves the axes",
+        help="channels of each level as multiples of dim, from fine to coarse; each level halves the axes. 0, which "
+        "may come first: nothing but moving blocks of 2x2 pixels into channels",
     )
     init_dim: int | None = option(
         default=None, ge=1, le=MAX_CHANNELS, help="channels of the first convolution", otherwise="dim"
@@ -54,8 +57,8 @@ class UNet(Backbone, name="unet"):
     )
     attention: tuple[Literal["none", "linear", "linear-norm", "full"], ...] | None = option(
         default=None,
-        help="attention of each level, from fine to coarse, or one value for all levels; linear-norm scales q by "
-        "1/sqrt(head-dim) and normalises its output",
+        help="attention of each level that has channels, from fine to coarse, or one value for all levels; linear-norm "
+        "scales q by 1/sqrt(head-dim) and normalises its output",
         otherwise="full at the coarsest level",
     )
     middle: Literal["none", "linear", "linear-norm", "full"] = option(
@@ -68,7 +71,7 @@ class UNet(Backbone, name="unet"):
         help="shift: time is added to the features of each block; scale-shift: it also scales them",
     )
     groups: int = option(
-        default=8, ge=1, le=1024, help="groups of each normalisation; must divide the channels of every level"
+        default=4, ge=1, le=1024, help="groups of each normalisation; must divide the channels of every level"
     )
     attention_groups: int | None = option(
         default=None, ge=1, le=1024, help="groups of the normalisation before each attention", otherwise="groups"
@@ -111,11 +114,13 @@ class UNet(Backbone, name="unet"):
     def __post_init__(self) -> None:
         if not 1 <= len(self.dim_mults) <= 12:
             raise ValueError(f"dim_mults: must have 1 to 12 levels, not {len(self.dim_mults)}")
+        if not self.dim_mults[-1] or 0 in self.dim_mults[self.patched :]:
+            raise ValueError("dim_mults: only the first levels may be 0, and not all of them")
         if max(self.widths) > MAX_CHANNELS:
             raise ValueError(f"dim_mults: a level has {max(self.widths)} channels; at most {MAX_CHANNELS} are allowed")
         if self.attention is not None and len(self.attention) not in (1, len(self.widths)):
             raise ValueError(
-                f"attention: must be one value, or one for each of the {len(self.widths)} levels of dim-mults, "
+                f"attention: must be one value, or one for each of the {len(self.widths)} levels with channels, "
                 f"not {len(self.attention)}"
             )
         if self.time_dim is not None and self.time_dim % 2:
@@ -136,13 +141,18 @@ class UNet(Backbone, name="unet"):
             )
 
     @property
+    def patched(self) -> int:
+        """The number of levels without channels, which come first."""
+        return next((i for i, mult in enumerate(self.dim_mults) if mult), 0)
+
+    @property
     def widths(self) -> tuple[int, ...]:
-        """The channels of each level, from fine to coarse."""
-        return tuple(self.dim * mult for mult in self.dim_mults)
+        """The channels of each level that has some, from fine to coarse."""
+        return tuple(self.dim * mult for mult in self.dim_mults if mult)
 
     @property
     def attention_by_level(self) -> tuple[str, ...]:
-        """The attention of each level, from fine to coarse."""
+        """The attention of each level that has channels, from fine to coarse."""
         levels = len(self.widths)
         if self.attention is None:
             return ("none",) * (levels - 1) + ("full",)
@@ -163,6 +173,7 @@ class UNet(Backbone, name="unet"):
             in_channels=spec.in_channels,
             out_channels=spec.out_channels,
             factors=factors,
+            patch=tuple(factor**self.patched for factor in factors),
             condition=spec.condition,
             checkpointing=spec.checkpoint_activations,
             **options,
@@ -178,7 +189,7 @@ class UNet(Backbone, name="unet"):
                 "unet needs series (channels, length), images (channels, height, width) or films (channels, frames, "
                 f"height, width), not items of shape {shape}"
             )
-        axes, halvings = shape[1:], len(self.widths) - 1
+        axes, halvings = shape[1:], len(self.dim_mults) - 1
         factors = tuple(1 if len(axes) == 3 and self.halve == "space" and i == 0 else 2 for i in range(len(axes)))
         whole = [factor**halvings for factor in factors]
         if not any(n % step for n, step in zip(axes, whole, strict=True)):

@@ -85,13 +85,18 @@ class MuonUpdate(MomentumUpdate):
         return moved.add_(matrix.view(parameter.shape), alpha=-lr * scale), momentum
 
 
-def orthogonalized(matrix: Tensor, iterations: int) -> Tensor:
-    """Return U V^T of a matrix U S V^T, up to singular values between about 0.7 and 1.2, in bfloat16.
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether a device has bfloat16 arithmetic of its own."""
+    return device.type != "cpu" or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)())
 
-    Newton-Schulz iteration of the smaller Gram matrix.
+
+def orthogonalized(matrix: Tensor, iterations: int) -> Tensor:
+    """Return U V^T of a matrix U S V^T, up to singular values between about 0.7 and 1.2.
+
+    Newton-Schulz iteration of the smaller Gram matrix, in bfloat16, or in float32 on processors that only emulate it.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrix.bfloat16()
+    x = matrix.bfloat16() if multiplies_bfloat16(matrix.device) else matrix.float()
     tall = x.size(0) > x.size(1)
     x = x.T if tall else x
     x = x / x.norm().clamp(min=SMALLEST_NORM)

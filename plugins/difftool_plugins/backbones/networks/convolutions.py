@@ -65,16 +65,37 @@ class Unshuffle(nn.Module):
         return x.reshape(x.shape[0], -1, *(n for n, _ in blocks))
 
 
+class Shuffle(nn.Module):
+    """Move channels into blocks of neighbours: the inverse of `Unshuffle`, as `nn.PixelShuffle` does for images."""
+
+    def __init__(self, factors: Factors) -> None:
+        super().__init__()
+        self.factors = tuple(factors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        axes = len(self.factors)
+        size = [n * factor for n, factor in zip(x.shape[2:], self.factors, strict=True)]
+        x = x.reshape(x.shape[0], -1, *self.factors, *x.shape[2:])
+        x = x.permute(0, 1, *(axis for i in range(axes) for axis in (2 + axes + i, 2 + i)))
+        return x.reshape(x.shape[0], x.shape[1], *size)
+
+
+def make_shuffles(factors: Factors) -> tuple[nn.Module, nn.Module]:
+    """Return modules that move blocks of these sides into channels, and back."""
+    if set(factors) == {1}:
+        return nn.Identity(), nn.Identity()
+    if len(factors) == 2 and factors[0] == factors[1]:  # torch's own keep channels-last
+        return nn.PixelUnshuffle(factors[0]), nn.PixelShuffle(factors[0])
+    return Unshuffle(factors), Shuffle(factors)
+
+
 def make_downsample(kind: str, fine: int, coarse: int, factors: Factors) -> nn.Module:
     """Return a module that divides each axis of (B, fine, ...) by its factor, to (B, coarse, ...)."""
     conv: Any = CONVOLUTIONS[len(factors)]
     if kind == "stride":
         module: nn.Module = conv(fine, coarse, 3, stride=tuple(factors), padding=1)
         return module
-    images = tuple(factors) == (2, 2)  # torch's own keeps channels-last
-    return nn.Sequential(
-        nn.PixelUnshuffle(2) if images else Unshuffle(factors), conv(math.prod(factors) * fine, coarse, 1)
-    )
+    return nn.Sequential(make_shuffles(factors)[0], conv(math.prod(factors) * fine, coarse, 1))
 
 
 def make_upsample(coarse: int, fine: int, factors: Factors) -> nn.Module:

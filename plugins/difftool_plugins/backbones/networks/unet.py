@@ -9,6 +9,7 @@ with convolutions of one and of three axes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -31,6 +32,7 @@ from difftool_plugins.backbones.networks.convolutions import (
     Factors,
     Standardized,
     make_downsample,
+    make_shuffles,
     make_upsample,
 )
 from difftool_plugins.backbones.networks.cross_attention import Context, CrossAttention
@@ -149,6 +151,7 @@ class UNetNetwork(nn.Module):
         in_channels: Channels of x.
         out_channels: Channels of the output.
         factors: The factor by which each level divides each axis of x behind the channels: 2, or 1 to keep its length.
+        patch: Sides of the blocks of x that become channels before the first level, one for each axis; all 1 for none.
         condition: The conditions that the network takes, of label, vector and tokens. Tokens act by a cross-attention
             after each self-attention.
         dim: A quarter of the size of the embedding of time, label and vector, and of the context made of the tokens.
@@ -184,6 +187,7 @@ class UNetNetwork(nn.Module):
         in_channels: int,
         out_channels: int,
         factors: Factors,
+        patch: Factors = (1, 1),
         condition: ConditionSpec,
         dim: int,
         time_dim: int,
@@ -245,6 +249,8 @@ class UNetNetwork(nn.Module):
             groups=attention_groups,
             zero=zero_init,
         )
+        self.unshuffle, self.shuffle = make_shuffles(patch)
+        in_channels, out_channels = math.prod(patch) * in_channels, math.prod(patch) * out_channels
         self.first = conv(in_channels, init_dim, first_kernel, padding=first_kernel // 2)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         for i, (down, up, kind) in enumerate(zip(encoder, widths, attention, strict=True)):
@@ -270,7 +276,7 @@ class UNetNetwork(nn.Module):
         with full_precision(x.device):
             embedding = F.silu(self.embedding(t, cond))
         context = None if self.context is None else self.context(x.shape[0], cond)
-        x = first = self.first(x)
+        x = first = self.first(self.unshuffle(x))
         skips: list[Tensor] = []
         for i, down in enumerate(self.downs):
             x = down(self.downsamples[i - 1](x) if i else x, embedding, context, skips)
@@ -280,7 +286,7 @@ class UNetNetwork(nn.Module):
             x = self.ups[i](x, embedding, context, skips)
             x = self.upsamples[i - 1](x) if i else x
         x = self.last(torch.cat([self.narrow(x), first], dim=1), embedding)
-        output: Tensor = self.output(x)
+        output: Tensor = self.shuffle(self.output(x))
         return output
 
 
