@@ -388,7 +388,7 @@ def off(plugin_manager: PluginManager) -> None:
 def test_check_says_how_far_each_law_holds(run: Run) -> None:
     outcome = run("check", "euler")
     assert outcome.code == 0, outcome.err
-    assert "sampler euler (difftool 0.1.0)" in outcome.out
+    assert f"sampler euler (difftool {difftool.__version__})" in outcome.out
     assert "has the order it claims" in outcome.out
     assert "1 claimed" in outcome.out
     assert outcome.lines[-1] == "13 passed, 0 failed, 1 skipped"
@@ -402,7 +402,7 @@ def test_check_exits_with_1_if_a_law_fails(run: Run, off: None) -> None:
     assert found["verdict"] == "failed"
     assert [(one["kind"], one["name"], one["package"]) for one in found["checked"]] == [
         ("schedule", "off", "difftool-off 0"),
-        ("schedule", "linear", "difftool 0.1.0"),
+        ("schedule", "linear", f"difftool {difftool.__version__}"),
     ]
     laws = {law["law"]: law for law in found["checked"][0]["laws"]}
     assert laws["ends in noise"]["verdict"] == "failed"
