@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-gpu test-extras test-browser lint format bench docs clean
+.PHONY: demo test test-all test-gpu test-extras test-browser lint format bench docs dist keep-release clean
 
 demo: $(VENV)/.installed
 	$(BIN)/difftool train --seed 0 --out runs/demo --overwrite
@@ -63,8 +63,20 @@ bench: $(VENV)/.installed-bench
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m website
 
+# What is published: the source distribution, and the wheel that is built from it, which equals that of the checkout.
+dist: $(VENV)/.installed-dist
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist/from-checkout .
+	cmp dist/*.whl dist/from-checkout/*.whl && rm -r dist/from-checkout
+	$(BIN)/python -m twine check --strict dist/*
+
+# Once a release: keeps a tiny run of this version, which later versions must open; see docs/compatibility.md.
+keep-release: $(VENV)/.installed-test
+	$(BIN)/python tests/test_compatibility.py
+
 clean:
-	rm -rf $(VENV) $(VENV)-extras demo runs/demo site build/site
+	rm -rf $(VENV) $(VENV)-extras demo runs/demo dist site build/site
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "difftool needs Python 3.11 or newer; name one with make PYTHON=...")'
@@ -90,8 +102,12 @@ $(VENV)/.installed-bench: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-dist: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dist]"
+	touch $@ $(VENV)/.installed
+
 EXTRAS := import tomllib; names = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-	print(*(name for name in names if name not in ("bench", "docs", "lint", "test-browser", "test-gpu")), sep=",")
+	print(*(name for name in names if name not in ("bench", "dist", "docs", "lint", "test-browser", "test-gpu")), sep=",")
 
 $(VENV)-extras/.installed: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m venv $(VENV)-extras

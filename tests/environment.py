@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,15 @@ for line in sys.stdin:
 """A program that imports the libraries which take long, and forks for each job. A job is a process of its own, which
 imports difftool and all packages anew."""
 
+BUILD = """
+import os, sys
+from hatchling.build import build_wheel
+for folder in sys.argv[2:]:
+    os.chdir(folder)
+    build_wheel(sys.argv[1])
+"""
+"""A program that builds the wheels of the packages in some folders into the first one."""
+
 
 @dataclass
 class Forks:
@@ -113,6 +123,15 @@ class Environment:
     def of(cls, folder: Path) -> Environment:
         """Return the environment that was created in a folder."""
         return cls(folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python", folder / "work")
+
+    def install(self, *packages: Path) -> None:
+        """Install packages of hatchling: one process builds their wheels, where pip would start several for each."""
+        (site,) = self.python.parents[1].glob("[lL]ib/**/site-packages")
+        with tempfile.TemporaryDirectory() as place:
+            self.check("python", "-c", BUILD, place, *(package.resolve() for package in packages))
+            for wheel in Path(place).glob("*.whl"):
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extractall(site)
 
     def run(self, *words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run `difftool ...`, `python ...`, `pytest ...` or `pip ...` there; it finds what is installed there.

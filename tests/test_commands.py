@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import pytest
 from conftest import Run, tree
+from environment import Environment
 
 import difftool
 from difftool import Command, DifftoolError, UsageError, hookimpl, option
@@ -293,27 +294,35 @@ def test_a_new_plugin_is_clean(run: Run, tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.slow
 def test_new_plugins_are_typed(run: Run, tmp_path: Path) -> None:
-    """One run of mypy checks all kinds with the settings that their packages share, for each run would read torch."""
+    """One run of mypy checks all kinds with the settings that their packages share, for each run would read torch.
+
+    It finds difftool as any project does that has installed it, so `py.typed` lets it see the types of both packages.
+    """
     pytest.importorskip("mypy")
     packages = [tmp_path / f"difftool-{kind}" for kind in KINDS]
     for kind, package in zip(KINDS, packages, strict=True):
         assert run("new-plugin", package.name, "--kind", kind).code == 0
     projects = [tomllib.loads((package / "pyproject.toml").read_text()) for package in packages]
     assert all(project["tool"]["mypy"] == projects[0]["tool"]["mypy"] for project in projects)
-    sources = str(Path(difftool.__file__).parents[1])  # an editable install is hidden from mypy
+    here = Environment.make(tmp_path / "here")
+    (site,) = (tmp_path / "here").glob("**/site-packages")
+    for module in ("difftool", "difftool_plugins"):  # an editable install is hidden from mypy
+        (site / module).symlink_to(Path(sys.modules[module].__path__[0]))
+    stranger = packages[0] / "stranger.py"
+    stranger.write_text("from difftool_plugins.samplers.ddim import DDIM\n\nreveal_type(DDIM().eta)\n")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "mypy", "--config-file", packages[0] / "pyproject.toml"),
-            *("--cache-dir", tmp_path / "cache"),
+            *("--python-executable", here.python, "--cache-dir", tmp_path / "cache", stranger),
             *(package.name + f"/{part}" for package in packages for part in projects[0]["tool"]["mypy"]["files"]),
         ],
         cwd=tmp_path,
-        env={**os.environ, "MYPYPATH": os.pathsep.join([sources, *(str(package / "src") for package in packages)])},
+        env={**os.environ, "MYPYPATH": os.pathsep.join(str(package / "src") for package in packages)},
         capture_output=True,
         text=True,
     )
     own = [line for line in done.stdout.splitlines() if line.startswith("difftool-")]
-    assert not own, done.stdout + done.stderr
+    assert own == [f'{packages[0].name}/stranger.py:3: note: Revealed type is "float"'], done.stdout + done.stderr
     count = sum(len([*package.rglob("*.py")]) for package in packages)
     assert f"checked {count} source files" in done.stdout, done.stdout + done.stderr
 
@@ -388,7 +397,7 @@ def off(plugin_manager: PluginManager) -> None:
 def test_check_says_how_far_each_law_holds(run: Run) -> None:
     outcome = run("check", "euler")
     assert outcome.code == 0, outcome.err
-    assert "sampler euler (difftool 0.1.0)" in outcome.out
+    assert f"sampler euler (difftool {difftool.__version__})" in outcome.out
     assert "has the order it claims" in outcome.out
     assert "1 claimed" in outcome.out
     assert outcome.lines[-1] == "13 passed, 0 failed, 1 skipped"
@@ -402,7 +411,7 @@ def test_check_exits_with_1_if_a_law_fails(run: Run, off: None) -> None:
     assert found["verdict"] == "failed"
     assert [(one["kind"], one["name"], one["package"]) for one in found["checked"]] == [
         ("schedule", "off", "difftool-off 0"),
-        ("schedule", "linear", "difftool 0.1.0"),
+        ("schedule", "linear", f"difftool {difftool.__version__}"),
     ]
     laws = {law["law"]: law for law in found["checked"][0]["laws"]}
     assert laws["ends in noise"]["verdict"] == "failed"

@@ -1,69 +1,38 @@
-"""What the README prints must work as it stands."""
+"""What the README prints is right; `tests/test_docs.py` runs all of it as it stands."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
+import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 README = Path(__file__).parent.parent / "README.md"
 pytestmark = pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def code(words: str) -> str:
+    """The one block of Python that holds these words."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (found,) = (block for block in blocks if words in block)
+    return str(found)
 
 
-def run(*arguments: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    extra = {"PYTHONPATH": str(path), "DIFFTOOL_PLUGINS": "difftool-power"} if path else {}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **extra}
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
-
-
-def test_python_example(tmp_path: Path) -> None:
-    (code,) = [b for b in blocks("python") if "difftool.train" in b]
-    code += "\nimport torch\nassert torch.equal(points, again) and points.shape == (500, 2)\n"
-    done = run("-c", code, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_the_same_seed_draws_the_same_samples_in_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code("difftool.train"), names)
+    assert torch.equal(names["points"], names["again"])
+    assert names["points"].shape == (500, 2)
     assert (tmp_path / "moons" / "model.safetensors").is_file()
 
 
-@pytest.mark.slow
-def test_plugin_example(tmp_path: Path) -> None:
-    """The printed package installs, its schedule has the printed formula, and its option reaches the command line."""
-    pytest.importorskip("hatchling")
-    package, site = tmp_path / "package", tmp_path / "site"
-    package.mkdir()
-    (toml,) = blocks("toml")
-    (code,) = [b for b in blocks("python") if "hookimpl" in b]
-    (package / "pyproject.toml").write_text(toml)
-    (package / "difftool_power.py").write_text(code)
-    assert len(code.strip().splitlines()) <= 25
-    pip = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(site), str(package))
-    done = run(*pip, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-
-    shown = run("-m", "difftool", "train", "--schedule", "power", "--help", cwd=tmp_path, path=site)
-    assert "--schedule.p" in shown.stdout
-
-    options = ("--schedule.p", "3", "--timesteps", "9", "--json")
-    numbers = run("-m", "difftool", "inspect-schedule", "power", *options, cwd=tmp_path, path=site)
-    assert numbers.returncode == 0, numbers.stderr
-    import json
-
-    alpha_bars = json.loads(numbers.stdout)["schedules"]["power"]["alpha_bar"]
-    assert alpha_bars == pytest.approx([1 - 0.9999 * ((t + 1) / 9) ** 3 for t in range(9)], abs=1e-12)
-
-    small = ("--steps", "3", "--dataset.n", "50", "--backbone.width", "8")
-    trained = run("-m", "difftool", "train", "--schedule", "power", *small, "--out", "r", cwd=tmp_path, path=site)
-    assert trained.returncode == 0, trained.stderr
-    shutil.rmtree(site)
-    gone = run("-m", "difftool", "sample", "r", cwd=tmp_path)
-    assert gone.returncode == 1
-    assert "difftool-power 0.1" in gone.stderr
-    assert "not installed" in gone.stderr
+def test_the_schedule_of_the_example_has_the_formula_that_it_says(tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text(code("hookimpl"))
+    assert len(code("hookimpl").strip().splitlines()) <= 25
+    (power,) = runpy.run_path(str(tmp_path / "example.py"), run_name="example")["difftool_schedules"]()
+    built = power(p=3).build(9).alpha_bars.tolist()
+    assert built == pytest.approx([1 - 0.9999 * ((t + 1) / 9) ** 3 for t in range(9)], abs=1e-12)

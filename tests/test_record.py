@@ -23,6 +23,7 @@ import torch
 from conftest import IMAGES, POINTS, Outcome, Run, tree
 from PIL import Image, PngImagePlugin
 
+import difftool
 from difftool.errors import BadFile
 from difftool.sampling import embedded
 from difftool.sampling.record import LARGEST, Record, read_record
@@ -439,7 +440,7 @@ def test_another_machine_is_said(run: Run, made: Path) -> None:
     told = ok(run("sample", "--again", changed(made, "y.png", elsewhere), "--threads", 1, "--out", "z.png"))
     for row in ("--threads 1 (was 3)", "device cpu (was NVIDIA H100)", "(was arm64 DEFAULT)", "(was 2.6.0)"):
         assert row in told.err
-    assert "difftool 0.1.0 (was 0.0.9)" in told.err
+    assert f"difftool {difftool.__version__} (was 0.0.9)" in told.err
     assert SAME not in told.err
 
 
