@@ -65,6 +65,8 @@ def commands(text: str) -> list[list[str]]:
 
 GENERATED = ("swiss-roll", "two-moons", "gaussian-mixture", "gradients", "rings")
 """Datasets that are made in the size that one asks for."""
+SHELL = 'difftool() {{ "{python}" -m difftool "$@"; }}; srun() {{ "$@"; }}\n'
+"""The programs that scripts in pages call."""
 NOT_HERE = ("make ", "python -m benchmarks")
 """Runs these very tests, or takes many minutes."""
 
@@ -197,6 +199,10 @@ def run(place: Environment, page: Path, block: Block) -> None:
     elif block.language == "python" and not block.file:
         done = place.run("python", "-c", block.text)
         assert done.returncode == 0, f"{where}\n{done.stdout}{done.stderr}"
+    elif block.language == "bash":
+        script = SHELL.format(python=place.python) + re.sub(r"--steps \d+", "--steps 3", block.text)
+        done = subprocess.run(["bash", "-c", script], cwd=place.folder, capture_output=True, text=True)
+        assert done.returncode == 0, f"{where}\n{done.stdout}{done.stderr}"
     elif block.language == "console":
         for words in commands(block.text):
             if not shlex.join(words).startswith(NOT_HERE):
@@ -226,7 +232,7 @@ def test_the_makefile_has_every_target_that_a_page_names() -> None:
 @pytest.mark.parametrize("page", [*PAGES, CONTRIBUTING], ids=lambda page: page.name)
 def test_blocks_say_what_they_are(page: Path) -> None:
     """No code is out of reach of these tests: it is fenced, and has a language."""
-    assert {block.language for block in blocks(page)} <= {"console", "python", "toml", "latex", ""}
+    assert {block.language for block in blocks(page)} <= {"console", "bash", "python", "toml", "latex", ""}
     for block in blocks(page):
         assert block.language or "/" in block.text, f"{page.name}:{block.line}: a tree of files, or code of no language"
     outside = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
