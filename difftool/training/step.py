@@ -177,6 +177,8 @@ def eager_backward(
         if weights:
             group.average_gradients(weights)
         state.optimizer.take_gradients()
+        if first and frozen and all(weight.grad is None for weight in state.optimizer.parameters):  # of sharded ones
+            raise DifftoolError(NOTHING_TRAINS)
         if first:
             wrapped, first = group.wrap_again(wrapped, network), False
         return found[0] if len(found) == 1 else together(found)
@@ -217,7 +219,10 @@ def check_trainable(loss: Tensor, weights: Sequence[Tensor]) -> None:
             return
         seen.add(node)
         ahead += [before for before, _ in node.next_functions]
-    raise DifftoolError("no parameter that trains has a part in the loss; train others too")
+    raise DifftoolError(NOTHING_TRAINS)
+
+
+NOTHING_TRAINS = "no parameter that trains has a part in the loss; train others too"
 
 
 def parts(inputs: Inputs, count: int) -> Iterator[tuple[Inputs, float]]:
