@@ -542,8 +542,8 @@ def test_a_machine_that_vanishes_ends_the_others_and_one_goes_on(
     common = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "job")
     meeting = (*common, "--rdzv-endpoint", f"127.0.0.2:{free_port()}")
     stays, goes = (
-        torchrun("train", *longer, "--out", "two", agent=(*meeting, "--local-addr", address))
-        for address in ("127.0.0.2", "127.0.0.3")
+        torchrun("train", *longer, "--out", "two", agent=(*meeting, "--local-addr", address, "--rdzv-conf", host))
+        for address, host in (("127.0.0.2", "is_host=1"), ("127.0.0.3", "is_host=0"))
     )
     stays.wait_until(lambda: len(RunFolder(tmp_path / "two").saved_states()) == 2)
     goes.vanish()
