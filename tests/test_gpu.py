@@ -27,7 +27,6 @@ from difftool.runs.folder import RunFolder
 from difftool.runs.recipe import build_recipe
 from difftool.training.estimate import state_memory
 from difftool.training.fake_step import fake_step
-from difftool.training.inputs import batches_of
 from difftool.training.loop import train
 from difftool.training.prepare import prepare
 
@@ -177,7 +176,7 @@ def test_a_dry_run_says_the_memory_of_the_card() -> None:
     made = prepare(build_recipe({**document, "training": {"batch_size": 256}}), torch.device("cuda:0"))
     expected = {**state_memory(made), **fake_step(made, SINGLE).peak}
     torch.cuda.reset_peak_memory_stats()
-    for _ in train(made.state, batches_of(made, 256, SINGLE), made.objective, made.recipe.training, steps=3):
+    for _ in train(made.state, made.batches(256, SINGLE), made.objective, made.recipe.training, steps=3):
         pass
     assert sum(expected.values()) == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.2)
 
