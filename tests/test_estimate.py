@@ -18,7 +18,6 @@ from difftool.runs.recipe import build_recipe
 from difftool.training import estimate as estimates
 from difftool.training.experiment import Experiment
 from difftool.training.fake_step import fake_step
-from difftool.training.inputs import batches_of
 from difftool.training.live_memory import LiveMemory
 from difftool.training.loop import train
 from difftool.training.phases import PHASES
@@ -62,7 +61,7 @@ def test_a_step_without_values_takes_the_memory_of_a_real_one(training: dict[str
     averaged = [weight for average in state.averages for weight in average.network.parameters()]
     live = LiveMemory([*state.network.parameters(), *averaged])
     with live:
-        for _ in train(state, batches_of(made, 8, SINGLE), made.objective, settings, steps=2):
+        for _ in train(state, made.batches(8, SINGLE), made.objective, settings, steps=2):
             pass
     assert sum(expected.values()) == pytest.approx(live.peak.total(), rel=0.1)
 

@@ -21,9 +21,12 @@ from PIL import Image
 
 from difftool import devices, names
 from difftool.data.batches import Batches
+from difftool.distributed import SINGLE
 from difftool.runs.checkpoint import load
 from difftool.runs.folder import RunFolder
 from difftool.runs.recipe import build_recipe
+from difftool.training.estimate import state_memory
+from difftool.training.fake_step import fake_step
 from difftool.training.loop import train
 from difftool.training.prepare import prepare
 
@@ -165,6 +168,17 @@ def test_too_little_memory_is_told_in_one_line(run: Run) -> None:
     assert "out of memory" in outcome.error
     assert "--batch-size" in outcome.error
     done(run("train", *POINTS, *GPU, "--steps", 1, "--out", "after"))  # the memory is free again
+
+
+def test_a_dry_run_says_the_memory_of_the_card() -> None:
+    before = torch.cuda.memory_allocated()
+    document = {"dataset": {"name": "gradients", "n": 256, "size": 32}, "backbone": {"name": "unet"}}
+    made = prepare(build_recipe({**document, "training": {"batch_size": 256}}), torch.device("cuda:0"))
+    expected = {**state_memory(made), **fake_step(made, SINGLE).peak}
+    torch.cuda.reset_peak_memory_stats()
+    for _ in train(made.state, made.batches(256, SINGLE), made.objective, made.recipe.training, steps=3):
+        pass
+    assert sum(expected.values()) == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.2)
 
 
 def test_a_batch_size_is_found(run: Run) -> None:

@@ -47,16 +47,19 @@ PROCESSES = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds process
 # --- processes -----------------------------------------------------------------------------------------------------
 
 
-class Torchrun:
-    """torchrun and the processes that it started."""
+AGENT = ("--standalone", "--nproc-per-node", "2")
 
-    def __init__(self, folder: Path, *words: object) -> None:
+
+class Torchrun:
+    """torchrun and the processes that it started: two, unless `agent` says otherwise."""
+
+    def __init__(self, folder: Path, *words: object, agent: Sequence[str] = AGENT) -> None:
         self.streams = [folder / f"{time.monotonic_ns()}.{name}" for name in ("out", "err")]
         with open(self.streams[0], "wb") as out, open(self.streams[1], "wb") as err:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                    *("--nproc-per-node", "2", *map(str, last_of(words))),
+                    *(sys.executable, "-m", "torch.distributed.run", *agent),
+                    *map(str, last_of(words)),
                 ],
                 cwd=folder,
                 env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
@@ -65,11 +68,14 @@ class Torchrun:
                 stderr=err,
             )
 
+    def children(self) -> list[int]:
+        """The numbers of the processes of difftool."""
+        return [*map(int, Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split())]
+
     def pid(self, rank: int) -> int:
         """The number of a process of difftool."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         own = f"RANK={rank}".encode()
-        return next(int(c) for c in children if own in Path(f"/proc/{c}/environ").read_bytes().split(b"\0"))
+        return next(c for c in self.children() if own in Path(f"/proc/{c}/environ").read_bytes().split(b"\0"))
 
     def wait_until(self, true: Callable[[], object]) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -85,11 +91,16 @@ class Torchrun:
     def close(self) -> None:
         """Leave nothing behind, whatever the test found."""
         if self.process.poll() is None:
-            for rank in range(2):
-                with contextlib.suppress(OSError, StopIteration):
-                    os.kill(self.pid(rank), signal.SIGKILL)
-            self.process.kill()
-            self.process.wait()
+            self.vanish()
+
+    def vanish(self) -> None:
+        """End as a machine does that loses its power."""
+        children = self.children()
+        self.process.kill()
+        for child in children:
+            with contextlib.suppress(OSError):
+                os.kill(child, signal.SIGKILL)
+        self.process.wait()
 
 
 @pytest.fixture
@@ -97,14 +108,22 @@ def torchrun(tmp_path: Path) -> Iterator[Callable[..., Torchrun]]:
     """`torchrun("train", "--steps", 3)` starts two processes, in an empty folder; `script` another program."""
     started: list[Torchrun] = []
 
-    def start(*arguments: object, script: Path | None = None) -> Torchrun:
+    def start(*arguments: object, script: Path | None = None, agent: Sequence[str] = AGENT) -> Torchrun:
         program = ("-m", "difftool") if script is None else (script,)
-        started.append(Torchrun(tmp_path, *program, *arguments))
+        started.append(Torchrun(tmp_path, *program, *arguments, agent=agent))
         return started[-1]
 
     yield start
     for one in started:
         one.close()
+
+
+def free_port() -> int:
+    """A port that no process listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def as_rank(rank: int, port: int, folder: Path, words: Sequence[str]) -> None:
@@ -133,9 +152,7 @@ def pair(servers: Sequence[Server], tmp_path: Path) -> Callable[..., Outcome]:
     """
 
     def run(*arguments: object) -> Outcome:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         words, children = [str(word) for word in last_of(arguments)], []
         for rank, server in enumerate(servers):
             streams = tmp_path / f"rank{rank}"
@@ -513,6 +530,31 @@ def test_a_process_that_dies_ends_the_others(torchrun: Callable[..., Torchrun], 
     ]
     assert state.check(newest) == ""
     assert codes(outcome) <= {1, -9}
+
+
+@pytest.mark.slow
+@PROCESSES
+def test_a_machine_that_vanishes_ends_the_others_and_one_goes_on(
+    torchrun: Callable[..., Torchrun], tmp_path: Path
+) -> None:
+    """Two agents of torchrun, each with an address of its own, stand for two machines."""
+    longer = (*LONG, "--steps", 1200)
+    common = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "job")
+    meeting = (*common, "--rdzv-endpoint", f"127.0.0.2:{free_port()}")
+    stays, goes = (
+        torchrun("train", *longer, "--out", "two", agent=(*meeting, "--local-addr", address, "--rdzv-conf", host))
+        for address, host in (("127.0.0.2", "is_host=1"), ("127.0.0.3", "is_host=0"))
+    )
+    stays.wait_until(lambda: len(RunFolder(tmp_path / "two").saved_states()) == 2)
+    goes.vanish()
+    outcome = stays.end()
+    (line,) = final_lines(outcome)
+    newest = RunFolder(tmp_path / "two").saved_states()[0].relative_to(tmp_path)
+    ending = f"{LOST}; the last state is {newest}; go on with: difftool train --resume two"
+    assert re.fullmatch(rf"\[rank[01]\]: difftool: error: {re.escape(ending)}", line)
+    one(tmp_path, "train", "--resume", "two")
+    one(tmp_path, "train", *longer, "--out", "one")
+    assert distance(tmp_path / "two", tmp_path / "one") <= 1e-6
 
 
 def lines_by_rank(outcome: Outcome) -> dict[int, str]:

@@ -42,14 +42,16 @@ def profiled(experiment: Experiment, count: int) -> Iterator[StepResult]:
 def show_profile(found: StepProfile) -> None:
     """Print the phases of the timed steps, and the operators of the traced ones."""
     right = [Column(name, justify="right") for name in ("ms a step", "share")]
-    phases = new_table("", *right, title=f"where a step goes ({counted(found.timed, 'step')} timed)")
+    note(f"where a step goes ({counted(found.timed, 'step')} timed)")  # a title would be as narrow as its table
+    phases = new_table("", *right)
     total = sum(found.phases.values())
     for name, seconds in found.phases.items():
         add_row(phases, name, f"{1000 * seconds / found.timed:.3f}", f"{seconds / total:.1%}")
     add_row(phases, "in all", f"{1000 * total / found.timed:.3f}", "")
     show(phases)
     columns = [Column(name, justify="right") for name in ("ms a step", "share", "calls a step")]
-    operators = new_table("", *columns, title=f"operators ({counted(found.traced, 'step')} traced)")
+    note(f"operators ({counted(found.traced, 'step')} traced)")
+    operators = new_table("", *columns)
     measured = found.operators()
     total = sum(operator.seconds for operator in measured)
     for one in measured[:SHOWN]:

@@ -24,7 +24,6 @@ from difftool.settings import is_never
 from difftool.training.batch_size import synchronize
 from difftool.training.fake_step import fake_step
 from difftool.training.held_out import held_out_loss
-from difftool.training.inputs import batches_of
 from difftool.training.loop import train
 from difftool.training.memory import obtainable, resident
 from difftool.training.vectors import own_part
@@ -156,7 +155,7 @@ def process_memory(experiment: Experiment, group: ProcessGroup, parts: Mapping[s
 def steps_of(experiment: Experiment, settings: Training, group: ProcessGroup, count: int) -> Iterator[StepResult]:
     """Yield steps with these settings, on the weights and data of an experiment."""
     assert isinstance(settings.batch_size, int)
-    batches, state = batches_of(experiment, settings.batch_size, group), experiment.state
+    batches, state = experiment.batches(settings.batch_size, group), experiment.state
     return train(state, batches, experiment.objective, settings, steps=state.step + count, group=group)
 
 

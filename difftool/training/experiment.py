@@ -16,6 +16,7 @@ import torch
 
 from difftool import devices
 from difftool.components import Callback, Component, Dataset, Logger, Metric
+from difftool.data.batches import Batches
 from difftool.data.facts import DataFacts
 from difftool.data.samples import Samples
 from difftool.distributed import SINGLE, ProcessGroup
@@ -35,7 +36,6 @@ from difftool.training.companions import Loggers, destinations, opened
 from difftool.training.evaluation import Evaluation, with_features
 from difftool.training.frozen import evaluating
 from difftool.training.held_out import held_out_loss
-from difftool.training.inputs import batches_of
 from difftool.training.latents import Feed
 from difftool.training.loss import Objective
 from difftool.training.metrics import NAMES, Meter, Stopwatch, scalars
@@ -240,13 +240,26 @@ class Experiment:
             origin=self.model.origin,
         )
 
+    def batches(self, batch_size: int, group: ProcessGroup) -> Batches:
+        """Return the batches of the run, or those of another size."""
+        return Batches(
+            self.feed.train,
+            batch_size,
+            seed=self.recipe.training.seed,
+            device=self.device,
+            workers=self.recipe.training.workers,
+            part=group.shard(batch_size),
+            name=f"dataset {self.recipe[Dataset].name}",
+            encode=self.feed.encode,
+        )
+
     def run(self) -> Iterator[StepResult]:
         """Train to the end, and yield each step. States are saved on the way; previews are the caller's to draw.
 
         Whatever is due in a step is drawn before its state is saved, so a saved state has everything before it.
         """
         settings = self.recipe.training
-        batches = batches_of(self, self.batch_size, self.group)
+        batches = self.batches(self.batch_size, self.group)
         times, steps = self.timetable, self.steps
         self.meter.start(self.clock.total, self.state.skipped, self.state.window if self.group.size == 1 else None)
         self.clock.start()

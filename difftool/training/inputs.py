@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from difftool.components import Dataset
-from difftool.data.batches import Batches
 from difftool.rng import generator
 from difftool.training.loss import Inputs
 from difftool.training.minimise import paired
 from difftool.training.phases import DATA, NOISE, enter
 
 if TYPE_CHECKING:
-    from difftool.distributed import ProcessGroup
+    from difftool.data.batches import Batches
     from difftool.settings import Training
-    from difftool.training.experiment import Experiment
     from difftool.training.loss import Objective
 
 BLOCK_STEPS = 16
@@ -62,21 +59,6 @@ class StepNoise:
             self._number = number
         steps = slice(offset, offset + count)
         return self._eps[steps, part].flatten(0, 1), self._t[steps, part].flatten(), self._u[steps, part].flatten()
-
-
-def batches_of(experiment: Experiment, batch_size: int, group: ProcessGroup) -> Batches:
-    """Return the batches of a run, or those of another size."""
-    settings = experiment.recipe.training
-    return Batches(
-        experiment.feed.train,
-        batch_size,
-        seed=settings.seed,
-        device=experiment.device,
-        workers=settings.workers,
-        part=group.shard(batch_size),
-        name=f"dataset {experiment.recipe[Dataset].name}",
-        encode=experiment.feed.encode,
-    )
 
 
 def inputs_from(
