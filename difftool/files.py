@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +24,8 @@ LONGEST_NAME = 255
 """The largest size of a file name in bytes, on all usual file systems."""
 LARGEST_INTEGER, DEEPEST = 2**63, 32
 """The limits for whole numbers in files, and for values within values."""
+AT_ONCE = 16
+"""The number of files that are waited for at once, until they are on the disk."""
 LARGEST_JSON = 2**28
 """The size in bytes up to which a JSON file is read."""
 
@@ -52,6 +54,29 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         raise _exists(path) from None
     except OSError as error:
         raise not_written(path, error) from None
+
+
+def move(files: Sequence[Path], folder: Path, *, overwrite: bool) -> None:
+    """Move files from one temporary folder to another folder, each whole: all are on the disk before the first moves.
+
+    Raises `DifftoolError` for a file that exists, without `overwrite`, and `OSError`.
+    """
+
+    from concurrent.futures import ThreadPoolExecutor
+
+    def settle(file: Path) -> None:
+        os.chmod(file, file.parent.stat().st_mode & 0o666)
+        _sync(file)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for _ in pool.map(settle, files):
+            pass
+    for file in files:
+        try:
+            (os.replace if overwrite else _move_to_new)(file, folder / file.name)
+        except FileExistsError:
+            raise _exists(folder / file.name) from None
+    _sync(folder)
 
 
 def _exists(path: Path) -> DifftoolError:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from difftool.errors import DifftoolError
-from difftool.files import atomic, make_folder, not_written, open_regular, temporary_folder
+from difftool.files import atomic, make_folder, move, not_written, open_regular, temporary_folder
 
 NAME = ".difftool-files"
 """The name of a manifest in its folder."""
@@ -91,9 +91,7 @@ def atomic_folder(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
                 raise DifftoolError(f"{taken} is a folder; a file is to be written there")
             make_folder(path)
             record(path, map(entry, new.values()))
-            for name, file in new.items():
-                with atomic(path / name, overwrite=overwrite) as temporary:
-                    os.replace(file, temporary)
+            move([*new.values()], path, overwrite=overwrite)
             if overwrite:
                 remove(path, lambda name: name not in new and re.fullmatch(r"\d{4,}", Path(name).stem))
     except OSError as error:

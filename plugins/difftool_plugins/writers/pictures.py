@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from difftool import Writer, option
@@ -83,8 +84,13 @@ class Folder(Writer, name="folder"):
                 write_wav(path / name, sound, int(drawing.rate or 1), comment=drawing.record_of(i))
             return
         suffix = ".webp" if drawing.form == "film" else ".png"
-        for i in range(len(drawing.x)):
+
+        def save(i: int) -> None:
             drawing.save_sample(i, path / self._name(drawing, i, suffix))
+
+        with ThreadPoolExecutor() as pool:  # compression leaves Python to the other threads
+            for _ in pool.map(save, range(len(drawing.x))):
+                pass
 
     def _name(self, drawing: Drawing, i: int, suffix: str) -> str:
         digits = max(MIN_DIGITS, len(str(len(drawing.x) - 1)))
