@@ -142,6 +142,31 @@ def test_parameters_that_train_have_a_part_in_the_loss() -> None:
         next(loop(state, cloud(), settings(), steps=1))
 
 
+class Fading(Net):
+    """Notes what a number below the smallest normal one is in a step."""
+
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        self.faded = faded()
+        return super().forward(x, t, cond)
+
+
+def faded() -> float:
+    return float(torch.tensor(2e-38) * 0.1)
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor knows no such mode")
+def test_denormal_numbers_are_0_in_a_step_alone() -> None:
+    network = Fading()
+    for _ in loop(new_state(network), cloud(), settings(), steps=1):
+        assert network.faded == 0.0 < faded()
+    torch.set_flush_denormal(True)  # as a program may have chosen
+    try:
+        list(loop(new_state(network), cloud(), settings(), steps=1))
+        assert faded() == 0.0
+    finally:
+        torch.set_flush_denormal(False)
+
+
 # --- noise ---------------------------------------------------------------------------------------------------------
 
 
