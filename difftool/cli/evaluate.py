@@ -155,7 +155,8 @@ def _evaluated(requests: Sequence[SourceRequest | Path], asked: _Asked, device: 
 
     settings = asked.settings
     candidates = [
-        request if isinstance(request, Path) else request.open(device, settings.sampling) for request in requests
+        request if isinstance(request, Path) else request.open(device, compiled=settings.compile)
+        for request in requests
     ]
     first, reference = _reference(candidates, settings, device)
     stored = {path: read_stored(path, first.source.data) for path in candidates if isinstance(path, Path)}

@@ -117,7 +117,7 @@ def sample(
     from difftool.sampling.checkpoints import checkpoints_of
     from difftool.sampling.plan import caution
 
-    opened = request.open(devices.choose(device if made is None else made.device(device)), settings)
+    opened = request.open(devices.choose(device if made is None else made.device(device)), compiled=settings.compile)
     if made is not None and checkpoints is None:
         checkpoints = ",".join(made.record.checkpoints) or None
     if checkpoints is not None:

@@ -122,11 +122,8 @@ class SourceRequest:
             if self.parts is not None and used:
                 raise UsageError(f"{flag}: an oracle has no network")
 
-    def open(self, device: torch.device, settings: Sampling | None = None) -> Opened:
-        """Read the model, or load the oracle's data. The settings may ask for a compiled network.
-
-        Raises `DifftoolError`.
-        """
+    def open(self, device: torch.device, *, compiled: bool = False) -> Opened:
+        """Read the model, or load the oracle's data. Raises `DifftoolError`."""
         if self.parts is not None:
             return self._open_oracle(*self.parts, device)
         from difftool.sampling.model import load_model
@@ -138,10 +135,10 @@ class SourceRequest:
 
             model = load_model(self.run, device=device)
             model = checkpoint_in(model, self.file, str(self.weights)).into(model)
-        if settings is not None and settings.compile:
+        if compiled:
             from difftool.compiling import compiled_network
 
-            model.forward = compiled_network(model.network, on_cpu=settings.precision == "bf16", graph=True)
+            model.forward = compiled_network(model.network, forward_only=True)
         path, where = (model.run.model, model.run.path) if model.run else (model.source, model.source)
         facts = {"model": str(path), "weights": model.weights}
         return Opened(model, str(where), model.recipe[Dataset], model.run, model.recipe.training.threads, facts)
