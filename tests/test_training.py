@@ -103,7 +103,7 @@ def new_state(network: nn.Module, *, ema: float = 0.9, optimizer: str = "adam") 
 
 
 def settings(**values: Any) -> Training:
-    return make(Training, {"batch_size": 16, "lr": 1e-2, "steps": 40, **values})
+    return make(Training, {"batch_size": 16, "lr": 1e-2, "steps": 40, "precision": "fp32", **values})
 
 
 def loop(
