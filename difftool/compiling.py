@@ -13,24 +13,24 @@ from torch.utils._pytree import tree_map_only
 
 SMALL = 2**18
 """The largest number of weights of a network whose time goes into calls rather than into arithmetic."""
-NO_GAIN = "--compile is left out: on a CPU it makes a network of this size no faster"
+NO_GAIN = "--compile is left out: training a network of this size on a CPU gains too little from it"
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled_network(network: nn.Module, *, graph: bool = False) -> Callable[..., Tensor]:
+def compiled_network(network: nn.Module, *, forward_only: bool = False) -> Callable[..., Tensor]:
     """Return a network, compiled: a small one as a whole, a large one block by block.
 
     Blocks of one class and one shape share their code, so a deep network takes little longer to compile than a shallow
-    one. On a CPU a large network is returned as it is, with a warning. With `graph`, a small one on CUDA becomes a
-    graph; without, the result is a module.
+    one. To train on a CPU, a large network is returned as it is, with a warning. A small one on CUDA becomes a graph if
+    it is used `forward_only`; otherwise the result is a module.
     """
     weights = [*network.parameters()]
     device = weights[0].device if weights else torch.device("cpu")
     if sum(weight.numel() for weight in weights) <= SMALL:
-        return compiled(network, device) if graph else torch.compile(network)
-    if device.type == "cpu":
+        return compiled(network, device) if forward_only else torch.compile(network)
+    if device.type == "cpu" and not forward_only:
         warnings.warn(NO_GAIN, stacklevel=2)
         return network
     return with_compiled_blocks(network)

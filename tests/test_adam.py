@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from difftool import component
 from difftool.training import vectors as weights
+from difftool.training.fused_adam import FusedAdam
 from difftool.training.optimizer import Updater
 from difftool.training.vectors import are_joined, join, views_of
 
@@ -73,6 +74,20 @@ def test_it_is_the_adam_of_torch(form: str) -> None:
     same_weights(ours, theirs)
     assert not torch.equal(ours.conv.weight, Net().conv.weight)
     assert torch.equal(ours.unused, torch.ones(5))
+
+
+def test_weights_of_two_dtypes_move_in_one_group() -> None:
+    """A call of the kernel takes one dtype."""
+    ours, theirs = (
+        [nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.float32, torch.float64, torch.float32)]
+        for _ in range(2)
+    )
+    optimizers = FusedAdam([{"params": ours}], 0.1), torch.optim.Adam(theirs, 0.1, fused=True)
+    for some, optimizer in zip((ours, theirs), optimizers, strict=True):
+        for i, weight in enumerate(some):
+            weight.grad = torch.full_like(weight, i - 0.5)
+        optimizer.step()
+    assert all(torch.equal(left, right) for left, right in zip(ours, theirs, strict=True))
 
 
 def test_a_step_that_is_not_finite_changes_nothing(form: str) -> None:

@@ -103,7 +103,7 @@ def new_state(network: nn.Module, *, ema: float = 0.9, optimizer: str = "adam") 
 
 
 def settings(**values: Any) -> Training:
-    return make(Training, {"batch_size": 16, "lr": 1e-2, "steps": 40, **values})
+    return make(Training, {"batch_size": 16, "lr": 1e-2, "steps": 40, "precision": "fp32", **values})
 
 
 def loop(
@@ -140,6 +140,31 @@ def test_parameters_that_train_have_a_part_in_the_loss() -> None:
     state = TrainState.new(network, settings(), CPU, optimizer=component("optimizer", "adam"))
     with pytest.raises(DifftoolError, match="no parameter that trains has a part in the loss; train others too"):
         next(loop(state, cloud(), settings(), steps=1))
+
+
+class Fading(Net):
+    """Notes what a number below the smallest normal one is in a step."""
+
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        self.faded = faded()
+        return super().forward(x, t, cond)
+
+
+def faded() -> float:
+    return float(torch.tensor(2e-38) * 0.1)
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor knows no such mode")
+def test_denormal_numbers_are_0_in_a_step_alone() -> None:
+    network = Fading()
+    for _ in loop(new_state(network), cloud(), settings(), steps=1):
+        assert network.faded == 0.0 < faded()
+    torch.set_flush_denormal(True)  # as a program may have chosen
+    try:
+        list(loop(new_state(network), cloud(), settings(), steps=1))
+        assert faded() == 0.0
+    finally:
+        torch.set_flush_denormal(False)
 
 
 # --- noise ---------------------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ class SourceRequest:
         if compiled:
             from difftool.compiling import compiled_network
 
-            model.forward = compiled_network(model.network, graph=True)
+            model.forward = compiled_network(model.network, forward_only=True)
         path, where = (model.run.model, model.run.path) if model.run else (model.source, model.source)
         facts = {"model": str(path), "weights": model.weights}
         return Opened(model, str(where), model.recipe[Dataset], model.run, model.recipe.training.threads, facts)
