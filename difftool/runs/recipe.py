@@ -18,6 +18,7 @@ from difftool.components import (
     Dataset,
     Features,
     Metric,
+    Optimizer,
     suggestion_attribute,
 )
 from difftool.data.memory import Memory
@@ -181,6 +182,8 @@ def build_recipe(
             classes = resolve(document, {**known, Backbone.kind: registry().of_kind(Backbone, name)})
     made = {kind: ready.get(kind) or make(cls, options_in(document, kind)) for kind, cls in classes.items()}
     settings = make(Training, training_values(classes[Backbone.kind], document.get("training", {})))
+    if settings.shard and Optimizer.kind not in (*document, *ready):  # one that is suggested may need whole weights
+        made[Optimizer.kind] = make(registry().of_kind(Optimizer, Optimizer.default), {})
     if settings.self_condition and not classes[Backbone.kind].self_conditioning:
         raise UsageError(f"--self-condition: the backbone {classes[Backbone.kind].name} has no room for it")
     if settings.checkpoint_activations and not classes[Backbone.kind].activation_checkpointing:

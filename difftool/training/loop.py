@@ -95,6 +95,6 @@ def divergence(step: int, loss: float, settings: Training) -> str:
     advice = ["a lower --lr"]
     if not settings.clip:
         advice.append("--clip 1")
-    if settings.precision != "fp32":
+    if settings.precision in ("bf16", "fp16"):
         advice.append("--precision fp32")
     return f"{what} in step {step + 1}; try {' or '.join(advice)}"

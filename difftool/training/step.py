@@ -120,7 +120,12 @@ def make_backward(
 
     varies = objective.self_condition or objective.bound is not None or any(True for _ in state.network.buffers())
     varies = varies or settings.checkpoint_activations  # torch.func and hooks of saved tensors exclude each other
-    plain = settings.precision == "fp32" and settings.accumulate == 1 and group.size == 1 and not varies
+    plain = (
+        autocast(objective.device, settings.precision) is None
+        and settings.accumulate == 1
+        and group.size == 1
+        and not varies
+    )
     joined = state.auxiliary is None and all(piece.is_vector for piece in state.optimizer.pieces)
     if settings.compile and plain and joined:
         return first_that_compiles(compiled_backward(state, objective), eager)

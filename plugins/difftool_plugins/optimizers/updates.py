@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -87,7 +87,8 @@ class MuonUpdate(MomentumUpdate):
 
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether a device has bfloat16 arithmetic of its own."""
-    return device.type != "cpu" or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)())
+    check: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    return device.type != "cpu" or check()
 
 
 def orthogonalized(matrix: Tensor, iterations: int) -> Tensor:
