@@ -109,7 +109,7 @@ def test_mutated_bytes_of_weights(name: str, points_run: Path, tmp_path: Path) -
     source = folder.model if name == "model" else folder.saved_states()[0]
     data, (tensors, document) = source.read_bytes(), checkpoint.load(source)
     rng, path = random.Random(0), tmp_path / source.name
-    for _ in range(4_000):
+    for _ in range(1_500):
         path.write_bytes(mutated(data, rng))
         with contextlib.suppress(DifftoolError):
             found, text = checkpoint.load(path)
@@ -121,7 +121,7 @@ def test_mutated_bytes_of_weights(name: str, points_run: Path, tmp_path: Path) -
 def test_mutated_documents_of_models(points_run: Path, labels_run: Path, run: Run) -> None:
     """A model with another document, and the digest that fits, is refused in one line or is a model that samples."""
     rng, path = random.Random(1), Path("m.safetensors")
-    for trial in range(600):
+    for trial in range(250):
         source = RunFolder((points_run, labels_run)[trial % 2]).model
         tensors, document = checkpoint.load(source)
         write_signed(path, tensors, json.dumps(changed(document, rng)))
@@ -135,7 +135,7 @@ def test_mutated_documents_of_models(points_run: Path, labels_run: Path, run: Ru
 def test_mutated_documents_of_states(points_run: Path, run: Run) -> None:
     """A training state with another document is refused in one line or is a state to go on from."""
     rng = random.Random(2)
-    for trial in range(600):
+    for trial in range(250):
         shutil.rmtree("run", ignore_errors=True)
         shutil.copytree(points_run, "run")
         path = RunFolder(Path("run")).saved_states()[0]
@@ -155,7 +155,7 @@ def test_mutated_configs(by: str, points_run: Path, run: Run) -> None:
     text, document = folder.config.read_bytes(), folder.read_config()
     import tomli_w
 
-    for trial in range(400):
+    for trial in range(200):
         if by == "bytes":
             folder.config.write_bytes(mutated(text, rng))
         else:
@@ -175,7 +175,7 @@ def test_mutated_metrics(points_run: Path, run: Run) -> None:
     shutil.copytree(points_run, "runs/run")
     folder, rng = RunFolder(Path("runs/run")), random.Random(4)
     data = folder.metrics.read_bytes()
-    for trial in range(2_000):
+    for trial in range(800):
         folder.metrics.write_bytes(mutated(data, rng))
         rows = folder.read_metrics()
         assert all(type(row["step"]) is int and row["step"] >= 0 for row in rows)
@@ -188,7 +188,7 @@ def test_mutated_indexes(tmp_path: Path) -> None:
     """A mutated index of checked images is read as an index or refused."""
     rng, path = random.Random(5), tmp_path / "index.json"
     data = json.dumps({f"{i}.png": [i, 10**18 + i] for i in range(20)}).encode()
-    for _ in range(2_000):
+    for _ in range(800):
         path.write_bytes(mutated(data, rng))
         with contextlib.suppress(ValueError):
             read_json(path)
@@ -211,7 +211,7 @@ def test_mutated_images(suffix: str, tmp_path: Path) -> None:
     path, rng = tmp_path / f"image.{suffix}", random.Random(6)
     SAVERS[suffix](Image.fromarray(pixels), path)
     data = path.read_bytes()
-    for _ in range(2_000):
+    for _ in range(800):
         path.write_bytes(mutated(data, rng))
         with contextlib.suppress(BadImage):
             found = read_image(path, size=(8, 8))
