@@ -5,7 +5,7 @@ on 1,950 patches of two colour photographs (scikit-learn's), for three and for t
 recipes of others for as long: lucidrains' (denoising-diffusion-pytorch), and diffusers' tutorial. The speed of each is
 measured first, and decides its number of steps. Then 1,000 samples of each are compared with the training images by
 the Frechet distance and the kernel distance: digits in difftool's features `classifier`, trained on 1,000 other digits,
-and patches in `scattering`. Two sets of real images are some way apart themselves.
+and patches by 8x8 averages of their pixels. Two sets of real images are some way apart themselves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import articles
+from benchmarks import articles, peers
 from benchmarks.findings import Comparison, Effort, Findings, Goal, Table, at_most
 from benchmarks.suite import unet
 from difftool.components import Dataset, Features, Metric
@@ -40,10 +40,10 @@ from difftool.runs.folder import RunFolder
 
 Pixels = NDArray[np.uint8]
 SIZE, TRAINED, TIMESTEPS = 32, 4000, 1000
-BATCH, STEPS, THREADS = 16, 50, 2
+BATCH, STEPS, THREADS = 16, 50, min(2, torch.get_num_threads())
 """Of the others' recipes the batch size and the sampling steps, and the threads of all."""
-TRIED = 30
-"""The steps that the speed is measured in."""
+TRIED = 0.1
+"""Steps in which the speed is measured, for each second of training."""
 CPU = torch.device("cpu")
 DATA, DIFFTOOL, LABELLED = "data against data", "difftool", "difftool with labels"
 GOALS: Mapping[float, Goal] = {3: at_most(2.0), 10: at_most(1.2)}
@@ -53,7 +53,7 @@ def run(effort: Effort) -> Findings:
     with tempfile.TemporaryDirectory() as place:
         classifier = part(Features, "classifier", steps=effort(600, 20))
         digits = Digits(Path(place) / "digits", classifier)
-        patches = Patches(Path(place) / "patches", part(Features, "scattering"))
+        patches = Patches(Path(place) / "patches", part(Features, "pixels", most=3 * 8 * 8))
         minutes = (3, 10) if not effort.quick else (0.02,)
         tables = [table for length in minutes for table in outcome(digits, length, effort)]
         tables += outcome(patches, minutes[0], effort)
@@ -92,9 +92,9 @@ def contenders(data: Images) -> dict[str, Contender]:
     found: dict[str, Contender] = {DIFFTOOL: lambda *how: by_difftool(data, *how, labels=False)}
     if data.labelled:
         found[LABELLED] = lambda *how: by_difftool(data, *how, labels=True)
-    if not missing("denoising_diffusion_pytorch", "accelerate", "ema_pytorch"):
+    if not missing("denoising_diffusion_pytorch", "torchvision", "ema_pytorch"):
         found[unet.LUCIDRAINS] = lambda *how: by_lucidrains(data, *how)
-    if not missing("diffusers", "accelerate", "tqdm"):
+    if not missing("diffusers", "tqdm"):
         found[unet.DIFFUSERS] = lambda *how: by_diffusers(data, *how)
     return found
 
@@ -104,7 +104,7 @@ def missing(*modules: str) -> list[str]:
 
 
 def peers_left_out() -> list[str]:
-    absent = missing("denoising_diffusion_pytorch", "diffusers", "accelerate")
+    absent = missing("denoising_diffusion_pytorch", "torchvision", "diffusers")
     return [f"Left out, since they are not installed: {', '.join(absent)}."] if absent else []
 
 
@@ -213,7 +213,7 @@ def by_difftool(data: Images, seconds: float, seed: int, count: int, *, labels: 
         words += ["--threads", str(THREADS), "--seed", str(seed), "--preview-every", "0"]
         words += [] if labels else ["--dataset.labels", "none"]
         trial, run_folder, file = (Path(place) / name for name in ("trial", "run", "samples.npy"))
-        difftool("train", *words, "--steps", str(TRIED), "--out", str(trial))
+        difftool("train", *words, "--steps", str(4 + round(TRIED * seconds)), "--out", str(trial))
         first, *_, last = RunFolder(trial).read_metrics()
         a_step = (float(last["elapsed"]) - float(first["elapsed"])) / max(1, last["step"] - first["step"])
         difftool("train", *words, "--steps", str(max(2, round(seconds / a_step))), "--out", str(run_folder))
@@ -228,6 +228,7 @@ def difftool(*words: str) -> None:
 
 def by_lucidrains(data: Images, seconds: float, seed: int, count: int) -> Tensor:
     """Their Trainer's loop with its defaults, and their DDIM of 50 steps from the average."""
+    peers.let_torchvision_load()
     from denoising_diffusion_pytorch import GaussianDiffusion
     from ema_pytorch import EMA
 
@@ -247,6 +248,7 @@ def by_lucidrains(data: Images, seconds: float, seed: int, count: int) -> Tensor
 
 def by_diffusers(data: Images, seconds: float, seed: int, count: int) -> Tensor:
     """The loop of their tutorial (AdamW, 1e-4, a warm-up and a cosine, clipping), and their DDIM of 50 steps."""
+    peers.let_torchvision_load()
     from diffusers import DDIMScheduler, DDPMScheduler
     from diffusers.optimization import get_cosine_schedule_with_warmup
 
