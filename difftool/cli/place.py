@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from difftool.distributed import ProcessGroup
 from difftool.errors import DifftoolError, UsageError, counted
+from difftool.options import plain
 from difftool.runs.recipe import Recipe, build_recipe, differences
 from difftool.settings import AUTO
 
@@ -74,12 +75,12 @@ class Place:
             raise DifftoolError(f"--resume {self.resume}: {'; '.join(rows)}; leave these out, or start a new run")
 
     def _as_recorded(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with the batch size that the run found. Raises `DifftoolError` if the run has another."""
+        """Return the recipe with what `auto` found as the run began. Raises `DifftoolError` if the run has another."""
         from difftool.cli.request import Request
 
         before = Request.read({}, config=None, resume=self.resume).recipe()
-        if recipe.training.batch_size == AUTO:
-            recipe = recipe.with_training(batch_size=before.training.batch_size)
+        left = [name for name, value in plain(recipe.training).items() if value == AUTO]
+        recipe = recipe.with_training(**{name: getattr(before.training, name) for name in left})
         if rows := differences(before, recipe):
             raise DifftoolError(
                 f"--resume auto: the run in {self.out} began otherwise: {'; '.join(rows)}; give what it has, or "
