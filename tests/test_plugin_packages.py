@@ -73,7 +73,7 @@ def forking(here: Environment) -> Iterator[Environment]:
         yield forks
 
 
-@pytest.mark.parametrize("packages", [PACKAGES[i::5] for i in range(5)], ids=lambda packages: packages[0])
+@pytest.mark.parametrize("packages", [PACKAGES[i::9] for i in range(9)], ids=lambda packages: packages[0])
 def test_packages_pass_their_own_tests(forking: Environment, packages: tuple[str, ...]) -> None:
     """The laws are among them. One run of pytest takes several packages, since each starts slowly."""
     forking.check("pytest", "--import-mode=importlib", *packages)
