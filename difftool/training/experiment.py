@@ -28,7 +28,7 @@ from difftool.runs.recipe import Recipe, companion_tables
 from difftool.runs.recorded import changed_scripts
 from difftool.sampling.model import Model
 from difftool.specs import Progress, Row, RunContext
-from difftool.training import loop, saves, state
+from difftool.training import loop, state
 from difftool.training.batch_size import BatchSizeSearch
 from difftool.training.best import Best, best_of
 from difftool.training.callbacks import Callbacks
@@ -40,6 +40,7 @@ from difftool.training.latents import Feed
 from difftool.training.loss import Objective
 from difftool.training.metrics import NAMES, Meter, Stopwatch, scalars
 from difftool.training.place import Place
+from difftool.training.saves import Saves
 from difftool.training.saving import Saver
 from difftool.training.snapshots import AverageFiles, remove_later
 from difftool.training.state import StateMetadata, TrainState
@@ -320,7 +321,9 @@ class Experiment:
         if self.saved_at != self.state.step:
             loop.check_finite(self.state, self.recipe.training, self.group)
             self._save_snapshots()  # before the state, from which they would not be made again
-            saves.save(self, wait=wait)
+            self.state.window = self.meter.window() if self.group.size == 1 else {}
+            parts = (self.recipe, self.state, self.model, self.averages, self.best)
+            Saves(*parts, self.saver, self.group).write(self.metadata(), wait=wait)
             self.saved_at = self.state.step
         elif wait:
             self.group.on_main(self.saver.wait)

@@ -2,49 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
 
+from difftool.distributed import ProcessGroup
 from difftool.runs.checkpoint import Contents
 from difftool.runs.folder import INSIDE
+from difftool.runs.recipe import Recipe
+from difftool.sampling.model import Model
 from difftool.training import state
-from difftool.training.saving import Save
-
-if TYPE_CHECKING:
-    from difftool.training.experiment import Experiment
-
-
-def save(run: Experiment, *, wait: bool) -> None:
-    """Write a save, before this returns or else by a thread. All processes call this. Raises `DifftoolError`.
-
-    Shards of a state are written by their processes, and so before this returns.
-    """
-    begun = perf_counter()
-    run.state.window = run.meter.window() if run.group.size == 1 else {}
-    if run.group.sharded:
-        run.group.on_main(lambda: run.saver.write(Save([], run.recipe.training.keep, own=_best(run))))
-        state.save_sharded(run.place.find, partial(_state, run), run.state, run.group)
-    write = run.saver.write if wait else run.saver.start
-    run.group.on_main(lambda: write(_all(run)))
-    if run.group.sharded:
-        run.saver.longest = max(run.saver.longest, perf_counter() - begun)
+from difftool.training.best import Best
+from difftool.training.saving import Save, Saver
+from difftool.training.snapshots import AverageFiles
+from difftool.training.state import StateMetadata, TrainState
 
 
-def _all(run: Experiment) -> Save:
-    """Return the files of a save, the state first: where there is a model, there is something to resume from."""
-    step, best, keep = run.state.step, _best(run), run.recipe.training.keep
-    run.model.step = step
-    models = [(INSIDE.model, run.model.contents()), *run.averages.files(step)]
-    if run.group.sharded:  # the state is written, and the tensors were gathered for these files alone
-        return Save([], keep, own=[*best, *models])
-    return Save([(INSIDE.state(step), _state(run)), *models], keep, own=best)
+@dataclass(frozen=True)
+class Saves:
+    """The parts of a run that its saves hold, and who writes them."""
 
+    recipe: Recipe
+    state: TrainState
+    model: Model
+    averages: AverageFiles
+    best: Best | None
+    saver: Saver
+    group: ProcessGroup
 
-def _best(run: Experiment) -> list[tuple[Path, Contents]]:
-    return [] if run.best is None else [*run.best.files(run.model)]
+    def write(self, metadata: StateMetadata, *, wait: bool) -> None:
+        """Write a save, before this returns or else by a thread. All processes call this. Raises `DifftoolError`.
 
+        Shards of a state are written by their processes, and so before this returns.
+        """
+        begun, saver = perf_counter(), self.saver
+        contents = partial(state.contents, self.state, self.recipe, metadata)
+        if self.group.sharded:
+            self.group.on_main(lambda: saver.write(Save([], self._keep, own=self._best())))
+            state.save_sharded(saver.place.find, contents, self.state, self.group)
+            self.group.on_main(lambda: self._write(Save([], self._keep, own=[*self._best(), *self._models()]), wait))
+            saver.longest = max(saver.longest, perf_counter() - begun)
+        else:
+            self.group.on_main(lambda: self._write(self._whole(contents()), wait))
 
-def _state(run: Experiment) -> Contents:
-    return state.contents(run.state, run.recipe, run.metadata())
+    def _write(self, save: Save, wait: bool) -> None:
+        write = self.saver.write if wait else self.saver.start
+        write(save)
+
+    def _whole(self, contents: Contents) -> Save:
+        """Return a save with the state first: where there is a model, there is something to resume from."""
+        return Save([(INSIDE.state(self.state.step), contents), *self._models()], self._keep, own=self._best())
+
+    def _models(self) -> Sequence[tuple[Path, Contents]]:
+        self.model.step = self.state.step
+        return [(INSIDE.model, self.model.contents()), *self.averages.files(self.state.step)]
+
+    def _best(self) -> Sequence[tuple[Path, Contents]]:
+        return [] if self.best is None else [*self.best.files(self.model)]
+
+    @property
+    def _keep(self) -> int:
+        return self.recipe.training.keep

@@ -8,7 +8,7 @@ do. The encoder is a program of torch.export: images (B, C, H, W) from -1 to 1 b
 D, H, W). The paper takes DINOv2. The first command makes a small one of random weights, to try it:
 
     python examples/papers/repa.py encoder.pt2
-    difftool train --plugin examples/papers/repa.py --loss repa --loss.encoder encoder.pt2 --loss.layer downs.2 \
+    difftool train --plugin examples/papers/repa.py --loss repa --loss.encoder encoder.pt2 --loss.layer downs.1 \
         --backbone unet --dataset gradients --dataset.size 16 --schedule flow --steps 2000 --out runs/repa
     difftool sample runs/repa --steps 20
 """
@@ -57,7 +57,7 @@ class REPA(Loss, name="repa"):
     """The squared error, minus lambda times the cosine between hidden states and those of a frozen encoder."""
 
     encoder: Path = option(help="program of torch.export, a .pt2 file")
-    layer: str = option(help="name of the layer in the network, such as downs.2")
+    layer: str = option(help="name of the layer in the network, such as downs.1")
     weight: float = option(default=0.5, ge=0, help="lambda, the weight of the alignment")
     width: int = option(default=2048, ge=1, help="units of the projection")
 
