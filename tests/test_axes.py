@@ -22,6 +22,7 @@ from difftool_plugins.backbones import UNet
 SMALL = (
     *("--backbone", "unet", "--backbone.dim", 8, "--backbone.groups", 4, "--backbone.head-dim", 8),
     *("--backbone.dim-mults", "1,2", "--batch-size", 16, "--lr", 5e-3, "--warmup", 5, "--preview-every", 0),
+    *("--optimizer", "adam", "--schedule", "linear"),
 )
 FRAMES, SIDE = 4, 8
 
@@ -180,7 +181,7 @@ def test_condition_images_made_of_items_belong_to_images(
 def test_networks_of_images_keep_the_names_and_shapes_of_their_weights(options: dict[str, Any], digest: str) -> None:
     """A model file of an image network from before series and films were taken must load."""
     condition = ConditionSpec(classes=3, vector=2, tokens=(4, 5))
-    network = UNet(dim=16, groups=4, **options).build(
+    network = UNet(dim=16, dim_mults=(1, 2, 4), groups=4, **options).build(
         BackboneSpec(shape=(3, 8, 8), out_channels=3, condition=condition)
     )
     layout = [(name, tuple(weight.shape)) for name, weight in network.state_dict().items()]
