@@ -198,6 +198,8 @@ def _naming_last_state(experiment: Experiment) -> Iterator[None]:
     except Exception as error:
         if not experiment.folder.path.is_dir():  # the error says so
             raise
+        with contextlib.suppress(DifftoolError):  # of a save that failed, of which the run ends anyway
+            experiment.saver.wait()
         saved = experiment.folder.saved_states()
         state = f"the last state is {saved[0]}" if saved else "no state was saved before"
         if saved and isinstance(error, PeerDied):
