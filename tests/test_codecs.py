@@ -573,7 +573,7 @@ def test_patches_and_pixels_start_at_the_same_loss(run: Run) -> None:
 def test_train_and_info_say_what_the_latents_are(run: Run) -> None:
     begun = ok(run("train", *IMAGES, "--codec", "pca", "--codec.components", 48, "--steps", 1, "--out", "r"))
     (line,) = (line for line in begun.err.splitlines() if "unet (" in line)
-    assert re.search(r" / pca \(latents of 48x2x2, loses \d\S* % of the deviation\) / linear ", line)
+    assert re.search(r" / pca \(latents of 48x2x2, loses \d\S* % of the deviation\) / cosine ", line)
     (row,) = (line for line in ok(run("info", "r")).out.splitlines() if line.startswith("latents"))
     assert row.split() == ["latents", "48", "2", "2"]
     assert json.loads(ok(run("info", "r/model.safetensors", "--json")).out)["latents"] == [48, 2, 2]

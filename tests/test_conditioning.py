@@ -167,7 +167,7 @@ def test_a_path_on_the_command_line(run: Run, points_run: Path, images_run: Path
     outcome = run("sample", images_run, "--interpolate", "0,4", "--steps", 3, "--json", "--out", "x.png")
     assert outcome.code == 0, outcome.err
     facts = json.loads(outcome.out)
-    assert (facts["num_samples"], facts["settings"]) == (9, {"steps": 3, "interpolate": [0, 4]})
+    assert (facts["num_samples"], facts["settings"]) == (9, {"steps": 3, "interpolate": [0, 4], "precision": "fp32"})
     assert "seeds 0 to 4" in outcome.err
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.width > 6 * picture.height  # one row
