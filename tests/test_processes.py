@@ -332,7 +332,10 @@ LABELLED = (
     *("--dataset", "gaussian-mixture", "--dataset.components", 4, "--dataset.labels"),
     *(*POINTS, "--threads", 1, "--held-out", 50, "--steps", 40, "--checkpoint-every", 25, "--stratified"),
 )
-UNEVEN = (*IMAGES, "--batch-size", 7, "--self-condition", "--learn-variance", "--clip", 0.5, "--steps", 12)
+UNEVEN = (
+    *(*IMAGES, "--optimizer", "adam", "--batch-size", 7, "--self-condition", "--learn-variance", "--clip", 0.5),
+    *("--steps", 12),
+)
 STREAMED = (
     *("--dataset", "image-folder", "--dataset.path", "photos", "--dataset.size", 8, "--dataset.memory", 0),
     *(

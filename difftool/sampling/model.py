@@ -128,26 +128,7 @@ class Model(Source, Displayed):
 
         A network in bfloat16 or float16 is written as it is, and read as float32. `about` are further metadata.
         """
-        checkpoint.save(Path(path), *self.contents(codec=codec, about=about), overwrite=overwrite)
-
-    def contents(self, *, codec: bool = True, about: Mapping[str, Any] | None = None) -> Contents:
-        """Return what `save` writes, with the tensors of the network itself."""
-        document = {
-            **self.recipe.shared_document(),
-            "kind": "model",
-            "data": self.data.document(),
-            "plugins": self.recipe.plugins(),
-            "weights": self.weights,
-            "step": self.step,
-            **document_of(self.latents),
-            **(about or {}),
-        }
-        if self.origin is not None:
-            document["init_from"] = self.origin.document()
-        groups = {"network": self.network.state_dict(), "codec": tensors_of(self.latents) if codec else {}}
-        if (half := checkpoint.half_of(groups["network"])) is not None:
-            document["dtype"] = half
-        return Contents(checkpoint.ungrouped(groups), document)
+        checkpoint.save(Path(path), *contents(self, codec=codec, about=about), overwrite=overwrite)
 
     def __repr__(self) -> str:
         return f"Model({self.description}, items {'x'.join(map(str, self.data.shape))}, on {self.device})"
@@ -350,3 +331,23 @@ def raw_model(model: Model, run: RunFolder) -> Model:
         raise BadFile(f"{raw.path}: its weights do not fit: {rows}")
     model.network.load_state_dict(raw.tensors)
     return replace(model, weights="raw", step=step_of(raw.path), source=raw.path, digest=raw.digest)
+
+
+def contents(model: Model, *, codec: bool = True, about: Mapping[str, Any] | None = None) -> Contents:
+    """Return what `Model.save` writes, with the tensors of the network itself."""
+    document = {
+        **model.recipe.shared_document(),
+        "kind": "model",
+        "data": model.data.document(),
+        "plugins": model.recipe.plugins(),
+        "weights": model.weights,
+        "step": model.step,
+        **document_of(model.latents),
+        **(about or {}),
+    }
+    if model.origin is not None:
+        document["init_from"] = model.origin.document()
+    groups = {"network": model.network.state_dict(), "codec": tensors_of(model.latents) if codec else {}}
+    if (half := checkpoint.half_of(groups["network"])) is not None:
+        document["dtype"] = half
+    return Contents(checkpoint.ungrouped(groups), document)

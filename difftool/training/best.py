@@ -13,12 +13,12 @@ from difftool.options import suggestion
 from difftool.runs import checkpoint
 from difftool.runs.best import HELD_OUT, best_row
 from difftool.runs.folder import INSIDE, RunFolder
+from difftool.sampling.model import Model, contents
 
 if TYPE_CHECKING:
     from torch import nn
 
     from difftool.runs.checkpoint import Contents
-    from difftool.sampling.model import Model
     from difftool.settings import Training
     from difftool.training.evaluation import Evaluation
 
@@ -69,7 +69,7 @@ class Best:
             about = {"best": {"name": self.name, "value": self.row[self.name]}}
             network, self.network = self.network, None
             best = replace(model, network=network, step=self.row["step"])
-            yield INSIDE.best, best.contents(about=about)
+            yield INSIDE.best, contents(best, about=about)
 
 
 def best_of(settings: Training, evaluation: Evaluation | None = None) -> Best | None:

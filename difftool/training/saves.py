@@ -12,7 +12,7 @@ from difftool.distributed import ProcessGroup
 from difftool.runs.checkpoint import Contents
 from difftool.runs.folder import INSIDE
 from difftool.runs.recipe import Recipe
-from difftool.sampling.model import Model
+from difftool.sampling.model import Model, contents
 from difftool.training import state
 from difftool.training.best import Best
 from difftool.training.saving import Save, Saver
@@ -57,7 +57,7 @@ class Saves:
 
     def _models(self) -> Sequence[tuple[Path, Contents]]:
         self.model.step = self.state.step
-        return [(INSIDE.model, self.model.contents()), *self.averages.files(self.state.step)]
+        return [(INSIDE.model, contents(self.model)), *self.averages.files(self.state.step)]
 
     def _best(self) -> Sequence[tuple[Path, Contents]]:
         return [] if self.best is None else [*self.best.files(self.model)]

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from difftool.distributed import SINGLE, ProcessGroup
 from difftool.runs.averages import file_of, files_in
 from difftool.runs.folder import INSIDE, RunFolder, step_of
+from difftool.sampling.model import Model, contents
 from difftool.settings import is_due, is_never
 
 if TYPE_CHECKING:
     from difftool.runs.checkpoint import Contents
-    from difftool.sampling.model import Model
     from difftool.training.ema import Averages
 
 SNAPSHOTS = 64
@@ -77,7 +77,7 @@ class AverageFiles:
         """Yield the file of each average in a run folder, which takes the place of an earlier one, and its contents."""
         for model in self.models:
             model.step = step
-            yield file_of(INSIDE.averages, model.weights), model.contents()
+            yield file_of(INSIDE.averages, model.weights), contents(model)
 
     @property
     def _batch_size(self) -> int:
