@@ -27,6 +27,7 @@ Run = Callable[..., Outcome]
 SMALL: dict[str, Any] = {
     "dataset": {"name": "gradients", "n": 64, "size": 8},
     "backbone": {"name": "unet", "dim": 8, "dim_mults": [1, 2], "groups": 4},
+    "optimizer": {"name": "adam"},  # whose update needs no memory beside that of gradients
 }
 
 

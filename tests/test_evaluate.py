@@ -318,7 +318,7 @@ def test_images_are_compared_with_training_images_one_by_one(run: Run, images_ru
     assert "samples are nearer to one of the training images" in outcome.lines[-1]
     (kept,) = read_evaluations(RunFolder(copy))
     assert kept["copies"]["n"] == 60
-    assert len(kept["copies"]["nearest"]) == 12
+    assert 2 <= len(kept["copies"]["nearest"]) <= 12  # of different items
     (picture,) = kept["pictures"]
     assert picture == "evaluations/step-000004-pixels-nearest.png"
     assert (copy / picture).read_bytes()[:4] == b"\x89PNG"

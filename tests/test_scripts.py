@@ -459,7 +459,7 @@ def test_workers_know_what_a_script_defines(data: Path, tmp_path: Path) -> None:
         "    multiprocessing.set_start_method('spawn')\n"
         "    fit = training.fit\n"
         "    import difftool.cli.train as command\n"
-        "    command.fit = lambda experiment: (pathlib.Path('data.py').unlink(), fit(experiment))\n"
+        "    command.fit = lambda *arguments: (pathlib.Path('data.py').unlink(), fit(*arguments))\n"
         "    main(sys.argv[1:])\n"
     )
     words = ("train", "--dataset", "lazy", *TINY, "--workers", 1, "--out", "x", "--plugin", "data.py")

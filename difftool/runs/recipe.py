@@ -182,7 +182,7 @@ def build_recipe(
             classes = resolve(document, {**known, Backbone.kind: registry().of_kind(Backbone, name)})
     made = {kind: ready.get(kind) or make(cls, options_in(document, kind)) for kind, cls in classes.items()}
     settings = make(Training, training_values(classes[Backbone.kind], document.get("training", {})))
-    if settings.shard and Optimizer.kind not in (*document, *ready):  # one that is suggested may need whole weights
+    if settings.shard and not document.get(Optimizer.kind) and Optimizer.kind not in ready:  # a suggested one may need all
         made[Optimizer.kind] = make(registry().of_kind(Optimizer, Optimizer.default), {})
     if settings.self_condition and not classes[Backbone.kind].self_conditioning:
         raise UsageError(f"--self-condition: the backbone {classes[Backbone.kind].name} has no room for it")
