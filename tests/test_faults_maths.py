@@ -251,7 +251,7 @@ def test_standardised_weights_with_eps() -> None:
 @pytest.mark.parametrize(
     ("backbone", "shape", "count", "size", "total"),
     [
-        (UNet(), (3, 16, 16), 129, 47070.948816762466, 1889.5086629878306),
+        (UNet(), (3, 16, 16), 103, 52020.8546143929, 1840.9611089322002),
         (MLP(), (2,), 18, 3339.12558742797, 8.785596893011189),
     ],
     ids=["unet", "mlp"],

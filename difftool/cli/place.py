@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from difftool.distributed import ProcessGroup
 from difftool.errors import DifftoolError, UsageError, counted
-from difftool.options import plain
 from difftool.runs.recipe import Recipe, build_recipe, differences
 from difftool.settings import AUTO
 
@@ -79,8 +78,7 @@ class Place:
         from difftool.cli.request import Request
 
         before = Request.read({}, config=None, resume=self.resume).recipe()
-        left = [name for name, value in plain(recipe.training).items() if value == AUTO]
-        recipe = recipe.with_training(**{name: getattr(before.training, name) for name in left})
+        recipe = recipe.as_begun(before)
         if rows := differences(before, recipe):
             raise DifftoolError(
                 f"--resume auto: the run in {self.out} began otherwise: {'; '.join(rows)}; give what it has, or "

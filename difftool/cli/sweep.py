@@ -130,6 +130,7 @@ def _plan(config: Path | None, one: Combination, out: Path) -> Planned:
             check_run_output(path, overwrite=False)
             return Planned(path, "new", (*script_words(), *words, "--out", str(path)))
         before = Request.read({}, config=None, resume=path).recipe()
+        recipe = recipe.as_begun(before)
         if rows := differences(before, recipe):
             raise DifftoolError(f"{path} is a run of other settings ({'; '.join(rows)}); give another --out")
         status = RunFolder(path).status()

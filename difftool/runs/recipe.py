@@ -27,7 +27,7 @@ from difftool.options import dashed, fields, make, plain, suggestion
 from difftool.paths import is_path, without_paths
 from difftool.plugins.registry import registry
 from difftool.scripts import script_of
-from difftool.settings import Training
+from difftool.settings import AUTO, Training
 
 C = TypeVar("C", bound=Component)
 Make = Callable[[type[Any], Mapping[str, object]], Any]
@@ -100,6 +100,11 @@ class Recipe:
     def with_training(self, **changes: Any) -> Recipe:
         """Return the recipe with other training settings."""
         return replace(self, training=replace(self.training, **changes))
+
+    def as_begun(self, before: Recipe) -> Recipe:
+        """Return the recipe with what a run of it chose as it began, for each setting that was left to it."""
+        left = [name for name, value in plain(self.training).items() if value == AUTO]
+        return self.with_training(**{name: getattr(before.training, name) for name in left})
 
     @property
     def name(self) -> str:
@@ -182,7 +187,8 @@ def build_recipe(
             classes = resolve(document, {**known, Backbone.kind: registry().of_kind(Backbone, name)})
     made = {kind: ready.get(kind) or make(cls, options_in(document, kind)) for kind, cls in classes.items()}
     settings = make(Training, training_values(classes[Backbone.kind], document.get("training", {})))
-    if settings.shard and not document.get(Optimizer.kind) and Optimizer.kind not in ready:  # a suggested one may need all
+    if settings.shard and not (document.get(Optimizer.kind) or ready.get(Optimizer.kind)):
+        # the one that the backbone suggests may need whole weights
         made[Optimizer.kind] = make(registry().of_kind(Optimizer, Optimizer.default), {})
     if settings.self_condition and not classes[Backbone.kind].self_conditioning:
         raise UsageError(f"--self-condition: the backbone {classes[Backbone.kind].name} has no room for it")

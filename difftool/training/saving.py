@@ -133,7 +133,6 @@ class Saver:
         """The longest time that a save took, in seconds."""
         self._copies = HostCopies()
         self._save: Save | None = None
-        self._folder = place.folder
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._left = False
@@ -152,7 +151,8 @@ class Saver:
             warnings.warn("memory is short, so training waits while a state is saved", stacklevel=2)
             self.write(save)
             return
-        self._save, self._folder = copied, self.place.find()
+        self._save = copied
+        self.place.find()
         self._thread = threading.Thread(target=self._run, args=(copied, begun), name="difftool save", daemon=True)
         self._thread.start()
 
@@ -169,7 +169,7 @@ class Saver:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the save is on the disk. One that failed since the folder was moved is written again."""
+        """Wait until the save is on the disk. One that failed is written once more: the folder may have been moved."""
         if self._thread is None:
             return
         try:
@@ -179,8 +179,8 @@ class Saver:
             raise
         save, self._save, self._thread = self._save, None, None
         error, self._error = self._error, None
-        if isinstance(error, DifftoolError) and save is not None and self.place.find() != self._folder:
-            save.write(self.place.locked)
+        if isinstance(error, DifftoolError) and save is not None:
+            self.place.write(lambda: save.write(self.place.locked))
         elif error is not None:
             raise error
 
