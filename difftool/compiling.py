@@ -15,6 +15,7 @@ SMALL = 2**18
 """The largest number of weights of a network whose time goes into calls rather than into arithmetic."""
 NO_GAIN = "--compile is left out: training a network of this size on a CPU gains too little from it"
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""The modules in which networks keep blocks that follow one another."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -113,13 +113,6 @@ class Place:
 
         return None if self.resume is None else RunFolder(self.resume)
 
-    @property
-    def intended(self) -> RunFolder:
-        """The run folder as far as it is known before it is created."""
-        from difftool.runs.folder import ROOT, RunFolder
-
-        return self.resumed or RunFolder(self.out or ROOT)
-
     def folder(self, recipe: Recipe) -> RunFolder:
         """Return the folder, and create it if it is new."""
         from difftool.runs.creation import create

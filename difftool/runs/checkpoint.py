@@ -55,7 +55,7 @@ PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
 class Contents(NamedTuple):
-    """What a file holds, as `save` takes it."""
+    """The content of a file, as `save` takes it."""
 
     tensors: Mapping[str, Tensor]
     document: Mapping[str, Any]

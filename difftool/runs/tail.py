@@ -32,7 +32,7 @@ HELD_OUT = b'"held_out_loss": '
 
 @dataclass(frozen=True)
 class Tail:
-    """What the last rows of a run say."""
+    """The numbers in the last rows of a run."""
 
     losses: dict[str, float | None] = field(
         default_factory=lambda: {"loss": None, "eps_loss": None, "held_out_loss": None}

@@ -68,7 +68,7 @@ class Quarter:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the losses of a run tell."""
+    """The verdict on the losses of a run."""
 
     state: State
     words: str

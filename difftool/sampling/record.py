@@ -63,7 +63,7 @@ Table = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """How samples were made."""
+    """The record of how samples were made."""
 
     model: Table | None = None
     """The name, digest, weights and step of a trained model; None for an oracle."""

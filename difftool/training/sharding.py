@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from difftool.compiling import CONTAINERS
 from difftool.distributed import DistributedGroup
 from difftool.errors import DifftoolError
 from difftool.runs.states import rows_of
@@ -43,7 +44,7 @@ def units(network: nn.Module) -> list[nn.Module]:
     """
     owners = Counter(id(weight) for module in network.modules() for weight in own_weights(module))
     classes = Counter(type(module) for module in network.modules())
-    members = {child for module in network.modules() if isinstance(module, LISTS) for child in module.children()}
+    members = {child for module in network.modules() if isinstance(module, CONTAINERS) for child in module.children()}
     total = sum(weight.numel() for weight in network.parameters())
 
     def is_block(module: nn.Module) -> bool:
@@ -67,10 +68,6 @@ def units(network: nn.Module) -> list[nn.Module]:
             yield from found(child)
 
     return [*dict.fromkeys(found(network))][::-1]
-
-
-LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
-"""The modules in which networks keep blocks that follow one another."""
 
 
 def own_weights(module: nn.Module) -> Iterator[nn.Parameter]:
