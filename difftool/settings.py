@@ -198,7 +198,8 @@ class Sampling(Options):
     seed: int = option(default=0, ge=0, le=LARGEST_SEED, help="random seed; sample k of a seed is always the same")
     label: str | None = option(
         default=None,
-        help="class to sample: its name, or its index if no name is a number; several joined by commas, or all",
+        help="class to sample: its name, or its index if no name is a number; several joined by commas, all, or none",
+        otherwise="all classes in turn, of a model that knows no other condition",
     )
     vector: str | None = option(
         default=None,

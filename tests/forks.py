@@ -19,8 +19,9 @@ from typing import NoReturn
 import paper_losses
 from conftest import POINTS, Outcome, invoke
 
-SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 138, signal.SIGXCPU: 152}
-"""The signals that stop a run in good order, with the exit code of each."""
+CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138, "SIGXCPU": 152}
+SIGNALS = {number: code for name, code in CODES.items() if (number := getattr(signal, name, None)) is not None}
+"""The signals that stop a run in good order, with the exit code of each. Windows has two of them."""
 PATIENCE = 120
 """Seconds until a process that does not get on fails its test."""
 

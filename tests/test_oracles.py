@@ -21,7 +21,7 @@ from difftool.sampling.plan import Plan
 from difftool.settings import Sampling
 from difftool_plugins.oracles import difftool_oracles
 from difftool_plugins.oracles.exact import ClosedForm, Ideal
-from difftool_plugins.oracles.mixture import CHUNK, FEW_COORDINATES, MixtureDenoiser
+from difftool_plugins.oracles.mixture import BLOCK, CHUNK, FEW_COORDINATES, MixtureDenoiser
 
 
 def spec(label: int | None = None) -> OracleSpec:
@@ -112,13 +112,16 @@ def test_one_item() -> None:
         torch.testing.assert_close(found.x_0, item.expand_as(x))
 
 
-def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@every_level
+def test_pieces_change_nothing(at: Level, monkeypatch: pytest.MonkeyPatch) -> None:
     items, x = normal(300, 2), normal(70, 2, seed=1)
-    whole = MixtureDenoiser(items, torch.zeros(1))(x, LEVELS[2]).x_0
+    whole = MixtureDenoiser(items, torch.zeros(1))(x, at).x_0
     assert CHUNK > 300 * 70
-    for chunk in (1, 900, 10**4):
+    assert BLOCK > 300 * 2
+    for chunk, block in ((1, BLOCK), (900, BLOCK), (CHUNK, 1), (900, 2 * 77)):
         monkeypatch.setattr("difftool_plugins.oracles.mixture.CHUNK", chunk)
-        torch.testing.assert_close(MixtureDenoiser(items, torch.zeros(1))(x, LEVELS[2]).x_0, whole)
+        monkeypatch.setattr("difftool_plugins.oracles.mixture.BLOCK", block)
+        torch.testing.assert_close(MixtureDenoiser(items, torch.zeros(1))(x, at).x_0, whole)
 
 
 @every_level

@@ -57,7 +57,7 @@ def compare_one(request: SourceRequest, given: Given, wanted: Wanted, device: to
     )
     with devices.threads(settings.threads, opened.threads):
         under = source.of_class(source.label_index(settings.label))
-        conditions = conditions_of_items(source, sampling, guided=chosen != [None])
+        conditions = conditions_of_items(source, sampling)
         under += " under the conditions of items" if conditions else ""
         under += f", {words_of(chosen[0])}" if chosen[0] is not None and len(chosen) == 1 else ""
         steps = settings.reference or REFERENCE

@@ -115,12 +115,14 @@ class Grid:
         several = [one for one in variations if len(one.values) > 1]
         first = {one.name: one.values[0] for one in variations if one.values}
         parts = {name: first[name] for name in ("sampler", "spacing", "guidance") if name in first}
-        plan = Plan.of(source, replace(settings, steps=first.get("steps"), seed=first["seed"]), **parts)
-        by_sample = ["--label"] if len(plan.rows.get("label", ())) > 1 else ["--image"] if plan.names else []
+        settings = replace(settings, steps=first.get("steps"), seed=first["seed"])
+        plan = Plan.of(source, settings, **parts)
+        asked = {name: rows for name, rows in plan.rows.items() if name != "label" or settings.label is not None}
+        by_sample = ["--label"] if len(asked.get("label", ())) > 1 else ["--image"] if plan.names else []
         check_axes(variations, by_sample)
-        alike = all(len(rows) == 1 for rows in plan.rows.values()) and settings.interpolate is None
+        alike = all(len(rows) == 1 for rows in asked.values()) and settings.interpolate is None
         if len(several) == 2 and settings.num_samples is None and not source.data.is_points and alike:
-            plan = replace(plan, num_samples=1)  # a picture in each cell
+            plan = Plan.of(source, replace(settings, num_samples=1), **parts)  # a picture in each cell
         chosen = [one for one in variations if one in several or one.name == CHECKPOINT]
         plans: list[Plan] = []
         checkpoints: list[Checkpoint | None] = []

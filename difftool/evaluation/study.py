@@ -71,8 +71,7 @@ class Study:
     def planned(self, source: Model, group: str, words: Callable[[Guidance | None], str]) -> dict[Setting, Entry]:
         """Return the entry of each setting of a run. Settings of few calls may share one."""
         asked = self.asked
-        guided = list(asked.guidances) != [None]
-        conditions = conditions_of_items(source, asked.sampling, guided=guided)
+        conditions = conditions_of_items(source, asked.sampling)
         everything = entries(
             source, asked.samplers, asked.spacings, asked.calls, asked.sampling, conditions, asked.guidances
         )

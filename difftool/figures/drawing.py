@@ -225,11 +225,14 @@ class Drawing(Content):
         return self.state_labels[state] if self.state_labels else f"state {state}"
 
     def _groups(self) -> Groups | None:
-        """Return the samples in rows and columns, by class, by name and by the axes; None for a single group."""
+        """Return the samples in rows and columns, by class, by name and by the axes; None for a single group.
+
+        Two axes leave no room for classes, which then lie side by side in each cell.
+        """
         count = self.set_size
         labels = [] if self.labels is None else [self._name(label) for label in self.labels[:count].tolist()]
         columns = {"class": labels, "image": self.names[:count]}
-        varied = {axis: names for axis, names in columns.items() if len(set(names)) > 1}
+        varied = {axis: names for axis, names in columns.items() if len(set(names)) > 1 and len(self.axes) < 2}
         keys = [", ".join(names) for names in zip(*varied.values(), strict=True)]
         return Groups.of(keys, ", ".join(varied), self.axes, count, apart=self.form != "points")
 

@@ -29,7 +29,7 @@ from difftool.rng import permutation
 from difftool.sampling.conditions import Rows
 from difftool.sampling.fresh_data import FreshData, of_class, rms
 from difftool.sampling.loop import collect
-from difftool.sampling.plan import IMAGES, POINTS, Plan, dry_run, spaced_levels
+from difftool.sampling.plan import Plan, dry_run, spaced_levels, usual_count
 from difftool.sampling.progress import CallCount
 from difftool.sampling.source import Source
 from difftool.settings import Sampling
@@ -77,22 +77,23 @@ class Result:
     seconds: float
 
 
-def conditions_of_items(source: Source, settings: Sampling, *, guided: bool = False) -> Rows:
-    """Return the conditions of items of the source's data, of the chosen class if there is one.
+def conditions_of_items(source: Source, settings: Sampling) -> Rows:
+    """Return the conditions of items of the source's data, so that classes come as often, or of the chosen class alone.
 
-    Return none without the data, and for data with no other conditions than labels, unless samples are guided towards
-    them. Raises `DifftoolError` if the source needs conditions and its data are not available here.
+    Return none without the data. Raises `DifftoolError` if the source needs other conditions than classes and its data
+    are not available here.
     """
-    if not {*source.data.condition.shapes} - (set() if guided and settings.label is None else {"label"}):
+    others = {*source.data.condition.shapes} - {"label"}
+    if not source.data.condition.shapes or (settings.label is not None and not others):
         return {}
     try:
         samples = source.load_samples()
     except DifftoolError:
-        if source.needs_condition:
+        if source.needs_condition and others:
             raise
         return {}
     indices = of_class(samples, source.label_index(settings.label))
-    count = settings.num_samples or (POINTS if source.data.is_points else IMAGES)
+    count = settings.num_samples or usual_count(source)
     _, condition = samples.take(indices[permutation(len(indices), "conditions")[:count]].tolist())
     fields = {} if condition is None else condition.fields()
     return {name: rows for name, rows in fields.items() if name != "label" or settings.label is None}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WORDS = {"label": "a class", "vector": "a vector", "image": "an image", "tokens": "tokens"}
 """The fields of `Condition` in messages."""
+NO_CLASS = "none"
 NAMED, LONGEST_NAME = 4, 40
 """The largest number of classes that words name, and the characters of a name."""
 LARGEST_IMAGE = 10.0
@@ -62,14 +63,15 @@ def arrays_in(source: Source, settings: Mapping[str, Any]) -> tuple[dict[str, An
     return arrays, {name: value for name, value in settings.items() if name not in arrays}
 
 
-def read_rows(source: Source, settings: Sampling, arrays: Mapping[str, Any]) -> Given:
-    """Return the conditions that settings name or arrays hold.
+def read_rows(source: Source, settings: Sampling, arrays: Mapping[str, Any], *, most: int) -> Given:
+    """Return the conditions that settings name or arrays hold; without any, the first `most` classes of a source.
 
     Each is one for all samples, or has a row for each sample. Raises `UsageError` for what the source does not take,
     and for a field that it takes and is not given beside others; `DifftoolError` for files that cannot be read.
     """
     given: dict[str, Any] = {"vector": settings.vector, "image": settings.image, "tokens": settings.tokens, **arrays}
-    rows = {} if settings.label is None else {"label": torch.tensor(source.label_indices(settings.label))}
+    labels = classes_drawn(source, settings, most)
+    rows = {"label": torch.tensor(labels)} if labels else {}
     count = None
     for name, value in given.items():
         if value is None:
@@ -83,6 +85,21 @@ def read_rows(source: Source, settings: Sampling, arrays: Mapping[str, Any]) -> 
             count = max(count or 0, len(rows[name]))
     _check_complete(source, rows)
     return Given(rows, count, _names_of_images(settings.image, rows.get("image")))
+
+
+def classes_drawn(source: Source, settings: Sampling, most: int) -> list[int]:
+    """Return the classes that settings name. Where they name none, return the first `most` of all classes.
+
+    That is the default since a network learns little of samples of no class, which training shows it in a tenth of its
+    steps. A path has one class or none, and where there are other conditions too, all or none are given.
+    Raises `UsageError` for an unknown class.
+    """
+    names = source.data.class_names
+    if settings.label is not None:
+        return [] if settings.label == NO_CLASS not in names else source.label_indices(settings.label)
+    if [*source.data.condition.shapes] != ["label"] or settings.interpolate is not None:
+        return []
+    return list(range(min(most, len(names))))
 
 
 def _names_of_images(path: Path | None, rows: Tensor | None) -> tuple[str, ...]:

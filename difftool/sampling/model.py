@@ -224,9 +224,9 @@ class Model(Source, Displayed):
         the options of `difftool sample`: steps, seed, label, batch_size, ... Of these, vector, image and
         tokens may also be tensors, arrays or lists, of one for all samples or with a row for each sample: vectors
         (N, D) in the units of the data, images (N, C, H, W) as uint8 pixels or floats in model units, tokens (N, L, D).
-        The label may be a list of classes. Sample k takes row k modulo their number. `guidance` is a scale, such as 2,
-        of classifier-free guidance, or another guidance. Raises `DifftoolError`, and `TypeError` for a sampler, spacing
-        or guidance that is neither a name nor a component.
+        The label may be a list of classes, or `none`; by default they are all classes in turn. Sample k takes row k
+        modulo their number. `guidance` is a scale, such as 2, of classifier-free guidance, or another guidance. Raises
+        `DifftoolError`, and `TypeError` for a sampler, spacing or guidance that is neither a name nor a component.
         """
         if n is None or "num_samples" in settings:
             raise TypeError("sample() takes the number of samples as n")

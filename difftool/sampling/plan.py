@@ -88,7 +88,8 @@ class Plan:
         init = None
         if settings.init is not None:
             init = own_image(settings.init, source.data, source.name, "--init").to(source.device)
-        given_conditions = read_rows(source, settings, conditions or {})
+        most = settings.num_samples or usual_count(source)
+        given_conditions = read_rows(source, settings, conditions or {}, most=most)
         count = settings.num_samples or default_count(source, settings, given_conditions)
         check_classes(source, settings, given_conditions.rows.get("label"), count)
         plan = cls(
@@ -203,8 +204,13 @@ def default_count(source: Source, settings: Sampling, conditions: Given) -> int:
         return max(conditions.count, classes)
     if settings.interpolate is not None:
         return PATH
-    most = POINTS if source.data.is_points else IMAGES
+    most = usual_count(source)
     return most if classes < 2 else classes * max(1, most // classes)
+
+
+def usual_count(source: Source) -> int:
+    """Return the number of samples that a picture shows well."""
+    return POINTS if source.data.is_points else IMAGES
 
 
 def default_batch_size(device: torch.device, numbers: int) -> int:

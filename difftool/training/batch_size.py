@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ from difftool.distributed import world
 from difftool.errors import OUT_OF_MEMORY, DifftoolError, InvalidOption, out_of_memory
 from difftool.settings import AUTO
 from difftool.training.loop import train
+from difftool.training.memory import obtainable, peak
 from difftool.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -136,11 +135,8 @@ def memory_is_tight(device: torch.device) -> bool:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return torch.cuda.max_memory_reserved(device) > (1 - FREE_MEMORY) * total / 2 or free < FREE_MEMORY * total
-    import resource
-
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return peak > (1 - FREE_MEMORY) * total / 2
+    total = obtainable(device)
+    return total is not None and peak() > (1 - FREE_MEMORY) * total / 2
 
 
 def check_processes(settings: Training) -> None:

@@ -18,11 +18,16 @@ def resident() -> int:
     """Return the bytes that this process has in memory now; where the system does not say, those at its peak."""
     with contextlib.suppress(OSError, ValueError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
-    with contextlib.suppress(ImportError):
-        import resource
+    return peak()
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return 0
+
+def peak() -> int:
+    """Return the most bytes that this process ever had in memory, or 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def obtainable(device: torch.device) -> int | None:

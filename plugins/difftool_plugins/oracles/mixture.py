@@ -12,6 +12,7 @@ have the case s = 0).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 CHUNK, CUDA_CHUNK = 2**19, 2**26
 """Pairs of a sample and a component in one chunk: on a CPU they should stay in its cache."""
+BLOCK = 2**22
+"""Numbers of the components in one block, so that images beyond count take no memory but their own."""
 FEW_COORDINATES = 8
 """Number of coordinates up to which one pass for each is faster than `torch.cdist`."""
 SMALLEST_EXPONENT = -80.0
@@ -40,29 +43,48 @@ class MixtureDenoiser:
         self.std = std.view(-1, *(1,) * (len(shape) - 1)).expand(shape).flatten()
 
     def __call__(self, x: Tensor, level: Level) -> Estimate:
-        flat, means, std = x.flatten(1), self.means.to(x.dtype), self.std.to(x.dtype)
+        flat, std = x.flatten(1), self.std.to(x.dtype)
         v = (level.alpha * std).square() + level.sigma**2
-        unit = v.rsqrt()
-        m = weighted_mean(flat * unit, level.alpha * means * unit, means)
+        m = weighted_mean(flat, self.means, level.alpha, v.rsqrt())
         x_0 = level.sigma**2 / v * m + level.alpha * std.square() / v * flat
         eps = level.sigma / v * (flat - level.alpha * m)
         return Estimate(x_0.view_as(x), eps.view_as(x))
 
 
-def weighted_mean(z: Tensor, centres: Tensor, values: Tensor) -> Tensor:
-    """Return the mean of the values (K, D) weighted by softmax over k of -|z - centre_k|^2 / 2: (B, D) for z (B, D).
+def weighted_mean(x: Tensor, means: Tensor, alpha: float, unit: Tensor) -> Tensor:
+    """Return the mean of the means (K, D) weighted by softmax over k of -|unit (x - alpha m_k)|^2 / 2: (B, D), as x.
 
-    The differences themselves are squared: |z|^2 - 2 z c + |c|^2 would lose every digit where sigma is small.
+    `unit` (D,) divides by the standard deviation. The softmax is taken block by block of the means, each relative to
+    the nearest that was seen so far (Milakov and Gimelshein, 2018), so that all weights never exist at once. With
+    gradients they do, since the graph keeps them.
     """
-    chunk = CUDA_CHUNK if z.is_cuda else CHUNK
-    if torch.is_grad_enabled() and z.requires_grad:  # which keeps the graph, and therefore works out of place
-        return torch.softmax(-0.5 * (z[:, None] - centres).square().sum(2), dim=1) @ values
-    means = []
-    for part in torch.split(z, max(1, chunk // len(centres))):
-        d = squared_distances(part, centres)  # by far the largest tensor, so all is done in place
-        w = d.sub_(d.amin(dim=1, keepdim=True)).mul_(-0.5).clamp_(min=SMALLEST_EXPONENT).exp_()
-        means.append(w @ values / w.sum(dim=1, keepdim=True))
-    return torch.cat(means)
+    z = x * unit
+    if torch.is_grad_enabled() and x.requires_grad:
+        means = means.to(x.dtype)
+        return torch.softmax(-0.5 * (z[:, None] - alpha * means * unit).square().sum(2), dim=1) @ means
+    nearest, total, sums = x.new_full((len(x), 1), math.inf), x.new_zeros(len(x), 1), torch.zeros_like(x)
+    for block in torch.split(means, max(1, BLOCK // means.shape[1])):
+        values = block.to(x.dtype)
+        centres = alpha * values * unit
+        rows = max(1, (CUDA_CHUNK if x.is_cuda else CHUNK) // len(block))
+        for part, *state in zip(*(tensor.split(rows) for tensor in (z, nearest, total, sums)), strict=True):
+            add_block(part, centres, values, *state)
+    return sums / total
+
+
+def add_block(z: Tensor, centres: Tensor, values: Tensor, nearest: Tensor, total: Tensor, sums: Tensor) -> None:
+    """Add a block to the weights `total` (B, 1) and the weighted `sums` (B, D), in place.
+
+    Both are relative to the weight of the `nearest` (B, 1) squared distance, which falls as blocks come. The
+    differences themselves are squared: |z|^2 - 2 z c + |c|^2 would lose every digit where sigma is small.
+    """
+    d = squared_distances(z, centres)  # by far the largest tensor, so all is done in place
+    now = torch.minimum(nearest, d.amin(dim=1, keepdim=True))
+    fade = (now - nearest).mul_(0.5).clamp_(min=SMALLEST_EXPONENT).exp_()
+    w = d.sub_(now).mul_(-0.5).clamp_(min=SMALLEST_EXPONENT).exp_()
+    total.mul_(fade).add_(w.sum(dim=1, keepdim=True))
+    sums.mul_(fade).add_(w @ values)
+    nearest.copy_(now)
 
 
 def squared_distances(z: Tensor, centres: Tensor) -> Tensor:
