@@ -265,7 +265,7 @@ def test_labels_change_the_samples(run: Run, labels_run: Path, tmp_path: Path) -
     for arguments, piece in (
         (["--label", 4], "--label: there is no class '4'; did you mean '3'?; there are 4 classes: 0, 1, 2, 3"),
         (["--label", "east"], "--label: there is no class 'east'"),
-        (["--guidance", 2], "--guidance: needs a --label to guide towards"),
+        (["--label", "none", "--guidance", 2], "--guidance: needs a --label to guide towards"),
         (["--label", 0, "--guidance", -1], "--guidance: must be greater than or equal to 0"),
     ):
         outcome = run("sample", labels_run, *arguments)

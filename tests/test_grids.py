@@ -117,8 +117,8 @@ def test_each_class_has_as_many_samples_by_default(pictures_run: Path, labels_ru
     def count(run: Path, **settings: Any) -> int:
         return Plan.of(difftool.load(run), Sampling(**settings)).num_samples
 
-    assert (count(pictures_run), count(pictures_run, label="cat")) == (16, 16)
-    assert count(pictures_run, label="all") == 15
+    assert (count(pictures_run, label="none"), count(pictures_run, label="cat")) == (16, 16)
+    assert (count(pictures_run), count(pictures_run, label="all")) == (15, 15)
     assert (count(labels_run, label="0"), count(labels_run, label="0,1,2"), count(labels_run)) == (2000, 1998, 2000)
     assert count(labels_run, label="all", num_samples=7) == 7
 
@@ -131,6 +131,16 @@ def test_more_classes_than_samples_have_one_each(tmp_path: Path) -> None:
     assert Plan.of(model, Sampling(label="all")).num_samples == 40
     with pytest.warns(UserWarning, match="10 samples of 40 classes leave 30 classes: class 10, .* without one"):
         Plan.of(model, Sampling(label="all", num_samples=10))
+    assert [len(Plan.of(model, Sampling(num_samples=n)).rows["label"]) for n in (1, 10, 50)] == [1, 10, 40]
+
+
+def test_samples_without_a_choice_are_of_all_classes_in_turn(labels_run: Path, points_run: Path) -> None:
+    model = difftool.load(labels_run)
+    torch.testing.assert_close(model.sample(6, steps=5), model.sample(6, label="all", steps=5), rtol=0, atol=0)
+    torch.testing.assert_close(model.sample(2, steps=5), model.sample(2, label=[0, 1], steps=5), rtol=0, atol=0)
+    nothing = model.sample(6, label="none", steps=5)
+    assert Plan.of(model, Sampling(label="none")).rows == Plan.of(difftool.load(points_run), Sampling()).rows == {}
+    assert float((nothing - model.sample(6, steps=5)).abs().max()) > 0.01
 
 
 def test_sample_k_has_class_k(labels_run: Path) -> None:
@@ -562,7 +572,7 @@ def test_each_cell_holds_the_samples_of_its_own_call(run: Run, labels_run: Path)
     outs = [word for suffix in ("npz", "csv", "png", "safetensors") for word in ("--out", f"x.{suffix}")]
     outcome = run(*base, "--sampler", "ddim,heun", "--steps", "2,5", "--sampler.eta", 0.3, *outs, "--json")
     assert outcome.code == 0, outcome.err
-    assert "3 samples, each with sampler ddim and heun by steps 2 and 5, trailing" in outcome.err
+    assert "3 samples of classes 0, 1 and 2, each with sampler ddim and heun by steps 2 and 5, trailing" in outcome.err
     facts, both = json.loads(outcome.out), np.load("x.npz")
     assert (facts["sampler"], facts["steps"], facts["seed"]) == (["ddim", "heun"], [2, 5], 0)
     assert facts["calls"] == [2, 5, 3, 9]
@@ -624,7 +634,10 @@ def test_a_cell_of_two_axes_has_one_image(run: Run, pictures_run: Path) -> None:
     command = ("sample", pictures_run, "--steps", "2,3", "--out", "x.npz", "--overwrite")
     assert run(*command, "--seed", "0..2").code == 0
     assert np.load("x.npz")["seeds"].tolist() == [0, 1, 2] * 2
+    assert {*np.load("x.npz")["labels"]} == {0}
     assert run(*command).code == 0
+    assert len(np.load("x.npz")["samples"]) == 30
+    assert run(*command, "--label", "none").code == 0
     assert len(np.load("x.npz")["samples"]) == 32
     assert run(*command, "--label", "all").code == 0
     assert len(np.load("x.npz")["samples"]) == 30

@@ -381,7 +381,8 @@ def test_runs_that_do_not_fit_are_refused(run: Run, labels_run: Path, points_run
     three = small_run(run, "three", "--dataset.components", 3)
     assert words in refusal(labels_run, three, "--label", 0)
     needy = small_run(run, "needy", "--condition-dropout", 0)
-    assert "gaussian-mixture-mlp needs a label, and the samples have none" in refusal(labels_run, needy)
+    words = "gaussian-mixture-mlp needs a label, and the samples have none"
+    assert words in refusal(labels_run, needy, "--label", "none")
     assert "unknown weights 'ema-0.5'" in refusal(labels_run, three, "--guidance.weights", "ema-0.5")
 
 
@@ -459,7 +460,7 @@ class Pull(Guidance, name="pull"):
 
 def test_a_guidance_by_gradients_follows_its_formula() -> None:
     source = Gaussians()
-    plan = plan_of(source, Pull(), num_samples=4)
+    plan = plan_of(source, Pull(), num_samples=4, label="none")
     denoise = guided_by(plan.guidance, predictions := plan.predictions(source, 0, 4))
     level, x = LINEAR[300], normal([4, 2]).float()
     with torch.no_grad():  # as sampling does
@@ -644,9 +645,9 @@ def test_the_calls_that_compare_announces_are_those_that_it_makes(labels_run: Pa
     model = difftool.load(labels_run, device="cpu")
     guidances = [component("guidance", "cfg", interval=(0.5, 3.0)), component("guidance", "cfg", scale=1.0)]
     settings = Sampling(num_samples=6, batch_size=4)
-    conditions = conditions_of_items(model, settings, guided=True)
+    conditions = conditions_of_items(model, settings)
     assert len(set(conditions["label"].tolist())) > 1
-    assert conditions_of_items(model, settings) == {}
+    assert conditions_of_items(model, Sampling(label="0")) == {}
     samplers, spacings = [component("sampler", "ddim")], [component("spacing", "trailing")]
     planned = entries(model, samplers, spacings, [5, 20], settings, conditions, guidances)  # type: ignore[arg-type]
     comparison = Comparison(model, model.recipe[Dataset], settings, 8, conditions, guidances)  # type: ignore[arg-type]

@@ -135,8 +135,8 @@ def memory_is_tight(device: torch.device) -> bool:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return torch.cuda.max_memory_reserved(device) > (1 - FREE_MEMORY) * total / 2 or free < FREE_MEMORY * total
-    total = obtainable(device)
-    return total is not None and peak() > (1 - FREE_MEMORY) * total / 2
+    most = obtainable(device)
+    return most is not None and peak() > (1 - FREE_MEMORY) * most / 2
 
 
 def check_processes(settings: Training) -> None:

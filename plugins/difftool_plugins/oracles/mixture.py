@@ -67,7 +67,7 @@ def weighted_mean(x: Tensor, means: Tensor, alpha: float, unit: Tensor) -> Tenso
         values = block.to(x.dtype)
         centres = alpha * values * unit
         rows = max(1, (CUDA_CHUNK if x.is_cuda else CHUNK) // len(block))
-        for part, *state in zip(*(tensor.split(rows) for tensor in (z, nearest, total, sums)), strict=True):
+        for part, *state in zip(*(torch.split(one, rows) for one in (z, nearest, total, sums)), strict=True):
             add_block(part, centres, values, *state)
     return sums / total
 
