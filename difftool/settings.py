@@ -258,13 +258,18 @@ def is_never(every: str) -> bool:
 
 
 def is_due(step: int, every: str, *, items: int, batch_size: int) -> bool:
-    """Return whether something that is done every `500` steps or `2ep` epochs is due after this step; `0` is never.
+    """Return whether something that is done every `500` steps or `2ep` epochs is due after this step; `0` is never."""
+    before, now = (times_due(end, every, items=items, batch_size=batch_size) for end in (step - 1, step))
+    return now > before
 
-    Batches run across the ends of epochs, so an epoch ends in the step that uses its last item.
+
+def times_due(steps: int, every: str, *, items: int, batch_size: int) -> int:
+    """Return how often something that is done every `500` steps or `2ep` epochs comes due in so many steps.
+
+    Batches run across the ends of epochs, so an epoch ends in the step that uses its last item. A step may use several
+    epochs; they count.
     """
     if is_never(every):
-        return False
+        return 0
     count = int(every.removesuffix("ep"))
-    if not every.endswith("ep"):
-        return step % count == 0
-    return step * batch_size // (count * items) > (step - 1) * batch_size // (count * items)
+    return steps * batch_size // (count * items) if every.endswith("ep") else steps // count

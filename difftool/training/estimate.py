@@ -90,7 +90,7 @@ def estimate(experiment: Experiment, group: ProcessGroup, folder: RunFolder) -> 
     memory = state_memory(experiment)
     if experiment.device.type == "cpu":
         memory["process"] = process_memory(experiment, group, memory)
-        if saves(experiment) > 1:
+        if experiment.timetable.states > 1:
             memory["copies"] = experiment.state.bytes
     try:
         needs = fake_step(experiment, group)
@@ -206,17 +206,12 @@ def total_seconds(experiment: Experiment, times: Times, done: int) -> float:
 
 def disk(experiment: Experiment, folder: RunFolder) -> int:
     """Return the size of the states, models and averages of a run when there are most of them."""
-    states = min(experiment.recipe.training.keep + 1, saves(experiment))  # a new one comes before an old one goes
+    states = min(
+        experiment.recipe.training.keep + 1, experiment.timetable.states
+    )  # a new one comes before an old one goes
     model, best = bytes_of(experiment.model.network.parameters()), experiment.held_out is not None
     averages = experiment.averages.bytes_to_come(folder, experiment.steps)
     return states * experiment.state.bytes + (1 + best) * model + averages
-
-
-def saves(experiment: Experiment) -> int:
-    """Return the number of times that a whole run saves its state."""
-    text = experiment.recipe.training.checkpoint_every
-    every = int(text.removesuffix("ep")) * (experiment.timetable.steps_per_epoch if text.endswith("ep") else 1)
-    return max(1, math.ceil(experiment.steps / every))
 
 
 def free_disk(path: Path) -> int:

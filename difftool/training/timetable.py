@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from difftool.settings import Training, is_due
+from difftool.settings import Training, is_due, times_due
 
 PREVIEWS, EVALUATIONS = 4, 10
 """The numbers of previews and of evaluations of a run by default."""
@@ -71,6 +71,12 @@ class Timetable:
     def saves(self, step: int) -> bool:
         """Return whether a state is due. The last one is saved in any case."""
         return step < self.steps and self._due(step, self.settings.checkpoint_every)
+
+    @property
+    def states(self) -> int:
+        """The number of states that the whole run saves, the last one included."""
+        every = self.settings.checkpoint_every
+        return 1 + times_due(self.steps - 1, every, items=self.items, batch_size=self.batch_size)
 
     def _times(self, count: int) -> str:
         """Return the interval of something that is done about so often in a run."""
