@@ -95,9 +95,9 @@ def beside_network(case: Case, effort: Effort) -> Table:
 
 
 def network_calls(model: Model, case: Case) -> Iterator[None]:
-    """Call the network on one batch, laid out as suits it, again and again; with a yield where x_T would come."""
+    """Call the network on one batch, as a sampler calls it, again and again; with a yield where x_T would come."""
     x = torch.randn(case.count, *model.data.shape).contiguous(memory_format=layout_of(model.network, model.data.shape))
-    t = torch.full((case.count,), 500.0)
+    t = torch.full((1,), 500.0).expand(case.count)  # one number in memory, of which an embedding is made once
     while True:
         yield
         for _ in range(case.steps):
@@ -107,7 +107,7 @@ def network_calls(model: Model, case: Case) -> Iterator[None]:
 
 def steps_of(source: Source, sampler: str, steps: int, count: int) -> Iterator[object]:
     """Sample without end, as `difftool sample` does: x_T, then each step."""
-    settings = Sampling(steps=steps, num_samples=count, batch_size=count)
+    settings = Sampling(steps=steps, num_samples=count, batch_size=count, precision="fp32")
     plan = Plan.of(source, settings, sampler=sampler)
     return itertools.chain.from_iterable(sample(source, plan) for _ in itertools.count())
 
