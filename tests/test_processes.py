@@ -136,6 +136,18 @@ def as_rank(rank: int, port: int, folder: Path, words: Sequence[str]) -> None:
     main([*words])
 
 
+def as_rank_of_a_job(rank: int, port: int, folder: Path, words: Sequence[str]) -> None:
+    """The same in a job of limited time, on a clock that goes on by a second with each look."""
+    from difftool.cli import time_limit
+    from difftool.training import saving
+
+    ticks = itertools.count()
+    changed: Any = time_limit
+    changed.started, changed.now = float, lambda: float(next(ticks))
+    saving.perf_counter = float  # type: ignore[attr-defined,assignment]
+    as_rank(rank, port, folder, words)
+
+
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
     made = [Server(tmp_path_factory.mktemp("server")) for _ in range(2)]
@@ -151,15 +163,16 @@ def pair(servers: Sequence[Server], tmp_path: Path) -> Callable[..., Outcome]:
     They are forked, since torchrun and its processes take seconds to import torch.
     """
 
-    def run(*arguments: object) -> Outcome:
+    def run(*arguments: object, start: Callable[[int, int, Path, Sequence[str]], None] = as_rank) -> Outcome:
         port = free_port()
         words, children = [str(word) for word in last_of(arguments)], []
         for rank, server in enumerate(servers):
             streams = tmp_path / f"rank{rank}"
             streams.mkdir(exist_ok=True)
-            children.append(server.start(partial(as_rank, rank, port, tmp_path, words), streams))
+            children.append(server.start(partial(start, rank, port, tmp_path, words), streams))
         ended = [child.outcome() for child in children]
-        return Outcome(max(one.code for one in ended), "".join(o.out for o in ended), "".join(o.err for o in ended))
+        (code,) = {one.code for one in ended}
+        return Outcome(code, "".join(o.out for o in ended), "".join(o.err for o in ended))
 
     return run
 
@@ -415,6 +428,28 @@ def test_a_signal_to_one_process_stops_all_and_one_goes_on(
 
 def state_step(folder: Path) -> int:
     return int(RunFolder(folder).saved_states()[0].stem.removeprefix("step-"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [(), ("--shard",)], ids=["whole", "shard"])
+def test_two_processes_cut_by_time_limits_end_like_two_that_ran_through(
+    pair: Callable[..., Outcome], tmp_path: Path, shared: Sequence[str]
+) -> None:
+    """Each of them says so to its queue, and one of them says how to go on."""
+    (tmp_path / "q").mkdir()  # as a queue's script may leave it
+    run = ("train", *POINTS, *shared, "--threads", 1, "--steps", 30, "--checkpoint-every", 9)
+    steps = []
+    while (
+        outcome := pair(*run, "--out", "q", "--resume", "auto", "--time-limit", "40s", start=as_rank_of_a_job)
+    ).code == 75:
+        (line,) = final_lines(outcome)
+        found = re.search(r"after step (\d+) of 30; .* go on with: difftool train --resume q --time-limit 40s$", line)
+        assert found, line
+        steps.append(int(found[1]))
+    assert outcome.code == 0, outcome.err
+    assert steps == [18]
+    assert pair(*run, "--out", "through").code == 0
+    assert (tmp_path / "q/model.safetensors").read_bytes() == (tmp_path / "through/model.safetensors").read_bytes()
 
 
 @pytest.mark.slow

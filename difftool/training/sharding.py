@@ -8,7 +8,10 @@ whole network.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -34,6 +37,18 @@ T = TypeVar("T")
 SMALLEST, LARGEST = 1 / 1000, 1 / 8
 """The shares of all numbers between which a block is gathered by itself: a smaller one with what surrounds it, and of a
 larger one each block inside."""
+M_MMAP_THRESHOLD, LEAST_GIVEN_BACK = -3, 2**20
+"""The number by which glibc's `mallopt` knows the size of blocks that go back to the system, and that size in bytes."""
+
+
+def give_back_freed_memory() -> None:
+    """Let the C library return large blocks to the system once they are freed.
+
+    glibc keeps all of up to 32 MiB once it has seen one freed, and whole weights come and go in every step.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # other C libraries return them anyway
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LEAST_GIVEN_BACK)
 
 
 def units(network: nn.Module) -> list[nn.Module]:
@@ -94,6 +109,7 @@ class ShardedGroup(DistributedGroup):
     def __init__(self, here: World, device: torch.device | None) -> None:
         super().__init__(here, device)
         self.device = device or torch.device("cpu")
+        give_back_freed_memory()
         self._mesh = DeviceMesh.from_group(self._gradients, self.device.type)
         self._templates: dict[nn.Module, nn.Module] = {}
         self._views: list[Whole] = []
