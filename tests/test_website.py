@@ -84,6 +84,20 @@ def test_pictures_stand_beside_the_commands_that_drew_them(website: Any) -> None
     assert pictures <= found.keys()
     assert all(found[file].commands for file in pictures)
     assert "--out grid.png" in found["docs/images/grid.png"].commands[0]
+    assert "--interpolate" in found["docs/images/interpolation.png"].commands[0]
+    assert found["docs/images/performance.png"].commands == ("make bench",)
+    tutorials = "examples/tutorials"
+    assert not found[f"{tutorials}/4-linear-attention/cosine.png"].commands
+    assert found[f"{tutorials}/2-colour-gradients/panel.png"].commands[0].startswith("difftool train")
+
+
+def test_a_command_in_the_gallery_is_broken_between_its_options(website: Any) -> None:
+    command = (
+        "difftool noise --dataset gradients --dataset.size 5 \\\n    --at 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16"
+    )
+    assert website.gallery.folded(command) == (
+        "difftool noise --dataset gradients \\\n  --dataset.size 5 \\\n  --at 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16"
+    )
 
 
 def _pictures(website: Any, file: str) -> list[Any]:
