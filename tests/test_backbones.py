@@ -144,6 +144,7 @@ class TestEveryNetwork:
         assert close(half.float(), single, 0.1)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="torch 2.6 breaks graphs where it asks for autocast")
 @pytest.mark.parametrize(("backbone", "shape"), NETWORKS)
 def test_traces_as_one_graph(backbone: Backbone, shape: tuple[int, ...]) -> None:
     """Nothing makes a compiler break the graph, or waits for the device."""

@@ -57,6 +57,7 @@ def trained(network: nn.Module, *, compiled: bool, steps: int = 25, classes: int
     return state, records
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="torch 2.6 compiles the network alone")
 @pytest.mark.filterwarnings("error:the backward pass cannot be compiled as a whole")
 @pytest.mark.parametrize(
     "chosen",

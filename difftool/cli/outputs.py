@@ -160,10 +160,10 @@ class OutputResource(CommandResource):
         }
 
     def value(self, record: type[Options], ctx: typer.Context) -> object:
-        named: Path | None = ctx.params[f"{self.name}__"]
+        named = ctx.params[f"{self.name}__"]  # a text with Typer before 0.29
         if named is None and self.fixed is None:
             return self
-        return Output(named or Path(str(self.fixed)), ctx.params["overwrite"])
+        return Output(Path(named or str(self.fixed)), ctx.params["overwrite"])
 
     def check(self, record: type[Options], ctx: typer.Context) -> None:
         output = self.value(record, ctx)

@@ -118,9 +118,14 @@ def size_of(figure: Figure) -> tuple[int, int]:
 def rectangle(
     figure: Figure, left: float, top: float, width: float, height: float
 ) -> tuple[float, float, float, float]:
-    """Turn pixels from the upper left corner into (left, bottom, width, height) in fractions of the figure."""
-    total_width, total_height = size_of(figure)
-    return left / total_width, 1 - (top + height) / total_height, width / total_width, height / total_height
+    """Turn pixels from the upper left corner into (left, bottom, width, height) in fractions of the figure.
+
+    Width and height are a whisker less, since matplotlib before 3.11 fills each pixel that they touch.
+    """
+    total_width, total_height = figure.bbox.size
+    bottom = size_of(figure)[1] - top - height
+    width, height = width - 1e-3, height - 1e-3
+    return left / total_width, bottom / total_height, width / total_width, height / total_height
 
 
 def write(figure: Figure, x: float, y: float, text: str, **look_of_it: Any) -> Text:
