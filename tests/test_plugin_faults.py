@@ -172,9 +172,9 @@ def test_a_model_that_never_saw_no_class_wants_a_label(tmp_path: Any) -> None:
     mixture = difftool.component("dataset", "gaussian-mixture", n=64, labels=True)
     small = {"steps": 2, "batch_size": 8, "condition_dropout": 0.0, "out": tmp_path / "run"}
     model = difftool.train(dataset=mixture, **small)
-    assert model.sample(4, label=0, steps=2).shape == (4, 2)
+    assert model.sample(4, label=0, steps=2).shape == model.sample(4, steps=2).shape == (4, 2)
     with pytest.raises(UsageError, match="--condition-dropout 0"):
-        model.sample(4, steps=2)
+        model.sample(4, steps=2, label="none")
 
 
 def test_a_model_is_sampled_where_its_dataset_is_not_installed(points_run: Any, tmp_path: Any) -> None:

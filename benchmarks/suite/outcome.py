@@ -217,8 +217,7 @@ def by_difftool(data: Images, seconds: float, seed: int, count: int, *, labels: 
         first, *_, last = RunFolder(trial).read_metrics()
         a_step = (float(last["elapsed"]) - float(first["elapsed"])) / max(1, last["step"] - first["step"])
         difftool("train", *words, "--steps", str(max(2, round(seconds / a_step))), "--out", str(run_folder))
-        shown = ["--label", "all"] if labels else []
-        difftool("sample", str(run_folder), "-n", str(count), *shown, "--out", str(file))
+        difftool("sample", str(run_folder), "-n", str(count), "--out", str(file))
         return torch.from_numpy(np.load(file)).permute(0, 3, 1, 2)
 
 
