@@ -410,14 +410,14 @@ def test_a_queue_that_repeats_itself_does_not_end_a_run_that_saves(
     run: Run, straight: Path, at_step: AtStep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A queue's second SIGXCPU, or its SIGTERM after a SIGUSR1, does not end a run before its state is on the disk."""
-    save = checkpoint.save
+    write = checkpoint.write
 
-    def save_under_fire(*arguments: Any, **options: Any) -> None:
+    def write_under_fire(*arguments: Any, **options: Any) -> None:
         send(signal.SIGXCPU, signal.SIGUSR1, signal.SIGTERM)()
-        monkeypatch.setattr(checkpoint, "save", save)
-        save(*arguments, **options)
+        monkeypatch.setattr(checkpoint, "write", write)
+        write(*arguments, **options)
 
-    monkeypatch.setattr(checkpoint, "save", save_under_fire)
+    monkeypatch.setattr(checkpoint, "write", write_under_fire)
     at_step(3, send(signal.SIGXCPU))
     assert run("train", *LONGER, "--out", "x").code == 128 + signal.SIGXCPU
     check_resumes(Path("x"), straight)
@@ -531,17 +531,21 @@ def test_a_run_folder_that_is_renamed(run: Run, straight: Path, at_step: AtStep)
     check_weights(Path("y"), straight)
 
 
-def test_a_run_folder_that_is_renamed_while_it_is_saved(run: Run, straight: Path, monkeypatch: Any) -> None:
-    """A run folder that is renamed in the middle of a save is saved to again, at its new place."""
-    save = checkpoint.save
+@pytest.mark.parametrize("moment", ["encoded", "write"])
+def test_a_run_folder_that_is_renamed_while_it_is_saved(
+    run: Run, straight: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A run folder that is renamed in the middle of a save is saved to, or saved to again, at its new place."""
+    save = getattr(checkpoint, moment)
 
-    def save_and_rename(path: Path, *arguments: Any, **options: Any) -> None:
-        monkeypatch.setattr(checkpoint, "save", save)
+    def rename_and_save(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(checkpoint, moment, save)
         os.rename("x", "y")
-        path.parent.rmdir() if path.parent.is_dir() else None
-        raise DifftoolError(f"{path} could not be written")
+        if moment == "write":
+            raise DifftoolError(f"{arguments[0]} could not be written")
+        return save(*arguments, **options)
 
-    monkeypatch.setattr(checkpoint, "save", save_and_rename)
+    monkeypatch.setattr(checkpoint, moment, rename_and_save)
     ok(run("train", *LONGER, "--checkpoint-every", 2, "--out", "x"))
     assert not Path("x").exists()
     check_weights(Path("y"), straight)

@@ -35,14 +35,14 @@ def saver(tmp_path: Path) -> Saver:
 
 
 def test_what_is_written_is_what_was_copied(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
-    may_write, order, save = threading.Event(), [], checkpoint.save
+    may_write, order, write = threading.Event(), [], checkpoint.write
 
     def slow(path: Path, *contents: object) -> None:
         assert may_write.wait(60)
         order.append(path.name)
-        save(path, *contents)  # type: ignore[arg-type]
+        write(path, *contents)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(checkpoint, "write", slow)
     weights = torch.arange(6.0).reshape(2, 3).T  # not contiguous
     with saver:
         saver.start(save_of(weights, 1))

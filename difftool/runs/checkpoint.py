@@ -63,9 +63,11 @@ class Contents(NamedTuple):
 
 def save(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any], *, overwrite: bool = True) -> None:
     """Write tensors and a document, whole or not at all. Raises `DifftoolError`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    write(path, *encoded(tensors, document), overwrite=overwrite)
 
+
+def encoded(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors and a document as a file holds them: tensors of their own on the CPU, and metadata."""
     ready: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -73,10 +75,17 @@ def save(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any],
         ready[name] = array.clone() if array.data_ptr() in seen else array  # the format refuses shared memory
         seen.add(array.data_ptr())
     text = json.dumps({"format": FORMAT, **document}, sort_keys=True, allow_nan=False)
-    metadata = {KEY: json.dumps({"document": text, "sha256": digest(ready, text)}, sort_keys=True)}
+    return ready, {KEY: json.dumps({"document": text, "sha256": digest(ready, text)}, sort_keys=True)}
+
+
+def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], *, overwrite: bool = True) -> None:
+    """Write what `encoded` returned, whole or not at all. Raises `DifftoolError`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     try:
         with atomic(path, overwrite=overwrite) as temporary:
-            save_file(ready, temporary, metadata)
+            save_file(tensors, temporary, metadata)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DifftoolError(f"{path} could not be written: {reason}") from None

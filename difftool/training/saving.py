@@ -50,7 +50,7 @@ class Save:
         if self.ready is not None:
             self.ready()
         for path, contents in (*self.own, *self.files):
-            checkpoint.save(place().path / path, *contents)
+            write_file(place, path, contents)
         for old in place().saved_states()[self.keep :]:
             states.remove(old)
 
@@ -58,6 +58,12 @@ class Save:
         """Return the tensors that training changes."""
         for _, contents in self.files:
             yield from contents.tensors.values()
+
+
+def write_file(place: Callable[[], RunFolder], path: Path, contents: Contents) -> None:
+    """Write a file of a run folder whose place is asked last, since encoding takes time. Raises `DifftoolError`."""
+    encoded = checkpoint.encoded(*contents)
+    checkpoint.write(place().path / path, *encoded)
 
 
 class HostCopies:
