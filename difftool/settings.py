@@ -259,17 +259,20 @@ def is_never(every: str) -> bool:
 
 def is_due(step: int, every: str, *, items: int, batch_size: int) -> bool:
     """Return whether something that is done every `500` steps or `2ep` epochs is due after this step; `0` is never."""
-    before, now = (times_due(end, every, items=items, batch_size=batch_size) for end in (step - 1, step))
-    return now > before
+    interval = items_between(every, items, batch_size)
+    return interval > 0 and step * batch_size % interval < batch_size
 
 
 def times_due(steps: int, every: str, *, items: int, batch_size: int) -> int:
     """Return how often something that is done every `500` steps or `2ep` epochs comes due in so many steps.
 
-    Batches run across the ends of epochs, so an epoch ends in the step that uses its last item. A step may use several
-    epochs; they count.
+    A step may use several epochs; they count.
     """
-    if is_never(every):
-        return 0
+    interval = items_between(every, items, batch_size)
+    return steps * batch_size // interval if interval else 0
+
+
+def items_between(every: str, items: int, batch_size: int) -> int:
+    """Return the items of `500` steps or `2ep` epochs. Batches run across the ends of epochs of so many items."""
     count = int(every.removesuffix("ep"))
-    return steps * batch_size // (count * items) if every.endswith("ep") else steps // count
+    return count * (items if every.endswith("ep") else batch_size)

@@ -206,9 +206,8 @@ def total_seconds(experiment: Experiment, times: Times, done: int) -> float:
 
 def disk(experiment: Experiment, folder: RunFolder) -> int:
     """Return the size of the states, models and averages of a run when there are most of them."""
-    states = min(
-        experiment.recipe.training.keep + 1, experiment.timetable.states
-    )  # a new one comes before an old one goes
+    kept = experiment.recipe.training.keep + 1  # a new one comes before an old one goes
+    states = min(kept, experiment.timetable.states)
     model, best = bytes_of(experiment.model.network.parameters()), experiment.held_out is not None
     averages = experiment.averages.bytes_to_come(folder, experiment.steps)
     return states * experiment.state.bytes + (1 + best) * model + averages
