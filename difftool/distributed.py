@@ -12,9 +12,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import copy
+import gc
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -195,13 +197,15 @@ class DistributedGroup(ProcessGroup):
     def _averaged(self, network: nn.Module, *, find_unused_parameters: bool) -> nn.Module:
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(
-            network,
-            process_group=self._gradients,
-            broadcast_buffers=False,
-            find_unused_parameters=find_unused_parameters,  # a search through the graph in every step
-            gradient_as_bucket_view=not self._in_vectors,  # gradients that are views of vectors must stay so
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # torch 2.6 has no other name for it
+            return DistributedDataParallel(
+                network,
+                process_group=self._gradients,
+                broadcast_buffers=False,
+                find_unused_parameters=find_unused_parameters,  # a search through the graph in every step
+                gradient_as_bucket_view=not self._in_vectors,  # gradients that are views of vectors must stay so
+            )
 
     def averaging(self, wrapped: nn.Module, now: bool) -> AbstractContextManager[object]:
         return contextlib.nullcontext() if now else wrapped.no_sync()  # type: ignore[operator]
@@ -268,7 +272,7 @@ def connect(
 
         if not dist.is_initialized():
             _meet()
-            atexit.register(dist.destroy_process_group)
+            atexit.register(_leave)
         if device is not None and device.type == "cuda":
             torch.cuda.set_device(device)
         group = kind(here, device)
@@ -291,6 +295,18 @@ def end_if_connected(code: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def _leave() -> None:
+    """Leave the other processes at the end of a script, before Python is taken apart; see `end_if_connected`.
+
+    A group waits for its threads when it is freed, but a training that is over leaves its groups in a reference cycle.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    gc.collect()
 
 
 def _meet() -> None:

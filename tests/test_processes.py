@@ -500,13 +500,23 @@ def test_a_callback_stops_all_processes(pair: Callable[..., Outcome], tmp_path: 
 
 
 SCRIPT = r"""
-import difftool, os
+import atexit, os, pathlib
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())  # whole, whatever the other process prints
+
+def say_threads():
+    names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+    say(os.environ["RANK"], "threads", sum("gloo_runloop" in name for name in names))
+
+atexit.register(say_threads)  # called after what is registered later
+import difftool
+
 mlp = difftool.component("backbone", "mlp", width=16, depth=1)
 data = difftool.component("dataset", "swiss-roll", n=500)
 for out in ("x", "y"):
     model = difftool.train(dataset=data, backbone=mlp, steps=5, batch_size=64, out=out)
-total = float(sum(p.double().sum() for p in model.network.parameters()))
-os.write(1, f"{os.environ['RANK']} {total}\n".encode())  # whole, whatever the other process prints
+say(os.environ["RANK"], "sum", float(sum(p.double().sum() for p in model.network.parameters())))
 """
 
 
@@ -515,9 +525,11 @@ def test_a_script_trains_with_all_its_processes(torchrun: Callable[..., Torchrun
     (tmp_path / "script.py").write_text(SCRIPT)
     outcome = torchrun(script=tmp_path / "script.py").end()
     assert outcome.code == 0, outcome.err
-    ranks, sums = zip(*(line.split() for line in outcome.lines), strict=True)
-    assert sorted(ranks) == ["0", "1"]
-    assert len(set(sums)) == 1
+    assert "FutureWarning" not in outcome.err
+    said = {(rank, what): float(number) for rank, what, number in map(str.split, outcome.lines)}
+    assert said["0", "sum"] == said["1", "sum"]
+    # Python aborts if a thread that has just exchanged something still runs; those of the default group never did
+    assert {said["0", "threads"], said["1", "threads"]} <= {0, 2}
     one(tmp_path, "train", *POINTS, "--steps", 5, "--out", "one")
     assert distance(tmp_path / "y", tmp_path / "one") <= 1e-6
 
