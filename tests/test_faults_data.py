@@ -30,8 +30,8 @@ from difftool.specs import OracleSpec
 from difftool.testing import datasets as laws
 from difftool.testing.laws import Failed, Skipped
 from difftool.training import previews
-from difftool.training.place import Place
 from difftool.training.prepare import prepare
+from difftool.training.watched_folder import WatchedFolder
 
 MLP = difftool.component("backbone", "mlp", width=16, depth=1)
 
@@ -133,7 +133,7 @@ def test_previews_fit_the_form(tmp_path: Path, make: Callable[[], Samples], draw
     training = {"steps": 1, "batch_size": 4}
     recipe = build_recipe({"training": training}, parts={"dataset": dataset(make), "backbone": MLP})
     experiment = prepare(recipe, choose("cpu"))
-    experiment.place = Place(RunFolder(tmp_path))
+    experiment.watched = WatchedFolder(RunFolder(tmp_path))
     paths = previews.draw(experiment)
     assert len(paths) == drawn
     assert all(Image.open(path).width > 100 for path in paths)

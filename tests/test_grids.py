@@ -37,8 +37,8 @@ from difftool.sampling.source import split_names
 from difftool.sampling.writers import write
 from difftool.settings import Sampling
 from difftool.training import previews
-from difftool.training.place import Place
 from difftool.training.prepare import prepare
+from difftool.training.watched_folder import WatchedFolder
 from difftool_plugins.writers import CSV, NPZ
 
 NAMES = ("cat", "cat, dog", "all cats")
@@ -490,7 +490,7 @@ def preview_of(data: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     backbone = component("backbone", "mlp", width=8, depth=1)
     recipe = build_recipe({"training": {"steps": 1, "batch_size": 4}}, parts={"dataset": cls(), "backbone": backbone})
     experiment = prepare(recipe, choose("cpu"))
-    experiment.place = Place(RunFolder(tmp_path))
+    experiment.watched = WatchedFolder(RunFolder(tmp_path))
     previews.draw(experiment)
     return seen[0]
 

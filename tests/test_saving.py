@@ -15,8 +15,8 @@ from difftool.errors import DifftoolError
 from difftool.runs import checkpoint
 from difftool.runs.checkpoint import Contents
 from difftool.runs.folder import INSIDE, RunFolder
-from difftool.training.place import Place
 from difftool.training.saving import HostCopies, Save, Saver
+from difftool.training.watched_folder import WatchedFolder
 
 
 def save_of(tensor: Tensor, step: int) -> Save:
@@ -27,11 +27,11 @@ def save_of(tensor: Tensor, step: int) -> Save:
 
 @pytest.fixture
 def saver(tmp_path: Path) -> Saver:
-    place = Place(RunFolder(tmp_path))
-    place.locked = lambda: RunFolder(tmp_path)
-    place.describe = lambda folder: None
+    watched = WatchedFolder(RunFolder(tmp_path))
+    watched.locked = lambda: RunFolder(tmp_path)
+    watched.describe = lambda folder: None
     (tmp_path / "config.toml").touch()
-    return Saver(place)
+    return Saver(watched)
 
 
 def test_what_is_written_is_what_was_copied(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_what_is_written_is_what_was_copied(saver: Saver, monkeypatch: pytest.Mo
         threading.Timer(0.01, may_write.set).start()
         saver.start(save_of(weights, 2))  # waits for the one before
         assert order[:2] == ["step-000000001.safetensors", "model.safetensors"]
-        found = saver.place.folder
+        found = saver.watched.folder
         assert [torch.equal(checkpoint.load(found.model)[0]["x"], torch.arange(6.0).reshape(2, 3).T)] == [True]
     assert [path.name for path in found.saved_states()] == ["step-000000002.safetensors"]
     assert bool((checkpoint.load(found.model)[0]["x"] == -1).all())
@@ -73,14 +73,14 @@ def test_short_memory_makes_training_wait(saver: Saver, monkeypatch: pytest.Monk
     with pytest.warns(UserWarning, match="memory is short, so training waits while a state is saved"):
         saver.start(save_of(torch.randn(30), 1))
     assert not saver.busy
-    assert saver.place.folder.saved_states() == [saver.place.folder.state(1)]
+    assert saver.watched.folder.saved_states() == [saver.watched.folder.state(1)]
     saver.start(save_of(torch.randn(20), 2))  # which fits, with a quarter left
-    assert saver.busy or saver.place.folder.saved_states() == [saver.place.folder.state(2)]
+    assert saver.busy or saver.watched.folder.saved_states() == [saver.watched.folder.state(2)]
     saver.wait()
 
 
 def test_an_error_of_the_thread_surfaces_in_the_loop(saver: Saver) -> None:
-    (saver.place.folder.path / "state").write_text("in the way")
+    (saver.watched.folder.path / "state").write_text("in the way")
     saver.start(save_of(torch.ones(2), 1))
     assert saver._thread is not None
     saver._thread.join()

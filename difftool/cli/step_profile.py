@@ -30,7 +30,7 @@ def profiled(experiment: Experiment, count: int) -> Iterator[StepResult]:
     found = StepProfile(experiment.device, count)
     yield from found.follow(steps)
     if found.traced:
-        path = experiment.place.find().trace
+        path = experiment.watched.find().trace
         found.write_trace(path)
         show_profile(found)
         note(f"wrote {path}; open it in ui.perfetto.dev or chrome://tracing")

@@ -213,7 +213,7 @@ def _naming_last_state(experiment: Experiment) -> Iterator[None]:
 
 def _summarize(experiment: Experiment, words: BarWords) -> None:
     """Draw the last pictures of a complete run, and print its loss and files."""
-    folder = experiment.place.find()
+    folder = experiment.watched.find()
     if experiment.stopped:
         note(_stop_line(experiment))
     every, rows = experiment.recipe.training.preview_every, folder.read_metrics()
@@ -268,7 +268,7 @@ def _draw_preview(experiment: Experiment) -> list[Path]:
     from difftool.training import previews
 
     step = experiment.state.step
-    experiment.place.find()
+    experiment.watched.find()
     drawn = _attempt(f"preview after step {step}", lambda: previews.draw(experiment)) or []
     if drawn:
         experiment.loggers(Row(step=step, metrics={}, pictures=tuple(drawn)))

@@ -39,7 +39,6 @@ from difftool.training.held_out import held_out_loss
 from difftool.training.latents import Feed
 from difftool.training.loss import Objective
 from difftool.training.metrics import NAMES, Meter, Stopwatch, scalars
-from difftool.training.place import Place
 from difftool.training.saves import Saves
 from difftool.training.saving import Saver
 from difftool.training.snapshots import AverageFiles, remove_later
@@ -47,6 +46,7 @@ from difftool.training.state import StateMetadata, TrainState
 from difftool.training.step import StepResult
 from difftool.training.timetable import Timetable
 from difftool.training.transfer import Transfer
+from difftool.training.watched_folder import WatchedFolder
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Experiment:
     """The search for a batch size, if there was one."""
     transfer: Transfer | None = None
     """The weights that the run starts from, if it takes them from another model."""
-    place: Place = field(init=False)
+    watched: WatchedFolder = field(init=False)
     """The run folder, once it is open."""
     saver: Saver = field(init=False)
     """The thread that writes the run's saves, in the main process."""
@@ -105,7 +105,7 @@ class Experiment:
     @property
     def folder(self) -> RunFolder:
         """The run folder, where it was last found."""
-        return self.place.folder
+        return self.watched.folder
 
     @property
     def parameters(self) -> int:
@@ -149,8 +149,8 @@ class Experiment:
         companions = with_features(companions)
         self.metrics = [one for one in companions if isinstance(one, Metric)]
         group.on_main(lambda: self._prepare_evaluation(companions))  # before there is a folder
-        self.place, self.group = Place(group.on_main(folder)), group
-        self.saver = Saver(self.place)
+        self.watched, self.group = WatchedFolder(group.on_main(folder)), group
+        self.saver = Saver(self.watched)
         with self._open_files(resume, new_data, companions):
             restored = group.on_main(lambda: self.restored_from)
             if not group.is_main and restored >= 0:
@@ -163,7 +163,7 @@ class Experiment:
         """Prepare the metrics, and what keeps the best model. Raises `UsageError` and `DifftoolError`."""
         if self.metrics:
             parts = (self.model, self.train, self.held_out, companions)
-            self.evaluation = Evaluation(*parts, due=self.timetable.evaluates, folder=lambda: self.place.find())
+            self.evaluation = Evaluation(*parts, due=self.timetable.evaluates, folder=lambda: self.watched.find())
         self.best = best_of(self.recipe.training, self.evaluation)
 
     @contextlib.contextmanager
@@ -172,7 +172,7 @@ class Experiment:
             yield
             return
         folder, document = self.folder, self.recipe.document()
-        with folder.lock() as self.place.locked:
+        with folder.lock() as self.watched.locked:
             folder.check_room(self.state.bytes, self.averages.bytes_to_come(folder, self.steps))
             rows = self._resume(new_data) if resume else []
             started = (folder.started if resume else "") or now()
@@ -185,8 +185,8 @@ class Experiment:
             tables, plugins = {**document, **companion_tables(companions)}, self.recipe.plugins(companions)
             for change in changed_scripts(folder.readable_config().get("plugins"), plugins) if resume else ():
                 warnings.warn(change, stacklevel=2)
-            self.place.describe = lambda folder: folder.write_config(tables, self.facts, plugins)
-            self.place.describe(folder)
+            self.watched.describe = lambda folder: folder.write_config(tables, self.facts, plugins)
+            self.watched.describe(folder)
             context = RunContext(
                 folder=folder.path,
                 logs=folder.logs,
@@ -307,13 +307,13 @@ class Experiment:
             self.clock.start()
         if self.best is not None:
             self.best.see(row, self.model)
-        folder = self.place.find()
+        folder = self.watched.find()
         folder.append_metrics(row)
         self.loggers(Row(step=step, metrics=scalars(row)))
         if not stopped or step == self.steps:
             return ""
         self.facts["stopped"] = {"step": step, "reason": stopped}
-        self.place.describe(folder)
+        self.watched.describe(folder)
         return stopped
 
     def save(self, *, wait: bool = True) -> None:
@@ -333,7 +333,7 @@ class Experiment:
         if self.averages.is_due(self.state.step):
             loop.check_finite(self.state, self.recipe.training, self.group)
             self.group.on_main(
-                lambda: self.place.write(lambda: self.averages.write_snapshots(self.folder, self.state.step))
+                lambda: self.watched.write(lambda: self.averages.write_snapshots(self.folder, self.state.step))
             )
             self.averages.snapshot_step = self.state.step
 

@@ -41,7 +41,7 @@ class Saves:
         contents = partial(state.contents, self.state, self.recipe, metadata)
         if self.group.sharded:
             self.group.on_main(lambda: saver.write(Save([], self._keep, own=self._best())))
-            state.save_sharded(saver.place.find, contents, self.state, self.group)
+            state.save_sharded(saver.watched.find, contents, self.state, self.group)
             self.group.on_main(lambda: self._write(Save([], self._keep, own=[*self._best(), *self._models()]), wait))
             saver.longest = max(saver.longest, perf_counter() - begun)
         else:

@@ -24,7 +24,7 @@ from difftool.files import sweep
 from difftool.runs import checkpoint, states
 from difftool.runs.checkpoint import Contents
 from difftool.runs.folder import RunFolder
-from difftool.training.place import Place
+from difftool.training.watched_folder import WatchedFolder
 
 LEAST_LEFT = 0.25
 """The share of its own size that a copy must leave free in the host's memory."""
@@ -133,8 +133,8 @@ def _recorded(device: torch.device) -> Callable[[], object]:
 class Saver:
     """The thread that writes saves, one at a time. Its errors surface in `wait` and `check`."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, watched: WatchedFolder) -> None:
+        self.watched = watched
         self.longest = 0.0
         """The longest time that a save took, in seconds."""
         self._copies = HostCopies()
@@ -158,7 +158,7 @@ class Saver:
             self.write(save)
             return
         self._save = copied
-        self.place.find()
+        self.watched.find()
         self._thread = threading.Thread(target=self._run, args=(copied, begun), name="difftool save", daemon=True)
         self._thread.start()
 
@@ -166,7 +166,7 @@ class Saver:
         """Write a save before this returns. Raises `DifftoolError`."""
         self.wait()
         begun = perf_counter()
-        self.place.write(lambda: save.write(self.place.locked))
+        self.watched.write(lambda: save.write(self.watched.locked))
         self.longest = max(self.longest, perf_counter() - begun)
 
     def check(self) -> None:
@@ -186,7 +186,7 @@ class Saver:
         save, self._save, self._thread = self._save, None, None
         error, self._error = self._error, None
         if isinstance(error, DifftoolError) and save is not None:
-            self.place.write(lambda: save.write(self.place.locked))
+            self.watched.write(lambda: save.write(self.watched.locked))
         elif error is not None:
             raise error
 
@@ -203,11 +203,11 @@ class Saver:
                 raise
         finally:
             if self._left:
-                sweep(self.place.locked().path)
+                sweep(self.watched.locked().path)
 
     def _run(self, save: Save, begun: float) -> None:
         try:
-            save.write(self.place.locked)
+            save.write(self.watched.locked)
             self.longest = max(self.longest, perf_counter() - begun)
         except BaseException as error:
             self._error = error

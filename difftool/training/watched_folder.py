@@ -12,8 +12,8 @@ from difftool.runs.folder import RunFolder
 
 
 @dataclass
-class Place:
-    """The place where the files of a run go."""
+class WatchedFolder:
+    """A run folder that is found again wherever it was moved to."""
 
     folder: RunFolder
     locked: Callable[[], RunFolder] = field(init=False)
