@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from difftool.distributed import World, world
 from difftool.errors import InvalidOption, UsageError
@@ -115,6 +117,33 @@ def autocast(device: torch.device, precision: str) -> Callable[[], AbstractConte
     """Return the autocast context of a precision, or None for fp32, and for what `auto` has not become yet."""
     dtype = PRECISIONS.get(precision)
     return None if dtype is None else lambda: torch.autocast(device.type, dtype=dtype)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves tensors of the meta device as they are where they would be filled with random numbers.
+
+    For some distributions torch does that in Python, and imports its compiler first, which takes a second.
+    """
+
+    DRAWS = frozenset(
+        getattr(place, f"{name}_")
+        for place in (torch.Tensor, torch.nn.init)
+        for name in ("bernoulli", "exponential", "log_normal", "normal", "trunc_normal", "uniform")
+        if hasattr(place, f"{name}_")
+    )
+
+    def __torch_function__(self, function: Any, _types: Any, given: Any = (), named: Any = None) -> Any:
+        named = named or {}
+        if function in self.DRAWS and (tensor := given[0] if given else named["tensor"]).is_meta:
+            return tensor
+        return function(*given, **named)
+
+
+@contextlib.contextmanager
+def meta() -> Iterator[None]:
+    """Make the tensors of a block on the meta device, where they have shapes, but neither memory nor numbers."""
+    with torch.device("meta"), _Undrawn():
+        yield
 
 
 @contextlib.contextmanager

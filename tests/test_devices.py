@@ -7,6 +7,8 @@ devices, or asks for a number that only the device has, fails there as it would 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -357,3 +359,19 @@ def test_each_copy_and_each_number_from_the_device_is_known() -> None:
     found = {name for path in FILES for name in calls_of(ast.parse(path.read_text(encoding="utf-8")), path.stem)}
     assert found - HARMLESS.keys() == set(), "say in HARMLESS why no step waits for it, or make it on the device"
     assert HARMLESS.keys() - found == set(), "these are gone"
+
+
+COMPILER = """
+import sys
+from difftool.testing import invoke
+
+done = invoke("sample", sys.argv[1], "-n", "4", "--steps", "1", "--out", "x.npy")
+assert done.code == 0, done.err
+sys.exit("torch._dynamo" in sys.modules)
+"""
+
+
+def test_a_model_is_loaded_without_the_compiler(labels_run: Path, tmp_path: Path) -> None:
+    """Its weights are compared on the meta device first, where torch fills an embedding by code that imports it."""
+    code = [sys.executable, "-c", COMPILER, labels_run]
+    assert subprocess.run(code, cwd=tmp_path, check=False).returncode == 0

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
+from difftool import devices
 from difftool.components import Dataset
 from difftool.data.samples import DatasetContext, Samples
 from difftool.diffusion.prediction import check
@@ -69,7 +69,7 @@ def check_shape(backbone: Backbone, shape: tuple[int, ...], settings: Training) 
         self_condition=settings.self_condition,
     )
     some = ConditionSpec(classes=1, vector=1, image=(1, shape[1], shape[2]) if len(shape) == 3 else None, tokens=(1, 1))
-    with torch.device("meta"):
+    with devices.meta():
         try:
             _build(backbone, spec)
         except UsageError:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
+from difftool import devices
 from difftool.data.facts import DataFacts
 from difftool.data.latents import LatentSpace, latents_of
 from difftool.errors import BadFile, DifftoolError
@@ -71,7 +71,7 @@ def built(path: Path, what: str, build: Callable[[], nn.Module | None], tensors:
 
     They are compared on the meta device first, without memory. Raises `BadFile`.
     """
-    with torch.device("meta"):
+    with devices.meta():
         sketch = build()
     if sketch is None:
         raise BadFile(f"{path}: its {what} is none")

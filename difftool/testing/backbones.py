@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from difftool import devices
 from difftool.errors import InvalidOption, counted
 from difftool.options import make
 from difftool.rng import generator
@@ -105,7 +106,7 @@ def has_reproducible_initial_weights(case: Case) -> str:
     a, b = case.build(seed=3).state_dict(), case.build(seed=3).state_dict()
     if different := [name for name in a if not torch.equal(a[name], b[name])]:
         raise Failed(f"{different[0]} differs between two networks of one seed")
-    with torch.device("meta"):
+    with devices.meta():
         meta = case.backbone.build(case.spec)
     if rows := checkpoint.differences(meta.state_dict(), a):
         raise Failed(f"on the meta device it has other weights: {rows}; make no tensors on a fixed device")

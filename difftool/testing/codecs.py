@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from difftool import devices
 from difftool.components import Codec
 from difftool.errors import DifftoolError, UsageError
 from difftool.options import fields, make, plain
@@ -256,7 +257,7 @@ def can_be_saved_and_loaded(case: Case) -> str:
         checkpoint.save(path, {f"codec.{name}": t for name, t in case.module.state_dict().items()}, {})
         tensors = {name.removeprefix("codec."): t for name, t in checkpoint.load(path)[0].items()}
     loaded = _of_file(component, case.shape, json.loads(text))
-    with torch.device("meta"):
+    with devices.meta():
         meta = _of_file(component, case.shape, json.loads(text))
     for module in (loaded, meta):
         if rows := checkpoint.differences(module.state_dict(), tensors):

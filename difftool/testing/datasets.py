@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difftool import errors
+from difftool import devices, errors
 from difftool.components import Backbone, Dataset
 from difftool.data.columns import COLUMNS, row_of
 from difftool.data.facts import PIXEL_SCALING, DataFacts
@@ -284,7 +284,7 @@ def fits_its_default_backbone(case: Case) -> str:
     backbone = make(registry().of_kind(Backbone, name), {})
     facts = DataFacts.of(case.samples)
     try:
-        with torch.device("meta"):
+        with devices.meta():
             network = build_network(backbone, facts, Training())
     except UsageError as error:
         raise Failed(str(error)) from None

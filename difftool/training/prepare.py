@@ -71,7 +71,7 @@ def prepare(
     schedule = build_schedule(recipe[NoiseSchedule], settings.timesteps, recipe[Prediction])
     shape = recipe[Dataset].item_shape()
     if shape is not None and not (resumed is not None and resumed.saved_states()):  # before the data are read
-        with torch.device("meta"):
+        with devices.meta():
             codec = build_codec(recipe[Codec], shape)
         if codec is None:
             check_shape(recipe[Backbone], shape, settings)
