@@ -22,7 +22,8 @@ OFFLINE = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disa
 
 FORKS = """
 import atexit, gc, importlib, json, os, runpy, sys, threading, traceback, types
-import matplotlib.figure, matplotlib.backends.backend_agg, numpy, pydantic, torch
+import matplotlib.figure, matplotlib.backends.backend_agg
+import numpy, PIL.Image, pluggy, pydantic, rich.progress, rich.table, torch, typer.main
 
 def work(job):
     os.environ.clear()

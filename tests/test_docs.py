@@ -79,7 +79,10 @@ def smaller(words: Sequence[str]) -> list[str]:
     less = list(words)
     command = less[1] if less[0] == "difftool" and len(less) > 1 else ""
     if command == "train" and "--help" not in less:
-        if "--resume" not in less:
+        if "--resume" in less:
+            if "--steps" in less:
+                limit(less, "--steps", 8)
+        else:
             limit(less, "--steps", 4)
             limit(less, "--batch-size", 8)
             less += ["--preview-every", "0", "--threads", "1"]

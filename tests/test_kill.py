@@ -629,7 +629,7 @@ def check_stopped_run(server: Server, outcome: Outcome, number: int, folder: Pat
     check_end(folder, straight)
 
 
-@pytest.mark.parametrize("moments", [9, pytest.param(60, marks=SLOW)])
+@pytest.mark.parametrize("moments", [9, pytest.param(30, marks=SLOW)])
 def test_a_signal_at_any_call_of_a_function_ends_a_run_quietly(
     server: Server, calls: int, three_saves: Path, tmp_path: Path, moments: int
 ) -> None:
@@ -645,7 +645,7 @@ def test_two_signals_at_any_calls_end_a_run_quietly(
     server: Server, calls: int, three_saves: Path, tmp_path: Path
 ) -> None:
     rng = random.Random(2)
-    for moment, number in zip(range(60), itertools.cycle(SIGNALS)):
+    for moment, number in zip(range(30), itertools.cycle(SIGNALS)):
         folder, first = tmp_path / f"{moment}", rng.randrange(calls)
         at = (first, first + rng.randint(1, 2000))
         outcome = server.run(train(*SAVES, "--out", folder, before=partial(strike_at_calls, number, at)), tmp_path)
@@ -655,7 +655,7 @@ def test_two_signals_at_any_calls_end_a_run_quietly(
         check_end(folder, three_saves)
 
 
-@pytest.mark.parametrize("every", [15, pytest.param(1, marks=SLOW)])
+@pytest.mark.parametrize("every", [15, pytest.param(4, marks=SLOW)])
 def test_a_signal_before_any_change_of_a_file_ends_a_run_quietly(
     server: Server, points: Points, three_saves: Path, tmp_path: Path, every: int
 ) -> None:

@@ -316,16 +316,16 @@ def suggests_valid_settings(case: Case) -> str:
 
 def works_on_every_device(case: Case) -> str:
     """On each accelerator of the machine its output differs from the one on the CPU by at most a hundredth."""
-    devices, x = accelerators(), noise(case.spec, 4)
+    found, x = accelerators(), noise(case.spec, 4)
     expected, state = case.reference(x), case.training[0].state_dict()
-    for device in devices:
+    for device in found:
         network = case.build().to(device)
         network.load_state_dict(state)
         cond = case.conditions(4)
         output = predict(network, x.to(device), 300.0, None if cond is None else cond.to(device))
         if not gap(output.cpu(), expected) <= 1e-2 * largest(expected):
             raise Failed(f"its outputs on {device} and on the CPU differ by {gap(output.cpu(), expected):.2g}")
-    return ", ".join(map(str, devices))
+    return ", ".join(map(str, found))
 
 
 LAWS = (
