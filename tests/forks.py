@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import importlib
 import os
 import signal
 import subprocess
@@ -28,21 +29,26 @@ PATIENCE = 120
 # A process that trains takes seconds to import torch, and milliseconds to die. So one server imports everything, and
 # forks for each job a process that is as real as any other: it has a number, a group, locks and workers of its own.
 
+DISTRIBUTED = ("torch._dynamo", "torch.distributed.fsdp")
+"""The modules that DistributedDataParallel and `fully_shard` import."""
+
 Job = Callable[[], object]
 """The work of a forked process; it travels to the server by its name."""
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, *modules: str) -> None:
     """Fork for each job that comes in. Send its process number when it begins, and its exit code when it has ended.
 
     The jobs know the losses of `paper_losses`, as if their package were installed.
     """
     with paper_losses.installed():
-        serve_jobs(descriptor)
+        serve_jobs(descriptor, modules)
 
 
-def serve_jobs(descriptor: int) -> None:
+def serve_jobs(descriptor: int, modules: Sequence[str]) -> None:
     invoke("train", *POINTS, "--steps", 1, "--out", "warm")  # for what is imported late
+    for module in modules:
+        importlib.import_module(module)
     gc.freeze()
     connection = Connection(descriptor)
     connection.send("ready")
@@ -111,13 +117,13 @@ def as_ranks(size: int, port: int, words: Sequence[str], befores: Mapping[int, J
 
 
 class Server:
-    """The test's end of `serve`."""
+    """The test's end of `serve`. Jobs have some modules already that take long to import."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *modules: str) -> None:
         self.connection, other = Pipe()
         with other:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", f"import forks; forks.serve({other.fileno()})"],
+                [sys.executable, "-c", f"import forks; forks.serve{(other.fileno(), *modules)}"],
                 pass_fds=[other.fileno()],
                 cwd=folder,
                 env={

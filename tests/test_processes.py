@@ -24,7 +24,7 @@ import paper_losses
 import pytest
 import torch
 from conftest import IMAGES, POINTS, Outcome, invoke, last_of
-from forks import Server
+from forks import DISTRIBUTED, Server
 from PIL import Image
 from torch import Tensor
 
@@ -150,7 +150,7 @@ def as_rank_of_a_job(rank: int, port: int, folder: Path, words: Sequence[str]) -
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
-    made = [Server(tmp_path_factory.mktemp("server")) for _ in range(2)]
+    made = [Server(tmp_path_factory.mktemp("server"), *DISTRIBUTED) for _ in range(2)]
     yield made
     for server in made:
         server.close()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import IMAGES, POINTS, Outcome, invoke, last_of
-from forks import Job, Server, as_ranks
+from forks import DISTRIBUTED, Job, Server, as_ranks
 from test_kill import strike
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("server"))
+    made = Server(tmp_path_factory.mktemp("server"), *DISTRIBUTED)
     yield made
     made.close()
 
