@@ -313,6 +313,7 @@ HARMLESS = {
     "loss.distribution": ONCE,
     "variance.VarianceBound.__init__": ONCE,
     "optimizer.Updater.update": "for optimizers that cannot mask a step, of which no built-in is one",
+    "updates.orthogonalized": "to another number format, not to another device",
     "optimizer.made_step": "when a state is saved",
     "optimizer.Updater.load": "when a state is loaded",
     "rate.factor_of": "of a Python number",

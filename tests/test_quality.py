@@ -89,7 +89,7 @@ def test_guidance_draws_the_class_asked_for(run: Run, tmp_path: Path) -> None:
         Image.fromarray(scan).save(tmp_path / "digits" / str(label) / f"{number:04d}.png")
     data = ("--dataset", "image-folder", "--dataset.path", "digits", "--dataset.size", "8", "--dataset.channels", "1")
     network = ("--backbone", "unet", "--backbone.dim", "16", "--backbone.dim-mults", "1,2", "--batch-size", "64")
-    network = (*network, "--steps", "400", "--lr", "2e-3")
+    network = (*network, "--steps", "300", "--lr", "2e-3")
     assert run("train", *data, *network, "--preview-every", "0", "--out", "run").code == 0
     assert run("sample", "run", "--label", "3", "--guidance", "2", "-n", "64", "--out", "threes.npy").code == 0
     threes = np.load(tmp_path / "threes.npy").reshape(64, -1)

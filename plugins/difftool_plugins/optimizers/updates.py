@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """The coefficients of the quintic iteration (Jordan et al., 2024), chosen for the steepest slope at 0."""
 SMALLEST_NORM = 1e-7
 """The norm below which a matrix is not scaled to 1."""
+LARGEST_STACK = 2**22
+"""The numbers that tensors hold at most which are updated together: what that takes lies beside the weights."""
 
 
 class MomentumUpdate:
@@ -33,56 +35,72 @@ class MomentumUpdate:
     @torch.no_grad()
     def step(self) -> None:
         """Update the parameters that have a gradient."""
-        finite = None if self.found_inf is None else self.found_inf == 0
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                buffer = self.state[parameter].get("momentum_buffer")
-                moved, momentum = self.moved(parameter, parameter.grad, buffer, group)
-                parameter.copy_(moved if finite is None else torch.where(finite, moved, parameter))
-                if buffer is not None and momentum is not None:
-                    buffer.copy_(momentum if finite is None else torch.where(finite, momentum, buffer))
+            for parameters in stacks(p for p in group["params"] if p.grad is not None):
+                gradients = [p.grad for p in parameters if p.grad is not None]
+                buffers = [self.state[p]["momentum_buffer"] for p in parameters] if group["momentum"] else []
+                mask, changed = self.found_inf, [*parameters, *buffers]
+                before = changed if mask is None else [tensor.clone() for tensor in changed]
+                self.update(parameters, gradients, buffers, group)
+                if mask is not None:
+                    for new, old in zip(changed, before, strict=True):
+                        new.copy_(torch.where(mask == 0, new, old))
 
-    def moved(
-        self, parameter: Tensor, gradient: Tensor, buffer: Tensor | None, group: Mapping[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the parameter and the momentum buffer after a step."""
+    def update(
+        self, parameters: list[Tensor], gradients: list[Tensor], buffers: list[Tensor], group: Mapping[str, Any]
+    ) -> None:
+        """Change parameters of one shape in place, and their momentum buffers, if they have any."""
         raise NotImplementedError
 
 
 class SGDUpdate(MomentumUpdate):
     """m <- momentum m + g, and w <- w - lr m, as `torch.optim.SGD` defines them, without its dampening."""
 
-    def moved(
-        self, parameter: Tensor, gradient: Tensor, buffer: Tensor | None, group: Mapping[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
+    def update(
+        self, parameters: list[Tensor], gradients: list[Tensor], buffers: list[Tensor], group: Mapping[str, Any]
+    ) -> None:
+        directions = gradients
         if group["weight_decay"]:
-            gradient = gradient.add(parameter, alpha=group["weight_decay"])
-        if buffer is None:
-            return parameter.sub(gradient, alpha=group["lr"]), None
-        momentum = buffer.mul(group["momentum"]).add_(gradient)
-        direction = gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
-        return parameter.sub(direction, alpha=group["lr"]), momentum
+            directions = [*torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])]
+        if buffers:
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, directions)
+            nesterov = group["nesterov"]
+            directions = [*torch._foreach_add(directions, buffers, alpha=group["momentum"])] if nesterov else buffers
+        torch._foreach_sub_(parameters, directions, alpha=group["lr"])
 
 
 class MuonUpdate(MomentumUpdate):
-    """Muon (Jordan et al., 2024): the momentum of each matrix, made orthogonal. It equals `torch.optim.Muon`.
+    """Muon (Jordan et al., 2024): the momentum of each matrix, made orthogonal, as `torch.optim.Muon` does it.
 
-    A tensor of more axes, such as the weight of a convolution, is taken as the matrix (out, everything else).
+    A tensor of more axes, such as the weight of a convolution, is taken as the matrix (out, everything else). Matrices
+    of one shape are multiplied together, since small ones are multiplied in less time than a call takes.
     """
 
-    def moved(
-        self, parameter: Tensor, gradient: Tensor, buffer: Tensor | None, group: Mapping[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
-        lr, beta = group["lr"], group["momentum"]
-        momentum = gradient if buffer is None else buffer.lerp(gradient, 1 - beta)
-        direction = gradient.lerp(momentum, beta) if group["nesterov"] else momentum
-        matrix = orthogonalized(direction.flatten(1), group["iterations"])
-        rows, columns = matrix.shape
+    def update(
+        self, parameters: list[Tensor], gradients: list[Tensor], buffers: list[Tensor], group: Mapping[str, Any]
+    ) -> None:
+        lr, directions = group["lr"], gradients
+        if buffers:
+            torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+            nesterov = group["nesterov"]
+            directions = [*torch._foreach_lerp(gradients, buffers, group["momentum"])] if nesterov else buffers
+        matrices = orthogonalized([direction.flatten(1) for direction in directions], group["iterations"])
+        rows, columns = matrices.shape[1:]
         scale = 0.2 * math.sqrt(max(rows, columns)) if group["scale"] == "rms" else math.sqrt(max(1, rows / columns))
-        moved = parameter.mul(1 - lr * group["weight_decay"])
-        return moved.add_(matrix.view(parameter.shape), alpha=-lr * scale), momentum
+        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        for parameter, matrix in zip(parameters, matrices, strict=True):
+            parameter.add_(matrix.view(parameter.shape), alpha=-lr * scale)
+
+
+def stacks(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield parameters of one shape together, so many that they hold at most `LARGEST_STACK` numbers, or one alone."""
+    by_shape: dict[torch.Size, list[Tensor]] = {}
+    for parameter in parameters:
+        by_shape.setdefault(parameter.shape, []).append(parameter)
+    for shape, alike in by_shape.items():
+        most = max(1, LARGEST_STACK // max(1, shape.numel()))
+        yield from (alike[first : first + most] for first in range(0, len(alike), most))
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -91,17 +109,18 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return device.type != "cpu" or check()
 
 
-def orthogonalized(matrix: Tensor, iterations: int) -> Tensor:
-    """Return U V^T of a matrix U S V^T, up to singular values between about 0.7 and 1.2.
+def orthogonalized(matrices: Sequence[Tensor], iterations: int) -> Tensor:
+    """Return U V^T of each matrix U S V^T, up to singular values between about 0.7 and 1.2, for N matrices (N, m, n).
 
     Newton-Schulz iteration of the smaller Gram matrix, in bfloat16, or in float32 on processors that only emulate it.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrix.bfloat16() if multiplies_bfloat16(matrix.device) else matrix.float()
-    tall = x.size(0) > x.size(1)
-    x = x.T if tall else x
-    x = x / x.norm().clamp(min=SMALLEST_NORM)
+    dtype = torch.bfloat16 if multiplies_bfloat16(matrices[0].device) else torch.float32
+    x = torch.stack([matrix.to(dtype) for matrix in matrices])
+    tall = x.size(1) > x.size(2)
+    x = x.mT if tall else x
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=SMALLEST_NORM)
     for _ in range(iterations):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
