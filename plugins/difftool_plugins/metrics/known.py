@@ -16,7 +16,7 @@ MOST_NUMBERS = 2**24
 
 
 class Known(Metric, name="known"):
-    """How far samples are from a known mixture of Gaussians.
+    """The distance of samples from a known mixture of Gaussians.
 
     `known-density`: how far the mean density of samples is from that of true draws, in bits a dimension. `known-modes`:
     the share of samples that is in the wrong mode (total variation). `known-w2`: sliced Wasserstein-2 to fresh draws.
