@@ -626,7 +626,8 @@ def test_wrong_usage_is_reported_once(torchrun: Callable[..., Torchrun], tmp_pat
     for run, line in zip(started, wrong.values(), strict=True):
         outcome = run.end()
         assert [line in error for error in outcome.errors] == [True], outcome.err
-        assert (outcome.out, codes(outcome), len(final_lines(outcome))) == ("", {2}, 1)
+        assert (outcome.out, len(final_lines(outcome))) == ("", 1)
+        assert {2} <= codes(outcome) <= {2, 143, -signal.SIGTERM}  # torchrun ends the slower one
     assert not (tmp_path / "runs").exists()
 
 
