@@ -79,10 +79,7 @@ def smaller(words: Sequence[str]) -> list[str]:
     less = list(words)
     command = less[1] if less[0] == "difftool" and len(less) > 1 else ""
     if command == "train" and "--help" not in less:
-        if "--resume" in less:
-            if "--steps" in less:
-                limit(less, "--steps", 8)
-        else:
+        if "--resume" not in less:
             limit(less, "--steps", 4)
             limit(less, "--batch-size", 8)
             less += ["--preview-every", "0", "--threads", "1"]
@@ -92,6 +89,8 @@ def smaller(words: Sequence[str]) -> list[str]:
                 less += ["--dataset.n", "64"]
                 if "--held-out" in less:
                     limit(less, "--held-out", 16)
+        elif "--steps" in less:
+            limit(less, "--steps", 8)
     elif command == "sample":
         limit(less, "--steps", 4)
         limit(less, "-n", 4, unless="--interpolate")

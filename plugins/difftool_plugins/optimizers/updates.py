@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -39,12 +40,8 @@ class MomentumUpdate:
             for parameters in stacks(p for p in group["params"] if p.grad is not None):
                 gradients = [p.grad for p in parameters if p.grad is not None]
                 buffers = [self.state[p]["momentum_buffer"] for p in parameters] if group["momentum"] else []
-                mask, changed = self.found_inf, [*parameters, *buffers]
-                before = changed if mask is None else [tensor.clone() for tensor in changed]
-                self.update(parameters, gradients, buffers, group)
-                if mask is not None:
-                    for new, old in zip(changed, before, strict=True):
-                        new.copy_(torch.where(mask == 0, new, old))
+                with masked([*parameters, *buffers], self.found_inf):
+                    self.update(parameters, gradients, buffers, group)
 
     def update(
         self, parameters: list[Tensor], gradients: list[Tensor], buffers: list[Tensor], group: Mapping[str, Any]
@@ -91,6 +88,18 @@ class MuonUpdate(MomentumUpdate):
         torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
         for parameter, matrix in zip(parameters, matrices, strict=True):
             parameter.add_(matrix.view(parameter.shape), alpha=-lr * scale)
+
+
+@contextlib.contextmanager
+def masked(tensors: Sequence[Tensor], found_inf: Tensor | None) -> Iterator[None]:
+    """Give tensors that change in a block their old values back if `found_inf`, a number on the device, is not 0."""
+    if found_inf is None:
+        yield
+        return
+    before = [tensor.clone() for tensor in tensors]
+    yield
+    for new, old in zip(tensors, before, strict=True):
+        new.copy_(torch.where(found_inf == 0, new, old))
 
 
 def stacks(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
