@@ -1062,6 +1062,7 @@ FILES: dict[str, tuple[tuple[str, ...], Step]] = {
     "a folder": (("m.safetensors is not a run folder",), folder("m.safetensors")),
     "missing": (("m.safetensors does not exist",), gone("m.safetensors")),
     "a picture": (NOT_OURS, lambda at, _: Image.new("RGB", (8, 8)).save(at / "m.safetensors", "PNG")),
+    "the first bytes of a picture": (NOT_OURS, put("m.safetensors", b"\x89PNG\r\n\x1a")),
     "a pickle, renamed": (NOT_OURS, lambda at, _: torch.save({"a": torch.zeros(3)}, at / "m.safetensors")),
     **{f"{n} bytes": (NOT_OURS, spoilt(lambda data, n=n: data[:n])) for n in (1, 7, 8, 9)},
     "ends in the header": (NOT_OURS, spoilt(lambda data: data[: ends(data) // 2])),

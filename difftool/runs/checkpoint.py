@@ -189,8 +189,10 @@ def _read_header(path: Path, file: BinaryIO) -> _Header:
     The tensors must lie one after the other and fill the file, so nothing is hidden between or behind them.
     """
     size, start = os.fstat(file.fileno()).st_size, file.read(8)
+    if len(start) < 8:
+        raise _foreign(path, "no header")
     length = int.from_bytes(start, "little")
-    if len(start) == 8 and length > LARGEST_HEADER:
+    if length > LARGEST_HEADER:
         raise _foreign(path, "its header is too large")
     text = file.read(length)
     if not text.startswith(b"{"):
